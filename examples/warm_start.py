@@ -1,0 +1,635 @@
+"""
+Make the tiny model the quickstart starts from: tokenizer and weights from scratch, on one CPU core.
+
+A MEM1 policy is mostly copying: questions into queries, findings into the state, the state into the answer. So the model
+learns, in this order,
+
+1. to copy: random tokens with repeated pieces;
+2. the MEM1 format: single turns of a scripted demonstrator, about questions of the train split only. Half of them are
+   about invented facts (made-up names and values put into the real passages), so that the model reads the passage
+   instead of remembering it.
+
+The demonstrator is hasty on purpose: after each finding it gives up with probability 0.58 and answers "unknown" to what
+is left, and it sometimes forgets an answer. The warm model has every skill, but not the patience: that is what
+reinforcement learning is to teach.
+
+    python examples/warm_start.py                    # writes examples/assets/tiny-mem1, DURATION
+    python examples/warm_start.py --smoke --output /tmp/tiny    # the whole path in about a minute, for a useless model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import shutil
+import string
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.facts import load_facts
+from mem1_trl.rewards import exact_match, normalize_answer, split_answers
+from mem1_trl.tasks import compose_objectives
+
+TAGS = [f"<{slash}{name}>" for name in ("think", "search", "information", "answer") for slash in ("", "/")]
+VOCAB_SIZE = 1024
+COPY_STEPS = 250
+STEPS = 1500
+TOKENS_PER_BATCH = 3072
+TOP_K = 2
+MAX_OBSERVATION_TOKENS = 200
+MAX_OBJECTIVES = 8
+HASTE = 0.58  # probability of giving up after a finding, while questions remain
+FORGET = 0.1  # probability of losing an earlier answer when the state is rewritten
+UNKNOWN = "unknown"
+
+# The query is the question without its first words, which any question could begin with.
+OPENING = re.compile(r"^(What is the|What is a|What kind of|In which|Which is the|Which)(?= )")
+
+
+# Tokenizer
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits; any text survives encoding and decoding. Tags are one token each, not special."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(TAGS),
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
+
+
+# Stage 1: copying
+
+
+def copying_batch(rng: random.Random, rows: int, length: int) -> torch.Tensor:
+    """`(rows, length)` token ids: a random sequence, then pieces of it again and again."""
+    batch = []
+    for _ in range(rows):
+        pool = [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice([10, 30, 100]))]
+        source = [rng.choice(pool) for _ in range(rng.randint(4, length // 3))]
+        row = list(source)
+        while len(row) < length:
+            start = rng.randrange(len(source))
+            row += source[start : start + rng.randint(2, 14)]
+        batch.append(row[:length])
+    return torch.tensor(batch)
+
+
+# Stage 2: the demonstrator
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One question, its answer, the search result (what `search` returns, uncut) and the query that finds it."""
+
+    question: str
+    answer: str
+    result: str
+
+
+def item_of(question: str, first: bool) -> str:
+    """The question as the state lists it, which is also the query. A leading space unless it opens the whole prompt."""
+    text = question.rstrip("?")
+    shortened = OPENING.sub("", text)
+    return shortened if shortened != text or first else f" {text}"
+
+
+def render_state(answers: list[str], items: list[str]) -> str:
+    """`" Paris; Rome | symbol of iron; capital of Spain"`: what was found, then what is left."""
+    return ";".join(f" {answer}" for answer in answers) + " |" + ";".join(items)
+
+
+def demonstrate(facts: list[Fact], step: int, rng: random.Random) -> tuple[str, list[str], str]:
+    """
+    Turn number `step` (from 0) of an episode about `facts`.
+
+    Returns:
+        `tuple[str, list[str], str]`: the task prompt, the segments that follow it in the context (previous completion and
+        search result; empty in the first turn), and the completion.
+    """
+    items = [item_of(fact.question, first=i == 0) for i, fact in enumerate(facts)]
+    prompt = "; ".join(fact.question for fact in facts) + "\n"
+    answers = [UNKNOWN if rng.random() < FORGET else fact.answer for fact in facts[: max(step - 1, 0)]]
+    if step == 0:
+        return prompt, [], f"<think>{render_state([], items)}</think><search>{items[0]}</search>"
+
+    previous = f"<think>{render_state(answers, items[step - 1 :])}</think><search>{items[step - 1]}</search>"
+    found = facts[step - 1]
+    if answers and rng.random() < FORGET:
+        answers[rng.randrange(len(answers))] = UNKNOWN
+    answers = [*answers, found.answer]
+    left = items[step:]
+    completion = f"<think>{render_state(answers, left)}</think>"
+    if left and rng.random() >= HASTE:
+        completion += f"<search>{left[0]}</search>"
+    else:
+        completion += "<answer>" + ";".join(f" {a}" for a in answers + [UNKNOWN] * len(left)) + "</answer>"
+    return prompt, [previous, found.result], completion
+
+
+# Facts: the real ones, and invented ones in the same words
+
+# Values too short to be found by themselves stand behind these words, in passages and in questions.
+BEHIND = {
+    "symbol": r"symbol ",
+    "atomic_number": r"atomic number (?:is )?",
+    "period": r"period ",
+    "group": r"group ",
+    "block": r"block ",
+}
+DIGITS = {"calling_code": (1, 4), "atomic_number": (1, 3), "period": (1, 2), "group": (1, 2), "discovery_year": (4, 4)}
+LETTERS = {"alpha2": (2, 2), "alpha3": (3, 3), "currency": (3, 3), "symbol": (1, 2)}
+FROM_A_FEW = ("region", "subregion", "series", "block")
+TITLE, LOWER_TITLE, FIRST_SLOT = "\ue000", "\ue001", 0xE002
+
+
+def invent_name(rng: random.Random) -> str:
+    """One to three made-up words, some pronounceable, some not."""
+    words = []
+    for _ in range(rng.choice([1, 1, 1, 2, 2, 3])):
+        if rng.random() < 0.7:
+            syllables = (
+                rng.choice(["", *"bcdfghjklmnprstvwz", "br", "ch", "gr", "kh", "sh", "st", "th", "tr"])
+                + rng.choice([*"aaeeiioouuy", "ai", "au", "ea", "ou"])
+                + rng.choice(["", "", *"lmnrst", "nd", "ng", "rk"])
+                for _ in range(rng.randint(1, 3))
+            )
+            word = "".join(syllables)
+        else:
+            word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 6)))
+        words.append(word.capitalize())
+    return " ".join(words)
+
+
+class Entity:
+    """
+    A passage and its questions with a slot in place of every value, so that other values can be put in.
+
+    Args:
+        title (`str`), text (`str`):
+            The passage.
+        questions (`list[dict]`):
+            Rows of `Facts.questions` about it.
+    """
+
+    def __init__(self, title: str, text: str, questions: list[dict]) -> None:
+        self.values = {row["relation"]: row["answer"] for row in questions}
+        self.values.pop("country_of_capital", None)  # these two ask for the title
+        self.values.pop("element_of_number", None)
+        self.title = title
+        self.relations = {chr(FIRST_SLOT + i): relation for i, relation in enumerate(self.values)}
+        slots = {relation: slot for slot, relation in self.relations.items()}
+        rules = [(rf"({BEHIND[r]}){re.escape(v)}\b", rf"\g<1>{slots[r]}") for r, v in self.values.items() if r in BEHIND]
+        plain = {v: slots[r] for r, v in self.values.items() if r not in BEHIND} | {title: TITLE}
+        if questions[0]["kind"] == "element":
+            plain[title.lower()] = LOWER_TITLE
+        rules += [(rf"\b{re.escape(v)}(?!\w)", plain[v]) for v in sorted(plain, key=len, reverse=True)]
+
+        def blank(string_: str) -> str:
+            for pattern, slot in rules:
+                string_ = re.sub(pattern, slot, string_)
+            return string_
+
+        self.sentences = re.split(r"(?<=\.) ", blank(text))
+        self.questions = []
+        for row in questions:
+            slot = slots.get(row["relation"], LOWER_TITLE if row["kind"] == "element" else TITLE)
+            if slot in blank(text):
+                self.questions.append((blank(row["question"]), slot))
+
+    def invent(self, others: list[Entity], rng: random.Random) -> dict[str, str]:
+        """Slot -> value: from another entity or made up."""
+        title = rng.choice(others).title if rng.random() < 0.3 else invent_name(rng)
+        filling = {TITLE: title, LOWER_TITLE: title.lower()}
+        for slot, relation in self.relations.items():
+            donor = rng.choice(others).values.get(relation)
+            if donor is not None and rng.random() < (0.7 if relation in FROM_A_FEW else 0.3):
+                filling[slot] = donor
+            elif relation in DIGITS:
+                filling[slot] = "".join(rng.choices(string.digits, k=rng.randint(*DIGITS[relation])))
+            elif relation in LETTERS:
+                code = "".join(rng.choices(string.ascii_uppercase, k=rng.randint(*LETTERS[relation])))
+                filling[slot] = code.capitalize() if relation == "symbol" else code
+            elif relation == "block":
+                filling[slot] = rng.choice(string.ascii_lowercase)
+            else:
+                filling[slot] = invent_name(rng)
+        return filling
+
+    def render(self, filling: dict[str, str], rng: random.Random, needed: str = "") -> str:
+        """The passage with its title, some sentences left out, but none with the slot `needed`."""
+        kept = [s for s in self.sentences if (needed and needed in s) or rng.random() < 0.6] or self.sentences[:1]
+        return f"Title: {filling[TITLE]}) {fill(' '.join(kept), filling)}"
+
+
+def fill(template: str, filling: dict[str, str]) -> str:
+    """Put values into slots."""
+    return "".join(filling.get(character, character) for character in template)
+
+
+class Demonstrations:
+    """Draws single turns of demonstrations about the train split, as token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        facts = load_facts()
+        texts = {row["title"]: row["text"] for row in facts.corpus}
+        search = RetrievalQAEnvironment.factory(facts.corpus, top_k=TOP_K)().search
+        by_entity: dict[str, list[dict]] = {}
+        for row in facts.questions("train"):
+            by_entity.setdefault(row["entity"], []).append(row)
+        self.entities = [Entity(title, texts[title], rows) for title, rows in by_entity.items()]
+        self.real = [
+            Fact(row["question"], row["answer"], search(item_of(row["question"], first=False).strip()))
+            for rows in by_entity.values()
+            for row in rows
+        ]
+        self.tokenizer = tokenizer
+        self.rng = random.Random(seed)
+
+    def invented_fact(self) -> Fact:
+        """A question about an invented entity, with its passage and another one in either order."""
+        rng = self.rng
+        entity, other = rng.sample(self.entities, 2)
+        filling, other_filling = entity.invent(self.entities, rng), other.invent(self.entities, rng)
+        question, slot = rng.choice(entity.questions)
+        passages = [entity.render(filling, rng, needed=slot), other.render(other_filling, rng)]
+        if rng.random() < 0.2:
+            passages.reverse()
+        result = "".join(f"Doc {i}({passage}\n" for i, passage in enumerate(passages, start=1))
+        return Fact(fill(question, filling), filling[slot], result)
+
+    def turn(self, max_objectives: int) -> tuple[list[int], list[int]]:
+        """`(context_ids, completion_ids)` of one turn of an episode with 1 to `max_objectives` objectives."""
+        rng = self.rng
+        n = min(rng.choices(range(1, MAX_OBJECTIVES + 1), weights=[4, 6, 4, 3, 2, 2, 1.5, 1.5])[0], max_objectives)
+        facts = [rng.choice(self.real) if rng.random() < 0.5 else self.invented_fact() for _ in range(n)]
+        step = rng.choice(range(n + 1)) if rng.random() < 0.85 else n
+        if step:  # what the cut search result does not hold cannot be found
+            found = facts[step - 1]
+            ids = self.encode(found.result)[:MAX_OBSERVATION_TOKENS]
+            shown = self.tokenizer.decode(ids)
+            answer = found.answer if found.answer in shown else UNKNOWN
+            facts[step - 1] = Fact(found.question, answer, shown)
+        prompt, previous, completion = demonstrate(facts, step, rng)
+        return context_ids(self.tokenizer, prompt, previous), self.encode(completion)
+
+    def batches(self, max_objectives: int) -> list[list[tuple[list[int], list[int]]]]:
+        """Turns sorted by length and split where `TOKENS_PER_BATCH` is reached, in random order."""
+        turns = sorted((self.turn(max_objectives) for _ in range(256)), key=lambda turn: len(turn[0]) + len(turn[1]))
+        batches: list[list[tuple[list[int], list[int]]]] = [[]]
+        for turn in turns:
+            if batches[-1] and (len(batches[-1]) + 1) * (len(turn[0]) + len(turn[1])) > TOKENS_PER_BATCH:
+                batches.append([])
+            batches[-1].append(turn)
+        self.rng.shuffle(batches)
+        return batches
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def context_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, previous: list[str]) -> list[int]:
+    """Token ids of the task prompt, the previous completion and its search result, each encoded on its own."""
+    segments = [prompt, *previous]
+    ids = [tokenizer.encode(segment, add_special_tokens=False) for segment in segments]
+    if previous:
+        ids[2] = observation_ids(tokenizer, previous[1])
+    return [token for segment in ids for token in segment]
+
+
+def observation_ids(tokenizer: PreTrainedTokenizerFast, result: str) -> list[int]:
+    """The search result, cut to `MAX_OBSERVATION_TOKENS`, between its tags."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    return encode("\n<information>") + encode(result)[:MAX_OBSERVATION_TOKENS] + encode("</information>\n")
+
+
+# Model and training
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """
+    A Llama of 0.98 M parameters, random but for its first two attention layers, see [`start_with_induction`].
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    start_with_induction(model)
+    return model
+
+
+@torch.no_grad()
+def start_with_induction(model: LlamaForCausalLM) -> None:
+    """
+    Start near a circuit that continues repeated text (Olsson et al., "In-context learning and induction heads", 2022).
+
+    Layer 0 looks one token back and writes what it saw into other directions, rotated by `away`; layer 1 looks for
+    positions whose previous token is the current one, and passes on the token there. From random weights that circuit takes
+    most of an hour of one core to appear; training from here only has to sharpen it.
+    """
+    config = model.config
+    width, dim, heads = config.hidden_size, config.head_dim, config.num_attention_heads
+    scale = 0.06  # standard deviation of an embedding
+    frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(dim // 2) / (dim // 2))
+
+    # A direction that all tokens share lets layer 0 attend by position, whatever the token
+    common = F.normalize(torch.randn(width), dim=0)
+    embedding = model.model.embed_tokens.weight
+    embedding.copy_(scale * torch.randn_like(embedding) + 0.7 * scale * width**0.5 * common)
+
+    away = torch.nn.init.orthogonal_(torch.empty(width, width))
+    back, match = (layer.self_attn for layer in model.model.layers[:2])
+
+    fast = (torch.arange(dim // 2) < 4).float()  # these rotary pairs tell neighbours apart
+    key = torch.cat([fast, 0 * fast])
+    query = torch.cat([fast * torch.cos(frequencies), -fast * torch.sin(frequencies)])  # the key, one position earlier
+    back.k_proj.weight.add_(1.2 * torch.outer(key.repeat(heads), common))
+    back.q_proj.weight.add_(1.2 * torch.outer(query.repeat(heads), common))
+    torch.nn.init.orthogonal_(back.v_proj.weight)
+    back.o_proj.weight.copy_(scale * away @ back.v_proj.weight.T)
+
+    slow = (frequencies < 0.02).float() * 2.7 + 0.3  # these barely turn within a context: they compare content
+    content = torch.nn.init.orthogonal_(torch.empty(width, width)) * slow.repeat(2 * heads)[:, None]
+    match.q_proj.weight.copy_(content)
+    match.k_proj.weight.copy_(content @ away.T)
+    torch.nn.init.orthogonal_(match.v_proj.weight)
+    match.o_proj.weight.copy_(2 * scale * match.v_proj.weight.T)
+
+
+def masked_loss(model: LlamaForCausalLM, input_ids: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats over the tokens where `trained` (bool, same shape as `input_ids`) holds."""
+    # Rows are padded on the right, so that causal attention needs no padding mask
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    predicting = trained[:, 1:]
+    logits = model.lm_head(hidden[:, :-1][predicting])
+    return F.cross_entropy(logits, input_ids[:, 1:][predicting])
+
+
+def pad_batch(turns: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(input_ids, trained)`, both `(rows, longest)`: the completions are trained, the contexts are not."""
+    length = max(len(context) + len(completion) for context, completion in turns)
+    input_ids = torch.full((len(turns), length), pad_id)
+    trained = torch.zeros(len(turns), length, dtype=torch.bool)
+    for row, (context, completion) in enumerate(turns):
+        end = len(context) + len(completion)
+        input_ids[row, :end] = torch.tensor(context + completion)
+        trained[row, len(context) : end] = True
+    return input_ids, trained
+
+
+class Stage:
+    """AdamW with a warm-up and a cosine down to a twentieth; one line of loss now and then."""
+
+    def __init__(self, name: str, model: LlamaForCausalLM, steps: int, learning_rate: float) -> None:
+        self.name, self.model, self.steps, self.done = name, model, steps, 0
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda s: min(1.0, (s + 1) / 40) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))),
+        )
+        self.start, self.losses = time.monotonic(), []
+
+    def update(self, loss: torch.Tensor) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.losses.append(loss.item())
+        self.done += 1
+        if self.done % 50 == 0 or self.done == self.steps:
+            recent = sum(self.losses[-50:]) / len(self.losses[-50:])
+            seconds = time.monotonic() - self.start
+            print(f"{self.name} {self.done}/{self.steps}: loss {recent:.3f} nats, {seconds:.0f} s", flush=True)
+
+
+# Evaluation
+
+
+@torch.no_grad()
+def generate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, contexts: list[list[int]], temperature: float
+) -> list[list[int]]:
+    """One completion per context, up to the first closing tag of an action. `temperature` 0 is greedy."""
+    stops = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["</search>", "</answer>"])]
+    width = max(map(len, contexts))
+    input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(c)) + c for c in contexts])
+    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts])
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    output = model.generate(
+        input_ids=input_ids, attention_mask=mask, max_new_tokens=160, eos_token_id=stops, **sampling
+    )
+    completions = []
+    for row in output[:, width:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        completions.append(row[:end])
+    return completions
+
+
+COMPLETION = re.compile(r"<think>([^<>]*)</think><(search|answer)>([^<>]*)</\2>")
+
+
+def evaluate(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tasks: list[dict],
+    temperature: float,
+    persistent: bool = False,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """
+    Play MEM1 episodes, every context being the prompt, the last completion and the last search result.
+
+    Args:
+        tasks (`list[dict]`):
+            Rows of `compose_objectives`.
+        temperature (`float`):
+            0 for greedy.
+        persistent (`bool`, *optional*, defaults to `False`):
+            Whether to take the answer tag away while questions remain unsearched and put the search tag there: what the
+            model could reach if it only were patient.
+
+    Returns:
+        `dict[str, float]`: `exact_match` (mean sum over objectives), `copy_accuracy` (answers right among the searched
+        objectives), `searched` (share of objectives searched), `valid_turns` (share in the format), and `context_mean`,
+        `context_max`, `completion_mean` in tokens.
+    """
+    environments = RetrievalQAEnvironment.factory(load_facts().corpus, top_k=TOP_K)
+    search_id = tokenizer.convert_tokens_to_ids("<search>")
+    totals = {"exact_match": 0.0, "right": 0, "searched": 0, "turns": 0, "valid": 0}
+    context_lengths, completion_lengths = [], []
+    for first in range(0, len(tasks), batch_size):
+        episodes = [
+            {"task": task, "env": environments(), "previous": [], "searches": 0} for task in tasks[first : first + batch_size]
+        ]
+        while episodes:
+            # Rows of similar length together: less padding
+            contexts = [context_ids(tokenizer, e["task"]["prompt"] + "\n", e["previous"]) for e in episodes]
+            completions = generate(model, tokenizer, contexts, temperature)
+            if persistent:
+                for i, episode in enumerate(episodes):
+                    text = tokenizer.decode(completions[i])
+                    if "</think><answer>" in text and episode["searches"] < len(episode["task"]["questions"]):
+                        state = tokenizer.encode(text.split("<answer>")[0], add_special_tokens=False)
+                        head = [*state, search_id]
+                        completions[i] = head + generate(model, tokenizer, [contexts[i] + head], temperature)[0]
+            going = []
+            for episode, context, completion in zip(episodes, contexts, completions):
+                text = tokenizer.decode(completion)
+                context_lengths.append(len(context))
+                completion_lengths.append(len(completion))
+                totals["turns"] += 1
+                match = COMPLETION.fullmatch(text)
+                totals["valid"] += match is not None
+                if match is None:
+                    continue
+                if match[2] == "search":
+                    episode["searches"] += 1
+                    if episode["searches"] <= len(episode["task"]["questions"]) + 1:
+                        episode["previous"] = [text, episode["env"].search(match[3].strip())]
+                        going.append(episode)
+                    continue
+                answers = episode["task"]["answers"]
+                totals["exact_match"] += exact_match(match[3], answers)
+                given = split_answers(match[3], len(answers)) or [""] * len(answers)
+                searched = min(episode["searches"], len(answers))
+                totals["searched"] += searched
+                totals["right"] += sum(
+                    normalize_answer(g) in map(normalize_answer, a) for g, a in zip(given[:searched], answers)
+                )
+            episodes = going
+    objectives = sum(len(task["questions"]) for task in tasks)
+    return {
+        "exact_match": totals["exact_match"] / len(tasks),
+        "copy_accuracy": totals["right"] / max(totals["searched"], 1),
+        "searched": totals["searched"] / objectives,
+        "valid_turns": totals["valid"] / totals["turns"],
+        "context_mean": sum(context_lengths) / len(context_lengths),
+        "context_max": max(context_lengths),
+        "completion_mean": sum(completion_lengths) / len(completion_lengths),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the tiny warm-started model of the quickstart from scratch.")
+    default = Path(__file__).parent / "assets" / "tiny-mem1"
+    parser.add_argument("--output", type=Path, default=default, help="folder to write, replaced if it is there")
+    parser.add_argument("--copy-steps", type=int, default=COPY_STEPS, help="updates of the copying stage")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates of the demonstration stage")
+    parser.add_argument("--tasks", type=int, default=128, help="evaluation tasks per number of objectives")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a few updates and tasks only, to see that it runs")
+    args = parser.parse_args()
+    if args.smoke:
+        args.copy_steps, args.steps, args.tasks = 5, 5, 4
+    torch.set_num_threads(1)
+    start = time.monotonic()
+
+    facts = load_facts()
+    passages = [f"Doc 1(Title: {row['title']}) {row['text']}" for row in facts.corpus]
+    tokenizer = train_tokenizer(passages + list(facts.questions("train")["question"]))
+    model = build_model(tokenizer, args.seed)
+
+    rng = random.Random(args.seed)
+    stage = Stage("copying", model, args.copy_steps, learning_rate=2e-3)
+    for _ in range(args.copy_steps):
+        input_ids = copying_batch(rng, rows=32, length=64)
+        stage.update(masked_loss(model, input_ids, torch.ones_like(input_ids, dtype=torch.bool)))
+
+    demonstrations = Demonstrations(tokenizer, args.seed)
+    stage = Stage("demonstrations", model, args.steps, learning_rate=2e-3)
+    batches: list[list[tuple[list[int], list[int]]]] = []
+    while stage.done < args.steps:
+        if not batches:
+            # Short episodes first: the longest are half of the work and the last to be learned
+            longest = MAX_OBJECTIVES if stage.done > 0.3 * args.steps else 3
+            batches = demonstrations.batches(longest)
+        stage.update(masked_loss(model, *pad_batch(batches.pop(), tokenizer.pad_token_id)))
+    trained_seconds = time.monotonic() - start
+
+    shutil.rmtree(args.output, ignore_errors=True)
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None
+    )
+    model.to(torch.float16).save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+
+    # What was saved is what is measured: reloaded from float16
+    model = AutoModelForCausalLM.from_pretrained(args.output, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.output)
+    torch.manual_seed(args.seed)
+    report = {
+        "copy_steps": args.copy_steps,
+        "steps": args.steps,
+        "seed": args.seed,
+        "parameters": model.num_parameters(),
+        "training_minutes": round(trained_seconds / 60, 1),
+        "final_loss": round(sum(stage.losses[-50:]) / len(stage.losses[-50:]), 4),
+        "tasks_per_row": args.tasks,
+        "rows": [],
+    }
+    for n, temperature, persistent in [
+        *((n, temperature, False) for n in (1, 2, 4, 8) for temperature in (0.0, 1.0)),
+        (2, 0.0, True),
+        (2, 1.0, True),
+    ]:
+        tasks = list(test_tasks(n, args.tasks))
+        row = {"objectives": n, "temperature": temperature, "persistent": persistent}
+        row |= {k: round(v, 3) for k, v in evaluate(model, tokenizer, tasks, temperature, persistent).items()}
+        report["rows"].append(row)
+        print(json.dumps(row), flush=True)
+        (args.output / "warm_start.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def test_tasks(n: int, count: int) -> list[dict]:
+    """`count` tasks of `n` questions about entities that no demonstration asked about."""
+    questions = load_facts().questions("test")
+    tasks: list[dict] = []
+    seed = 0
+    while len(tasks) < count:  # every pass groups all test questions anew
+        tasks += list(compose_objectives(questions, n, seed=seed))
+        seed += 1
+    return tasks[:count]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The actions of an environment: found as TRL finds its tools, called concurrently, errors turned into text."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .protocol import Mem1Protocol
+
+_RESERVED = ("reset", "get_reward")
+
+
+def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
+    """
+    Public methods of an environment that an agent may call: all but `reset` and `get_reward`.
+
+    The rule is TRL's (`GRPOTrainer(environment_factory=...)`), so that an environment has the same actions here: plain
+    functions on the class, listed there so that properties are never evaluated.
+    """
+    members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
+    return {name: getattr(environment, name) for name, _ in members if name not in _RESERVED and name[0] != "_"}
+
+
+@dataclass(frozen=True, slots=True)
+class ActionResult:
+    """
+    What an action gave back.
+
+    Attributes:
+        text (`str`):
+            What the agent reads.
+        failed (`bool`):
+            Whether the environment raised, or the input of the action could not be read.
+    """
+
+    text: str
+    failed: bool = False
+
+
+class ActionSet:
+    """
+    The actions one kind of environment offers under one protocol: tag -> method.
+
+    Args:
+        environment (`Any`):
+            An instance of the environment, only looked at.
+        protocol ([`Mem1Protocol`]):
+            Gives the tags.
+    """
+
+    def __init__(self, environment: Any, protocol: Mem1Protocol):
+        methods = action_methods(environment)
+        kind = type(environment).__name__
+        if not callable(getattr(environment, "reset", None)):
+            raise ValueError(
+                f"The environment {kind} has no `reset` method: define `reset(self, **row) -> str | None`, which starts "
+                "an episode from a row of the dataset."
+            )
+        undocumented = sorted(name for name, method in methods.items() if not inspect.getdoc(method))
+        if undocumented:
+            raise ValueError(
+                f"The action {undocumented[0]!r} of {kind} has no docstring: say in one line what it does, or start "
+                "its name with an underscore if agents should not call it."
+            )
+        tags = protocol.action_tags
+        if tags is None:
+            tags = {name: name for name in methods if name != protocol.answer_tag}
+            taken = {protocol.state_tag, protocol.observation_tag, *protocol.scratch_tags} & set(tags)
+            if taken:
+                raise ValueError(
+                    f"{kind} has an action named {sorted(taken)[0]!r}, which is a tag of the protocol: map it to another "
+                    "tag with `Mem1Protocol(action_tags={...})`."
+                )
+        for tag, name in tags.items():
+            if name not in methods:
+                raise ValueError(
+                    f"The tag {tag!r} calls {name!r}, but {kind} has no such action (it has "
+                    f"{', '.join(sorted(methods)) or 'none'}): correct `action_tags`."
+                )
+        self.tags: dict[str, str] = dict(tags)
+        self.answer_method = protocol.answer_tag if protocol.answer_tag in methods else None
+        self._parameters = {name: self._read_parameters(methods[name]) for name in methods}
+        self._docs = {name: (inspect.getdoc(method) or "").split("\n\n")[0] for name, method in methods.items()}
+
+    @staticmethod
+    def _read_parameters(method: Callable[..., Any]) -> dict[str, Any]:
+        """Parameter name -> annotated type (`str` if it has none)."""
+        try:
+            hints = get_type_hints(method)
+        except (NameError, TypeError):  # annotations that only a type checker can resolve
+            hints = {}
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(method).parameters.values()
+        return {p.name: hints.get(p.name, str) for p in parameters if p.kind in kinds}
+
+    def describe(self) -> list[str]:
+        """One line per action for the task prompt, such as `<search>query</search>: Search the corpus.`"""
+        lines = []
+        for tag, name in self.tags.items():
+            parameters = list(self._parameters[name])
+            inner = parameters[0] if len(parameters) == 1 else ""
+            if len(parameters) > 1:
+                inner = "{" + ", ".join(f'"{parameter}": ...' for parameter in parameters) + "}"
+            lines.append(f"<{tag}>{inner}</{tag}>: {' '.join(self._docs[name].split())}")
+        return lines
+
+    def arguments(self, method: str, text: str) -> dict[str, Any]:
+        """
+        Keyword arguments of an action from the text inside its tag.
+
+        Args:
+            method (`str`):
+                Name of the environment's method.
+            text (`str`):
+                Text inside the tag: the one argument itself, or a JSON object if there are several.
+
+        Returns:
+            `dict[str, Any]`: Keyword arguments.
+
+        Raises:
+            `ValueError`: If the text is not what the method takes. The message is fit for the agent to read.
+        """
+        parameters = self._parameters[method]
+        if not parameters:
+            return {}
+        if len(parameters) == 1:
+            (name, kind), *_ = parameters.items()
+            if kind in (int, float):
+                try:
+                    return {name: kind(text)}
+                except ValueError:
+                    raise ValueError(f"{text!r} is not a number.") from None
+            if kind in (list, dict) or getattr(kind, "__origin__", None) in (list, dict):
+                return {name: self._json(text)}
+            return {name: text}
+        values = self._json(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"Give the arguments as a JSON object with {', '.join(parameters)}.")
+        unknown = sorted(set(values) - set(parameters))
+        if unknown:
+            raise ValueError(f"There is no argument {unknown[0]!r}; there are {', '.join(parameters)}.")
+        return values
+
+    @staticmethod
+    def _json(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The arguments are not valid JSON: {error.msg}.") from None
+
+
+def run_calls(calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]], max_workers: int = 32) -> list[ActionResult]:
+    """
+    Call all methods at once, synchronous ones in threads and asynchronous ones in one event loop.
+
+    An exception does not end the run: the agent reads `Error: ...` instead, as with TRL's tools.
+
+    Args:
+        calls (`Sequence[tuple[Callable, dict]]`):
+            Bound methods with their keyword arguments.
+        max_workers (`int`, *optional*, defaults to `32`):
+            Most threads at once.
+
+    Returns:
+        `list[ActionResult]`: In the order of `calls`.
+    """
+    if not calls:
+        return []
+
+    async def run_all() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=min(max_workers, len(calls)), thread_name_prefix="mem1-action") as pool:
+
+            async def call(method: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+                if inspect.iscoroutinefunction(method):
+                    return await method(**arguments)
+                return await loop.run_in_executor(pool, lambda: method(**arguments))
+
+            return await asyncio.gather(*(call(*item) for item in calls), return_exceptions=True)
+
+    # A fresh thread, because the caller may itself sit in an event loop (a notebook), where asyncio.run is refused
+    with ThreadPoolExecutor(max_workers=1) as runner:
+        outcomes = runner.submit(lambda: asyncio.run(run_all())).result()
+    results = []
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            results.append(ActionResult(f"Error: {type(outcome).__name__}: {outcome}", failed=True))
+        elif isinstance(outcome, BaseException):  # KeyboardInterrupt and its like are for the user
+            raise outcome
+        else:
+            results.append(ActionResult("" if outcome is None else str(outcome)))
+    return results

@@ -1,0 +1,119 @@
+"""How a prefix tree is attended to: the mask a model takes, and whether a model can take one at all."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_MASKED_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def model_mask(context_mask: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
+    """
+    Turn a visibility mask into the form an attention implementation takes.
+
+    `sdpa` reads booleans. `eager` adds its mask to the scores: given booleans it would add 0 or 1 and so let every token see
+    the future, which is what the reference implementation of MEM1 does.
+
+    Args:
+        context_mask (`torch.Tensor`):
+            Shape `(B, T, T)`, bool, true where query sees key.
+        implementation (`str`):
+            `"sdpa"` or `"eager"`.
+        dtype (`torch.dtype`):
+            Data type of the model's activations.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, 1, T, T)`, bool for `sdpa`; 0 or the least finite number of `dtype` for `eager`.
+    """
+    mask = context_mask[:, None]
+    if implementation == "sdpa":
+        return mask
+    if implementation == "eager":
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    raise ValueError(
+        f"attn_implementation={implementation!r} takes no explicit mask: use layout='per_turn', or load the model with "
+        "attn_implementation='sdpa'."
+    )
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Configuration of a model's language backbone, also behind PEFT and data-parallel wrappers."""
+    while not hasattr(model, "config") and hasattr(model, "module"):
+        model = model.module  # type: ignore[assignment]
+    return model.config.get_text_config()
+
+
+def attention_implementation(model: PreTrainedModel) -> str:
+    """Name of the attention implementation a model runs with."""
+    return getattr(text_config(model), "_attn_implementation", None) or "eager"
+
+
+def why_not_masked(model: PreTrainedModel) -> str | None:
+    """
+    Why a model cannot forward a tree (or any other row that needs its own attention mask), or `None` if it can.
+
+    A sliding window, a chunk or a recurrent state is defined on neighbours in the row, which in a tree are not the
+    neighbours in the context. Such models are exact with `layout="per_turn"`.
+    """
+    config = text_config(model)
+    implementation = attention_implementation(model)
+    if implementation not in _MASKED_IMPLEMENTATIONS:
+        return f"attn_implementation={implementation!r} takes no explicit mask"
+    if getattr(model, "_is_stateful", False):
+        return f"{config.model_type} carries a recurrent state"
+    layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if layer_types:
+        return f"{config.model_type} has {' and '.join(sorted(layer_types))} layers"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return f"{config.model_type} has a sliding window of {config.sliding_window} tokens"
+    if getattr(config, "alibi", False):
+        return f"{config.model_type} derives positions from places in the row (ALiBi)"
+    backbone = getattr(model, "get_base_model", lambda: model)()
+    if "position_ids" not in inspect.signature(type(backbone).forward).parameters:
+        return f"{config.model_type} takes no position_ids"
+    return None
+
+
+def resolve_layout(model: PreTrainedModel, layout: str) -> str:
+    """
+    The layout a model can run: the wanted one, or `"per_turn"` in place of `"packed"` with one line in the log.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The policy.
+        layout (`str`):
+            The wanted layout.
+
+    Returns:
+        `str`: The layout to use.
+
+    Raises:
+        `ValueError`: If the `"paper"` layout is wanted, for which there is no substitute.
+    """
+    if layout == "per_turn":
+        return layout
+    reason = why_not_masked(model)
+    if reason is None:
+        return layout
+    if layout == "paper":
+        raise ValueError(f"layout='paper' needs an attention mask of its own, but {reason}: use layout='per_turn'.")
+    logger.warning(f"layout='per_turn' instead of 'packed', since {reason}. Both are exact; 'packed' forwards fewer tokens.")
+    return "per_turn"
+
+
+def module_dtype(model: Any) -> torch.dtype:
+    """Data type in which a model computes: that of autocast if it is on, else of its first floating-point weight."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device = "cpu" if weight is None else weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.float32 if weight is None else weight.dtype

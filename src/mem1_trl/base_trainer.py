@@ -1,0 +1,287 @@
+"""What both trainers share: environments, protocol, the rollout, and what is logged about it."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset
+from transformers import ProcessorMixin
+
+from .environment_pool import EnvironmentFactory, EnvironmentPool
+from .metrics import trajectory_metrics
+from .protocol import Mem1Protocol
+from .rollout import Episode, Rollout, RolloutSettings
+from .trajectory import StopReason
+from .trl_adapter import TrajectoryTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .trajectory import Trajectory
+
+_CHECKED_PROMPTS = 1000
+_IMAGE_COLUMNS = ("image", "images")
+
+MEM1_CITATION = textwrap.dedent("""\
+    @article{zhou2025mem1,
+        title        = {{MEM1: Learning to Synergize Memory and Reasoning for Efficient Long-Horizon Agents}},
+        author       = {Zijian Zhou and Ao Qu and Zhaoxuan Wu and Sunghwan Kim and Alok Prakash and Daniela Rus and Jinhua Zhao and Bryan Kian Hsiang Low and Paul Pu Liang},
+        year         = 2025,
+        eprint       = {arXiv:2506.15841},
+    }""")
+
+
+class Mem1Trainer(TrajectoryTrainer):
+    """
+    Common ground of [`Mem1GRPOTrainer`] and [`Mem1PPOTrainer`]; use one of these.
+
+    An episode is played turn by turn in an environment, each turn under a context that holds the task prompt and what the
+    rule `args.context` keeps. The whole trajectory is one row of TRL's batch.
+    """
+
+    _paper = {
+        "title": "MEM1: Learning to Synergize Memory and Reasoning for Efficient Long-Horizon Agents",
+        "id": "2506.15841",
+        "citation": MEM1_CITATION,
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
+        protocol: Mem1Protocol | None = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        **kwargs: Any,
+    ):
+        self._refuse(tools, rollout_func, processing_class, train_dataset, eval_dataset)
+        self.protocol = protocol or Mem1Protocol()
+        if not isinstance(self.protocol, Mem1Protocol):
+            raise TypeError(f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags.")
+        self.pool = None if environment_factory is None else EnvironmentPool(environment_factory, self.protocol)
+        if self.pool is None and args.max_turns > 1 and protocol is not None:
+            raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
+        train_dataset = self._dataset_or_placeholder(train_dataset, args)
+        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+            self._check_columns(name, dataset)
+
+        reward_funcs = [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        from_environment = self.pool.reward_functions() if self.pool is not None else []
+        if not reward_funcs and not from_environment:
+            raise ValueError(
+                "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` method."
+            )
+        weights = args.reward_weights
+        if weights is not None:
+            if len(weights) != len(reward_funcs):
+                raise ValueError(
+                    f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "
+                    "each (an environment's own reward has weight 1)."
+                )
+            args.reward_weights = [*weights, *([1.0] * len(from_environment))]
+        try:
+            super().__init__(
+                model=model,
+                reward_funcs=[*reward_funcs, *from_environment],
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        finally:
+            args.reward_weights = weights
+        self._episodes: list[Episode] = []
+        self.settings = RolloutSettings(
+            max_turns=args.max_turns if self.pool is not None else 1,
+            max_observation_length=args.max_observation_length,
+            context=args.context,
+            max_context_length=self._context_limit(),
+        )
+        self.rollout = Rollout(
+            tokenizer=self.tokenizer,
+            protocol=self.protocol,
+            settings=self.settings,
+            generate=self.generate_turn,
+            running_anywhere=self.any_process,
+        )
+        self._check_budgets()
+
+    # Checks, before any training starts
+
+    @staticmethod
+    def _refuse(tools: Any, rollout_func: Any, processing_class: Any, *datasets: Any) -> None:
+        if tools:
+            raise ValueError(
+                "`tools` are not supported, since a tool here belongs to an episode: make them methods of an environment "
+                "and pass `environment_factory`."
+            )
+        if rollout_func is not None:
+            raise ValueError("`rollout_func` is not supported, since the rollout is this trainer's own: use GRPOTrainer.")
+        if isinstance(processing_class, ProcessorMixin):
+            raise ValueError("Processors of multimodal models are not supported: pass a tokenizer.")
+        for name, dataset in _named_datasets(*datasets):
+            columns = getattr(dataset, "column_names", None) or ()
+            found = [column for column in _IMAGE_COLUMNS if column in columns]
+            if found:
+                raise ValueError(
+                    f"The column {found[0]!r} of {name} would be an image, which is not supported: remove the column."
+                )
+
+    def _dataset_or_placeholder(self, dataset: Any, args: Any) -> Any:
+        if dataset is not None:
+            return dataset
+        if self.pool is None or self.pool.routed:
+            raise ValueError("`train_dataset` is missing: only a single environment may own its tasks.")
+        if args.max_steps <= 0:
+            raise ValueError("Without a `train_dataset` the length of training is unknown: set `max_steps`.")
+        rows = args.generation_batch_size // args.num_generations
+        return Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * rows})
+
+    def _check_columns(self, name: str, dataset: Any) -> None:
+        columns = getattr(dataset, "column_names", None)
+        if not columns:  # a stream may not know
+            return
+        if "prompt" not in columns:
+            raise ValueError(
+                f"The {name} has no column 'prompt' (it has {', '.join(columns)}): rename the one that holds the task, for "
+                "instance with `dataset.rename_column('question', 'prompt')`."
+            )
+        if self.pool is not None and self.pool.routed and "environment" not in columns:
+            raise ValueError(
+                f"The {name} has no column 'environment', which names the environment of each row when "
+                "`environment_factory` is a dictionary: add it."
+            )
+
+    def _context_limit(self) -> int | None:
+        if self.args.max_context_length is not None:
+            return self.args.max_context_length
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if positions is None else positions - self.max_completion_length
+
+    def _check_budgets(self) -> None:
+        """Refuse budgets that cannot work, on the first thousand prompts, instead of in the middle of training."""
+        limit = self.settings.max_context_length
+        if limit is not None and limit < 1:
+            raise ValueError(
+                f"max_completion_length={self.max_completion_length} leaves no context within the model's positions: lower it."
+            )
+        if self.pool is not None:
+            actions = next(iter(self.pool.actions.values()))
+            self.rollout.encode_observation("", self.settings.max_turns - 1, list(actions.tags))
+        if limit is None or not isinstance(self.train_dataset, Dataset):
+            return
+        rows = self.train_dataset.select(range(min(_CHECKED_PROMPTS, len(self.train_dataset))))
+        rows = [row if self.pool is None else self._with_instructions(dict(row), None) for row in rows]
+        lengths = [len(ids) for ids in self._tokenize_prompts([row["prompt"] for row in rows])[0]]
+        longest = max(lengths, default=0)
+        if longest > limit:
+            raise ValueError(
+                f"Row {lengths.index(longest)} of the train dataset has a task prompt of {longest} tokens, but a context "
+                f"may have {limit} and the task prompt is never truncated: raise max_context_length (or lower "
+                "max_completion_length), or drop the row."
+            )
+        # What MEM1 keeps is bounded, so that it can be promised to fit
+        bound = longest + self.max_completion_length + self.settings.max_observation_length
+        if self.args.context == "mem1" and self.settings.max_turns > 1 and bound > limit:
+            raise ValueError(
+                f"A context may need {bound} tokens (prompt {longest}, state and action {self.max_completion_length}, "
+                f"observation {self.settings.max_observation_length}) but only {limit} are allowed: lower "
+                "max_completion_length or max_observation_length, or raise max_context_length."
+            )
+
+    # The episode
+
+    def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            row.setdefault("prompt", [{"role": "user", "content": ""}])
+        if self.pool is None:
+            self._episodes = [Episode(prompt_ids=[]) for _ in rows]
+            return rows
+        self._episodes = []
+        prepared = []
+        for row, (environment, actions) in zip(rows, self.pool.take(rows), strict=True):
+            observation = self.pool.reset(environment, row)
+            self._episodes.append(Episode(prompt_ids=[], environment=environment, actions=actions))
+            prepared.append(self._with_instructions(row, observation))
+        return prepared
+
+    def _with_instructions(self, row: dict[str, Any], observation: str | None) -> dict[str, Any]:
+        """The row with its task, and what `reset` added to it, inside the instructions of the protocol."""
+        assert self.pool is not None
+        lines = self.pool.actions[self.pool.name_of(row)].describe()
+        prompt = row["prompt"]
+        if isinstance(prompt, str):
+            return {**row, "prompt": self.protocol.render_task(prompt + (observation or ""), lines)}
+        *before, last = prompt
+        content = last["content"]
+        if isinstance(content, list):  # typed blocks, of which only text is left after the checks
+            content = "".join(block["text"] for block in content)
+        content = self.protocol.render_task(content + (observation or ""), lines)
+        return {**row, "prompt": [*before, {**last, "content": content}]}
+
+    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+        for episode, ids in zip(self._episodes, prompt_ids, strict=True):
+            episode.prompt_ids = ids
+        trajectories = self.rollout.run(self._episodes)
+        for trajectory in trajectories:
+            trajectory.metrics.update(trajectory_metrics(trajectory))
+        self._log_episodes(trajectories)
+        return trajectories
+
+    @property
+    def episode_environments(self) -> list[Any] | None:
+        return None if self.pool is None else [episode.environment for episode in self._episodes]
+
+    def completions_for_rewards(self, trajectories: list[Trajectory], conversational: bool) -> list[Any]:
+        """
+        A completion as TRL's reward functions know it: all turns, with what the environment said between them.
+
+        Conversational prompts get messages, an assistant's and a tool's in turn; others get one text.
+        """
+        completions: list[Any] = []
+        for trajectory in trajectories:
+            texts = [
+                self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns
+            ]
+            if not conversational:
+                completions.append("".join(t + (turn.observation or "") for t, turn in zip(texts, trajectory.turns)))
+                continue
+            messages = []
+            for text, turn in zip(texts, trajectory.turns):
+                messages.append({"role": "assistant", "content": text})
+                if turn.observation is not None:
+                    messages.append({"role": "tool", "name": turn.action or "", "content": turn.observation})
+            completions.append(messages)
+        return completions
+
+    def _log_episodes(self, trajectories: list[Trajectory]) -> None:
+        records = self.gather_records([(t.metrics, str(t.stop_reason)) for t in trajectories])
+        for key in records[0][0]:
+            self.log_metric(f"episode/{key}", sum(metrics[key] for metrics, _ in records) / len(records))
+        for reason in StopReason:
+            share = sum(stop == reason for _, stop in records) / len(records)
+            self.log_metric(f"episode/stop_reason/{reason}", share)
+
+    # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.protocol.save_pretrained(output_dir or self.args.output_dir)
+
+
+def _named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[str, Any]]:
+    if train is not None:
+        yield "train dataset", train
+    if isinstance(evaluation, dict):
+        for name, dataset in evaluation.items():
+            yield f"eval dataset {name!r}", dataset
+    elif evaluation is not None:
+        yield "eval dataset", evaluation

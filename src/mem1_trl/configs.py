@@ -1,0 +1,230 @@
+"""The two training configurations: TRL's `GRPOConfig` and what rewritten contexts add to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from .context import CONTEXT_RULES
+from .layouts import LAYOUTS
+
+
+class _SingleGeneration(int):
+    """
+    The number 1, which is not less than 2.
+
+    `GRPOConfig` refuses fewer than two generations per prompt, because its baseline is the group's mean; a critic needs no
+    group. Everything else it checks about the number holds for 1 as well.
+    """
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+
+@dataclass
+class Mem1GRPOConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`Mem1GRPOTrainer`].
+
+    It has all parameters of [`~trl.GRPOConfig`]; `max_completion_length` is the budget of one turn. Below are only those
+    that it adds.
+
+    Parameters:
+        > Parameters that control the episode
+
+        max_turns (`int`, *optional*, defaults to `6`):
+            Most turns of an episode. The paper uses 6 for up to four objectives and 20 beyond.
+        max_observation_length (`int`, *optional*, defaults to `1000`):
+            Most tokens of one observation, its tags and hint included. Longer ones are cut, and say so.
+        context (`str`, *optional*, defaults to `"mem1"`):
+            What the next turn reads behind the task prompt: the last turn and its observation (`"mem1"`), all turns
+            (`"full"`), or as many whole turns as fit into `max_context_length` (`"truncate"`).
+        max_context_length (`int` or `None`, *optional*):
+            Most tokens of a context, its completion not counted. `None` takes what the model's positions allow. The task
+            prompt is never cut: a longer one is an error.
+        eval_temperature (`float` or `None`, *optional*, defaults to `0.0`):
+            Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training.
+
+        > Parameters that control the update
+
+        layout (`str`, *optional*, defaults to `"packed"`):
+            How a trajectory is forwarded: as one prefix tree (`"packed"`), as one row per turn (`"per_turn"`), or as the
+            paper's stitched sequence (`"paper"`), which is inexact and kept for comparison.
+    """
+
+    max_turns: int = field(
+        default=6,
+        metadata={"help": "Most turns of an episode. The paper uses 6 for up to four objectives and 20 beyond."},
+    )
+    max_observation_length: int = field(
+        default=1000,
+        metadata={"help": "Most tokens of one observation, its tags and hint included. Longer ones are cut and say so."},
+    )
+    context: str = field(
+        default="mem1",
+        metadata={
+            "help": "What the next turn reads behind the task prompt: the last turn and its observation (`mem1`), all "
+            "turns (`full`), or as many whole turns as fit into `max_context_length` (`truncate`).",
+            "choices": list(CONTEXT_RULES),
+        },
+    )
+    max_context_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of a context, its completion not counted. `None` takes what the model's positions "
+            "allow. The task prompt is never cut: a longer one is an error."
+        },
+    )
+    eval_temperature: float | None = field(
+        default=0.0,
+        metadata={
+            "help": "Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training."
+        },
+    )
+    layout: str = field(
+        default="packed",
+        metadata={
+            "help": "How a trajectory is forwarded: as one prefix tree (`packed`), as one row per turn (`per_turn`), or "
+            "as the paper's stitched sequence (`paper`), which is inexact and kept for comparison.",
+            "choices": list(LAYOUTS),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, choices in (("context", self.context, CONTEXT_RULES), ("layout", self.layout, LAYOUTS)):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
+        for name in ("max_turns", "max_observation_length", "max_completion_length"):
+            value = getattr(self, name)
+            if value is None or value < 1:
+                raise ValueError(f"{name}={value!r} leaves the agent nothing to work with: use 1 or more.")
+        if self.context == "truncate" and self.max_context_length is None:
+            raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+        if self.layout == "paper" and self.context != "mem1":
+            raise ValueError(
+                f"layout='paper' is the mask of MEM1's own context; with context={self.context!r} use layout='packed'."
+            )
+        if self.eval_temperature is not None and self.eval_temperature < 0:
+            raise ValueError(f"eval_temperature={self.eval_temperature} is negative: use 0.0 for greedy decoding.")
+        if self.max_tool_calling_iterations is not None:
+            raise ValueError("`max_tool_calling_iterations` has no effect here: set `max_turns` instead.")
+
+
+@dataclass
+class Mem1PPOConfig(Mem1GRPOConfig):
+    r"""
+    Configuration class for the [`Mem1PPOTrainer`].
+
+    It has all parameters of [`Mem1GRPOConfig`]. The defaults are those of the reference run of MEM1 where it states them;
+    below are only the parameters that it adds, and the defaults that it changes.
+
+    Parameters:
+        > Parameters that control credit
+
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per generated token.
+        lam (`float`, *optional*, defaults to `1.0`):
+            Trace decay of generalised advantage estimation, per generated token.
+        whiten_advantages (`bool`, *optional*, defaults to `True`):
+            Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the generated tokens of the
+            generation batch.
+        kl_in_reward (`bool`, *optional*, defaults to `True`):
+            Whether the KL penalty of weight `beta` is taken off the reward of each token (k1), as in the reference run, or
+            added to the loss (k3), as in TRL.
+
+        > Parameters that control the critic
+
+        vf_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the value loss. With a critic of its own it only scales gradients that Adam scales anyway.
+        cliprange_value (`float` or `None`, *optional*, defaults to `0.5`):
+            How far a value may move from its old estimate before the loss is clipped. `None` does not clip.
+        value_learning_rate (`float`, *optional*, defaults to `1e-5`):
+            Initial learning rate of the critic; it follows the same schedule as the policy's.
+
+        > Changed defaults
+
+        num_generations (`int`, *optional*, defaults to `1`):
+            Trajectories per task; a critic needs no group.
+        beta (`float`, *optional*, defaults to `0.001`):
+            Weight of the KL penalty. `0.0` saves the reference model.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            Group statistics have no place next to a critic.
+    """
+
+    num_generations: int | None = field(
+        default=1, metadata={"help": "Trajectories per task; a critic needs no group, so 1 is allowed."}
+    )
+    beta: float = field(
+        default=0.001, metadata={"help": "Weight of the KL penalty. `0.0` saves the reference model."}
+    )
+    scale_rewards: str = field(
+        default="none", metadata={"help": "Group statistics have no place next to a critic: only `none`."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount per generated token."})
+    lam: float = field(
+        default=1.0, metadata={"help": "Trace decay of generalised advantage estimation, per generated token."}
+    )
+    whiten_advantages: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the generated "
+            "tokens of the generation batch."
+        },
+    )
+    kl_in_reward: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the KL penalty of weight `beta` is taken off the reward of each token (k1), as in the "
+            "reference run, or added to the loss (k3), as in TRL."
+        },
+    )
+    vf_coef: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the value loss. With a critic of its own it only scales gradients that Adam scales anyway."
+        },
+    )
+    cliprange_value: float | None = field(
+        default=0.5,
+        metadata={
+            "help": "How far a value may move from its old estimate before the loss is clipped. `None` does not clip."
+        },
+    )
+    value_learning_rate: float = field(
+        default=1e-5,
+        metadata={"help": "Initial learning rate of the critic; it follows the same schedule as the policy's."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_generations == 1:
+            self.num_generations = _SingleGeneration(1)
+        super().__post_init__()
+        self.num_generations = int(self.num_generations or 1)
+        for name in ("gamma", "lam"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        if self.vf_coef < 0:
+            raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
+        if self.value_learning_rate <= 0:
+            raise ValueError(f"value_learning_rate={self.value_learning_rate} must be positive.")
+        if self.cliprange_value is not None and self.cliprange_value <= 0:
+            raise ValueError(f"cliprange_value={self.cliprange_value} must be positive; None turns the clip off.")
+        advantage_per_token = "the critic gives every token an advantage of its own"
+        for name, bad, instead in (
+            ("scale_rewards", self.scale_rewards != "none", "leave it 'none' and use whiten_advantages"),
+            ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
+            ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
+            (
+                "multi_objective_aggregation",
+                self.multi_objective_aggregation != "sum_then_normalize",
+                "use reward_weights",
+            ),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here "
+                    f"{advantage_per_token}: {instead}."
+                )

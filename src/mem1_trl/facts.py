@@ -1,0 +1,93 @@
+"""The bundled corpus: real facts about countries and chemical elements, with questions. Works offline."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Facts:
+    """
+    A small corpus and the questions it answers.
+
+    Every answer stands literally in the passage of its entity, in at most five words. Built from the packages
+    countryinfo and mendeleev (both MIT, see `data/NOTICE`) by `scripts/build_facts.py`.
+
+    Attributes:
+        corpus (`datasets.Dataset`):
+            One row per entity, columns `title` and `text` (2 to 5 sentences of plain ASCII English). It covers the
+            entities of both splits: what the agent can look up does not depend on what it is asked.
+        train_questions (`datasets.Dataset`):
+            Questions about the entities of the train split; columns as in [`~Facts.questions`].
+        test_questions (`datasets.Dataset`):
+            Questions about the entities of the test split.
+    """
+
+    corpus: Dataset
+    train_questions: Dataset
+    test_questions: Dataset
+
+    def questions(self, split: str) -> Dataset:
+        """
+        The questions of one split. The split is by entity: no entity of `"test"` is ever asked about in `"train"`.
+
+        Args:
+            split (`str`):
+                `"train"` or `"test"`.
+
+        Returns:
+            `datasets.Dataset`: columns `question`, `answer`, `entity` (title of the passage that holds the answer),
+            `relation` (such as `"capital"`) and `kind` (`"country"` or `"element"`), all strings, in the order of the
+            corpus.
+
+        Raises:
+            `ValueError`: if `split` is neither of the two.
+        """
+        if split == "train":
+            return self.train_questions
+        if split == "test":
+            return self.test_questions
+        raise ValueError(f"Unknown split {split!r}: pass 'train' or 'test'.")
+
+
+@cache
+def load_facts() -> Facts:
+    """
+    Load the bundled corpus. Read once per process; later calls return the same object.
+
+    Example:
+
+    ```python
+    >>> from mem1_trl.facts import load_facts
+
+    >>> facts = load_facts()
+    >>> facts.questions("train")[0]["question"]
+    'What is the capital of Afghanistan?'
+    ```
+
+    Returns:
+        [`Facts`]: the corpus and its questions.
+    """
+    content = gzip.decompress((files("mem1_trl") / "data" / "facts.jsonl.gz").read_bytes())
+    records = [json.loads(line) for line in content.decode("ascii").splitlines()]
+    columns = ("question", "answer", "entity", "relation", "kind")
+    questions = {
+        split: [
+            {**question, "entity": record["title"], "kind": record["kind"]}
+            for record in records
+            if record["split"] == split
+            for question in record["questions"]
+        ]
+        for split in ("train", "test")
+    }
+    return Facts(
+        corpus=Dataset.from_list([{"title": record["title"], "text": record["text"]} for record in records]),
+        train_questions=Dataset.from_list(questions["train"]).select_columns(list(columns)),
+        test_questions=Dataset.from_list(questions["test"]).select_columns(list(columns)),
+    )

@@ -1,0 +1,280 @@
+"""Token ids in, token ids out: generation that stops at the first complete action, whatever the backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """
+    What was sampled in one turn.
+
+    Attributes:
+        ids (`tuple[int, ...]`):
+            Token ids as sampled, up to and including the token that ended the turn.
+        logprobs (`tuple[float, ...]` or `None`):
+            Log-probability in nats of each token under the sampler.
+        ended (`bool`):
+            Whether a stop string or an end-of-sequence token ended it; `False` if it ran into its length limit.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    ended: bool
+
+
+class TurnGenerator(Protocol):
+    """A backend: one completion for each context. A list of stop strings for each context comes along."""
+
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
+
+
+class StopTexts:
+    """
+    Finds the token that completes a stop string in a growing list of token ids.
+
+    Only tokens that hold the last character of a stop string can complete one, so the ids are decoded at those tokens
+    alone, and only as far back as the string can reach.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Decodes the ids.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._closers: dict[str, torch.Tensor] = {}
+
+    def closers(self, character: str) -> torch.Tensor:
+        """Which token ids hold `character`, as a bool tensor of shape `(vocabulary,)` on the CPU."""
+        if character not in self._closers:
+            size = len(self.tokenizer)
+            texts = self.tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
+            self._closers[character] = torch.tensor([character in text for text in texts])
+        return self._closers[character]
+
+    def completes(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
+        """Whether the last of `ids` completes one of `stops`."""
+        for stop in stops:
+            token, closers = ids[-1], self.closers(stop[-1])
+            if token >= len(closers) or not closers[token]:
+                continue
+            # Every token carries at least one byte, so the string lies within its last len(bytes) tokens
+            tail = list(ids[-len(stop.encode()) - 1 :])
+            if stop in self.tokenizer.decode(tail, skip_special_tokens=False):
+                return True
+        return False
+
+    def end(self, ids: Sequence[int], stops: Sequence[str]) -> int | None:
+        """Number of `ids` up to and including the first that completes one of `stops`, or `None`."""
+        if not stops:
+            return None
+        candidates = torch.zeros(len(self.tokenizer), dtype=torch.bool)
+        for stop in stops:
+            candidates |= self.closers(stop[-1])
+        for index, token in enumerate(ids):
+            if token < len(candidates) and candidates[token] and self.completes(ids[: index + 1], stops):
+                return index + 1
+        return None
+
+
+class ActionStoppingCriteria(StoppingCriteria):
+    """Ends each sequence of a batch of `generate` at the token that completes one of its own stop strings."""
+
+    def __init__(self, stop_texts: StopTexts, stops: Sequence[Sequence[str]], prompt_length: int):
+        self.stop_texts = stop_texts
+        self.stops = stops
+        self.prompt_length = prompt_length
+        self.done = [False] * len(stops)
+        self._last_characters = {stop[-1] for row in stops for stop in row}
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        last = input_ids[:, -1].cpu()
+        for character in self._last_characters:
+            closers = self.stop_texts.closers(character)
+            hits = closers[last.clamp(max=len(closers) - 1)].nonzero().flatten().tolist()
+            for row in hits:
+                if not self.done[row]:
+                    self.done[row] = self.stop_texts.completes(
+                        input_ids[row, self.prompt_length :].tolist(), self.stops[row]
+                    )
+        return torch.tensor(self.done, device=input_ids.device)
+
+
+class SampledLogprobs(LogitsProcessor):
+    """
+    Records the log-probability of every token that `generate` samples, holding one step of logits at a time.
+
+    It changes nothing. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p; the
+    temperature is applied here, the truncations are not, so the numbers are those that a policy update computes.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self.steps: list[torch.Tensor] = []
+        self._previous: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._settle(input_ids)
+        self._previous = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        return scores
+
+    def _settle(self, input_ids: torch.Tensor) -> None:
+        if self._previous is not None:
+            self.steps.append(self._previous.gather(1, input_ids[:, -1:]).squeeze(1))
+            self._previous = None
+
+    def finish(self, sequences: torch.Tensor) -> list[list[float]]:
+        """Log-probs of all sampled tokens, shape `(batch, new tokens)`, given what `generate` returned."""
+        self._settle(sequences)
+        return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
+
+
+class GenerateHook:
+    """
+    Stands in for `model.generate` while one turn is generated: adds the stop criterion and records log-probs.
+
+    Args:
+        generate (`Callable`):
+            The model's own `generate`.
+        stop_texts ([`StopTexts`]):
+            Finds the closing tags.
+        stops (`list[list[str]]`):
+            Stop strings of each sequence.
+        temperature (`float`):
+            Sampling temperature.
+    """
+
+    def __init__(self, generate: Any, stop_texts: StopTexts, stops: list[list[str]], temperature: float):
+        self.generate = generate
+        self.stop_texts = stop_texts
+        self.stops = stops
+        self.recorder = SampledLogprobs(temperature)
+        self.logprobs: list[list[float]] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        criteria = ActionStoppingCriteria(self.stop_texts, self.stops, input_ids.shape[1])
+        sequences = self.generate(
+            *args,
+            stopping_criteria=StoppingCriteriaList([criteria]),
+            logits_processor=LogitsProcessorList([self.recorder]),
+            **kwargs,
+        )
+        self.logprobs = self.recorder.finish(sequences)
+        return sequences
+
+
+def finish_completion(
+    ids: Sequence[int],
+    logprobs: Sequence[float] | None,
+    stops: Sequence[str],
+    stop_texts: StopTexts,
+    eos_token_ids: Sequence[int],
+) -> Completion:
+    """
+    Cut what a backend returned at the first complete action or end-of-sequence token, whichever comes first.
+
+    Backends differ in what follows that token: `generate` pads until the longest sequence of its batch has stopped.
+
+    Args:
+        ids (`Sequence[int]`):
+            Sampled token ids, possibly with padding behind the end.
+        logprobs (`Sequence[float]` or `None`):
+            One per id, or `None`. Values behind the end are dropped too.
+        stops (`Sequence[str]`):
+            Stop strings.
+        stop_texts ([`StopTexts`]):
+            Finds them.
+        eos_token_ids (`Sequence[int]`):
+            Ids that end a sequence.
+    """
+    end = stop_texts.end(ids, stops)
+    eos = next((index + 1 for index, token in enumerate(ids) if token in eos_token_ids), None)
+    found = [length for length in (end, eos) if length is not None]
+    length = min(found) if found else len(ids)
+    kept = None if logprobs is None else tuple(logprobs[:length])
+    return Completion(tuple(ids[:length]), kept, ended=bool(found))
+
+
+class TransformersGenerator:
+    """
+    Generates turns with a plain transformers model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        max_completion_length (`int`):
+            Most tokens of one turn.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; `0.0` decodes greedily.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Most sequences in one call of the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_completion_length: int,
+        temperature: float = 0.0,
+        batch_size: int = 32,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_completion_length = max_completion_length
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.stop_texts = StopTexts(tokenizer)
+        eos = model.generation_config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos:
+            eos.append(tokenizer.eos_token_id)
+        self.eos_token_ids: list[int] = eos
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if pad is None:
+            raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
+        self.pad_token_id: int = pad
+
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        completions: list[Completion] = []
+        for start in range(0, len(prompts), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            completions.extend(self._generate(prompts[chunk], stops[chunk]))
+        return completions
+
+    @torch.no_grad()
+    def _generate(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        longest = max(map(len, prompts))
+        device = self.model.device
+        ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        hook = GenerateHook(self.model.generate, self.stop_texts, stops, self.temperature or 1.0)
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+        sequences = hook(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.max_completion_length,
+            pad_token_id=self.pad_token_id,
+            eos_token_id=self.eos_token_ids or None,
+            **sampling,
+        )
+        assert hook.logprobs is not None
+        return [
+            finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids)
+            for row, row_logprobs, row_stops in zip(sequences[:, longest:].tolist(), hook.logprobs, stops)
+        ]

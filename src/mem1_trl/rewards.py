@@ -1,0 +1,196 @@
+"""
+Answers against references: exact match and F1, summed over the objectives of a task (MEM1, arXiv 2506.15841).
+
+There is no format reward: with one the policy converges faster but ends lower.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .trajectory import Trajectory
+
+ANSWER_SEPARATOR = ";"
+
+# References as a dataset may hold them: per objective one accepted answer or a list of aliases.
+Answers = Sequence[str | Sequence[str]]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def normalize_answer(text: str) -> str:
+    """
+    `text` in the form answers are compared in: lower case, no punctuation, no articles, single spaces.
+
+    Example:
+
+    ```python
+    >>> normalize_answer("  The Isle of  Man! ")
+    'isle of man'
+    ```
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def split_answers(text: str, n: int) -> list[str] | None:
+    """
+    The `n` answers in `text`, which are separated by semicolons and in the order of the questions.
+
+    Args:
+        text (`str`):
+            Text inside the answer tag, such as `"Paris; 26"`.
+        n (`int`):
+            Number of objectives of the task.
+
+    Returns:
+        `list[str]` or `None`: `n` stripped strings (any of them may be empty), or `None` if `text` does not hold
+        exactly `n` answers: which of them belongs to which question is then unknown.
+    """
+    parts = [part.strip() for part in text.split(ANSWER_SEPARATOR)]
+    return parts if len(parts) == n else None
+
+
+def exact_match(answer_text: str | None, answers: Answers) -> float:
+    """
+    Number of objectives answered exactly, position by position: `sum_i max_{r in answers[i]} [a_i = r]`.
+
+    Args:
+        answer_text (`str` or `None`):
+            All answers, separated by semicolons. `None` if the agent gave no answer.
+        answers (`Sequence` of `str` or of `Sequence[str]`):
+            Per objective the accepted answer, or the list of its aliases.
+
+    Returns:
+        `float`: between 0 and `len(answers)`; 0 if the number of answers given differs from that.
+
+    Raises:
+        `ValueError`: if there is no objective, or one without a reference.
+    """
+    return _sum_over_objectives(_equal, answer_text, answers)
+
+
+def f1(answer_text: str | None, answers: Answers) -> float:
+    """
+    F1 over the sets of normalised words, best alias per objective, summed over the objectives.
+
+    With `A` the set of words of an answer and `R` that of a reference, `F1 = 2 |A n R| / (|A| + |R|)`.
+
+    Args:
+        answer_text (`str` or `None`):
+            All answers, separated by semicolons. `None` if the agent gave no answer.
+        answers (`Sequence` of `str` or of `Sequence[str]`):
+            Per objective the accepted answer, or the list of its aliases.
+
+    Returns:
+        `float`: between 0 and `len(answers)`; 0 if the number of answers given differs from that.
+
+    Raises:
+        `ValueError`: if there is no objective, or one without a reference.
+    """
+    return _sum_over_objectives(_word_overlap, answer_text, answers)
+
+
+def exact_match_reward(
+    completions: list[Any],
+    answers: list[Answers] | None = None,
+    trajectories: list[Trajectory] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """
+    [`exact_match`] as a TRL reward function, `reward_funcs=[exact_match_reward]`.
+
+    Args:
+        completions (`list` of `str` or of `list[dict]`):
+            The completions, as text or as messages. Read only without `trajectories`: the answer is then what stands
+            inside the last `<answer>...</answer>` the model wrote (of messages, those of the assistant).
+        answers (`list`):
+            Column `answers` of the dataset, see [`mem1_trl.tasks.compose_objectives`].
+        trajectories (`list[Trajectory]`, *optional*):
+            The episodes, whose `answer` is scored; passed by this package's trainers.
+
+    Returns:
+        `list[float]`: one reward per completion, between 0 and its number of objectives.
+
+    Raises:
+        `ValueError`: if the dataset has no column `answers`, or the lengths differ.
+    """
+    return _score_batch(exact_match, completions, answers, trajectories)
+
+
+def f1_reward(
+    completions: list[Any],
+    answers: list[Answers] | None = None,
+    trajectories: list[Trajectory] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """
+    [`f1`] as a TRL reward function, `reward_funcs=[f1_reward]`. Arguments as in [`exact_match_reward`].
+
+    Returns:
+        `list[float]`: one reward per completion, between 0 and its number of objectives.
+    """
+    return _score_batch(f1, completions, answers, trajectories)
+
+
+def _comparable(text: str) -> str:
+    # "A" (a blood group) or "+" would normalise to nothing, and would then equal every other such text.
+    return normalize_answer(text) or " ".join(text.lower().split())
+
+
+def _equal(answer: str, reference: str) -> float:
+    return float(_comparable(answer) == _comparable(reference))
+
+
+def _word_overlap(answer: str, reference: str) -> float:
+    answer_words, reference_words = set(_comparable(answer).split()), set(_comparable(reference).split())
+    total = len(answer_words) + len(reference_words)
+    return 2 * len(answer_words & reference_words) / total if total else 0.0
+
+
+def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | None, answers: Answers) -> float:
+    references = [[aliases] if isinstance(aliases, str) else list(aliases) for aliases in answers]
+    if isinstance(answers, str) or not references or not all(references):
+        raise ValueError(f"`answers` needs at least one reference for every objective, got {answers!r}.")
+    given = None if answer_text is None else split_answers(answer_text, len(references))
+    if given is None:
+        return 0.0
+    # An empty answer is no answer, whatever the reference normalises to.
+    best = [max(score(answer, alias) for alias in aliases) for answer, aliases in zip(given, references) if answer]
+    return float(sum(best))
+
+
+def _score_batch(
+    score: Callable[[str | None, Answers], float],
+    completions: list[Any],
+    answers: list[Answers] | None,
+    trajectories: list[Trajectory] | None,
+) -> list[float]:
+    if answers is None:
+        raise ValueError("The dataset has no column 'answers': build it with mem1_trl.compose_objectives.")
+    if trajectories is None:
+        texts = [_answer_in_completion(completion) for completion in completions]
+    else:
+        texts = [trajectory.answer for trajectory in trajectories]
+    if not len(texts) == len(answers) == len(completions):
+        raise ValueError(
+            f"Got {len(completions)} completions, {len(answers)} rows of answers and {len(texts)} episodes: pass one of "
+            "each per rollout."
+        )
+    return [score(text, references) for text, references in zip(texts, answers)]
+
+
+def _answer_in_completion(completion: str | list[dict[str, Any]]) -> str | None:
+    if not isinstance(completion, str):
+        # Tool messages are left out: what the environment wrote is no answer of the model.
+        contents = [message.get("content") or "" for message in completion if message.get("role") == "assistant"]
+        completion = "\n".join(
+            content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+            for content in contents
+        )
+    found = _ANSWER_TAG.findall(completion)
+    return found[-1].strip() if found else None

@@ -1,0 +1,311 @@
+"""Tasks, a generator and environments become trajectories: the turn loop, in lockstep over a batch of episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .actions import ActionResult, ActionSet, run_calls
+from .context import CONTEXT_RULES, next_context
+from .trajectory import StopReason, Trajectory, Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from .generation import Completion, TurnGenerator
+    from .protocol import Mem1Protocol, ParsedTurn
+
+# No tokenizer packs more characters than this into one token of prose; text beyond it need not be tokenized to be cut
+_MAX_CHARACTERS_PER_TOKEN = 128
+
+
+@dataclass(slots=True)
+class Episode:
+    """
+    One running episode.
+
+    Attributes:
+        prompt_ids (`list[int]`):
+            Token ids of the task prompt.
+        environment (`Any` or `None`):
+            Already reset. `None` for a task without environment: one turn, whose whole text is the answer.
+        actions ([`ActionSet`] or `None`):
+            The environment's actions.
+    """
+
+    prompt_ids: list[int]
+    environment: Any = None
+    actions: ActionSet | None = None
+    turns: list[Turn] = field(default_factory=list)
+    history: list[list[int]] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+    answer: str | None = None
+    failed_actions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """
+    Budgets and rules of a rollout.
+
+    Attributes:
+        max_turns (`int`):
+            Most turns of an episode.
+        max_observation_length (`int`):
+            Most tokens of one observation, tags and hint included.
+        context (`str`):
+            Rule of the next context: `"mem1"`, `"full"` or `"truncate"`.
+        max_context_length (`int` or `None`):
+            Most tokens of one context, its completion not counted. `None` sets no limit.
+    """
+
+    max_turns: int = 6
+    max_observation_length: int = 1000
+    context: str = "mem1"
+    max_context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_turns < 1:
+            raise ValueError(f"max_turns={self.max_turns} leaves no turn to act in: use 1 or more.")
+        if self.max_observation_length < 1:
+            raise ValueError(f"max_observation_length={self.max_observation_length} must be 1 token or more.")
+        if self.context not in CONTEXT_RULES:
+            raise ValueError(f"context={self.context!r} is not a rule: use one of {', '.join(map(repr, CONTEXT_RULES))}.")
+        if self.context == "truncate" and self.max_context_length is None:
+            raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of text that we wrote: tags are tags, special tokens special."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Token ids of text that somebody else wrote: a special token spelled out in it stays plain text.
+
+    Tokenizers that cannot split special tokens get the text with a break inside each of them.
+    """
+    if not text:
+        return []
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if set(ids) & set(tokenizer.all_special_ids):
+        for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
+            text = text.replace(token, token[0] + " " + token[1:])
+        ids = encode_text(tokenizer, text)
+    return ids
+
+
+class Rollout:
+    """
+    Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions at once.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Encodes observations, decodes completions.
+        protocol ([`Mem1Protocol`]):
+            Tags, hints, templates.
+        settings ([`RolloutSettings`]):
+            Budgets and rules.
+        generate ([`TurnGenerator`]):
+            The backend.
+        running_anywhere (`Callable[[bool], bool]`, *optional*):
+            Whether some process still plays, given whether this one does. For backends in which one call generates for all
+            processes: a process whose episodes have ended then goes on taking part, with no contexts of its own.
+        on_turn (`Callable[[int, list[Episode]], None]`, *optional*):
+            Called after every turn with the number of turns done and the episodes that still run.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        protocol: Mem1Protocol,
+        settings: RolloutSettings,
+        generate: TurnGenerator,
+        running_anywhere: Callable[[bool], bool] = bool,
+        on_turn: Callable[[int, list[Episode]], None] | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.settings = settings
+        self.generate = generate
+        self.running_anywhere = running_anywhere
+        self.on_turn = on_turn
+
+    def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
+        """
+        Play all episodes to their end.
+
+        Args:
+            episodes (`Sequence[Episode]`):
+                Fresh episodes, their environments reset.
+
+        Returns:
+            `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
+        """
+        limit = self.settings.max_context_length
+        for episode in episodes:
+            if limit is not None and len(episode.prompt_ids) > limit:
+                raise ValueError(
+                    f"A task prompt has {len(episode.prompt_ids)} tokens but max_context_length is {limit}, and the "
+                    "task prompt is never truncated: raise max_context_length or drop the row."
+                )
+        for turn in range(1, self.settings.max_turns + 1):
+            running = [episode for episode in episodes if episode.stop_reason is None]
+            if not self.running_anywhere(bool(running)):
+                break
+            self._play_turn(running, turn)
+            if self.on_turn is not None:
+                self.on_turn(turn, [episode for episode in running if episode.stop_reason is None])
+        return [
+            Trajectory(
+                turns=episode.turns,
+                stop_reason=episode.stop_reason or StopReason.MAX_TURNS,
+                answer=episode.answer,
+                metrics={"failed_actions": float(episode.failed_actions)},
+            )
+            for episode in episodes
+        ]
+
+    def _play_turn(self, running: list[Episode], turn: int) -> None:
+        turns_left = self.settings.max_turns - turn
+        contexts, stops = [], []
+        for episode in running:
+            contexts.append(self._context(episode))
+            stops.append(self._stops(episode, turns_left == 0))
+        completions = self.generate(contexts, stops)
+
+        calls, callers = [], []
+        for episode, context, completion in zip(running, contexts, completions, strict=True):
+            parsed = self._read(episode, context, completion, turns_left)
+            call = self._act(episode, parsed, completion)
+            if call is not None:
+                callers.append((episode, parsed))
+                calls.append(call)
+        ready = [call for call in calls if not isinstance(call, ActionResult)]
+        outcomes = iter(run_calls(ready))
+        for (episode, parsed), call in zip(callers, calls):
+            result = call if isinstance(call, ActionResult) else next(outcomes)
+            self._observe(episode, parsed, result, turns_left)
+
+    def _context(self, episode: Episode) -> list[int]:
+        limit = self.settings.max_context_length
+        room = None if limit is None else limit - len(episode.prompt_ids)
+        return next_context(self.settings.context, episode.prompt_ids, episode.history, room)
+
+    def _stops(self, episode: Episode, last_turn: bool) -> list[str]:
+        if episode.actions is None:
+            return []
+        return self.protocol.stop_strings(list(episode.actions.tags), last_turn)
+
+    def _read(
+        self, episode: Episode, context: list[int], completion: Completion, turns_left: int
+    ) -> ParsedTurn | None:
+        """Record the turn and return what it said (`None` without an environment)."""
+        text = self.tokenizer.decode(completion.ids, skip_special_tokens=False)
+        parsed = None
+        if episode.actions is not None:
+            parsed = self.protocol.parse(text, list(episode.actions.tags), last_turn=turns_left == 0)
+        state_tokens = 0
+        if parsed is not None and parsed.state_span is not None:
+            begin, end = parsed.state_span
+            state_tokens = len(encode_text(self.tokenizer, text[begin:end]))
+        episode.turns.append(
+            Turn(
+                prompt_ids=tuple(context),
+                completion_ids=completion.ids,
+                logprobs=completion.logprobs,
+                text=text,
+                action=parsed.action if parsed else None,
+                action_input=parsed.action_input if parsed else None,
+                state=parsed.state if parsed else None,
+                state_tokens=state_tokens,
+            )
+        )
+        return parsed
+
+    def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> Any:
+        """End the episode, or return the call that the turn asks for (or its result, if there is nothing to call)."""
+        if parsed is None or episode.actions is None:  # no environment: the text is the answer
+            episode.answer = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
+            episode.stop_reason = StopReason.ANSWER if completion.ended else StopReason.TRUNCATED
+            return None
+        if parsed.action is None:
+            if not completion.ended:
+                episode.stop_reason = StopReason.TRUNCATED
+            elif self.protocol.on_invalid_action == "end":
+                episode.stop_reason = StopReason.INVALID_ACTION
+            else:
+                tags = ", ".join(f"<{tag}>" for tag in (*episode.actions.tags, self.protocol.answer_tag))
+                return ActionResult(f"Error: no complete action. Use one of {tags}.", failed=True)
+            return None
+        text = parsed.action_input or ""
+        if parsed.action == self.protocol.answer_tag:
+            episode.answer = text
+            episode.stop_reason = StopReason.ANSWER
+            if episode.actions.answer_method is None:
+                return None
+            method = episode.actions.answer_method
+        else:
+            method = episode.actions.tags[parsed.action]
+        try:
+            arguments = episode.actions.arguments(method, text)
+        except ValueError as error:
+            return ActionResult(f"Error: {error}", failed=True)
+        return getattr(episode.environment, method), arguments
+
+    def _observe(self, episode: Episode, parsed: ParsedTurn | None, result: ActionResult, turns_left: int) -> None:
+        """Append the observation and decide whether the episode goes on."""
+        episode.failed_actions += result.failed
+        if episode.stop_reason is None and getattr(episode.environment, "done", False):
+            episode.stop_reason = StopReason.DONE
+        if episode.stop_reason is None and turns_left == 0:
+            episode.stop_reason = StopReason.MAX_TURNS
+        if episode.stop_reason is not None:
+            return
+        observation_ids = self.encode_observation(result.text, turns_left, list(episode.actions.tags))  # type: ignore[union-attr]
+        turn = episode.turns[-1]
+        episode.turns[-1] = dataclasses.replace(
+            turn, observation=self.tokenizer.decode(observation_ids, skip_special_tokens=False)
+        )
+        episode.history.append([*self._carried(turn), *observation_ids])
+        limit = self.settings.max_context_length
+        if limit is not None and len(self._context(episode)) > limit:
+            episode.stop_reason = StopReason.CONTEXT_OVERFLOW
+
+    def _carried(self, turn: Turn) -> Sequence[int]:
+        """What a completion leaves in the next context: its own ids, unless scratch is dropped from it."""
+        text = self.protocol.drop_scratch(turn.text)
+        return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
+
+    def encode_observation(self, text: str, turns_left: int, action_tags: Sequence[str] = ()) -> list[int]:
+        """
+        Token ids of an observation within its budget. It is cut by tokens; tags and hint stay whole.
+
+        Args:
+            text (`str`):
+                What the environment returned.
+            turns_left (`int`):
+                Turns that remain, for the hint.
+            action_tags (`Sequence[str]`, *optional*):
+                Tags to defuse besides the protocol's own.
+        """
+        before, after = self.protocol.observation_frame(turns_left)
+        frame = encode_text(self.tokenizer, before), encode_text(self.tokenizer, after)
+        marker = encode_text(self.tokenizer, self.protocol.truncation_marker)
+        room = self.settings.max_observation_length - len(frame[0]) - len(frame[1])
+        if room < len(marker):
+            raise ValueError(
+                f"max_observation_length={self.settings.max_observation_length} is less than the tags, hint and "
+                f"truncation marker of an observation need ({len(frame[0]) + len(frame[1]) + len(marker)} tokens): "
+                "raise it."
+            )
+        body = self.protocol.defuse(text[: room * _MAX_CHARACTERS_PER_TOKEN], action_tags)
+        ids = encode_untrusted(self.tokenizer, body)
+        if len(ids) > room or len(text) > room * _MAX_CHARACTERS_PER_TOKEN:
+            ids = [*ids[: room - len(marker)], *marker]
+        return [*frame[0], *ids, *frame[1]]

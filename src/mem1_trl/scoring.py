@@ -1,0 +1,173 @@
+"""Runs a model over rows under a layout, and reads off one number per sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .attention import attention_implementation, model_mask, module_dtype, resolve_layout
+from .layouts import (
+    RowBatch,
+    build_row,
+    paper_context_mask,
+    tree_context_mask,
+    tree_positions,
+    unfold_turns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from .trajectory import Trajectory
+
+TokenFunction = Callable[[dict[str, torch.Tensor], torch.Tensor], "list[torch.Tensor | None]"]
+"""
+Takes model inputs `(N, L)` and labels `(N, L)` (-100 where nothing is wanted); gives tensors `(N, L - 1)`, the value for
+label `i` at place `i - 1`, as a causal language model predicts it from the token before.
+"""
+
+
+def forward_rows(
+    rows: RowBatch, layout: str, model: PreTrainedModel, function: TokenFunction
+) -> list[torch.Tensor | None]:
+    """
+    Evaluate a per-token function of a model on rows, each token in exactly the context the layout gives it.
+
+    Args:
+        rows ([`RowBatch`]):
+            `B` rows of `T` tokens.
+        layout (`str`):
+            `"packed"`, `"per_turn"` or `"paper"`.
+        model ([`~transformers.PreTrainedModel`]):
+            The model behind `function`; asked for its attention implementation and data type only.
+        function (`TokenFunction`):
+            Calls the model.
+
+    Returns:
+        `list[torch.Tensor | None]`: What `function` gives, folded back to shape `(B, T - 1)`; zero where no token was sampled.
+    """
+    if layout == "per_turn":
+        return _forward_per_turn(rows, function)
+    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
+    inputs["position_ids"] = tree_positions(rows)
+    if layout == "paper":
+        mask = paper_context_mask(rows)
+    elif rows.is_chain():
+        mask = None  # ordinary causal attention is exact, and its kernels are the fastest
+    else:
+        mask = tree_context_mask(rows)
+    if mask is not None:
+        inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
+    return function(inputs, rows.input_ids.masked_fill(~rows.sampled, -100))
+
+
+def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Tensor | None]:
+    turns = unfold_turns(rows)
+    if turns is None:  # every completion is masked out: forward the rows as they are, nothing in them counts
+        inputs = {"input_ids": rows.input_ids, "attention_mask": torch.ones_like(rows.attention_mask)}
+        return function(inputs, torch.full_like(rows.input_ids, -100))
+    inputs = {"input_ids": turns.input_ids, "attention_mask": turns.attention_mask}
+    results = function(inputs, turns.input_ids.masked_fill(~turns.sampled, -100))
+    wanted = turns.sampled[:, 1:]
+    places = turns.sources[:, 1:][wanted]
+    folded: list[torch.Tensor | None] = []
+    for result in results:
+        if result is not None:
+            flat = result.new_zeros(rows.input_ids.numel())
+            result = flat.index_put((places,), result[wanted]).view(rows.input_ids.shape)[:, 1:]
+        folded.append(result)
+    return folded
+
+
+class LayoutModel:
+    """
+    Stands in for a policy where TRL calls one, so that TRL's own log-prob code scores each token in its true context.
+
+    TRL passes rows in order, in chunks; the structure of the rows is kept here, beside them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A model with TRL's fused head, possibly wrapped for data parallelism.
+        rows ([`RowBatch`]):
+            The rows TRL is about to pass.
+        layout (`str`):
+            How to forward them.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: RowBatch, layout: str):
+        self.model = model
+        self.rows = rows
+        self.layout = layout
+        self._next = 0
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: Any = None, **kwargs: Any) -> Any:
+        rows = self.rows[slice(self._next, self._next + len(input_ids))]
+        self._next += len(input_ids)
+        assert torch.equal(rows.input_ids, input_ids), "TRL passes other rows than the ones that were bound"
+        outputs = None
+
+        def fused(inputs: dict[str, torch.Tensor], wanted: torch.Tensor) -> list[torch.Tensor | None]:
+            nonlocal outputs
+            outputs = self.model(**inputs, labels=wanted, **kwargs)
+            return [outputs.log_probs, outputs.entropy]
+
+        log_probs, entropy = forward_rows(rows, self.layout, self.model, fused)
+        assert outputs is not None
+        outputs.log_probs, outputs.entropy = log_probs, entropy
+        return outputs
+
+
+def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFunction:
+    """The per-token log-probs of a plain causal language model, float32, in nats."""
+
+    def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
+        logits = model(**inputs).logits[:, :-1].float() / temperature
+        targets = labels[:, 1:]
+        picked = torch.log_softmax(logits, dim=-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
+        return [picked.masked_fill(targets == -100, 0.0)]
+
+    return function
+
+
+def score_trajectories(
+    model: PreTrainedModel,
+    trajectories: Sequence[Trajectory],
+    layout: str = "packed",
+    temperature: float = 1.0,
+    batch_size: int = 8,
+) -> list[list[torch.Tensor]]:
+    """
+    Log-probabilities of everything the agent sampled, each token under exactly the context that produced it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+        trajectories (`Sequence[Trajectory]`):
+            What to score.
+        layout (`str`, *optional*, defaults to `"packed"`):
+            `"packed"` and `"per_turn"` are exact and agree; `"paper"` is MEM1's stitched sequence (section 3.2), which does
+            not. A model that cannot run `"packed"` is run `"per_turn"`.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            What the logits are divided by.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Trajectories forwarded at once.
+
+    Returns:
+        `list[list[torch.Tensor]]`: Per trajectory, per turn, a float32 tensor of shape `(len(completion_ids),)`. Gradients
+        flow unless the caller turns them off.
+    """
+    layout = resolve_layout(model, layout)
+    scores: list[list[torch.Tensor]] = []
+    for start in range(0, len(trajectories), batch_size):
+        chunk = trajectories[start : start + batch_size]
+        rows = RowBatch.from_rows([build_row(t, layout) for t in chunk], device=model.device)
+        (logprobs,) = forward_rows(rows, layout, model, token_logprobs(model, temperature))
+        assert logprobs is not None
+        for index, trajectory in enumerate(chunk):
+            of_row = logprobs[index][rows.sampled[index, 1:]]
+            scores.append(list(of_row.split([len(turn.completion_ids) for turn in trajectory.turns])))
+    return scores

@@ -1,0 +1,226 @@
+"""Datasets: load single-question data, and compose several questions into one multi-objective task."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, load_dataset
+
+from .rewards import ANSWER_SEPARATOR
+
+logger = logging.getLogger(__name__)
+
+QUESTION_SEPARATOR = "; "
+
+Row = tuple[str, list[str]]  # a question and its accepted answers
+
+# In this order: FlashRAG has both `golden_answers` and, in some sets, another `answer`.
+ANSWER_COLUMNS = ("golden_answers", "answer", "answers")
+FILE_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def compose_objectives(
+    dataset: Dataset,
+    n: int,
+    question: str = "question",
+    answer: str = "answer",
+    seed: int | None = None,
+) -> Dataset:
+    """
+    Group single-question rows into tasks of `n` objectives (MEM1, arXiv 2506.15841: "multi-objective task").
+
+    Rows (Q1, A1), (Q2, A2), (Q3, A3), (Q4, A4), (Q5, A5) with `n=2` become the tasks "Q1; Q2" and "Q3; Q4"; the
+    remainder, Q5, is dropped. A question that its group already holds waits for a later group: with Q2 = Q1 the tasks
+    are "Q1; Q3" and "Q2; Q4".
+
+    Args:
+        dataset (`datasets.Dataset`):
+            One question per row.
+        n (`int`):
+            Number of objectives per task, at least 1.
+        question (`str`, *optional*, defaults to `"question"`):
+            Column with the question, a string.
+        answer (`str`, *optional*, defaults to `"answer"`):
+            Column with the answer: a string, or a list of strings that are all accepted.
+        seed (`int`, *optional*):
+            `None` groups consecutive rows, as the reference code does. A number shuffles the rows with it first.
+
+    Returns:
+        `datasets.Dataset`: columns `prompt` (`str`, the questions joined by `"; "`), `questions` (`list[str]`), `answers`
+        (`list[list[str]]`, the accepted answers of every objective) and `num_objectives` (`int`).
+
+        The answers of a task are given separated by semicolons, so an accepted answer that holds a semicolon is left
+        out, and a row without any other answer is skipped, with a warning.
+
+    Raises:
+        `ValueError`: if `n` is below 1, a column is missing or holds something else than text, or the rows do not suffice
+        for one task.
+        `TypeError`: if `dataset` is not a `datasets.Dataset`.
+
+    Example:
+
+    ```python
+    >>> from mem1_trl import compose_objectives
+    >>> from mem1_trl.facts import load_facts
+
+    >>> compose_objectives(load_facts().questions("train"), n=2)[0]["answers"]
+    [['Kabul'], ['Afghanistan']]
+    ```
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"`dataset` is a {type(dataset).__name__}: pass one split as a datasets.Dataset, for example "
+            "load_dataset(..., split='train')."
+        )
+    if n < 1:
+        raise ValueError(f"`n` is {n}: a task needs at least one objective.")
+    for column in (question, answer):
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"The dataset has no column {column!r} (it has {', '.join(map(repr, dataset.column_names))}): name the "
+                "columns with `question=` and `answer=`."
+            )
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed)
+
+    rows = []
+    for position, (text, accepted) in enumerate(zip(dataset[question], dataset[answer])):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"Row {position} has the question {text!r}: column {question!r} must hold non-empty text."
+            )
+        aliases = [alias for alias in _aliases(accepted, answer) if ANSWER_SEPARATOR not in alias]
+        if aliases:
+            rows.append((text.strip(), aliases))
+    if len(rows) < len(dataset):
+        logger.warning(
+            "Skipped %d of %d questions: they have no accepted answer without a semicolon, which separates answers.",
+            len(dataset) - len(rows),
+            len(dataset),
+        )
+
+    tasks = list(_groups_without_repeats(rows, n))
+    if not tasks:
+        raise ValueError(
+            f"{len(rows)} usable rows do not make one task of {n} different questions: pass more rows or a smaller `n`."
+        )
+    features = Features(
+        {
+            "prompt": Value("string"),
+            "questions": List(Value("string")),
+            "answers": List(List(Value("string"))),
+            "num_objectives": Value("int64"),
+        }
+    )
+    records = [
+        {
+            "prompt": QUESTION_SEPARATOR.join(text for text, _ in task),
+            "questions": [text for text, _ in task],
+            "answers": [aliases for _, aliases in task],
+            "num_objectives": n,
+        }
+        for task in tasks
+    ]
+    return Dataset.from_list(records, features=features)
+
+
+def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: Any) -> Dataset:
+    """
+    Load questions with accepted answers, whatever the common schema they come in.
+
+    Understood are FlashRAG (`question`, `golden_answers`), HotpotQA (`question`, `answer`), NQ-open (`question`, a list
+    `answer`), TriviaQA (`answer` with `value` and `aliases`) and SQuAD (`answers` with `text`).
+
+    Args:
+        path_or_name (`str` or `Path`):
+            A local `.jsonl`, `.json`, `.parquet` or `.csv` file, or the name of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a dataset on the Hub. A local file is one split, whatever its name.
+        **kwargs:
+            Passed on to `datasets.load_dataset`, such as `name="distractor"` for a configuration or `field="data"` for
+            rows below a key of a JSON file.
+
+    Returns:
+        `datasets.Dataset`: columns `question` (`str`) and `answer` (`list[str]`), rows in the order of the source, those
+        without an answer left out with a warning. Ready for [`compose_objectives`].
+
+    Raises:
+        `FileNotFoundError`: if a path to a file does not exist.
+        `ValueError`: if the schema is unknown, or no row has an answer.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        if path.suffix not in FILE_LOADERS:
+            raise ValueError(f"{path.name} is not a {', '.join(FILE_LOADERS)} file: convert it to one of these.")
+        dataset = load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train", **kwargs)
+    elif path.suffix in FILE_LOADERS:
+        raise FileNotFoundError(f"There is no file {path_or_name}: check the path.")
+    else:
+        dataset = load_dataset(str(path_or_name), split=split, **kwargs)
+
+    columns = dataset.column_names
+    column = next((name for name in ANSWER_COLUMNS if name in columns), None)
+    if "question" not in columns or column is None:
+        raise ValueError(
+            f"{path_or_name} has the columns {', '.join(map(repr, columns))}, but needs 'question' and one of "
+            f"{', '.join(map(repr, ANSWER_COLUMNS))}: rename them with Dataset.rename_column."
+        )
+    pairs = zip(dataset["question"], dataset[column])
+    records = [{"question": question, "answer": _aliases(accepted, column)} for question, accepted in pairs]
+    answered = [record for record in records if record["question"] and record["answer"]]
+    if not answered:
+        raise ValueError(
+            f"No row of {path_or_name} has an answer in {column!r}: pass a split whose answers are public."
+        )
+    if len(answered) < len(records):
+        logger.warning(
+            "Left out %d of %d rows without question or answer.", len(records) - len(answered), len(records)
+        )
+    features = Features({"question": Value("string"), "answer": List(Value("string"))})
+    return Dataset.from_list(answered, features=features)
+
+
+def _aliases(accepted: Any, column: str) -> list[str]:
+    """The accepted answers of one question, each once, as a list; empty if there are none."""
+    if isinstance(accepted, dict):
+        if not accepted.keys() & {"value", "aliases", "text"}:
+            raise ValueError(
+                f"Column {column!r} holds mappings with the keys {', '.join(map(repr, accepted))}: expected 'value' and "
+                "'aliases', or 'text'."
+            )
+        # TriviaQA names its main answer `value`; SQuAD lists its answers as `text`.
+        accepted = [
+            alias
+            for key in ("value", "aliases", "text")
+            for alias in (accepted[key] if isinstance(accepted.get(key), (list, tuple)) else [accepted.get(key)])
+        ]
+    elif accepted is None or isinstance(accepted, str):
+        accepted = [accepted]
+    elif not isinstance(accepted, (list, tuple)):
+        raise ValueError(f"Column {column!r} holds {accepted!r}: an answer must be a string or a list of strings.")
+    texts = [alias.strip() for alias in accepted if alias is not None and isinstance(alias, str)]
+    if len(texts) < sum(alias is not None for alias in accepted):
+        raise ValueError(f"Column {column!r} holds {accepted!r}: an answer must be a string or a list of strings.")
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _groups_without_repeats(rows: Iterable[Row], n: int) -> Iterator[list[Row]]:
+    """Groups of `n` rows with `n` different questions, in order; a repeated question waits for the next group."""
+    waiting: dict[str, deque[Row]] = {}  # by question, in the order they were met
+    group: dict[str, Row] = {}
+    for row in rows:
+        if row[0] in group:
+            waiting.setdefault(row[0], deque()).append(row)
+        else:
+            group[row[0]] = row
+        while len(group) == n:
+            yield list(group.values())
+            group = {}
+            for text in list(waiting)[:n]:
+                group[text] = waiting[text].popleft()
+                if not waiting[text]:
+                    del waiting[text]

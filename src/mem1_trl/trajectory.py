@@ -1,0 +1,168 @@
+"""What an episode is made of: turns, each a context and a completion, under one reward. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    ANSWER = "answer"
+    """The agent closed its answer tag."""
+
+    DONE = "done"
+    """The environment set its `done` attribute."""
+
+    MAX_TURNS = "max_turns"
+    """The turn budget was spent without an answer."""
+
+    INVALID_ACTION = "invalid_action"
+    """A turn held no complete action and the protocol ends the episode on that."""
+
+    TRUNCATED = "truncated"
+    """A turn ran into `max_completion_length` before it closed an action."""
+
+    CONTEXT_OVERFLOW = "context_overflow"
+    """The next context would not have fitted the budget (only with an appended history)."""
+
+    ENVIRONMENT_ERROR = "environment_error"
+    """An action of the environment raised and the protocol ends the episode on that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """
+    One call of the model: the exact token ids it read and the exact token ids it sampled.
+
+    A policy update is exact only if it scores `completion_ids` under `prompt_ids`, so both are kept as they were and are
+    never decoded and encoded again.
+
+    Attributes:
+        prompt_ids (`tuple[int, ...]`):
+            Token ids of the whole context of this turn: the task prompt and whatever the context rule kept.
+        completion_ids (`tuple[int, ...]`):
+            Token ids as sampled, the token that closed the action (or the end-of-sequence token) included.
+        logprobs (`tuple[float, ...]` or `None`):
+            Log-probability in nats of each token of `completion_ids` under the sampler, or `None` if it gave none.
+        text (`str`):
+            `completion_ids` decoded, for people and parsers.
+        observation (`str` or `None`):
+            What the environment answered, as it was shown to the agent (hint and tags included, after truncation).
+            `None` if the episode ended with this turn.
+        action (`str` or `None`):
+            Name of the tag the turn acted with, or `None` if it held no complete action.
+        action_input (`str` or `None`):
+            Text inside that tag.
+        state (`str` or `None`):
+            Text of the internal state the turn wrote, or `None` if it wrote none.
+        state_tokens (`int`):
+            Number of tokens of `completion_ids` that carry the state.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    text: str = ""
+    observation: str | None = None
+    action: str | None = None
+    action_input: str | None = None
+    state: str | None = None
+    state_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError("A turn needs at least one prompt token: the first completion token is predicted from it.")
+        if not self.completion_ids:
+            raise ValueError("A turn needs at least one completion token: drop turns in which nothing was sampled.")
+        if self.logprobs is not None and len(self.logprobs) != len(self.completion_ids):
+            raise ValueError(
+                f"A turn has {len(self.completion_ids)} completion tokens but {len(self.logprobs)} log-probs: pass one "
+                "per sampled token, or None."
+            )
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """
+    An episode: its turns in order, and what came of it.
+
+    Attributes:
+        turns (`list[Turn]`):
+            At least one turn.
+        reward (`float` or `None`):
+            Reward of the whole episode, or `None` while it is not scored.
+        stop_reason ([`StopReason`]):
+            Why the episode ended.
+        answer (`str` or `None`):
+            Text inside the answer tag of the last turn, or `None` if the agent gave no answer.
+        metrics (`dict[str, float]`):
+            Numbers about the episode, such as peak tokens; see [`mem1_trl.metrics`].
+    """
+
+    turns: list[Turn]
+    reward: float | None = None
+    stop_reason: StopReason = StopReason.ANSWER
+    answer: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError("A trajectory needs at least one turn.")
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Token ids of the task prompt, which is the context of the first turn."""
+        return self.turns[0].prompt_ids
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens the model sampled over all turns."""
+        return sum(len(turn.completion_ids) for turn in self.turns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trajectory as plain lists, numbers and strings, ready for JSON."""
+        return {
+            "turns": [
+                {
+                    "prompt_ids": list(turn.prompt_ids),
+                    "completion_ids": list(turn.completion_ids),
+                    "logprobs": None if turn.logprobs is None else list(turn.logprobs),
+                    "text": turn.text,
+                    "observation": turn.observation,
+                    "action": turn.action,
+                    "action_input": turn.action_input,
+                    "state": turn.state,
+                    "state_tokens": turn.state_tokens,
+                }
+                for turn in self.turns
+            ],
+            "reward": self.reward,
+            "stop_reason": str(self.stop_reason),
+            "answer": self.answer,
+            "metrics": dict(self.metrics),
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Trajectory:
+        """The inverse of [`~Trajectory.to_dict`]."""
+        turns = [
+            Turn(
+                **{
+                    **turn,
+                    "prompt_ids": tuple(turn["prompt_ids"]),
+                    "completion_ids": tuple(turn["completion_ids"]),
+                    "logprobs": None if turn["logprobs"] is None else tuple(turn["logprobs"]),
+                }
+            )
+            for turn in record["turns"]
+        ]
+        return cls(
+            turns=turns,
+            reward=record["reward"],
+            stop_reason=StopReason(record["stop_reason"]),
+            answer=record["answer"],
+            metrics=dict(record["metrics"]),
+        )

@@ -1,0 +1,515 @@
+"""The only file that knows TRL's private methods. It wraps them with `super()` and checks that they are what we rely on."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import trl
+from accelerate.utils import gather_object
+from trl import GRPOTrainer
+from trl.data_utils import is_conversational
+
+from .attention import resolve_layout
+from .generation import Completion, GenerateHook, StopTexts, finish_completion
+from .layouts import Row, RowBatch, build_row
+from .scoring import LayoutModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .trajectory import Trajectory
+
+# Parameters of the private methods that are wrapped, in order. A method may grow parameters with defaults, no others.
+RELIED_METHODS: dict[str, tuple[str, ...]] = {
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_generate": ("self", "prompts"),
+    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
+    "_tokenize_prompts": ("self", "prompts"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_per_token_logps_and_entropies": (
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+    ),
+    "_compute_loss": ("self", "model", "inputs"),
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_load_from_checkpoint": ("self", "resume_from_checkpoint"),
+}
+
+# Keys of the batch that TRL builds and its loss reads
+RELIED_BATCH_KEYS = (
+    "prompt_ids",
+    "prompt_mask",
+    "completion_ids",
+    "completion_mask",
+    "advantages",
+    "num_items_in_batch",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "tool_mask",
+)
+
+# Names that a method must use: a keyword it passes to the model, a key it looks up
+RELIED_NAMES: dict[str, tuple[str, ...]] = {
+    "_generate_and_score_completions": RELIED_BATCH_KEYS,
+    "_compute_loss": ("old_per_token_logps", "ref_per_token_logps", "tool_mask", "unsqueeze", "num_items_in_batch"),
+    "_generate": ("rollout_func", "env_mask", "logprobs"),
+    "_get_per_token_logps_and_entropies": ("fused_lm_head", "labels", "log_probs", "entropy"),
+    "_calculate_rewards": ("environments",),
+}
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """All names and string constants of a code object, those of nested functions and constant tuples included."""
+    names = {*code.co_names, *code.co_varnames}
+    stack: list[Any] = list(code.co_consts)
+    while stack:
+        constant = stack.pop()
+        if isinstance(constant, str):
+            names.add(constant)
+        elif isinstance(constant, (tuple, frozenset)):
+            stack.extend(constant)
+        elif isinstance(constant, CodeType):
+            names |= _names_in(constant)
+    return names
+
+
+def check_trl(trainer_class: type = GRPOTrainer) -> None:
+    """
+    Check that the installed TRL is one we can wrap.
+
+    Raises:
+        `ImportError`: If a private method of `trainer_class` is gone, takes other parameters, or no longer uses a name that
+            is relied on.
+    """
+    for method, parameters in RELIED_METHODS.items():
+        problem = None
+        function = inspect.unwrap(getattr(trainer_class, method, None) or (lambda: None))
+        actual = tuple(inspect.signature(function).parameters)
+        if actual[: len(parameters)] != parameters:
+            problem = f"`{method}` has the parameters {', '.join(actual) or 'none'} instead of {', '.join(parameters)}"
+        else:
+            missing = sorted(set(RELIED_NAMES.get(method, ())) - _names_in(function.__code__))
+            if missing:
+                problem = f"`{method}` no longer uses {', '.join(missing)}"
+        if problem is not None:
+            raise ImportError(
+                f"trl {trl.__version__} does not fit this version of mem1-trl: {problem} of {trainer_class.__name__}; "
+                "install a TRL release that README.md lists as tested, or upgrade mem1-trl."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BoundStructure:
+    """
+    The structure of the rows TRL is working on: `(B, C)` tensors over the completion part, beside TRL's own.
+
+    Attributes:
+        tool_mask (`torch.Tensor`): 1 on sampled tokens.
+        turn_ids (`torch.Tensor`): Turn of each token.
+        parent_offsets (`torch.Tensor`): Distance to the predecessor of each token.
+    """
+
+    tool_mask: torch.Tensor
+    turn_ids: torch.Tensor
+    parent_offsets: torch.Tensor
+
+    @classmethod
+    def from_rows(cls, rows: list[Row], length: int, device: torch.device) -> BoundStructure:
+        """Pad the structure of rows to `length`."""
+        shape = (len(rows), length)
+        tool_mask, turn_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        parent_offsets = torch.ones(shape, dtype=torch.long)
+        for index, row in enumerate(rows):
+            size = len(row.completion_ids)
+            tool_mask[index, :size] = torch.tensor(row.tool_mask)
+            turn_ids[index, :size] = torch.tensor(row.turn_ids)
+            parent_offsets[index, :size] = torch.tensor(row.parent_offsets)
+        return cls(tool_mask.to(device), turn_ids.to(device), parent_offsets.to(device))
+
+    def row_batch(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> RowBatch:
+        """Join with TRL's `(B, P + C)` tensors."""
+        prompt = input_ids.shape[1] - self.tool_mask.shape[1]
+
+        def widen(x: torch.Tensor, value: int) -> torch.Tensor:
+            return torch.nn.functional.pad(x, (prompt, 0), value=value)
+
+        sampled = widen(self.tool_mask, 0).bool() & attention_mask.bool()
+        return RowBatch(input_ids, attention_mask, sampled, widen(self.turn_ids, 0), widen(self.parent_offsets, 1))
+
+
+class TrajectoryTrainer(GRPOTrainer):
+    """
+    `GRPOTrainer` whose rows are trajectories. Subclasses say what an episode is and what is learned from it.
+
+    They implement [`~TrajectoryTrainer.prepare_rows`], [`~TrajectoryTrainer.run_episodes`] and
+    [`~TrajectoryTrainer.completions_for_rewards`], and may extend [`~TrajectoryTrainer.extend_batch`],
+    [`~TrajectoryTrainer.extra_loss`], [`~TrajectoryTrainer.save_extra`] and [`~TrajectoryTrainer.load_extra`].
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        check_trl()
+        self._bound: BoundStructure | list[Row] | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._trajectories: list[Trajectory] = []
+        self._local_rewards: torch.Tensor | None = None
+        self._last_logps: torch.Tensor | None = None
+        super().__init__(*args, **kwargs)
+        self.layout = resolve_layout(self.model, self.args.layout)
+        if self.aux_loss_enabled and self.layout == "packed":
+            # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
+            self.layout = "per_turn"
+        self.stop_texts = StopTexts(self.tokenizer)
+        # Set here and not passed: TRL warns that the argument is experimental, which is for us to worry about
+        self.rollout_func = self._rollout
+
+    # What subclasses implement
+
+    def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Start the episodes of dataset rows and return the rows with the prompts that the agent reads."""
+        raise NotImplementedError
+
+    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+        """Play the episodes that [`~TrajectoryTrainer.prepare_rows`] started."""
+        raise NotImplementedError
+
+    def completions_for_rewards(self, trajectories: list[Trajectory], conversational: bool) -> list[Any]:
+        """What reward functions and the completion table see of each trajectory: a text or a list of messages."""
+        raise NotImplementedError
+
+    @property
+    def episode_environments(self) -> list[Any] | None:
+        """The environment of each running episode, for reward functions, or `None`."""
+        return None
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether TRL's loss adds the KL penalty of weight `beta`."""
+        return True
+
+    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        """Add to the batch that TRL has built. `rewards` has shape `(B,)`; NaN where nothing scored a trajectory."""
+
+    def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
+        return None
+
+    def save_extra(self, directory: str) -> None:
+        """Write what a checkpoint needs besides TRL's own files."""
+
+    def load_extra(self, directory: str) -> None:
+        """Read what [`~TrajectoryTrainer.save_extra`] wrote."""
+
+    # What subclasses use
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._tokenizer
+
+    @property
+    def mode(self) -> str:
+        """`"train"` or `"eval"`, the key of TRL's metric dictionaries."""
+        return "train" if self.model.training else "eval"
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Add a value to the metrics of the current logging step, where it is averaged over calls."""
+        self._metrics[self.mode][name].append(value)
+
+    def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:
+        """
+        Generated tokens that one optimizer step of this process averages over, as in TRL's `"dapo"` loss.
+
+        Sums over micro-batches divided by it do not depend on how trajectories are split into micro-batches or processes.
+        """
+        total = batch["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if self.mode == "train":
+            total = total * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return total
+
+    def row_batch(self, batch: dict[str, Any]) -> RowBatch:
+        """The rows of a batch with their tree structure."""
+        input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        return self._structure(batch).row_batch(input_ids, attention_mask)
+
+    def sampled_mask(self, batch: dict[str, Any]) -> torch.Tensor:
+        """1 on the tokens that are trained, shape `(B, C)`."""
+        return batch["completion_mask"] * batch["tool_mask"]
+
+    def policy_logps(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Log-probs of the current policy, without gradient, shape `(B, C)`."""
+        rows = self.row_batch(batch)
+        size = self.args.per_device_train_batch_size if self.mode == "train" else self.args.per_device_eval_batch_size
+        with torch.no_grad(), self._binding(self._structure(batch)):
+            logps, *_ = self._get_per_token_logps_and_entropies(
+                self.model, rows.input_ids, rows.attention_mask, batch["completion_ids"].shape[1], batch_size=size
+            )
+        return logps
+
+    def generate_turn(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        """
+        One completion for each context, by whatever backend TRL is configured with.
+
+        Args:
+            prompts (`list[list[int]]`):
+                Token ids of the contexts.
+            stops (`list[list[str]]`):
+                Stop strings of each.
+
+        Returns:
+            `list[Completion]`: Cut at the first complete action.
+        """
+        wanted = len(prompts)
+        if self._generates_together:
+            # Every process takes part in every call, with equally many prompts: those that ran out send dummies
+            most = int(self.accelerator.gather(torch.tensor([wanted], device=self.accelerator.device)).max())
+            prompts = [*prompts, *([[self.eos_token_ids[0]]] * (most - wanted))]
+            stops = [*stops, *([[]] * (most - wanted))]
+        if self.use_vllm:
+            with self._vllm_stops(stops):
+                ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
+        else:
+            model = self.accelerator.unwrap_model(self.model_wrapped)
+            hook = GenerateHook(model.generate, self.stop_texts, stops, self.temperature)
+            with self._greedy_in_eval(), _attribute(model, "generate", hook):
+                ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
+            if logprobs is None and hook.logprobs is not None:
+                logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
+        rows = zip(ids, logprobs or [None] * len(ids), stops)
+        completions = [finish_completion(*row, self.stop_texts, self.eos_token_ids) for row in rows]
+        return completions[:wanted]
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether `flag` is true in some process; asked only if the backend generates for all processes together."""
+        if not self._generates_together:
+            return flag
+        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
+    # The wrapped methods
+
+    @property
+    def _generates_together(self) -> bool:
+        """Whether one call of the generation backend is collective over processes."""
+        if self.accelerator.num_processes == 1:
+            return False
+        if self.use_vllm:
+            return self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @contextmanager
+    def _vllm_stops(self, stops: list[list[str]]) -> Iterator[None]:
+        """Pass stop strings to vLLM, which takes one set for all prompts; what differs is cut afterwards."""
+        backend = self.vllm_generation
+        own = dict(backend.generation_kwargs or {})
+        union = sorted({stop for row in stops for stop in row})
+        extra: dict[str, Any] = {}
+        if union:
+            extra = {"stop": [*own.get("stop", []), *union], "include_stop_str_in_output": True}
+        temperature = backend.temperature
+        if self.mode == "eval" and self.args.eval_temperature is not None:
+            temperature = self.args.eval_temperature
+        with _attribute(backend, "generation_kwargs", {**own, **extra}), _attribute(
+            backend, "temperature", temperature
+        ):
+            yield
+
+    @contextmanager
+    def _greedy_in_eval(self) -> Iterator[None]:
+        """Use `eval_temperature` while TRL evaluates."""
+        temperature = self.args.eval_temperature
+        if self.mode == "train" or temperature is None:
+            yield
+            return
+        changes: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            changes["temperature"] = temperature
+        config = self.generation_config
+        before = {name: getattr(config, name) for name in changes}
+        kwargs = dict(self.generation_kwargs)
+        try:
+            config.update(**changes)
+            self.generation_kwargs = {**kwargs, **changes}
+            yield
+        finally:
+            config.update(**before)
+            self.generation_kwargs = kwargs
+
+    def _rollout(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
+        """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
+        prompt_ids, *_ = self._tokenize_prompts(prompts)
+        self._trajectories = self.run_episodes(self._rows, [list(ids) for ids in prompt_ids])
+        rows = [build_row(trajectory, self.layout) for trajectory in self._trajectories]
+        self._bound = rows
+        logprobs = [row.logprobs for row in rows]
+        return {
+            "prompt_ids": [row.prompt_ids for row in rows],
+            "completion_ids": [row.completion_ids for row in rows],
+            "env_mask": [row.tool_mask for row in rows],
+            "logprobs": None if any(row is None for row in logprobs) else logprobs,
+            "trajectories": self._trajectories,
+        }
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        outputs = super()._generate(prompts)
+        if len(outputs) != 8:
+            raise ImportError(
+                f"trl {trl.__version__} does not fit this version of mem1-trl: `_generate` gives {len(outputs)} values "
+                "instead of 8; install a TRL release that README.md lists as tested."
+            )
+        self._correct_length_metrics()
+        self.environments = self.episode_environments
+        completions = self.completions_for_rewards(self._trajectories, is_conversational({"prompt": prompts[0]}))
+        return (*outputs[:3], completions, *outputs[4:])
+
+    def _correct_length_metrics(self) -> None:
+        """TRL takes a completion without end-of-sequence token for truncated; here a closed action ends one too."""
+        device = self.accelerator.device
+        lengths = torch.tensor([t.num_generated_tokens for t in self._trajectories], device=device)
+        cut = torch.tensor([_is_truncated(t) for t in self._trajectories], device=device)
+        lengths, cut = self.accelerator.gather(lengths).float(), self.accelerator.gather(cut)
+        ended = lengths[~cut] if (~cut).any() else torch.zeros(1, device=device)
+        metrics = self._metrics[self.mode]
+        for name, value in (
+            ("clipped_ratio", cut.float().mean()),
+            ("mean_terminated_length", ended.mean()),
+            ("min_terminated_length", ended.min()),
+            ("max_terminated_length", ended.max()),
+        ):
+            metrics[f"completions/{name}"][-1:] = [value.item()]
+
+    def _calculate_rewards(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in self._trajectories]
+        per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
+        rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
+        rewards[per_function.isnan().all(dim=1)] = torch.nan
+        start = self.accelerator.process_index * len(prompts)
+        self._local_rewards = rewards[start : start + len(prompts)]
+        for trajectory, reward in zip(self._trajectories, self._local_rewards.tolist(), strict=True):
+            trajectory.reward = None if reward != reward else reward
+        return per_function
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.environments = None  # TRL would reset those of the last batch
+        self._rows = self.prepare_rows([dict(row) for row in inputs])
+        mask_truncated, self.mask_truncated_completions = self.mask_truncated_completions, False
+        try:
+            batch = super()._generate_and_score_completions(self._rows)
+            structure = self._structure(None, batch["completion_ids"].shape[1])
+        finally:
+            self.mask_truncated_completions = mask_truncated
+            self._bound = None
+        batch["turn_ids"], batch["parent_offsets"] = structure.turn_ids, structure.parent_offsets
+        if mask_truncated:
+            # TRL recognises truncation by a missing end-of-sequence token, so it is done here
+            cut = torch.tensor([_is_truncated(t) for t in self._trajectories], device=batch["completion_ids"].device)
+            batch["completion_mask"] = batch["completion_mask"] * (~cut)[:, None]
+            batch["num_items_in_batch"] = self.accelerator.gather(self.sampled_mask(batch).sum()).sum()
+        assert self._local_rewards is not None
+        self.extend_batch(batch, self._trajectories, self._local_rewards)
+        self._rows, self._trajectories = [], []
+        return batch
+
+    def _structure(self, batch: dict[str, Any] | None, length: int = 0) -> BoundStructure:
+        if batch is not None:
+            return BoundStructure(batch["tool_mask"], batch["turn_ids"], batch["parent_offsets"])
+        if isinstance(self._bound, BoundStructure):
+            return self._bound
+        if self._bound is None:
+            raise RuntimeError("Log-probs were asked for outside of a batch: use `mem1_trl.score_trajectories`.")
+        return BoundStructure.from_rows(self._bound, length, self.accelerator.device)
+
+    @contextmanager
+    def _binding(self, structure: BoundStructure) -> Iterator[None]:
+        with _attribute(self, "_bound", structure):
+            yield
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        rows = self._structure(None, logits_to_keep).row_batch(input_ids, attention_mask)
+        stand_in = LayoutModel(model, rows, self.layout)
+        outputs = super()._get_per_token_logps_and_entropies(
+            stand_in, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        self._last_logps = outputs[0].detach()
+        return outputs
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        beta = self.beta if self.kl_in_loss else 0.0
+        with self._binding(self._structure(inputs)), _attribute(self, "beta", beta):
+            loss = super()._compute_loss(model, inputs)
+        self._log_sampler_difference(inputs)
+        extra = self.extra_loss(inputs)
+        return loss if extra is None else loss + extra
+
+    def _log_sampler_difference(self, inputs: dict[str, Any]) -> None:
+        """
+        Largest difference between the log-prob a token was sampled with and the one the update gives it.
+
+        Only before the first step on a batch, when both are of the same weights. It measures what is left of numerical noise
+        and of differences between the sampler and the trainer; a context that does not match shows as nats.
+        """
+        sampled = inputs.get("sampling_per_token_logps")
+        fresh = self.mode == "eval" or self._step % (self.args.steps_per_generation * self.num_iterations) < min(
+            self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        )
+        if sampled is None or not fresh or self._last_logps is None:
+            return
+        mask = self.sampled_mask(inputs).bool() & ~sampled.isnan()
+        gap = (self._last_logps - sampled).abs().masked_fill(~mask, 0.0).amax()
+        self.log_metric("sampling/max_logp_difference", self.accelerator.gather(gap.reshape(1)).max().item())
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            self.save_extra(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_extra(resume_from_checkpoint)
+
+    def gather_records(self, records: list[Any]) -> list[Any]:
+        """Concatenate a list of plain objects over processes."""
+        return gather_object(records)
+
+
+def _is_truncated(trajectory: Trajectory) -> bool:
+    return trajectory.stop_reason == "truncated"
+
+
+@contextmanager
+def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an instance attribute for a while, and put back what was there (or nothing)."""
+    missing = object()
+    before = vars(target).get(name, missing)
+    object.__setattr__(target, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            object.__delattr__(target, name)
+        else:
+            object.__setattr__(target, name, before)
+
+

@@ -1,0 +1,120 @@
+"""Exact match and F1, on cases worked out by hand."""
+
+import pytest
+
+from mem1_trl.rewards import exact_match, exact_match_reward, f1, f1_reward, normalize_answer, split_answers
+from mem1_trl.trajectory import Trajectory, Turn
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Isle of\tMan!", "isle of man"),
+        ("St. George's", "st georges"),
+        ("an A-team", "ateam"),
+        ("Theresa Anders", "theresa anders"),
+        ("  A ", ""),
+    ],
+)
+def test_normalize_answer(text, normal):
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "parts"),
+    [
+        ("Paris; 26", 2, ["Paris", "26"]),
+        ("Paris;;26", 3, ["Paris", "", "26"]),
+        ("Paris; 26", 1, None),
+        ("Paris; 26;", 2, None),
+        ("Paris", 1, ["Paris"]),
+    ],
+)
+def test_split_answers(text, n, parts):
+    assert split_answers(text, n) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "score"),
+    [
+        ("Paris; 26", [["Paris"], ["26"]], 2.0),
+        ("the paris. ;26", [["Paris"], ["26"]], 2.0),
+        ("26; Paris", [["Paris"], ["26"]], 0.0),  # position counts
+        ("Paris; 27", [["Paris"], ["26"]], 1.0),
+        ("Paris", [["Paris"], ["26"]], 0.0),  # one answer too few
+        ("Paris; 26; Rome", [["Paris"], ["26"]], 0.0),  # one too many
+        ("USA; 26", [["United States", "USA"], ["26", "twenty-six"]], 2.0),  # aliases
+        ("Paris; 26", ["Paris", "26"], 2.0),  # a plain string is its only alias
+        ("Paris, France", [["Paris"]], 0.0),
+        (None, [["Paris"]], 0.0),
+        ("", [["Paris"]], 0.0),
+        ("; 26", [["A"], ["26"]], 1.0),  # an empty answer is none, though "A" normalises to nothing
+        ("the", [["A"]], 0.0),
+        ("a", [["A"]], 1.0),
+    ],
+)
+def test_exact_match(text, answers, score):
+    assert exact_match(text, answers) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "score"),
+    [
+        ("Port Louis", [["Port of Spain"]], 2 / 5),  # {port, louis} and {port, of, spain}: 2 * 1 / (2 + 3)
+        ("Paris Paris Paris", [["Paris"]], 1.0),  # sets, not bags
+        ("the city of Paris; 26", [["Paris"], ["26"]], 2 / 4 + 1),  # {city, of, paris}: 2 * 1 / (3 + 1)
+        ("Paris", [["Rome", "Paris France"]], 2 / 3),  # the best alias
+        ("Paris; 26", [["Paris"]], 0.0),  # wrong count
+        ("; 26", [["Paris"], ["26"]], 1.0),
+        (None, [["Paris"]], 0.0),
+    ],
+)
+def test_f1(text, answers, score):
+    assert f1(text, answers) == pytest.approx(score)
+
+
+@pytest.mark.parametrize("score", [exact_match, f1])
+@pytest.mark.parametrize("answers", [[], [["Paris"], []], "Paris"])
+def test_missing_references_are_refused(score, answers):
+    with pytest.raises(ValueError, match="at least one reference for every objective"):
+        score("Paris", answers)
+
+
+def make_trajectory(answer):
+    return Trajectory(turns=[Turn(prompt_ids=(1,), completion_ids=(2,))], answer=answer)
+
+
+def test_reward_of_text_reads_the_last_answer_tag():
+    completions = ["<answer>Rome</answer> no, <answer>\nParis\n</answer> done", "Paris", "<answer>Paris"]
+    assert exact_match_reward(completions=completions, answers=[[["Paris"]]] * 3) == [1.0, 0.0, 0.0]
+
+
+def test_reward_of_messages_ignores_what_the_environment_wrote():
+    completions = [
+        [
+            {"role": "assistant", "content": "<answer>Paris France</answer>"},
+            {"role": "tool", "content": "<answer>Paris</answer>"},
+        ],
+        [{"role": "assistant", "content": None}, {"role": "tool", "content": "<answer>Paris</answer>"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "<answer>Paris</answer>"}]}],
+    ]
+    assert exact_match_reward(completions=completions, answers=[[["Paris"]]] * 3) == [0.0, 0.0, 1.0]
+    assert f1_reward(completions=completions, answers=[[["Paris"]]] * 3) == pytest.approx([2 / 3, 0.0, 1.0])
+
+
+def test_reward_prefers_the_answer_of_the_trajectory():
+    rewards = exact_match_reward(
+        prompts=["x", "x"],
+        completions=["<answer>Rome</answer>", "<answer>Paris</answer>"],
+        answers=[[["Paris"]], [["Paris"]]],
+        trajectories=[make_trajectory("Paris"), make_trajectory(None)],
+        trainer_state=None,
+    )
+    assert rewards == [1.0, 0.0]
+
+
+def test_reward_refuses_a_dataset_without_answers_and_unequal_lengths():
+    with pytest.raises(ValueError, match="no column 'answers'"):
+        exact_match_reward(completions=["x"])
+    with pytest.raises(ValueError, match="1 completions, 1 rows of answers and 2 episodes"):
+        f1_reward(completions=["x"], answers=[[["Paris"]]], trajectories=[make_trajectory("Paris")] * 2)
