@@ -121,19 +121,19 @@ def render_state(answers: list[str], items: list[str]) -> str:
     return ";".join(f" {answer}" for answer in answers) + " |" + ";".join(items)
 
 
-def demonstrate(facts: list[Fact], step: int, rng: random.Random) -> tuple[str, list[str], str]:
+def demonstrate(facts: list[Fact], step: int, rng: random.Random) -> tuple[str, str, str, str]:
     """
     Turn number `step` (from 0) of an episode about `facts`.
 
     Returns:
-        `tuple[str, list[str], str]`: the task prompt, the segments that follow it in the context (previous completion and
-        search result; empty in the first turn), and the completion.
+        `tuple[str, str, str, str]`: the task prompt, the previous completion and its search result (both empty in the first
+        turn), and the completion.
     """
     items = [item_of(fact.question, first=i == 0) for i, fact in enumerate(facts)]
     prompt = "; ".join(fact.question for fact in facts) + "\n"
     answers = [UNKNOWN if rng.random() < FORGET else fact.answer for fact in facts[: max(step - 1, 0)]]
     if step == 0:
-        return prompt, [], f"<think>{render_state([], items)}</think><search>{items[0]}</search>"
+        return prompt, "", "", f"<think>{render_state([], items)}</think><search>{items[0]}</search>"
 
     previous = f"<think>{render_state(answers, items[step - 1 :])}</think><search>{items[step - 1]}</search>"
     found = facts[step - 1]
@@ -146,7 +146,7 @@ def demonstrate(facts: list[Fact], step: int, rng: random.Random) -> tuple[str, 
         completion += f"<search>{left[0]}</search>"
     else:
         completion += "<answer>" + ";".join(f" {a}" for a in answers + [UNKNOWN] * len(left)) + "</answer>"
-    return prompt, [previous, found.result], completion
+    return prompt, previous, found.result, completion
 
 
 # Facts: the real ones, and invented ones in the same words
@@ -201,7 +201,9 @@ class Entity:
         self.title = title
         self.relations = {chr(FIRST_SLOT + i): relation for i, relation in enumerate(self.values)}
         slots = {relation: slot for slot, relation in self.relations.items()}
-        rules = [(rf"({BEHIND[r]}){re.escape(v)}\b", rf"\g<1>{slots[r]}") for r, v in self.values.items() if r in BEHIND]
+        rules = [
+            (rf"({BEHIND[r]}){re.escape(v)}\b", rf"\g<1>{slots[r]}") for r, v in self.values.items() if r in BEHIND
+        ]
         plain = {v: slots[r] for r, v in self.values.items() if r not in BEHIND} | {title: TITLE}
         if questions[0]["kind"] == "element":
             plain[title.lower()] = LOWER_TITLE
@@ -292,8 +294,9 @@ class Demonstrations:
             shown = self.tokenizer.decode(ids)
             answer = found.answer if found.answer in shown else UNKNOWN
             facts[step - 1] = Fact(found.question, answer, shown)
-        prompt, previous, completion = demonstrate(facts, step, rng)
-        return context_ids(self.tokenizer, prompt, previous), self.encode(completion)
+        prompt, previous, result, completion = demonstrate(facts, step, rng)
+        context = context_ids(self.tokenizer, prompt, self.encode(previous) if previous else None, result)
+        return context, self.encode(completion)
 
     def batches(self, max_objectives: int) -> list[list[tuple[list[int], list[int]]]]:
         """Turns sorted by length and split where `TOKENS_PER_BATCH` is reached, in random order."""
@@ -310,22 +313,18 @@ class Demonstrations:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def context_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, previous: list[str]) -> list[int]:
-    """Token ids of the task prompt, the previous completion and its search result, each encoded on its own."""
-    segments = [prompt, *previous]
-    ids = [tokenizer.encode(segment, add_special_tokens=False) for segment in segments]
-    if previous:
-        ids[2] = observation_ids(tokenizer, previous[1])
-    return [token for segment in ids for token in segment]
-
-
-def observation_ids(tokenizer: PreTrainedTokenizerFast, result: str) -> list[int]:
-    """The search result, cut to `MAX_OBSERVATION_TOKENS`, between its tags."""
+def context_ids(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, completion: list[int] | None = None, result: str = ""
+) -> list[int]:
+    """The task prompt, then the previous completion and its search result (cut by tokens, inside its tags), if any."""
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    return encode("\n<information>") + encode(result)[:MAX_OBSERVATION_TOKENS] + encode("</information>\n")
+    if completion is None:
+        return encode(prompt)
+    shown = encode(result)[:MAX_OBSERVATION_TOKENS]
+    return encode(prompt) + completion + encode("\n<information>") + shown + encode("</information>\n")
 
 
 # Model and training
@@ -490,28 +489,31 @@ def evaluate(
 
     Returns:
         `dict[str, float]`: `exact_match` (mean sum over objectives), `copy_accuracy` (answers right among the searched
-        objectives), `searched` (share of objectives searched), `valid_turns` (share in the format), and `context_mean`,
-        `context_max`, `completion_mean` in tokens.
+        objectives), `searched` (share of objectives searched), `valid_turns` (share in the format), and the mean and
+        the maximum of the tokens in a context and in a completion.
     """
     environments = RetrievalQAEnvironment.factory(load_facts().corpus, top_k=TOP_K)
-    search_id = tokenizer.convert_tokens_to_ids("<search>")
+    search_id, answer_id = tokenizer.convert_tokens_to_ids(["<search>", "<answer>"])
     totals = {"exact_match": 0.0, "right": 0, "searched": 0, "turns": 0, "valid": 0}
     context_lengths, completion_lengths = [], []
     for first in range(0, len(tasks), batch_size):
         episodes = [
-            {"task": task, "env": environments(), "previous": [], "searches": 0} for task in tasks[first : first + batch_size]
+            {"task": task, "env": environments(), "previous": (), "searches": 0}
+            for task in tasks[first : first + batch_size]
         ]
         while episodes:
-            # Rows of similar length together: less padding
-            contexts = [context_ids(tokenizer, e["task"]["prompt"] + "\n", e["previous"]) for e in episodes]
+            contexts = [context_ids(tokenizer, e["task"]["prompt"] + "\n", *e["previous"]) for e in episodes]
             completions = generate(model, tokenizer, contexts, temperature)
             if persistent:
-                for i, episode in enumerate(episodes):
-                    text = tokenizer.decode(completions[i])
-                    if "</think><answer>" in text and episode["searches"] < len(episode["task"]["questions"]):
-                        state = tokenizer.encode(text.split("<answer>")[0], add_special_tokens=False)
-                        head = [*state, search_id]
-                        completions[i] = head + generate(model, tokenizer, [contexts[i] + head], temperature)[0]
+                heads = {
+                    i: completions[i][: completions[i].index(answer_id)] + [search_id]
+                    for i, episode in enumerate(episodes)
+                    if answer_id in completions[i] and episode["searches"] < len(episode["task"]["questions"])
+                }
+                if heads:
+                    more = generate(model, tokenizer, [contexts[i] + head for i, head in heads.items()], temperature)
+                    for (i, head), tail in zip(heads.items(), more):
+                        completions[i] = head + tail
             going = []
             for episode, context, completion in zip(episodes, contexts, completions):
                 text = tokenizer.decode(completion)
@@ -525,7 +527,7 @@ def evaluate(
                 if match[2] == "search":
                     episode["searches"] += 1
                     if episode["searches"] <= len(episode["task"]["questions"]) + 1:
-                        episode["previous"] = [text, episode["env"].search(match[3].strip())]
+                        episode["previous"] = (completion, episode["env"].search(match[3].strip()))
                         going.append(episode)
                     continue
                 answers = episode["task"]["answers"]
@@ -545,6 +547,7 @@ def evaluate(
         "valid_turns": totals["valid"] / totals["turns"],
         "context_mean": sum(context_lengths) / len(context_lengths),
         "context_max": max(context_lengths),
+        "completion_max": max(completion_lengths),
         "completion_mean": sum(completion_lengths) / len(completion_lengths),
     }
 
@@ -592,6 +595,7 @@ def main() -> None:
     )
     model.to(torch.float16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    (args.output / "model.safetensors").chmod(0o644)
 
     # What was saved is what is measured: reloaded from float16
     model = AutoModelForCausalLM.from_pretrained(args.output, dtype=torch.float32).eval()

@@ -50,6 +50,7 @@ def test_split_answers(text, n, parts):
         ("", [["Paris"]], 0.0),
         ("; 26", [["A"], ["26"]], 1.0),  # an empty answer is none, though "A" normalises to nothing
         ("the", [["A"]], 0.0),
+        ("; 26", [[""], ["26"]], 1.0),
         ("a", [["A"]], 1.0),
     ],
 )

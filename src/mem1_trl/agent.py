@@ -143,7 +143,9 @@ class Mem1Agent:
             `list[Trajectory]`: In the order of the rows, with `reward` (if the environment has `get_reward`) and `metrics`.
         """
         if len(rows) != len(environments):
-            raise ValueError(f"There are {len(rows)} rows and {len(environments)} environments: give each row its own.")
+            raise ValueError(
+                f"There are {len(rows)} rows and {len(environments)} environments: give each row its own."
+            )
         episodes = []
         for row, environment in zip(rows, environments):
             actions = ActionSet(environment, self.protocol)
@@ -168,7 +170,7 @@ class Mem1Agent:
         *before, last = task
         text = self.protocol.render_task(last["content"] + observation, actions.describe())
         messages = [*before, {**last, "content": text}]
-        encoded = self.tokenizer.apply_chat_template(
+        encoded: Any = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])

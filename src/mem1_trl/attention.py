@@ -106,7 +106,9 @@ def resolve_layout(model: PreTrainedModel, layout: str) -> str:
         return layout
     if layout == "paper":
         raise ValueError(f"layout='paper' needs an attention mask of its own, but {reason}: use layout='per_turn'.")
-    logger.warning(f"layout='per_turn' instead of 'packed', since {reason}. Both are exact; 'packed' forwards fewer tokens.")
+    logger.warning(
+        f"layout='per_turn' instead of 'packed', since {reason}. Both are exact; 'packed' forwards fewer tokens."
+    )
     return "per_turn"
 
 

@@ -40,7 +40,7 @@ class Mem1Trainer(TrajectoryTrainer):
     rule `args.context` keeps. The whole trajectory is one row of TRL's batch.
     """
 
-    _paper = {
+    _paper = {  # noqa: RUF012
         "title": "MEM1: Learning to Synergize Memory and Reasoning for Efficient Long-Horizon Agents",
         "id": "2506.15841",
         "citation": MEM1_CITATION,
@@ -63,7 +63,9 @@ class Mem1Trainer(TrajectoryTrainer):
         self._refuse(tools, rollout_func, processing_class, train_dataset, eval_dataset)
         self.protocol = protocol or Mem1Protocol()
         if not isinstance(self.protocol, Mem1Protocol):
-            raise TypeError(f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags.")
+            raise TypeError(
+                f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags."
+            )
         self.pool = None if environment_factory is None else EnvironmentPool(environment_factory, self.protocol)
         if self.pool is None and args.max_turns > 1 and protocol is not None:
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
@@ -71,7 +73,9 @@ class Mem1Trainer(TrajectoryTrainer):
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
             self._check_columns(name, dataset)
 
-        reward_funcs = [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        reward_funcs = (
+            [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        )
         from_environment = self.pool.reward_functions() if self.pool is not None else []
         if not reward_funcs and not from_environment:
             raise ValueError(
@@ -123,7 +127,9 @@ class Mem1Trainer(TrajectoryTrainer):
                 "and pass `environment_factory`."
             )
         if rollout_func is not None:
-            raise ValueError("`rollout_func` is not supported, since the rollout is this trainer's own: use GRPOTrainer.")
+            raise ValueError(
+                "`rollout_func` is not supported, since the rollout is this trainer's own: use GRPOTrainer."
+            )
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("Processors of multimodal models are not supported: pass a tokenizer.")
         for name, dataset in _named_datasets(*datasets):
@@ -247,9 +253,7 @@ class Mem1Trainer(TrajectoryTrainer):
         """
         completions: list[Any] = []
         for trajectory in trajectories:
-            texts = [
-                self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns
-            ]
+            texts = [self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns]
             if not conversational:
                 completions.append("".join(t + (turn.observation or "") for t, turn in zip(texts, trajectory.turns)))
                 continue
@@ -274,7 +278,7 @@ class Mem1Trainer(TrajectoryTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            self.protocol.save_pretrained(output_dir or self.args.output_dir)
+            self.protocol.save_pretrained(output_dir or str(self.args.output_dir))
 
 
 def _named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[str, Any]]:

@@ -59,7 +59,9 @@ class Mem1GRPOConfig(GRPOConfig):
     )
     max_observation_length: int = field(
         default=1000,
-        metadata={"help": "Most tokens of one observation, its tags and hint included. Longer ones are cut and say so."},
+        metadata={
+            "help": "Most tokens of one observation, its tags and hint included. Longer ones are cut and say so."
+        },
     )
     context: str = field(
         default="mem1",
@@ -156,9 +158,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     num_generations: int | None = field(
         default=1, metadata={"help": "Trajectories per task; a critic needs no group, so 1 is allowed."}
     )
-    beta: float = field(
-        default=0.001, metadata={"help": "Weight of the KL penalty. `0.0` saves the reference model."}
-    )
+    beta: float = field(default=0.001, metadata={"help": "Weight of the KL penalty. `0.0` saves the reference model."})
     scale_rewards: str = field(
         default="none", metadata={"help": "Group statistics have no place next to a critic: only `none`."}
     )

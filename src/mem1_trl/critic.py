@@ -83,8 +83,8 @@ def token_values(critic: nn.Module) -> TokenFunction:
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """The model below the language-modelling head (the model itself if it has none)."""
-    backbone = model.base_model
-    return backbone if backbone is not None else model
+    backbone: Any = model.base_model
+    return backbone
 
 
 def build_value_model(
@@ -144,5 +144,3 @@ def build_value_model(
 def is_saved_critic(directory: str | os.PathLike[str]) -> bool:
     """Whether [`ValueModel.save`] has written into `directory` (its last file is there)."""
     return (Path(directory) / HEAD_FILE).is_file()
-
-

@@ -30,9 +30,11 @@ class EnvironmentPool:
 
     def __init__(self, factory: EnvironmentFactory | Mapping[str, EnvironmentFactory], protocol: Mem1Protocol):
         self.routed = isinstance(factory, Mapping)
-        self.factories: dict[str | None, EnvironmentFactory] = (
-            dict(factory) if isinstance(factory, Mapping) else {None: factory}
-        )
+        self.factories: dict[str | None, EnvironmentFactory] = {}
+        if isinstance(factory, Mapping):
+            self.factories.update(factory)
+        else:
+            self.factories[None] = factory
         if not self.factories:
             raise ValueError("`environment_factory` is an empty dictionary: give it at least one environment.")
         for name, make in self.factories.items():
@@ -89,9 +91,9 @@ class EnvironmentPool:
         return functions
 
 
-def _reward_function(kind: type) -> Callable[..., Any]:
+def _reward_function(kind: Any) -> Callable[..., Any]:
     function: Callable[..., Any]
-    if inspect.iscoroutinefunction(kind.get_reward):  # type: ignore[attr-defined]
+    if inspect.iscoroutinefunction(kind.get_reward):
 
         async def ask(environments: list[Any], **kwargs: Any) -> list[float | None]:
             return [await e.get_reward() if type(e) is kind else None for e in environments]

@@ -74,7 +74,7 @@ class Mem1GRPOTrainer(Mem1Trainer):
             cannot work.
     """
 
-    _tag_names = ["trl", "mem1", "grpo"]
+    _tag_names = ["trl", "mem1", "grpo"]  # noqa: RUF012
     _name = "MEM1 GRPO"
 
     def __init__(

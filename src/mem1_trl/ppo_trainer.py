@@ -84,7 +84,9 @@ class Mem1PPOTrainer(Mem1Trainer):
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
 
-    _tag_names = ["trl", "mem1", "ppo"]
+    args: Mem1PPOConfig
+
+    _tag_names = ["trl", "mem1", "ppo"]  # noqa: RUF012
     _name = "MEM1 PPO"
 
     def __init__(
@@ -119,17 +121,13 @@ class Mem1PPOTrainer(Mem1Trainer):
             )
         # The adapter is put on in place, and the critic starts from what was there before
         critic_source = value_model
-        if value_model is None:
-            if isinstance(model, str):
-                critic_source = model
-            elif peft_config is not None or hasattr(model, "peft_config"):
-                base = model.get_base_model() if hasattr(model, "get_base_model") else model
-                if hasattr(model, "peft_config"):
-                    raise ValueError(
-                        "The critic of a model that already carries an adapter cannot be guessed: pass `value_model`, for "
-                        "instance the path of the base model."
-                    )
-                critic_source = copy.deepcopy(base)
+        if value_model is None and hasattr(model, "peft_config"):
+            raise ValueError(
+                "The critic of a model that already carries an adapter cannot be guessed: pass `value_model`, for instance "
+                "the path of the base model."
+            )
+        if value_model is None and peft_config is not None:
+            critic_source = model if isinstance(model, str) else copy.deepcopy(model)
         self._critic: torch.nn.Module | None = None
         super().__init__(
             model=model,
@@ -154,7 +152,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         self.add_callback(_CriticSteps(self))
 
     def _build_critic(self, source: Any, quantization_config: Any, peft_config: PeftConfig | None) -> ValueModel:
-        kwargs = dict(self.args.model_init_kwargs or {})
+        kwargs: dict[str, Any] = dict(self.args.model_init_kwargs or {})  # type: ignore[arg-type]
         kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
@@ -162,7 +160,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         if peft_config is not None:
             config = copy.deepcopy(peft_config)
             config.task_type = None  # the backbone has no head to generate or classify with
-            critic.backbone = get_peft_model(critic.backbone, config)
+            critic.backbone = get_peft_model(critic.backbone, config)  # type: ignore[assignment]
         if self.args.gradient_checkpointing:
             critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             if peft_config is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -109,9 +110,7 @@ class Mem1Protocol:
     instructions: str = DEFAULT_INSTRUCTIONS
     observation_template: str = "\n\n<{tag}>{hint}\n\n{observation}</{tag}>\n\n"
     hint_template: str = "[HINT]You have {n} turns left.[/HINT]"
-    last_hint_template: str = (
-        "[HINT]You have {n} turn left. You must answer the question in the next turn.[/HINT]"
-    )
+    last_hint_template: str = "[HINT]You have {n} turn left. You must answer the question in the next turn.[/HINT]"
     over_hint_template: str = ""
     truncation_marker: str = " ... [truncated]"
     on_invalid_action: str = "end"
@@ -234,7 +233,14 @@ class Mem1Protocol:
             tags (`Sequence[str]`, *optional*):
                 Action tags in force besides the protocol's own.
         """
-        names = {self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags, *(self.action_tags or {}), *tags}
+        names = {
+            self.state_tag,
+            self.answer_tag,
+            self.observation_tag,
+            *self.scratch_tags,
+            *(self.action_tags or {}),
+            *tags,
+        }
         text = text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
         return re.sub(rf"<(?=/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})\s*>)", "&lt;", text)
 
@@ -337,10 +343,9 @@ class Mem1Protocol:
             from huggingface_hub import hf_hub_download
             from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-            try:
+            # No such file there, or no id at all: the sentence below covers both
+            with contextlib.suppress(EntryNotFoundError, HFValidationError):
                 path = Path(hf_hub_download(str(path_or_id), PROTOCOL_FILE))
-            except (EntryNotFoundError, HFValidationError):
-                pass  # no such file there, or no id at all: the sentence below covers both
         if not path.is_file():
             raise FileNotFoundError(
                 f"There is no {PROTOCOL_FILE} in {str(path_or_id)!r}: pass `protocol=`, or save the model with a "

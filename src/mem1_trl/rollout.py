@@ -74,9 +74,18 @@ class RolloutSettings:
         if self.max_observation_length < 1:
             raise ValueError(f"max_observation_length={self.max_observation_length} must be 1 token or more.")
         if self.context not in CONTEXT_RULES:
-            raise ValueError(f"context={self.context!r} is not a rule: use one of {', '.join(map(repr, CONTEXT_RULES))}.")
+            raise ValueError(
+                f"context={self.context!r} is not a rule: use one of {', '.join(map(repr, CONTEXT_RULES))}."
+            )
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    """Text of token ids."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str)
+    return text
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -206,7 +215,7 @@ class Rollout:
         self, episode: Episode, context: list[int], completion: Completion, turns_left: int
     ) -> ParsedTurn | None:
         """Record the turn and return what it said (`None` without an environment)."""
-        text = self.tokenizer.decode(completion.ids, skip_special_tokens=False)
+        text = decode(self.tokenizer, completion.ids)
         parsed = None
         if episode.actions is not None:
             parsed = self.protocol.parse(text, list(episode.actions.tags), last_turn=turns_left == 0)
@@ -231,7 +240,7 @@ class Rollout:
     def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> Any:
         """End the episode, or return the call that the turn asks for (or its result, if there is nothing to call)."""
         if parsed is None or episode.actions is None:  # no environment: the text is the answer
-            episode.answer = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
+            episode.answer = decode(self.tokenizer, completion.ids, skip_special_tokens=True)
             episode.stop_reason = StopReason.ANSWER if completion.ended else StopReason.TRUNCATED
             return None
         if parsed.action is None:
@@ -269,9 +278,7 @@ class Rollout:
             return
         observation_ids = self.encode_observation(result.text, turns_left, list(episode.actions.tags))  # type: ignore[union-attr]
         turn = episode.turns[-1]
-        episode.turns[-1] = dataclasses.replace(
-            turn, observation=self.tokenizer.decode(observation_ids, skip_special_tokens=False)
-        )
+        episode.turns[-1] = dataclasses.replace(turn, observation=decode(self.tokenizer, observation_ids))
         episode.history.append([*self._carried(turn), *observation_ids])
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:

@@ -104,7 +104,9 @@ class LayoutModel:
         self.layout = layout
         self._next = 0
 
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: Any = None, **kwargs: Any
+    ) -> Any:
         rows = self.rows[slice(self._next, self._next + len(input_ids))]
         self._next += len(input_ids)
         assert torch.equal(rows.input_ids, input_ids), "TRL passes other rows than the ones that were bound"

@@ -74,7 +74,9 @@ class Turn:
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise ValueError("A turn needs at least one prompt token: the first completion token is predicted from it.")
+            raise ValueError(
+                "A turn needs at least one prompt token: the first completion token is predicted from it."
+            )
         if not self.completion_ids:
             raise ValueError("A turn needs at least one completion token: drop turns in which nothing was sampled.")
         if self.logprobs is not None and len(self.logprobs) != len(self.completion_ids):

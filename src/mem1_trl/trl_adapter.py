@@ -22,6 +22,9 @@ from .scoring import LayoutModel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from transformers import PreTrainedModel
+
+    from .configs import Mem1GRPOConfig
     from .trajectory import Trajectory
 
 # Parameters of the private methods that are wrapped, in order. A method may grow parameters with defaults, no others.
@@ -156,6 +159,11 @@ class TrajectoryTrainer(GRPOTrainer):
     [`~TrajectoryTrainer.completions_for_rewards`], and may extend [`~TrajectoryTrainer.extend_batch`],
     [`~TrajectoryTrainer.extra_loss`], [`~TrajectoryTrainer.save_extra`] and [`~TrajectoryTrainer.load_extra`].
     """
+
+    args: Mem1GRPOConfig
+    model: PreTrainedModel
+    environments: list[Any] | None  # type: ignore[assignment]
+    max_completion_length: int
 
     def __init__(self, *args: Any, **kwargs: Any):
         check_trl()
@@ -319,8 +327,9 @@ class TrajectoryTrainer(GRPOTrainer):
         temperature = backend.temperature
         if self.mode == "eval" and self.args.eval_temperature is not None:
             temperature = self.args.eval_temperature
-        with _attribute(backend, "generation_kwargs", {**own, **extra}), _attribute(
-            backend, "temperature", temperature
+        with (
+            _attribute(backend, "generation_kwargs", {**own, **extra}),
+            _attribute(backend, "temperature", temperature),
         ):
             yield
 
@@ -469,9 +478,9 @@ class TrajectoryTrainer(GRPOTrainer):
         and of differences between the sampler and the trainer; a context that does not match shows as nats.
         """
         sampled = inputs.get("sampling_per_token_logps")
-        fresh = self.mode == "eval" or self._step % (self.args.steps_per_generation * self.num_iterations) < min(
-            self.args.steps_per_generation, self.args.gradient_accumulation_steps
-        )
+        slices = self.args.steps_per_generation or 1
+        before_first_step = min(slices, self.args.gradient_accumulation_steps)
+        fresh = self.mode == "eval" or self._step % (slices * self.num_iterations) < before_first_step
         if sampled is None or not fresh or self._last_logps is None:
             return
         mask = self.sampled_mask(inputs).bool() & ~sampled.isnan()
@@ -511,5 +520,3 @@ def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
             object.__delattr__(target, name)
         else:
             object.__setattr__(target, name, before)
-
-
