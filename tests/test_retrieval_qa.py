@@ -32,14 +32,15 @@ def titles(passages):
 # --- Bm25Index -------------------------------------------------------------------------------------------------------
 
 
-def test_scores_are_those_of_bm25():
+@pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4)])
+def test_scores_are_those_of_bm25(k1, b):
     corpus = [("x", "red fox"), ("y", "red red dog runs"), ("z", "blue cat")]
-    index = Bm25Index(corpus, k1=1.5, b=0.75)
+    index = Bm25Index(corpus, k1=k1, b=b)
     lengths = {"x": 3, "y": 5, "z": 3}  # words of title and text
     mean = 11 / 3
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))  # "red" stands in two of three passages
     expected = {
-        title: idf * count / (count + 1.5 * (1 - 0.75 + 0.75 * lengths[title] / mean))
+        title: idf * count / (count + k1 * (1 - b + b * lengths[title] / mean))
         for title, count in {"x": 1, "y": 2}.items()
     }
     [passages] = index.search(["Red?"], top_k=3)
@@ -67,6 +68,13 @@ def test_single_characters_are_words():
 def test_top_k_beyond_the_corpus():
     [passages] = Bm25Index(CORPUS).search(["symbol"], top_k=10)
     assert titles(passages) == ["Iron", "Gold", "Carbon"]
+
+
+def test_equal_passages_come_in_the_order_of_the_corpus():
+    index = Bm25Index([(f"t{i}", "same words") if i % 3 else (f"t{i}", "words words") for i in range(100)])
+    expected = [f"t{i}" for i in range(0, 100, 3)] + [f"t{i}" for i in range(100) if i % 3]
+    for top_k in (1, 40, 100):
+        assert titles(index.search(["words"], top_k=top_k)[0]) == expected[:top_k]
 
 
 def test_stopwords():

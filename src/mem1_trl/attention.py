@@ -46,9 +46,7 @@ def model_mask(context_mask: torch.Tensor, implementation: str, dtype: torch.dty
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """Configuration of a model's language backbone, also behind PEFT and data-parallel wrappers."""
-    while not hasattr(model, "config") and hasattr(model, "module"):
-        model = model.module  # type: ignore[assignment]
+    """Configuration of a model's language backbone."""
     return model.config.get_text_config()
 
 

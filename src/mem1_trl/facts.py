@@ -68,7 +68,7 @@ def load_facts() -> Facts:
 
     >>> facts = load_facts()
     >>> facts.questions("train")[0]["question"]
-    'What is the capital of Afghanistan?'
+    'Which city is the capital of Afghanistan?'
     ```
 
     Returns:

@@ -190,13 +190,13 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     def values(self, batch: dict[str, Any]) -> torch.Tensor:
         """Values before each generated token, shape `(B, C)`, float32; zero elsewhere."""
+        self.critic.train(self.model.training)
         rows = self.row_batch(batch)
         (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
         assert values is not None
         return values[:, -batch["completion_ids"].shape[1] :]
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
-        self.critic.train(self.model.training)
         mask = self.sampled_mask(batch)
         scored = ~rewards.isnan()
         credited = mask * scored[:, None]

@@ -278,7 +278,11 @@ class Rollout:
             return
         observation_ids = self.encode_observation(result.text, turns_left, list(episode.actions.tags))  # type: ignore[union-attr]
         turn = episode.turns[-1]
-        episode.turns[-1] = dataclasses.replace(turn, observation=decode(self.tokenizer, observation_ids))
+        episode.turns[-1] = dataclasses.replace(
+            turn,
+            observation=decode(self.tokenizer, observation_ids),
+            observation_tokens=len(observation_ids),
+        )
         episode.history.append([*self._carried(turn), *observation_ids])
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:

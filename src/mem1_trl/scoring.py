@@ -90,16 +90,19 @@ class LayoutModel:
     TRL passes rows in order, in chunks; the structure of the rows is kept here, beside them.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            A model with TRL's fused head, possibly wrapped for data parallelism.
+        model (`Callable`):
+            A model with TRL's fused head, possibly wrapped for data parallelism or sharding.
+        unwrapped ([`~transformers.PreTrainedModel`]):
+            The same model without wrappers, asked for its attention implementation and data type.
         rows ([`RowBatch`]):
             The rows TRL is about to pass.
         layout (`str`):
             How to forward them.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: RowBatch, layout: str):
+    def __init__(self, model: Callable[..., Any], unwrapped: PreTrainedModel, rows: RowBatch, layout: str):
         self.model = model
+        self.unwrapped = unwrapped
         self.rows = rows
         self.layout = layout
         self._next = 0
@@ -117,7 +120,7 @@ class LayoutModel:
             outputs = self.model(**inputs, labels=wanted, **kwargs)
             return [outputs.log_probs, outputs.entropy]
 
-        log_probs, entropy = forward_rows(rows, self.layout, self.model, fused)
+        log_probs, entropy = forward_rows(rows, self.layout, self.unwrapped, fused)
         assert outputs is not None
         outputs.log_probs, outputs.entropy = log_probs, entropy
         return outputs

@@ -52,6 +52,8 @@ class Turn:
         observation (`str` or `None`):
             What the environment answered, as it was shown to the agent (hint and tags included, after truncation).
             `None` if the episode ended with this turn.
+        observation_tokens (`int`):
+            Number of tokens of the observation; 0 if there is none.
         action (`str` or `None`):
             Name of the tag the turn acted with, or `None` if it held no complete action.
         action_input (`str` or `None`):
@@ -67,6 +69,7 @@ class Turn:
     logprobs: tuple[float, ...] | None = None
     text: str = ""
     observation: str | None = None
+    observation_tokens: int = 0
     action: str | None = None
     action_input: str | None = None
     state: str | None = None
@@ -134,6 +137,7 @@ class Trajectory:
                     "logprobs": None if turn.logprobs is None else list(turn.logprobs),
                     "text": turn.text,
                     "observation": turn.observation,
+                    "observation_tokens": turn.observation_tokens,
                     "action": turn.action,
                     "action_input": turn.action_input,
                     "state": turn.state,

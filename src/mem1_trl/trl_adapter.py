@@ -340,9 +340,15 @@ class TrajectoryTrainer(GRPOTrainer):
         if self.mode == "train" or temperature is None:
             yield
             return
-        changes: dict[str, Any] = {"do_sample": temperature > 0}
+        changes: dict[str, Any] = {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+            "min_p": None,
+        }
         if temperature > 0:
-            changes["temperature"] = temperature
+            changes = {"temperature": temperature}
         config = self.generation_config
         before = {name: getattr(config, name) for name in changes}
         kwargs = dict(self.generation_kwargs)
@@ -455,7 +461,7 @@ class TrajectoryTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> Any:
         rows = self._structure(None, logits_to_keep).row_batch(input_ids, attention_mask)
-        stand_in = LayoutModel(model, rows, self.layout)
+        stand_in = LayoutModel(model, self.accelerator.unwrap_model(model), rows, self.layout)
         outputs = super()._get_per_token_logps_and_entropies(
             stand_in, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )

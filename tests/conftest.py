@@ -1,0 +1,33 @@
+"""What all tests need: one thread, no telemetry, and a model that acts."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+os.environ.setdefault("CI", "1")  # no telemetry
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from trainer_helpers import chat_tokenizer, trained_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The tiny byte-level tokenizer with a chat template. Not to be changed."""
+    return chat_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def _actor(tokenizer):
+    return trained_model(tokenizer)
+
+
+@pytest.fixture
+def actor(_actor):
+    """A tiny model that searches and answers, fresh for each test."""
+    return copy.deepcopy(_actor)
