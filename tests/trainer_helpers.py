@@ -124,16 +124,19 @@ def trained_model(tokenizer: PreTrainedTokenizerFast, steps: int = 150) -> PreTr
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     rows = random.Random(0)
 
+    def search() -> str:
+        return f"<think>{rows.choice('klm')}</think><search>{rows.choice('uvwxyz')}</search>"
+
     def example() -> tuple[list[int], int]:
         prompt = f"{'ab' * rows.randrange(3)}q{rows.randrange(8)}?"
         past = ""
         if rows.random() < 0.6:
             hint = rows.choice(["3;", "2;", "last;"])
-            past = f"<think>m</think><search>{rows.choice('xy')}</search><information>{hint}{rows.randrange(3)}</information>"
+            past = f"{search()}<information>{hint}{rows.randrange(3)}</information>"
         if past and rows.random() < 0.7:
-            text = f"<think>m</think><answer>{rows.randrange(3)}</answer>"
+            text = f"<think>{rows.choice('klm')}</think><answer>{rows.randrange(3)}</answer>"
         else:
-            text = f"<think>m</think><search>{rows.choice('xy')}</search>"
+            text = search()
         context = tokenizer(prompt + past, add_special_tokens=False)["input_ids"]
         return context + tokenizer(text, add_special_tokens=False)["input_ids"], len(context)
 

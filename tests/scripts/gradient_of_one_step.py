@@ -1,0 +1,116 @@
+"""
+Runs one optimizer step of a trainer on scripted episodes and saves the gradient; started by `tests/test_processes.py`.
+
+    torchrun --nproc_per_node 2 tests/scripts/gradient_of_one_step.py ppo OUTPUT.pt PER_DEVICE ACCUMULATION
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["CI"] = "true"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from helpers import tiny_model, tiny_tokenizer
+from trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
+from transformers import TrainerCallback
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+
+torch.set_num_threads(1)
+
+
+def script(call: int, index: int, prompt: str) -> str:
+    """
+    Ragged episodes: task q0 searches once before it answers, q1 twice, and so on.
+
+    Which of a pair of samples it is, is known from its place in the first call and then carried in the state, so that the two
+    samples of a group differ in length and in reward however the rows are split.
+    """
+    task = int(prompt[prompt.index("q") + 1])
+    sample = index % 2 if call == 0 else int(prompt[prompt.rindex("<think>s") + 8])
+    if call <= (task + sample) % 4:
+        return f"<think>s{sample}{'m' * (task + call)}</think><search>x{call}</search>"
+    return f"<think>s{sample}</think><answer>{(task + sample) % 3}</answer>"
+
+
+class SaveGradient(TrainerCallback):
+    def __init__(self):
+        self.found = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        policy = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters()}
+        self.found = {"policy": policy}
+
+
+def main() -> None:
+    kind, output, per_device, accumulation = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    trainer_class, config_class, extra = {
+        "grpo": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2}),
+        # Without a critic's randomness: it starts at zero. The discount makes every token's advantage its own
+        "ppo": (Mem1PPOTrainer, Mem1PPOConfig, {"beta": 0.0, "gamma": 0.97, "lam": 0.9}),
+    }[kind]
+    saver = SaveGradient()
+    trainer = trainer_class(
+        model=tiny_model("llama"),
+        args=config_class(
+            output_dir=str(Path(output).parent / "run"),
+            per_device_train_batch_size=per_device,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            max_turns=6,
+            max_completion_length=64,
+            max_observation_length=64,
+            max_grad_norm=0.0,
+            shuffle_dataset=False,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **extra,
+        ),
+        train_dataset=lookup_dataset(8),
+        processing_class=tiny_tokenizer(),
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+        callbacks=[saver],
+    )
+    if kind == "ppo":
+        # Gradients of the critic are cleared by its own callback, so they are taken by a hook
+        for name, parameter in trainer.value_model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda p, name=name: saver.found.setdefault("critic", {}).update({name: p.grad.clone()})
+            )
+    generator = None
+
+    def generate_turn(prompts, stops):
+        return generator(prompts, stops)
+
+    run_episodes = trainer.run_episodes
+
+    def fresh_script(rows, prompt_ids):
+        nonlocal generator
+        generator = ScriptedGenerator(trainer.tokenizer, script)
+        return run_episodes(rows, prompt_ids)
+
+    trainer.run_episodes = fresh_script
+    trainer.rollout.generate = generate_turn
+    trainer.train()
+    log = trainer.state.log_history[0]
+    if trainer.accelerator.is_main_process:
+        torch.save(
+            {
+                "processes": trainer.accelerator.num_processes,
+                "gradient": saver.found,
+                "log": {key: value for key, value in log.items() if isinstance(value, float)},
+            },
+            output,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Invariant 5: the gradient does not depend on how trajectories are split over micro-batches and processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent / "scripts" / "gradient_of_one_step.py"
+
+
+def run(tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int) -> dict:
+    output = tmp_path / f"{kind}-{processes}-{per_device}.pt"
+    command = [sys.executable, str(SCRIPT), kind, str(output), str(per_device), str(accumulation)]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = launcher + command[1:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(output, weights_only=False)
+
+
+def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    a = torch.cat([one[name].flatten() for name in one])
+    b = torch.cat([other[name].flatten() for name in one])
+    assert a.norm() > 0
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
+    whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
+    split = run(tmp_path, kind, processes=1, per_device=2, accumulation=4)
+    parallel = run(tmp_path, kind, processes=2, per_device=4, accumulation=1)
+    assert (whole["processes"], parallel["processes"]) == (1, 2)
+    assert whole["log"]["episode/turns"] > 1.5, "the episodes must have several turns, and differ"
+    for other in (split, parallel):
+        for part in whole["gradient"]:
+            assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, part
+        for key in ("reward", "episode/turns", "episode/dependency_length"):
+            assert other["log"][key] == pytest.approx(whole["log"][key]), key
