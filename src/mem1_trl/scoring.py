@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import tree_attention
 from .attention import attention_implementation, model_mask, module_dtype, resolve_layout
 from .layouts import (
     RowBatch,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .trajectory import Trajectory
+
+tree_attention.register()
 
 TokenFunction = Callable[[dict[str, torch.Tensor], torch.Tensor], "list[torch.Tensor | None]"]
 """
@@ -52,17 +55,25 @@ def forward_rows(
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
-    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
-    inputs["position_ids"] = tree_positions(rows)
+    labels = rows.input_ids.masked_fill(~rows.sampled, -100)
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
+    if layout == "packed" and tree_attention.can_plan(model, rows):
+        plan = tree_attention.plan_attention(rows)
+        # Should a model not hand the plan down to its attention, this mask turns everything into NaN instead of leaking
+        nothing = torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model))
+        results = function({**inputs, "attention_mask": nothing, tree_attention.PLAN_ARGUMENT: plan}, labels)
+        if plan.used:
+            return results
+        tree_attention.forget(model)
+    mask = None
     if layout == "paper":
         mask = paper_context_mask(rows)
-    elif rows.is_chain():
-        mask = None  # ordinary causal attention is exact, and its kernels are the fastest
-    else:
+    elif not rows.is_chain():
         mask = tree_context_mask(rows)
+    inputs["attention_mask"] = rows.attention_mask  # enough for a chain: ordinary causal attention is exact
     if mask is not None:
         inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
-    return function(inputs, rows.input_ids.masked_fill(~rows.sampled, -100))
+    return function(inputs, labels)
 
 
 def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Tensor | None]:

@@ -1,0 +1,217 @@
+"""Attention over a prefix tree that costs only the pairs on each path from the root to a token: no mask, no padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+if TYPE_CHECKING:
+    from .layouts import RowBatch
+
+# Keyword under which a plan travels through a model's forward down to its attention
+PLAN_ARGUMENT = "mem1_attention_plan"
+
+
+class Block(NamedTuple):
+    """
+    A rectangle of attention in one row: queries `[q_begin, q_end)` see keys `[k_begin, k_end)`.
+
+    All of them, or, if `causal`, those up to the query's own place; then both ranges are the same.
+    """
+
+    q_begin: int
+    q_end: int
+    k_begin: int
+    k_end: int
+    causal: bool
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """
+    The blocks of every row of a batch, the causal ones first.
+
+    Attributes:
+        rows (`list[list[Block]]`): Together they hold each pair of a token and a token on its path exactly once.
+        used (`int`): How many attention layers have used the plan.
+    """
+
+    rows: list[list[Block]]
+    used: int = field(default=0)
+
+    @property
+    def pairs(self) -> int:
+        """Number of attention pairs, what the forward pass of one head has to compute."""
+        total = 0
+        for blocks in self.rows:
+            for b in blocks:
+                size = b.q_end - b.q_begin
+                total += size * (size + 1) // 2 if b.causal else size * (b.k_end - b.k_begin)
+        return total
+
+
+def plan_attention(batch: RowBatch) -> AttentionPlan:
+    """
+    Plan the attention of rows: every run sees itself causally, and all of each stretch of its path before it.
+
+    Runs that lie side by side and fork from the same place share one block: all later turns of a MEM1 trajectory see the
+    task prompt in a single rectangle. With prompt `P` at 0 to 9, `c1` at 9 to 12, turn 2 at 12 to 20 and turn 3 at 20 to 25,
+    both forking off after place 8:
+
+        causal  0-12, 12-20, 20-25
+        full    queries 12-25, keys 0-9
+
+    Args:
+        batch ([`RowBatch`]):
+            The rows.
+
+    Returns:
+        [`AttentionPlan`]
+    """
+    rows = []
+    for row in range(len(batch)):
+        runs = batch.runs(row)
+        paths: dict[int, list[tuple[int, int]]] = {}  # begin of a run -> stretches of the path that leads to it
+        causal: list[Block] = []
+        full: list[Block] = []
+        open_blocks: dict[tuple[int, int], int] = {}  # stretch -> its last block in `full`
+        for begin, end, parent in runs:
+            stretches: list[tuple[int, int]] = []
+            if parent >= 0:
+                above = next(run[0] for run in runs if run[0] <= parent < run[1])
+                stretches = [*paths[above], (above, parent + 1)]
+            paths[begin] = stretches
+            causal.append(Block(begin, end, begin, end, True))
+            for stretch in stretches:
+                last = open_blocks.get(stretch)
+                if last is not None and full[last].q_end == begin:
+                    full[last] = full[last]._replace(q_end=end)
+                else:
+                    open_blocks[stretch] = len(full)
+                    full.append(Block(begin, end, *stretch, False))
+        rows.append(causal + full)
+    return AttentionPlan(rows)
+
+
+class _TreeAttention(torch.autograd.Function):
+    """
+    Softmax attention over the blocks of a plan, with the flash kernels of torch.
+
+    Each block gives its own output and log-sum-exp; two blocks of one query are joined by weights that follow from these.
+    Backward, every block is given the joint output and log-sum-exp: the kernel recomputes its probabilities from them, and
+    with the joint normaliser they are the probabilities of the whole softmax, so its gradients simply add up.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, scale: float
+    ) -> torch.Tensor:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output = torch.zeros_like(query)
+        logsumexp = query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
+        for row, blocks in enumerate(plan.rows):
+            for block in blocks:
+                q, k, v = _cut(block, row, query, key, value)
+                part, part_lse = kernel(q, k, v, 0.0, block.causal, scale=scale)
+                here = slice(block.q_begin, block.q_end)
+                if block.causal:  # comes first, and once for each query
+                    output[row, :, here], logsumexp[row, :, here] = part[0], part_lse[0]
+                    continue
+                before = logsumexp[row, :, here]
+                joint = torch.logaddexp(before, part_lse[0])
+                old, new = (before - joint).exp()[..., None], (part_lse[0] - joint).exp()[..., None]
+                output[row, :, here] = (output[row, :, here] * old + part[0] * new).to(output.dtype)
+                logsumexp[row, :, here] = joint
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.plan, ctx.scale = plan, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for row, blocks in enumerate(ctx.plan.rows):
+            for block in blocks:
+                q, k, v = _cut(block, row, query, key, value)
+                here = slice(block.q_begin, block.q_end)
+                grad, out = grad_outputs[0][row : row + 1, :, here], output[row : row + 1, :, here]
+                lse = logsumexp[row : row + 1, :, here].contiguous()
+                parts = kernel(grad.contiguous(), q, k, v, out, lse, 0.0, block.causal, scale=ctx.scale)
+                grads[0][row, :, here] += parts[0][0]
+                there = slice(block.k_begin, block.k_end)
+                grads[1][row, :, there] += parts[1][0]
+                grads[2][row, :, there] += parts[2][0]
+        return (*grads, None, None)
+
+
+def _cut(block: Block, row: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+    q = query[row : row + 1, :, block.q_begin : block.q_end]
+    return [q, *(x[row : row + 1, :, block.k_begin : block.k_end] for x in (key, value))]
+
+
+def tree_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, scale: float | None = None
+) -> torch.Tensor:
+    """
+    Attention of each token over its path. On the CPU only; time and memory are linear in `plan.pairs` and the tokens.
+
+    Args:
+        query, key, value (`torch.Tensor`):
+            Shape `(B, heads, T, head_dim)`, all with the same number of heads.
+        plan ([`AttentionPlan`]):
+            Of the same batch.
+        scale (`float`, *optional*):
+            What the scores are multiplied by; `None` is `head_dim ** -0.5`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, heads, T, head_dim)`; zero on padding.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _TreeAttention.apply(query, key, value, plan, scale)
+
+
+def _attention_with_plans(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    """transformers' `sdpa`, but a call that carries a plan is computed by it."""
+    plan: AttentionPlan | None = kwargs.pop(PLAN_ARGUMENT, None)
+    if plan is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    plan.used += 1
+    groups = query.shape[1] // key.shape[1]
+    output = tree_attention(query, repeat_kv(key, groups), repeat_kv(value, groups), plan, kwargs.get("scaling"))
+    return output.transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """
+    Put plans into transformers' `sdpa` attention, for calls that carry one; all others go to the original.
+
+    Registered under the same name instead of a new one, so that no model has to be switched back and forth: with gradient
+    checkpointing the forward pass runs again inside the backward pass, when a switch would have been undone.
+    """
+    AttentionInterface.register("sdpa", _attention_with_plans)
+
+
+def can_plan(model: Any, batch: RowBatch) -> bool:
+    """Whether a model's attention can follow a plan here: `sdpa`, on the CPU, without dropout on its probabilities."""
+    config = model.config.get_text_config()
+    dropout = max(getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
+    return (
+        getattr(config, "_attn_implementation", None) == "sdpa"
+        and batch.input_ids.device.type == "cpu"
+        and not (model.training and dropout > 0.0)
+        and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+        and type(model).__name__ not in _WITHOUT_PLANS
+    )
+
+
+_WITHOUT_PLANS: set[str] = set()
+
+
+def forget(model: Any) -> None:
+    """Remember that a class of models does not hand keyword arguments down to its attention."""
+    _WITHOUT_PLANS.add(type(model).__name__)
