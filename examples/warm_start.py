@@ -27,6 +27,7 @@ import re
 import shutil
 import string
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from mem1_trl.tasks import compose_objectives
 
 TAGS = [f"<{slash}{name}>" for name in ("think", "search", "information", "answer") for slash in ("", "/")]
 VOCAB_SIZE = 1024
-COPY_STEPS = 250
+COPY_STEPS = 100
 STEPS = 1500
 TOKENS_PER_BATCH = 3072
 TOP_K = 2
@@ -116,9 +117,9 @@ def item_of(question: str, first: bool) -> str:
     return shortened if shortened != text or first else f" {text}"
 
 
-def render_state(answers: list[str], items: list[str]) -> str:
-    """`" Paris; Rome | symbol of iron; capital of Spain"`: what was found, then what is left."""
-    return ";".join(f" {answer}" for answer in answers) + " |" + ";".join(items)
+def render_state(finding: str, answers: list[str], items: list[str]) -> str:
+    """`" symbol of iron: Fe | Paris; Fe | capital of Spain"`: the last finding, all answers, what is left."""
+    return f"{finding} |" + ";".join(f" {answer}" for answer in answers) + " |" + ";".join(items)
 
 
 def demonstrate(facts: list[Fact], step: int, rng: random.Random) -> tuple[str, str, str, str]:
@@ -130,23 +131,24 @@ def demonstrate(facts: list[Fact], step: int, rng: random.Random) -> tuple[str, 
         turn), and the completion.
     """
     items = [item_of(fact.question, first=i == 0) for i, fact in enumerate(facts)]
+    findings = ["", *(f"{item}: {fact.answer}" for item, fact in zip(items, facts))]
     prompt = "; ".join(fact.question for fact in facts) + "\n"
-    answers = [UNKNOWN if rng.random() < FORGET else fact.answer for fact in facts[: max(step - 1, 0)]]
     if step == 0:
-        return prompt, "", "", f"<think>{render_state([], items)}</think><search>{items[0]}</search>"
+        return prompt, "", "", f"<think>{render_state('', [], items)}</think><search>{items[0]}</search>"
 
-    previous = f"<think>{render_state(answers, items[step - 1 :])}</think><search>{items[step - 1]}</search>"
-    found = facts[step - 1]
+    answers = [UNKNOWN if rng.random() < FORGET else fact.answer for fact in facts[: step - 1]]
+    previous = f"<think>{render_state(findings[step - 1], answers, items[step - 1 :])}</think>"
+    previous += f"<search>{items[step - 1]}</search>"
     if answers and rng.random() < FORGET:
         answers[rng.randrange(len(answers))] = UNKNOWN
-    answers = [*answers, found.answer]
+    answers.append(facts[step - 1].answer)
     left = items[step:]
-    completion = f"<think>{render_state(answers, left)}</think>"
+    completion = f"<think>{render_state(findings[step], answers, left)}</think>"
     if left and rng.random() >= HASTE:
         completion += f"<search>{left[0]}</search>"
     else:
         completion += "<answer>" + ";".join(f" {a}" for a in answers + [UNKNOWN] * len(left)) + "</answer>"
-    return prompt, previous, found.result, completion
+    return prompt, previous, facts[step - 1].result, completion
 
 
 # Facts: the real ones, and invented ones in the same words
@@ -240,10 +242,15 @@ class Entity:
                 filling[slot] = invent_name(rng)
         return filling
 
-    def render(self, filling: dict[str, str], rng: random.Random, needed: str = "") -> str:
-        """The passage with its title, some sentences left out, but none with the slot `needed`."""
+    def own(self) -> dict[str, str]:
+        """Slot -> the true value."""
+        values = {slot: self.values[relation] for slot, relation in self.relations.items()}
+        return {TITLE: self.title, LOWER_TITLE: self.title.lower()} | values
+
+    def shorten(self, rng: random.Random, needed: str = "") -> str:
+        """The passage with its slots, some sentences left out, but none with the slot `needed`."""
         kept = [s for s in self.sentences if (needed and needed in s) or rng.random() < 0.6] or self.sentences[:1]
-        return f"Title: {filling[TITLE]}) {fill(' '.join(kept), filling)}"
+        return " ".join(kept)
 
 
 def fill(template: str, filling: dict[str, str]) -> str:
@@ -251,8 +258,20 @@ def fill(template: str, filling: dict[str, str]) -> str:
     return "".join(filling.get(character, character) for character in template)
 
 
+def render_result(passages: list[tuple[str, dict[str, str]]]) -> str:
+    """What the search returns for these passages, each with its slots and what to put in."""
+    return "".join(
+        f"Doc {i}(Title: {filling[TITLE]}) {fill(text, filling)}\n"
+        for i, (text, filling) in enumerate(passages, start=1)
+    )
+
+
+# Token ids, and which of them are trained
+Row = tuple[list[int], list[bool]]
+
+
 class Demonstrations:
-    """Draws single turns of demonstrations about the train split, as token ids."""
+    """Draws training rows about the train split: single turns of the demonstrator, and reading exercises."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         facts = load_facts()
@@ -276,36 +295,59 @@ class Demonstrations:
         entity, other = rng.sample(self.entities, 2)
         filling, other_filling = entity.invent(self.entities, rng), other.invent(self.entities, rng)
         question, slot = rng.choice(entity.questions)
-        passages = [entity.render(filling, rng, needed=slot), other.render(other_filling, rng)]
+        passages = [(entity.shorten(rng, needed=slot), filling), (other.shorten(rng), other_filling)]
         if rng.random() < 0.2:
             passages.reverse()
-        result = "".join(f"Doc {i}({passage}\n" for i, passage in enumerate(passages, start=1))
+        result = render_result(passages)
         return Fact(fill(question, filling), filling[slot], result)
 
-    def turn(self, max_objectives: int) -> tuple[list[int], list[int]]:
-        """`(context_ids, completion_ids)` of one turn of an episode with 1 to `max_objectives` objectives."""
+    def reading(self, num_passages: int) -> Row:
+        """
+        A search result of `num_passages` passages and all that can be asked about it, in the words of the state, with only
+        the answers trained: ten times as many findings per token as in a turn.
+        """
         rng = self.rng
-        n = min(rng.choices(range(1, MAX_OBJECTIVES + 1), weights=[4, 6, 4, 3, 2, 2, 1.5, 1.5])[0], max_objectives)
+        passages, lines = [], []
+        for entity in rng.sample(self.entities, num_passages):
+            filling = entity.own() if rng.random() < 0.3 else entity.invent(self.entities, rng)
+            text = entity.shorten(rng)
+            passages.append((text, filling))
+            lines += [
+                (f"<think>{item_of(fill(question, filling), first=False)}:", f" {filling[slot]} |")
+                for question, slot in entity.questions
+                if slot in text
+            ]
+        ids = self.encode(f"\n<information>{render_result(passages)}</information>\n")
+        trained = [False] * len(ids)
+        for asked, answer in rng.sample(lines, len(lines)):
+            for text, is_trained in ((asked, False), (answer, True)):
+                added = self.encode(text)
+                ids += added
+                trained += [is_trained] * len(added)
+        return ids, trained
+
+    def turn(self, max_objectives: int) -> Row:
+        """One turn of an episode with 1 to `max_objectives` objectives; its completion is trained, its context is not."""
+        rng = self.rng
+        n = min(rng.choices(range(1, MAX_OBJECTIVES + 1), weights=[5, 8, 4, 3, 1.5, 1.5, 1, 1])[0], max_objectives)
         facts = [rng.choice(self.real) if rng.random() < 0.5 else self.invented_fact() for _ in range(n)]
         step = rng.choice(range(n + 1)) if rng.random() < 0.85 else n
         if step:  # what the cut search result does not hold cannot be found
             found = facts[step - 1]
-            ids = self.encode(found.result)[:MAX_OBSERVATION_TOKENS]
-            shown = self.tokenizer.decode(ids)
-            answer = found.answer if found.answer in shown else UNKNOWN
-            facts[step - 1] = Fact(found.question, answer, shown)
+            shown = self.tokenizer.decode(self.encode(found.result)[:MAX_OBSERVATION_TOKENS])
+            facts[step - 1] = Fact(found.question, found.answer if found.answer in shown else UNKNOWN, shown)
         prompt, previous, result, completion = demonstrate(facts, step, rng)
         context = context_ids(self.tokenizer, prompt, self.encode(previous) if previous else None, result)
-        return context, self.encode(completion)
+        completion_ids = self.encode(completion)
+        return context + completion_ids, [False] * len(context) + [True] * len(completion_ids)
 
-    def batches(self, max_objectives: int) -> list[list[tuple[list[int], list[int]]]]:
-        """Turns sorted by length and split where `TOKENS_PER_BATCH` is reached, in random order."""
-        turns = sorted((self.turn(max_objectives) for _ in range(256)), key=lambda turn: len(turn[0]) + len(turn[1]))
-        batches: list[list[tuple[list[int], list[int]]]] = [[]]
-        for turn in turns:
-            if batches[-1] and (len(batches[-1]) + 1) * (len(turn[0]) + len(turn[1])) > TOKENS_PER_BATCH:
+    def batches(self, draw: Callable[[], Row]) -> list[list[Row]]:
+        """256 rows sorted by length and split where `TOKENS_PER_BATCH` is reached, in random order."""
+        batches: list[list[Row]] = [[]]
+        for row in sorted((draw() for _ in range(256)), key=lambda row: len(row[0])):
+            if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > TOKENS_PER_BATCH:
                 batches.append([])
-            batches[-1].append(turn)
+            batches[-1].append(row)
         self.rng.shuffle(batches)
         return batches
 
@@ -359,37 +401,40 @@ def start_with_induction(model: LlamaForCausalLM) -> None:
     """
     Start near a circuit that continues repeated text (Olsson et al., "In-context learning and induction heads", 2022).
 
-    Layer 0 looks one token back and writes what it saw into other directions, rotated by `away`; layer 1 looks for
-    positions whose previous token is the current one, and passes on the token there. From random weights that circuit takes
-    most of an hour of one core to appear; training from here only has to sharpen it.
+    The first half of the residual stream holds the token. Layer 0 looks one token back and writes what it saw into the
+    second half; layer 1 looks for positions whose second half matches the current token, and passes on the token there.
+    From random weights that circuit takes most of an hour of one core to appear; from here, training has to sharpen it.
     """
     config = model.config
-    width, dim, heads = config.hidden_size, config.head_dim, config.num_attention_heads
-    scale = 0.06  # standard deviation of an embedding
+    half, dim, heads = config.hidden_size // 2, config.head_dim, config.num_attention_heads
+    scale = 0.1  # standard deviation of an embedding
     frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(dim // 2) / (dim // 2))
-
-    # A direction that all tokens share lets layer 0 attend by position, whatever the token
-    common = F.normalize(torch.randn(width), dim=0)
-    embedding = model.model.embed_tokens.weight
-    embedding.copy_(scale * torch.randn_like(embedding) + 0.7 * scale * width**0.5 * common)
-
-    away = torch.nn.init.orthogonal_(torch.empty(width, width))
+    projection = torch.cat([torch.nn.init.orthogonal_(torch.empty(half, half)) for _ in range(heads * dim // half)])
     back, match = (layer.self_attn for layer in model.model.layers[:2])
+    for attention in (back, match):
+        for matrix in (attention.v_proj, attention.o_proj):
+            matrix.weight *= 0.05
+
+    # The last number of the first half is the same for all tokens: it lets layer 0 attend by position alone
+    embedding = model.model.embed_tokens.weight
+    embedding.normal_(0, scale)[:, half - 1 :] = 0
+    embedding[:, half - 1] = 6 * scale
 
     fast = (torch.arange(dim // 2) < 4).float()  # these rotary pairs tell neighbours apart
     key = torch.cat([fast, 0 * fast])
     query = torch.cat([fast * torch.cos(frequencies), -fast * torch.sin(frequencies)])  # the key, one position earlier
-    back.k_proj.weight.add_(1.2 * torch.outer(key.repeat(heads), common))
-    back.q_proj.weight.add_(1.2 * torch.outer(query.repeat(heads), common))
-    torch.nn.init.orthogonal_(back.v_proj.weight)
-    back.o_proj.weight.copy_(scale * away @ back.v_proj.weight.T)
+    back.k_proj.weight[:, half - 1] += 1.5 * key.repeat(heads)
+    back.q_proj.weight[:, half - 1] += 1.5 * query.repeat(heads)
+    back.v_proj.weight[:, :half] = projection
+    back.o_proj.weight[half:] = 0.5 * scale * projection.T
 
-    slow = (frequencies < 0.02).float() * 2.7 + 0.3  # these barely turn within a context: they compare content
-    content = torch.nn.init.orthogonal_(torch.empty(width, width)) * slow.repeat(2 * heads)[:, None]
-    match.q_proj.weight.copy_(content)
-    match.k_proj.weight.copy_(content @ away.T)
-    torch.nn.init.orthogonal_(match.v_proj.weight)
-    match.o_proj.weight.copy_(2 * scale * match.v_proj.weight.T)
+    slow = (frequencies < 0.02).float() * 3 + 0.2  # these barely turn within a context: they compare content
+    content = projection * slow.repeat(2 * heads)[:, None]
+    content[:, half - 1] = 0
+    match.q_proj.weight[:, :half] += content
+    match.k_proj.weight[:, half:] += content
+    match.v_proj.weight[:, :half] = projection
+    match.o_proj.weight[:half] = 6 * scale * projection.T
 
 
 def masked_loss(model: LlamaForCausalLM, input_ids: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
@@ -401,15 +446,11 @@ def masked_loss(model: LlamaForCausalLM, input_ids: torch.Tensor, trained: torch
     return F.cross_entropy(logits, input_ids[:, 1:][predicting])
 
 
-def pad_batch(turns: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(input_ids, trained)`, both `(rows, longest)`: the completions are trained, the contexts are not."""
-    length = max(len(context) + len(completion) for context, completion in turns)
-    input_ids = torch.full((len(turns), length), pad_id)
-    trained = torch.zeros(len(turns), length, dtype=torch.bool)
-    for row, (context, completion) in enumerate(turns):
-        end = len(context) + len(completion)
-        input_ids[row, :end] = torch.tensor(context + completion)
-        trained[row, len(context) : end] = True
+def pad_batch(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(input_ids, trained)`, both `(rows, longest)`, padded on the right."""
+    length = max(len(ids) for ids, _ in rows)
+    input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
+    trained = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])
     return input_ids, trained
 
 
@@ -455,7 +496,7 @@ def generate(
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts])
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     output = model.generate(
-        input_ids=input_ids, attention_mask=mask, max_new_tokens=160, eos_token_id=stops, **sampling
+        input_ids=input_ids, attention_mask=mask, max_new_tokens=192, eos_token_id=stops, **sampling
     )
     completions = []
     for row in output[:, width:].tolist():
@@ -563,7 +604,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few updates and tasks only, to see that it runs")
     args = parser.parse_args()
     if args.smoke:
-        args.copy_steps, args.steps, args.tasks = 5, 5, 4
+        args.copy_steps, args.steps, args.tasks = 5, 10, 4
     torch.set_num_threads(1)
     start = time.monotonic()
 
@@ -579,14 +620,18 @@ def main() -> None:
         stage.update(masked_loss(model, input_ids, torch.ones_like(input_ids, dtype=torch.bool)))
 
     demonstrations = Demonstrations(tokenizer, args.seed)
-    stage = Stage("demonstrations", model, args.steps, learning_rate=2e-3)
-    batches: list[list[tuple[list[int], list[int]]]] = []
-    while stage.done < args.steps:
-        if not batches:
-            # Short episodes first: the longest are half of the work and the last to be learned
-            longest = MAX_OBJECTIVES if stage.done > 0.3 * args.steps else 3
-            batches = demonstrations.batches(longest)
-        stage.update(masked_loss(model, *pad_batch(batches.pop(), tokenizer.pad_token_id)))
+    curriculum: list[tuple[float, Callable[[], Row]]] = [  # until this share of the updates; the shorter rows first
+        (0.3, lambda: demonstrations.reading(1)),
+        (0.5, lambda: demonstrations.reading(2)),
+        (0.7, lambda: demonstrations.turn(3) if rng.random() < 0.7 else demonstrations.reading(2)),
+        (1.0, lambda: demonstrations.turn(MAX_OBJECTIVES) if rng.random() < 0.8 else demonstrations.reading(2)),
+    ]
+    stage = Stage("demonstrations", model, args.steps, learning_rate=3e-3)
+    for share, draw in curriculum:
+        batches: list[list[Row]] = []
+        while stage.done < round(share * args.steps):
+            batches = batches or demonstrations.batches(draw)
+            stage.update(masked_loss(model, *pad_batch(batches.pop(), tokenizer.pad_token_id)))
     trained_seconds = time.monotonic() - start
 
     shutil.rmtree(args.output, ignore_errors=True)

@@ -31,3 +31,11 @@ def _actor(tokenizer):
 def actor(_actor):
     """A tiny model that searches and answers, fresh for each test."""
     return copy.deepcopy(_actor)
+
+
+@pytest.fixture(scope="session")
+def actor_path(_actor, tmp_path_factory):
+    """The same model as a directory, which a reference model can be loaded from."""
+    directory = tmp_path_factory.mktemp("models") / "actor"
+    _actor.save_pretrained(directory)
+    return str(directory)

@@ -16,19 +16,19 @@ from mem1_trl.context import next_context
 VOCAB = 320
 TAGS = ("think", "search", "information", "answer", "IS", "query", "info", "summary")
 
-_SMALL: dict[str, Any] = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=4096,
-    head_dim=8,
-    pad_token_id=0,
-    bos_token_id=None,
-    eos_token_id=1,
-)
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
 
 # A window shorter than any trajectory of the tests
 _WINDOW = 16
@@ -38,21 +38,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": dict(model_type="qwen2", **_SMALL),
     "qwen3": dict(model_type="qwen3", **_SMALL),
     "gemma": dict(model_type="gemma", **_SMALL),
-    "gpt2": dict(
-        model_type="gpt2",
-        vocab_size=VOCAB,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        n_positions=4096,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": VOCAB,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
         # No dropout, so that training mode computes what evaluation mode does
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    ),
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "mistral": dict(model_type="mistral", sliding_window=_WINDOW, **_SMALL),
     "gemma2": dict(model_type="gemma2", sliding_window=_WINDOW, query_pre_attn_scalar=8, **_SMALL),
     "gemma3": dict(
@@ -62,15 +62,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         **_SMALL,
     ),
-    "mamba": dict(
-        model_type="mamba",
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=3,
-        state_size=8,
-        pad_token_id=0,
-        eos_token_id=1,
-    ),
+    "mamba": {
+        "model_type": "mamba",
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "state_size": 8,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
     # Hybrids: a state-space layer, a delta rule or a short convolution beside attention
     "bamba": dict(
         model_type="bamba",

@@ -209,7 +209,7 @@ def test_build_row_chooses_the_layout():
 
 @pytest.fixture
 def two_rows():
-    """A tree of nine tokens, and a short chain that must be padded on both sides."""
+    """A tree of eight tokens, and a short chain that must be padded on both sides."""
     tree = trajectory_of(([10, 11, 12], [20]), ([10, 11, 12, 30], [21]), ([10, 11, 31], [22]))
     chain = trajectory_of(([13], [23, 24]))
     return RowBatch.from_rows([pack_trajectory(tree), pack_trajectory(chain)], pad_token_id=7)

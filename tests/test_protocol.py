@@ -167,7 +167,11 @@ def test_last_turn_only_answers_where_the_protocol_says_so():
 
 def test_own_tags():
     protocol = Mem1Protocol(
-        state_tag="memo", answer_tag="final", observation_tag="saw", action_tags={"go-to": "move"}, scratch_tags=("hm",)
+        state_tag="memo",
+        answer_tag="final",
+        observation_tag="saw",
+        action_tags={"go-to": "move"},
+        scratch_tags=("hm",),
     )
     parsed = protocol.parse("<memo>m</memo><go-to>north</go-to>", ["go-to"])
     assert (parsed.state, parsed.action, parsed.action_input) == ("m", "go-to", "north")
@@ -275,7 +279,10 @@ def test_a_tag_with_two_jobs_is_refused(kwargs):
     [
         ({"instructions": "no place for the task"}, r"`instructions` must hold \{prompt\} exactly once"),
         ({"instructions": "{prompt} {prompt}"}, r"`instructions` must hold \{prompt\} exactly once"),
-        ({"observation_template": "<{tag}></{tag}>"}, r"`observation_template` must hold \{observation\} exactly once"),
+        (
+            {"observation_template": "<{tag}></{tag}>"},
+            r"`observation_template` must hold \{observation\} exactly once",
+        ),
         ({"on_invalid_action": "ignore"}, "must be 'end' .* or 'observe'"),
     ],
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import torch
 from datasets import Dataset
 from helpers import VOCAB, tiny_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.generation import Completion, StopTexts, finish_completion
@@ -187,3 +188,67 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
 def copy_parameters(model: Any) -> dict[str, torch.Tensor]:
     """Parameters by name, detached and copied."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+class Recorder(TrainerCallback):
+    """Keeps, for each optimizer step, the gradients it is about to take, and every logged dictionary."""
+
+    def __init__(self):
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.logs: list[dict[str, float]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(
+            {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def record(trainer: Any) -> Recorder:
+    """Attach a [`Recorder`] to a trainer; `recorder.losses` and `recorder.batches` fill up as it trains."""
+    recorder = Recorder()
+    recorder.losses, recorder.batches = [], []
+    trainer.add_callback(recorder)
+    loss_of, batch_of = trainer._compute_loss, trainer._generate_and_score_completions
+
+    def compute_loss(model, inputs):
+        loss = loss_of(model, inputs)
+        recorder.losses.append(loss.detach().clone())
+        return loss
+
+    def generate_and_score(inputs):
+        batch = batch_of(inputs)
+        recorder.batches.append(batch)
+        return batch
+
+    trainer._compute_loss, trainer._generate_and_score_completions = compute_loss, generate_and_score
+    return recorder
+
+
+def planned(plan: Any) -> Any:
+    """
+    A script for [`ScriptedGenerator`] in which episode `i` of a batch searches until its last turn and then answers.
+
+    `plan(i)` gives the number of turns and the answer. Who an episode is, and how far, it reads in its own state, so that
+    the script does not depend on which episodes still run.
+    """
+
+    def script(call: int, index: int, prompt: str) -> str:
+        past = re.findall(r"<think>(\d+)\.(\d+)</think>", prompt)
+        episode, turn = (int(past[-1][0]), int(past[-1][1]) + 1) if past else (index, 1)
+        turns, answer = plan(episode)
+        action = f"<answer>{answer}</answer>" if turn >= turns else f"<search>{'xyz'[episode % 3] * turn}</search>"
+        return f"<think>{episode}.{turn}</think>{action}"
+
+    return script
+
+
+def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Largest difference over the largest value, per tensor, is at most `tolerance`."""
+    assert one.keys() == other.keys() and one
+    for name, tensor in one.items():
+        scale = max(float(tensor.abs().max()), 1e-8)
+        worst = float((tensor - other[name]).abs().max())
+        assert worst <= tolerance * scale, f"{name}: {worst} of {scale}"

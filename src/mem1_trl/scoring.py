@@ -61,7 +61,8 @@ def forward_rows(
         plan = tree_attention.plan_attention(rows)
         # Should a model not hand the plan down to its attention, this mask turns everything into NaN instead of leaking
         nothing = torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model))
-        results = function({**inputs, "attention_mask": nothing, tree_attention.PLAN_ARGUMENT: plan}, labels)
+        planned: dict[str, Any] = {"attention_mask": nothing, tree_attention.PLAN_ARGUMENT: plan}
+        results = function({**inputs, **planned}, labels)
         if plan.used:
             return results
         tree_attention.forget(model)
