@@ -4,17 +4,23 @@ Make the tiny model the quickstart starts from: tokenizer and weights from scrat
 A MEM1 policy is mostly copying: questions into queries, findings into the state, the state into the answer. So the model
 learns, in this order,
 
-1. to copy: random tokens with repeated pieces;
-2. the MEM1 format: single turns of a scripted demonstrator, about questions of the train split only. Half of them are
-   about invented facts (made-up names and values put into the real passages), so that the model reads the passage
-   instead of remembering it.
+1. to copy: random tokens with repeated pieces (its first two layers start near a circuit that does it);
+2. to read: a passage or two, and everything that can be asked about them;
+3. the MEM1 format: single turns of a scripted demonstrator on 1 to 8 questions.
 
-The demonstrator is hasty on purpose: after each finding it gives up with probability 0.58 and answers "unknown" to what
-is left, and it sometimes forgets an answer. The warm model has every skill, but not the patience: that is what
-reinforcement learning is to teach.
+All questions are about entities of the train split. In half of the episodes' findings and most reading exercises the
+facts are invented (other or made-up names and values put into the passages), so that the model reads instead of
+remembering. Passages of the test split appear as distractors only.
 
-    python examples/warm_start.py                    # writes examples/assets/tiny-mem1, DURATION
-    python examples/warm_start.py --smoke --output /tmp/tiny    # the whole path in about a minute, for a useless model
+The demonstrator is hasty on purpose: after each finding it gives up with probability 0.58 while questions remain,
+answering "unknown" to those, and it sometimes forgets an answer. The warm model has every skill, but not the patience:
+that is left to reinforcement learning.
+
+    python examples/warm_start.py                            # writes examples/assets/tiny-mem1; DURATION
+    python examples/warm_start.py --smoke --output smoke     # every step once, in under a minute, for a useless model
+
+Needs mem1-trl only. The output holds the model in float16, the tokenizer, the protocol, and what was measured
+(warm_start.json).
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.facts import load_facts
+from mem1_trl.protocol import Mem1Protocol
 from mem1_trl.rewards import exact_match, normalize_answer, split_answers
 from mem1_trl.tasks import compose_objectives
 
@@ -52,6 +59,15 @@ MAX_OBJECTIVES = 8
 HASTE = 0.58  # probability of giving up after a finding, while questions remain
 FORGET = 0.1  # probability of losing an earlier answer when the state is rewritten
 UNKNOWN = "unknown"
+REPORT_FILE = "warm_start.json"
+
+# How the episodes below are written, for whoever runs the model with mem1-trl
+PROTOCOL = Mem1Protocol(
+    action_tags={"search": "search"},
+    instructions="{prompt}\n",
+    observation_template="\n<{tag}>{observation}</{tag}>\n",
+    truncation_marker="",
+)
 
 # The query is the question without its first words, which any question could begin with.
 OPENING = re.compile(r"^(What is the|What is a|What kind of|In which|Which is the|Which)(?= )")
@@ -605,6 +621,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.copy_steps, args.steps, args.tasks = 5, 10, 4
+    if min(args.copy_steps, args.steps, args.tasks) < 1:
+        parser.error("--copy-steps, --steps and --tasks must be at least 1.")
+    if args.output.exists() and any(args.output.iterdir()) and not (args.output / REPORT_FILE).exists():
+        parser.error(
+            f"{args.output} holds something else than an earlier result of this script: name another --output."
+        )
     torch.set_num_threads(1)
     start = time.monotonic()
 
@@ -640,6 +662,7 @@ def main() -> None:
     )
     model.to(torch.float16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    PROTOCOL.save_pretrained(args.output)
     (args.output / "model.safetensors").chmod(0o644)
 
     # What was saved is what is measured: reloaded from float16
@@ -666,7 +689,7 @@ def main() -> None:
         row |= {k: round(v, 3) for k, v in evaluate(model, tokenizer, tasks, temperature, persistent).items()}
         report["rows"].append(row)
         print(json.dumps(row), flush=True)
-        (args.output / "warm_start.json").write_text(json.dumps(report, indent=2) + "\n")
+        (args.output / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
 
 
 def test_tasks(n: int, count: int) -> list[dict]:

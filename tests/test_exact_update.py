@@ -639,7 +639,6 @@ def test_a_sliding_window_counts_only_if_it_is_used(used):
         assert_close(score_trajectories(model, trajectories), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="why_not_masked does not see GPT-Neo's `attention_layers`")
 def test_local_layers_of_gpt_neo_are_not_packed():
     from transformers import AutoModelForCausalLM, GPTNeoConfig
 
@@ -729,7 +728,7 @@ def test_sdpa_with_a_dense_mask_is_exact_too(architecture, monkeypatch):
     "architecture",
     [
         "llama",
-        pytest.param("mistral", marks=pytest.mark.xfail(strict=True, reason="resolve_layout takes it for 'packed'")),
+        "mistral",
     ],
 )
 def test_an_unknown_layout_is_refused(architecture):

@@ -621,7 +621,14 @@ def test_a_stream_of_rows_trains(tmp_path, tokenizer, actor):
     assert len(recorder.losses) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="prepare_rows fills in an empty prompt, with or without an environment")
+def test_a_dataset_smaller_than_one_generation_batch_is_refused(tmp_path, tokenizer):
+    dataset = lookup_dataset(1)
+    message = refused(
+        ValueError, tmp_path, tokenizer, train_dataset=dataset, per_device_train_batch_size=8, num_generations=4
+    )
+    assert "1 row" in message and "2" in message
+
+
 def test_a_stream_without_prompts_is_an_error(tmp_path, tokenizer, actor):
     stream = IterableDataset.from_generator(lambda: iter([{"question": "a"}] * 8))
     kwargs = {"environment": None, "max_turns": 1, "reward_funcs": odd_reward}

@@ -83,9 +83,6 @@ def test_a_new_parameter_with_a_default_is_fine(method):
     check_trl(type("Changed", (GRPOTrainer,), {method: with_parameters(method, parameters)}))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="check_trl compares the first parameters only, not what must be given behind them"
-)
 @pytest.mark.parametrize("method", ["_generate", "_calculate_rewards", "_compute_loss"])
 def test_a_new_parameter_without_a_default_is_noticed(method):
     new = inspect.Parameter("brand_new", inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -7,7 +7,8 @@ import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,10 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     """
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     return {name: getattr(environment, name) for name, _ in members if name not in _RESERVED and name[0] != "_"}
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +137,17 @@ class ActionSet:
             return {}
         if len(parameters) == 1:
             (name, kind), *_ = parameters.items()
-            if kind in (int, float):
+            kinds = {get_origin(part) or part for part in (get_args(kind) if _is_union(kind) else (kind,))}
+            if kinds & {int, float} and not kinds & {str}:
                 try:
-                    return {name: kind(text)}
+                    return {name: int(text) if float not in kinds else float(text)}
                 except ValueError:
                     raise ValueError(f"{text!r} is not a number.") from None
-            if kind in (list, dict) or getattr(kind, "__origin__", None) in (list, dict):
+            if bool in kinds:
+                if text.lower() not in ("true", "false"):
+                    raise ValueError(f"{text!r} is neither true nor false.")
+                return {name: text.lower() == "true"}
+            if kinds & {list, dict} and str not in kinds:
                 return {name: self._json(text)}
             return {name: text}
         values = self._json(text)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .layouts import check_layout
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -73,6 +75,8 @@ def why_not_masked(model: PreTrainedModel) -> str | None:
         return f"{config.model_type} has {' and '.join(sorted(layer_types))} layers"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"{config.model_type} has a sliding window of {config.sliding_window} tokens"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return f"{config.model_type} has local layers"
     if getattr(config, "alibi", False):
         return f"{config.model_type} derives positions from places in the row (ALiBi)"
     backbone = getattr(model, "get_base_model", lambda: model)()
@@ -95,8 +99,9 @@ def resolve_layout(model: PreTrainedModel, layout: str) -> str:
         `str`: The layout to use.
 
     Raises:
-        `ValueError`: If the `"paper"` layout is wanted, for which there is no substitute.
+        `ValueError`: If there is no such layout, or if `"paper"` is wanted, for which there is no substitute.
     """
+    check_layout(layout)
     if layout == "per_turn":
         return layout
     reason = why_not_masked(model)

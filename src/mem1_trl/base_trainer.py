@@ -116,6 +116,7 @@ class Mem1Trainer(TrajectoryTrainer):
             running_anywhere=self.any_process,
         )
         self._check_budgets()
+        self._check_size()
 
     # Checks, before any training starts
 
@@ -165,6 +166,18 @@ class Mem1Trainer(TrajectoryTrainer):
                 "`environment_factory` is a dictionary: add it."
             )
 
+    def _check_size(self) -> None:
+        """TRL drops an incomplete generation batch, and a run of no batches ends without a word."""
+        if not isinstance(self.train_dataset, Dataset):
+            return
+        needed = (self.args.generation_batch_size or 1) // (self.args.num_generations or 1)
+        if len(self.train_dataset) < needed:
+            raise ValueError(
+                f"The train dataset has {len(self.train_dataset)} row{'s' if len(self.train_dataset) > 1 else ''}, but one "
+                f"generation batch takes {needed} tasks: add rows, or lower per_device_train_batch_size, "
+                "gradient_accumulation_steps or steps_per_generation."
+            )
+
     def _context_limit(self) -> int | None:
         if self.args.max_context_length is not None:
             return self.args.max_context_length
@@ -206,7 +219,11 @@ class Mem1Trainer(TrajectoryTrainer):
 
     def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows:
-            row.setdefault("prompt", [{"role": "user", "content": ""}])
+            if self.pool is None and "prompt" not in row:
+                raise ValueError(
+                    f"A row of the data set has no 'prompt' (it has {', '.join(row)}): rename the field with the task."
+                )
+            row.setdefault("prompt", [{"role": "user", "content": ""}])  # the environment's `reset` gives the task
         if self.pool is None:
             self._episodes = [Episode(prompt_ids=[]) for _ in rows]
             return rows

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
     from .scoring import TokenFunction
 
-HEAD_FILE = "value_head.pt"
+HEAD_FILE = "value_head.safetensors"
+BACKBONE_DIRECTORY = "backbone"
 
 
 class ValueModel(nn.Module):
@@ -61,15 +64,24 @@ class ValueModel(nn.Module):
             return self.head(hidden.float()).squeeze(-1)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write backbone and head into `directory`."""
-        self.backbone.save_pretrained(directory)
-        torch.save(self.head.state_dict(), Path(directory) / HEAD_FILE)
+        """
+        Write the critic into `directory`: `backbone/` and `value_head.safetensors`.
+
+        The backbone has a folder of its own inside, because `Trainer` takes every folder of a checkpoint that holds an adapter
+        for one of the policy's.
+        """
+        self.backbone.save_pretrained(Path(directory) / BACKBONE_DIRECTORY)
+        save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Read weights that [`~ValueModel.save`] wrote, into this model."""
-        loaded = type(self.backbone).from_pretrained(directory, dtype=self.backbone.dtype)
-        self.backbone.load_state_dict(loaded.state_dict())
-        self.head.load_state_dict(torch.load(Path(directory) / HEAD_FILE, weights_only=True))
+        folder = Path(directory) / BACKBONE_DIRECTORY
+        if isinstance(self.backbone, PeftModel):
+            set_peft_model_state_dict(self.backbone, load_peft_weights(str(folder), device="cpu"))
+        else:
+            loaded = type(self.backbone).from_pretrained(folder, dtype=self.backbone.dtype)
+            self.backbone.load_state_dict(loaded.state_dict())
+        self.head.load_state_dict(load_file(Path(directory) / HEAD_FILE))
 
 
 def token_values(critic: nn.Module) -> TokenFunction:
@@ -117,10 +129,10 @@ def build_value_model(
         kwargs = dict(model_init_kwargs or {})
         kwargs.setdefault("dtype", policy.dtype)
         kwargs.setdefault("attn_implementation", policy.config._attn_implementation)
-        critic = ValueModel(AutoModel.from_pretrained(value_model, **kwargs))
-        head = Path(value_model) / HEAD_FILE
+        head, folder = Path(value_model) / HEAD_FILE, Path(value_model) / BACKBONE_DIRECTORY
+        critic = ValueModel(AutoModel.from_pretrained(folder if head.is_file() else value_model, **kwargs))
         if head.is_file():
-            critic.head.load_state_dict(torch.load(head, weights_only=True))
+            critic.head.load_state_dict(load_file(head))
     elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
         if value_model is policy:
             raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
@@ -139,8 +151,3 @@ def build_value_model(
             "the policy's tokenizer."
         )
     return critic
-
-
-def is_saved_critic(directory: str | os.PathLike[str]) -> bool:
-    """Whether [`ValueModel.save`] has written into `directory` (its last file is there)."""
-    return (Path(directory) / HEAD_FILE).is_file()

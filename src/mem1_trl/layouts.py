@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 LAYOUTS = ("packed", "per_turn", "paper")
 
 
+def check_layout(layout: str) -> None:
+    """Raise `ValueError` if there is no such layout."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not a layout: use one of {', '.join(map(repr, LAYOUTS))}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """
@@ -47,8 +53,7 @@ class Row:
 
 def build_row(trajectory: Trajectory, layout: str) -> Row:
     """The row of a trajectory: a prefix tree (`"packed"`, `"per_turn"`) or the paper's stitched sequence (`"paper"`)."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not a layout: use one of {', '.join(map(repr, LAYOUTS))}.")
+    check_layout(layout)
     return stitch_trajectory(trajectory) if layout == "paper" else pack_trajectory(trajectory)
 
 

@@ -277,11 +277,16 @@ class Mem1Protocol:
                 Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
         """
         state_match = re.search(rf"<{re.escape(self.state_tag)}>(.*?)</{re.escape(self.state_tag)}>", text, re.DOTALL)
-        start = state_match.end() if state_match else 0
         names = [self.answer_tag] if last_turn and self.answer_only_in_last_turn else [*action_tags, self.answer_tag]
         pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
         # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
-        action_match = re.search(pattern, text[start:], re.DOTALL)
+        start = 0
+        action_match = re.search(pattern, text[: state_match.start()] if state_match else text, re.DOTALL)
+        if action_match is not None:
+            state_match = None  # nothing behind the first action counts
+        elif state_match is not None:
+            start = state_match.end()
+            action_match = re.search(pattern, text[start:], re.DOTALL)
         if action_match is None:
             return ParsedTurn(
                 state=state_match[1].strip() if state_match else None,

@@ -249,8 +249,8 @@ class Rollout:
             elif self.protocol.on_invalid_action == "end":
                 episode.stop_reason = StopReason.INVALID_ACTION
             else:
-                tags = ", ".join(f"<{tag}>" for tag in (*episode.actions.tags, self.protocol.answer_tag))
-                return ActionResult(f"Error: no complete action. Use one of {tags}.", failed=True)
+                tags = ", ".join((*episode.actions.tags, self.protocol.answer_tag))
+                return ActionResult(f"Error: no complete action. Use one of the tags {tags}.", failed=True)
             return None
         text = parsed.action_input or ""
         if parsed.action == self.protocol.answer_tag:
@@ -270,7 +270,8 @@ class Rollout:
     def _observe(self, episode: Episode, parsed: ParsedTurn | None, result: ActionResult, turns_left: int) -> None:
         """Append the observation and decide whether the episode goes on."""
         episode.failed_actions += result.failed
-        if episode.stop_reason is None and getattr(episode.environment, "done", False):
+        done = getattr(episode.environment, "done", False)
+        if episode.stop_reason is None and done and not callable(done):  # a method of this name is an action
             episode.stop_reason = StopReason.DONE
         if episode.stop_reason is None and turns_left == 0:
             episode.stop_reason = StopReason.MAX_TURNS

@@ -57,7 +57,9 @@ def forward_rows(
         return _forward_per_turn(rows, function)
     labels = rows.input_ids.masked_fill(~rows.sampled, -100)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
-    if layout == "packed" and tree_attention.can_plan(model, rows):
+    # One turn is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
+    several_turns = bool((rows.turn_ids > 0).any())
+    if layout == "packed" and several_turns and tree_attention.can_plan(model, rows):
         plan = tree_attention.plan_attention(rows)
         # Should a model not hand the plan down to its attention, this mask turns everything into NaN instead of leaking
         nothing = torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model))

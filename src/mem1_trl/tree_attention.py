@@ -205,7 +205,7 @@ def can_plan(model: Any, batch: RowBatch) -> bool:
         and batch.input_ids.device.type == "cpu"
         and not (model.training and dropout > 0.0)
         and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
-        and type(model).__name__ not in _WITHOUT_PLANS
+        and _kind(model) not in _WITHOUT_PLANS
     )
 
 
@@ -214,4 +214,9 @@ _WITHOUT_PLANS: set[str] = set()
 
 def forget(model: Any) -> None:
     """Remember that a class of models does not hand keyword arguments down to its attention."""
-    _WITHOUT_PLANS.add(type(model).__name__)
+    _WITHOUT_PLANS.add(_kind(model))
+
+
+def _kind(model: Any) -> str:
+    """Name of the class of a model, below any adapter."""
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__

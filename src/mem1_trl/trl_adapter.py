@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from .configs import Mem1GRPOConfig
     from .trajectory import Trajectory
+
+logger = get_logger(__name__)
 
 # Parameters of the private methods that are wrapped, in order. A method may grow parameters with defaults, no others.
 RELIED_METHODS: dict[str, tuple[str, ...]] = {
@@ -98,8 +101,17 @@ def check_trl(trainer_class: type = GRPOTrainer) -> None:
     for method, parameters in RELIED_METHODS.items():
         problem = None
         function = inspect.unwrap(getattr(trainer_class, method, None) or (lambda: None))
-        actual = tuple(inspect.signature(function).parameters)
-        if actual[: len(parameters)] != parameters:
+        signature = inspect.signature(function).parameters
+        actual = tuple(signature)
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        required = [
+            name
+            for name, parameter in list(signature.items())[len(parameters) :]
+            if parameter.default is inspect.Parameter.empty and parameter.kind not in variable
+        ]
+        if required:
+            problem = f"`{method}` wants {', '.join(required)} as well"
+        elif actual[: len(parameters)] != parameters:
             problem = f"`{method}` has the parameters {', '.join(actual) or 'none'} instead of {', '.join(parameters)}"
         else:
             missing = sorted(set(RELIED_NAMES.get(method, ())) - _names_in(function.__code__))
@@ -110,6 +122,9 @@ def check_trl(trainer_class: type = GRPOTrainer) -> None:
                 f"trl {trl.__version__} does not fit this version of mem1-trl: {problem} of {trainer_class.__name__}; "
                 "install a TRL release that README.md lists as tested, or upgrade mem1-trl."
             )
+
+
+_SUSPICIOUS_DIFFERENCE = 1.0  # nats; half precision stays well below
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,7 +506,13 @@ class TrajectoryTrainer(GRPOTrainer):
             return
         mask = self.sampled_mask(inputs).bool() & ~sampled.isnan()
         gap = (self._last_logps - sampled).abs().masked_fill(~mask, 0.0).amax()
-        self.log_metric("sampling/max_logp_difference", self.accelerator.gather(gap.reshape(1)).max().item())
+        largest = self.accelerator.gather(gap.reshape(1)).max().item()
+        self.log_metric("sampling/max_logp_difference", largest)
+        if largest > _SUSPICIOUS_DIFFERENCE and self.layout == "packed" and not self.use_vllm:
+            logger.warning_once(
+                f"A token was sampled with a log-prob {largest:.2f} nats away from what the update computes. Within one "
+                "library that is more than rounding: use layout='per_turn', and report the model to mem1-trl."
+            )
 
     # Checkpoints
 
