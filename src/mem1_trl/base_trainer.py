@@ -69,6 +69,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self.pool = None if environment_factory is None else EnvironmentPool(environment_factory, self.protocol)
         if self.pool is None and args.max_turns > 1 and protocol is not None:
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
+        self._check_reference(model, args, kwargs.get("peft_config"))
         train_dataset = self._dataset_or_placeholder(train_dataset, args)
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
             self._check_columns(name, dataset)
@@ -140,6 +141,17 @@ class Mem1Trainer(TrajectoryTrainer):
                 raise ValueError(
                     f"The column {found[0]!r} of {name} would be an image, which is not supported: remove the column."
                 )
+
+    @staticmethod
+    def _check_reference(model: Any, args: Any, peft_config: Any) -> None:
+        """TRL loads the reference model anew from where the policy came from, unless an adapter can be turned off."""
+        if args.beta == 0.0 or isinstance(model, str) or peft_config is not None or hasattr(model, "peft_config"):
+            return
+        if not getattr(model.config, "_name_or_path", ""):
+            raise ValueError(
+                f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, but this model "
+                "was made in memory: save it and pass the path, or set beta=0.0."
+            )
 
     def _dataset_or_placeholder(self, dataset: Any, args: Any) -> Any:
         if dataset is not None:

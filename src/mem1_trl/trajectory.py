@@ -28,9 +28,6 @@ class StopReason(StrEnum):
     CONTEXT_OVERFLOW = "context_overflow"
     """The next context would not have fitted the budget (only with an appended history)."""
 
-    ENVIRONMENT_ERROR = "environment_error"
-    """An action of the environment raised and the protocol ends the episode on that."""
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:
