@@ -33,7 +33,7 @@ from mem1_trl import Mem1Agent, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol, com
 from mem1_trl.display import print_trajectory
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent
-from mem1_trl.facts import load_facts
+from mem1_trl.facts import KEYWORDS, load_facts
 
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny-mem1"
 OBJECTIVES = (1, 2, 4, 8)
@@ -82,11 +82,16 @@ def evaluate(agent, tests, factory, label):
     return results
 
 
+def lookups(facts, split):
+    """Questions that can be put in search words, such as `capital of France`."""
+    return facts.questions(split).filter(lambda row: row["relation"] in KEYWORDS)
+
+
 def held_out_tasks(facts, n, count):
     """`count` tasks of `n` questions; the questions are shuffled anew where there are too few for one round."""
     rounds = []
     while sum(map(len, rounds)) < count:
-        rounds.append(compose_objectives(facts.questions("test"), n=n, seed=1000 + len(rounds)))
+        rounds.append(compose_objectives(lookups(facts, "test"), n=n, question="keywords", seed=1000 + len(rounds)))
     return concatenate_datasets(rounds).select(range(count))
 
 
@@ -186,7 +191,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     protocol = Mem1Protocol.from_pretrained(TINY_MODEL) if tiny else Mem1Protocol()
     max_completion_length = args.max_completion_length or (96 if tiny else 256)
-    max_observation_length = 220 if tiny else 400
+    max_observation_length = 200 if tiny else 400
     size = sum(p.numel() for p in model.parameters()) / 1e6
     origin = (
         "made from scratch by examples/warm_start.py, which taught it the format and a hasty policy" if tiny else ""
@@ -195,8 +200,8 @@ def main():
 
     # The tasks: real facts; no entity of a test question is asked about in training
     facts = load_facts()
-    factory = RetrievalQAEnvironment.factory(facts.corpus, top_k=2)
-    train = compose_objectives(facts.questions("train"), n=2, seed=args.seed)
+    factory = RetrievalQAEnvironment.factory(facts.corpus, top_k=1)
+    train = compose_objectives(lookups(facts, "train"), n=2, question="keywords", seed=args.seed)
     tests = {n: held_out_tasks(facts, n, args.eval_tasks) for n in OBJECTIVES}
     if tokenizer.chat_template is not None:
         as_chat = lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]}  # noqa: E731

@@ -619,6 +619,8 @@ def test_a_policy_that_carries_an_adapter_needs_a_critic(tmp_path, tokenizer, ac
 
 def test_a_model_made_in_memory_needs_a_path_for_its_reference(tmp_path, tokenizer, actor):
     actor.config._name_or_path = ""
-    with pytest.raises(ValueError, match=r"beta=0.001 needs a reference model.* save it and pass the path, or set beta"):
+    with pytest.raises(
+        ValueError, match=r"beta=0.001 needs a reference model.* save it and pass the path, or set beta"
+    ):
         make(tmp_path, actor, tokenizer, beta=0.001)
     assert make(tmp_path, actor, tokenizer, beta=0.0).ref_model is None

@@ -11,6 +11,27 @@ from importlib.resources import files
 from datasets import Dataset
 
 
+# A question as one would type it into a search box; relations without a line keep the question itself
+KEYWORDS = {
+    "capital": "capital of {}",
+    "currency": "currency code of {}",
+    "calling_code": "calling code of {}",
+    "alpha2": "two-letter code of {}",
+    "alpha3": "three-letter code of {}",
+    "demonym": "native of {}",
+    "region": "world region of {}",
+    "subregion": "subregion of {}",
+    "symbol": "chemical symbol of {}",
+    "atomic_number": "atomic number of {}",
+    "period": "period of {}",
+    "group": "group of {}",
+    "block": "block of {}",
+    "series": "series of {}",
+    "discovery_year": "discovery year of {}",
+    "discovery_place": "discovery place of {}",
+}
+
+
 @dataclass(frozen=True)
 class Facts:
     """
@@ -42,7 +63,7 @@ class Facts:
                 `"train"` or `"test"`.
 
         Returns:
-            `datasets.Dataset`: columns `question`, `answer`, `entity` (title of the passage that holds the answer),
+            `datasets.Dataset`: columns `question`, `keywords` (the same in search words), `answer`, `entity` (title of the passage that holds the answer),
             `relation` (such as `"capital"`) and `kind` (`"country"` or `"element"`), all strings, in the order of the
             corpus.
 
@@ -76,10 +97,15 @@ def load_facts() -> Facts:
     """
     content = gzip.decompress((files("mem1_trl") / "data" / "facts.jsonl.gz").read_bytes())
     records = [json.loads(line) for line in content.decode("ascii").splitlines()]
-    columns = ("question", "answer", "entity", "relation", "kind")
+    columns = ("question", "keywords", "answer", "entity", "relation", "kind")
     questions = {
         split: [
-            {**question, "entity": record["title"], "kind": record["kind"]}
+            {
+                **question,
+                "keywords": KEYWORDS.get(question["relation"], question["question"]).format(record["title"]),
+                "entity": record["title"],
+                "kind": record["kind"],
+            }
             for record in records
             if record["split"] == split
             for question in record["questions"]
