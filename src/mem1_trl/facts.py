@@ -10,7 +10,6 @@ from importlib.resources import files
 
 from datasets import Dataset
 
-
 # A question as one would type it into a search box; relations without a line keep the question itself
 KEYWORDS = {
     "capital": "capital of {}",
