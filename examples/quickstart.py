@@ -30,7 +30,7 @@ from datasets import concatenate_datasets, disable_progress_bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from mem1_trl import Mem1Agent, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol, compose_objectives
@@ -179,7 +179,14 @@ def parse_arguments():
         "--max_completion_length", type=int, default=None, help="tokens of one turn (tiny model: 64, else 256)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.batch_size % args.micro_batch_size:
+        parser.error(f"--batch_size {args.batch_size} is not a multiple of --micro_batch_size {args.micro_batch_size}")
+    try:
+        AutoConfig.from_pretrained(args.model)
+    except (OSError, ValueError) as error:
+        parser.error(f"no model could be read from {args.model!r}: {str(error).splitlines()[0]}")
+    return args
 
 
 def main():
@@ -243,6 +250,8 @@ def main():
         disable_tqdm=True,
         seed=args.seed,
     )
+    del agent, model  # the trainer loads its own
+    shown = ShowProgress()
     trainer = Mem1PPOTrainer(
         model=args.model,
         args=config,
@@ -250,12 +259,13 @@ def main():
         processing_class=tokenizer,
         environment_factory=factory,
         protocol=protocol,
-        callbacks=[ShowProgress()],
+        callbacks=[shown],
     )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()
     except KeyboardInterrupt:
+        shown.bar.stop()
         trainer.save_model(str(output / "model"))
         console.print(
             f"\ninterrupted after {trainer.state.global_step} steps; the model so far is in {output / 'model'}"
