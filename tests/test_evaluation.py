@@ -103,3 +103,17 @@ def test_an_episode_is_shown_with_what_was_kept_and_forgotten():
     assert "turn 3 · reads 16 tokens: prompt 4 + kept 12, forgotten 11" in text
     assert "answer: [b]42[/b] · ended by answer · reward 1" in text, "text of the agent is not markup"
     assert "<think>bb</think>" in text and text.count("observed") == 2
+
+
+def test_an_environment_may_score_asynchronously_or_not_at_all(actor, tokenizer):
+    class Judged(LookupEnvironment):
+        async def get_reward(self):
+            return 0.5
+
+    class Unscored(LookupEnvironment):
+        def get_reward(self):
+            return None
+
+    agent = make_agent(actor, tokenizer)
+    assert agent.run("q0?", Judged()).reward == 0.5
+    assert agent.run("q0?", Unscored()).reward is None

@@ -672,3 +672,13 @@ def test_the_default_output_directory_is_named_after_the_model():
     assert model_name(model) == "model"
     model.config._name_or_path = "someone/small-model"
     assert model_name(model) == model_name("a/path/to/small-model/") == "small-model"
+
+
+def test_a_first_batch_that_nothing_scores_is_an_error(tmp_path, tokenizer, actor):
+    class Unscored(LookupEnvironment):
+        def get_reward(self):
+            return None
+
+    trainer = make(tmp_path, actor, tokenizer, environment=Unscored)
+    with pytest.raises(ValueError, match="Nothing scored any trajectory of the first batch"):
+        trainer.train()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,7 +143,7 @@ class Mem1Agent:
                 One for each row.
 
         Returns:
-            `list[Trajectory]`: In the order of the rows, with `reward` (if the environment has `get_reward`) and `metrics`.
+            `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one.
         """
         if len(rows) != len(environments):
             raise ValueError(
@@ -160,8 +163,7 @@ class Mem1Agent:
             self.model.train(was_training)
         for trajectory, environment in zip(trajectories, environments):
             trajectory.metrics.update(trajectory_metrics(trajectory))
-            if hasattr(environment, "get_reward"):
-                trajectory.reward = float(environment.get_reward())
+            trajectory.reward = _reward(environment)
         return trajectories
 
     def _prompt_ids(self, task: Any, observation: str, actions: ActionSet) -> list[int]:
@@ -174,3 +176,19 @@ class Mem1Agent:
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])
+
+
+def _reward(environment: Any) -> float | None:
+    """What `get_reward` gives, synchronous or not; `None` if there is no such method or it scored nothing."""
+    if not hasattr(environment, "get_reward"):
+        return None
+    reward = environment.get_reward()
+    if inspect.isawaitable(reward):
+
+        async def wait(pending: Any = reward) -> Any:
+            return await pending
+
+        # In a thread, because the caller may itself sit in an event loop, where asyncio.run is refused
+        with ThreadPoolExecutor(max_workers=1) as runner:
+            reward = runner.submit(lambda: asyncio.run(wait())).result()
+    return None if reward is None else float(reward)

@@ -425,6 +425,11 @@ class TrajectoryTrainer(GRPOTrainer):
         per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
         rewards[per_function.isnan().all(dim=1)] = torch.nan
+        if rewards.isnan().all() and self.state.global_step == 0:
+            raise ValueError(
+                "Nothing scored any trajectory of the first batch, so there is nothing to learn from: check that the data set "
+                "has the columns that the rewards read, such as `answers`."
+            )
         start = self.accelerator.process_index * len(prompts)
         self._local_rewards = rewards[start : start + len(prompts)]
         for trajectory, reward in zip(self._trajectories, self._local_rewards.tolist(), strict=True):

@@ -143,17 +143,14 @@ class RetrievalQAEnvironment:
         self.done = True
         return "Answer recorded."
 
-    def get_reward(self) -> float:
+    def get_reward(self) -> float | None:
         """
         The reward of the episode: the number of questions answered exactly, 0 to N (0 if none was answered).
 
-        Raises:
-            `ValueError`: if the row of this episode had no `answers`.
+        `None`, which is TRL's word for "not scored", if the row of this episode had no `answers`.
         """
         if self._answers is None:
-            raise ValueError(
-                "The row has no column 'answers', so there is no reward: build it with compose_objectives."
-            )
+            return None
         return exact_match(self.final_answer, self._answers)
 
 
