@@ -1,7 +1,7 @@
 """
 Train a MEM1 agent with PPO on real facts, on a laptop, without a network.
 
-    python examples/quickstart.py                       # the tiny model in examples/assets, about 7 minutes on 2 cores
+    python examples/quickstart.py                       # the tiny model in examples/assets, about 6 minutes on 2 cores
     python examples/quickstart.py --model PATH_OR_ID    # any causal language model, for instance Qwen/Qwen2.5-0.5B-Instruct
 
 The agent answers questions about countries and chemical elements with a search engine. It is trained on two questions at a
@@ -168,7 +168,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(TINY_MODEL), help="path or id of a causal language model")
     parser.add_argument("--output_dir", default="runs/quickstart")
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of PPO")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of PPO")
     parser.add_argument("--batch_size", type=int, default=32, help="trajectories per optimizer step")
     parser.add_argument("--micro_batch_size", type=int, default=16, help="trajectories forwarded at once")
     parser.add_argument(
