@@ -1,7 +1,7 @@
 """
 Train a MEM1 agent with PPO on real facts, on a laptop, without a network.
 
-    python examples/quickstart.py                       # the tiny model in examples/assets, about 6 minutes on 2 cores
+    python examples/quickstart.py                       # the tiny model in examples/assets, about 8 minutes on 2 cores
     python examples/quickstart.py --model PATH_OR_ID    # any causal language model, for instance Qwen/Qwen2.5-0.5B-Instruct
 
 The agent answers questions about countries and chemical elements with a search engine. It is trained on two questions at a
