@@ -283,7 +283,7 @@ def main():
     show_table(before, after, args.eval_tasks)
     plot(trainer.state.log_history, after, output / "quickstart.png")
     results = {
-        "model": args.model if not tiny else "examples/assets/tiny-mem1",
+        "model": Path(args.model).name,
         "steps": trainer.state.global_step,
         "eval_tasks": args.eval_tasks,
         "seconds": round(time.perf_counter() - began, 1),
