@@ -383,7 +383,7 @@ def measure(directory, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "tiny-mem1")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps over all stages")
+    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps over all stages")
     parser.add_argument("--tasks", type=int, default=100, help="evaluation tasks per number of objectives")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
