@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -83,7 +84,7 @@ def evaluate(agent, tests, factory, label):
     with progress(transient=True) as bar:
         for n, rows in tests.items():
             task = bar.add_task(f"{label}: {n} objectives", total=len(rows), note="")
-            agent.settings = type(agent.settings)(**{**settings_of(agent), "max_turns": n + 4})
+            agent.settings = replace(agent.settings, max_turns=n + 4)
             results[n] = evaluate_agent(agent, rows, factory, on_batch=lambda k, task=task: bar.advance(task, k))
     return results
 
@@ -99,10 +100,6 @@ def held_out_tasks(facts, n, count):
     while sum(map(len, rounds)) < count:
         rounds.append(compose_objectives(lookups(facts, "test"), n=n, question="keywords", seed=1000 + len(rounds)))
     return concatenate_datasets(rounds).select(range(count))
-
-
-def settings_of(agent):
-    return {name: getattr(agent.settings, name) for name in agent.settings.__dataclass_fields__}
 
 
 def show_table(before, after, tasks):

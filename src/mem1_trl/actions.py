@@ -11,7 +11,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from .protocol import Mem1Protocol
 
@@ -166,6 +166,16 @@ class ActionSet:
             raise ValueError(f"The arguments are not valid JSON: {error.msg}.") from None
 
 
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """
+    Run a coroutine to its end from synchronous code.
+
+    In a fresh thread, because the caller may itself sit in an event loop (a notebook), where `asyncio.run` is refused.
+    """
+    with ThreadPoolExecutor(max_workers=1) as runner:
+        return runner.submit(asyncio.run, coroutine).result()
+
+
 def run_calls(calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]], max_workers: int = 32) -> list[ActionResult]:
     """
     Call all methods at once, synchronous ones in threads and asynchronous ones in one event loop.
@@ -195,9 +205,7 @@ def run_calls(calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]], max_wo
 
             return await asyncio.gather(*(call(*item) for item in calls), return_exceptions=True)
 
-    # A fresh thread, because the caller may itself sit in an event loop (a notebook), where asyncio.run is refused
-    with ThreadPoolExecutor(max_workers=1) as runner:
-        outcomes = runner.submit(lambda: asyncio.run(run_all())).result()
+    outcomes = run_coroutine(run_all())
     results = []
     for outcome in outcomes:
         if isinstance(outcome, Exception):

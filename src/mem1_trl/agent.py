@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .actions import ActionSet
+from .actions import ActionSet, run_coroutine
 from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
@@ -188,7 +186,5 @@ def _reward(environment: Any) -> float | None:
         async def wait(pending: Any = reward) -> Any:
             return await pending
 
-        # In a thread, because the caller may itself sit in an event loop, where asyncio.run is refused
-        with ThreadPoolExecutor(max_workers=1) as runner:
-            reward = runner.submit(lambda: asyncio.run(wait())).result()
+        reward = run_coroutine(wait())
     return None if reward is None else float(reward)
