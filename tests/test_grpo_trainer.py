@@ -157,9 +157,9 @@ def test_one_turn_equals_grpo_trainer(tmp_path, tokenizer, settings):
     for expected, loss in zip(reference.losses, recorder.losses):
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     for expected, gradients in zip(reference.gradients, recorder.gradients, strict=True):
-        assert_same_tensors(expected, gradients, 3e-6)
+        assert_same_tensors(expected, gradients, 1e-5)
         assert any(float(gradient.abs().max()) > 1e-4 for gradient in gradients.values())
-    assert_same_tensors(copy_parameters(theirs.model), copy_parameters(mine.model), 3e-6)
+    assert_same_tensors(copy_parameters(theirs.model), copy_parameters(mine.model), 1e-5)
     for expected, logs in zip(reference.logs[:-1], recorder.logs[:-1], strict=True):  # the last sums up the run
         shared = {key for key in expected if key.startswith(("reward", "completions/mean", "entropy", "kl", "clip"))}
         assert shared

@@ -29,6 +29,7 @@ ORDER = [
     "generation",
     "rollout",
     "layouts",
+    "folding",
     "attention",
     "tree_attention",
     "scoring",

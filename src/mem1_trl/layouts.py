@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -244,6 +245,24 @@ class RowBatch:
         parents[0] = -1
         return list(zip(begins, ends, parents))
 
+    def paths(self, row: int) -> list[tuple[int, int, list[tuple[int, int]]]]:
+        """
+        The runs of a row, each with the path that leads to it.
+
+        Returns:
+            `list[tuple[int, int, list[tuple[int, int]]]]`: `(begin, end, stretches)`; the stretches `(begin, end)` are places
+            of the row, from the root on, that together are all a run sees besides itself.
+        """
+        runs = self.runs(row)
+        begins = [begin for begin, _, _ in runs]
+        above: dict[int, list[tuple[int, int]]] = {}
+        for begin, _, parent in runs:
+            above[begin] = []
+            if parent >= 0:
+                over = begins[bisect_right(begins, parent) - 1]
+                above[begin] = [*above[over], (over, parent + 1)]
+        return [(begin, end, above[begin]) for begin, end, _ in runs]
+
     def is_chain(self) -> bool:
         """Whether no row forks, so that ordinary causal attention is already exact."""
         return bool((self.parent_offsets == 1).all())
@@ -333,21 +352,14 @@ def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:
     paths: list[torch.Tensor] = []
     turns: list[torch.Tensor] = []
     for row in range(len(batch)):
-        runs = batch.runs(row)
-        path_to: dict[int, torch.Tensor] = {}  # begin of a run -> path that leads to it
-        for begin, _, parent in runs:
-            if parent < 0:
-                path_to[begin] = torch.empty(0, dtype=torch.long)
-            else:
-                above = next(run for run in runs if run[0] <= parent < run[1])
-                path_to[begin] = torch.cat([path_to[above[0]], torch.arange(above[0], parent + 1)])
+        runs = batch.paths(row)
         sampled = batch.sampled[row].cpu()
         turn_ids = batch.turn_ids[row].cpu()
         for turn in turn_ids[sampled].unique().tolist():
             own = (sampled & (turn_ids == turn)).nonzero().flatten()
             last = int(own[-1])
-            run = next(run for run in runs if run[0] <= last < run[1])
-            path = torch.cat([path_to[run[0]], torch.arange(run[0], last + 1)])
+            begin, stretches = next((run[0], run[2]) for run in runs if run[0] <= last < run[1])
+            path = torch.cat([torch.arange(*stretch) for stretch in [*stretches, (begin, last + 1)]])
             paths.append(path + row * size)
             turns.append(torch.isin(path, own))
     if not paths:

@@ -9,6 +9,7 @@ import torch
 
 from . import tree_attention
 from .attention import attention_implementation, model_mask, module_dtype, resolve_layout
+from .folding import FoldedRows, fold_rows
 from .layouts import (
     RowBatch,
     build_row,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from .trajectory import Trajectory
 
 tree_attention.register()
+
+# Share of the padded tokens that must remain at most for folding to be worth another kernel
+_WORTH_FOLDING = 0.9
 
 TokenFunction = Callable[[dict[str, torch.Tensor], torch.Tensor], "list[torch.Tensor | None]"]
 """
@@ -55,19 +59,16 @@ def forward_rows(
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
+    if layout == "packed" and tree_attention.can_plan(model, rows):
+        folded = fold_rows(rows)
+        # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
+        several_turns = bool((rows.turn_ids > 0).any())
+        if several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel():
+            results = _forward_folded(folded, model, function)
+            if results is not None:
+                return results
     labels = rows.input_ids.masked_fill(~rows.sampled, -100)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
-    # One turn is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
-    several_turns = bool((rows.turn_ids > 0).any())
-    if layout == "packed" and several_turns and tree_attention.can_plan(model, rows):
-        plan = tree_attention.plan_attention(rows)
-        # Should a model not hand the plan down to its attention, this mask turns everything into NaN instead of leaking
-        nothing = torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model))
-        planned: dict[str, Any] = {"attention_mask": nothing, tree_attention.PLAN_ARGUMENT: plan}
-        results = function({**inputs, **planned}, labels)
-        if plan.used:
-            return results
-        tree_attention.forget(model)
     mask = None
     if layout == "paper":
         mask = paper_context_mask(rows)
@@ -77,6 +78,26 @@ def forward_rows(
     if mask is not None:
         inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
     return function(inputs, labels)
+
+
+def _forward_folded(
+    folded: FoldedRows, model: PreTrainedModel, function: TokenFunction
+) -> list[torch.Tensor | None] | None:
+    """Forward a batch as one tree; `None` if the model turns out not to hand the plan down to its attention."""
+    tree = folded.tree
+    plan = tree_attention.plan_attention(tree)
+    inputs: dict[str, Any] = {
+        "input_ids": tree.input_ids,
+        "position_ids": tree_positions(tree),
+        # Should the plan not arrive, this mask turns everything into NaN instead of leaking
+        "attention_mask": torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model)),
+        tree_attention.PLAN_ARGUMENT: plan,
+    }
+    results = function(inputs, tree.input_ids.masked_fill(~tree.sampled, -100))
+    if not plan.used:
+        tree_attention.forget(model)
+        return None
+    return [None if result is None else folded.spread(result) for result in results]
 
 
 def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Tensor | None]:

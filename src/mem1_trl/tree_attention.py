@@ -74,17 +74,10 @@ def plan_attention(batch: RowBatch) -> AttentionPlan:
     """
     rows = []
     for row in range(len(batch)):
-        runs = batch.runs(row)
-        paths: dict[int, list[tuple[int, int]]] = {}  # begin of a run -> stretches of the path that leads to it
         causal: list[Block] = []
         full: list[Block] = []
         open_blocks: dict[tuple[int, int], int] = {}  # stretch -> its last block in `full`
-        for begin, end, parent in runs:
-            stretches: list[tuple[int, int]] = []
-            if parent >= 0:
-                above = next(run[0] for run in runs if run[0] <= parent < run[1])
-                stretches = [*paths[above], (above, parent + 1)]
-            paths[begin] = stretches
+        for begin, end, stretches in batch.paths(row):
             causal.append(Block(begin, end, begin, end, True))
             for stretch in stretches:
                 last = open_blocks.get(stretch)
@@ -112,7 +105,8 @@ class _TreeAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output = torch.zeros_like(query)
-        logsumexp = query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
+        precision = torch.promote_types(query.dtype, torch.float32)
+        logsumexp = query.new_full(query.shape[:3], -torch.inf, dtype=precision)
         for row, blocks in enumerate(plan.rows):
             for block in blocks:
                 q, k, v = _cut(block, row, query, key, value)
@@ -144,14 +138,17 @@ class _TreeAttention(torch.autograd.Function):
                 parts = kernel(grad.contiguous(), q, k, v, out, lse, 0.0, block.causal, scale=ctx.scale)
                 grads[0][row, :, here] += parts[0][0]
                 there = slice(block.k_begin, block.k_end)
-                grads[1][row, :, there] += parts[1][0]
-                grads[2][row, :, there] += parts[2][0]
+                for whole, part in zip(grads[1:], parts[1:]):
+                    # Query heads that share a key head add up in it
+                    whole[row, :, there] += part[0].unflatten(0, (whole.shape[1], -1)).sum(1)
         return (*grads, None, None)
 
 
 def _cut(block: Block, row: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+    """What a kernel takes of a block; keys and values are repeated for their query heads here, so that none is stored so."""
     q = query[row : row + 1, :, block.q_begin : block.q_end]
-    return [q, *(x[row : row + 1, :, block.k_begin : block.k_end] for x in (key, value))]
+    groups = query.shape[1] // key.shape[1]
+    return [q, *(repeat_kv(x[row : row + 1, :, block.k_begin : block.k_end], groups) for x in (key, value))]
 
 
 def tree_attention(
@@ -161,8 +158,10 @@ def tree_attention(
     Attention of each token over its path. On the CPU only; time and memory are linear in `plan.pairs` and the tokens.
 
     Args:
-        query, key, value (`torch.Tensor`):
-            Shape `(B, heads, T, head_dim)`, all with the same number of heads.
+        query (`torch.Tensor`):
+            Shape `(B, heads, T, head_dim)`.
+        key, value (`torch.Tensor`):
+            Shape `(B, key heads, T, head_dim)`; `heads` is a multiple of `key heads`, of which each serves as many in turn.
         plan ([`AttentionPlan`]):
             Of the same batch.
         scale (`float`, *optional*):
@@ -181,8 +180,7 @@ def _attention_with_plans(module: Any, query: Any, key: Any, value: Any, attenti
     if plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     plan.used += 1
-    groups = query.shape[1] // key.shape[1]
-    output = tree_attention(query, repeat_kv(key, groups), repeat_kv(value, groups), plan, kwargs.get("scaling"))
+    output = tree_attention(query, key, value, plan, kwargs.get("scaling"))
     return output.transpose(1, 2).contiguous(), None
 
 
