@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,7 +46,7 @@ def parse_arguments(
     document: str, add: Callable[[argparse.ArgumentParser], None] | None = None, **defaults: Any
 ) -> argparse.Namespace:
     """
-    Arguments that every benchmark takes, and those of its own; threads and noise are set as a side effect.
+    Arguments that every benchmark takes, and those of its own; threads, clock and noise are set as a side effect.
 
     Args:
         document (`str`):
@@ -63,6 +63,12 @@ def parse_arguments(
     parser.add_argument("--repeats", type=int, default=5, help="timed repetitions of each variant")
     parser.add_argument("--threads", type=int, default=None, help="threads of PyTorch (default: PyTorch's own choice)")
     parser.add_argument("--device", default="cpu", help="'cpu' or 'cuda'")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="time to report; 'cpu' (of all threads and children) for a machine that others use too",
+    )
     parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/NAME.json)")
     if add is not None:
         add(parser)
@@ -74,8 +80,11 @@ def parse_arguments(
         parser.error(f"--device {args.device} is not known: give cpu or cuda")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device")
+    if args.clock == "cpu" and args.device != "cpu":
+        parser.error("--clock cpu does not see the work of a GPU: use wall")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    Timing.clock = args.clock
     if args.smoke:
         args.repeats = min(args.repeats, 2)
     quiet()
@@ -104,19 +113,33 @@ class Timing:
         seconds (`list[float]`):
             Wall time of each timed repetition.
         cpu_seconds (`list[float]`):
-            Processor time of each, over all threads of the process.
+            Processor time of each, over all threads of the process and the children that ended in it.
         result (`Any`):
             What the last repetition returned.
+        clock (`str`):
+            Which of the two is reported; the same for all timings, set by `--clock`.
     """
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     result: Any = None
+    clock: ClassVar[str] = "wall"
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of each repetition by the clock in use."""
+        return self.cpu_seconds if self.clock == "cpu" else self.seconds
 
     @property
     def median(self) -> float:
-        """Median wall time in seconds."""
-        return median(self.seconds)
+        """Median of `times`."""
+        return median(self.times)
+
+
+def processor_time() -> float:
+    """Seconds of processor time that this process and its ended children have used."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def synchronize() -> None:
@@ -180,10 +203,10 @@ def compare(
             gc.disable()
             try:
                 synchronize()
-                cpu, start = time.process_time(), time.perf_counter()
+                cpu, start = processor_time(), time.perf_counter()
                 result = variants[name]()
                 synchronize()
-                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+                seconds, cpu_seconds = time.perf_counter() - start, processor_time() - cpu
             finally:
                 if enabled:
                     gc.enable()
@@ -199,7 +222,7 @@ def compare(
 
 def ratios(timing: Timing, baseline: Timing) -> list[float]:
     """Time of a variant over that of the baseline, per repetition: each pair was measured right after each other."""
-    return [one / other for one, other in zip(timing.seconds, baseline.seconds, strict=True)]
+    return [one / other for one, other in zip(timing.times, baseline.times, strict=True)]
 
 
 # Memory and FLOPs
@@ -403,13 +426,13 @@ class Report:
             pairs = ratios(timing, timings[baseline])
             variants[name] = {
                 "median_seconds": timing.median,
-                "min_seconds": min(timing.seconds),
-                "max_seconds": max(timing.seconds),
+                "min_seconds": min(timing.times),
+                "max_seconds": max(timing.times),
                 "median_ratio": median(pairs),
                 "min_ratio": min(pairs),
                 "max_ratio": max(pairs),
-                "median_cpu_seconds": median(timing.cpu_seconds),
-                "seconds": timing.seconds,
+                "wall_seconds": timing.seconds,
+                "cpu_seconds": timing.cpu_seconds,
                 "values": dict((values or {}).get(name, {})),
             }
         entry = {"name": case, "baseline": baseline, "settings": dict(settings or {}), "variants": variants}
@@ -422,6 +445,7 @@ class Report:
             "benchmark": self.name,
             "smoke": self.args.smoke,
             "repeats": self.args.repeats,
+            "clock": self.args.clock,
             "system": system_information(self.args.device),
             "settings": self.settings,
             "cases": self.cases,
