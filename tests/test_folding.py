@@ -84,8 +84,8 @@ def test_every_sampled_token_has_a_place_of_its_own_behind_its_predecessor(name)
         ("group", 20 + 4 * 26 + 3),
         # 9 shared once, each prompt's own part, and the turns
         ("system prompt", 9 + (3 + 12 + 7) + 3 * 26),
-        # 12 of 20 shared, of which each shorter prompt repeats the last
-        ("prompt of another", 20 + 3 * 26 + 2),
+        # 12 of 20 shared; the second of the two that are equal repeats the last
+        ("prompt of another", 20 + 3 * 26 + 1),
         ("two groups", 9 + 2 + 4 * 26 + 2),
         ("nothing in common", 3 + 2 + 1 + 3 * 26),
     ],

@@ -17,6 +17,7 @@ from mem1_trl.generation import (
     TransformersGenerator,
     finish_completion,
 )
+from mem1_trl.prefix_cache import PrefixCache
 from mem1_trl.rollout import Episode, Rollout, RolloutSettings
 
 STOPS = ["</search>", "</answer>"]
@@ -212,7 +213,8 @@ def test_batches_and_padding_change_nothing(tokenizer, actor):
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
 
 
-def test_the_hook_leaves_the_output_of_generate_alone(tokenizer, actor):
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_hook_leaves_the_output_of_generate_alone(tokenizer, actor, cached):
     """Recording and stopping change nothing about what is sampled, up to where it stops."""
     prompt = torch.tensor([encode(tokenizer, "q1?")] * 6)
     kwargs = dict(attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=True, temperature=1.3)
@@ -220,7 +222,8 @@ def test_the_hook_leaves_the_output_of_generate_alone(tokenizer, actor):
     torch.manual_seed(5)
     plain = actor.generate(input_ids=prompt, **kwargs)
     torch.manual_seed(5)
-    hook = GenerateHook(actor.generate, StopTexts(tokenizer), [[]] * 6, 1.3)
+    cache = PrefixCache(0) if cached else None
+    hook = GenerateHook(actor, StopTexts(tokenizer), [[]] * 6, 1.3, [1], cache)
     hooked = hook(input_ids=prompt, **kwargs)
     assert torch.equal(plain, hooked)
     assert torch.tensor(hook.logprobs).shape == (6, plain.shape[1] - prompt.shape[1])

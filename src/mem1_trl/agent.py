@@ -152,12 +152,17 @@ class Mem1Agent:
             actions = ActionSet(environment, self.protocol)
             observation = environment.reset(**row) or ""
             episodes.append(Episode(self._prompt_ids(row["prompt"], observation, actions), environment, actions))
+        rollout = Rollout(self.tokenizer, self.protocol, self.settings, self.generate)
+        trajectories: list[Trajectory] = []
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                trajectories = Rollout(self.tokenizer, self.protocol, self.settings, self.generate).run(episodes)
+                for start in range(0, len(episodes), self.generate.batch_size):
+                    trajectories += rollout.run(episodes[start : start + self.generate.batch_size])
+                    self.generate.release()
         finally:
+            self.generate.release()
             self.model.train(was_training)
         for trajectory, environment in zip(trajectories, environments):
             trajectory.metrics.update(trajectory_metrics(trajectory))

@@ -45,6 +45,9 @@ class Mem1GRPOConfig(GRPOConfig):
             prompt is never cut: a longer one is an error.
         eval_temperature (`float` or `None`, *optional*, defaults to `0.0`):
             Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training.
+        prefix_cache (`bool`, *optional*, defaults to `True`):
+            Whether generation with transformers keeps the keys and values of what is read again: the task prompt across turns
+            and across the samples of a group, an appended history. `False` saves their memory between turns.
 
         > Parameters that control the update
 
@@ -82,6 +85,13 @@ class Mem1GRPOConfig(GRPOConfig):
         default=0.0,
         metadata={
             "help": "Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training."
+        },
+    )
+    prefix_cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether generation with transformers keeps the keys and values of what is read again: the task prompt "
+            "across turns and across the samples of a group, an appended history. `False` saves their memory between turns."
         },
     )
     layout: str = field(

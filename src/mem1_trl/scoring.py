@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -164,11 +165,18 @@ class LayoutModel:
 def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFunction:
     """The per-token log-probs of a plain causal language model, float32, in nats."""
 
+    backbone = getattr(model, "get_base_model", lambda: model)()
+    takes_places = "logits_to_keep" in inspect.signature(type(backbone).forward).parameters
+
     def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
-        logits = model(**inputs).logits[:, :-1].float() / temperature
         targets = labels[:, 1:]
-        picked = torch.log_softmax(logits, dim=-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
-        return [picked.masked_fill(targets == -100, 0.0)]
+        # The head is the largest matrix of a small model: it is applied where a token was sampled, and nowhere else
+        places = (targets != -100).any(dim=0).nonzero().flatten()
+        kept = model(**inputs, logits_to_keep=places).logits if takes_places else model(**inputs).logits[:, places]
+        targets = targets[:, places]
+        logprobs = torch.log_softmax(kept.float() / temperature, dim=-1)
+        picked = logprobs.gather(2, targets.clamp(min=0)[..., None]).squeeze(2).masked_fill(targets == -100, 0.0)
+        return [picked.new_zeros(len(labels), labels.shape[1] - 1).index_copy(1, places, picked)]
 
     return function
 

@@ -18,6 +18,7 @@ from trl.data_utils import is_conversational
 from .attention import resolve_layout
 from .generation import Completion, GenerateHook, StopTexts, finish_completion
 from .layouts import Row, RowBatch, build_row
+from .prefix_cache import PrefixCache
 from .scoring import LayoutModel
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class TrajectoryTrainer(GRPOTrainer):
             # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
             self.layout = "per_turn"
         self.stop_texts = StopTexts(self.tokenizer)
+        self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
         # Set here and not passed: TRL warns that the argument is experimental, which is for us to worry about
         self.rollout_func = self._rollout
 
@@ -304,7 +306,9 @@ class TrajectoryTrainer(GRPOTrainer):
                 ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
         else:
             model = self.accelerator.unwrap_model(self.model_wrapped)
-            hook = GenerateHook(model.generate, self.stop_texts, stops, self.temperature)
+            # Only where no other process has to take part in a call of the model
+            cache = None if self._generates_together else self._prefix_cache
+            hook = GenerateHook(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
             with self._greedy_in_eval(), _attribute(model, "generate", hook):
                 ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
             if logprobs is None and hook.logprobs is not None:
@@ -378,7 +382,11 @@ class TrajectoryTrainer(GRPOTrainer):
     def _rollout(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
         prompt_ids, *_ = self._tokenize_prompts(prompts)
-        self._trajectories = self.run_episodes(self._rows, [list(ids) for ids in prompt_ids])
+        try:
+            self._trajectories = self.run_episodes(self._rows, [list(ids) for ids in prompt_ids])
+        finally:
+            if self._prefix_cache is not None:  # the weights are about to change
+                self._prefix_cache.clear()
         rows = [build_row(trajectory, self.layout) for trajectory in self._trajectories]
         self._bound = rows
         logprobs = [row.logprobs for row in rows]

@@ -1,0 +1,219 @@
+"""
+What one policy update costs: forward and backward over MEM1-shaped trajectories, one layout beside the other.
+
+    python benchmarks/update_step.py                       # all cases
+    python benchmarks/update_step.py --only layouts        # layouts of one trajectory
+    python benchmarks/update_step.py --only turns          # the same, from 4 to 64 turns
+    python benchmarks/update_step.py --only groups         # eight samples of one task in a micro-batch
+    python benchmarks/update_step.py --only ragged         # 2 and 20 turns in one micro-batch
+
+Layouts: `packed` (the default: a prefix tree, attention along its paths), `packed, dense mask` (the same rows under an explicit
+mask), `per_turn` (one padded row per turn), `paper` (MEM1's stitched row under its mask; not exact), `full history` (what an
+agent that appends everything would train on: the same turns in one causal sequence).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from common import Report, compare, count_flops, parse_arguments, peak_memory
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from mem1_trl import Trajectory, Turn, tree_attention
+from mem1_trl.folding import fold_rows
+from mem1_trl.layouts import RowBatch, build_row, unfold_turns
+from mem1_trl.scoring import forward_rows, token_logprobs
+
+VOCAB = 4096
+STATE, ACTION, OBSERVATION = 150, 20, 500
+
+
+def trajectory(generator: random.Random, prompt: list[int], turns: int, context: str = "mem1") -> Trajectory:
+    """Random ids: turns of state, action and observation, under MEM1's contexts or the full history."""
+
+    def ids(count: int) -> list[int]:
+        return [generator.randrange(VOCAB) for _ in range(count)]
+
+    kept: list[int] = []
+    episode = []
+    for _ in range(turns):
+        completion = ids(STATE + ACTION)
+        episode.append(Turn(prompt_ids=(*prompt, *kept), completion_ids=tuple(completion)))
+        kept = [*(kept if context == "full" else []), *completion, *ids(OBSERVATION)]
+    return Trajectory(turns=episode)
+
+
+@contextmanager
+def without_plans(model: PreTrainedModel) -> Iterator[None]:
+    """Attend under an explicit mask, as a model does that cannot follow a plan."""
+    tree_attention.forget(model)
+    try:
+        yield
+    finally:
+        tree_attention._WITHOUT_PLANS.clear()
+
+
+class Update:
+    """Forward and backward of a summed log-prob, as an update does it, for one layout of some trajectories."""
+
+    def __init__(self, model: PreTrainedModel, episodes: list[Trajectory], layout: str, micro_batch: int | None = None):
+        self.model, self.layout = model, layout.partition(",")[0]
+        self.dense = "dense" in layout
+        size = micro_batch or len(episodes)
+        self.rows = [
+            RowBatch.from_rows([build_row(e, self.layout) for e in episodes[i : i + size]], device=model.device)
+            for i in range(0, len(episodes), size)
+        ]
+
+    def __call__(self) -> float:
+        self.model.zero_grad(set_to_none=True)
+        total = 0.0
+        for rows in self.rows:
+            function = token_logprobs(self.model)
+            if self.dense:
+                with without_plans(self.model):
+                    (logps,) = forward_rows(rows, self.layout, self.model, function)
+            else:
+                (logps,) = forward_rows(rows, self.layout, self.model, function)
+            loss = logps.sum()
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def tokens(self) -> int:
+        """Tokens that the model computes, padding included."""
+        total = 0
+        for rows in self.rows:
+            if self.layout == "per_turn":
+                total += unfold_turns(rows).input_ids.numel()
+            elif self.layout == "packed" and not self.dense and tree_attention.can_plan(self.model, rows):
+                total += fold_rows(rows).tree.input_ids.numel()
+            else:
+                total += rows.input_ids.numel()
+        return total
+
+
+def build_model(args: Any, positions: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=64 if args.smoke else args.hidden_size,
+        intermediate_size=2 * (64 if args.smoke else args.hidden_size),
+        num_hidden_layers=2 if args.smoke else args.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+    )
+    model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(args.device).train()
+
+
+def measure(report: Report, args: Any, case: str, baseline: str, updates: dict[str, Update], exact: set[str]) -> None:
+    """Time, tokens, FLOPs and memory of the variants of one case; the exact ones must agree on the summed log-prob."""
+    timings = compare({name: update for name, update in updates.items()}, args.repeats, baseline, label=case)
+    results = {name: timing.result for name, timing in timings.items() if name in exact}
+    spread = max(results.values()) - min(results.values())
+    assert spread <= 1e-4 * abs(next(iter(results.values()))), f"{case}: exact layouts disagree by {spread}: {results}"
+    values: dict[str, dict[str, Any]] = {}
+    for name, update in updates.items():
+        values[name] = {
+            "tokens": update.tokens(),
+            "flops": count_flops(update),
+            "peak_bytes": peak_memory(update, args.device),
+            "summed_logprob": timings[name].result,
+        }
+    report.add(case, timings, baseline, values=values)
+
+
+def layouts(report: Report, args: Any, case: str, prompt: int, turns: int, names: list[str], baseline: str) -> None:
+    generator = random.Random(0)
+    task = [generator.randrange(VOCAB) for _ in range(prompt)]
+    state = generator.getstate()
+    episode = trajectory(generator, task, turns)
+    generator.setstate(state)
+    history = trajectory(generator, task, turns, "full")
+    model = build_model(args, prompt + turns * (STATE + ACTION + OBSERVATION))
+    updates = {
+        name: Update(model, [history], "packed") if name == "full history" else Update(model, [episode], name)
+        for name in names
+    }
+    measure(report, args, case, baseline, updates, {"packed", "packed, dense mask", "per_turn"} & set(names))
+
+
+def main() -> None:
+    def add(parser: Any) -> None:
+        parser.add_argument("--only", choices=("layouts", "turns", "groups", "ragged"), default=None)
+        parser.add_argument("--hidden_size", type=int, default=256)
+        parser.add_argument("--layers", type=int, default=4)
+        parser.add_argument("--gradient_checkpointing", action="store_true")
+        parser.add_argument("--max_turns", type=int, default=64, help="longest trajectory of the `turns` case")
+
+    args = parse_arguments(__doc__, add)
+    settings = {name: getattr(args, name) for name in ("hidden_size", "layers", "gradient_checkpointing")}
+    settings |= {"state": STATE, "action": ACTION, "observation": OBSERVATION, "vocabulary": VOCAB}
+    report = Report("update_step", args, settings)
+    cases: dict[str, Callable[[], None]] = {
+        "layouts": lambda: compare_layouts(report, args),
+        "turns": lambda: compare_turns(report, args),
+        "groups": lambda: compare_groups(report, args),
+        "ragged": lambda: compare_ragged(report, args),
+    }
+    for name, run in cases.items():
+        if args.only in (None, name):
+            run()
+    report.finish()
+
+
+def compare_layouts(report: Report, args: Any) -> None:
+    names = ["packed", "packed, dense mask", "per_turn", "paper", "full history"]
+    for prompt, turns in [(40, 3)] if args.smoke else [(400, 6), (670, 16), (1500, 16)]:
+        layouts(report, args, f"prompt {prompt}, {turns} turns", prompt, turns, names, "per_turn")
+
+
+def compare_turns(report: Report, args: Any) -> None:
+    for turns in (2, 4) if args.smoke else (4, 8, 16, 32, 64):
+        if turns <= args.max_turns:
+            layouts(report, args, f"growth: {turns} turns", 400, turns, ["packed", "full history"], "packed")
+
+
+def compare_groups(report: Report, args: Any) -> None:
+    """Eight samples of one task: one tree, against a tree for each."""
+    for prompt in (40,) if args.smoke else (400, 1500):
+        for turns in (1, 2) if args.smoke else (1, 4):
+            generator = random.Random(0)
+            task = [generator.randrange(VOCAB) for _ in range(prompt)]
+            episodes = [trajectory(generator, task, turns) for _ in range(8)]
+            model = build_model(args, prompt + 2 * (STATE + ACTION + OBSERVATION))
+            updates = {
+                "one tree": Update(model, episodes, "packed"),
+                "a tree each": Update(model, episodes, "packed", micro_batch=1),
+                "per_turn": Update(model, episodes, "per_turn"),
+            }
+            measure(report, args, f"group: prompt {prompt}, 8 samples, {turns} turns", "a tree each", updates, set(updates))
+
+
+def compare_ragged(report: Report, args: Any) -> None:
+    """Short and long trajectories side by side: what padding costs."""
+    generator = random.Random(0)
+    lengths = (1, 3) if args.smoke else (2, 20, 2, 2)
+    episodes = []
+    for turns in lengths:
+        task = [generator.randrange(VOCAB) for _ in range(40 if args.smoke else 400)]
+        episodes.append(trajectory(generator, task, turns))
+    model = build_model(args, 3000)
+    updates = {
+        "packed": Update(model, episodes, "packed"),
+        "packed, dense mask": Update(model, episodes, "packed, dense mask"),
+        "per_turn": Update(model, episodes, "per_turn"),
+    }
+    measure(report, args, f"ragged: {', '.join(map(str, lengths))} turns", "packed", updates, set(updates))
+
+
+if __name__ == "__main__":
+    main()
