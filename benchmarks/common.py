@@ -360,7 +360,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Short commit of the measured package, with `+changes` if files differ from it."""
+    """The commit that last changed the measured package, with `+changes` if files differ from it."""
     import mem1_trl
 
     def git(*arguments: str) -> str:
@@ -370,7 +370,9 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+        return git("log", "-1", "--format=%h", "--", ".") + (
+            "+changes" if git("status", "--porcelain", "--", ".") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
