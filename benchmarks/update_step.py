@@ -103,7 +103,7 @@ def build_model(args: Any, positions: int) -> PreTrainedModel:
         vocab_size=VOCAB,
         hidden_size=64 if args.smoke else args.hidden_size,
         intermediate_size=2 * (64 if args.smoke else args.hidden_size),
-        num_hidden_layers=2 if args.smoke else args.layers,
+        num_hidden_layers=1 if args.smoke else args.layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=positions,
@@ -122,10 +122,12 @@ def measure(report: Report, args: Any, case: str, baseline: str, updates: dict[s
     assert spread <= 1e-4 * abs(next(iter(results.values()))), f"{case}: exact layouts disagree by {spread}: {results}"
     values: dict[str, dict[str, Any]] = {}
     for name, update in updates.items():
+        flops: list[int] = []
+        peak = peak_memory(lambda update=update: flops.append(count_flops(update)), args.device)
         values[name] = {
             "tokens": update.tokens(),
-            "flops": count_flops(update),
-            "peak_bytes": peak_memory(update, args.device),
+            "flops": flops[0],
+            "peak_bytes": peak,
             "summed_logprob": timings[name].result,
         }
     report.add(case, timings, baseline, values=values)
@@ -150,7 +152,7 @@ def main() -> None:
     def add(parser: Any) -> None:
         parser.add_argument("--only", choices=("layouts", "turns", "groups", "ragged"), default=None)
         parser.add_argument("--hidden_size", type=int, default=256)
-        parser.add_argument("--layers", type=int, default=4)
+        parser.add_argument("--layers", type=int, default=2)
         parser.add_argument("--gradient_checkpointing", action="store_true")
         parser.add_argument("--max_turns", type=int, default=64, help="longest trajectory of the `turns` case")
 

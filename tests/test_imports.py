@@ -36,6 +36,7 @@ ORDER = [
     "scoring",
     "advantages",
     "losses",
+    "balancing",
     "critic",
     "configs",
     "environment_pool",

@@ -13,9 +13,11 @@ import torch
 SCRIPT = Path(__file__).parent / "scripts" / "gradient_of_one_step.py"
 
 
-def run(tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int) -> dict:
-    output = tmp_path / f"{kind}-{processes}-{per_device}.pt"
-    command = [sys.executable, str(SCRIPT), kind, str(output), str(per_device), str(accumulation)]
+def run(
+    tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0
+) -> dict:
+    output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
+    command = [sys.executable, str(SCRIPT), kind, str(output), *map(str, (per_device, accumulation, max_tokens))]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = launcher + command[1:]
@@ -36,12 +38,30 @@ def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor])
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
     whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
-    split = run(tmp_path, kind, processes=1, per_device=2, accumulation=4)
-    parallel = run(tmp_path, kind, processes=2, per_device=4, accumulation=1)
-    assert (whole["processes"], parallel["processes"]) == (1, 2)
     assert whole["log"]["episode/turns"] > 1.5, "the episodes must have several turns, and differ"
-    for other in (split, parallel):
+    assert "micro_batch/parts" not in whole["log"]
+    others = {
+        "split": run(tmp_path, kind, processes=1, per_device=2, accumulation=4),
+        "parallel": run(tmp_path, kind, processes=2, per_device=2, accumulation=2),
+        "by tokens": run(tmp_path, kind, processes=1, per_device=8, accumulation=1, max_tokens=400),
+        "parallel by tokens": run(tmp_path, kind, processes=2, per_device=4, accumulation=1, max_tokens=200),
+    }
+    assert {name: other["processes"] for name, other in others.items() if other["processes"] > 1} == {
+        "parallel": 2,
+        "parallel by tokens": 2,
+    }
+    for name, other in others.items():
+        assert (other["log"]["micro_batch/parts"] > 1) == ("tokens" in name)
+        assert other["log"]["micro_batch/tokens_max_over_mean"] < 1.1
         for part in whole["gradient"]:
-            assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, part
+            assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, (name, part)
         for key in ("reward", "episode/turns", "episode/dependency_length"):
             assert other["log"][key] == pytest.approx(whole["log"][key]), key
+
+
+def test_a_loss_that_averages_over_rows_adds_up_over_parts(tmp_path):
+    whole = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1)
+    parts = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1, max_tokens=400)
+    assert parts["log"]["micro_batch/parts"] > 1
+    assert relative_error(whole["gradient"]["policy"], parts["gradient"]["policy"]) < 1e-5
+    assert parts["log"]["loss"] == pytest.approx(whole["log"]["loss"], abs=1e-6)

@@ -54,6 +54,10 @@ class Mem1GRPOConfig(GRPOConfig):
         layout (`str`, *optional*, defaults to `"packed"`):
             How a trajectory is forwarded: as one prefix tree (`"packed"`), as one row per turn (`"per_turn"`), or as the
             paper's stitched sequence (`"paper"`), which is inexact and kept for comparison.
+        max_tokens_per_micro_batch (`int` or `None`, *optional*):
+            Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several passes with the
+            same gradient, so that memory follows this number however long trajectories become; a single trajectory is
+            never cut. `None` trains each micro-batch in one pass.
     """
 
     max_turns: int = field(
@@ -103,8 +107,17 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several "
+            "passes with the same gradient; a single trajectory is never cut. `None` trains each micro-batch in one pass."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_token_budget()
         for name, value, choices in (("context", self.context, CONTEXT_RULES), ("layout", self.layout, LAYOUTS)):
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
@@ -122,6 +135,28 @@ class Mem1GRPOConfig(GRPOConfig):
             raise ValueError(f"eval_temperature={self.eval_temperature} is negative: use 0.0 for greedy decoding.")
         if self.max_tool_calling_iterations is not None:
             raise ValueError("`max_tool_calling_iterations` has no effect here: set `max_turns` instead.")
+
+    def _check_token_budget(self) -> None:
+        """Refuse a token budget next to what is averaged over the tokens of a micro-batch: its parts would not add up."""
+        if self.max_tokens_per_micro_batch is None:
+            return
+        if self.max_tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} holds no token: use 1 or more."
+            )
+        for name, bad in (
+            ("loss_type", self.loss_type == "bnpo"),
+            ("entropy_coef", bool(self.entropy_coef)),
+            ("use_adaptive_entropy", self.use_adaptive_entropy),
+            ("top_entropy_quantile", self.top_entropy_quantile < 1.0),
+            ("deepspeed", bool(self.deepspeed)),
+            ("fsdp", bool(self.fsdp)),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does not go with max_tokens_per_micro_batch, since a micro-batch could "
+                    "not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
+                )
 
 
 @dataclass

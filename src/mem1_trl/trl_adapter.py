@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
 from .attention import resolve_layout
+from .balancing import bins_within
 from .generation import Completion, GenerateHook, StopTexts, finish_completion
 from .layouts import Row, RowBatch, build_row
 from .prefix_cache import PrefixCache
@@ -48,6 +49,7 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
         "compute_entropy",
     ),
     "_compute_loss": ("self", "model", "inputs"),
+    "_prepare_inputs": ("self", "generation_batch"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint"),
 }
@@ -73,6 +75,7 @@ RELIED_NAMES: dict[str, tuple[str, ...]] = {
     "_generate": ("rollout_func", "env_mask", "logprobs"),
     "_get_per_token_logps_and_entropies": ("fused_lm_head", "labels", "log_probs", "entropy"),
     "_calculate_rewards": ("environments",),
+    "_prepare_inputs": ("_buffered_inputs", "_step", "steps_per_generation"),
 }
 
 
@@ -497,12 +500,80 @@ class TrajectoryTrainer(GRPOTrainer):
         return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        parts = _split(inputs, int(inputs.get("parts", 1)))
+        # Losses that average over the rows of a micro-batch average over its parts, too; the others sum over tokens
+        share = 1 / len(parts) if self.loss_type in _ROW_MEANS else 1.0
+        done = torch.zeros((), device=inputs["completion_ids"].device)
+        for part in parts[:-1]:
+            # The gradient of a part is added now, so that its activations can go; the last part's is Trainer's business
+            with self.accelerator.no_sync(model):
+                loss = self._loss_of_part(model, part, share)
+                with torch.autocast(loss.device.type, enabled=False):
+                    self.accelerator.backward(loss)
+            done += loss.detach()
+        return self._loss_of_part(model, parts[-1], share) + done
+
+    def _loss_of_part(self, model: Any, inputs: dict[str, Any], share: float) -> torch.Tensor:
         beta = self.beta if self.kl_in_loss else 0.0
         with self._binding(self._structure(inputs)), _attribute(self, "beta", beta):
             loss = super()._compute_loss(model, inputs)
+        loss = loss if share == 1.0 else share * loss
         self._log_sampler_difference(inputs)
         extra = self.extra_loss(inputs)
         return loss if extra is None else loss + extra
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.mode == "train" and self._buffered_inputs is not before:
+            assert self._buffered_inputs is not None
+            window = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
+            for start in range(0, len(self._buffered_inputs), window):
+                chosen = slice(start, start + window)
+                self._buffered_inputs[chosen] = self._rearranged(self._buffered_inputs[chosen])
+            inputs = self._buffered_inputs[self._step % (self.args.steps_per_generation or 1)]
+        return inputs
+
+    def _rearranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """
+        The micro-batches of one optimizer step, of all processes, with trajectories exchanged until all weigh about the same.
+
+        The step trains on the same trajectories, in micro-batches of as many rows. One turn is left as TRL shuffled it.
+        """
+        processes, budget = self.accelerator.num_processes, self.args.max_tokens_per_micro_batch
+        if budget is None and processes * len(batches) == 1:
+            return batches
+        merged = {key: _join([batch[key] for batch in batches]) for key in batches[0]}
+        if processes > 1:
+            merged = {key: self._gather_rows(key, value) for key, value in merged.items()}
+        if int(merged["turn_ids"].max()) == 0:
+            return batches
+        lengths = (merged["prompt_mask"].sum(1) + merged["completion_mask"].sum(1)).tolist()
+        bins = bins_within(lengths, processes * len(batches), budget)
+        loads = [sum(lengths[row] for part in parts for row in part) for parts in bins]
+        self.log_metric("micro_batch/tokens_max_over_mean", max(loads) * len(loads) / max(sum(loads), 1))
+        self.log_metric("micro_batch/parts", len(bins[0]))
+        arranged = []
+        for index in range(len(batches)):
+            parts = bins[index * processes + self.accelerator.process_index]
+            rows = torch.tensor([row for part in parts for row in part], device=merged["prompt_ids"].device)
+            batch = {key: value[rows] if _has_rows(value) else value for key, value in merged.items()}
+            arranged.append({**batch, "parts": torch.tensor(len(parts))})
+        return arranged
+
+    def _gather_rows(self, key: str, value: Any) -> Any:
+        """A tensor of the batch with the rows of all processes, padded to the widest as TRL pads it."""
+        if not _has_rows(value):
+            return value
+        if value.ndim > 1:
+            filler = {"prompt_ids": self.tokenizer.pad_token_id, "completion_ids": self.tokenizer.pad_token_id}
+            value = self.accelerator.pad_across_processes(
+                value,
+                dim=1,
+                pad_index=filler.get(key, 1 if key == "parent_offsets" else 0),
+                pad_first=key.startswith("prompt"),
+            )
+        return self.accelerator.gather(value.contiguous())
 
     def _log_sampler_difference(self, inputs: dict[str, Any]) -> None:
         """
@@ -541,6 +612,30 @@ class TrajectoryTrainer(GRPOTrainer):
     def gather_records(self, records: list[Any]) -> list[Any]:
         """Concatenate a list of plain objects over processes."""
         return gather_object(records)
+
+
+# Loss types of TRL that are a mean over the rows of a micro-batch
+_ROW_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def _join(values: list[Any]) -> Any:
+    """Rows of several micro-batches in one; what belongs to the whole batch stays as it is."""
+    return torch.cat(values) if _has_rows(values[0]) else values[0]
+
+
+def _split(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """A micro-batch in parts of equally many rows."""
+    if parts == 1:
+        return [batch]
+    size = len(batch["completion_ids"]) // parts
+    return [
+        {key: value[i : i + size] if _has_rows(value) else value for key, value in batch.items()}
+        for i in range(0, parts * size, size)
+    ]
 
 
 def _is_truncated(trajectory: Trajectory) -> bool:

@@ -1,7 +1,7 @@
 """
 Runs one optimizer step of a trainer on scripted episodes and saves the gradient; started by `tests/test_processes.py`.
 
-    torchrun --nproc_per_node 2 tests/scripts/gradient_of_one_step.py ppo OUTPUT.pt PER_DEVICE ACCUMULATION
+    torchrun --nproc_per_node 2 tests/scripts/gradient_of_one_step.py ppo OUTPUT.pt PER_DEVICE ACCUMULATION MAX_TOKENS
 """
 
 import os
@@ -45,9 +45,10 @@ class SaveGradient(TrainerCallback):
 
 
 def main() -> None:
-    kind, output, per_device, accumulation = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    kind, output, (per_device, accumulation, max_tokens) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
     trainer_class, config_class, extra = {
         "grpo": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2}),
+        "grpo_mean": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "loss_type": "grpo"}),
         # Without a critic's randomness: it starts at zero. The discount makes every token's advantage its own
         "ppo": (Mem1PPOTrainer, Mem1PPOConfig, {"beta": 0.0, "gamma": 0.97, "lam": 0.9}),
     }[kind]
@@ -58,6 +59,7 @@ def main() -> None:
             output_dir=str(Path(output).parent / "run"),
             per_device_train_batch_size=per_device,
             gradient_accumulation_steps=accumulation,
+            max_tokens_per_micro_batch=max_tokens or None,
             max_steps=1,
             max_turns=6,
             max_completion_length=64,
