@@ -60,7 +60,9 @@ def without_plans(model: PreTrainedModel) -> Iterator[None]:
 class Update:
     """Forward and backward of a summed log-prob, as an update does it, for one layout of some trajectories."""
 
-    def __init__(self, model: PreTrainedModel, episodes: list[Trajectory], layout: str, micro_batch: int | None = None):
+    def __init__(
+        self, model: PreTrainedModel, episodes: list[Trajectory], layout: str, micro_batch: int | None = None
+    ):
         self.model, self.layout = model, layout.partition(",")[0]
         self.dense = "dense" in layout
         size = micro_batch or len(episodes)
@@ -90,7 +92,11 @@ class Update:
         for rows in self.rows:
             if self.layout == "per_turn":
                 total += unfold_turns(rows).input_ids.numel()
-            elif self.layout == "packed" and not self.dense and tree_attention.can_plan(self.model, rows):
+            elif (
+                self.layout == "packed"
+                and not self.dense
+                and tree_attention.can_plan(self.model, rows.input_ids.device)
+            ):
                 total += fold_rows(rows).tree.input_ids.numel()
             else:
                 total += rows.input_ids.numel()
@@ -116,18 +122,16 @@ def build_model(args: Any, positions: int) -> PreTrainedModel:
 
 def measure(report: Report, args: Any, case: str, baseline: str, updates: dict[str, Update], exact: set[str]) -> None:
     """Time, tokens, FLOPs and memory of the variants of one case; the exact ones must agree on the summed log-prob."""
-    timings = compare({name: update for name, update in updates.items()}, args.repeats, baseline, label=case)
+    timings = compare(updates, args.repeats, baseline, label=case)
     results = {name: timing.result for name, timing in timings.items() if name in exact}
     spread = max(results.values()) - min(results.values())
     assert spread <= 1e-4 * abs(next(iter(results.values()))), f"{case}: exact layouts disagree by {spread}: {results}"
     values: dict[str, dict[str, Any]] = {}
     for name, update in updates.items():
-        flops: list[int] = []
-        peak = peak_memory(lambda update=update: flops.append(count_flops(update)), args.device)
         values[name] = {
             "tokens": update.tokens(),
-            "flops": flops[0],
-            "peak_bytes": peak,
+            "flops": count_flops(update),
+            "peak_bytes": peak_memory(update, args.device),
             "summed_logprob": timings[name].result,
         }
     report.add(case, timings, baseline, values=values)
@@ -197,7 +201,9 @@ def compare_groups(report: Report, args: Any) -> None:
                 "a tree each": Update(model, episodes, "packed", micro_batch=1),
                 "per_turn": Update(model, episodes, "per_turn"),
             }
-            measure(report, args, f"group: prompt {prompt}, 8 samples, {turns} turns", "a tree each", updates, set(updates))
+            measure(
+                report, args, f"group: prompt {prompt}, 8 samples, {turns} turns", "a tree each", updates, set(updates)
+            )
 
 
 def compare_ragged(report: Report, args: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from helpers import build_trajectory, oracle_logprobs, random_trajectory, tiny_model
 
 from mem1_trl import score_trajectories, tree_attention
+from mem1_trl.attention_plan import plan_attention
 from mem1_trl.folding import fold_rows
 from mem1_trl.layouts import RowBatch, build_row, tree_positions
 
@@ -134,7 +135,7 @@ def test_log_probs_and_gradient_equal_scoring_each_turn_alone(name, architecture
 
 def test_query_heads_may_share_key_heads():
     batch = fold_rows(rows_of([random_trajectory(random.Random(1), 4) for _ in range(3)])).tree
-    plan = tree_attention.plan_attention(batch)
+    plan = plan_attention(batch)
     torch.manual_seed(0)
     size = batch.input_ids.shape[1]
     query = torch.randn(1, 6, size, 8, requires_grad=True)

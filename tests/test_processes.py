@@ -13,9 +13,7 @@ import torch
 SCRIPT = Path(__file__).parent / "scripts" / "gradient_of_one_step.py"
 
 
-def run(
-    tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0
-) -> dict:
+def run(tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0) -> dict:
     output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
     command = [sys.executable, str(SCRIPT), kind, str(output), *map(str, (per_device, accumulation, max_tokens))]
     if processes > 1:

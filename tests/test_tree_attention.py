@@ -9,6 +9,7 @@ import torch
 from helpers import oracle_logprobs, random_trajectory, tiny_model
 
 from mem1_trl import score_trajectories, tree_attention
+from mem1_trl.attention_plan import plan_attention
 from mem1_trl.layouts import RowBatch, build_row, tree_context_mask
 
 
@@ -24,7 +25,7 @@ def batch_of(seed: int, *turns: int, context: str = "mem1") -> RowBatch:
 @pytest.mark.parametrize("turns", [(1,), (2, 5), (20, 1, 7)])
 def test_plan_holds_every_visible_pair_once(turns, context):
     batch = batch_of(0, *turns, context=context)
-    plan = tree_attention.plan_attention(batch)
+    plan = plan_attention(batch)
     covered = torch.zeros(len(batch), *[batch.input_ids.shape[1]] * 2, dtype=torch.long)
     for row, blocks in enumerate(plan.rows):
         for b in blocks:
@@ -37,7 +38,7 @@ def test_plan_holds_every_visible_pair_once(turns, context):
 
 
 def test_turns_of_a_trajectory_share_one_block_for_the_task_prompt():
-    plan = tree_attention.plan_attention(batch_of(1, 12))
+    plan = plan_attention(batch_of(1, 12))
     assert sum(not block.causal for block in plan.rows[0]) == 1
 
 
@@ -45,7 +46,7 @@ def test_turns_of_a_trajectory_share_one_block_for_the_task_prompt():
 @pytest.mark.parametrize("turns", [(1,), (6, 2), (20,)])
 def test_output_and_gradients_equal_dense_attention(turns, scale):
     batch = batch_of(2, *turns)
-    plan = tree_attention.plan_attention(batch)
+    plan = plan_attention(batch)
     mask = tree_context_mask(batch)[:, None]
     real = batch.attention_mask.bool()[:, None, :, None]
     torch.manual_seed(0)
@@ -90,16 +91,16 @@ def test_a_model_that_drops_keyword_arguments_is_scored_with_a_mask(monkeypatch)
 def test_dropout_on_attention_is_left_to_the_mask():
     model = tiny_model("llama")
     batch = batch_of(4, 3)
-    assert tree_attention.can_plan(model, batch)
+    assert tree_attention.can_plan(model, batch.input_ids.device)
     model.config.attention_dropout = 0.1
-    assert tree_attention.can_plan(model, batch), "dropout is off in eval mode"
+    assert tree_attention.can_plan(model, batch.input_ids.device), "dropout is off in eval mode"
     model.train()
-    assert not tree_attention.can_plan(model, batch)
+    assert not tree_attention.can_plan(model, batch.input_ids.device)
 
 
 def test_half_precision_is_close():
     batch = batch_of(5, 6)
-    plan = tree_attention.plan_attention(batch)
+    plan = plan_attention(batch)
     torch.manual_seed(0)
     full = [torch.randn(1, 2, batch.input_ids.shape[1], 16) for _ in range(3)]
     half = tree_attention.tree_attention(*(x.bfloat16() for x in full), plan)

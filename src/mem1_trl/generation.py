@@ -201,7 +201,7 @@ class GenerateHook:
         cache: PrefixCache | None = None,
     ):
         self.model = model
-        self.generate = model.generate
+        self.generate: Any = model.generate
         self.stop_texts = stop_texts
         self.stops = stops
         self.temperature = temperature

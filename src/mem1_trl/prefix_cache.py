@@ -42,6 +42,7 @@ class GrowingLayer(DynamicLayer):
         in_place = self.keys is self._views[0] and self.values is self._views[1]  # else somebody selected or reordered
         if not in_place or after > self._room[0].shape[-2]:
             room = []
+            held: Any
             for held, new in ((self.keys, key_states), (self.values, value_states)):
                 # A quarter more, so that the copies of a long text sum up to a few times its length
                 buffer = new.new_empty(*new.shape[:-2], after + max(_SPARE, after // 4), new.shape[-1])
@@ -225,6 +226,8 @@ class PrefixCache:
         old, self._cache = self._cache, None
         if old is None or columns.shape[1] == 0:
             return selected
+        before: Any
+        after: Any
         for before, after in zip(old.layers, selected.layers):
             row = torch.from_numpy(sources).to(before.keys.device)[:, None]
             column = torch.from_numpy(columns).to(before.keys.device)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import tree_attention
+from . import flex_tree, tree_attention
 from .attention import attention_implementation, model_mask, module_dtype, resolve_layout
+from .attention_plan import plan_attention
 from .folding import FoldedRows, fold_rows
 from .layouts import (
     RowBatch,
@@ -60,7 +61,7 @@ def forward_rows(
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
-    if layout == "packed" and tree_attention.can_plan(model, rows):
+    if layout == "packed" and tree_attention.can_plan(model, rows.input_ids.device):
         folded = fold_rows(rows)
         # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
         several_turns = bool((rows.turn_ids > 0).any())
@@ -86,7 +87,9 @@ def _forward_folded(
 ) -> list[torch.Tensor | None] | None:
     """Forward a batch as one tree; `None` if the model turns out not to hand the plan down to its attention."""
     tree = folded.tree
-    plan = tree_attention.plan_attention(tree)
+    plan = plan_attention(tree)
+    if tree.input_ids.device.type != "cpu":
+        plan.block_mask = flex_tree.block_mask(tree, plan)
     inputs: dict[str, Any] = {
         "input_ids": tree.input_ids,
         "position_ids": tree_positions(tree),

@@ -2,92 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from . import flex_tree
+from .attention import attention_implementation, module_dtype
+
 if TYPE_CHECKING:
-    from .layouts import RowBatch
+    from .attention_plan import AttentionPlan, Block
 
 # Keyword under which a plan travels through a model's forward down to its attention
 PLAN_ARGUMENT = "mem1_attention_plan"
-
-
-class Block(NamedTuple):
-    """
-    A rectangle of attention in one row: queries `[q_begin, q_end)` see keys `[k_begin, k_end)`.
-
-    All of them, or, if `causal`, those up to the query's own place; then both ranges are the same.
-    """
-
-    q_begin: int
-    q_end: int
-    k_begin: int
-    k_end: int
-    causal: bool
-
-
-@dataclass(slots=True)
-class AttentionPlan:
-    """
-    The blocks of every row of a batch, the causal ones first.
-
-    Attributes:
-        rows (`list[list[Block]]`): Together they hold each pair of a token and a token on its path exactly once.
-        used (`int`): How many attention layers have used the plan.
-    """
-
-    rows: list[list[Block]]
-    used: int = field(default=0)
-
-    @property
-    def pairs(self) -> int:
-        """Number of attention pairs, what the forward pass of one head has to compute."""
-        total = 0
-        for blocks in self.rows:
-            for b in blocks:
-                size = b.q_end - b.q_begin
-                total += size * (size + 1) // 2 if b.causal else size * (b.k_end - b.k_begin)
-        return total
-
-
-def plan_attention(batch: RowBatch) -> AttentionPlan:
-    """
-    Plan the attention of rows: every run sees itself causally, and all of each stretch of its path before it.
-
-    Runs that lie side by side and fork from the same place share one block: all later turns of a MEM1 trajectory see the
-    task prompt in a single rectangle. With prompt `P` at 0 to 9, `c1` at 9 to 12, turn 2 at 12 to 20 and turn 3 at 20 to 25,
-    both forking off after place 8:
-
-        causal  0-12, 12-20, 20-25
-        full    queries 12-25, keys 0-9
-
-    Args:
-        batch ([`RowBatch`]):
-            The rows.
-
-    Returns:
-        [`AttentionPlan`]
-    """
-    rows = []
-    for row in range(len(batch)):
-        causal: list[Block] = []
-        full: list[Block] = []
-        open_blocks: dict[tuple[int, int], int] = {}  # stretch -> its last block in `full`
-        for begin, end, stretches in batch.paths(row):
-            causal.append(Block(begin, end, begin, end, True))
-            for stretch in stretches:
-                last = open_blocks.get(stretch)
-                if last is not None and full[last].q_end == begin:
-                    full[last] = full[last]._replace(q_end=end)
-                else:
-                    open_blocks[stretch] = len(full)
-                    full.append(Block(begin, end, *stretch, False))
-        rows.append(causal + full)
-    return AttentionPlan(rows)
 
 
 class _TreeAttention(torch.autograd.Function):
@@ -180,7 +108,10 @@ def _attention_with_plans(module: Any, query: Any, key: Any, value: Any, attenti
     if plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     plan.used += 1
-    output = tree_attention(query, key, value, plan, kwargs.get("scaling"))
+    if plan.block_mask is not None:
+        output = flex_tree.attend(query, key, value, plan.block_mask, kwargs.get("scaling"))
+    else:
+        output = tree_attention(query, key, value, plan, kwargs.get("scaling"))
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -194,17 +125,23 @@ def register() -> None:
     AttentionInterface.register("sdpa", _attention_with_plans)
 
 
-def can_plan(model: Any, batch: RowBatch) -> bool:
-    """Whether a model's attention can follow a plan here: `sdpa`, on the CPU, without dropout on its probabilities."""
+def can_plan(model: Any, device: torch.device) -> bool:
+    """
+    Whether a model's attention can follow a plan on a device: `sdpa` without dropout on its probabilities, on the CPU by the
+    kernels of this module, on a GPU by FlexAttention where that has shown to be right.
+    """
     config = model.config.get_text_config()
     dropout = max(getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
-    return (
-        getattr(config, "_attn_implementation", None) == "sdpa"
-        and batch.input_ids.device.type == "cpu"
-        and not (model.training and dropout > 0.0)
-        and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
-        and _kind(model) not in _WITHOUT_PLANS
-    )
+    if (
+        attention_implementation(model) != "sdpa"
+        or (model.training and dropout > 0.0)
+        or _kind(model) in _WITHOUT_PLANS
+    ):
+        return False
+    if device.type == "cpu":
+        return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return flex_tree.works(device, module_dtype(model), head_dim)
 
 
 _WITHOUT_PLANS: set[str] = set()
