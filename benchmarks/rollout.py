@@ -10,7 +10,7 @@ templates included, have the same number of tokens in both. What is timed is `_g
 generation, environment steps, parsing and rewards, but no update.
 
 Variants: `trl` (tool loop, everything stays in context), `mem1` (this package), `full` (this package with
-`context="full"`, which reads what `trl` reads).
+`context="full"`, which reads what `trl` reads), and the last two with `prefix_cache=False`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ SIZES = dict(
     num_key_value_heads=2,
     max_position_embeddings=16384,
 )
-VARIANTS = ("trl", "mem1", "full")
+# Settings of this package's trainer
+MINE: dict[str, dict[str, Any]] = {
+    "mem1": {},
+    "full": {"context": "full"},
+    "mem1-no-cache": {"prefix_cache": False},
+    "full-no-cache": {"context": "full", "prefix_cache": False},
+}
 _WORD_AT = 700  # the query; the filler of a completion comes before it
 
 
@@ -121,7 +127,7 @@ def build(kind: str, turns: int, tokenizer: Any, args: argparse.Namespace, direc
         config = Mem1GRPOConfig(
             max_turns=turns,
             max_observation_length=args.observation + 64,
-            context="full" if kind == "full" else "mem1",
+            **MINE[kind],
             **settings,
         )
         trainer = Mem1GRPOTrainer(args=config, environment_factory=environment, protocol=PROTOCOL, **common)
@@ -233,7 +239,9 @@ def run_case(turns: int, tokenizer: Any, args: argparse.Namespace, report: Repor
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--turns", type=int, nargs="+", default=[1, 4, 16], help="one case for each")
-        parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["trl", "mem1"], help="first: baseline")
+        parser.add_argument(
+            "--variants", nargs="+", choices=("trl", *MINE), default=["trl", "mem1"], help="first: baseline"
+        )
         parser.add_argument("--group", type=int, default=4, help="samples of a task")
         parser.add_argument("--tasks", type=int, default=1, help="tasks of a generation batch")
         parser.add_argument("--prompt", type=int, default=400, help="tokens of a rendered prompt")

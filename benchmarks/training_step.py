@@ -101,12 +101,12 @@ class TimedSteps(TrainerCallback):
 
 
 class Stopwatch:
-    """Adds up the time inside some methods of an object."""
+    """Adds up the time inside some methods."""
 
-    def __init__(self, target: Any, *methods: str):
+    def __init__(self, **methods: tuple[Any, str]):
         self.seconds = dict.fromkeys(methods, 0.0)
-        for method in methods:
-            setattr(target, method, partial(self._run, method, getattr(target, method)))
+        for name, (target, method) in methods.items():
+            setattr(target, method, partial(self._run, name, getattr(target, method)))
 
     def _run(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
         clock = processor_time if Timing.clock == "cpu" else time.perf_counter
@@ -168,8 +168,11 @@ def step_case(label: str, args: argparse.Namespace, model: str, tokenizer: Any, 
             trainer = build(name, model, tokenizer, dataset, settings_of(args, directory, steps, completion))
             callbacks[name] = TimedSteps(name, floor)
             trainer.add_callback(callbacks[name])
+            generate = (trainer, "_generate_single_turn") if name == "trl" else (trainer.rollout, "generate")
             watches[name] = Stopwatch(
-                trainer, "_generate_single_turn", "_generate_and_score_completions", "compute_loss"
+                generate=generate,
+                rollout=(trainer, "_generate_and_score_completions"),
+                loss=(trainer, "compute_loss"),
             )
             trainers[name] = trainer
 
@@ -202,11 +205,9 @@ def step_case(label: str, args: argparse.Namespace, model: str, tokenizer: Any, 
         timing = callbacks[name].timing
         timings[name] = Timing(timing.seconds[warmup:], timing.cpu_seconds[warmup:])
         values[name] = {
-            "generate_ms": 1e3 * seconds["_generate_single_turn"] / steps,
-            "other_rollout_ms": 1e3
-            * (seconds["_generate_and_score_completions"] - seconds["_generate_single_turn"])
-            / steps,
-            "loss_ms": 1e3 * seconds["compute_loss"] / steps,
+            "generate_ms": 1e3 * seconds["generate"] / steps,
+            "other_rollout_ms": 1e3 * (seconds["rollout"] - seconds["generate"]) / steps,
+            "loss_ms": 1e3 * seconds["loss"] / steps,
             "final_loss": logs[-1]["loss"],
         }
     report.add(f"training step: {label}", timings, baseline, {"prompt": prompt, "completion": completion}, values)
@@ -234,10 +235,13 @@ def import_case(args: argparse.Namespace, report: Report) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         return int(done.stdout.split()[-1])
 
-    for title, statements in (
-        ("import of the package", ("import trl", "import mem1_trl")),
-        ("import of a trainer", ("from trl import GRPOTrainer", "from mem1_trl import Mem1GRPOTrainer")),
-    ):
+    cases = {
+        "import of the package": ("import trl", "import mem1_trl"),
+        "import of a trainer": ("from trl import GRPOTrainer", "from mem1_trl import Mem1GRPOTrainer"),
+    }
+    if args.smoke:
+        del cases["import of a trainer"]  # seconds each
+    for title, statements in cases.items():
         timings = compare({s: partial(run, s) for s in statements}, args.repeats, statements[0], label=title)
         values = {name: {"modules": timing.result} for name, timing in timings.items()}
         report.add(f"{title}, in a fresh process", timings, statements[0], values=values)

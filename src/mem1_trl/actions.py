@@ -194,18 +194,29 @@ def run_calls(calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]], max_wo
     if not calls:
         return []
 
-    async def run_all() -> list[Any]:
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_workers=min(max_workers, len(calls)), thread_name_prefix="mem1-action") as pool:
+    asynchronous = [index for index, (method, _) in enumerate(calls) if inspect.iscoroutinefunction(method)]
 
-            async def call(method: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-                if inspect.iscoroutinefunction(method):
-                    return await method(**arguments)
-                return await loop.run_in_executor(pool, lambda: method(**arguments))
+    async def call(method: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        return await method(**arguments)
 
-            return await asyncio.gather(*(call(*item) for item in calls), return_exceptions=True)
+    async def run_asynchronous() -> list[Any]:
+        return await asyncio.gather(*(call(*calls[index]) for index in asynchronous), return_exceptions=True)
 
-    outcomes = run_coroutine(run_all())
+    outcomes: list[Any] = [None] * len(calls)
+    with ThreadPoolExecutor(max_workers=min(max_workers, len(calls)), thread_name_prefix="mem1-action") as pool:
+        # An event loop costs more than most actions: only where there is something to await, in a thread of its own
+        loop = pool.submit(asyncio.run, run_asynchronous()) if asynchronous else None
+        running = {
+            index: pool.submit(method, **arguments)
+            for index, (method, arguments) in enumerate(calls)
+            if not inspect.iscoroutinefunction(method)
+        }
+        for index, future in running.items():
+            error = future.exception()
+            outcomes[index] = future.result() if error is None else error
+        if loop is not None:
+            for index, outcome in zip(asynchronous, loop.result(), strict=True):
+                outcomes[index] = outcome
     results = []
     for outcome in outcomes:
         if isinstance(outcome, Exception):
