@@ -37,6 +37,7 @@ ORDER = [
     "prefix_cache",
     "generation",
     "rollout",
+    "episode_scores",
     "tree_attention",
     "scoring",
     "advantages",
