@@ -22,6 +22,8 @@ ORDER = [
     "actions",
     "retrieval",
     "rewards",
+    "evaluate_metrics",
+    "reference_evaluation",
     "environments",
     "tasks",
     "metrics",
