@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 QUESTION_SEPARATOR = "; "
 
+# Orders in a row that gave no new task, after which there are taken to be no more
+_MOST_VAIN_ORDERS = 50
+
 Row = tuple[str, list[str]]  # a question and its accepted answers
 
 # In this order: FlashRAG has both `golden_answers` and, in some sets, another `answer`.
@@ -161,15 +164,15 @@ def sample_objectives(
     if count < 1:
         raise ValueError(f"`count` is {count}: ask for one task or more.")
     different: dict[tuple[str, ...], dict[str, Any]] = {}
-    features, before = None, -1
-    for order in SeedSequence(seed).generate_state(count):
-        if len(different) >= count or len(different) == before:
-            break
-        before = len(different)
+    features, vain = None, 0
+    for order in SeedSequence(seed).generate_state(_MOST_VAIN_ORDERS * count):
         tasks = compose_objectives(dataset, n, question, answer, seed=int(order))
-        features = tasks.features
+        features, before = tasks.features, len(different)
         for task in tasks:
             different.setdefault(tuple(task["questions"]), task)
+        vain = 0 if len(different) > before else vain + 1
+        if len(different) >= count or n == 1 or vain == _MOST_VAIN_ORDERS:
+            break
     rows = list(different.values())
     if len(rows) < count:
         logger.warning(
