@@ -229,11 +229,19 @@ def test_a_trajectory_without_turns_is_a_failed_one_only():
     assert Trajectory.from_dict(old).error is None
 
 
-def played(script, tokenizer, actor, monkeypatch, row, **kwargs):
+class ScriptedBackend(ScriptedGenerator):
+    """A script in the place of a [`TransformersGenerator`]."""
+
+    max_completion_length, temperature, batch_size = 64, 0.0, 32
+
+    def release(self) -> None:
+        pass
+
+
+def played(script, tokenizer, actor, row, **kwargs):
     """One episode of a script, evaluated."""
     agent = make_agent(actor, tokenizer, **kwargs)
-    agent.generate = ScriptedGenerator(tokenizer, [[text] for text in script])
-    agent.generate.max_completion_length, agent.generate.temperature = 64, 0.0
+    agent.generate = ScriptedBackend(tokenizer, [[text] for text in script])
     return evaluate_agent(agent, [row], LookupEnvironment)
 
 
@@ -245,8 +253,8 @@ SCRIPT = [
 ROW = {"prompt": "q?", "secret": "7", "answers": [["7", "seven"], ["9"]], "long": "x" * 20_000, "kept": {"a": 1}}
 
 
-def test_every_score_by_hand(tokenizer, actor, monkeypatch):
-    result = played(SCRIPT, tokenizer, actor, monkeypatch, ROW)
+def test_every_score_by_hand(tokenizer, actor):
+    result = played(SCRIPT, tokenizer, actor, ROW)
     (task,) = result.tasks
     ids = [len(tokenizer(text)["input_ids"]) for text in SCRIPT]
     seen = [len(tokenizer(f"<information>{hint}7</information>")["input_ids"]) for hint in ("3;", "2;")]
@@ -254,9 +262,9 @@ def test_every_score_by_hand(tokenizer, actor, monkeypatch):
     expected = {
         "exact_match": 1.0, "exact_match_per_objective": 0.5, "f1": 1.0, "f1_per_objective": 0.5, "success": 0.0,
         "reward": 0.0, "turns": 3.0, "generated_tokens": float(sum(ids)),
-        "peak_tokens": float(max(c + l for c, l in zip(contexts, ids))),
-        "peak_tokens_without_prompt": float(max(c + l for c, l in zip(contexts, ids)) - 2),
-        "dependency_length": sum((c + l / 2) * l for c, l in zip(contexts, ids)),
+        "peak_tokens": float(max(c + g for c, g in zip(contexts, ids))),
+        "peak_tokens_without_prompt": float(max(c + g for c, g in zip(contexts, ids)) - 2),
+        "dependency_length": sum((c + g / 2) * g for c, g in zip(contexts, ids)),
         "valid_action_rate": 1.0, "failed_actions": 0.0,
         "state_tokens": sum(len(tokenizer(text.split("<s")[0].split("<a")[0])["input_ids"]) for text in SCRIPT) / 3,
     }  # fmt: skip
@@ -270,14 +278,14 @@ def test_every_score_by_hand(tokenizer, actor, monkeypatch):
     assert result.failures == {"never_found": 1, "forgotten": 0, "misreported": 0, "correct": 1}
 
 
-def test_a_full_history_does_not_forget(tokenizer, actor, monkeypatch):
-    result = played(SCRIPT, tokenizer, actor, monkeypatch, ROW, context="full")
+def test_a_full_history_does_not_forget(tokenizer, actor):
+    result = played(SCRIPT, tokenizer, actor, ROW, context="full")
     assert result.tasks[0].objectives_detail[0].kept == (True, True)
     assert result.settings["memory"] == "context" and result.settings["context"] == "full"
 
 
-def test_the_files_hold_all_and_give_it_back(tmp_path, tokenizer, actor, monkeypatch):
-    result = played(SCRIPT, tokenizer, actor, monkeypatch, ROW)
+def test_the_files_hold_all_and_give_it_back(tmp_path, tokenizer, actor):
+    result = played(SCRIPT, tokenizer, actor, ROW)
     path = result.save(tmp_path / "new", "a-2")
     record = json.loads(path.read_text())
     assert list(record) == [
@@ -298,8 +306,8 @@ def test_the_files_hold_all_and_give_it_back(tmp_path, tokenizer, actor, monkeyp
     assert not list((tmp_path / "new").glob("*.partial"))
 
 
-def test_files_that_do_not_fit_are_refused(tmp_path, tokenizer, actor, monkeypatch):
-    played(SCRIPT, tokenizer, actor, monkeypatch, ROW).save(tmp_path, "a")
+def test_files_that_do_not_fit_are_refused(tmp_path, tokenizer, actor):
+    played(SCRIPT, tokenizer, actor, ROW).save(tmp_path, "a")
     with pytest.raises(ValueError, match="cannot name a file"):
         Evaluation.load(tmp_path, "../a")
     with pytest.raises(FileNotFoundError, match=r"b\.json"):
@@ -454,7 +462,7 @@ def test_seconds_are_split_among_those_that_played(actor, tokenizer, monkeypatch
     clock = iter([0.0, 8.0, 12.0, 13.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     agent = make_agent(actor, tokenizer)
-    agent.generate = ScriptedGenerator(tokenizer, planned(lambda i: (1 + (i > 0) + (i > 1), 0)))
+    agent.generate = ScriptedBackend(tokenizer, planned(lambda i: (1 + (i > 0) + (i > 1), 0)))
     trajectories = agent.run_batch([{"prompt": "q?"}] * 4, [LookupEnvironment() for _ in range(4)])
     # Turn 1 takes 8 for four, turn 2 takes 4 for three, turn 3 takes 1 for two
     shares = [2.0, 2 + 4 / 3, 2 + 4 / 3 + 0.5, 2 + 4 / 3 + 0.5]

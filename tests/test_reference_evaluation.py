@@ -130,7 +130,7 @@ def test_external_memories_count(tmp_path):
 def test_rows_that_raised(tmp_path):
     failed = {"index": 3, "hash": "b", "error": "boom", "Golden_answer": "Unknown", "Exact_match": False}
     path = write(tmp_path / "a.jsonl", TWO_TURNS, failed)
-    with pytest.raises(ValueError, match="Row 2 .* raised"):
+    with pytest.raises(ValueError, match=r"Row 2 .* raised"):
         reference_metrics(path, count_tokens=count)
     corrected = reference_metrics(path, "corrected", count_tokens=count)
     assert corrected["exact_match"] == 1.0 and corrected["success"] == 0.5
@@ -148,7 +148,7 @@ def test_bad_input(tmp_path):
         reference_metrics(path, "paper", count_tokens=count)
     with pytest.raises(ValueError, match="context='truncate'"):
         reference_metrics(path, context="truncate", count_tokens=count)
-    with pytest.raises(ValueError, match="Line 1 .* no 'q'"):
+    with pytest.raises(ValueError, match=r"Line 1 .* no 'q'"):
         reference_metrics(write(tmp_path / "b.jsonl", {"index": 0}), count_tokens=count)
     (tmp_path / "c.jsonl").write_text("{}\n{")
     with pytest.raises(ValueError, match=r"Line 1"):
