@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import inspect
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +15,8 @@ from .actions import ActionSet, run_coroutine
 from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
-from .rollout import Episode, Rollout, RolloutSettings
-from .trajectory import Trajectory
+from .rollout import Episode, Rollout, RolloutSettings, describe_error
+from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +133,9 @@ class Mem1Agent:
         """
         return self.run_batch([{"prompt": task, **row}], [environment])[0]
 
-    def run_batch(self, rows: Sequence[Mapping[str, Any]], environments: Sequence[Any]) -> list[Trajectory]:
+    def run_batch(
+        self, rows: Sequence[Mapping[str, Any]], environments: Sequence[Any], keep_failures: bool = False
+    ) -> list[Trajectory]:
         """
         Play several episodes at once, each in an environment of its own.
 
@@ -139,35 +144,75 @@ class Mem1Agent:
                 Dataset rows with a `prompt`; passed to `reset`.
             environments (`Sequence`):
                 One for each row.
+            keep_failures (`bool`, *optional*, defaults to `False`):
+                What an episode is whose environment raises in `reset` or `get_reward`, or whose prompt is too long: an error, or a
+                trajectory with `error`, as far as it came. (An action that raises is an observation, either way.)
 
         Returns:
-            `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one.
+            `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
+            `seconds` is the episode's share of the wall time: that of each turn is split evenly among those that played it.
         """
         if len(rows) != len(environments):
             raise ValueError(
                 f"There are {len(rows)} rows and {len(environments)} environments: give each row its own."
             )
-        episodes = []
-        for row, environment in zip(rows, environments):
-            actions = ActionSet(environment, self.protocol)
-            observation = environment.reset(**row) or ""
-            episodes.append(Episode(self._prompt_ids(row["prompt"], observation, actions), environment, actions))
+        episodes: dict[int, Episode] = {}
+        trajectories: dict[int, Trajectory] = {}
+        for index, (row, environment) in enumerate(zip(rows, environments)):
+            try:
+                episodes[index] = self._start(row, environment)
+            except Exception as error:
+                if not keep_failures:
+                    raise
+                failed = Trajectory([], stop_reason=StopReason.ERROR, error=describe_error(error))
+                trajectories[index] = failed
         rollout = Rollout(self.tokenizer, self.protocol, self.settings, self.generate)
-        trajectories: list[Trajectory] = []
+        started, played, seconds = list(episodes.values()), [], []
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                for start in range(0, len(episodes), self.generate.batch_size):
-                    trajectories += rollout.run(episodes[start : start + self.generate.batch_size])
+                for start in range(0, len(started), self.generate.batch_size):
+                    together = started[start : start + self.generate.batch_size]
+                    rollout.on_turn = clock = _TurnClock(together)
+                    played += rollout.run(together)
+                    seconds += [clock.seconds[id(episode)] for episode in together]
                     self.generate.release()
         finally:
             self.generate.release()
             self.model.train(was_training)
-        for trajectory, environment in zip(trajectories, environments):
-            trajectory.metrics.update(trajectory_metrics(trajectory))
-            trajectory.reward = _reward(environment)
-        return trajectories
+        for index, trajectory, time_taken in zip(episodes, played, seconds, strict=True):
+            trajectories[index] = trajectory
+            trajectory.metrics.update(trajectory_metrics(trajectory), seconds=time_taken)
+            try:
+                trajectory.reward = _reward(environments[index])
+            except Exception as error:
+                if not keep_failures:
+                    raise
+                trajectory.error = trajectory.error or describe_error(error)
+        return [trajectories[index] for index in range(len(rows))]
+
+    def describe(self) -> dict[str, Any]:
+        """
+        How the agent is run, ready for JSON: model and a checksum of its weights, budgets, context, temperature, protocol.
+
+        Two agents with the same description decode the same, if they decode greedily.
+        """
+        return {
+            "model": getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__,
+            "weights": _checksum(self.model),
+            **dataclasses.asdict(self.settings),
+            "max_completion_length": self.generate.max_completion_length,
+            "temperature": self.generate.temperature,
+            "protocol": self.protocol.to_dict(),
+        }
+
+    def _start(self, row: Mapping[str, Any], environment: Any) -> Episode:
+        actions = ActionSet(environment, self.protocol)
+        observation = environment.reset(**row) or ""
+        prompt_ids = self._prompt_ids(row["prompt"], observation, actions)
+        self.settings.check_prompt(prompt_ids)
+        return Episode(prompt_ids, environment, actions)
 
     def _prompt_ids(self, task: Any, observation: str, actions: ActionSet) -> list[int]:
         if isinstance(task, str):
@@ -193,3 +238,28 @@ def _reward(environment: Any) -> float | None:
 
         reward = run_coroutine(wait())
     return None if reward is None else float(reward)
+
+
+class _TurnClock:
+    """Splits the wall time of every turn evenly among the episodes that played it."""
+
+    def __init__(self, episodes: Sequence[Episode]):
+        self.running = list(episodes)
+        self.seconds = {id(episode): 0.0 for episode in self.running}
+        self.last = time.perf_counter()
+
+    def __call__(self, turn: int, still_running: Sequence[Episode]) -> None:
+        now = time.perf_counter()
+        for episode in self.running:
+            self.seconds[id(episode)] += (now - self.last) / len(self.running)
+        self.running, self.last = list(still_running), now
+
+
+def _checksum(model: PreTrainedModel) -> str:
+    """Tells weights apart: a hash of names, shapes and the sum of the bits of every parameter."""
+    digest = hashlib.sha256()
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, parameter in model.named_parameters():
+        bits = parameter.detach().view(whole[parameter.element_size()]).sum(dtype=torch.int64).item()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}".encode())
+    return digest.hexdigest()[:16]

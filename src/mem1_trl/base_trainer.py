@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,11 @@ from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 
 from .environment_pool import EnvironmentFactory, EnvironmentPool
+from .episode_scores import evaluate_episode, memory_of
+from .evaluation_result import Evaluation
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
+from .rewards import are_answers, score_answer
 from .rollout import Episode, Rollout, RolloutSettings
 from .trajectory import StopReason
 from .trl_adapter import TrajectoryTrainer
@@ -103,6 +107,7 @@ class Mem1Trainer(TrajectoryTrainer):
         finally:
             args.reward_weights = weights
         self._episodes: list[Episode] = []
+        self._evaluated: list[tuple[dict[str, Any], Trajectory]] = []
         self.settings = RolloutSettings(
             max_turns=args.max_turns if self.pool is not None else 1,
             max_observation_length=args.max_observation_length,
@@ -265,9 +270,13 @@ class Mem1Trainer(TrajectoryTrainer):
         for episode, ids in zip(self._episodes, prompt_ids, strict=True):
             episode.prompt_ids = ids
         trajectories = self.rollout.run(self._episodes)
-        for trajectory in trajectories:
+        for row, trajectory in zip(rows, trajectories, strict=True):
             trajectory.metrics.update(trajectory_metrics(trajectory))
+            if are_answers(row.get("answers")):
+                trajectory.metrics.update(score_answer(trajectory.answer, row["answers"]))
         self._log_episodes(trajectories)
+        if self.mode == "eval" and self.args.save_eval_trajectories:
+            self._evaluated.extend(zip(rows, trajectories))
         return trajectories
 
     @property
@@ -296,11 +305,54 @@ class Mem1Trainer(TrajectoryTrainer):
 
     def _log_episodes(self, trajectories: list[Trajectory]) -> None:
         records = self.gather_records([(t.metrics, str(t.stop_reason)) for t in trajectories])
-        for key in records[0][0]:
-            self.log_metric(f"episode/{key}", sum(metrics[key] for metrics, _ in records) / len(records))
+        for key in dict.fromkeys(key for metrics, _ in records for key in metrics):
+            values = [metrics[key] for metrics, _ in records if key in metrics]
+            self.log_metric(f"episode/{key}", sum(values) / len(values))
         for reason in StopReason:
             share = sum(stop == reason for _, stop in records) / len(records)
             self.log_metric(f"episode/stop_reason/{reason}", share)
+
+    # Evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """
+        Play the evaluation data set and log what came of it, as [`~transformers.Trainer.evaluate`] does.
+
+        Rows with `answers` are scored by exact match, F1 and success (`eval_episode/exact_match` and so on), whatever the
+        reward is. With `args.save_eval_trajectories` the episodes are written to `<output_dir>/evaluation/`.
+        """
+        self._evaluated = []
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.args.save_eval_trajectories:
+            self._save_evaluation(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
+        return metrics
+
+    def _save_evaluation(self, name: str) -> None:
+        """Write the episodes of all processes as [`Evaluation.save`] does."""
+        local = [
+            evaluate_episode(trajectory, row, self.tokenizer, self.protocol, self.args.context)
+            for row, trajectory in self._evaluated
+        ]
+        self._evaluated = []
+        tasks = self.gather_records(local)
+        if not tasks or not self.is_world_process_zero():  # of several data sets, each was saved on its own
+            return
+        settings = {
+            "model": self.model.config._name_or_path,
+            "step": self.state.global_step,
+            **dataclasses.asdict(self.settings),
+            "max_completion_length": self.max_completion_length,
+            "temperature": self.temperature if self.args.eval_temperature is None else self.args.eval_temperature,
+            "protocol": self.protocol.to_dict(),
+            "memory": memory_of(self.args.context),
+            "seed": self.args.seed,
+        }
+        tasks = [dataclasses.replace(task, index=index) for index, task in enumerate(tasks)]
+        label = f"step {self.state.global_step}"
+        evaluation = Evaluation.from_tasks(tasks, label, settings, seed=self.args.seed)
+        evaluation.save(f"{self.args.output_dir}/evaluation", name)
 
     # Saving
 

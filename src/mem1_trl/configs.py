@@ -48,6 +48,9 @@ class Mem1GRPOConfig(GRPOConfig):
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether generation with transformers keeps the keys and values of what is read again: the task prompt across turns
             and across the samples of a group, an appended history. `False` saves their memory between turns.
+        save_eval_trajectories (`bool`, *optional*, defaults to `False`):
+            Whether every evaluation writes its episodes, and means with intervals, to
+            `<output_dir>/evaluation/eval-<step>.jsonl` and `.json`, see [`mem1_trl.evaluation_result`].
 
         > Parameters that control the update
 
@@ -96,6 +99,13 @@ class Mem1GRPOConfig(GRPOConfig):
         metadata={
             "help": "Whether generation with transformers keeps the keys and values of what is read again: the task prompt "
             "across turns and across the samples of a group, an appended history. `False` saves their memory between turns."
+        },
+    )
+    save_eval_trajectories: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether every evaluation writes its episodes, and means with intervals, to "
+            "`<output_dir>/evaluation/eval-<step>.jsonl` and `.json`."
         },
     )
     layout: str = field(

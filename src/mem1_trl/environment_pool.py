@@ -71,6 +71,11 @@ class EnvironmentPool:
             result.append((self._instances[name][index], self.actions[name]))
         return result
 
+    def discard(self, environment: Any) -> None:
+        """Hand an environment out no more, for instance because it failed; a new one takes its place."""
+        for instances in self._instances.values():
+            instances[:] = [instance for instance in instances if instance is not environment]
+
     def reset(self, environment: Any, row: Mapping[str, Any]) -> str | None:
         """Start an episode of `environment` from a row; returns what `reset` returns."""
         arguments = {key: value for key, value in row.items() if not (self.routed and key == "environment")}

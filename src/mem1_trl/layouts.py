@@ -55,6 +55,8 @@ class Row:
 def build_row(trajectory: Trajectory, layout: str) -> Row:
     """The row of a trajectory: a prefix tree (`"packed"`, `"per_turn"`) or the paper's stitched sequence (`"paper"`)."""
     check_layout(layout)
+    if not trajectory.turns:
+        raise ValueError(f"A trajectory has no turns ({trajectory.error}): leave episodes that never started out.")
     return stitch_trajectory(trajectory) if layout == "paper" else pack_trajectory(trajectory)
 
 

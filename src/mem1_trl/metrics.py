@@ -118,7 +118,8 @@ def aggregate(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for trajectory in trajectories:
         # What this module computes wins over a stored number of the same name.
-        for key, value in {**trajectory.metrics, **trajectory_metrics(trajectory)}.items():
+        costs = trajectory_metrics(trajectory) if trajectory.turns else {}  # none of an episode that never started
+        for key, value in {**trajectory.metrics, **costs}.items():
             values.setdefault(key, []).append(value)
         if trajectory.reward is not None:
             values.setdefault("reward", []).append(trajectory.reward)

@@ -95,6 +95,43 @@ def f1(answer_text: str | None, answers: Answers) -> float:
     return _sum_over_objectives(_word_overlap, answer_text, answers)
 
 
+def are_answers(value: Any) -> bool:
+    """Whether `value` can be the references of a task: for each objective an accepted answer, or a list of aliases."""
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(
+            isinstance(of_one, str)
+            or (isinstance(of_one, (list, tuple)) and bool(of_one) and all(isinstance(alias, str) for alias in of_one))
+            for of_one in value
+        )
+    )
+
+
+def score_answer(answer_text: str | None, answers: Answers) -> dict[str, float]:
+    """
+    What an answer is worth, by every measure of the paper.
+
+    Args:
+        answer_text (`str` or `None`):
+            All answers, separated by semicolons. `None` if the agent gave no answer.
+        answers (`Sequence` of `str` or of `Sequence[str]`):
+            Per objective the accepted answer, or the list of its aliases; N objectives.
+
+    Returns:
+        `dict[str, float]`: `exact_match` and `f1` (0 to N), `exact_match_per_objective` and `f1_per_objective` (the same
+        divided by N), and `success` (1 if all objectives are answered exactly, else 0).
+    """
+    right, overlap = exact_match(answer_text, answers), f1(answer_text, answers)
+    return {
+        "exact_match": right,
+        "exact_match_per_objective": right / len(answers),
+        "f1": overlap,
+        "f1_per_objective": overlap / len(answers),
+        "success": float(right == len(answers)),
+    }
+
+
 def exact_match_reward(
     completions: list[Any],
     answers: list[Answers] | None = None,

@@ -45,6 +45,7 @@ class Episode:
     stop_reason: StopReason | None = None
     answer: str | None = None
     failed_actions: int = 0
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,20 @@ class RolloutSettings:
             )
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Raise a `ValueError` if a task prompt leaves no room in the context."""
+        limit = self.max_context_length
+        if limit is not None and len(prompt_ids) > limit:
+            raise ValueError(
+                f"A task prompt has {len(prompt_ids)} tokens but max_context_length is {limit}, and the task prompt is "
+                "never truncated: raise max_context_length or drop the row."
+            )
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {error}"
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -156,13 +171,8 @@ class Rollout:
         Returns:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
-        limit = self.settings.max_context_length
         for episode in episodes:
-            if limit is not None and len(episode.prompt_ids) > limit:
-                raise ValueError(
-                    f"A task prompt has {len(episode.prompt_ids)} tokens but max_context_length is {limit}, and the "
-                    "task prompt is never truncated: raise max_context_length or drop the row."
-                )
+            self.settings.check_prompt(episode.prompt_ids)
         for turn in range(1, self.settings.max_turns + 1):
             running = [episode for episode in episodes if episode.stop_reason is None]
             if not self.running_anywhere(bool(running)):
@@ -176,6 +186,7 @@ class Rollout:
                 stop_reason=episode.stop_reason or StopReason.MAX_TURNS,
                 answer=episode.answer,
                 metrics={"failed_actions": float(episode.failed_actions)},
+                error=episode.error,
             )
             for episode in episodes
         ]
@@ -270,7 +281,12 @@ class Rollout:
     def _observe(self, episode: Episode, parsed: ParsedTurn | None, result: ActionResult, turns_left: int) -> None:
         """Append the observation and decide whether the episode goes on."""
         episode.failed_actions += result.failed
-        done = getattr(episode.environment, "done", False)
+        try:
+            done = getattr(episode.environment, "done", False)
+        except Exception as error:  # a property may raise as an action may, but there is nothing to show to the agent
+            done = False
+            episode.error = describe_error(error)
+            episode.stop_reason = StopReason.ERROR
         if episode.stop_reason is None and done and not callable(done):  # a method of this name is an action
             episode.stop_reason = StopReason.DONE
         if episode.stop_reason is None and turns_left == 0:

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, load_dataset
+from numpy.random import SeedSequence
 
 from .rewards import ANSWER_SEPARATOR
 
 logger = logging.getLogger(__name__)
 
 QUESTION_SEPARATOR = "; "
+
+# Orders in a row that gave no new task, after which there are taken to be no more
+_MOST_VAIN_ORDERS = 50
 
 Row = tuple[str, list[str]]  # a question and its accepted answers
 
@@ -126,6 +130,61 @@ def compose_objectives(
         for task in tasks
     ]
     return Dataset.from_list(records, features=features)
+
+
+def sample_objectives(
+    dataset: Dataset,
+    n: int,
+    count: int,
+    question: str = "question",
+    answer: str = "answer",
+    seed: int = 0,
+) -> Dataset:
+    """
+    Exactly `count` tasks of `n` objectives, for instance to evaluate on, however few questions there are.
+
+    Questions are grouped by [`compose_objectives`] again and again, each time in another order, until there are enough
+    different tasks. Where there are no more (one objective and fewer questions than tasks), tasks repeat, with a warning.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            One question per row.
+        n (`int`):
+            Number of objectives per task, at least 1.
+        count (`int`):
+            Number of tasks.
+        question, answer (`str`, *optional*):
+            Columns, as in [`compose_objectives`].
+        seed (`int`, *optional*, defaults to `0`):
+            Of the orders. Other seeds share none of them.
+
+    Returns:
+        `datasets.Dataset`: `count` rows as [`compose_objectives`] makes them.
+    """
+    if count < 1:
+        raise ValueError(f"`count` is {count}: ask for one task or more.")
+    different: dict[tuple[str, ...], dict[str, Any]] = {}
+    features, vain = None, 0
+    for order in SeedSequence(seed).generate_state(_MOST_VAIN_ORDERS * count):
+        tasks = compose_objectives(dataset, n, question, answer, seed=int(order))
+        features, before = tasks.features, len(different)
+        for task in tasks:
+            different.setdefault(tuple(task["questions"]), task)
+        vain = 0 if len(different) > before else vain + 1
+        if len(different) >= count or n == 1 or vain == _MOST_VAIN_ORDERS:
+            break
+    rows = list(different.values())
+    if len(rows) < count:
+        logger.warning(
+            "Only %d different tasks of %d objectives were found in %d questions, so that %d of %d tasks repeat: intervals "
+            "around their means are too narrow.",
+            len(rows),
+            n,
+            len(dataset),
+            count - len(rows),
+            count,
+        )
+    return Dataset.from_list([rows[index % len(rows)] for index in range(count)], features=features)
 
 
 def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: Any) -> Dataset:

@@ -28,6 +28,9 @@ class StopReason(StrEnum):
     CONTEXT_OVERFLOW = "context_overflow"
     """The next context would not have fitted the budget (only with an appended history)."""
 
+    ERROR = "error"
+    """The environment failed, so that the episode could not be started or played on; only evaluation keeps such episodes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -93,7 +96,7 @@ class Trajectory:
 
     Attributes:
         turns (`list[Turn]`):
-            At least one turn.
+            At least one turn; none only if the episode could not be started (`stop_reason` `"error"`).
         reward (`float` or `None`):
             Reward of the whole episode, or `None` while it is not scored.
         stop_reason ([`StopReason`]):
@@ -102,6 +105,8 @@ class Trajectory:
             Text inside the answer tag of the last turn, or `None` if the agent gave no answer.
         metrics (`dict[str, float]`):
             Numbers about the episode, such as peak tokens; see [`mem1_trl.metrics`].
+        error (`str` or `None`):
+            What the environment raised, if it failed.
     """
 
     turns: list[Turn]
@@ -109,15 +114,16 @@ class Trajectory:
     stop_reason: StopReason = StopReason.ANSWER
     answer: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.turns:
+        if not self.turns and self.stop_reason != StopReason.ERROR:
             raise ValueError("A trajectory needs at least one turn.")
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """Token ids of the task prompt, which is the context of the first turn."""
-        return self.turns[0].prompt_ids
+        """Token ids of the task prompt, which is the context of the first turn; empty if there was none."""
+        return self.turns[0].prompt_ids if self.turns else ()
 
     @property
     def num_generated_tokens(self) -> int:
@@ -146,6 +152,7 @@ class Trajectory:
             "stop_reason": str(self.stop_reason),
             "answer": self.answer,
             "metrics": dict(self.metrics),
+            "error": self.error,
         }
 
     @classmethod
@@ -168,4 +175,5 @@ class Trajectory:
             stop_reason=StopReason(record["stop_reason"]),
             answer=record["answer"],
             metrics=dict(record["metrics"]),
+            error=record.get("error"),
         )

@@ -1,0 +1,46 @@
+"""Exact match over the objectives of a task, as a metric of the `evaluate` library. A file of its own, so that `evaluate.load` takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import evaluate
+from datasets import Features, List, Value
+
+from mem1_trl.rewards import exact_match
+
+_DESCRIPTION = """Number of objectives answered exactly, position by position, after normalisation; 0 unless there is one answer for each."""
+
+_INPUTS = """
+Args:
+    predictions (`list[str]`): answers, those to several objectives separated by semicolons, in order.
+    references (`list[list[list[str]]]` or `list[list[str]]`): for each objective its accepted answers, or the only one.
+Returns:
+    exact_match (`float`): mean over tasks of the sum over objectives, 0 to N.
+    exact_match_per_objective (`float`): the same with each task divided by its number of objectives, 0 to 1.
+"""
+
+
+class ExactMatch(evaluate.Metric):
+    """
+    Number of objectives answered exactly, see [`mem1_trl.rewards.exact_match`].
+
+    Takes `predictions`, a list of answers, and `references`, for each the accepted answers of its objectives.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="arXiv 2506.15841",
+            inputs_description=_INPUTS,
+            features=[
+                Features({"predictions": text, "references": List(List(text))}),
+                Features({"predictions": text, "references": List(text)}),
+            ],
+        )
+
+    def _compute(self, predictions: list[str], references: list[Any], **kwargs: Any) -> dict[str, float]:
+        scores = [exact_match(answer, answers) for answer, answers in zip(predictions, references, strict=True)]
+        shares = [score / len(answers) for score, answers in zip(scores, references)]
+        return {"exact_match": sum(scores) / len(scores), "exact_match_per_objective": sum(shares) / len(shares)}

@@ -1,0 +1,46 @@
+"""F1 over the objectives of a task, as a metric of the `evaluate` library. A file of its own, so that `evaluate.load` takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import evaluate
+from datasets import Features, List, Value
+
+from mem1_trl.rewards import f1
+
+_DESCRIPTION = """F1 over the sets of normalised words, best alias per objective, summed over objectives; 0 unless there is one answer for each."""
+
+_INPUTS = """
+Args:
+    predictions (`list[str]`): answers, those to several objectives separated by semicolons, in order.
+    references (`list[list[list[str]]]` or `list[list[str]]`): for each objective its accepted answers, or the only one.
+Returns:
+    f1 (`float`): mean over tasks of the sum over objectives, 0 to N.
+    f1_per_objective (`float`): the same with each task divided by its number of objectives, 0 to 1.
+"""
+
+
+class F1(evaluate.Metric):
+    """
+    F1 over sets of words, summed over objectives, see [`mem1_trl.rewards.f1`].
+
+    Takes `predictions`, a list of answers, and `references`, for each the accepted answers of its objectives.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="arXiv 2506.15841",
+            inputs_description=_INPUTS,
+            features=[
+                Features({"predictions": text, "references": List(List(text))}),
+                Features({"predictions": text, "references": List(text)}),
+            ],
+        )
+
+    def _compute(self, predictions: list[str], references: list[Any], **kwargs: Any) -> dict[str, float]:
+        scores = [f1(answer, answers) for answer, answers in zip(predictions, references, strict=True)]
+        shares = [score / len(answers) for score, answers in zip(scores, references)]
+        return {"f1": sum(scores) / len(scores), "f1_per_objective": sum(shares) / len(shares)}
