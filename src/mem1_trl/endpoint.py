@@ -112,17 +112,18 @@ class ChatEndpoint:
                 return choice.message.content or "", choice.finish_reason != "length"
             except Exception as error:
                 wait = _seconds_to_wait(error, attempt)
+                what = " ".join(f"{type(error).__name__}: {error}".split())
                 if wait is None:
                     raise RuntimeError(
-                        f"The endpoint refused a request ({type(error).__name__}: {error}): correct the name of the "
+                        f"The endpoint refused a request ({what}): correct the name of the "
                         "model, the key, or `request_kwargs`."
                     ) from error
                 if attempt == self.max_retries:
                     raise ConnectionError(
-                        f"The endpoint gave no answer in {attempt + 1} attempts ({type(error).__name__}: {error}): check "
+                        f"The endpoint gave no answer in {attempt + 1} attempts ({what}): check "
                         "its address and that the server runs, then start again."
                     ) from error
-                logger.warning("%s: %s. Trying again in %.1f s.", type(error).__name__, error, wait)
+                logger.warning("%s. Trying again in %.1f s.", what, wait)
                 time.sleep(wait)
         raise AssertionError("unreachable")
 
