@@ -62,13 +62,12 @@ def parse_arguments():
     parser.add_argument("--teacher", help="name of the model there")
     parser.add_argument("--output_dir", default="runs/sft")
     parser.add_argument("--objectives", type=int, default=2, help="questions of a task to learn from")
-    parser.add_argument("--tasks", type=int, default=400, help="tasks to collect")
+    parser.add_argument("--tasks", type=int, default=150, help="tasks to collect")
     parser.add_argument("--samples", type=int, default=4, help="episodes for each task")
     parser.add_argument("--best_per_task", type=int, default=2, help="most episodes of a task to imitate")
     parser.add_argument("--learning_rate", type=float, default=None, help="(tiny model: 5e-4, else 1e-5)")
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--batch_size", type=int, default=32, help="turns per optimizer step")
-    parser.add_argument("--max_turns", type=int, default=6)
     parser.add_argument("--eval_objectives", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--eval_tasks", type=int, default=100, help="held-out tasks for each number of objectives")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,17 +92,15 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     protocol = Mem1Protocol.from_pretrained(TINY_MODEL) if tiny else Mem1Protocol()
     factory = RetrievalQAEnvironment.factory(load_facts().corpus, top_k=1 if tiny else 3)
-    settings = {"max_turns": args.max_turns, "max_completion_length": 64 if tiny else 500}
-    settings |= {"max_observation_length": 200 if tiny else 500}
+    settings = {"max_completion_length": 64 if tiny else 500, "max_observation_length": 200 if tiny else 500}
     student = Mem1Agent(model, tokenizer, protocol, **settings)
     before = evaluate(student, args, factory)
 
+    settings["temperature"] = 1.0
     if args.endpoint:  # the student's tokenizer: the episodes are written in its token ids
-        teacher = Mem1Agent(
-            args.teacher, tokenizer, protocol, **settings, temperature=1.0, batch_size=8, client=args.endpoint
-        )
+        teacher = Mem1Agent(args.teacher, tokenizer, protocol, **settings, batch_size=8, client=args.endpoint)
     else:
-        teacher = Mem1Agent(model, tokenizer, protocol, **settings, temperature=1.0)
+        teacher = Mem1Agent(model, tokenizer, protocol, **settings)
     played = collect_trajectories(
         teacher,
         as_chat(tokenizer, tasks("train", args.objectives, args.tasks, args.seed)),
@@ -138,6 +135,7 @@ def main():
     trainer.save_model(str(output / "model"))
     protocol.save_pretrained(output / "model")  # so that the model knows how it wants to be run
 
+    settings["temperature"] = 0.0
     after = evaluate(Mem1Agent.from_pretrained(str(output / "model"), **settings), args, factory)
     for n in before:
         b, a = (scores[n]["exact_match_per_objective"] for scores in (before, after))

@@ -29,6 +29,14 @@ class Library:
         return 1.0
 
 
+class Script(ScriptedGenerator):
+    """Stands where the agent's own generator does."""
+
+    batch_size = 1
+
+    def release(self) -> None: ...
+
+
 def turn(query: str) -> str:
     return f"<think>{query[0]}</think><search>{query}</search>"
 
@@ -48,7 +56,7 @@ def contexts(
     kwargs = {"max_turns": len(queries) + 1, "max_observation_length": 60, **kwargs}
     agent = Mem1Agent(actor, tokenizer, protocol, **kwargs)
     script = [[turn(query)] for query in queries] + [["<think>d</think><answer>x</answer>"]]
-    agent.generate = ScriptedGenerator(tokenizer, script)
+    agent.generate = Script(tokenizer, script)
     trajectory = agent.run(TASK, environment())
     read = [tokenizer.decode(prompts[0]) for prompts in agent.generate.prompts]
     assert [tokenizer.decode(t.prompt_ids) for t in trajectory.turns] == read, "a turn holds what was really read"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from chat_server import serve
 from helpers import oracle_logprobs
+from safetensors.torch import load_file
 from trainer_helpers import SHORT, LookupEnvironment
 from trl import SFTConfig, SFTTrainer
 
-from mem1_trl import Mem1Agent, StopReason, Trajectory, Turn
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
 from mem1_trl.demonstrations import (
     collect_trajectories,
     demonstration_dataset,
@@ -75,7 +80,7 @@ def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tm
 
     agent.run_batch = None  # nothing is left to play
     assert collect(agent, path) == played
-    assert collect(agent, path, samples=1) == played[::2]
+    assert collect(agent, path, samples=1) == played[::2] and collect(agent, path, count=2) == played[:4]
 
 
 def test_the_bar_counts_what_was_there_before(actor, tokenizer, tmp_path, capsys):
@@ -252,7 +257,8 @@ def test_exactly_the_sampled_tokens_carry_loss_in_sft_trainer(actor, tokenizer, 
     spelled = tuple(id for letter in "<think>a</think>" for id in tokenizer(letter)["input_ids"])
     assert tokenizer(tokenizer.decode(spelled))["input_ids"] != list(spelled)
     played.append(Trajectory(turns=[Turn((*spelled, 30), (*spelled, tokenizer.eos_token_id))], reward=1.0))
-    oracle = torch.cat([logprobs for trajectory in played for logprobs in oracle_logprobs(actor, trajectory)])
+    with torch.no_grad():
+        oracle = torch.cat([logprobs for trajectory in played for logprobs in oracle_logprobs(actor, trajectory)])
 
     trainer = train_on(
         demonstration_dataset(played), actor, tokenizer, tmp_path, completion_only_loss=completion_only_loss
@@ -286,3 +292,21 @@ def test_demonstrations_of_an_endpoint_are_in_the_ids_of_the_student(actor, toke
         ):
             expected.append(tuple(tuple(tokenizer(text)["input_ids"]) for text in (context, said)))
     assert rows_with_loss(given) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "examples" / "sft.py"), "--smoke", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["episodes"] == len(read_trajectories(tmp_path / "episodes.jsonl")) == 32
+    assert 0 < results["kept"] < 32 and results["turns"] > results["kept"]
+    assert "2 objectives, 8 held-out tasks: EM per objective" in done.stdout
+    taught = Mem1Agent.from_pretrained(str(tmp_path / "model"))
+    assert taught.protocol == Mem1Protocol.from_pretrained(root / "examples" / "assets" / "tiny-mem1")
+    before = load_file(root / "examples" / "assets" / "tiny-mem1" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
+        assert not torch.equal(weight, before[name].float()), f"{name} was not trained"

@@ -84,15 +84,16 @@ def collect_trajectories(
     path.parent.mkdir(parents=True, exist_ok=True)
     _claim(path, _settings(agent))
     records = _recover(path)
-    for row, sample in records:
-        prompt = records[row, sample]["prompt"]
-        if row >= len(tasks) or prompt != tasks[row]["prompt"]:
+    records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
+    for (row, _), record in records.items():
+        prompt = record["prompt"]
+        if prompt != tasks[row]["prompt"]:
             raise ValueError(
                 f"{path} holds an episode about row {row}, {str(prompt)!r:.80}, which is another row now: collect into a "
                 "new file, or pass the rows it was begun with."
             )
 
-    played = {key: Trajectory.from_dict(record["trajectory"]) for key, record in records.items() if key[1] < samples}
+    played = {key: Trajectory.from_dict(record["trajectory"]) for key, record in records.items()}
     wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
     left = [key for key in wanted if key not in played]
     environments: list[Any] = []

@@ -202,8 +202,8 @@ class ChatRollout(Rollout):
         first = first_kept(self.settings.context, lengths, self._history_room(episode))
         for turn in episode.turns[first:]:
             said = self.protocol.drop_scratch(turn.text).removesuffix(self.tokenizer.eos_token or "")
-            messages.append({"role": "assistant", "content": said.strip()})
-            messages.append({"role": "user", "content": (turn.observation or "").strip()})
+            messages.append({"role": "assistant", "content": said})
+            messages.append({"role": "user", "content": turn.observation or ""})
         return messages
 
     def _completion(self, text: str, ended: bool, stops: list[str]) -> Completion:
