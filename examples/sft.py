@@ -2,7 +2,7 @@
 Supervised stage: collect episodes, keep the good ones, imitate them with TRL's SFTTrainer, and measure what it changed.
 
     python examples/sft.py                                             # the tiny model in examples/assets, from itself
-    python examples/sft.py --smoke                                     # the same in half a minute, for a look
+    python examples/sft.py --smoke                                     # the same on a few tasks, to see that it runs
     python examples/sft.py --model Qwen/Qwen2.5-0.5B-Instruct \\
         --endpoint http://localhost:8000/v1 --teacher Qwen/Qwen2.5-7B-Instruct    # another model as the teacher
 
@@ -64,7 +64,7 @@ def parse_arguments():
     parser.add_argument("--objectives", type=int, default=2, help="questions of a task to learn from")
     parser.add_argument("--tasks", type=int, default=150, help="tasks to collect")
     parser.add_argument("--samples", type=int, default=4, help="episodes for each task")
-    parser.add_argument("--best_per_task", type=int, default=2, help="most episodes of a task to imitate")
+    parser.add_argument("--best_per_task", type=int, default=2, help="most episodes of a task to learn from")
     parser.add_argument("--learning_rate", type=float, default=None, help="(tiny model: 5e-4, else 1e-5)")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--batch_size", type=int, default=32, help="turns per optimizer step")
@@ -110,8 +110,7 @@ def main():
     )
     kept = select_trajectories(played, min_reward=float(args.objectives), best_per_task=args.best_per_task)
     dataset = demonstration_dataset(kept)
-    reward = sum(trajectory.reward for trajectory in played) / len(played)
-    print(f"{len(played)} episodes, mean reward {reward:.2f}; {len(kept)} kept, {len(dataset)} turns to imitate")
+    print(f"{len(played)} episodes, of which {len(kept)} are kept: {len(dataset)} turns to learn from")
 
     trainer = SFTTrainer(
         model=model,
@@ -138,7 +137,7 @@ def main():
     settings["temperature"] = 0.0
     after = evaluate(Mem1Agent.from_pretrained(str(output / "model"), **settings), args, factory)
     for n in before:
-        b, a = (scores[n]["exact_match_per_objective"] for scores in (before, after))
+        b, a = before[n]["exact_match_per_objective"], after[n]["exact_match_per_objective"]
         print(f"{n} objectives, {args.eval_tasks} held-out tasks: EM per objective {b:.2f} -> {a:.2f}")
     results = {"arguments": vars(args), "episodes": len(played), "kept": len(kept), "turns": len(dataset)}
     results |= {"before": before, "after": after, "seconds": round(time.perf_counter() - began, 1)}
