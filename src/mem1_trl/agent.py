@@ -1,4 +1,4 @@
-"""A trained agent in use: a model, its tokenizer and its protocol, playing one episode at a time."""
+"""An agent in use: a model or an endpoint, a tokenizer and a protocol, playing episodes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .actions import ActionSet, run_coroutine
+from .endpoint import ChatEndpoint, ChatRollout
 from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
@@ -39,11 +40,18 @@ class Mem1Agent:
     print(trajectory.answer)
     ```
 
+    Behind an endpoint (`transformers serve`, vLLM, any OpenAI-compatible API):
+
+    ```python
+    agent = Mem1Agent("Qwen/Qwen2.5-7B-Instruct", client="http://localhost:8000/v1", max_completion_length=500)
+    ```
+
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            A causal language model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+        model ([`~transformers.PreTrainedModel`] or `str`):
+            A causal language model; with `client`, its name at the endpoint.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its tokenizer. With `client`, the tokenizer in which trajectories are written and counted: that of the student
+            who shall learn from them; `None` loads the one that `model` names.
         protocol ([`Mem1Protocol`], *optional*):
             Tags, instructions and hints. `None` uses the default tags.
         max_turns (`int`, *optional*, defaults to `6`):
@@ -53,19 +61,30 @@ class Mem1Agent:
         max_observation_length (`int`, *optional*, defaults to `1000`):
             Most tokens of one observation.
         context (`str`, *optional*, defaults to `"mem1"`):
-            Rule of the next context: `"mem1"`, `"full"` or `"truncate"`.
+            Rule of the next context: `"mem1"`, `"full"`, `"truncate"`, or `"external"`, the last turn beside the best
+            matches from a BM25 store of past observations.
         max_context_length (`int`, *optional*):
             Most tokens of one context; `None` takes what the model's positions allow.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; `0.0` decodes greedily.
         batch_size (`int`, *optional*, defaults to `32`):
-            Most episodes in one call of the model.
+            Most episodes in one call of the model, or most requests at once.
+        memory_top_k (`int`, *optional*, defaults to `3`):
+            Most past observations that `context="external"` puts back.
+        client (`openai.OpenAI`, [`~huggingface_hub.InferenceClient`] or `str`, *optional*):
+            Plays through an endpoint: a client, or the address of a server that needs no key. The endpoint reads the task
+            and the turns that are kept as chat messages. A server that strips `<think>` from its answers needs another
+            `state_tag`, as in `Mem1Protocol.paper()`.
+        request_kwargs (`dict`, *optional*):
+            Further arguments of each request, see [`mem1_trl.endpoint.ChatEndpoint`].
+        max_retries (`int`, *optional*, defaults to `5`):
+            How often a request that got no answer is tried again, with growing pauses.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         protocol: Mem1Protocol | None = None,
         max_turns: int = 6,
         max_completion_length: int = 1000,
@@ -74,20 +93,41 @@ class Mem1Agent:
         max_context_length: int | None = None,
         temperature: float = 0.0,
         batch_size: int = 32,
+        memory_top_k: int = 3,
+        client: Any = None,
+        request_kwargs: Mapping[str, Any] | None = None,
+        max_retries: int = 5,
     ):
-        self.model = model
+        self.endpoint: ChatEndpoint | None = None
+        if client is not None:
+            if model is not None and not isinstance(model, str):
+                raise TypeError("`model` is loaded here and `client` plays elsewhere: pass one of them.")
+            self.endpoint = ChatEndpoint(
+                client, model, max_completion_length, temperature, batch_size, max_retries, request_kwargs or {}
+            )
+            if tokenizer is None:
+                tokenizer = _tokenizer_of(model)
+            self.model = None
+        elif model is None or isinstance(model, str) or tokenizer is None:
+            raise TypeError(
+                "Pass a loaded model and its tokenizer, or load both with `Mem1Agent.from_pretrained(...)`; an endpoint "
+                "goes into `client`."
+            )
+        else:
+            self.model = model
+            self.generate = TransformersGenerator(model, tokenizer, max_completion_length, temperature, batch_size)
+            positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            if max_context_length is None and positions is not None:
+                max_context_length = positions - max_completion_length
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if max_context_length is None and positions is not None:
-            max_context_length = positions - max_completion_length
         self.settings = RolloutSettings(
             max_turns=max_turns,
             max_observation_length=max_observation_length,
             context=context,
             max_context_length=max_context_length,
+            memory_top_k=memory_top_k,
         )
-        self.generate = TransformersGenerator(model, tokenizer, max_completion_length, temperature, batch_size)
 
     @classmethod
     def from_pretrained(
@@ -166,21 +206,7 @@ class Mem1Agent:
                     raise
                 failed = Trajectory([], stop_reason=StopReason.ERROR, error=describe_error(error))
                 trajectories[index] = failed
-        rollout = Rollout(self.tokenizer, self.protocol, self.settings, self.generate)
-        started, played, seconds = list(episodes.values()), [], []
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for start in range(0, len(started), self.generate.batch_size):
-                    together = started[start : start + self.generate.batch_size]
-                    rollout.on_turn = clock = _TurnClock(together)
-                    played += rollout.run(together)
-                    seconds += [clock.seconds[id(episode)] for episode in together]
-                    self.generate.release()
-        finally:
-            self.generate.release()
-            self.model.train(was_training)
+        played, seconds = self._play(list(episodes.values()))
         for index, trajectory, time_taken in zip(episodes, played, seconds, strict=True):
             trajectories[index] = trajectory
             trajectory.metrics.update(trajectory_metrics(trajectory), seconds=time_taken)
@@ -192,38 +218,83 @@ class Mem1Agent:
                 trajectory.error = trajectory.error or describe_error(error)
         return [trajectories[index] for index in range(len(rows))]
 
+    def _play(self, episodes: list[Episode]) -> tuple[list[Trajectory], list[float]]:
+        """Episodes to their end, and the seconds that each took."""
+        parts: dict[str, Any] = dict(tokenizer=self.tokenizer, protocol=self.protocol, settings=self.settings)
+        if self.model is None:
+            assert self.endpoint is not None
+            clock = _TurnClock(episodes)
+            played = ChatRollout(self.endpoint, on_turn=clock, **parts).run(episodes)
+            return played, [clock.seconds[id(episode)] for episode in episodes]
+        rollout = Rollout(generate=self.generate, **parts)
+        played, seconds = [], []
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for start in range(0, len(episodes), self.generate.batch_size):
+                    together = episodes[start : start + self.generate.batch_size]
+                    rollout.on_turn = clock = _TurnClock(together)
+                    played += rollout.run(together)
+                    seconds += [clock.seconds[id(episode)] for episode in together]
+                    self.generate.release()
+        finally:
+            self.generate.release()
+            self.model.train(was_training)
+        return played, seconds
+
     def describe(self) -> dict[str, Any]:
         """
         How the agent is run, ready for JSON: model and a checksum of its weights, budgets, context, temperature, protocol.
 
-        Two agents with the same description decode the same, if they decode greedily.
+        Two agents with the same description decode the same, if they decode greedily. Of a model behind an endpoint only the
+        name is known.
         """
+        source: Any = self.endpoint or self.generate
+        model: dict[str, Any] = {"model": getattr(self.endpoint, "model", None) or "endpoint", "weights": None}
+        if self.model is not None:
+            name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
+            model = {"model": name, "weights": _checksum(self.model)}
         return {
-            "model": getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__,
-            "weights": _checksum(self.model),
+            **model,
             **dataclasses.asdict(self.settings),
-            "max_completion_length": self.generate.max_completion_length,
-            "temperature": self.generate.temperature,
+            "max_completion_length": source.max_completion_length,
+            "temperature": source.temperature,
             "protocol": self.protocol.to_dict(),
         }
 
     def _start(self, row: Mapping[str, Any], environment: Any) -> Episode:
         actions = ActionSet(environment, self.protocol)
         observation = environment.reset(**row) or ""
-        prompt_ids = self._prompt_ids(row["prompt"], observation, actions)
-        self.settings.check_prompt(prompt_ids)
-        return Episode(prompt_ids, environment, actions)
+        episode = self._episode(row["prompt"], observation, environment, actions)
+        self.settings.check_prompt(episode.prompt_ids)
+        return episode
 
-    def _prompt_ids(self, task: Any, observation: str, actions: ActionSet) -> list[int]:
+    def _episode(self, task: Any, observation: str, environment: Any, actions: ActionSet) -> Episode:
         if isinstance(task, str):
-            return list(self.tokenizer(self.protocol.render_task(task + observation, actions.describe()))["input_ids"])
+            text = self.protocol.render_task(task + observation, actions.describe())
+            messages = [{"role": "user", "content": text}]
+            return Episode(list(self.tokenizer(text)["input_ids"]), environment, actions, messages)
         *before, last = task
         text = self.protocol.render_task(last["content"] + observation, actions.describe())
         messages = [*before, {**last, "content": text}]
         encoded: Any = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        return list(encoded["input_ids"])
+        return Episode(list(encoded["input_ids"]), environment, actions, messages)
+
+
+def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that runs elsewhere."""
+    try:
+        if model is None:
+            raise ValueError("the model has no name")
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"There is no tokenizer for the model {model!r} of the endpoint: pass `tokenizer=`, that of the model which "
+            "shall learn from the trajectories, or any other that may count their tokens."
+        ) from error
 
 
 def _reward(environment: Any) -> float | None:

@@ -113,6 +113,7 @@ class Mem1Trainer(TrajectoryTrainer):
             max_observation_length=args.max_observation_length,
             context=args.context,
             max_context_length=self._context_limit(),
+            memory_top_k=args.memory_top_k,
         )
         self.rollout = Rollout(
             tokenizer=self.tokenizer,

@@ -39,10 +39,13 @@ class Mem1GRPOConfig(GRPOConfig):
             Most tokens of one observation, its tags and hint included. Longer ones are cut, and say so.
         context (`str`, *optional*, defaults to `"mem1"`):
             What the next turn reads behind the task prompt: the last turn and its observation (`"mem1"`), all turns
-            (`"full"`), or as many whole turns as fit into `max_context_length` (`"truncate"`).
+            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), or the last turn beside the
+            best matches from a BM25 store of past observations (`"external"`).
         max_context_length (`int` or `None`, *optional*):
             Most tokens of a context, its completion not counted. `None` takes what the model's positions allow. The task
             prompt is never cut: a longer one is an error.
+        memory_top_k (`int`, *optional*, defaults to `3`):
+            Most past observations that `context="external"` puts back into a context.
         eval_temperature (`float` or `None`, *optional*, defaults to `0.0`):
             Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training.
         prefix_cache (`bool`, *optional*, defaults to `True`):
@@ -77,7 +80,8 @@ class Mem1GRPOConfig(GRPOConfig):
         default="mem1",
         metadata={
             "help": "What the next turn reads behind the task prompt: the last turn and its observation (`mem1`), all "
-            "turns (`full`), or as many whole turns as fit into `max_context_length` (`truncate`).",
+            "turns (`full`), as many whole turns as fit into `max_context_length` (`truncate`), or the last turn beside the "
+            "best matches from a BM25 store of past observations (`external`).",
             "choices": list(CONTEXT_RULES),
         },
     )
@@ -87,6 +91,9 @@ class Mem1GRPOConfig(GRPOConfig):
             "help": "Most tokens of a context, its completion not counted. `None` takes what the model's positions "
             "allow. The task prompt is never cut: a longer one is an error."
         },
+    )
+    memory_top_k: int = field(
+        default=3, metadata={"help": "Most past observations that `context='external'` puts back into a context."}
     )
     eval_temperature: float | None = field(
         default=0.0,

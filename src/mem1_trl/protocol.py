@@ -94,6 +94,10 @@ class Mem1Protocol:
             First thing inside an observation when `{n}` > 1, = 1 or = 0 turns are left after this one.
         truncation_marker (`str`, *optional*):
             Says in the observation that it was cut.
+        memory_tag (`str`, *optional*, defaults to `"memory"`):
+            Tag around past observations that an external memory puts back (only with `context="external"`).
+        memory_template (`str`, *optional*):
+            Template around them, with `{tag}` and `{memory}`. It stands between the task prompt and the last turn.
         on_invalid_action (`str`, *optional*, defaults to `"end"`):
             What a turn without a complete action does: `"end"` the episode (as in the paper), or show an error to the
             agent and go on (`"observe"`).
@@ -113,12 +117,14 @@ class Mem1Protocol:
     last_hint_template: str = "[HINT]You have {n} turn left. You must answer the question in the next turn.[/HINT]"
     over_hint_template: str = ""
     truncation_marker: str = " ... [truncated]"
+    memory_tag: str = "memory"
+    memory_template: str = "\n\n<{tag}>Seen in earlier turns:\n{memory}</{tag}>\n\n"
     on_invalid_action: str = "end"
     answer_only_in_last_turn: bool = False
 
     def __post_init__(self) -> None:
         tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags, *(self.action_tags or {})]
-        for tag in tags:
+        for tag in (*tags, self.memory_tag):
             if not _TAG_NAME.match(tag):
                 raise ValueError(
                     f"{tag!r} cannot be a tag: use a name such as 'search', letters and digits without angle brackets."
@@ -133,6 +139,7 @@ class Mem1Protocol:
         for name, template, needed in (
             ("instructions", self.instructions, "{prompt}"),
             ("observation_template", self.observation_template, "{observation}"),
+            ("memory_template", self.memory_template, "{memory}"),
         ):
             if template.count(needed) != 1:
                 raise ValueError(f"`{name}` must hold {needed} exactly once, it is where the text goes: {template!r}.")
@@ -222,6 +229,11 @@ class Mem1Protocol:
         for placeholder, value in values.items():
             before, after = before.replace(placeholder, value), after.replace(placeholder, value)
         return before, after
+
+    def memory_frame(self) -> tuple[str, str]:
+        """The trusted text before and after what an external memory puts back."""
+        before, after = self.memory_template.split("{memory}")
+        return before.replace("{tag}", self.memory_tag), after.replace("{tag}", self.memory_tag)
 
     def defuse(self, text: str, tags: Sequence[str] = ()) -> str:
         """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import ActionResult, ActionSet, run_calls
 from .context import CONTEXT_RULES, next_context
+from .external_memory import ExternalMemory, Note
 from .trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -35,11 +36,20 @@ class Episode:
             Already reset. `None` for a task without environment: one turn, whose whole text is the answer.
         actions ([`ActionSet`] or `None`):
             The environment's actions.
+        messages (`list[dict]` or `None`):
+            The task prompt as chat messages. Only an endpoint that takes no token ids reads them.
+        memory ([`ExternalMemory`]):
+            Past observations; filled only with `context="external"`.
+        recalled (`list[int]`):
+            Token ids of what the memory puts into the next context.
     """
 
     prompt_ids: list[int]
     environment: Any = None
     actions: ActionSet | None = None
+    messages: list[dict[str, Any]] | None = None
+    memory: ExternalMemory = field(default_factory=ExternalMemory)
+    recalled: list[int] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)
     stop_reason: StopReason | None = None
@@ -59,15 +69,18 @@ class RolloutSettings:
         max_observation_length (`int`):
             Most tokens of one observation, tags and hint included.
         context (`str`):
-            Rule of the next context: `"mem1"`, `"full"` or `"truncate"`.
+            Rule of the next context: `"mem1"`, `"full"`, `"truncate"` or `"external"`.
         max_context_length (`int` or `None`):
             Most tokens of one context, its completion not counted. `None` sets no limit.
+        memory_top_k (`int`):
+            Most past observations that `"external"` puts back.
     """
 
     max_turns: int = 6
     max_observation_length: int = 1000
     context: str = "mem1"
     max_context_length: int | None = None
+    memory_top_k: int = 3
 
     def __post_init__(self) -> None:
         if self.max_turns < 1:
@@ -78,6 +91,8 @@ class RolloutSettings:
             raise ValueError(
                 f"context={self.context!r} is not a rule: use one of {', '.join(map(repr, CONTEXT_RULES))}."
             )
+        if self.memory_top_k < 1:
+            raise ValueError(f"memory_top_k={self.memory_top_k} puts nothing back: use 1 or more, or context='mem1'.")
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
 
@@ -197,7 +212,7 @@ class Rollout:
         for episode in running:
             contexts.append(self._context(episode))
             stops.append(self._stops(episode, turns_left == 0))
-        completions = self.generate(contexts, stops)
+        completions = self._generate(running, contexts, stops)
 
         calls, callers = [], []
         for episode, context, completion in zip(running, contexts, completions, strict=True):
@@ -212,10 +227,18 @@ class Rollout:
             result = call if isinstance(call, ActionResult) else next(outcomes)
             self._observe(episode, parsed, result, turns_left)
 
+    def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        """What each running episode says next."""
+        return self.generate(contexts, stops)
+
     def _context(self, episode: Episode) -> list[int]:
+        room = self._history_room(episode)
+        return next_context(self.settings.context, episode.prompt_ids, episode.history, room, episode.recalled)
+
+    def _history_room(self, episode: Episode) -> int | None:
+        """Tokens that the past may take in a context."""
         limit = self.settings.max_context_length
-        room = None if limit is None else limit - len(episode.prompt_ids)
-        return next_context(self.settings.context, episode.prompt_ids, episode.history, room)
+        return None if limit is None else limit - len(episode.prompt_ids)
 
     def _stops(self, episode: Episode, last_turn: bool) -> list[str]:
         if episode.actions is None:
@@ -301,6 +324,8 @@ class Rollout:
             observation_tokens=len(observation_ids),
         )
         episode.history.append([*self._carried(turn), *observation_ids])
+        if self.settings.context == "external":
+            self._recall(episode, turn.action_input or "", result, turns_left)
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
@@ -322,6 +347,12 @@ class Rollout:
             action_tags (`Sequence[str]`, *optional*):
                 Tags to defuse besides the protocol's own.
         """
+        before, body, after = self._encode_parts(text, turns_left, action_tags)
+        return [*before, *body, *after]
+
+    def _encode_parts(
+        self, text: str, turns_left: int, action_tags: Sequence[str]
+    ) -> tuple[list[int], list[int], list[int]]:
         before, after = self.protocol.observation_frame(turns_left)
         frame = encode_text(self.tokenizer, before), encode_text(self.tokenizer, after)
         marker = encode_text(self.tokenizer, self.protocol.truncation_marker)
@@ -336,4 +367,24 @@ class Rollout:
         ids = encode_untrusted(self.tokenizer, body)
         if len(ids) > room or len(text) > room * _MAX_CHARACTERS_PER_TOKEN:
             ids = [*ids[: room - len(marker)], *marker]
-        return [*frame[0], *ids, *frame[1]]
+        return frame[0], ids, frame[1]
+
+    def _recall(self, episode: Episode, query: str, result: ActionResult, turns_left: int) -> None:
+        """Look up what the next context gets back, then keep the newest observation, which stands in it anyway."""
+        assert episode.actions is not None
+        _, body, _ = self._encode_parts(result.text, turns_left, [*episode.actions.tags, self.protocol.memory_tag])
+        newest = Note(query, decode(self.tokenizer, body), tuple(body))
+        task = decode(self.tokenizer, episode.prompt_ids, skip_special_tokens=True)
+        top_k = self.settings.memory_top_k
+        found = [note for note in episode.memory.recall(f"{task}\n{query}", top_k + 1) if note.text != newest.text]
+        if not result.failed:
+            episode.memory.add(newest)
+        before, after = (encode_text(self.tokenizer, part) for part in self.protocol.memory_frame())
+        newline = encode_text(self.tokenizer, "\n")
+        room = self._history_room(episode)
+        for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit
+            notes = [token for note in found[:count] for token in (*note.ids, *newline)]
+            episode.recalled = [*before, *notes, *after]
+            if room is None or len(episode.recalled) + len(episode.history[-1]) <= room:
+                return
+        episode.recalled = []

@@ -1,0 +1,309 @@
+"""
+The supervised stage: collect trajectories of any agent, keep the good ones, and make them rows for TRL's `SFTTrainer`.
+
+```python
+played = collect_trajectories(agent, tasks, make_env, "runs/teacher.jsonl", samples=4)
+dataset = demonstration_dataset(select_trajectories(played, min_reward=2.0))
+SFTTrainer(model, SFTConfig(max_length=None), train_dataset=dataset).train()
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, Features, List, Value
+from tqdm.auto import tqdm
+
+from .trajectory import StopReason, Trajectory
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from .agent import Mem1Agent
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the files that [`collect_trajectories`] writes."""
+
+
+def collect_trajectories(
+    agent: Mem1Agent,
+    rows: Iterable[Mapping[str, Any]],
+    environment_factory: Callable[[], Any],
+    path: str | os.PathLike[str],
+    samples: int = 1,
+    batch_size: int = 32,
+    reward: Callable[[Trajectory, Mapping[str, Any]], float] | None = None,
+    disable_tqdm: bool = False,
+) -> list[Trajectory]:
+    """
+    Play every row `samples` times and keep each episode as a line of JSON as soon as its batch has been played.
+
+    Called again with the same arguments it goes on where it was stopped, and returns at once if nothing is left to do.
+    Beside `path` stands a `.json` with the settings of the agent; a file of another agent or of other rows is refused.
+
+    Args:
+        agent ([`Mem1Agent`]):
+            A local model or an endpoint. At temperature 0 all samples of a row are alike.
+        rows (`Iterable[Mapping]`):
+            Dataset rows with a `prompt` and whatever `reset` wants.
+        environment_factory (`Callable`):
+            Makes an environment.
+        path (`str` or `Path`):
+            File to write, ending in `.jsonl`.
+        samples (`int`, *optional*, defaults to `1`):
+            Episodes for each row.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Episodes played at once, and lost at most if the process dies.
+        reward (`Callable`, *optional*):
+            Scores an episode, given it and its row. `None` leaves that to the environment's `get_reward`.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress bar.
+
+    Returns:
+        `list[Trajectory]`: `samples` for each row, in the order of the rows.
+
+    Raises:
+        `ValueError`: if there is no row, or the file at `path` holds episodes of another agent or of other rows.
+    """
+    tasks = [dict(row) for row in rows]
+    if not tasks:
+        raise ValueError("There is nothing to collect: the data set has no rows.")
+    if samples < 1:
+        raise ValueError(f"samples={samples} plays nothing: use 1 or more.")
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise ValueError(f"Trajectories are written as JSON lines: name the file {path.name}.jsonl.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _claim(path, _settings(agent))
+    records = _recover(path)
+    records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
+    for (row, _), record in records.items():
+        prompt = record["prompt"]
+        if prompt != tasks[row]["prompt"]:
+            raise ValueError(
+                f"{path} holds an episode about row {row}, {str(prompt)!r:.80}, which is another row now: collect into a "
+                "new file, or pass the rows it was begun with."
+            )
+
+    played = {key: Trajectory.from_dict(record["trajectory"]) for key, record in records.items()}
+    wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
+    left = [key for key in wanted if key not in played]
+    environments: list[Any] = []
+    progress = tqdm(
+        total=len(wanted), initial=len(wanted) - len(left), desc="episodes", unit="episode", disable=disable_tqdm
+    )
+    with progress, path.open("a", encoding="utf-8") as file:
+        for start in range(0, len(left), batch_size):
+            keys = left[start : start + batch_size]
+            environments.extend(environment_factory() for _ in range(len(keys) - len(environments)))
+            batch = [tasks[row] for row, _ in keys]
+            for key, task, trajectory in zip(keys, batch, agent.run_batch(batch, environments[: len(keys)])):
+                if reward is not None:
+                    trajectory.reward = float(reward(trajectory, task))
+                played[key] = trajectory
+                record = {
+                    "row": key[0],
+                    "sample": key[1],
+                    "prompt": task["prompt"],
+                    "trajectory": trajectory.to_dict(),
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.update(len(keys))
+            scored = [trajectory.reward for trajectory in played.values() if trajectory.reward is not None]
+            if scored:
+                progress.set_postfix(reward=f"{sum(scored) / len(scored):.2f}")
+    return [played[key] for key in wanted]
+
+
+def read_trajectories(path: str | os.PathLike[str]) -> list[Trajectory]:
+    """The episodes of a file that [`collect_trajectories`] wrote, in the order they were played."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: collect it with `collect_trajectories`.")
+    return [Trajectory.from_dict(record["trajectory"]) for record in _read(path)[0]]
+
+
+def select_trajectories(
+    trajectories: Sequence[Trajectory],
+    min_reward: float | None = None,
+    best_per_task: int | None = None,
+    stop_reasons: Sequence[StopReason | str] | None = None,
+) -> list[Trajectory]:
+    """
+    Keep the episodes that are worth imitating.
+
+    Args:
+        trajectories (`Sequence[Trajectory]`):
+            What was played.
+        min_reward (`float`, *optional*):
+            Keep episodes with at least this reward.
+        best_per_task (`int`, *optional*):
+            Of the episodes with the same task prompt keep at most this many, the best rewarded and among equals the first,
+            so that easy tasks do not crowd out hard ones.
+        stop_reasons (`Sequence[StopReason]`, *optional*):
+            Keep episodes that ended so, for instance `["answer"]`.
+
+    Returns:
+        `list[Trajectory]`: In the order they came.
+
+    Raises:
+        `ValueError`: if a reward is needed and missing, or nothing is left.
+    """
+    if (min_reward is not None or best_per_task is not None) and any(t.reward is None for t in trajectories):
+        raise ValueError(
+            "Some trajectories have no reward to select by: give the environment a `get_reward`, or pass `reward=` to "
+            "`collect_trajectories`."
+        )
+    kept = list(enumerate(trajectories))
+    if stop_reasons is not None:
+        reasons = {StopReason(reason) for reason in stop_reasons}
+        kept = [item for item in kept if item[1].stop_reason in reasons]
+    if min_reward is not None:
+        kept = [item for item in kept if _reward(item[1]) >= min_reward]
+    if best_per_task is not None:
+        counts: dict[tuple[int, ...], int] = {}
+        best = []
+        for item in sorted(kept, key=lambda item: -_reward(item[1])):
+            task = item[1].prompt_ids
+            counts[task] = counts.get(task, 0) + 1
+            if counts[task] <= best_per_task:
+                best.append(item)
+        kept = sorted(best, key=lambda item: item[0])
+    if not kept:
+        rewards = [t.reward for t in trajectories if t.reward is not None]
+        reached = f"; the best reward is {max(rewards):g}" if rewards else ""
+        raise ValueError(f"None of {len(trajectories)} trajectories is kept{reached}: ask for less, or collect more.")
+    logger.info("Kept %d of %d trajectories.", len(kept), len(trajectories))
+    return [trajectory for _, trajectory in kept]
+
+
+def demonstration_dataset(trajectories: Sequence[Trajectory], max_length: int | None = None) -> Dataset:
+    """
+    One row per turn, for TRL's [`~trl.SFTTrainer`]: the context as it was read, with loss on what was generated only.
+
+    A turn with the context 5 6 7 and the completion 8 9 becomes
+
+    ```python
+    {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, -100, 8, 9], "episode": 0, "turn": 0, "reward": 1.0}
+    ```
+
+    `SFTTrainer` takes such rows as they are, so nothing is decoded and encoded again. Train with
+    `SFTConfig(max_length=None)`: by default TRL cuts rows at 1,024 tokens, and what it cuts off is the completion.
+
+    Args:
+        trajectories (`Sequence[Trajectory]`):
+            The demonstrations, in the token ids of the model that learns.
+        max_length (`int`, *optional*):
+            Leave out episodes with a turn that is longer, with a warning.
+
+    Returns:
+        `datasets.Dataset`: columns `input_ids` and `labels` (of equal length), `episode` and `turn` (counted from 0), `reward`
+        (`nan` if the episode has none). No row is empty of loss.
+    """
+    rows = []
+    too_long = 0
+    for episode, trajectory in enumerate(trajectories):
+        lengths = [len(turn.prompt_ids) + len(turn.completion_ids) for turn in trajectory.turns]
+        if max_length is not None and max(lengths) > max_length:
+            too_long += 1
+            continue
+        for place, turn in enumerate(trajectory.turns):
+            rows.append(
+                {
+                    "input_ids": [*turn.prompt_ids, *turn.completion_ids],
+                    "labels": [-100] * len(turn.prompt_ids) + list(turn.completion_ids),
+                    "episode": episode,
+                    "turn": place,
+                    "reward": float("nan") if trajectory.reward is None else trajectory.reward,
+                }
+            )
+    if too_long:
+        logger.warning("Left out %d episodes with a turn of more than %d tokens.", too_long, max_length)
+    if not rows:
+        raise ValueError(
+            "There is no demonstration to learn from: pass at least one trajectory"
+            + (f" whose turns have at most max_length={max_length} tokens." if too_long else ".")
+        )
+    features = Features(
+        {
+            "input_ids": List(Value("int32")),
+            "labels": List(Value("int32")),
+            "episode": Value("int32"),
+            "turn": Value("int32"),
+            "reward": Value("float32"),
+        }
+    )
+    return Dataset.from_list(rows, features=features)
+
+
+def _reward(trajectory: Trajectory) -> float:
+    assert trajectory.reward is not None
+    return trajectory.reward
+
+
+def _settings(agent: Mem1Agent) -> dict[str, Any]:
+    """What an agent's episodes depend on, as far as it can be written down."""
+    local = agent.model is not None
+    player: Any = agent.generate if local else agent.endpoint
+    return {
+        "model": agent.model.config.name_or_path if agent.model is not None else player.model,
+        "endpoint": not local,
+        "temperature": player.temperature,
+        "max_completion_length": player.max_completion_length,
+        "vocabulary": len(agent.tokenizer),
+        **dataclasses.asdict(agent.settings),
+        "protocol": agent.protocol.to_dict(),
+    }
+
+
+def _claim(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings beside a new file, or compare them with those it was begun with."""
+    beside = path.with_suffix(".json")
+    settings = json.loads(json.dumps({"format": FORMAT, "settings": settings}))
+    if path.exists() and beside.exists():
+        found = json.loads(beside.read_text(encoding="utf-8"))
+        old, new = found.get("settings", {}), settings["settings"]
+        differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        if found.get("format") != FORMAT or differing:
+            raise ValueError(
+                f"{path} was begun with another agent (other {', '.join(differing) or 'format'}): collect into a new "
+                "file, or restore the settings."
+            )
+    elif path.exists() and path.stat().st_size:
+        raise ValueError(f"{path} exists, but not {beside.name} with the settings it was made with: use a new file.")
+    else:
+        beside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a file, and how many bytes they take; a line that was being written when a process died is left."""
+    records, size = [], 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"Line {number} of {path} is not JSON: repair or remove it.") from error
+            size += len(line)
+    return records, size
+
+
+def _recover(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """What a file holds, by row and sample; a last line that was cut off is removed from it."""
+    if not path.exists():
+        return {}
+    records, size = _read(path)
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return {(record["row"], record["sample"]): record for record in records}

@@ -1,0 +1,224 @@
+"""An agent behind an OpenAI-compatible endpoint: messages out, text in, token ids by the tokenizer of whoever learns from it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .context import first_kept
+from .generation import Completion
+from .rollout import Rollout, decode, encode_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .rollout import Episode
+
+logger = logging.getLogger(__name__)
+
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses that pass by themselves."""
+
+# The clients of OpenAI, the Hub and httpx share no base class for "nobody answered"; what they share with it is the name
+_UNREACHABLE = ("APIConnectionError", "InferenceTimeoutError", "TransportError")
+
+_MAX_STOPS = 4
+"""OpenAI refuses more stop sequences; what is not stopped at is cut off here."""
+
+
+@dataclass(slots=True)
+class ChatEndpoint:
+    """
+    A model that is reached through `client.chat.completions.create(...)`.
+
+    Connection errors, time-outs and the statuses of a busy server are tried again after 1, 2, 4, ... seconds (or what the
+    server asks for), everything else is an error at once.
+
+    Attributes:
+        client (`Any`):
+            An `openai.OpenAI` client, a [`~huggingface_hub.InferenceClient`], or the address of a server, such as
+            `"http://localhost:8000/v1"`.
+        model (`str` or `None`):
+            Name of the model there.
+        max_completion_length (`int`):
+            Most tokens of one answer, in the server's tokens.
+        temperature (`float`):
+            Sampling temperature.
+        max_workers (`int`):
+            Most requests at once.
+        max_retries (`int`):
+            How often a request is tried again.
+        request_kwargs (`Mapping`):
+            Further arguments of each request; they win over those above, and one that is `None` is not sent. For a model
+            that knows no `max_tokens`: `{"max_tokens": None, "max_completion_tokens": 1000}`.
+    """
+
+    client: Any
+    model: str | None = None
+    max_completion_length: int = 1000
+    temperature: float = 0.0
+    max_workers: int = 8
+    max_retries: int = 5
+    request_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.client, str):
+            from huggingface_hub import InferenceClient
+
+            self.client = InferenceClient(base_url=self.client, timeout=600)
+        create = getattr(getattr(getattr(self.client, "chat", None), "completions", None), "create", None)
+        if not callable(create):
+            raise TypeError(
+                f"`client` is a {type(self.client).__name__} without `chat.completions.create`: pass an openai.OpenAI or "
+                "huggingface_hub.InferenceClient, or the address of a server such as 'http://localhost:8000/v1'."
+            )
+
+    def ask(self, conversations: Sequence[list[dict[str, Any]]], stops: Sequence[list[str]]) -> list[tuple[str, bool]]:
+        """
+        One answer for each conversation, asked for at once.
+
+        Args:
+            conversations (`Sequence[list[dict]]`):
+                Messages with `role` and `content`.
+            stops (`Sequence[list[str]]`):
+                Stop strings of each.
+
+        Returns:
+            `list[tuple[str, bool]]`: The text, and whether it ended by itself or at a stop string rather than at its length
+            limit. Servers leave the stop string out or in; it is put back by [`close_action`].
+        """
+        if not conversations:
+            return []
+        with ThreadPoolExecutor(max_workers=min(self.max_workers, len(conversations))) as pool:
+            return list(pool.map(self._ask_one, conversations, stops))
+
+    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str]) -> tuple[str, bool]:
+        request = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": self.max_completion_length,
+            "temperature": self.temperature,
+            "stop": stops[-_MAX_STOPS:] or None,  # the answer's is the last
+            **self.request_kwargs,
+        }
+        request = {key: value for key, value in request.items() if value is not None}
+        for attempt in range(self.max_retries + 1):
+            try:
+                choice = self.client.chat.completions.create(**request).choices[0]
+                return choice.message.content or "", choice.finish_reason != "length"
+            except Exception as error:
+                wait = _seconds_to_wait(error, attempt)
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                if wait is None:
+                    raise RuntimeError(
+                        f"The endpoint refused a request ({what}): correct the name of the "
+                        "model, the key, or `request_kwargs`."
+                    ) from error
+                if attempt == self.max_retries:
+                    raise ConnectionError(
+                        f"The endpoint gave no answer in {attempt + 1} attempts ({what}): check "
+                        "its address and that the server runs, then start again."
+                    ) from error
+                logger.warning("%s. Trying again in %.1f s.", what, wait)
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+
+def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
+    """How long to wait before a request is tried again; `None` if that would not help."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if not isinstance(error, OSError) and not names & set(_UNREACHABLE):
+            return None
+    elif status not in _BUSY:
+        return None
+    asked = (getattr(response, "headers", None) or {}).get("retry-after", "")
+    if asked.isdigit():
+        return float(asked)
+    return min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)
+
+
+def close_action(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """
+    The text up to its first closing tag. A tag that a server stopped at and left out is put back.
+
+    `"<think>a</think><search>b"` becomes `"<think>a</think><search>b</search>"`, and `"<search>b</search> and"` becomes
+    `"<search>b</search>"`.
+
+    Args:
+        text (`str`):
+            What the endpoint gave, not cut by its length limit.
+        stops (`Sequence[str]`):
+            Closing tags that were asked to stop at.
+
+    Returns:
+        `tuple[str, bool]`: The text, and whether it holds a closing tag.
+    """
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if ends:
+        return text[: min(ends)], True
+    opened = {text.rfind("<" + stop.removeprefix("</")): stop for stop in stops}
+    place = max(opened, default=-1)
+    if place > text.rfind("</"):  # the last tag of the text opens an action
+        return text + opened[place], True
+    return text, False
+
+
+class ChatRollout(Rollout):
+    """
+    A rollout whose completions come from a [`ChatEndpoint`].
+
+    The endpoint reads the same past as a local model would, as messages: the task, then each turn that is kept and its
+    observation. The trajectory holds what a student with `tokenizer` would have read and written instead, so it can be
+    trained on; it has no log-probs, and its lengths are in the student's tokens.
+
+    Args:
+        endpoint ([`ChatEndpoint`]):
+            Answers.
+        tokenizer, protocol, settings, on_turn (*optional*):
+            As in [`Rollout`].
+    """
+
+    def __init__(self, endpoint: ChatEndpoint, **kwargs: Any):
+        super().__init__(generate=_refuse_ids, **kwargs)
+        self.endpoint = endpoint
+
+    def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        replies = self.endpoint.ask([self._messages(episode) for episode in running], stops)
+        return [self._completion(text, ended, stop) for (text, ended), stop in zip(replies, stops, strict=True)]
+
+    def _messages(self, episode: Episode) -> list[dict[str, Any]]:
+        assert episode.messages is not None
+        *before, task = episode.messages
+        recalled = decode(self.tokenizer, episode.recalled) if episode.recalled else ""
+        messages = [*before, {**task, "content": task["content"] + recalled}]
+        lengths = [len(tokens) for tokens in episode.history]
+        first = first_kept(self.settings.context, lengths, self._history_room(episode))
+        for turn in episode.turns[first:]:
+            said = self.protocol.drop_scratch(turn.text).removesuffix(self.tokenizer.eos_token or "")
+            messages.append({"role": "assistant", "content": said})
+            messages.append({"role": "user", "content": turn.observation or ""})
+        return messages
+
+    def _completion(self, text: str, ended: bool, stops: list[str]) -> Completion:
+        closed = False
+        if ended:
+            text, closed = close_action(text, stops)
+        ids = encode_text(self.tokenizer, text)
+        if (ended and not closed) or not ids:
+            if self.tokenizer.eos_token_id is None:
+                raise ValueError(
+                    "A reply ended without an action and the tokenizer has no end token: set `tokenizer.eos_token`."
+                )
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return Completion(tuple(ids), None, ended)
+
+
+def _refuse_ids(prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    raise TypeError("An endpoint reads messages, not token ids: use Rollout with a local generator.")

@@ -1,0 +1,312 @@
+"""The supervised stage: collection that can be stopped, selection by reward, and rows whose loss is on sampled tokens only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from chat_server import serve
+from helpers import oracle_logprobs
+from safetensors.torch import load_file
+from trainer_helpers import SHORT, LookupEnvironment
+from trl import SFTConfig, SFTTrainer
+
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
+from mem1_trl.demonstrations import (
+    collect_trajectories,
+    demonstration_dataset,
+    read_trajectories,
+    select_trajectories,
+)
+
+
+def make_agent(model, tokenizer, **kwargs):
+    kwargs = {"max_turns": 4, "max_completion_length": 32, "max_observation_length": 40, "temperature": 1.0, **kwargs}
+    return Mem1Agent(model, tokenizer, SHORT, **kwargs)
+
+
+def rows(count: int = 3) -> list[dict]:
+    return [{"prompt": f"q{i}?", "secret": str(i % 3)} for i in range(count)]
+
+
+def collect(agent, path, count=3, **kwargs):
+    kwargs = {"samples": 2, "batch_size": 2, "disable_tqdm": True, **kwargs}
+    return collect_trajectories(agent, rows(count), LookupEnvironment, path, **kwargs)
+
+
+def trajectory(reward, task=(5, 6), stop_reason=StopReason.ANSWER):
+    return Trajectory(turns=[Turn(task, (7, 8))], reward=reward, stop_reason=stop_reason)
+
+
+# Collection
+
+
+def test_every_row_is_played_as_often_as_asked_and_written_down(actor, tokenizer, tmp_path):
+    path = tmp_path / "new" / "episodes.jsonl"
+    played = collect(make_agent(actor, tokenizer), path)
+    prompts = [tokenizer.decode(t.prompt_ids) for t in played]
+    assert prompts == ["q0?", "q0?", "q1?", "q1?", "q2?", "q2?"]
+    assert read_trajectories(path) == played, "ids, log-probs and rewards survive the file to the last digit"
+    assert all(t.reward == float(t.answer == str(i // 2)) for i, t in enumerate(played))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["row"], line["sample"]) for line in lines] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+class Dies(LookupEnvironment):
+    """Fails at the third task."""
+
+    def reset(self, prompt=None, **row):
+        if prompt == "q2?":
+            raise KeyboardInterrupt
+        return super().reset(prompt, **row)
+
+
+def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tmp_path):
+    path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        collect_trajectories(agent, rows(), Dies, path, samples=2, batch_size=2, disable_tqdm=True)
+    before = path.read_text()
+    assert before.count("\n") == 4
+    path.write_text(before + '{"row": 2, "sample": 0, "tra')  # the process died in the middle of a line
+    played = collect(agent, path)
+    assert len(played) == 6 and path.read_text().startswith(before) and path.read_text().count("\n") == 6
+    assert read_trajectories(path) == played
+
+    agent.run_batch = None  # nothing is left to play
+    assert collect(agent, path) == played
+    assert collect(agent, path, samples=1) == played[::2] and collect(agent, path, count=2) == played[:4]
+
+
+def test_the_bar_counts_what_was_there_before(actor, tokenizer, tmp_path, capsys):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    collect(agent, path, count=2)
+    capsys.readouterr()
+    collect(agent, path, count=3, disable_tqdm=False)
+    shown = capsys.readouterr().err
+    assert "4/6" in shown and "6/6" in shown and "reward=" in shown
+
+
+def test_more_samples_and_rows_are_added_to_what_is_there(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    first = collect(agent, path, count=2, samples=1)
+    more = collect(agent, path, count=3, samples=2)
+    assert [more[0], more[2]] == first and len(more) == 6
+
+
+def test_a_file_of_another_agent_or_other_rows_is_refused(actor, tokenizer, tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    collect(make_agent(actor, tokenizer), path)
+    with pytest.raises(ValueError, match=r"begun with another agent \(other context, temperature\)"):
+        collect(make_agent(actor, tokenizer, context="full", temperature=0.5), path)
+    other = [{"prompt": "q0?"}, {"prompt": "other?"}, {"prompt": "q2?"}]
+    with pytest.raises(ValueError, match=r"holds an episode about row 1, 'q1\?', which is another row now"):
+        collect_trajectories(make_agent(actor, tokenizer), other, LookupEnvironment, path, disable_tqdm=True)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"exists, but not episodes\.json with the settings"):
+        collect(make_agent(actor, tokenizer), path)
+
+
+def test_a_broken_line_is_named(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    collect(agent, path)
+    path.write_text("{]\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"Line 1 of .*episodes\.jsonl is not JSON"):
+        collect(agent, path)
+
+
+def test_an_episode_may_be_scored_from_outside(actor, tokenizer, tmp_path):
+    played = collect(
+        make_agent(actor, tokenizer),
+        tmp_path / "e.jsonl",
+        reward=lambda t, row: len(t.turns) + int(row["secret"]) / 10,
+    )
+    assert [t.reward for t in played] == [len(t.turns) + (i // 2) / 10 for i, t in enumerate(played)]
+    assert read_trajectories(tmp_path / "e.jsonl") == played
+
+
+def test_what_cannot_be_collected_is_said_first(actor, tokenizer, tmp_path):
+    agent = make_agent(actor, tokenizer)
+    with pytest.raises(ValueError, match="no rows"):
+        collect(agent, tmp_path / "e.jsonl", count=0)
+    with pytest.raises(ValueError, match=r"name the file e\.json\.jsonl"):
+        collect(agent, tmp_path / "e.json")
+    with pytest.raises(ValueError, match="samples=0 plays nothing"):
+        collect(agent, tmp_path / "e.jsonl", samples=0)
+    with pytest.raises(FileNotFoundError, match="collect it with `collect_trajectories`"):
+        read_trajectories(tmp_path / "e.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Selection
+
+
+def test_episodes_are_selected_by_reward_task_and_end():
+    a, b = (5, 6), (5, 9)
+    played = [
+        trajectory(1.0, a),
+        trajectory(2.0, a),
+        trajectory(0.0, b),
+        trajectory(1.0, b, StopReason.MAX_TURNS),
+        trajectory(2.0, a),
+    ]
+    assert select_trajectories(played) == played
+    assert select_trajectories(played, min_reward=1.0) == [played[0], played[1], played[3], played[4]]
+    best = select_trajectories(played, best_per_task=1)
+    assert len(best) == 2 and best[0] is played[1] and best[1] is played[3], "the first of equals, in their old order"
+    assert select_trajectories(played, best_per_task=2)[-1] is played[4]
+    assert select_trajectories(played, stop_reasons=["answer"]) == [played[i] for i in (0, 1, 2, 4)]
+    ended = select_trajectories(played, min_reward=0.0, best_per_task=1, stop_reasons=[StopReason.ANSWER])
+    assert len(ended) == 2 and ended[1] is played[2]
+
+
+def test_a_selection_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"None of 1 trajectories is kept; the best reward is 0\.5"):
+        select_trajectories([trajectory(0.5)], min_reward=1.0)
+    with pytest.raises(ValueError, match="no reward to select by: give the environment a `get_reward`"):
+        select_trajectories([trajectory(1.0), trajectory(None)], min_reward=1.0)
+
+
+# Rows
+
+
+def test_a_turn_becomes_a_row():
+    played = Trajectory(turns=[Turn((5, 6, 7), (8, 9)), Turn((5, 6, 7, 8, 9, 4), (3,))], reward=1.0)
+    dataset = demonstration_dataset([played, trajectory(None)])
+    assert list(dataset) == [
+        {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, -100, 8, 9], "episode": 0, "turn": 0, "reward": 1.0},
+        {"input_ids": [5, 6, 7, 8, 9, 4, 3], "labels": [-100] * 6 + [3], "episode": 0, "turn": 1, "reward": 1.0},
+        {
+            "input_ids": [5, 6, 7, 8],
+            "labels": [-100, -100, 7, 8],
+            "episode": 1,
+            "turn": 0,
+            "reward": pytest.approx(math.nan, nan_ok=True),
+        },
+    ]
+
+
+def test_an_episode_with_a_turn_that_is_too_long_is_left_out_whole(caplog):
+    long = Trajectory(turns=[Turn((5,), (8,)), Turn((5, 6, 7), (8, 9))], reward=1.0)
+    with caplog.at_level("WARNING", logger="mem1_trl.demonstrations"):
+        dataset = demonstration_dataset([long, trajectory(1.0)], max_length=4)
+    assert dataset["episode"] == [1] and "Left out 1 episodes with a turn of more than 4 tokens" in caplog.text
+    with pytest.raises(ValueError, match="at most max_length=4 tokens"):
+        demonstration_dataset([long], max_length=4)
+    with pytest.raises(ValueError, match="no demonstration to learn from: pass at least one trajectory"):
+        demonstration_dataset([])
+
+
+class Recording(SFTTrainer):
+    """Keeps what the model is given, and the loss."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.given.append({name: value.clone() for name, value in inputs.items()})
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+
+def train_on(dataset, model, tokenizer, tmp_path, **kwargs):
+    config = SFTConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=len(dataset),
+        max_length=None,
+        learning_rate=1e-3,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        **kwargs,
+    )
+    trainer = Recording(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+    trainer.given, trainer.losses = [], []
+    trainer.train()
+    return trainer
+
+
+def sampled_rows(trajectories):
+    """What must carry loss, in the order of no trainer: (context, completion) of each turn."""
+    return sorted((t.prompt_ids, t.completion_ids) for trajectory in trajectories for t in trajectory.turns)
+
+
+def rows_with_loss(given):
+    """What does carry loss in a batch of a trainer."""
+    found = []
+    for ids, labels, mask in zip(given["input_ids"], given["labels"], given["attention_mask"]):
+        ids, labels = ids[mask.bool()].tolist(), labels[mask.bool()].tolist()
+        assert labels == [label if label == -100 else token for token, label in zip(ids, labels)]
+        begin = labels.index(next(label for label in labels if label != -100))
+        assert -100 not in labels[begin:], "what is sampled stands at the end"
+        found.append((tuple(ids[:begin]), tuple(ids[begin:])))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("completion_only_loss", [None, True, False])
+def test_exactly_the_sampled_tokens_carry_loss_in_sft_trainer(actor, tokenizer, tmp_path, completion_only_loss):
+    played = collect(make_agent(actor, tokenizer), tmp_path / "episodes.jsonl", count=3)
+    # Ids as a model may sample them but no tokenizer writes them: a tag letter by letter, which is one token if encoded
+    spelled = tuple(id for letter in "<think>a</think>" for id in tokenizer(letter)["input_ids"])
+    assert tokenizer(tokenizer.decode(spelled))["input_ids"] != list(spelled)
+    played.append(Trajectory(turns=[Turn((*spelled, 30), (*spelled, tokenizer.eos_token_id))], reward=1.0))
+    with torch.no_grad():
+        oracle = torch.cat([logprobs for trajectory in played for logprobs in oracle_logprobs(actor, trajectory)])
+
+    trainer = train_on(
+        demonstration_dataset(played), actor, tokenizer, tmp_path, completion_only_loss=completion_only_loss
+    )
+    (given,), (loss,) = trainer.given, trainer.losses
+    assert rows_with_loss(given) == sampled_rows(played)
+    assert loss == pytest.approx(float(-oracle.mean()), abs=1e-5)
+
+
+def test_demonstrations_of_an_endpoint_are_in_the_ids_of_the_student(actor, tokenizer, tmp_path):
+    def reply(messages):
+        found = messages[-1]["content"].removeprefix("<information>3;")[0]
+        return (
+            f"<think>x</think><answer>{found}</answer>" if len(messages) > 1 else "<think>k</think><search>u</search>"
+        )
+
+    with serve(reply) as server:
+        agent = Mem1Agent("m", tokenizer, SHORT, max_turns=4, max_observation_length=40, client=server.url)
+        played = collect(agent, tmp_path / "episodes.jsonl", samples=1)
+    settings = json.loads((tmp_path / "episodes.json").read_text())["settings"]
+    assert settings["endpoint"] is True and settings["model"] == "m" and settings["max_turns"] == 4
+    kept = select_trajectories(played, min_reward=1.0)
+    assert len(kept) == 3
+    (given,) = train_on(demonstration_dataset(kept), actor, tokenizer, tmp_path).given
+    expected = []
+    for i in range(3):
+        first = "<think>k</think><search>u</search>"
+        for context, said in (
+            (f"q{i}?", first),
+            (f"q{i}?{first}<information>3;{i}</information>", f"<think>x</think><answer>{i}</answer>"),
+        ):
+            expected.append(tuple(tuple(tokenizer(text)["input_ids"]) for text in (context, said)))
+    assert rows_with_loss(given) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "examples" / "sft.py"), "--smoke", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["episodes"] == len(read_trajectories(tmp_path / "episodes.jsonl")) == 32
+    assert 0 < results["kept"] < 32 and results["turns"] > results["kept"]
+    assert "2 objectives, 8 held-out tasks: EM per objective" in done.stdout
+    taught = Mem1Agent.from_pretrained(str(tmp_path / "model"))
+    assert taught.protocol == Mem1Protocol.from_pretrained(root / "examples" / "assets" / "tiny-mem1")
+    before = load_file(root / "examples" / "assets" / "tiny-mem1" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
+        assert not torch.equal(weight, before[name].float()), f"{name} was not trained"
