@@ -37,6 +37,7 @@ ORDER = [
     "advantages",
     "losses",
     "balancing",
+    "adapters",
     "critic",
     "configs",
     "environment_pool",

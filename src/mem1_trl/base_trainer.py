@@ -305,7 +305,8 @@ class Mem1Trainer(TrajectoryTrainer):
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        with self.saving_one_adapter(output_dir):
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.protocol.save_pretrained(output_dir or str(self.args.output_dir))
 

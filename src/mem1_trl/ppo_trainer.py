@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import get_peft_model
+from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from .advantages import generalized_advantages, masked_whiten, token_rewards
 from .attention import resolve_layout
 from .base_trainer import Mem1Trainer
 from .configs import Mem1PPOConfig
-from .critic import ValueModel, build_value_model, token_values
+from .critic import SharedValueHead, ValueModel, build_value_model, token_values
 from .grpo_trainer import model_name
 from .losses import clipped_value_loss, explained_variance
 from .scoring import forward_rows
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from .environment_pool import EnvironmentFactory
     from .protocol import Mem1Protocol
     from .trajectory import Trajectory
+
+logger = get_logger(__name__)
 
 CRITIC_DIRECTORY = "critic"
 
@@ -77,9 +78,11 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     Args:
         value_model (`str` or [`~transformers.PreTrainedModel`] or [`ValueModel`], *optional*):
-            The critic: an id or path, a model whose backbone is taken, or a finished critic. `None` starts from a copy of
-            the policy's backbone, as the reference run does. With `peft_config` the critic gets an adapter of its own, of
-            the same configuration.
+            The critic. `None` starts from a copy of the policy's backbone, as the reference run does; if the policy has an
+            adapter (by `peft_config`, or because it came with one), that is a second adapter on the same frozen weights.
+            `"shared"` is a head on the policy's own hidden states: one forward and one set of weights for both, which
+            `vf_coef` weighs against each other. Otherwise an id or path, a model whose backbone is taken, or a finished
+            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own.
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
@@ -119,15 +122,6 @@ class Mem1PPOTrainer(Mem1Trainer):
                 "Mem1PPOTrainer keeps its critic outside of the policy's engine, so DeepSpeed and FSDP are not supported: "
                 "use one process or DDP, or Mem1GRPOTrainer."
             )
-        # The adapter is put on in place, and the critic starts from what was there before
-        critic_source = value_model
-        if value_model is None and hasattr(model, "peft_config"):
-            raise ValueError(
-                "The critic of a model that already carries an adapter cannot be guessed: pass `value_model`, for instance "
-                "the path of the base model."
-            )
-        if value_model is None and peft_config is not None:
-            critic_source = model if isinstance(model, str) else copy.deepcopy(model)
         self._critic: torch.nn.Module | None = None
         super().__init__(
             model=model,
@@ -146,26 +140,40 @@ class Mem1PPOTrainer(Mem1Trainer):
             environment_factory=environment_factory,
             protocol=protocol,
         )
-        self.value_model = self._build_critic(critic_source, quantization_config, peft_config)
+        self.value_model = self._build_critic(value_model, quantization_config, peft_config)
+        self._log_cost()
         self._critic = self.accelerator.prepare_model(self.value_model)
         self.value_layout = resolve_layout(self.value_model.backbone, self.layout)
         self.add_callback(_CriticSteps(self))
 
-    def _build_critic(self, source: Any, quantization_config: Any, peft_config: PeftConfig | None) -> ValueModel:
+    def _build_critic(
+        self, source: Any, quantization_config: Any, peft_config: PeftConfig | None
+    ) -> ValueModel | SharedValueHead:
         kwargs: dict[str, Any] = dict(self.args.model_init_kwargs or {})  # type: ignore[arg-type]
         kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        critic = build_value_model(source, self.model, kwargs)
-        if peft_config is not None:
-            config = copy.deepcopy(peft_config)
-            config.task_type = None  # the backbone has no head to generate or classify with
-            critic.backbone = get_peft_model(critic.backbone, config)  # type: ignore[assignment]
+        critic = build_value_model(source, self.model, kwargs, peft_config)
+        if isinstance(critic, SharedValueHead):
+            return critic
+        if self.args.disable_dropout:
+            for module in critic.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
         if self.args.gradient_checkpointing:
             critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
-            if peft_config is not None:
+            if critic.adapters is not None:
                 critic.backbone.enable_input_require_grads()
         return critic
+
+    def critic_bytes(self) -> int:
+        """Bytes of weights that the critic adds to those of the policy."""
+        policy = {id(p) for p in self.model.parameters()}
+        return sum(p.nbytes for p in self.value_model.parameters() if id(p) not in policy)
+
+    def _log_cost(self) -> None:
+        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
+        logger.info(f"The critic adds {extra / 1e6:,.1f} MB of weights, {extra / weights:.1%} of the policy's.")
 
     @property
     def critic(self) -> torch.nn.Module:

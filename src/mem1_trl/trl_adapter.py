@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -599,6 +602,17 @@ class TrajectoryTrainer(GRPOTrainer):
             )
 
     # Checkpoints
+
+    @contextmanager
+    def saving_one_adapter(self, output_dir: str | None) -> Iterator[None]:
+        """Leave the frozen adapter that TRL keeps as a reference out of what is saved; only a checkpoint needs it."""
+        adapters = getattr(self.model, "peft_config", {})
+        if "ref" not in adapters or re.fullmatch(r"checkpoint-\d+", Path(output_dir or "").name):
+            yield
+            return
+        kept = [name for name in adapters if name != "ref"]
+        with _attribute(self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)):
+            yield
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
