@@ -11,6 +11,8 @@ from test_ppo_trainer import LORA, four_plans, make, wake, watch_credit
 from trainer_helpers import assert_same_tensors, copy_parameters, record
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from mem1_trl.critic import SharedValueHead
+
 
 def stir(module: torch.nn.Module, seed: int) -> None:
     """Give every trainable adapter weight a value of its own."""
@@ -194,3 +196,125 @@ def test_a_policy_with_an_adapter_may_have_a_critic_of_its_own(tmp_path, tokeniz
     assert not {id(p) for p in trainer.model.parameters()} & {id(p) for p in trainer.value_model.parameters()}
     assert trainer.critic_bytes() == sum(p.nbytes for p in trainer.value_model.parameters())
     trainer.train()
+
+
+# A head on the policy
+
+
+def test_a_shared_critic_gives_one_gradient_for_both_losses(tmp_path, tokenizer, actor_path):
+    """Policy and head against plain forwards of each turn: the clipped objective at ratio 1, plus `vf_coef` times the value loss."""
+    gradients = {}
+    for vf_coef in (0.1, 0.7):
+        trainer = make(
+            tmp_path, actor_path, tokenizer, value_model="shared", plan=four_plans, beta=0.0, vf_coef=vf_coef, max_steps=1,
+            max_grad_norm=0.0, whiten_advantages=False,
+        )  # fmt: skip
+        wake(trainer)
+        assert isinstance(trainer.value_model, SharedValueHead)
+        assert [p.shape for p in trainer.value_model.parameters()] == [(1, 48), (1,)]
+        oracle = AutoModelForCausalLM.from_pretrained(actor_path)
+        head = copy.deepcopy(trainer.value_model.head)
+        seen, of_head = watch_credit(trainer), Gradients(trainer.value_model)
+        trainer.add_callback(of_head)
+        recorder = record(trainer)
+        passes = []
+        trainer.model.model.register_forward_hook(lambda *args, p=passes: p.append(torch.is_grad_enabled()))
+        trainer.train()
+        assert passes.count(True) == 1  # the policy's loss and the critic's are one forward
+        credit, objective, value_loss = seen[0], [], []
+        for row, trajectory in enumerate(credit["trajectories"]):
+            of_row = credit["batch"]["advantages"][row][credit["mask"][row]]
+            returns = credit["batch"]["returns"][row][credit["mask"][row]]
+            logps, values = [], []
+            for turn in trajectory.turns:
+                ids = torch.tensor([[*turn.prompt_ids, *turn.completion_ids]])
+                start = len(turn.prompt_ids) - 1
+                hidden = oracle.model(input_ids=ids).last_hidden_state[0, start:-1]
+                scores = torch.log_softmax(oracle.lm_head(hidden), dim=-1)
+                logps.append(scores.gather(1, torch.tensor(turn.completion_ids)[:, None])[:, 0])
+                values.append(head(hidden)[:, 0])
+            logps, values = torch.cat(logps), torch.cat(values)
+            torch.testing.assert_close(
+                credit["batch"]["old_values"][row][credit["mask"][row]], values.detach(), atol=1e-4, rtol=1e-4
+            )
+            objective.append(of_row * torch.exp(logps - logps.detach()))
+            value_loss.append(0.5 * (values - returns) ** 2)
+        loss = -torch.cat(objective).mean() + vf_coef * torch.cat(value_loss).mean()
+        loss.backward()
+        torch.testing.assert_close(recorder.losses[0], loss.detach(), rtol=1e-3, atol=1e-4)
+        assert_same_tensors(recorder.gradients[0], {n: p.grad for n, p in oracle.named_parameters()}, 1e-3)
+        assert_same_tensors(of_head.steps[0], {"head.weight": head.weight.grad, "head.bias": head.bias.grad}, 1e-3)
+        gradients[vf_coef] = recorder.gradients[0]
+    key = "model.layers.0.mlp.up_proj.weight"
+    assert (gradients[0.7][key] - gradients[0.1][key]).norm() > 0.1 * gradients[0.1][key].norm()
+
+
+@pytest.mark.parametrize("layout", ["packed", "per_turn"])
+def test_a_shared_critic_on_an_adapter(tmp_path, tokenizer, actor_path, layout):
+    trainer = make(
+        tmp_path, actor_path, tokenizer, layout, peft_config=LORA, value_model="shared", plan=four_plans, beta=0.3,
+        max_steps=1, gradient_checkpointing=True, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    stir(trainer.model, 1)
+    wake(trainer)
+    before = copy_parameters(trainer.model)
+    seen = watch_credit(trainer)
+    of_head = Gradients(trainer.value_model)
+    trainer.add_callback(of_head)
+    trainer.train()
+    for row, values in enumerate(seen[0]["values"]):
+        torch.testing.assert_close(
+            seen[0]["batch"]["old_values"][row][seen[0]["mask"][row]], values, atol=1e-4, rtol=1e-4
+        )
+    assert of_head.steps[0]["head.weight"].abs().max() > 1e-4
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+    trainer.value_model.save(tmp_path / "critic")
+    assert [path.name for path in (tmp_path / "critic").iterdir()] == ["value_head.safetensors"]
+
+
+# Warm-up
+
+
+@pytest.mark.parametrize("critic", [None, "adapter", "shared"])
+def test_the_policy_rests_while_the_critic_warms_up(tmp_path, tokenizer, actor_path, critic):
+    """Bit for bit, whatever weight decay and momentum would do; then Adam takes its first step, whose size is the rate."""
+    trainer = make(
+        tmp_path, actor_path, tokenizer, peft_config=LORA if critic == "adapter" else None,
+        value_model="shared" if critic == "shared" else None, plan=four_plans, beta=0.0, max_steps=4, critic_warmup_steps=2,
+        weight_decay=0.5, value_learning_rate=1e-2, lr_scheduler_type="constant",
+    )  # fmt: skip
+    policies, critics = [copy_parameters(trainer.model)], [copy_parameters(trainer.value_model)]
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            policies.append(copy_parameters(trainer.model))
+            critics.append(copy_parameters(trainer.value_model))
+
+    trainer.add_callback(Watch())
+    recorder = record(trainer)
+    trainer.train()
+    for step in (1, 2):
+        assert_same_tensors(policies[0], policies[step], 0.0)
+        assert not torch.equal(critics[step]["head.weight"], critics[step - 1]["head.weight"])
+    first = {name: policies[3][name] - policies[2][name] for name in policies[0]}
+    moved = [name for name, change in first.items() if change.any()]
+    assert moved if critic != "adapter" else moved == [name for name in moved if "lora_" in name]
+    learning_rate = trainer.args.learning_rate
+    for name in moved:
+        decay = learning_rate * 0.5 * float(policies[2][name].abs().max())
+        assert float(first[name].abs().max()) <= learning_rate * 1.01 + decay, name
+    assert max(float(first[name].abs().max()) for name in moved) > 0.9 * learning_rate
+    logs = [logs for logs in recorder.logs if "loss" in logs]
+    assert [entry["grad_norm"] == 0.0 for entry in logs] == [True, True, False, False]
+    assert all("entropy" in entry and entry["value/grad_norm"] > 0 for entry in logs)
+
+
+def test_warm_up_that_cannot_work_is_refused(tmp_path, tokenizer, actor_path):
+    for settings, words in (
+        ({"critic_warmup_steps": -1}, "critic_warmup_steps=-1 is negative"),
+        ({"critic_warmup_steps": 2, "max_steps": 2}, "leaves nothing of max_steps=2 to train the policy in: lower it"),
+        ({"critic_warmup_steps": 2, "vf_coef": 0.0, "max_steps": 5}, "without a value loss would train nothing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(tmp_path, actor_path, tokenizer, **settings)

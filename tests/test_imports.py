@@ -40,7 +40,11 @@ ORDER = [
     "adapters",
     "critic",
     "configs",
+    "checkpoints",
     "environment_pool",
+    "agent_settings",
+    "quantization",
+    "model_card",
     "trl_adapter",
     "base_trainer",
     "grpo_trainer",
@@ -48,7 +52,6 @@ ORDER = [
     "agent",
     "evaluation",
     "report",
-    "model_card",
     "cli",
 ]
 """Every module of the package; each imports only from those above it (`__init__` and `__main__` stand outside)."""

@@ -16,6 +16,7 @@ from .configs import Mem1PPOConfig
 from .critic import SharedValueHead, ValueModel, build_value_model, token_values
 from .grpo_trainer import model_name
 from .losses import clipped_value_loss, explained_variance
+from .quantization import keep_trainable
 from .scoring import forward_rows
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ CRITIC_DIRECTORY = "critic"
 
 
 class _CriticSteps(TrainerCallback):
-    """`Trainer` clips and clears the gradients of its own model only; this does the same for the critic."""
+    """
+    `Trainer` clips and clears the gradients of its own model only; this does the same for the critic.
+
+    While the critic warms up, the policy's optimizer finds no gradients: neither weight decay nor momentum moves it.
+    """
 
     def __init__(self, trainer: Mem1PPOTrainer):
         self.trainer = trainer
@@ -45,6 +50,8 @@ class _CriticSteps(TrainerCallback):
         limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         self.trainer.log_metric("value/grad_norm", norm.item())
+        if self.trainer.policy_frozen:
+            self.trainer.model.zero_grad(set_to_none=True)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.critic.zero_grad(set_to_none=True)
@@ -156,6 +163,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         critic = build_value_model(source, self.model, kwargs, peft_config)
         if isinstance(critic, SharedValueHead):
             return critic
+        keep_trainable(critic)
         if self.args.disable_dropout:
             for module in critic.modules():
                 if isinstance(module, torch.nn.Dropout):
@@ -185,6 +193,16 @@ class Mem1PPOTrainer(Mem1Trainer):
     def kl_in_loss(self) -> bool:
         return not self.args.kl_in_reward
 
+    @property
+    def policy_frozen(self) -> bool:
+        return self.model.training and self.state.global_step < self.args.critic_warmup_steps
+
+    @property
+    def hidden_readout(self) -> Any:
+        if not isinstance(self.value_model, SharedValueHead) or self.policy_frozen:
+            return None
+        return self.critic, self.value_model.backbone
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The policy's optimizer with a group for the critic, at its own learning rate."""
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -199,6 +217,8 @@ class Mem1PPOTrainer(Mem1Trainer):
     def values(self, batch: dict[str, Any]) -> torch.Tensor:
         """Values before each generated token, shape `(B, C)`, float32; zero elsewhere."""
         self.critic.train(self.model.training)
+        if isinstance(self.value_model, SharedValueHead):
+            self.value_model.detached = self.policy_frozen
         rows = self.row_batch(batch)
         (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
         assert values is not None
@@ -228,7 +248,10 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         mask = self.sampled_mask(batch)
-        values = self.values(batch)
+        # A shared critic was read off in the forward pass of the policy's loss
+        values, self.last_readout = self.last_readout, None
+        if values is None:
+            values = self.values(batch)
         loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
         self._log_masked_mean("value/loss", loss.detach(), mask)
         self._log_masked_mean("value/clip_ratio", clipped, mask)
