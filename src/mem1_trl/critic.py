@@ -200,6 +200,9 @@ def build_value_model(
     if isinstance(policy, PeftModel) and (value_model is None or of_adapter):
         adapters = second_adapter(policy)
         critic = ValueModel(backbone_of(adapters), adapters)
+        read = {id(p) for p in critic.backbone.parameters()}
+        for parameter in adapters.parameters():  # what is trained beside the backbone, such as a head, gives no value
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
         if of_adapter:
             critic.load(saved)  # type: ignore[arg-type]
         return critic

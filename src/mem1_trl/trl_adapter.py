@@ -135,6 +135,8 @@ def check_trl(trainer_class: type = GRPOTrainer) -> None:
             )
 
 
+REFERENCE_FILE = "mem1_reference.pt"
+
 _SUSPICIOUS_DIFFERENCE = 1.0  # nats; half precision stays well below
 
 
@@ -350,8 +352,10 @@ class TrajectoryTrainer(GRPOTrainer):
             # Only where no other process has to take part in a call of the model
             cache = None if self._generates_together else self._prefix_cache
             hook = GenerateHook(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
+            training = model.training
             with self._greedy_in_eval(), _attribute(model, "generate", hook):
                 ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
+            model.train(training)  # TRL's continuous batching leaves a model that is evaluated in training mode
             if logprobs is None and hook.logprobs is not None:
                 logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
         rows = zip(ids, logprobs or [None] * len(ids), stops)
@@ -689,6 +693,9 @@ class TrajectoryTrainer(GRPOTrainer):
             """The trainer's state is written last, before old checkpoints are deleted and this one is pushed."""
             save_state(path)
             self.save_extra(directory)
+            if self._reference_moves:
+                reference = self.accelerator.unwrap_model(self.ref_model)
+                torch.save(reference.state_dict(), f"{directory}/{REFERENCE_FILE}")
             self.accelerator.wait_for_everyone()
             mark_complete(directory, self.state.global_step)
 
@@ -696,6 +703,12 @@ class TrajectoryTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             self.accelerator.wait_for_everyone()
+
+    @property
+    def _reference_moves(self) -> bool:
+        """Whether the reference model follows the policy, and its weights are whole in this process."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return self.args.sync_ref_model and self.ref_model is not None and not sharded
 
     def _run_state(self) -> RunState:
         generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
@@ -713,6 +726,10 @@ class TrajectoryTrainer(GRPOTrainer):
         if self._resumed_from is None:
             return
         replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
+        if self._reference_moves:
+            path = f"{self._resumed_from}/{REFERENCE_FILE}"
+            weights = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(weights)
         state = RunState.load(self._resumed_from, self.accelerator.process_index, self.accelerator.device)
         if state is None:
             logger.warning(

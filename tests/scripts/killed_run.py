@@ -68,7 +68,9 @@ def build(kind: str, model: str, directory: Path):
     extra = {}
     if kind == "grpo":
         trainer_class, config = Mem1GRPOTrainer, Mem1GRPOConfig
-        settings.update(num_generations=2, beta=0.1)
+        settings.update(
+            num_generations=2, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.5
+        )
     else:
         trainer_class, config = Mem1PPOTrainer, Mem1PPOConfig
         settings.update(value_learning_rate=1e-2)
