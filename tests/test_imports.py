@@ -47,9 +47,14 @@ ORDER = [
     "advantages",
     "losses",
     "balancing",
+    "adapters",
     "critic",
     "configs",
+    "checkpoints",
     "environment_pool",
+    "agent_settings",
+    "quantization",
+    "model_card",
     "trl_adapter",
     "base_trainer",
     "grpo_trainer",
@@ -58,7 +63,6 @@ ORDER = [
     "evaluation",
     "demonstrations",
     "report",
-    "model_card",
     "cli",
 ]
 """Every module of the package; each imports only from those above it (`__init__` and `__main__` stand outside)."""

@@ -606,17 +606,6 @@ def test_only_adapters_and_the_value_head_train(tmp_path, tokenizer, actor_path)
     assert (tmp_path / "adapter" / "mem1_protocol.json").is_file()
 
 
-def test_a_policy_that_carries_an_adapter_needs_a_critic(tmp_path, tokenizer, actor_path):
-    from peft import get_peft_model
-
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA)
-    with pytest.raises(ValueError, match="pass `value_model`"):
-        make(tmp_path, model, tokenizer)
-    trainer = make(tmp_path, model, tokenizer, value_model=actor_path, plan=four_plans, max_steps=1)
-    trainer.train()
-    assert trainer.value_model.backbone is not model
-
-
 def test_a_model_made_in_memory_needs_a_path_for_its_reference(tmp_path, tokenizer, actor):
     actor.config._name_or_path = ""
     with pytest.raises(

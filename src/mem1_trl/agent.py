@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .actions import ActionSet, run_coroutine
+from .agent_settings import load_agent_settings
 from .endpoint import ChatEndpoint, ChatRollout
 from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
@@ -69,6 +70,8 @@ class Mem1Agent:
             Sampling temperature; `0.0` decodes greedily.
         batch_size (`int`, *optional*, defaults to `32`):
             Most episodes in one call of the model, or most requests at once.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template, which renders tasks that are messages.
         memory_top_k (`int`, *optional*, defaults to `3`):
             Most past observations that `context="external"` puts back.
         client (`openai.OpenAI`, [`~huggingface_hub.InferenceClient`] or `str`, *optional*):
@@ -93,6 +96,7 @@ class Mem1Agent:
         max_context_length: int | None = None,
         temperature: float = 0.0,
         batch_size: int = 32,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         memory_top_k: int = 3,
         client: Any = None,
         request_kwargs: Mapping[str, Any] | None = None,
@@ -121,6 +125,7 @@ class Mem1Agent:
                 max_context_length = positions - max_completion_length
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.settings = RolloutSettings(
             max_turns=max_turns,
             max_observation_length=max_observation_length,
@@ -138,7 +143,7 @@ class Mem1Agent:
         **kwargs: Any,
     ) -> Mem1Agent:
         """
-        Load a model that a mem1-trl trainer saved, with the protocol it was trained on.
+        Load a model that a mem1-trl trainer saved, with the protocol, the budgets and the chat template it was trained on.
 
         Args:
             path_or_id (`str`):
@@ -148,13 +153,13 @@ class Mem1Agent:
             model_init_kwargs (`dict`, *optional*):
                 Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
             kwargs (*optional*):
-                Arguments of [`Mem1Agent`].
+                Arguments of [`Mem1Agent`]; they win over those saved with the model.
         """
         if protocol is None:
             protocol = Mem1Protocol.from_pretrained(path_or_id)
         model = AutoModelForCausalLM.from_pretrained(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-        return cls(model.eval(), tokenizer, protocol, **kwargs)
+        return cls(model.eval(), tokenizer, protocol, **{**load_agent_settings(path_or_id), **kwargs})
 
     def run(self, task: Any, environment: Any, **row: Any) -> Trajectory:
         """
@@ -279,7 +284,7 @@ class Mem1Agent:
         text = self.protocol.render_task(last["content"] + observation, actions.describe())
         messages = [*before, {**last, "content": text}]
         encoded: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
         )
         return Episode(list(encoded["input_ids"]), environment, actions, messages)
 

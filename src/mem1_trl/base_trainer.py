@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from transformers import ProcessorMixin
 
+from .agent_settings import save_agent_settings
 from .environment_pool import EnvironmentFactory, EnvironmentPool
 from .episode_scores import evaluate_episode, memory_of
 from .evaluation_result import Evaluation
 from .metrics import trajectory_metrics
+from .model_card import CardFacts, complete_model_card
 from .protocol import Mem1Protocol
 from .rewards import are_answers, score_answer
 from .rollout import Episode, Rollout, RolloutSettings
@@ -26,6 +31,27 @@ if TYPE_CHECKING:
 
 _CHECKED_PROMPTS = 1000
 _IMAGE_COLUMNS = ("image", "images")
+
+# Settings of a run that its card reports, where they exist
+_CARD_SETTINGS = (
+    "learning_rate",
+    "value_learning_rate",
+    "lr_scheduler_type",
+    "max_steps",
+    "num_train_epochs",
+    "generation_batch_size",
+    "num_generations",
+    "num_iterations",
+    "beta",
+    "kl_in_reward",
+    "gamma",
+    "lam",
+    "vf_coef",
+    "critic_warmup_steps",
+    "temperature",
+    "layout",
+    "seed",
+)
 
 MEM1_CITATION = textwrap.dedent("""\
     @article{zhou2025mem1,
@@ -108,6 +134,7 @@ class Mem1Trainer(TrajectoryTrainer):
             args.reward_weights = weights
         self._episodes: list[Episode] = []
         self._evaluated: list[tuple[dict[str, Any], Trajectory]] = []
+        self._card_evaluation: dict[str, float] | None = None
         self.settings = RolloutSettings(
             max_turns=args.max_turns if self.pool is not None else 1,
             max_observation_length=args.max_observation_length,
@@ -358,9 +385,74 @@ class Mem1Trainer(TrajectoryTrainer):
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        with self.saving_one_adapter(output_dir):
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            self.protocol.save_pretrained(output_dir or str(self.args.output_dir))
+            directory = output_dir or str(self.args.output_dir)
+            self.protocol.save_pretrained(directory)
+            save_agent_settings(directory, self.agent_settings())
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        evaluation: Any = None,
+    ) -> None:
+        """
+        Write the model card and its training curves into `args.output_dir`.
+
+        Args:
+            model_name, dataset_name, tags (*optional*):
+                As in [`~transformers.Trainer.create_model_card`].
+            evaluation (`dict[str, float]` or [`mem1_trl.evaluation.Evaluation`], *optional*):
+                Results for the card and its `model-index`, which later cards of this trainer keep. `None` takes the last
+                evaluation of the run.
+        """
+        if evaluation is not None:
+            self._card_evaluation = dict(getattr(evaluation, "metrics", evaluation))
+        super().create_model_card(model_name, dataset_name, tags)
+        if not self.is_world_process_zero():
+            return
+        environment = actions = None
+        if self.pool is not None:
+            environment, actions = self.pool.example()
+        adapter = isinstance(self.model, PeftModel)
+        facts = CardFacts(
+            trainer_name=self._name,
+            citation=self._paper["citation"],
+            paper=(self._paper["title"], self._paper["id"]),
+            source=self.hub_model_id or str(self.args.output_dir),
+            conversational=self._conversational(),
+            environment=environment,
+            turn=[] if actions is None else actions.describe(),
+            settings=self.agent_settings(),
+            training={name: getattr(self.args, name) for name in _CARD_SETTINGS if hasattr(self.args, name)},
+            log_history=self.state.log_history,
+            evaluation=self._card_evaluation,
+            dataset_name=dataset_name,
+            adapter=adapter,
+            versions={"PEFT": version("peft")} if adapter else {},
+        )
+        complete_model_card(Path(self.args.output_dir or ".") / "README.md", facts)
+
+    def _conversational(self) -> bool:
+        """Whether tasks are messages; a stream is not read for it."""
+        if not isinstance(self.train_dataset, Dataset):
+            return True
+        return not isinstance(self.train_dataset[0].get("prompt", []), str)
+
+    def agent_settings(self) -> dict[str, Any]:
+        """Arguments of [`Mem1Agent`] that run the model as it is trained, ready for JSON."""
+        settings = {
+            "max_turns": self.settings.max_turns,
+            "max_completion_length": self.max_completion_length,
+            "max_observation_length": self.args.max_observation_length,
+            "context": self.args.context,
+            "max_context_length": self.args.max_context_length,
+            "chat_template_kwargs": self.args.chat_template_kwargs,
+        }
+        return {name: value for name, value in settings.items() if value not in (None, {})}
 
 
 def _named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[str, Any]]:

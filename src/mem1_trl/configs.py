@@ -201,11 +201,15 @@ class Mem1PPOConfig(Mem1GRPOConfig):
         > Parameters that control the critic
 
         vf_coef (`float`, *optional*, defaults to `1.0`):
-            Weight of the value loss. With a critic of its own it only scales gradients that Adam scales anyway.
+            Weight of the value loss. With `value_model="shared"` it weighs the value loss against the policy's in the
+            weights they share; a critic with weights of its own has its own clipping, and Adam scales its gradients anyway.
         cliprange_value (`float` or `None`, *optional*, defaults to `0.5`):
             How far a value may move from its old estimate before the loss is clipped. `None` does not clip.
         value_learning_rate (`float`, *optional*, defaults to `1e-5`):
-            Initial learning rate of the critic; it follows the same schedule as the policy's.
+            Initial learning rate of the critic (of its head, if it is shared); it follows the same schedule as the policy's.
+        critic_warmup_steps (`int`, *optional*, defaults to `0`):
+            Optimizer steps in which only the critic learns. Until then the policy does not move at all; it plays, and its
+            loss is logged. The learning-rate schedule runs on meanwhile, for both.
 
         > Changed defaults
 
@@ -245,7 +249,9 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     vf_coef: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the value loss. With a critic of its own it only scales gradients that Adam scales anyway."
+            "help": "Weight of the value loss. With `value_model='shared'` it weighs the value loss against the policy's "
+            "in the weights they share; a critic with weights of its own has its own clipping, and Adam scales its "
+            "gradients anyway."
         },
     )
     cliprange_value: float | None = field(
@@ -256,7 +262,17 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     )
     value_learning_rate: float = field(
         default=1e-5,
-        metadata={"help": "Initial learning rate of the critic; it follows the same schedule as the policy's."},
+        metadata={
+            "help": "Initial learning rate of the critic (of its head, if it is shared); it follows the same schedule as "
+            "the policy's."
+        },
+    )
+    critic_warmup_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps in which only the critic learns. Until then the policy does not move at all; it "
+            "plays, and its loss is logged. The learning-rate schedule runs on meanwhile, for both."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -269,6 +285,15 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
         if self.vf_coef < 0:
             raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
+        if self.critic_warmup_steps < 0:
+            raise ValueError(f"critic_warmup_steps={self.critic_warmup_steps} is negative: use 0 for no warm-up.")
+        if 0 < self.max_steps <= self.critic_warmup_steps:
+            raise ValueError(
+                f"critic_warmup_steps={self.critic_warmup_steps} leaves nothing of max_steps={self.max_steps} to train the "
+                "policy in: lower it."
+            )
+        if self.critic_warmup_steps and self.vf_coef == 0:
+            raise ValueError("critic_warmup_steps without a value loss would train nothing: set vf_coef above 0.")
         if self.value_learning_rate <= 0:
             raise ValueError(f"value_learning_rate={self.value_learning_rate} must be positive.")
         if self.cliprange_value is not None and self.cliprange_value <= 0:

@@ -58,6 +58,11 @@ class EnvironmentPool:
             )
         return name
 
+    def example(self) -> tuple[Any, ActionSet]:
+        """One environment with its actions, to be looked at only."""
+        name = next(iter(self.factories))
+        return self._instances[name][0], self.actions[name]
+
     def take(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ActionSet]]:
         """One environment for each row, no two alike, with its actions. They are not reset yet."""
         taken: dict[str | None, int] = {}

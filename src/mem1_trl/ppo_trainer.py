@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import get_peft_model
+from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from .advantages import generalized_advantages, masked_whiten, token_rewards
 from .attention import resolve_layout
 from .base_trainer import Mem1Trainer
 from .configs import Mem1PPOConfig
-from .critic import ValueModel, build_value_model, token_values
+from .critic import SharedValueHead, ValueModel, build_value_model, token_values
 from .grpo_trainer import model_name
 from .losses import clipped_value_loss, explained_variance
+from .quantization import keep_trainable
 from .scoring import forward_rows
 
 if TYPE_CHECKING:
@@ -30,11 +30,17 @@ if TYPE_CHECKING:
     from .protocol import Mem1Protocol
     from .trajectory import Trajectory
 
+logger = get_logger(__name__)
+
 CRITIC_DIRECTORY = "critic"
 
 
 class _CriticSteps(TrainerCallback):
-    """`Trainer` clips and clears the gradients of its own model only; this does the same for the critic."""
+    """
+    `Trainer` clips and clears the gradients of its own model only; this does the same for the critic.
+
+    While the critic warms up, the policy's optimizer finds no gradients: neither weight decay nor momentum moves it.
+    """
 
     def __init__(self, trainer: Mem1PPOTrainer):
         self.trainer = trainer
@@ -44,6 +50,8 @@ class _CriticSteps(TrainerCallback):
         limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         self.trainer.log_metric("value/grad_norm", norm.item())
+        if self.trainer.policy_frozen:
+            self.trainer.model.zero_grad(set_to_none=True)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.critic.zero_grad(set_to_none=True)
@@ -77,9 +85,11 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     Args:
         value_model (`str` or [`~transformers.PreTrainedModel`] or [`ValueModel`], *optional*):
-            The critic: an id or path, a model whose backbone is taken, or a finished critic. `None` starts from a copy of
-            the policy's backbone, as the reference run does. With `peft_config` the critic gets an adapter of its own, of
-            the same configuration.
+            The critic. `None` starts from a copy of the policy's backbone, as the reference run does; if the policy has an
+            adapter (by `peft_config`, or because it came with one), that is a second adapter on the same frozen weights.
+            `"shared"` is a head on the policy's own hidden states: one forward and one set of weights for both, which
+            `vf_coef` weighs against each other. Otherwise an id or path, a model whose backbone is taken, or a finished
+            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own.
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
@@ -119,15 +129,6 @@ class Mem1PPOTrainer(Mem1Trainer):
                 "Mem1PPOTrainer keeps its critic outside of the policy's engine, so DeepSpeed and FSDP are not supported: "
                 "use one process or DDP, or Mem1GRPOTrainer."
             )
-        # The adapter is put on in place, and the critic starts from what was there before
-        critic_source = value_model
-        if value_model is None and hasattr(model, "peft_config"):
-            raise ValueError(
-                "The critic of a model that already carries an adapter cannot be guessed: pass `value_model`, for instance "
-                "the path of the base model."
-            )
-        if value_model is None and peft_config is not None:
-            critic_source = model if isinstance(model, str) else copy.deepcopy(model)
         self._critic: torch.nn.Module | None = None
         super().__init__(
             model=model,
@@ -146,26 +147,41 @@ class Mem1PPOTrainer(Mem1Trainer):
             environment_factory=environment_factory,
             protocol=protocol,
         )
-        self.value_model = self._build_critic(critic_source, quantization_config, peft_config)
+        self.value_model = self._build_critic(value_model, quantization_config, peft_config)
+        self._log_cost()
         self._critic = self.accelerator.prepare_model(self.value_model)
         self.value_layout = resolve_layout(self.value_model.backbone, self.layout)
         self.add_callback(_CriticSteps(self))
 
-    def _build_critic(self, source: Any, quantization_config: Any, peft_config: PeftConfig | None) -> ValueModel:
+    def _build_critic(
+        self, source: Any, quantization_config: Any, peft_config: PeftConfig | None
+    ) -> ValueModel | SharedValueHead:
         kwargs: dict[str, Any] = dict(self.args.model_init_kwargs or {})  # type: ignore[arg-type]
         kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        critic = build_value_model(source, self.model, kwargs)
-        if peft_config is not None:
-            config = copy.deepcopy(peft_config)
-            config.task_type = None  # the backbone has no head to generate or classify with
-            critic.backbone = get_peft_model(critic.backbone, config)  # type: ignore[assignment]
+        critic = build_value_model(source, self.model, kwargs, peft_config)
+        if isinstance(critic, SharedValueHead):
+            return critic
+        keep_trainable(critic)
+        if self.args.disable_dropout:
+            for module in critic.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
         if self.args.gradient_checkpointing:
             critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
-            if peft_config is not None:
+            if critic.adapters is not None:
                 critic.backbone.enable_input_require_grads()
         return critic
+
+    def critic_bytes(self) -> int:
+        """Bytes of weights that the critic adds to those of the policy."""
+        policy = {id(p) for p in self.model.parameters()}
+        return sum(p.nbytes for p in self.value_model.parameters() if id(p) not in policy)
+
+    def _log_cost(self) -> None:
+        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
+        logger.info(f"The critic adds {extra / 1e6:,.1f} MB of weights, {extra / weights:.1%} of the policy's.")
 
     @property
     def critic(self) -> torch.nn.Module:
@@ -176,6 +192,16 @@ class Mem1PPOTrainer(Mem1Trainer):
     @property
     def kl_in_loss(self) -> bool:
         return not self.args.kl_in_reward
+
+    @property
+    def policy_frozen(self) -> bool:
+        return self.model.training and self.state.global_step < self.args.critic_warmup_steps
+
+    @property
+    def hidden_readout(self) -> Any:
+        if not isinstance(self.value_model, SharedValueHead) or self.policy_frozen:
+            return None
+        return self.critic, self.value_model.backbone
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The policy's optimizer with a group for the critic, at its own learning rate."""
@@ -191,6 +217,8 @@ class Mem1PPOTrainer(Mem1Trainer):
     def values(self, batch: dict[str, Any]) -> torch.Tensor:
         """Values before each generated token, shape `(B, C)`, float32; zero elsewhere."""
         self.critic.train(self.model.training)
+        if isinstance(self.value_model, SharedValueHead):
+            self.value_model.detached = self.policy_frozen
         rows = self.row_batch(batch)
         (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
         assert values is not None
@@ -220,7 +248,10 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         mask = self.sampled_mask(batch)
-        values = self.values(batch)
+        # A shared critic was read off in the forward pass of the policy's loss
+        values, self.last_readout = self.last_readout, None
+        if values is None:
+            values = self.values(batch)
         loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
         self._log_masked_mean("value/loss", loss.detach(), mask)
         self._log_masked_mean("value/clip_ratio", clipped, mask)

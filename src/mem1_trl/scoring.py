@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from .layouts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel
 
@@ -137,13 +138,30 @@ class LayoutModel:
             The rows TRL is about to pass.
         layout (`str`):
             How to forward them.
+        readout (`Callable[[torch.Tensor], torch.Tensor]`, *optional*):
+            Reads one more number per token off the hidden states `(N, L, H)` that the log-probs are computed from: gives
+            `(N, L)`, of which place `i - 1` is kept for token `i`.
+        backbone ([`~torch.nn.Module`], *optional*):
+            The part of `unwrapped` whose `last_hidden_state` that is; needed with `readout`.
     """
 
-    def __init__(self, model: Callable[..., Any], unwrapped: PreTrainedModel, rows: RowBatch, layout: str):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        unwrapped: PreTrainedModel,
+        rows: RowBatch,
+        layout: str,
+        readout: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        backbone: torch.nn.Module | None = None,
+    ):
         self.model = model
         self.unwrapped = unwrapped
         self.rows = rows
         self.layout = layout
+        self.readout = readout
+        self.backbone = backbone
+        self.read: list[torch.Tensor] = []
+        """What `readout` gave, folded back to shape `(B, T - 1)`, for each chunk that was passed; zero where no token was sampled."""
         self._next = 0
 
     def __call__(
@@ -156,13 +174,31 @@ class LayoutModel:
 
         def fused(inputs: dict[str, torch.Tensor], wanted: torch.Tensor) -> list[torch.Tensor | None]:
             nonlocal outputs
-            outputs = self.model(**inputs, labels=wanted, **kwargs)
-            return [outputs.log_probs, outputs.entropy]
+            if self.readout is None:
+                outputs = self.model(**inputs, labels=wanted, **kwargs)
+                return [outputs.log_probs, outputs.entropy, None]
+            with _last_hidden_state(self.backbone) as hidden:
+                outputs = self.model(**inputs, labels=wanted, **kwargs)
+            read = self.readout(hidden[0])[:, :-1].masked_fill(wanted[:, 1:] == -100, 0.0)
+            return [outputs.log_probs, outputs.entropy, read]
 
-        log_probs, entropy = forward_rows(rows, self.layout, self.unwrapped, fused)
+        log_probs, entropy, read = forward_rows(rows, self.layout, self.unwrapped, fused)
         assert outputs is not None
+        if read is not None:
+            self.read.append(read)
         outputs.log_probs, outputs.entropy = log_probs, entropy
         return outputs
+
+
+@contextmanager
+def _last_hidden_state(backbone: Any) -> Iterator[list[torch.Tensor]]:
+    """Collect what a backbone gives to the head, while it is called by somebody else."""
+    hidden: list[torch.Tensor] = []
+    handle = backbone.register_forward_hook(lambda module, inputs, outputs: hidden.append(outputs.last_hidden_state))
+    try:
+        yield hidden
+    finally:
+        handle.remove()
 
 
 def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFunction:

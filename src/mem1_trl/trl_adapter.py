@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +15,21 @@ import torch
 import trl
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
 from .attention import resolve_layout
 from .balancing import bins_within
+from .checkpoints import RunState, checkpoint_to_resume, mark_complete, mark_incomplete, replay_shuffles
 from .generation import Completion, GenerateHook, StopTexts, finish_completion
 from .layouts import Row, RowBatch, build_row
 from .prefix_cache import PrefixCache
+from .quantization import keep_trainable
 from .scoring import LayoutModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -51,6 +57,7 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_save_checkpoint": ("self", "model", "trial"),
+    "_get_train_sampler": ("self", "dataset"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint"),
 }
 
@@ -128,6 +135,8 @@ def check_trl(trainer_class: type = GRPOTrainer) -> None:
             )
 
 
+REFERENCE_FILE = "mem1_reference.pt"
+
 _SUSPICIOUS_DIFFERENCE = 1.0  # nats; half precision stays well below
 
 
@@ -170,6 +179,16 @@ class BoundStructure:
         return RowBatch(input_ids, attention_mask, sampled, widen(self.turn_ids, 0), widen(self.parent_offsets, 1))
 
 
+class _Restore(TrainerCallback):
+    """Restores the part of a resumed run that `Trainer` does not know of."""
+
+    def __init__(self, trainer: TrajectoryTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_run()
+
+
 class TrajectoryTrainer(GRPOTrainer):
     """
     `GRPOTrainer` whose rows are trajectories. Subclasses say what an episode is and what is learned from it.
@@ -191,7 +210,13 @@ class TrajectoryTrainer(GRPOTrainer):
         self._trajectories: list[Trajectory] = []
         self._local_rewards: torch.Tensor | None = None
         self._last_logps: torch.Tensor | None = None
+        self.last_readout: torch.Tensor | None = None
+        self._in_loss = False
+        self._resumed_from: str | None = None
+        self._train_sampler: Any = None
         super().__init__(*args, **kwargs)
+        self.add_callback(_Restore(self))
+        keep_trainable(self.model)
         self.layout = resolve_layout(self.model, self.args.layout)
         if self.aux_loss_enabled and self.layout == "packed":
             # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
@@ -224,6 +249,21 @@ class TrajectoryTrainer(GRPOTrainer):
     def kl_in_loss(self) -> bool:
         """Whether TRL's loss adds the KL penalty of weight `beta`."""
         return True
+
+    @property
+    def policy_frozen(self) -> bool:
+        """Whether the policy's loss is only measured at this step; then [`~TrajectoryTrainer.extra_loss`] trains something."""
+        return False
+
+    @property
+    def hidden_readout(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.nn.Module] | None:
+        """
+        A function of the policy's hidden states `(N, L, H)` and the backbone that gives them, or `None`.
+
+        Evaluated in the forward pass of the policy's loss; [`~TrajectoryTrainer.extra_loss`] finds it in `last_readout`,
+        shape `(B, C)`.
+        """
+        return None
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         """Add to the batch that TRL has built. `rewards` has shape `(B,)`; NaN where nothing scored a trajectory."""
@@ -312,8 +352,10 @@ class TrajectoryTrainer(GRPOTrainer):
             # Only where no other process has to take part in a call of the model
             cache = None if self._generates_together else self._prefix_cache
             hook = GenerateHook(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
+            training = model.training
             with self._greedy_in_eval(), _attribute(model, "generate", hook):
                 ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
+            model.train(training)  # TRL's continuous batching leaves a model that is evaluated in training mode
             if logprobs is None and hook.logprobs is not None:
                 logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
         rows = zip(ids, logprobs or [None] * len(ids), stops)
@@ -492,11 +534,13 @@ class TrajectoryTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> Any:
         rows = self._structure(None, logits_to_keep).row_batch(input_ids, attention_mask)
-        stand_in = LayoutModel(model, self.accelerator.unwrap_model(model), rows, self.layout)
+        readout, backbone = (self._in_loss and self.hidden_readout) or (None, None)
+        stand_in = LayoutModel(model, self.accelerator.unwrap_model(model), rows, self.layout, readout, backbone)
         outputs = super()._get_per_token_logps_and_entropies(
             stand_in, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
         self._last_logps = outputs[0].detach()
+        self.last_readout = torch.cat(stand_in.read)[:, -logits_to_keep:] if stand_in.read else None
         return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -515,7 +559,14 @@ class TrajectoryTrainer(GRPOTrainer):
 
     def _loss_of_part(self, model: Any, inputs: dict[str, Any], share: float) -> torch.Tensor:
         beta = self.beta if self.kl_in_loss else 0.0
-        with self._binding(self._structure(inputs)), _attribute(self, "beta", beta):
+        gradient = torch.is_grad_enabled() and not self.policy_frozen
+        binding = self._binding(self._structure(inputs))
+        with (
+            binding,
+            _attribute(self, "beta", beta),
+            _attribute(self, "_in_loss", True),
+            torch.set_grad_enabled(gradient),
+        ):
             loss = super()._compute_loss(model, inputs)
         loss = loss if share == 1.0 else share * loss
         self._log_sampler_difference(inputs)
@@ -600,10 +651,101 @@ class TrajectoryTrainer(GRPOTrainer):
 
     # Checkpoints
 
+    @contextmanager
+    def saving_one_adapter(self, output_dir: str | None) -> Iterator[None]:
+        """Leave the frozen adapter that TRL keeps as a reference out of what is saved; only a checkpoint needs it."""
+        adapters = getattr(self.model, "peft_config", {})
+        if "ref" not in adapters or re.fullmatch(r"checkpoint-\d+", Path(output_dir or "").name):
+            yield
+            return
+        kept = [name for name in adapters if name != "ref"]
+        with _attribute(self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)):
+            yield
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        Train, from the beginning or from a checkpoint.
+
+        A resumed run goes on as if it had never stopped: with the same optimizer, schedules, random states and order of the
+        data in all epochs, and in the middle of a generation batch if that is where it was.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint of this run, or `True` for the latest one that was written to its end.
+            args, kwargs (*optional*):
+                As in [`~transformers.Trainer.train`].
+
+        Raises:
+            `ValueError`: If there is no such checkpoint, or the run ended while it was written.
+        """
+        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        return super().train(self._resumed_from, *args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        directory = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            self.save_extra(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+            mark_incomplete(directory)
+        self.accelerator.wait_for_everyone()
+        self._run_state().save(directory, self.accelerator.process_index)
+        save_state = self.state.save_to_json
+
+        def finish(path: str) -> None:
+            """The trainer's state is written last, before old checkpoints are deleted and this one is pushed."""
+            save_state(path)
+            self.save_extra(directory)
+            if self._reference_moves:
+                reference = self.accelerator.unwrap_model(self.ref_model)
+                torch.save(reference.state_dict(), f"{directory}/{REFERENCE_FILE}")
+            self.accelerator.wait_for_everyone()
+            mark_complete(directory, self.state.global_step)
+
+        with _attribute(self.state, "save_to_json", finish):
+            super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            self.accelerator.wait_for_everyone()
+
+    @property
+    def _reference_moves(self) -> bool:
+        """Whether the reference model follows the policy, and its weights are whole in this process."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return self.args.sync_ref_model and self.ref_model is not None and not sharded
+
+    def _run_state(self) -> RunState:
+        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
+        return RunState(
+            micro_step=self._step,
+            buffer=None if self._step % generate_every == 0 else self._buffered_inputs,
+            metrics={name: list(values) for name, values in self._metrics["train"].items()},
+            loss=float(self._tr_loss),
+            last_logged=self._globalstep_last_logged,
+            entropy=[float(self.entropy_coef), float(self._last_world_entropy)],
+        )
+
+    def restore_run(self) -> None:
+        """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
+        if self._resumed_from is None:
+            return
+        replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
+        if self._reference_moves:
+            path = f"{self._resumed_from}/{REFERENCE_FILE}"
+            weights = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(weights)
+        state = RunState.load(self._resumed_from, self.accelerator.process_index, self.accelerator.device)
+        if state is None:
+            logger.warning(
+                "The checkpoint is of a run with fewer processes, so this one goes on with other random numbers."
+            )
+            return
+        self._step, self._buffered_inputs = state.micro_step, state.buffer
+        self._metrics["train"].update(state.metrics)
+        self._tr_loss += state.loss
+        self._globalstep_last_logged = state.last_logged
+        if self.use_adaptive_entropy:
+            self.entropy_coef, self._last_world_entropy = state.entropy
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        self._train_sampler = super()._get_train_sampler(*args, **kwargs)
+        return self._train_sampler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,0 +1,93 @@
+"""A second set of adapters on the frozen weights of a model that already carries one."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+
+ModuleType = TypeVar("ModuleType", bound="nn.Module")
+
+
+def copy_around_frozen(model: ModuleType) -> ModuleType:
+    """
+    A copy of a model, without its adapters, that owns nothing of what is frozen.
+
+    Only the containers are new (a few kilobytes of Python). Frozen parameters, buffers and the layers that hold nothing
+    else, quantized ones with their state included, are the very objects of the original; what is trainable is copied. With
+    containers of its own, the copy can carry its own adapters and be checkpointed by itself: a backward pass through it
+    recomputes through its own adapters, whatever the original is doing, and saving the original never meets them.
+
+    Args:
+        model ([`~torch.nn.Module`]):
+            The model inside a [`~peft.PeftModel`], with adapters in place.
+
+    Returns:
+        [`~torch.nn.Module`]: Of the same class.
+    """
+    memo: dict[int, object] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if not tensor.requires_grad:
+            memo[id(tensor)] = tensor
+    # Children before parents, so that what lies inside an adapter is known when the adapter is taken off
+    for module in reversed(list(model.modules())):
+        if isinstance(module, BaseTunerLayer):
+            memo[id(module)] = copy.deepcopy(module.get_base_layer(), memo)
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            memo[id(module)] = copy.deepcopy(module.original_module, memo)
+        elif not any(module.children()) and not any(p.requires_grad for p in module.parameters()):
+            memo[id(module)] = module
+    return copy.deepcopy(model, memo)
+
+
+def second_adapter(policy: PeftModel) -> PeftModel:
+    """
+    Another adapter of the same configuration on the same frozen weights.
+
+    Args:
+        policy ([`~peft.PeftModel`]):
+            A model with one active adapter.
+
+    Returns:
+        [`~peft.PeftModel`]: Its adapter has the name and starts from the values of the policy's. `policy` is left as it is.
+
+    Raises:
+        `ValueError`: See [`refuse_prompt_learning`].
+    """
+    name = policy.active_adapters[0]
+    config = copy.deepcopy(policy.peft_config[name])
+    refuse_prompt_learning(config)
+    config.task_type = None  # nothing is generated from it
+    config.inference_mode = False
+    bare = copy_around_frozen(policy.get_base_model())
+    vars(bare).pop("peft_config", None)  # PEFT's note that there are adapters
+    twin = get_peft_model(bare, config, adapter_name=name)
+    start = {key: value for key, value in policy.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        for key, parameter in twin.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(start[key])
+    return twin
+
+
+def refuse_prompt_learning(config: PeftConfig) -> None:
+    """
+    Refuse an adapter that is a prompt.
+
+    Raises:
+        `ValueError`: If the adapter stands in front of the tokens instead of inside the layers.
+    """
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"peft_config is of the type {config.peft_type}, which puts learned tokens in front of the context, where a "
+            "critic that reads the model's layers does not see them: use LoRA or another method that works inside the layers."
+        )

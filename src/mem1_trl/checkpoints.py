@@ -1,0 +1,139 @@
+"""Checkpoints that a run goes on from as if it had never stopped: which are complete, and what else they must hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.utils.data import Sampler
+
+COMPLETE_FILE = "mem1_checkpoint.json"
+"""Written last, so that a checkpoint without it was interrupted."""
+
+
+def mark_complete(directory: str | os.PathLike[str], global_step: int) -> None:
+    """Say that everything in a checkpoint has been written."""
+    path = Path(directory) / COMPLETE_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"global_step": global_step}) + "\n")
+    partial.replace(path)
+
+
+def mark_incomplete(directory: str | os.PathLike[str]) -> None:
+    """Take the mark off a checkpoint that is about to be written (again)."""
+    (Path(directory) / COMPLETE_FILE).unlink(missing_ok=True)
+
+
+def is_complete(directory: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint was written to its end."""
+    return (Path(directory) / COMPLETE_FILE).is_file()
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+    """Path of the latest complete checkpoint of a run, or `None`."""
+    steps = {}
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and is_complete(path):
+            steps[int(match[1])] = str(path)
+    return steps[max(steps)] if steps else None
+
+
+def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: str | None) -> str | None:
+    """
+    The checkpoint that `train(resume_from_checkpoint=...)` means.
+
+    Args:
+        resume_from_checkpoint (`str` or `bool` or `None`):
+            A path, `True` for the latest complete checkpoint of the run, or nothing.
+        output_dir (`str` or `None`):
+            Directory of the run.
+
+    Returns:
+        `str` or `None`: A complete checkpoint, or `None` to start anew.
+
+    Raises:
+        `ValueError`: If there is none, or if the one that is named was not written to its end.
+    """
+    if not resume_from_checkpoint:
+        return None
+    last = last_complete_checkpoint(output_dir or ".")
+    if resume_from_checkpoint is True:
+        if last is None:
+            raise ValueError(
+                f"There is no complete checkpoint in {output_dir}: call train() without resume_from_checkpoint to start anew."
+            )
+        return last
+    if not Path(resume_from_checkpoint).is_dir():
+        raise ValueError(
+            f"There is no checkpoint {resume_from_checkpoint}: "
+            + (f"the latest is {last}." if last else f"{output_dir} holds none.")
+        )
+    if not is_complete(resume_from_checkpoint):
+        instead = f"resume from {last} instead" if last else "start anew"
+        raise ValueError(
+            f"The checkpoint {resume_from_checkpoint} was not written to its end (it has no {COMPLETE_FILE}): {instead}."
+        )
+    return str(resume_from_checkpoint)
+
+
+@dataclass
+class RunState:
+    """
+    Where one process of a run is, beyond weights, optimizer and random states.
+
+    Attributes:
+        micro_step (`int`):
+            Micro-batches trained on so far.
+        buffer (`list[dict]` or `None`):
+            What is left to train on of the last generation batch, if the checkpoint falls between two rollouts.
+        metrics (`dict[str, list[float]]`):
+            Values that the next log entry will average.
+        loss (`float`):
+            Sum of losses that the next log entry will average.
+        last_logged (`int`):
+            Optimizer step of the last log entry.
+        entropy (`list[float]`):
+            State of TRL's adaptive entropy bonus: its coefficient and the entropy it last saw.
+    """
+
+    micro_step: int
+    buffer: list[dict[str, Any]] | None
+    metrics: dict[str, list[float]]
+    loss: float
+    last_logged: int
+    entropy: list[float]
+
+    def save(self, directory: str | os.PathLike[str], process: int) -> None:
+        """Write the state of one process into a checkpoint."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        torch.save({field.name: getattr(self, field.name) for field in fields(self)}, self._path(directory, process))
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], process: int, device: torch.device) -> RunState | None:
+        """The state of one process, or `None` if the checkpoint was written by another number of processes."""
+        path = cls._path(directory, process)
+        return cls(**torch.load(path, map_location=device, weights_only=True)) if path.is_file() else None
+
+    @staticmethod
+    def _path(directory: str | os.PathLike[str], process: int) -> Path:
+        return Path(directory) / f"mem1_run_state_{process}.pt"
+
+
+def replay_shuffles(sampler: Sampler, epochs: int) -> None:
+    """
+    Bring TRL's sampler to where it was after some epochs.
+
+    It draws one permutation per epoch from a generator that is seeded when the run begins, and has no memory of epochs: a
+    resumed run would go through the data in the order of the first epoch again.
+    """
+    if getattr(sampler, "shuffle", False):
+        for _ in range(epochs):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)  # type: ignore[attr-defined]
