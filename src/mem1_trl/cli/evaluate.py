@@ -183,13 +183,14 @@ def run(args: Sequence[str]) -> None:
     parser = ConfigParser(
         EvalArguments,
         prog="mem1 eval",
+        usage="mem1 eval --model_name_or_path PATH_OR_ID [OPTIONS] [--config FILE.yaml]",
         description="Evaluate an agent on tasks of more and more objectives: several questions at once, answered by searching.",
         epilog="Example: mem1 eval --model_name_or_path runs/quickstart/model --objectives 1 2 4 --tasks 50 --keywords true",
     )
     options = parser.read(args)
 
     # Short checks first, the model last
-    protocol = _protocol(options.protocol)
+    protocol = _protocol(options.protocol, options.model_name_or_path)
     questions = _questions(options)
     factory = _environments(options)
     agent = _agent(options, protocol)
@@ -216,11 +217,17 @@ def run(args: Sequence[str]) -> None:
     print(f"written to {output}; `mem1 report {options.output_dir}` makes a page of it")
 
 
-def _protocol(name: str | None) -> Mem1Protocol | None:
+def _protocol(name: str | None, model: str) -> Mem1Protocol:
     from ..protocol import Mem1Protocol
 
     if name is None:
-        return None
+        try:
+            return Mem1Protocol.from_pretrained(model)
+        except FileNotFoundError:
+            raise CommandError(
+                f"there is no mem1_protocol.json at {model!r}: check the path, or say how the model is spoken to with "
+                f"--protocol ({', '.join(PROTOCOLS)}, or a directory)"
+            ) from None
     if name in PROTOCOLS:
         presets = {
             "default": Mem1Protocol,
@@ -280,7 +287,7 @@ def _environments(options: EvalArguments) -> Any:
     return RetrievalQAEnvironment.factory(index, top_k=options.top_k)
 
 
-def _agent(options: EvalArguments, protocol: Mem1Protocol | None) -> Any:
+def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
     import torch
     from transformers.utils import logging
 

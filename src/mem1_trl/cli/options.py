@@ -16,6 +16,9 @@ from trl import TrlParser
 Arguments = TypeVar("Arguments")
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "BOOL", list[int]: "N"}
+
+
 class CommandError(Exception):
     """Wrong input: the message is shown as it is, without a traceback."""
 
@@ -46,6 +49,10 @@ class ConfigParser(TrlParser):
         self._type = dataclass_type
         super().__init__([dataclass_type], allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with options; those on the command line win.")
+        hints = typing.get_type_hints(dataclass_type)
+        for action in self._actions:
+            if action.dest in hints and not action.choices:  # else the name of the option again, in capitals
+                action.metavar = _METAVARS[_members(hints[action.dest])[0]]
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(_with_suggestion(message, self))
@@ -68,7 +75,7 @@ class ConfigParser(TrlParser):
 
         args = _split_config(args)
         try:
-            parsed, from_file, from_line = self.parse_args_and_config(
+            parsed, own, from_file, from_line = self.parse_args_and_config(
                 args, return_remaining_strings=True, separate_remaining_strings=True
             )
         except OSError as error:
@@ -77,6 +84,8 @@ class ConfigParser(TrlParser):
             raise CommandError(f"the file of --config is not YAML: {' '.join(str(error).split())}") from None
         except ValueError as error:
             raise CommandError(str(error)) from None
+        if own.config is not None:  # `--config` of the command line is taken out before
+            raise CommandError("the file of --config holds another 'config': put all options in one file")
         if from_file:
             raise CommandError(f"the file of --config holds {_unknown(from_file[0], self)}")
         if from_line:

@@ -157,7 +157,6 @@
       "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objectives of this episode" },
       element(
         "table", {},
-        element("caption", { text: "Memory: green, an observation showed the answer; blue, it was still in memory; dashed, it was lost." }),
         element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col", class: "words", text })))),
         body,
       ),
@@ -194,7 +193,11 @@
         ),
       ),
     );
-    if (objectives) place.append(objectivesTable(episode));
+    if (objectives)
+      place.append(
+        objectivesTable(episode),
+        element("p", { class: "note", text: "In memory: green, an observation showed the answer; blue, it was still in memory; dashed, it was lost." }),
+      );
     if (!episode.turns.length) return;
     const longest = Math.max(...episode.turns.map((turn) => total(turn) + turn.droppedTokens));
     const overview = element("div", { class: "overview" });

@@ -160,9 +160,9 @@ def _count(number: int, word: str) -> str:
 
 
 def digits_of(values: Iterable[float]) -> int:
-    """Decimals that a column of numbers needs: none from 1,000 on, three below 10."""
+    """Decimals that a column of numbers needs: none from 1,000 on, two below 100."""
     top = max((abs(value) for value in values), default=0.0)
-    return 0 if top >= 1000 else 1 if top >= 100 else 2 if top >= 10 else 3
+    return 0 if top >= 1000 else 1 if top >= 100 else 2
 
 
 def _results(run: RunDirectory) -> str:
@@ -173,7 +173,7 @@ def _results(run: RunDirectory) -> str:
     tables = [
         _table(
             "results-table",
-            "Mean over the tasks; below it its 95% bootstrap interval. Tasks are the same within a block.",
+            "Mean over the tasks, and below it its 95% bootstrap interval.",
             run,
             {
                 "Tasks": [f"{r.summary['count']:,}" for r in run.results],
@@ -234,8 +234,9 @@ def _table(
         )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table id="{identifier}">'
-        f'<caption>{escape(caption)}</caption><thead><tr><th scope="col">Agent</th>{head}</tr></thead>'
+        f'<caption class="hidden">{escape(caption)}</caption><thead><tr><th scope="col">Agent</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="note">{escape(caption)}</p>'
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .run_directory import RunDirectory
 
 _SIZE = (4.6, 3.3)  # inches; two of them stand side by side on a desktop page
-_DPI = 200
+_DPI = 160
 
 THEMES = {
     "light": {"background": "#ffffff", "ink": "#1c2330", "grid": "#d9dde3"},
@@ -176,7 +176,7 @@ def retention_plot(run: RunDirectory) -> Plot | None:
                 label=_plain(agent),
                 **agent_style(agent, run.agents),
             )
-        axes.set(xlabel="turns since the answer was observed", ylabel="share still in the state", ylim=(-0.03, 1.03))
+        axes.set(xlabel="turns since the answer was observed", ylabel="share still in memory", ylim=(-0.03, 1.03))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
@@ -184,9 +184,9 @@ def retention_plot(run: RunDirectory) -> Plot | None:
     return Plot(
         "retention",
         "Answers that stay in memory",
-        "Of the right answers that an observation showed, the share that the state still holds later. All numbers of "
-        "objectives together; few cases remain at the right end.",
-        f"Share of observed answers still in the state, by turns since. {text}.",
+        "Of the right answers that an observation showed, the share still in memory later: in the state, or in the text that "
+        "the agent carries along. All numbers of objectives together; few cases remain at the right end.",
+        f"Share of observed answers still in memory, by turns since. {text}.",
         draw,
     )
 
@@ -225,8 +225,8 @@ def failure_plots(run: RunDirectory) -> list[Plot]:
             Plot(
                 f"failures-{names[agent]}",
                 f"{agent}: outcomes",
-                "Misreported: the last state held the answer, the final answer did not. Forgotten: an observation showed it, "
-                "the last state did not hold it.",
+                "Misreported: in memory at the end, but not in the answer. Forgotten: an observation showed it, but it was no longer "
+                "in memory at the end.",
                 f"{agent}, what became of the objectives. {text}.",
                 draw,
             )
@@ -331,5 +331,12 @@ def _legend_below(axes: Axes) -> None:
     """A legend outside of the axes: bars leave no room inside."""
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(  # type: ignore[union-attr]
-        handles, labels, loc="outside lower center", ncols=3, handlelength=0.9, columnspacing=1.2, handletextpad=0.5
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4 if len(labels) == 4 else 3,
+        fontsize=8,
+        handlelength=0.9,
+        columnspacing=1.0,
+        handletextpad=0.4,
     )

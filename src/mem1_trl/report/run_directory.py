@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
-"""Version of the evaluation files that is understood."""
+from ..evaluation_result import FORMAT
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 
