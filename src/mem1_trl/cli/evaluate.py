@@ -309,11 +309,12 @@ def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
 
 
 def _print_table(evaluations: dict[int, Evaluation]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     first = next(iter(evaluations.values()))
-    table = Table(title=f"{first.agent}: mean [95% interval]")
+    table = Table(title=f"{first.agent}: means over the tasks, and a 95% interval", box=SIMPLE)
     table.add_column("objectives", justify="right")
     shown = {
         "exact_match": ("EM", ".2f"),
@@ -324,12 +325,14 @@ def _print_table(evaluations: dict[int, Evaluation]) -> None:
         "turns": ("turns", ".1f"),
     }
     for heading, _ in shown.values():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == "EM per objective")
     for n, evaluation in evaluations.items():
         cells = []
         for metric, (_, form) in shown.items():
             found = evaluation.statistics.get(metric)
-            cells.append("" if found is None else f"{found.mean:{form}} \\[{found.low:{form}}, {found.high:{form}}]")
+            cells.append("" if found is None else f"{found.mean:{form}}")
+            if found is not None and metric == "exact_match_per_objective":  # all intervals would not fit a terminal
+                cells[-1] += f" \\[{found.low:{form}}, {found.high:{form}}]"
         table.add_row(str(n), *cells)
     Console().print(table)
     failed = {n: evaluation.errors for n, evaluation in evaluations.items() if evaluation.errors}

@@ -138,8 +138,8 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     root = Path(run_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{str(root)!r} is not a directory: pass the output directory of a run.")
-    results = [_read_result(path) for path in sorted(root.rglob("evaluation/*.json"))]
-    results = _told_apart([result for result in results if result is not None], root)
+    found = [_read_result(path) for path in sorted(root.rglob("evaluation/*.json"))]
+    results = _told_apart([result for result in found if result is not None], root)
     logs = _read_logs(root, results)
     if not results and not logs:
         raise FileNotFoundError(
