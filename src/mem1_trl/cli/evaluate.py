@@ -319,7 +319,6 @@ def _print_table(evaluations: dict[int, Evaluation]) -> None:
     shown = {
         "exact_match": ("EM", ".2f"),
         "exact_match_per_objective": ("EM per objective", ".2f"),
-        "f1_per_objective": ("F1 per objective", ".2f"),
         "peak_tokens": ("peak tokens", ",.0f"),
         "dependency_length": ("dependency", ",.0f"),
         "turns": ("turns", ".1f"),
