@@ -94,8 +94,8 @@ class Plot:
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib finds no formula."""
-    return text.replace("$", r"\$")
+    """Text in which matplotlib finds no formula, short enough to leave room for the picture."""
+    return (text if len(text) <= 44 else f"{text[:43]}…").replace("$", r"\$")
 
 
 def slug(text: str) -> str:
