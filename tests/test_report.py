@@ -18,8 +18,8 @@ from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.context import next_context
 from mem1_trl.evaluation_result import EvaluatedTask, Evaluation
 from mem1_trl.metrics import trajectory_metrics
-from mem1_trl.report import report
 from mem1_trl.report import build as build_module
+from mem1_trl.report import report
 from mem1_trl.report.browser import choose, completion_parts, kind_of, mean_usage
 from mem1_trl.report.page import data_block
 from mem1_trl.report.plots import retention_curve, running_mean
