@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def print_trajectory(
-    trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, console: Console | None = None
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    console: Console | None = None,
+    prompt: str | None = None,
 ) -> None:
     """
     Print an episode turn by turn.
@@ -27,14 +30,19 @@ def print_trajectory(
     Args:
         trajectory ([`Trajectory`]):
             The episode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Decodes the task prompt.
         console ([`~rich.console.Console`], *optional*):
             Where to print; `None` is standard output.
+        prompt (`str`, *optional*):
+            The task prompt as text, where there is no tokenizer. Without either, only its length is shown.
     """
     console = console or Console()
-    prompt = tokenizer.decode(list(trajectory.prompt_ids))
-    console.print(Panel(Text(str(prompt).strip()), title="task prompt, kept in every turn", title_align="left"))
+    if tokenizer is not None:
+        prompt = str(tokenizer.decode(list(trajectory.prompt_ids)))
+    elif prompt is None:
+        prompt = f"{len(trajectory.prompt_ids)} tokens"
+    console.print(Panel(Text(prompt.strip()), title="task prompt, kept in every turn", title_align="left"))
     produced = 0  # tokens of past turns, had they all been kept
     start = len(trajectory.prompt_ids)
     for number, turn in enumerate(trajectory.turns, start=1):

@@ -1,0 +1,339 @@
+"""`mem1 eval --model_name_or_path PATH_OR_ID`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..context import CONTEXT_RULES
+from .options import CommandError, ConfigParser
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..evaluation_result import Evaluation
+    from ..protocol import Mem1Protocol
+
+FACTS = "the bundled facts"
+PROTOCOLS = ("default", "paper", "reference", "reference_inference")
+
+
+@dataclass
+class EvalArguments:
+    """
+    Arguments of `mem1 eval`.
+
+    Parameters:
+        > Parameters that control the agent
+
+        model_name_or_path (`str`):
+            Path or id of a causal language model.
+        label (`str`, *optional*):
+            Name of the agent in tables, plots and files. `None` takes the name of the model.
+        protocol (`str`, *optional*):
+            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, or a directory with `mem1_protocol.json`. `None`
+            takes the one that was saved with the model.
+        context (`str`, *optional*, defaults to `"mem1"`):
+            Which past the next turn reads.
+        max_turns (`int`, *optional*):
+            Most turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
+        max_completion_length, max_observation_length (`int`, *optional*, defaults to `1000`):
+            Most tokens of one turn, and of one observation.
+        max_context_length (`int`, *optional*):
+            Most tokens of one context. `None` takes what the model's positions allow.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; `0.0` decodes greedily.
+        conversational (`bool`, *optional*):
+            Whether a task is a chat message. `None`: if the tokenizer has a chat template.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Data type of the weights.
+        device (`str`, *optional*):
+            Where the model runs. `None` takes a GPU if there is one.
+
+        > Parameters that control the tasks
+
+        objectives (`list[int]`, *optional*, defaults to `[1, 2, 3, 4, 6, 8, 16]`):
+            Numbers of objectives.
+        tasks (`int`, *optional*, defaults to `200`):
+            Tasks for each number.
+        questions (`str`, *optional*):
+            File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
+            bundled facts.
+        split (`str`, *optional*, defaults to `"test"`):
+            Split of the questions.
+        keywords (`bool`, *optional*, defaults to `False`):
+            Whether to ask the bundled questions in search words, such as "capital of France".
+        corpus (`str`, *optional*):
+            File or id of a data set of passages. `None` searches the bundled facts.
+        corpus_split (`str`, *optional*, defaults to `"train"`):
+            Split of the passages.
+        corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
+            Columns of the passages.
+        top_k (`int`, *optional*, defaults to `3`):
+            Passages per search.
+
+        > Parameters that control the run
+
+        output_dir (`str`, *optional*, defaults to `"runs/eval"`):
+            Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Episodes played at once.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the choice of tasks, of sampling and of the intervals.
+    """
+
+    model_name_or_path: str = field(metadata={"help": "Path or id of a causal language model."})
+    label: str | None = field(
+        default=None,
+        metadata={"help": "Name of the agent in tables, plots and files. `None` takes the name of the model."},
+    )
+    protocol: str | None = field(
+        default=None,
+        metadata={
+            "help": f"One of {', '.join(PROTOCOLS)}, or a directory with mem1_protocol.json. `None` takes the one that was "
+            "saved with the model."
+        },
+    )
+    context: str = field(
+        default="mem1",
+        metadata={"help": "Which past the next turn reads.", "choices": list(CONTEXT_RULES)},
+    )
+    max_turns: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond."
+        },
+    )
+    max_completion_length: int = field(default=1000, metadata={"help": "Most tokens of one turn."})
+    max_observation_length: int = field(default=1000, metadata={"help": "Most tokens of one observation."})
+    max_context_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of one context. `None` takes what the model's positions allow."},
+    )
+    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 decodes greedily."})
+    conversational: bool | None = field(
+        default=None,
+        metadata={"help": "Whether a task is a chat message. `None`: if the tokenizer has a chat template."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Data type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Where the model runs. `None` takes a GPU if there is one."}
+    )
+    objectives: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 6, 8, 16], metadata={"help": "Numbers of objectives."}
+    )
+    tasks: int = field(default=200, metadata={"help": "Tasks for each number of objectives."})
+    questions: str | None = field(
+        default=None,
+        metadata={
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set with questions and answers. `None` asks about "
+            "the bundled facts."
+        },
+    )
+    split: str = field(default="test", metadata={"help": "Split of the questions."})
+    keywords: bool = field(
+        default=False,
+        metadata={"help": "Whether to ask the bundled questions in search words, such as `capital of France`."},
+    )
+    corpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages. `None` searches the bundled facts."
+        },
+    )
+    corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
+    corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
+    corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
+    top_k: int = field(default=3, metadata={"help": "Passages per search."})
+    output_dir: str = field(
+        default="runs/eval",
+        metadata={
+            "help": "Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again."
+        },
+    )
+    batch_size: int = field(default=32, metadata={"help": "Episodes played at once."})
+    seed: int = field(default=0, metadata={"help": "Of the choice of tasks, of sampling and of the intervals."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objectives, int):
+            self.objectives = [self.objectives]
+        if isinstance(self.objectives, list) and any(isinstance(n, int) and n < 1 for n in self.objectives):
+            raise ValueError(f"objectives={self.objectives} must be 1 or more each")
+        for name in (
+            "tasks", "top_k", "batch_size", "max_turns", "max_completion_length", "max_observation_length", "max_context_length"
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}={value} must be 1 or more")
+        if isinstance(self.temperature, int | float) and self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} is negative: 0 decodes greedily")
+        if self.keywords and self.questions is not None:
+            raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
+        if self.context == "truncate" and self.max_context_length is None:
+            raise ValueError("context 'truncate' needs a length to truncate to: set max_context_length")
+
+
+def run(args: Sequence[str]) -> None:
+    """Evaluate an agent, print the table, and say where the files are."""
+    parser = ConfigParser(
+        EvalArguments,
+        prog="mem1 eval",
+        usage="mem1 eval --model_name_or_path PATH_OR_ID [OPTIONS] [--config FILE.yaml]",
+        description="Evaluate an agent on tasks of more and more objectives: several questions at once, answered by searching.",
+        epilog="Example: mem1 eval --model_name_or_path runs/quickstart/model --objectives 1 2 4 --tasks 50 --keywords true",
+    )
+    options = parser.read(args)
+
+    # Short checks first, the model last
+    protocol = _protocol(options.protocol, options.model_name_or_path)
+    questions = _questions(options)
+    factory = _environments(options)
+    agent = _agent(options, protocol)
+    if options.conversational is None:
+        options.conversational = agent.tokenizer.chat_template is not None
+
+    from ..evaluation import evaluate_objectives
+
+    output = Path(options.output_dir) / "evaluation"
+    evaluations = evaluate_objectives(
+        agent,
+        questions,
+        factory,
+        objectives=options.objectives,
+        tasks=options.tasks,
+        output_dir=output,
+        label=options.label,
+        conversational=options.conversational,
+        max_turns=None if options.max_turns is None else lambda n: options.max_turns,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    _print_table(evaluations)
+    print(f"written to {output}; `mem1 report {options.output_dir}` makes a page of it")
+
+
+def _protocol(name: str | None, model: str) -> Mem1Protocol:
+    from ..protocol import Mem1Protocol
+
+    if name is None:
+        try:
+            return Mem1Protocol.from_pretrained(model)
+        except FileNotFoundError:
+            raise CommandError(
+                f"there is no mem1_protocol.json at {model!r}: check the path, or say how the model is spoken to with "
+                f"--protocol ({', '.join(PROTOCOLS)}, or a directory)"
+            ) from None
+    if name in PROTOCOLS:
+        presets = {
+            "default": Mem1Protocol,
+            "paper": Mem1Protocol.paper,
+            "reference": Mem1Protocol.reference,
+            "reference_inference": lambda: Mem1Protocol.reference(inference=True),
+        }
+        return presets[name]()
+    if not Path(name).is_dir():
+        raise CommandError(f"protocol is {name!r}, but must be one of {', '.join(PROTOCOLS)}, or a directory")
+    return Mem1Protocol.from_pretrained(name)
+
+
+def _questions(options: EvalArguments) -> Dataset:
+    """Columns `question` and `answer`."""
+    if options.questions is not None:
+        from ..tasks import load_qa_dataset
+
+        return load_qa_dataset(options.questions, split=options.split)
+    from ..facts import KEYWORDS, load_facts
+
+    questions = load_facts().questions(options.split)
+    if options.keywords:  # only what can be put in search words
+        asked = questions.select([i for i, relation in enumerate(questions["relation"]) if relation in KEYWORDS])
+        questions = asked.remove_columns("question").rename_column("keywords", "question")
+    return questions
+
+
+def _environments(options: EvalArguments) -> Any:
+    from ..environments import RetrievalQAEnvironment
+    from ..retrieval import Bm25Index
+
+    if options.corpus is None:
+        from ..facts import load_facts
+
+        passages = load_facts().corpus
+        return RetrievalQAEnvironment.factory(passages, top_k=options.top_k)
+
+    from datasets import load_dataset
+
+    from ..tasks import FILE_LOADERS
+
+    path = Path(options.corpus)
+    if path.suffix in FILE_LOADERS:
+        if not path.is_file():
+            raise CommandError(f"there is no file {options.corpus!r} for the corpus")
+        passages = load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
+    else:
+        passages = load_dataset(options.corpus, split=options.corpus_split)
+    for column in (options.corpus_title, options.corpus_text):
+        if column not in passages.column_names:
+            raise CommandError(
+                f"the corpus has no column {column!r} (it has {', '.join(passages.column_names)}): name its columns with "
+                "--corpus_title and --corpus_text"
+            )
+    index = Bm25Index(passages, title=options.corpus_title, text=options.corpus_text)
+    return RetrievalQAEnvironment.factory(index, top_k=options.top_k)
+
+
+def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    from ..agent import Mem1Agent
+
+    logging.disable_progress_bar()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Mem1Agent.from_pretrained(
+        options.model_name_or_path,
+        protocol,
+        model_init_kwargs={"dtype": options.dtype, "device_map": device},
+        max_completion_length=options.max_completion_length,
+        max_observation_length=options.max_observation_length,
+        context=options.context,
+        max_context_length=options.max_context_length,
+        temperature=options.temperature,
+        batch_size=options.batch_size,
+    )
+
+
+def _print_table(evaluations: dict[int, Evaluation]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    first = next(iter(evaluations.values()))
+    table = Table(title=f"{first.agent}: means over the tasks, and a 95% interval", box=SIMPLE)
+    table.add_column("objectives", justify="right")
+    shown = {
+        "exact_match": ("EM", ".2f"),
+        "exact_match_per_objective": ("EM per objective", ".2f"),
+        "peak_tokens": ("peak tokens", ",.0f"),
+        "dependency_length": ("dependency", ",.0f"),
+        "turns": ("turns", ".1f"),
+    }
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right", no_wrap=heading == "EM per objective")
+    for n, evaluation in evaluations.items():
+        cells = []
+        for metric, (_, form) in shown.items():
+            found = evaluation.statistics.get(metric)
+            cells.append("" if found is None else f"{found.mean:{form}}")
+            if found is not None and metric == "exact_match_per_objective":  # all intervals would not fit a terminal
+                cells[-1] += f" \\[{found.low:{form}}, {found.high:{form}}]"
+        table.add_row(str(n), *cells)
+    Console().print(table)
+    failed = {n: evaluation.errors for n, evaluation in evaluations.items() if evaluation.errors}
+    for n, share in failed.items():
+        print(f"{n} objectives: {share:.1%} of the episodes failed and count 0; their errors are in the .jsonl file")

@@ -1,0 +1,176 @@
+"""Parsers whose errors are one sentence: what is wrong, and what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from trl import TrlParser
+
+Arguments = TypeVar("Arguments")
+
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "BOOL", list[int]: "N"}
+
+
+class CommandError(Exception):
+    """Wrong input: the message is shown as it is, without a traceback."""
+
+
+class Parser(argparse.ArgumentParser):
+    """[`argparse.ArgumentParser`] that raises [`CommandError`] instead of printing its usage, and takes no abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(_with_suggestion(message, self))
+
+
+class ConfigParser(TrlParser):
+    """
+    TRL's [`~trl.TrlParser`]: options from a dataclass, and from a YAML file with `--config`. Unlike it, this one also checks
+    the values from the file, and raises [`CommandError`] with one sentence for all that is wrong.
+
+    Args:
+        dataclass_type (`type`):
+            The dataclass of the options.
+        **kwargs:
+            Passed to [`argparse.ArgumentParser`].
+    """
+
+    def __init__(self, dataclass_type: type, **kwargs: Any) -> None:
+        self._type = dataclass_type
+        super().__init__([dataclass_type], allow_abbrev=False, **kwargs)
+        self.add_argument("--config", metavar="FILE", help="YAML file with options; those on the command line win.")
+        hints = typing.get_type_hints(dataclass_type)
+        for action in self._actions:
+            if action.dest in hints and not action.choices:  # else the name of the option again, in capitals
+                action.metavar = _METAVARS[_members(hints[action.dest])[0]]
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(_with_suggestion(message, self))
+
+    def read(self, args: Sequence[str]) -> Any:
+        """
+        Parse a command line and the YAML file that it names.
+
+        Args:
+            args (`Sequence[str]`):
+                The arguments.
+
+        Returns:
+            An instance of the dataclass.
+
+        Raises:
+            `CommandError`: if an option or a key is unknown, or a value is of the wrong type.
+        """
+        import yaml
+
+        args = _split_config(args)
+        try:
+            parsed, own, from_file, from_line = self.parse_args_and_config(
+                args, return_remaining_strings=True, separate_remaining_strings=True
+            )
+        except OSError as error:
+            raise CommandError(f"the file of --config cannot be read: {error.strerror}: {error.filename}") from None
+        except yaml.YAMLError as error:
+            raise CommandError(f"the file of --config is not YAML: {' '.join(str(error).split())}") from None
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        if own.config is not None:  # `--config` of the command line is taken out before
+            raise CommandError("the file of --config holds another 'config': put all options in one file")
+        if from_file:
+            raise CommandError(f"the file of --config holds {_unknown(from_file[0], self)}")
+        if from_line:
+            raise CommandError(_unknown(from_line[0], self))
+        _check_types(parsed, self)
+        return parsed
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """All long options of a parser."""
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _split_config(args: Sequence[str]) -> list[str]:
+    """`--config=FILE` as `--config FILE`, which is the only form that TRL's parser sees."""
+    split: list[str] = []
+    for arg in args:
+        split += arg.split("=", 1) if arg.startswith("--config=") else [arg]
+    if split.count("--config") > 1:
+        raise CommandError("--config is given twice: one file holds all options")
+    if split[-1:] == ["--config"]:
+        raise CommandError("--config needs the path of a YAML file")
+    return split
+
+
+def _unknown(option: str, parser: argparse.ArgumentParser) -> str:
+    name = option.split("=", 1)[0]
+    if not name.startswith("-"):
+        return f"there is no place for {option!r}: options start with two dashes"
+    close = get_close_matches(name.lstrip("-"), [known.lstrip("-") for known in option_names(parser)], n=1)
+    return f"an unknown option, {name.lstrip('-')!r}" + (f": did you mean {close[0]!r}?" if close else "")
+
+
+def _with_suggestion(message: str, parser: argparse.ArgumentParser) -> str:
+    unrecognized = "unrecognized arguments: "
+    if message.startswith(unrecognized):
+        return _unknown(message.removeprefix(unrecognized).split(" ")[0], parser)
+    return message
+
+
+def _check_types(parsed: Any, parser: argparse.ArgumentParser) -> None:
+    """YAML values bypass the types and choices of argparse."""
+    hints = typing.get_type_hints(type(parsed))
+    choices = {action.dest: action.choices for action in parser._actions if action.choices}
+    for field in fields(parsed):
+        value = getattr(parsed, field.name)
+        if isinstance(value, int) and not isinstance(value, bool) and float in _members(hints[field.name]):
+            value = float(value)
+            setattr(parsed, field.name, value)
+        if value == field.default:
+            continue
+        if not _fits(value, hints[field.name]):
+            raise CommandError(f"{field.name} is {value!r}, but must be {_described(hints[field.name])}")
+        if field.name in choices and value not in choices[field.name]:
+            allowed: Iterable[Any] = choices[field.name]
+            raise CommandError(f"{field.name} is {value!r}, but must be one of {', '.join(map(str, allowed))}")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    for member in _members(hint):
+        if typing.get_origin(member) is list:
+            [inner] = typing.get_args(member)
+            if isinstance(value, list) and all(_fits(item, inner) for item in value):
+                return True
+        elif isinstance(value, member) and not (isinstance(value, bool) and member is not bool):
+            return True
+    return False
+
+
+def _described(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return " or ".join(
+        f"a list, each entry {words[typing.get_args(member)[0]]}"
+        if typing.get_origin(member) is list
+        else words[member]
+        for member in _members(hint)
+    )
+
+
+def existing_file(path: str) -> Path:
+    """A path to a file that exists, as `type` of an argument."""
+    if not Path(path).is_file():
+        raise CommandError(f"there is no file {path!r}")
+    return Path(path)

@@ -1,0 +1,86 @@
+"""`mem1 trajectories FILE.jsonl`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .options import CommandError, Parser, existing_file
+
+OUTCOMES = ("right", "partly", "wrong", "error", "unscored")
+
+
+def run(args: Sequence[str]) -> None:
+    """Print episodes of a file."""
+    parser = Parser(
+        prog="mem1 trajectories",
+        description="Print episodes turn by turn: what the agent read, what it wrote, and what it then forgot.",
+    )
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", type=existing_file, help="episodes, one on a line, as `mem1 eval` writes them"
+    )
+    parser.add_argument("--index", type=int, nargs="+", metavar="N", help="only the episodes of these tasks")
+    parser.add_argument("--outcome", choices=OUTCOMES, help="only episodes that went so")
+    parser.add_argument(
+        "--limit", type=int, default=3, help="most episodes to print; 0 prints all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokenizer", help="path or id of the tokenizer, for a file that does not hold its task prompts as text"
+    )
+    options = parser.parse_args(args)
+    if options.limit < 0:
+        raise CommandError(f"--limit is {options.limit}: use 0 to print all episodes")
+
+    from rich.console import Console
+
+    from ..display import print_trajectory
+    from ..report.browser import kind_of
+    from ..trajectory import Trajectory
+
+    tokenizer = None
+    if options.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    console = Console()
+    found = printed = 0
+    for position, record in enumerate(_records(options.file)):
+        index = record.get("index", position)
+        if options.index is not None and index not in options.index:
+            continue
+        if options.outcome is not None and kind_of(record) != options.outcome:
+            continue
+        found += 1
+        if options.limit and printed == options.limit:
+            continue
+        printed += 1
+        console.rule(f"episode {index} · {kind_of(record)}", style="dim")
+        if record.get("error"):
+            console.print(f"failed: {record['error']}", style="red", markup=False)
+        trajectory = Trajectory.from_dict(record.get("trajectory") or record)
+        if trajectory.turns:
+            print_trajectory(trajectory, tokenizer, console, prompt=record.get("prompt_text"))
+        else:
+            console.print("no turn was played", style="dim")
+    if not found:
+        raise CommandError(f"no episode of {str(options.file)!r} is what you asked for")
+    if printed < found:
+        console.print(f"{printed} of {found} episodes; --limit 0 prints all.", style="dim")
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise CommandError(f"line {number} of {str(path)!r} is not JSON ({error})") from None
+            if not isinstance(record, dict) or not ("trajectory" in record or "turns" in record):
+                raise CommandError(
+                    f"line {number} of {str(path)!r} holds no trajectory: pass the .jsonl file of an evaluation"
+                )
+            yield record

@@ -1,0 +1,216 @@
+"""What the page's trajectory browser shows: a choice of episodes, cut into what was kept, dropped, generated and observed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..trajectory import Trajectory
+from .palette import PARTS
+from .turns import TurnUsage, turn_usage
+
+if TYPE_CHECKING:
+    from .run_directory import Result
+
+KINDS = ("error", "wrong", "partly", "right", "unscored")
+"""How an episode can have gone: it failed; no objective right; some; all; there was nothing to score it by."""
+
+
+def kind_of(record: dict[str, Any]) -> str:
+    """One of [`KINDS`] for a record of an evaluation's `.jsonl` file."""
+    if record.get("error"):
+        return "error"
+    exact_match = (record.get("scores") or {}).get("exact_match")
+    details = record.get("objectives_detail") or []
+    if exact_match is None or not details:
+        return "unscored"
+    if exact_match >= len(details):
+        return "right"
+    return "partly" if exact_match > 0 or any(detail.get("correct") for detail in details) else "wrong"
+
+
+def choose(kinds: Sequence[str], count: int) -> list[int]:
+    """
+    Which episodes to show, the same ones every time.
+
+    One half are the first ones, so that agents can be compared on the same tasks. The other half goes to the kind that has been
+    shown least, so that a rare failure is not missed.
+
+    With the kinds `right, right, right, right, wrong` and `count=2`, these are 0 and 4.
+
+    Args:
+        kinds (`Sequence[str]`):
+            Kind of every episode.
+        count (`int`):
+            How many to show.
+
+    Returns:
+        `list[int]`: ascending positions, `min(count, len(kinds))` of them.
+    """
+    count = min(count, len(kinds))
+    chosen = list(range((count + 1) // 2))
+    waiting = {kind: [i for i, k in enumerate(kinds) if k == kind and i >= len(chosen)] for kind in KINDS}
+    while len(chosen) < count:
+        shown = {kind: sum(kinds[i] == kind for i in chosen) for kind in KINDS if waiting[kind]}
+        rarest = min(shown, key=lambda kind: (shown[kind], KINDS.index(kind)))
+        chosen.append(waiting[rarest].pop(0))
+    return sorted(chosen)
+
+
+def completion_parts(text: str, state: str | None, action: str | None, action_input: str | None) -> list[list[str]]:
+    """
+    Cut a completion into `["state", ..]`, `["action", ..]` and `["text", ..]` pieces that give `text` when joined.
+
+    Args:
+        text (`str`):
+            The completion.
+        state, action, action_input (`str`, *optional*):
+            As in [`~mem1_trl.Turn`].
+    """
+    marks: list[tuple[int, int, str]] = []
+    if state is not None:
+        found = re.search(rf"<([^<>/\s]+)>\s*{re.escape(state)}\s*</\1>", text)
+        if found:
+            marks.append((found.start(), found.end(), "state"))
+    if action is not None:
+        begin = marks[0][1] if marks else 0
+        found = re.compile(
+            rf"<{re.escape(action)}>\s*{re.escape(action_input or '')}\s*</{re.escape(action)}>"
+        ).search(text, begin)
+        if found:
+            marks.append((found.start(), found.end(), "action"))
+    parts, end = [], 0
+    for start, stop, kind in marks:
+        if start > end:
+            parts.append(["text", text[end:start]])
+        parts.append([kind, text[start:stop]])
+        end = stop
+    if end < len(text):
+        parts.append(["text", text[end:]])
+    return parts
+
+
+def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]:
+    """One episode as the page's script reads it."""
+    task = record.get("task") or {}
+    questions = task.get("questions")
+    trajectory = None if record.get("trajectory") is None else Trajectory.from_dict(record["trajectory"])
+    shown: dict[str, Any] = {
+        "index": record.get("index", position),
+        "kind": kind,
+        "title": "; ".join(map(str, questions)) if questions else _task_text(task.get("prompt")),
+        "prompt": record.get("prompt_text") or _task_text(task.get("prompt")),
+        "error": record.get("error"),
+        "scores": {name: value for name, value in (record.get("scores") or {}).items() if _is_number(value)},
+        "objectives": [
+            _objective(detail, number, questions)
+            for number, detail in enumerate(record.get("objectives_detail") or [])
+        ],
+        "answer": None,
+        "stop": None,
+        "turns": [],
+    }
+    if trajectory is None:
+        return shown
+    shown["answer"] = trajectory.answer
+    shown["stop"] = str(trajectory.stop_reason)
+    for turn, usage in zip(trajectory.turns, turn_usage(trajectory)):
+        shown["turns"].append(
+            {
+                "context": {part: getattr(usage, part) for part in PARTS if part != "generated"},
+                "new": [usage.new_state, usage.new_action],
+                "kept": list(usage.kept),
+                "dropped": list(usage.dropped),
+                "droppedTokens": usage.dropped_tokens,
+                "written": completion_parts(turn.text, turn.state, turn.action, turn.action_input),
+                "observation": turn.observation,
+                "observationTokens": turn.observation_tokens,
+            }
+        )
+    return shown
+
+
+def _objective(detail: dict[str, Any], number: int, questions: Sequence[Any] | None) -> dict[str, Any]:
+    gold = detail.get("gold") or []
+    question = detail.get("question") or (questions[number] if questions and number < len(questions) else None)
+    return {
+        "question": None if question is None else str(question),
+        "gold": [str(alias) for alias in ([gold] if isinstance(gold, str) else gold)],
+        "given": detail.get("given"),
+        "outcome": detail.get("outcome"),
+        "seen": detail.get("first_seen_turn"),
+        "kept": detail.get("kept") or [],
+    }
+
+
+def _task_text(prompt: Any) -> str:
+    """A prompt as text, whether it is one or a list of messages."""
+    if isinstance(prompt, list):
+        return "\n".join(str(message.get("content", "")) for message in prompt if isinstance(message, dict))
+    return "" if prompt is None else str(prompt)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def browse(result: Result, count: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """
+    Read the episodes of one evaluation once: those to show, and where the tokens of all of them went.
+
+    Args:
+        result ([`Result`][mem1_trl.report.run_directory.Result]):
+            The evaluation.
+        count (`int`):
+            How many episodes to show.
+
+    Returns:
+        `tuple`: what the page's script reads, with `total`, `kinds` (kind -> episodes in the file) and `episodes`; and the mean
+        token usage of every turn, as [`mean_usage`] gives it.
+    """
+    kinds: list[str] = []
+    usages = []
+    for record in result.episodes():
+        kinds.append(kind_of(record))
+        if record.get("trajectory") is not None:
+            usages.append(turn_usage(Trajectory.from_dict(record["trajectory"])))
+    wanted = set(choose(kinds, count))
+    episodes = [
+        _episode(record, kinds[position], position)
+        for position, record in enumerate(result.episodes())
+        if position in wanted
+    ]
+    data = {
+        "agent": result.agent,
+        "objectives": result.objectives,
+        "total": len(kinds),
+        "kinds": {kind: kinds.count(kind) for kind in KINDS if kind in kinds},
+        "episodes": episodes,
+    }
+    return data, mean_usage(usages)
+
+
+def mean_usage(usages: Iterable[Sequence[TurnUsage]]) -> list[dict[str, float]]:
+    """
+    Mean tokens of every part, turn by turn, over the episodes that reached the turn.
+
+    Args:
+        usages (`Iterable[Sequence[TurnUsage]]`):
+            One sequence per episode.
+
+    Returns:
+        `list[dict[str, float]]`: per turn the keys of `PARTS` and `episodes`.
+    """
+    turns: list[dict[str, float]] = []
+    for usage in usages:
+        for number, turn in enumerate(usage):
+            if number == len(turns):
+                turns.append({**dict.fromkeys(PARTS, 0.0), "episodes": 0.0})
+            for part in PARTS:
+                turns[number][part] += turn.new_state + turn.new_action if part == "generated" else getattr(turn, part)
+            turns[number]["episodes"] += 1
+    return [
+        {**{part: turn[part] / turn["episodes"] for part in PARTS}, "episodes": turn["episodes"]} for turn in turns
+    ]

@@ -1,0 +1,177 @@
+"""Puts a report together: reads the run, draws the pictures, writes the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .browser import browse
+from .page import render_page
+from .plots import Plot, failure_plots, log_plot, metric_plot, retention_plot, token_plots
+from .run_directory import Result, RunDirectory, read_run
+
+MAX_EPISODE_BYTES = 20_000_000
+"""Most bytes of episodes on one page. A browser opens that in about a second; beyond it fewer episodes are shown."""
+
+Usage = dict[tuple[str, int | None], list[dict[str, float]]]
+
+
+def report(run_dir: str | Path, output: str | Path | None = None, max_trajectories: int = 50) -> Path:
+    """
+    Write what a run found as one HTML page that needs no network, with its plots as PNG files beside it.
+
+    The page shows the metrics of every evaluation with their intervals, exact match and peak tokens against the number of
+    objectives (MEM1, arXiv 2506.15841, Figure 4), how long answers stay in memory and how objectives fail, where the tokens
+    of each turn go, the curves of training, and episodes turn by turn.
+
+    Args:
+        run_dir (`str` or `Path`):
+            Directory with `evaluation/<name>.json` and `<name>.jsonl` (as `mem1 eval` writes them) and, if a trainer wrote
+            one, `trainer_state.json`; also in subdirectories, one for each agent or seed.
+        output (`str` or `Path`, *optional*):
+            The page, if it ends in `.html`; else a directory for `report.html`. `None` is `run_dir/report`.
+        max_trajectories (`int`, *optional*, defaults to `50`):
+            Most episodes that the page shows of each evaluation. The metrics are always over all of them.
+
+    Returns:
+        `Path`: the page.
+
+    Raises:
+        `FileNotFoundError`: if there is nothing to report in `run_dir`.
+        `ValueError`: if a file cannot be read, or `max_trajectories` is negative.
+
+    Example:
+
+    ```python
+    >>> from mem1_trl.report import report
+
+    >>> report("runs/multi_objective")  # doctest: +SKIP
+    PosixPath('runs/multi_objective/report/report.html')
+    ```
+    """
+    if max_trajectories < 0:
+        raise ValueError(f"max_trajectories={max_trajectories} is negative: use 0 to show no episodes.")
+    run = read_run(run_dir)
+    page = _page_path(Path(run_dir), output)
+    blocks, usage = _read_episodes(run, max_trajectories)
+    sections = _sections(run, usage)
+    html = render_page(run, sections, blocks)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for _, _, _, plots in sections:
+        for plot in plots:
+            (page.parent / f"{plot.name}.png").write_bytes(plot.light)
+    page.write_bytes(html.encode("utf-8", errors="replace"))  # a model may write half a character
+    return page
+
+
+def _page_path(run_dir: Path, output: str | Path | None) -> Path:
+    if output is None:
+        return run_dir / "report" / "report.html"
+    output = Path(output)
+    if output.suffix.lower() in (".html", ".htm"):
+        return output
+    if output.is_file():
+        raise ValueError(f"output={str(output)!r} is a file: name a directory, or a file that ends in .html.")
+    return output / "report.html"
+
+
+def _read_episodes(run: RunDirectory, count: int) -> tuple[list[dict[str, Any]], Usage]:
+    """Episodes to show, at most `count` of each evaluation and fewer if the page would grow too large, and mean tokens."""
+    while True:
+        blocks: list[dict[str, Any]] = []
+        usage: Usage = {}
+        for result in run.results:
+            block, turns = browse(result, count)
+            blocks.append({**block, "source": _source(result, run)})
+            if turns:
+                usage[(result.agent, result.objectives)] = turns
+        size = sum(
+            len(json.dumps(block["episodes"], ensure_ascii=False).encode("utf-8", "replace")) for block in blocks
+        )
+        if size <= MAX_EPISODE_BYTES or count <= 1:
+            return blocks, usage
+        longest = max(len(block["episodes"]) for block in blocks)
+        count = max(1, min(longest - 1, longest * MAX_EPISODE_BYTES // size))
+
+
+def _source(result: Result, run: RunDirectory) -> str:
+    return result.path.with_suffix(".jsonl").relative_to(run.path).as_posix()
+
+
+def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list[Plot]]]:
+    score = [
+        metric_plot(
+            run,
+            "exact_match",
+            "exact_match",
+            "Exact match",
+            "right answers per task",
+            "Summed over the objectives, as in the paper's Figure 4. Bars are the intervals of the table.",
+        ),
+        metric_plot(
+            run,
+            "exact_match_per_objective",
+            "exact_match_per_objective",
+            "Exact match per objective",
+            "share of the objectives",
+            "The same, divided by the number of objectives.",
+        ),
+        metric_plot(
+            run,
+            "peak_tokens",
+            "peak_tokens",
+            "Peak tokens",
+            "tokens",
+            "Largest context plus output of any turn, the task prompt included, which itself grows with every objective.",
+        ),
+        metric_plot(
+            run,
+            "peak_tokens_without_prompt",
+            "peak_tokens_without_prompt",
+            "Peak tokens without the task prompt",
+            "tokens",
+            "As the paper counts. Flat: a memory that is rewritten. Rising: a context that grows.",
+        ),
+    ]
+    training = [
+        log_plot(run, "reward", "reward", "Reward", "mean reward"),
+        log_plot(run, "value/loss", "value_loss", "Value loss", "loss of the critic"),
+        log_plot(run, "value/explained_variance", "explained_variance", "Explained variance of the critic", "share"),
+        log_plot(run, "episode/peak_tokens", "training_peak_tokens", "Peak tokens in training", "tokens"),
+    ]
+    return [
+        (
+            "objectives",
+            "Score and context",
+            "What more objectives per task do to the score, and to the context.",
+            [plot for plot in score if plot is not None],
+        ),
+        (
+            "memory",
+            "Memory",
+            "What the agents found out, whether they still knew it later, and what became of every objective.",
+            [plot for plot in [retention_plot(run)] if plot is not None] + failure_plots(run),
+        ),
+        (
+            "tokens",
+            "Tokens",
+            "What stands in context in each turn, and what the turn writes; the same scale for each agent.",
+            token_plots(run, _comparable(run, usage)),
+        ),
+        ("training", "Training", "What the trainers logged.", [plot for plot in training if plot is not None]),
+    ]
+
+
+def _comparable(run: RunDirectory, usage: Usage) -> dict[str, tuple[int | None, list[dict[str, float]]]]:
+    """For each agent its turns on the most objectives that all were evaluated on, or else on its own most."""
+    by_agent = {agent: {n: turns for (a, n), turns in usage.items() if a == agent} for agent in run.agents}
+    by_agent = {agent: found for agent, found in by_agent.items() if found}
+    common = (
+        set.intersection(*({n for n in found if n is not None} for found in by_agent.values())) if by_agent else ()
+    )
+    chosen = {}
+    for agent, found in by_agent.items():
+        n = max(common) if common else max(found, key=lambda n: -1 if n is None else n)
+        chosen[agent] = (n, found[n])
+    return chosen

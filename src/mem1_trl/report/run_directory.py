@@ -1,0 +1,219 @@
+"""Finds and reads what a run left on disk: evaluations, their episodes, and the log of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..evaluation_result import FORMAT
+
+_NEEDED = ("name", "agent", "objectives", "count", "metrics")
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    One agent on one number of objectives: `evaluation/<name>.json` and, with its episodes, `<name>.jsonl`.
+
+    Attributes:
+        path (`Path`):
+            The JSON file.
+        agent (`str`):
+            Label of the agent, unique within a run directory together with `objectives`.
+        summary (`dict`):
+            What the JSON file holds.
+    """
+
+    path: Path
+    agent: str
+    summary: dict[str, Any]
+
+    @property
+    def objectives(self) -> int | None:
+        """Objectives of each task, or `None` if they differ."""
+        return self.summary["objectives"]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metric -> `mean`, `stderr`, `low`, `high`, `count`."""
+        return self.summary["metrics"]
+
+    def episodes(self) -> Iterator[dict[str, Any]]:
+        """The records of the `.jsonl` file, one at a time; none if the file is absent."""
+        path = self.path.with_suffix(".jsonl")
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}, line {number}, is not JSON ({error}): was the evaluation cut off? Run it again."
+                    ) from None
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """
+    The log of one training run, from the newest `trainer_state.json` that it wrote.
+
+    Attributes:
+        path (`Path`):
+            The file.
+        label (`str`):
+            Directory of the run, or the agent that was evaluated in it.
+    """
+
+    path: Path
+    label: str
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """`log_history`: one dictionary per logging step, with `step`."""
+        return _read_json(self.path).get("log_history", [])
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one logged number; empty if it was never logged."""
+        points = [(entry["step"], entry[key]) for entry in self.history if isinstance(entry.get(key), int | float)]
+        return [step for step, _ in points], [value for _, value in points]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """
+    All that a report is made of.
+
+    Attributes:
+        path (`Path`):
+            The directory.
+        results (`list[Result]`):
+            Ordered by objectives, then by agent in the order of `agents`.
+        logs (`list[TrainingLog]`):
+            In the order of their paths.
+    """
+
+    path: Path
+    results: list[Result]
+    logs: list[TrainingLog]
+
+    @cached_property
+    def agents(self) -> list[str]:
+        """Labels of the agents and of training runs that were not evaluated, sorted; it fixes their colours."""
+        return sorted({result.agent for result in self.results} | {log.label for log in self.logs})
+
+    @cached_property
+    def objectives(self) -> list[int]:
+        """Numbers of objectives that were evaluated, ascending."""
+        return sorted({result.objectives for result in self.results if result.objectives is not None})
+
+    def of_agent(self, agent: str) -> list[Result]:
+        """The results of one agent that have a number of objectives, ascending."""
+        return [r for r in self.results if r.agent == agent and r.objectives is not None]
+
+
+def read_run(run_dir: str | Path) -> RunDirectory:
+    """
+    Read a run directory: every `evaluation/*.json` and the newest `trainer_state.json` of every run, at any depth.
+
+    Several runs of one agent, such as seeds in directories of their own, are told apart by their directory.
+
+    Args:
+        run_dir (`str` or `Path`):
+            The directory.
+
+    Returns:
+        [`RunDirectory`]
+
+    Raises:
+        `FileNotFoundError`: if there is no such directory, or it holds neither evaluations nor a training log.
+        `ValueError`: if an evaluation file cannot be read.
+    """
+    root = Path(run_dir)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{str(root)!r} is not a directory: pass the output directory of a run.")
+    found = [_read_result(path) for path in sorted(root.rglob("evaluation/*.json"))]
+    results = _told_apart([result for result in found if result is not None], root)
+    logs = _read_logs(root, results)
+    if not results and not logs:
+        raise FileNotFoundError(
+            f"{str(root)!r} holds neither evaluation/*.json nor trainer_state.json, at any depth: evaluate an agent into it "
+            "with `mem1 eval`, or pass the output directory of a trainer."
+        )
+    results.sort(key=lambda r: (r.objectives is None, r.objectives or 0, r.agent, str(r.path)))
+    return RunDirectory(root, results, logs)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): was it cut off? Write it again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object: it is not a file of this package.")
+    return content
+
+
+def _read_result(path: Path) -> Result | None:
+    summary = _read_json(path)
+    if "format" not in summary and "metrics" not in summary:
+        return None  # somebody else's file
+    if summary.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {summary.get('format')!r}, but this version reads format {FORMAT}: evaluate again, or "
+            "install the version of mem1-trl that wrote it."
+        )
+    missing = [key for key in _NEEDED if key not in summary]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(map(repr, missing))}: evaluate again.")
+    return Result(path, str(summary["agent"]), summary)
+
+
+def _told_apart(results: list[Result], root: Path) -> list[Result]:
+    """Results with the same agent and objectives get the directory, or else the name, into their label."""
+    groups: dict[tuple[str, int | None], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.agent, result.objectives), []).append(result)
+    doubled = {agent for (agent, _), group in groups.items() if len(group) > 1}
+    by_place: dict[tuple[str, str, int | None], int] = {}
+    for result in results:
+        key = (result.agent, _place(result, root), result.objectives)
+        by_place[key] = by_place.get(key, 0) + 1
+    named = []
+    for result in results:
+        label = result.agent
+        if result.agent in doubled:
+            place = _place(result, root)
+            label = f"{label} ({place})" if place != "." else label
+            if by_place[(result.agent, place, result.objectives)] > 1:
+                label = f"{label} [{result.path.stem}]"
+        named.append(Result(result.path, label, result.summary))
+    return named
+
+
+def _place(result: Result, root: Path) -> str:
+    return result.path.parent.parent.relative_to(root).as_posix()
+
+
+def _read_logs(root: Path, results: list[Result]) -> list[TrainingLog]:
+    newest: dict[Path, tuple[int, Path]] = {}
+    for path in sorted(root.rglob("trainer_state.json")):
+        parent = path.parent
+        run = parent.parent if parent.name.startswith("checkpoint-") and parent != root else parent
+        if run.name == "checkpoints" and run != root:
+            run = run.parent
+        step = _read_json(path).get("global_step", 0)
+        if run not in newest or step >= newest[run][0]:
+            newest[run] = (step, path)
+    logs = []
+    for run, (_, path) in newest.items():
+        agents = {result.agent for result in results if result.path.parent.parent == run}
+        label = agents.pop() if len(agents) == 1 else run.relative_to(root).as_posix()
+        logs.append(TrainingLog(path, "training" if label == "." else label))
+    return logs

@@ -1,0 +1,139 @@
+"""What stood in the context of every turn of an episode, and what had been dropped by then, counted in tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..trajectory import Trajectory, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class TurnUsage:
+    """
+    The tokens of one turn.
+
+    `prompt + state + action + observation + other` is the length of the context, `new_state + new_action` that of the
+    completion.
+
+    Attributes:
+        prompt (`int`):
+            Tokens of the task prompt.
+        state (`int`):
+            Tokens of internal states of earlier turns that are still in context.
+        action (`int`):
+            Tokens that earlier turns wrote besides their state and that are still in context: actions, thinking aloud.
+        observation (`int`):
+            Tokens of earlier observations that are still in context.
+        other (`int`):
+            Tokens of the context that belong to none of these, for instance what an external memory put back.
+        new_state (`int`):
+            Tokens of internal state that this turn wrote.
+        new_action (`int`):
+            Tokens that this turn wrote besides its state.
+        kept (`tuple[int, ...]`):
+            Earlier turns (0 is the first) whose text is in context.
+        dropped (`tuple[int, ...]`):
+            Earlier turns whose text is not.
+        dropped_tokens (`int`):
+            Tokens of the earlier turns, written or observed, that are not in context.
+    """
+
+    prompt: int
+    state: int
+    action: int
+    observation: int
+    other: int
+    new_state: int
+    new_action: int
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+    dropped_tokens: int
+
+    @property
+    def context(self) -> int:
+        """Tokens of the whole context."""
+        return self.prompt + self.state + self.action + self.observation + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a turn left behind in the context of the next one: its completion (without scratch) and its observation."""
+
+    ids: tuple[int, ...]
+    state: int
+    action: int
+    observation: int
+
+
+def turn_usage(trajectory: Trajectory) -> list[TurnUsage]:
+    """
+    Count, for every turn, what its context was made of.
+
+    Token ids tell it, not the rule that built the context: an earlier turn is kept if what it left behind stands in the
+    context behind the task prompt. So MEM1's rule, a full and a truncated history are all read the same way.
+
+    With a prompt of 10 tokens and turns that leave 5 tokens each, MEM1's third turn reads `prompt=10`, 5 tokens of turn 2,
+    `kept=(1,)`, `dropped=(0,)` and `dropped_tokens=5`; with the full history it is `kept=(0, 1)` and nothing dropped.
+
+    Args:
+        trajectory ([`Trajectory`]):
+            The episode.
+
+    Returns:
+        `list[TurnUsage]`: one per turn.
+    """
+    prompt = trajectory.prompt_ids
+    left: list[_Left] = []
+    usages = []
+    for number, turn in enumerate(trajectory.turns):
+        body = turn.prompt_ids[len(prompt) :] if turn.prompt_ids[: len(prompt)] == prompt else turn.prompt_ids
+        head = len(turn.prompt_ids) - len(body)
+        kept: tuple[int, ...] = ()
+        if number > 0:
+            first, last = _read_body(body, left, trajectory.turns[number - 1])
+            left.append(last)
+            kept = tuple(range(first, number))
+        written = [left[i] for i in kept]
+        produced = sum(len(t.completion_ids) + t.observation_tokens for t in trajectory.turns[:number])
+        counts = {part: sum(getattr(piece, part) for piece in written) for part in ("state", "action", "observation")}
+        usages.append(
+            TurnUsage(
+                prompt=head,
+                **counts,
+                other=len(body) - sum(counts.values()),
+                new_state=min(turn.state_tokens, len(turn.completion_ids)),
+                new_action=max(0, len(turn.completion_ids) - turn.state_tokens),
+                kept=kept,
+                dropped=tuple(i for i in range(number) if i not in kept),
+                dropped_tokens=max(0, produced - sum(counts.values())),
+            )
+        )
+    return usages
+
+
+def _read_body(body: tuple[int, ...], left: Sequence[_Left], last: Turn) -> tuple[int, _Left]:
+    """First turn that is kept in `body` (the context behind the prompt), and what the last turn left behind."""
+    whole = len(last.completion_ids) + last.observation_tokens
+    for first in range(len(left) + 1):
+        older = tuple(token for piece in left[first:] for token in piece.ids)
+        if len(older) + last.observation_tokens > len(body) or body[: len(older)] != older:
+            continue
+        rest = body[len(older) :]
+        carried = len(rest) - last.observation_tokens  # fewer than were written if scratch is not carried on
+        if len(rest) <= whole and (carried < len(last.completion_ids) or rest[:carried] == last.completion_ids):
+            return first, _left_behind(rest, carried, last)
+    # Neither of the known rules: look for the last turn itself, the rest was put there by somebody else
+    written = last.completion_ids
+    for begin in range(len(body) - whole + 1):
+        if body[begin : begin + len(written)] == written:
+            return len(left), _left_behind(body[begin : begin + whole], len(written), last)
+    return len(left), _left_behind((), 0, last)
+
+
+def _left_behind(ids: tuple[int, ...], carried: int, turn: Turn) -> _Left:
+    state = min(turn.state_tokens, carried)
+    return _Left(ids, state=state, action=carried - state, observation=len(ids) - carried)
