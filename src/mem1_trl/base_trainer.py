@@ -392,7 +392,7 @@ class Mem1Trainer(TrajectoryTrainer):
             self.protocol.save_pretrained(directory)
             save_agent_settings(directory, self.agent_settings())
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # TRL's own signature, and one argument more
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,

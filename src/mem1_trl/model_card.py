@@ -116,13 +116,14 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
     if results:
         card.data.eval_results = results
     curves = draw_curves(facts.log_history, path.parent / CURVES_FILE)
+    scores = [(str(result.metric_name), f"{result.metric_value:.4g}") for result in results]
     sections = [
         f"# {name}",
         _introduction(card, facts),
         "## Use this model",
         f"```python\n{usage_snippet(facts)}\n```",
         _how_it_is_run(facts),
-        *(["## Evaluation", _table(("metric", "value"), [(r.metric_name, f"{r.metric_value:.4g}") for r in results])] if results else []),
+        *(["## Evaluation", _table(("metric", "value"), scores)] if scores else []),
         "## Training",
         _training(card.text, facts, curves),
         "## Framework versions",
@@ -268,7 +269,7 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _introduction(card: ModelCard, facts: CardFacts) -> str:
-    base = card.data.base_model
+    base = card.data.to_dict().get("base_model")
     of = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "a causal language model"
     title, arxiv = facts.paper
     return (

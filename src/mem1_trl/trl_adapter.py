@@ -736,7 +736,8 @@ class TrajectoryTrainer(GRPOTrainer):
                 "The checkpoint is of a run with fewer processes, so this one goes on with other random numbers."
             )
             return
-        self._step, self._buffered_inputs = state.micro_step, state.buffer
+        self._step = state.micro_step
+        self._buffered_inputs = state.buffer  # type: ignore[assignment]
         self._metrics["train"].update(state.metrics)
         self._tr_loss += state.loss
         self._globalstep_last_logged = state.last_logged

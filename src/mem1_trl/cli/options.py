@@ -45,7 +45,7 @@ class ConfigParser(TrlParser):
             Passed to [`argparse.ArgumentParser`].
     """
 
-    def __init__(self, dataclass_type: type, **kwargs: Any) -> None:
+    def __init__(self, dataclass_type: Any, **kwargs: Any) -> None:
         self._type = dataclass_type
         super().__init__([dataclass_type], allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with options; those on the command line win.")

@@ -330,7 +330,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
 def _legend_below(axes: Axes) -> None:
     """A legend outside of the axes: bars leave no room inside."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(  # type: ignore[union-attr]
+    axes.figure.legend(
         handles,
         labels,
         loc="outside lower center",
