@@ -16,12 +16,16 @@ Variants: `trl` (tool loop, everything stays in context), `mem1` (this package),
 from __future__ import annotations
 
 import argparse
+import cProfile
+import pstats
 import tempfile
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from common import Report, compare, console, count_flops, parse_arguments
+from common import Report, Timing, compare, console, count_flops, parse_arguments
 from datasets import Dataset
 from scripted import CALL_CLOSE, CALL_OPEN, make_model, make_tokenizer, word, words
 from transformers import set_seed
@@ -219,6 +223,14 @@ def count(trainer: Any, rows: list[dict[str, Any]], turns: int, completion: int,
     return facts
 
 
+def profile(run: Callable[[], Any], label: str, lines: int = 25) -> None:
+    """Print where one more rollout spends its time, by Python function, each with what it calls."""
+    profiler = cProfile.Profile(time.process_time if Timing.clock == "cpu" else time.perf_counter)
+    profiler.runcall(run)
+    console.rule(label)
+    pstats.Stats(profiler).sort_stats("cumulative").print_stats(lines)
+
+
 def run_case(turns: int, tokenizer: Any, args: argparse.Namespace, report: Report) -> None:
     """All variants at one number of turns."""
     baseline = args.variants[0]
@@ -229,6 +241,8 @@ def run_case(turns: int, tokenizer: Any, args: argparse.Namespace, report: Repor
             rows = fit_lengths(trainer, args)
             values[kind] = count(trainer, rows, turns, args.completion, args.flops)
             runs[kind] = partial(rollout, trainer, rows)
+            if args.profile:
+                profile(runs[kind], f"{kind}, {turns} turns")
         # The run that counted has warmed everything up
         timings = compare(runs, args.repeats, baseline, warmup=0, label=f"{turns} turns")
     for kind, timing in timings.items():
@@ -248,6 +262,8 @@ def main() -> None:
         parser.add_argument("--completion", type=int, default=80, help="tokens of one turn")
         parser.add_argument("--observation", type=int, default=300, help="tokens of an observation, frame included")
         parser.add_argument("--flops", action="store_true", help="also count FLOPs, which takes another slow run")
+
+        parser.add_argument("--profile", action="store_true", help="also profile one rollout of each variant")
 
     args = parse_arguments(__doc__, add, repeats=3)
     args.dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
