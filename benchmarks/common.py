@@ -395,6 +395,8 @@ class Report:
         self.args = args
         self.settings = dict(settings or {})
         self.cases: list[dict[str, Any]] = []
+        # Now, and not when it is written: what is measured is what is imported by now
+        self.system = system_information(args.device)
 
     def add(
         self,
@@ -448,7 +450,7 @@ class Report:
             "smoke": self.args.smoke,
             "repeats": self.args.repeats,
             "clock": self.args.clock,
-            "system": system_information(self.args.device),
+            "system": self.system,
             "settings": self.settings,
             "cases": self.cases,
         }

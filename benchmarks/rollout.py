@@ -223,12 +223,13 @@ def count(trainer: Any, rows: list[dict[str, Any]], turns: int, completion: int,
     return facts
 
 
-def profile(run: Callable[[], Any], label: str, lines: int = 25) -> None:
-    """Print where one more rollout spends its time, by Python function, each with what it calls."""
+def profile(run: Callable[[], Any], label: str) -> None:
+    """Print where one more rollout spends its time: the trainers, the sampling loop and the model, callees included."""
     profiler = cProfile.Profile(time.process_time if Timing.clock == "cpu" else time.perf_counter)
     profiler.runcall(run)
     console.rule(label)
-    pstats.Stats(profiler).sort_stats("cumulative").print_stats(lines)
+    shown = r"mem1_trl|grpo_trainer|generation/utils|modeling_\w+\.py.*\(forward\)|chat_template|tokenization"
+    pstats.Stats(profiler).sort_stats("cumulative").print_stats(shown)
 
 
 def run_case(turns: int, tokenizer: Any, args: argparse.Namespace, report: Report) -> None:
