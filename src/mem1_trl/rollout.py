@@ -174,6 +174,7 @@ class Rollout:
         self.generate = generate
         self.running_anywhere = running_anywhere
         self.on_turn = on_turn
+        self._own_pieces: dict[str, list[int]] = {}
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
         """
@@ -354,8 +355,8 @@ class Rollout:
         self, text: str, turns_left: int, action_tags: Sequence[str]
     ) -> tuple[list[int], list[int], list[int]]:
         before, after = self.protocol.observation_frame(turns_left)
-        frame = encode_text(self.tokenizer, before), encode_text(self.tokenizer, after)
-        marker = encode_text(self.tokenizer, self.protocol.truncation_marker)
+        frame = self._encode_own(before), self._encode_own(after)
+        marker = self._encode_own(self.protocol.truncation_marker)
         room = self.settings.max_observation_length - len(frame[0]) - len(frame[1])
         if room < len(marker):
             raise ValueError(
@@ -368,6 +369,12 @@ class Rollout:
         if len(ids) > room or len(text) > room * _MAX_CHARACTERS_PER_TOKEN:
             ids = [*ids[: room - len(marker)], *marker]
         return frame[0], ids, frame[1]
+
+    def _encode_own(self, text: str) -> list[int]:
+        """Token ids of a piece of the protocol, which stands in every observation: encoded once."""
+        if text not in self._own_pieces:
+            self._own_pieces[text] = encode_text(self.tokenizer, text)
+        return self._own_pieces[text]
 
     def _recall(self, episode: Episode, query: str, result: ActionResult, turns_left: int) -> None:
         """Look up what the next context gets back, then keep the newest observation, which stands in it anyway."""
