@@ -10,7 +10,6 @@ SFTTrainer(model, SFTConfig(max_length=None), train_dataset=dataset).train()
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -82,7 +81,7 @@ def collect_trajectories(
     if path.suffix != ".jsonl":
         raise ValueError(f"Trajectories are written as JSON lines: name the file {path.name}.jsonl.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _claim(path, _settings(agent))
+    _claim(path, {**agent.describe(), "vocabulary": len(agent.tokenizer)})
     records = _recover(path)
     records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
     for (row, _), record in records.items():
@@ -248,21 +247,6 @@ def demonstration_dataset(trajectories: Sequence[Trajectory], max_length: int | 
 def _reward(trajectory: Trajectory) -> float:
     assert trajectory.reward is not None
     return trajectory.reward
-
-
-def _settings(agent: Mem1Agent) -> dict[str, Any]:
-    """What an agent's episodes depend on, as far as it can be written down."""
-    local = agent.model is not None
-    player: Any = agent.generate if local else agent.endpoint
-    return {
-        "model": agent.model.config.name_or_path if agent.model is not None else player.model,
-        "endpoint": not local,
-        "temperature": player.temperature,
-        "max_completion_length": player.max_completion_length,
-        "vocabulary": len(agent.tokenizer),
-        **dataclasses.asdict(agent.settings),
-        "protocol": agent.protocol.to_dict(),
-    }
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:
