@@ -23,7 +23,7 @@ RESUMED_FROM = {
     "in_the_first_rollout": None,
     "in_the_optimizer_file": "checkpoint-1",
     "before_the_mark": "checkpoint-2",
-    "in_a_rollout": "checkpoint-3",
+    "in_a_rollout": "checkpoint-2",
     "between_steps": "checkpoint-4",
 }
 

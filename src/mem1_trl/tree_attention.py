@@ -108,6 +108,10 @@ def _attention_with_plans(module: Any, query: Any, key: Any, value: Any, attenti
     if plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     plan.used += 1
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as autocast does for sdpa, whose inner operator is called here
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if plan.block_mask is not None:
         output = flex_tree.attend(query, key, value, plan.block_mask, kwargs.get("scaling"))
     else:

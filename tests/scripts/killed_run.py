@@ -98,7 +98,7 @@ def build(kind: str, model: str, directory: Path):
 def arm(trainer, place: str) -> None:
     """Make the process die at a place."""
     if place in ("in_a_rollout", "in_the_first_rollout"):
-        wanted, generate, calls = (3 if place == "in_a_rollout" else 0), trainer.rollout.generate, []
+        wanted, generate, calls = (2 if place == "in_a_rollout" else 0), trainer.rollout.generate, []
 
         def generate_and_die(prompts, stops):
             calls.append(trainer.state.global_step)
