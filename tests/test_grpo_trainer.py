@@ -124,7 +124,8 @@ def test_one_turn_equals_grpo_trainer(tmp_path, tokenizer, settings):
         )
         kwargs = {}
         if ours:
-            args = Mem1GRPOConfig(max_turns=1, **arguments)
+            # Where actions end a turn, ended sequences leave the batch, and the others draw other random numbers than in TRL
+            args = Mem1GRPOConfig(max_turns=1, prefix_cache=not environment, **arguments)
             if environment:
                 # Tags of which a random model writes none, so that every completion is one turn that ends as in TRL
                 kwargs["environment_factory"] = LookupEnvironment
