@@ -36,6 +36,7 @@ class RecordedVLLM:
 
     def sync_weights(self):
         self.syncs += 1
+        self.sampler.release()  # as a server drops its prefix cache when weights arrive
 
     def generate(self, prompts, images, num_generations, profiler=None):
         assert images is None

@@ -81,7 +81,8 @@ def collect_trajectories(
     if path.suffix != ".jsonl":
         raise ValueError(f"Trajectories are written as JSON lines: name the file {path.name}.jsonl.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _claim(path, {**agent.describe(), "vocabulary": len(agent.tokenizer)})
+    described = {**agent.describe(), "endpoint": agent.endpoint is not None, "vocabulary": len(agent.tokenizer)}
+    _claim(path, described)
     records = _recover(path)
     records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
     for (row, _), record in records.items():
