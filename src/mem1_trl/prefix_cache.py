@@ -171,6 +171,8 @@ class PrefixCache:
             cache ([`~transformers.DynamicCache`]):
                 The `past_key_values` of the call.
         """
+        if cache.get_seq_length() == 0:  # the model made no use of it
+            return
         tokens = sampled[:, :-1].cpu().numpy()
         begin = cache.get_seq_length() - tokens.shape[1]
         behind = np.arange(begin, begin + tokens.shape[1])
@@ -217,8 +219,9 @@ class PrefixCache:
                 use_cache=True,
                 **one,
             )
-        self._remember(rows, [np.arange(len(row)) for row in rows])
-        self._cache = cache
+        if cache.get_seq_length() > 0:
+            self._remember(rows, [np.arange(len(row)) for row in rows])
+            self._cache = cache
 
     def _select(self, model: PreTrainedModel, sources: np.ndarray, columns: np.ndarray) -> DynamicCache:
         """A cache with, in each row, the given columns of a row of the old one, which is used up."""
