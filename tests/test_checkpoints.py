@@ -34,7 +34,9 @@ def play(tmp_path: Path, actor_path: str, kind: str, *places: str) -> dict:
     command = [sys.executable, str(SCRIPT), actor_path, kind, str(output), *places]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(output.read_text())
+    report = json.loads(output.read_text())
+    assert report["whole"]["statuses"] == [0], done.stderr[-3000:]
+    return report
 
 
 def check(report: dict, places: list[str]) -> None:

@@ -114,6 +114,7 @@ def test_evaluation_results_are_those_of_the_last_evaluation():
             "eval_reward": 0.5,
             "eval_episode/peak_tokens": 80.0,
             "eval_episode/turns": float("nan"),
+            "eval_episode/valid_action_rate": None,
             "eval_kl": 3.0,
         },
         {"step": 3, "reward": 0.9},
@@ -163,7 +164,8 @@ def test_curves_need_two_points(tmp_path):
     assert not draw_curves([{"step": 1, "reward": 0.5}, {"step": 1, "loss": 0.5}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     history = [
-        {"step": s, "reward": s / 9, "episode/peak_tokens": 50.0 - s, "entropy": float("nan")} for s in range(1, 9)
+        {"step": s, "reward": s / 9, "episode/peak_tokens": 50.0 - s, "entropy": None if s > 4 else float("nan")}
+        for s in range(1, 9)
     ]
     assert draw_curves([*history, {"step": 8, "eval_reward": 0.7}], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000

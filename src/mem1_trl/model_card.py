@@ -161,7 +161,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
             metric_value=float(metrics[key]),
         )
         for key, label in _METRICS.items()
-        if key in metrics and math.isfinite(metrics[key])
+        if _is_number(metrics.get(key))
     ]
 
 
@@ -254,8 +254,13 @@ def draw_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
 
 
 def _series(log_history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-    points = {entry["step"]: entry[key] for entry in log_history if key in entry and math.isfinite(entry[key])}
+    points = {entry["step"]: entry[key] for entry in log_history if _is_number(entry.get(key))}
     return sorted(points.items())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a logged value can be shown; the log holds `None` where there was a NaN."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
