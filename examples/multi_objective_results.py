@@ -1,0 +1,315 @@
+"""Writes `RESULTS.md`, `results.json` and the plots of `multi_objective.py` from what its runs left on disk."""
+
+import json
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from mem1_trl.evaluation_result import Evaluation
+from mem1_trl.intervals import summarize
+
+COLORS = {
+    "MEM1 PPO": "tab:blue",
+    "MEM1 GRPO": "tab:green",
+    "full history PPO": "tab:red",
+    "MEM1 before RL": "tab:gray",
+    "full history before RL": "tab:brown",
+}
+SHOWN = (
+    "exact_match_per_objective",
+    "success",
+    "peak_tokens",
+    "peak_tokens_without_prompt",
+    "dependency_length",
+    "seconds",
+)
+AIMS = {2: 0.95, 8: 0.8, 16: 0.6}
+PAPER_GROWTH = 1.63  # peak tokens of MEM1 from 2 to 16 objectives, MEM1 paper, table of multi-objective QA
+
+
+def read_runs(args, labels, folder):
+    """`{label: {seed: {"evaluation": {n: Evaluation}, "training": record or None}}}`"""
+    runs = {}
+    for label in labels:
+        for seed in args.seeds:
+            place = folder(label, seed)
+            evaluation = {n: Evaluation.load(place / "evaluation", str(n)) for n in args.objectives}
+            training = place / "training.json"
+            record = json.loads(training.read_text()) if training.is_file() else None
+            runs.setdefault(label, {})[seed] = {"evaluation": evaluation, "training": record}
+    return runs
+
+
+def pooled(runs, label, n, metric):
+    """Statistic over the tasks of all seeds, and the means of the seeds."""
+    evaluations = [run["evaluation"][n] for run in runs[label].values()]
+    values = [task.scores[metric] for evaluation in evaluations for task in evaluation.tasks]
+    return summarize(values), [evaluation.metrics[metric] for evaluation in evaluations]
+
+
+def tabulate(args, runs):
+    table = {}
+    for label in runs:
+        for n in args.objectives:
+            for metric in SHOWN:
+                statistic, means = pooled(runs, label, n, metric)
+                cell = {"mean": statistic.mean, "low": statistic.low, "high": statistic.high, "seeds": means}
+                table.setdefault(label, {}).setdefault(str(n), {})[metric] = cell
+    return table
+
+
+def markdown_table(heads, rows):
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def metric_rows(args, table, labels, metric, form, interval=True):
+    rows = []
+    for label in labels:
+        cells = [table[label][str(n)][metric] for n in args.objectives]
+        texts = [
+            f"{c['mean']:{form}}" + (f" [{c['low']:{form}}, {c['high']:{form}}]" if interval else "") for c in cells
+        ]
+        rows.append([label, *texts])
+    return markdown_table(["", *map(str, args.objectives)], rows)
+
+
+def minutes(args, runs):
+    """Wall time of the training and of the evaluation, over all seeds."""
+    training = sum(run["training"]["seconds"] for run in runs.values() if run["training"])
+    evaluation = sum(
+        task.scores["seconds"] for run in runs.values() for n in args.objectives for task in run["evaluation"][n].tasks
+    )
+    return {"training": training / 60, "evaluation": evaluation / 60}
+
+
+def growth(args, table, label):
+    """Growth of the peak from 2 to 16 objectives: `(with the task prompt, without it)`."""
+    first, last = (2 if 2 in args.objectives else args.objectives[0]), args.objectives[-1]
+    return [
+        table[label][str(last)][metric]["mean"] / table[label][str(first)][metric]["mean"]
+        for metric in ("peak_tokens", "peak_tokens_without_prompt")
+    ]
+
+
+def rewards_of(run):
+    logs = [(log["step"], log["reward"]) for log in run["training"]["history"] if "reward" in log]
+    return list(zip(*logs))
+
+
+def smooth(values, window=5):
+    return [
+        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
+        for i in range(len(values))
+    ]
+
+
+def plot_metric(args, table, metric, labels, title, path, top=None):
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for label in labels:
+        cells = [table[label][str(n)][metric] for n in args.objectives]
+        style = "--" if "before" in label else "-"
+        color = COLORS.get(label)
+        axes.plot(args.objectives, [c["mean"] for c in cells], f"o{style}", color=color, label=label, markersize=4)
+        axes.fill_between(
+            args.objectives,
+            [min(c["seeds"]) for c in cells],
+            [max(c["seeds"]) for c in cells],
+            color=color,
+            alpha=0.15,
+        )
+    axes.axvline(2, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="objectives of a task (dotted: trained on)", title=title, xticks=args.objectives)
+    axes.set_ylim(0, top)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_rewards(args, runs, labels, path):
+    figure, panels = plt.subplots(1, len(labels), figsize=(4 * len(labels), 3.4), sharey=True, squeeze=False)
+    for axes, label in zip(panels[0], labels):
+        for seed, run in runs[label].items():
+            steps, rewards = rewards_of(run)
+            (line,) = axes.plot(steps, smooth(rewards), label=f"seed {seed}")
+            axes.plot(steps, rewards, color=line.get_color(), alpha=0.25)
+        axes.set(title=label, xlabel="optimizer step")
+        axes.set_ylim(0, 2.05)
+    panels[0][0].set_ylabel("reward (answers right, of 2)")
+    panels[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def reached(flag):
+    return "reached" if flag else "not reached"
+
+
+def aims(args, table, runs, labels):
+    """What was aimed for, and what came."""
+    lines = []
+    mem1 = [label for label in labels if label.startswith("MEM1")]
+    for n, wanted in AIMS.items():
+        if n in args.objectives:
+            for label in mem1:
+                cell = table[label][str(n)]["exact_match_per_objective"]
+                lines.append(
+                    f"- EM per objective on {n}, {label}: aim {wanted}, got {cell['mean']:.3f} "
+                    f"(seeds {', '.join(f'{m:.3f}' for m in cell['seeds'])}): {reached(cell['mean'] >= wanted)}."
+                )
+    last = args.objectives[-1]
+    for label in labels:
+        whole, without = growth(args, table, label)
+        line = f"- Peak tokens from 2 to {last} objectives, {label}: {whole:.2f}x with the questions, {without:.2f}x without"
+        lines.append(line + (f" (aim {PAPER_GROWTH}x): {reached(without <= PAPER_GROWTH)}." if label in mem1 else "."))
+    for label in labels:
+        changes = []
+        for seed, run in runs[label].items():
+            _, rewards = rewards_of(run)
+            part = max(1, len(rewards) // 5)
+            changes.append(f"seed {seed} {sum(rewards[:part]) / part:.2f} to {sum(rewards[-part:]) / part:.2f}")
+        lines.append(f"- Reward, first and last fifth of the training of {label}: {'; '.join(changes)}.")
+    return "\n".join(lines)
+
+
+def failures(args, runs, labels):
+    """Where the wrong answers come from, by number of objectives."""
+    rows = []
+    for label in labels:
+        for n in (n for n in args.objectives if n in (2, 8, 16)):
+            counts = {}
+            stops = {}
+            for run in runs[label].values():
+                evaluation = run["evaluation"][n]
+                for name, count in evaluation.failures.items():
+                    counts[name] = counts.get(name, 0) + count
+                for name, share in evaluation.stop_reasons.items():
+                    stops[name] = stops.get(name, 0.0) + share / len(runs[label])
+            total = max(1, sum(counts.values()))
+            rows.append(
+                [label, str(n)]
+                + [
+                    f"{counts.get(name, 0) / total:.3f}"
+                    for name in ("correct", "never_found", "forgotten", "misreported")
+                ]
+                + [f"{stops.get('answer', 0.0):.2f}"]
+            )
+    heads = [
+        "",
+        "objectives",
+        "right",
+        "never found",
+        "found and forgotten",
+        "kept and misreported",
+        "episodes that answered",
+    ]
+    return markdown_table(heads, rows)
+
+
+def write_results(args, groups, folder, facts):
+    """Write everything into `args.output_dir`; returns the path of `RESULTS.md`."""
+    agents, baselines, ablations = groups
+    runs = read_runs(args, [*agents, *baselines, *ablations], folder)
+    table = tabulate(args, runs)
+    place = args.output_dir
+    facts = {**facts, "minutes": {label: minutes(args, runs[label]) for label in runs}}
+    everything = [*agents, *baselines]
+    plot_metric(
+        args,
+        table,
+        "exact_match_per_objective",
+        everything,
+        "Exact match per objective, held-out",
+        place / "em.png",
+        1.02,
+    )
+    plot_metric(args, table, "peak_tokens", everything, "Peak tokens of an episode", place / "peak.png")
+    plot_rewards(args, runs, [*agents, *ablations], place / "reward.png")
+    warm = json.loads((args.assets / "warmup.json").read_text())
+    budget = f"{args.steps} optimizer steps of {args.batch_size} trajectories"
+    count = len(args.seeds) * args.tasks
+    times = markdown_table(
+        ["", "training, minutes", "evaluation, minutes"],
+        [[label, f"{m['training']:.1f}", f"{m['evaluation']:.1f}"] for label, m in facts["minutes"].items()],
+    )
+    total = sum(sum(m.values()) for m in facts["minutes"].values())
+    text = f"""# Trained on 2 objectives, tested on 1 to {args.objectives[-1]}
+
+Written by `python examples/multi_objective.py` from its own runs: commit {facts["commit"]}, {facts["hardware"]}, torch {facts["torch"]},
+{args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time, start-up and the warm-up not counted.
+
+{len(args.seeds)} seeds; a seed has facts, questions, tasks and random numbers of its own. Every agent has {warm["parameters"]:,} parameters and
+was trained by reinforcement on 2 objectives only, for {budget}. Each cell is a mean over {count} test tasks about held-out
+entities ({args.tasks} for each seed), decoded greedily, with its 95% bootstrap interval over the tasks. In the plots, the band spans the seeds.
+
+## Exact match per objective
+
+{metric_rows(args, table, everything, "exact_match_per_objective", ".2f")}
+
+![exact match](em.png)
+
+## Tasks with every answer right
+
+{metric_rows(args, table, everything, "success", ".2f")}
+
+## Peak tokens: the largest context with its output, questions included
+
+{metric_rows(args, table, everything, "peak_tokens", ".0f")}
+
+![peak tokens](peak.png)
+
+Without the questions, as the paper counts:
+
+{metric_rows(args, table, everything, "peak_tokens_without_prompt", ".0f", interval=False)}
+
+## Dependency length: attention pairs of the generated tokens
+
+{metric_rows(args, table, everything, "dependency_length", ",.0f", interval=False)}
+
+## Seconds per trajectory, 100 played at once
+
+{metric_rows(args, table, everything, "seconds", ".2f", interval=False)}
+
+## Reward during training
+
+![reward](reward.png)
+
+## What was aimed for
+
+{aims(args, table, runs, agents)}
+
+## Where wrong answers come from
+
+Share of the objectives, and share of the episodes that ended with an answer.
+
+{failures(args, runs, agents)}
+"""
+    if ablations:
+        text += f"""
+## Ablations, MEM1 by PPO: exact match per objective
+
+{metric_rows(args, table, ["MEM1 PPO", *ablations], "exact_match_per_objective", ".2f")}
+"""
+    text += f"""
+## Wall time, {len(args.seeds)} seeds together
+
+{times}
+
+## What the warm-up saw
+
+{warm["description"]}
+
+It ended after {", ".join(f"{name}: {stage['steps']:,} steps and {stage['minutes']:.0f} minutes on one core" for name, stage in warm["models"].items())}.
+"""
+    (place / "results.json").write_text(
+        json.dumps(
+            {"facts": facts, "settings": json.loads((place / "settings.json").read_text()), "table": table}, indent=2
+        )
+        + "\n"
+    )
+    path = place / "RESULTS.md"
+    path.write_text(text)
+    return path

@@ -1,0 +1,482 @@
+"""
+Make the models that `multi_objective.py` starts from: from scratch, on the CPU.
+
+    python examples/multi_objective_warmup.py                                  # writes examples/assets/multi-objective
+    python examples/multi_objective_warmup.py --smoke --output runs/warm-smoke # the whole path in a minute, useless models
+
+A warm-up teaches skills, reinforcement learning the policy. What is taught here:
+
+1. to copy: random words of the whole vocabulary with repeated pieces;
+2. to read: three passages, and the values of their facts;
+3. single turns of a scripted demonstrator on 1 to 18 objectives, at any point of the task.
+
+The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability 0.58 and answers
+with what it has, which is worth nothing, whatever the number of objectives. So no model that comes from here goes on
+searching; that they learn by reinforcement.
+
+Facts are drawn anew for every row, so there is nothing to learn by heart. Held-out names are never asked about and in no passage:
+they occur in the copying exercises, and as random words in lists of earlier findings.
+"""
+
+import argparse
+import copy
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from multi_objective_world import (
+    ATTRIBUTES,
+    ATTRIBUTES_PER_ENTITY,
+    LINKS,
+    PROTOCOL,
+    TEST_NAMES,
+    TRAIN_NAMES,
+    VALUE_NAMES,
+    build_tokenizer,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+
+HASTE = 0.58
+MAX_OBJECTIVES = 18
+TOKENS_PER_BATCH = 2048
+
+
+class Lessons:
+    """Draws training rows: `(token ids, which of them are trained, where the decision to give up stands)`."""
+
+    def __init__(self, tokenizer, seed, test=False):
+        self.tokenizer, self.rng = tokenizer, random.Random(seed)
+        self.ids = tokenizer.get_vocab()
+        self.names = TEST_NAMES if test else TRAIN_NAMES
+        self.test = test
+        self.least = 1  # the longest task of a row is drawn from here on: small is many short tasks
+        self.everything = [i for word, i in self.ids.items() if word not in ("<pad>", "<eos>", "<unk>")]
+
+    def encode(self, words):
+        return [self.ids[word] for word in words]
+
+    def copying(self):
+        """Random words, then pieces of them again and again; trained from the third word of a piece on."""
+        rng = self.rng
+        alphabet = rng.sample(self.everything, rng.randint(12, 40))
+        source = [rng.choice(alphabet) for _ in range(rng.randint(20, 48))]
+        ids, trained = list(source), [False] * len(source)
+        while len(ids) < 110:
+            start = rng.randrange(len(source) - 2)
+            piece = source[start : start + rng.randint(3, 16)]
+            ids += piece
+            trained += [False, False] + [True] * (len(piece) - 2)
+        return ids, trained
+
+    def passages(self, name, question=None):
+        """Three passages as a search for `name` finds them: its own and two that mention it. `(words, facts)`."""
+        rng = self.rng
+        others = rng.sample(self.pool(), 6)
+        titles = [name, *(other for other in others if other != name)][:3]
+        links = dict(zip(titles[1:], rng.sample(LINKS, 2) if rng.random() < 0.5 else [rng.choice(LINKS)] * 2))
+        documents = []
+        for title in titles:
+            values = {a: rng.choice(VALUE_NAMES) for a in rng.sample(ATTRIBUTES, ATTRIBUTES_PER_ENTITY)}
+            values |= {link: rng.choice(self.pool()) for link in LINKS}
+            if title == name and question:
+                if question[0] not in values:
+                    values.pop(next(a for a in values if a in ATTRIBUTES))
+                values[question[0]] = question[1]
+            elif title != name:
+                values[links[title]] = name
+            documents.append((title, rng.sample(list(values.items()), len(values))))
+        if rng.random() < 0.2:
+            rng.shuffle(documents)
+        words = []
+        for number, (title, values) in enumerate(documents, 1):
+            words += ["Doc", str(number), "(", "Title", ":", title, ")"]
+            for attribute, value in values:
+                words += [title, attribute, value]
+        return words, [(title, a, v) for title, values in documents for a, v in values]
+
+    def pool(self):
+        """Words that may be names: now and then those that are values elsewhere, so that a role belongs to no word."""
+        return VALUE_NAMES if not self.test and self.rng.random() < 0.3 else self.names
+
+    def reading(self):
+        """Three passages and the values of all their facts."""
+        rng = self.rng
+        words, facts = self.passages(rng.choice(self.pool()))
+        words = ["<information>", *words, "</information>"]
+        trained = [False] * len(words)
+        for name, attribute, value in rng.sample(facts, len(facts)):
+            words += [name, attribute, value]
+            trained += [False, False, True]
+        return self.encode(words), trained
+
+    def task(self, n):
+        """`n` questions `(name, attribute, value)` about different names."""
+        rng = self.rng
+        names = rng.sample(self.pool(), n)
+        chosen = self.names + ([] if self.test else TEST_NAMES) if rng.random() < 0.3 else VALUE_NAMES
+        values = rng.sample(chosen, n) if rng.random() < 0.9 else rng.choices(chosen, k=n)
+        return [(name, rng.choice(ATTRIBUTES), value) for name, value in zip(names, values)]
+
+    def write(self, task, step):
+        """What the demonstrator writes when `step` questions are settled: `(state, action)`. It gives up here or not."""
+        pointer = [] if step == 0 else list(task[step - 1][:2])
+        state = ["<think>"]
+        if step:
+            state += [*task[step - 1], "|", *(value for _, _, value in task[:step])]
+        following = ["."] if step == len(task) else list(task[step][:2])
+        state += ["/", *pointer, *following, "</think>"]
+        if step == len(task) or (step and self.rng.random() < HASTE):
+            answers = [word for _, _, value in task[:step] for word in (value, ";")][:-1]
+            return state, ["<answer>", *answers, "</answer>"]
+        return state, ["<search>", *following, "</search>"]
+
+    def found(self, question):
+        """The observation after a search for `question`; its value is in the passage of the name."""
+        name, attribute, value = question
+        if value not in VALUE_NAMES_SET:  # an earlier finding in a row that only copies it
+            value = self.rng.choice(VALUE_NAMES)
+        words, _ = self.passages(name, (attribute, value))
+        return ["<information>", *words, "</information>"]
+
+    def turn(self, most, n=None, step=None):
+        """One turn as a MEM1 agent sees it."""
+        rng = self.rng
+        n = n or rng.randint(1, rng.randint(self.least, most))
+        step = rng.randint(0, n) if step is None else step
+        task = self.task(n)
+        words = task_words(task)
+        if step:
+            self.readable(task, step - 1)
+            state, _ = self.write(task, step - 1)
+            words += [*state, "<search>", *task[step - 1][:2], "</search>", *self.found(task[step - 1])]
+        state, action = self.write(task, step)
+        return self.encode([*words, *state, *action]), [False] * len(words) + [True] * len(state + action)
+
+    def history(self, most, n=None, step=None):
+        """
+        All turns up to some point, as an agent sees them that forgets nothing. Whether to give up is trained in the last turn
+        only: it did not in those before.
+        """
+        rng = self.rng
+        n = n or rng.randint(1, rng.randint(self.least, most))
+        step = rng.randint(0, n) if step is None else step
+        task = self.task(n)
+        for earlier in range(step):
+            self.readable(task, earlier)
+        words = task_words(task)
+        trained = [False] * len(words)
+        for earlier in range(step):
+            state, _ = self.write(task, earlier)
+            action = ["<search>", *task[earlier][:2], "</search>"]
+            observation = self.found(task[earlier])
+            words += [*state, *action, *observation]
+            trained += [True] * len(state) + [earlier == 0] + [True] * 3 + [False] * len(observation)
+        state, action = self.write(task, step)
+        return self.encode([*words, *state, *action]), trained + [True] * len(state + action)
+
+    def readable(self, task, index):
+        """Give a question that is looked up a value that passages may hold."""
+        name, attribute, value = task[index]
+        if value not in VALUE_NAMES_SET:
+            taken = {v for _, _, v in task}
+            value = next(v for v in iter(lambda: self.rng.choice(VALUE_NAMES), None) if v not in taken)
+            task[index] = (name, attribute, value)
+
+    def batches(self, draw):
+        """Rows sorted by length and cut where `TOKENS_PER_BATCH` is reached, in random order."""
+        batches = [[]]
+        for row in sorted((draw() for _ in range(512)), key=lambda row: len(row[0])):
+            if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > TOKENS_PER_BATCH:
+                batches.append([])
+            batches[-1].append(row)
+        self.rng.shuffle(batches)
+        return batches
+
+
+VALUE_NAMES_SET = frozenset(VALUE_NAMES)
+
+
+def task_words(task):
+    return ["/", *(word for name, attribute, _ in task for word in (name, attribute)), "."]
+
+
+# Model and training
+
+
+def build_model(tokenizer, seed):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        head_dim=64,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e8},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    start_with_induction(model, tokenizer.get_vocab())
+    return model
+
+
+@torch.no_grad()
+def start_with_induction(model, words):
+    """
+    Start near a circuit that continues repeated text (Olsson et al., "In-context learning and induction heads", 2022), here
+    by the last two tokens.
+
+    The residual stream holds the token (64 numbers), the token before it (32) and the one before that (32). Layer 0 writes the
+    latter two. Layer 1 looks for positions whose last two tokens were the current and the last one, and passes on the token
+    there. Layer 2 is given outputs but nothing to look for, except that one head looks three tokens back. From random weights
+    such a circuit takes most of an hour of one core to appear; from here, training has to sharpen it.
+    """
+    config = model.config
+    size, dim = config.hidden_size, config.head_dim
+    half, quarter = size // 2, size // 4
+    token, last, last_but_one = slice(0, half), slice(half, half + quarter), slice(half + quarter, size)
+    scale = 0.1  # standard deviation of an embedding
+    pairs = torch.arange(dim // 2)
+    frequencies = config.rope_parameters["rope_theta"] ** (-pairs / (dim // 2))
+    fast = (pairs < 6).float()  # these rotary pairs tell neighbours apart
+    slow = (frequencies < 0.004).nonzero().flatten()  # these barely turn within a context: they compare content
+    down = torch.nn.init.orthogonal_(torch.empty(quarter, half))  # what is kept of an earlier token
+    layers = [layer.self_attn for layer in model.model.layers]
+    for attention in layers:
+        for matrix in (attention.v_proj, attention.o_proj):
+            matrix.weight *= 0.05
+
+    # The last number of the token's half is the same for all tokens: it lets a head attend by position alone
+    embedding = model.model.embed_tokens.weight
+    embedding.normal_(0, scale)[:, half - 1 :] = 0
+    embedding[:, half - 1] = 6 * scale
+
+    always = F.one_hot(torch.tensor(half - 1), half).float()
+
+    def look_back(layer, head, steps, turning, strength, when):
+        """Attend `steps` tokens back, as far as the token is in the direction `when`."""
+        rows = slice(head * dim, (head + 1) * dim)
+        turned = torch.cat([turning * torch.cos(steps * frequencies), -turning * torch.sin(steps * frequencies)])
+        layers[layer].k_proj.weight[rows, half - 1] += strength * torch.cat([turning, 0 * turning])
+        layers[layer].q_proj.weight[rows, token] += turned[:, None] * when
+
+    def look_for(layer, head, wanted):
+        """Attend to positions whose `there` is our `here`, for each `(here, there)` of `wanted`."""
+        for part, (here, there) in enumerate(wanted):
+            mix = torch.nn.init.orthogonal_(torch.empty(quarter, quarter))[: len(slow)]
+            rows = slow + head * dim + part * (dim // 2)
+            for matrix, place in ((layers[layer].q_proj, here), (layers[layer].k_proj, there)):
+                matrix.weight[rows, place] += 3 * (mix @ down if place == token else mix)
+                matrix.weight[rows, half - 1] = 0
+
+    def pass_on(layer, head, source, target, strength):
+        rows = slice(head * dim, (head + 1) * dim)
+        rotation = torch.nn.init.orthogonal_(torch.empty(dim, half))
+        layers[layer].v_proj.weight[rows, source] = rotation if source == token else rotation @ down.T
+        layers[layer].o_proj.weight[target, rows] = (
+            strength * scale * (rotation.T if target == token else down @ rotation.T)
+        )
+
+    def direction(word):
+        vector = embedding[words[word], : half - 1]
+        return F.pad(vector / vector.norm(), (0, 1))
+
+    def content_row(head, index):
+        return head * dim + slow[index]
+
+    # What was written one and two tokens ago
+    for head, steps in ((0, 1), (1, 2), (2, 1)):
+        look_back(0, head, steps, fast, 1.5, 1.5 * always)
+        pass_on(0, head, token, last if steps == 1 else last_but_one, 1 if steps == 2 else 0.5)
+    # Repeated text goes on as before
+    for head in (0, 1):
+        look_for(1, head, [(token, last), (last, last_but_one)])
+        pass_on(1, head, token, token, 1)
+    # Behind a semicolon: what follows the last answer in the list of the state, but not what follows it in the answer
+    look_for(1, 2, [(last, last)])
+    row = content_row(2, -1)
+    layers[1].q_proj.weight[row, token] = 2 * always
+    layers[1].k_proj.weight[row, token] = -direction(";")
+    pass_on(1, 2, token, token, 2)
+    pass_on(1, 3, token, token, 1)
+    # Behind <search>: the name that the state ends with. Two tokens ago is its attribute, and before that the name
+    look_back(2, 0, 2, (pairs < 4).float(), 2, 2 * direction("<search>"))
+    pass_on(2, 0, last, token, 12)
+    # Where the list ended last time: the new finding, which stands before the last mark of a list
+    row = content_row(1, 0)
+    layers[2].q_proj.weight[row, token] = 3 * direction("/")
+    layers[2].k_proj.weight[row, token] = direction("|")
+    layers[2].k_proj.weight[row] *= 3
+    recent = ((frequencies > 0.004) & (frequencies < 0.03)).nonzero().flatten()
+    layers[2].q_proj.weight[recent + dim, half - 1] += 1.5
+    layers[2].k_proj.weight[recent + dim, half - 1] += 1.5
+    pass_on(2, 1, last, token, 12)
+    pass_on(2, 2, last, token, 1)
+    pass_on(2, 3, token, token, 1)
+
+
+def logits_and_targets(model, rows, pad_id):
+    """Logits and targets at the trained tokens, and the row of each; padding is on the right, so no mask is needed."""
+    length = max(len(ids) for ids, _ in rows)
+    input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
+    trained = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])[:, 1:]
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.lm_head(hidden[:, :-1][trained]), input_ids[:, 1:][trained], trained.nonzero()[:, 0]
+
+
+def mixed(lessons, row, most, share):
+    """Draws turns, and in between exercises in copying and reading."""
+
+    def draw():
+        if lessons.rng.random() < share:
+            return row(most)
+        return lessons.reading() if lessons.rng.random() < 0.5 else lessons.copying()
+
+    return draw
+
+
+def first_lessons(lessons):
+    """Stages `(name, share of the steps, what is drawn)`, one after the other."""
+    return [
+        ("copying", 0.04, lessons.copying),
+        ("reading", 0.06, mixed(lessons, lessons.turn, 1, 0.4)),
+        ("turns on up to 4", 0.30, mixed(lessons, lessons.turn, 4, 0.85)),
+        (f"turns on up to {MAX_OBJECTIVES}", 0.60, mixed(lessons, lessons.turn, MAX_OBJECTIVES, 0.9)),
+    ]
+
+
+@torch.no_grad()
+def check(model, tokenizer, context, count=40):
+    """Share of rows whose every trained token is the most likely one, the decision to give up apart: held-out names."""
+    lessons = Lessons(tokenizer, 1234, test=True)
+    row = {"mem1": lessons.turn, "full": lessons.history}[context]
+    decisions = torch.tensor(lessons.encode(["<search>", "<answer>"]))
+    shares = {}
+    for n, step in ((2, 0), (2, 1), (2, 2), (4, 2), (8, 4), (8, 8), (16, 1), (16, 8), (16, 15), (16, 16)):
+        wrong = torch.zeros(count, dtype=torch.bool)
+        for start in range(0, count, 20):
+            rows = [row(0, n, step) for _ in range(20)]
+            logits, targets, which = logits_and_targets(model, rows, tokenizer.pad_token_id)
+            top = logits.argmax(-1)
+            missed = (top != targets) & ~(torch.isin(targets, decisions) & torch.isin(top, decisions))
+            wrong[which[missed] + start] = True
+        shares[f"{n}/{step}"] = round(1 - wrong.float().mean().item(), 3)
+    return shares
+
+
+def train(model, lessons, steps, context, learning_rate, plan, check_every):
+    """AdamW with a linear warm-up and decay. Returns the mean of the last losses of each stage."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1.0, (s + 1) / 50) * max(0.02, 1.0 - s / steps)
+    )
+    final, start, done = {}, time.monotonic(), 0
+    for name, share, draw in plan:
+        losses, batches = [], []
+        for _ in range(max(1, round(share * steps))):
+            batches = batches or lessons.batches(draw)
+            logits, targets, _ = logits_and_targets(model, batches.pop(), lessons.tokenizer.pad_token_id)
+            loss = F.cross_entropy(logits, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            done += 1
+            if done % 50 == 0:
+                mean = sum(losses[-50:]) / len(losses[-50:])
+                print(f"{done}/{steps} {name}: {mean:.3f} nats, {time.monotonic() - start:.0f} s", flush=True)
+            if done % check_every == 0:
+                print(f"  held-out names, rows right: {check(model, lessons.tokenizer, context)}", flush=True)
+        final[name] = round(sum(losses[-50:]) / len(losses[-50:]), 4)
+    return final
+
+
+def describe():
+    """What the models saw, for whoever reads the results."""
+    return f"""\
+- Copying exercises: random words of the whole vocabulary, pieces of them repeated.
+- Reading exercises: three passages of {ATTRIBUTES_PER_ENTITY + len(LINKS)} facts, and the values of their facts.
+- Single turns of a scripted demonstrator on 1 to {MAX_OBJECTIVES} objectives, at any point of a task, under the context of a MEM1 agent; for
+  the twin then whole histories of such turns, on as many objectives.
+- The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability {HASTE} and answers with
+  what it has, which is worth nothing. That holds for every number of objectives, so going on is learned by reinforcement alone, on 2.
+- Facts are drawn anew for every row. Held-out names are never asked about and in no passage; they occur in copying exercises and as
+  random words in the lists of earlier findings.
+- The first weights are not random: attention heads that repeat text, and that look where the format needs it, are set by hand."""
+
+
+def save(model, tokenizer, place):
+    """Weights in half precision, tokenizer and protocol."""
+    shutil.rmtree(place, ignore_errors=True)
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    copy.deepcopy(model).to(torch.float16).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    PROTOCOL.save_pretrained(place)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "multi-objective")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of the MEM1 model")
+    parser.add_argument(
+        "--twin_steps", type=int, default=1000, help="further steps that make the full-history twin of it"
+    )
+    parser.add_argument("--long_steps", type=int, default=400, help="further steps on longer tasks")
+    parser.add_argument("--check_every", type=int, default=250, help="steps between checks on held-out names")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
+    args = parser.parse_args()
+    if args.smoke:
+        args.steps, args.long_steps, args.twin_steps = 6, 2, 3
+    torch.set_num_threads(args.threads)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, args.seed)
+    print(f"{model.num_parameters():,} parameters", flush=True)
+    models = {}
+
+    def teach(context, lessons, *phases):
+        start = time.monotonic()
+        losses = {}
+        for steps, learning_rate, plan in phases:
+            losses |= train(model, lessons, steps, context, learning_rate, plan, args.check_every)
+        models[context] = {
+            "steps": sum(steps for steps, _, _ in phases),
+            "minutes": round((time.monotonic() - start) / 60, 1),
+            "final_loss_in_nats": losses,
+            "rows_right_held_out": check(model, tokenizer, context),
+        }
+        save(model, tokenizer, args.output / context)
+
+    lessons = Lessons(tokenizer, args.seed)
+    long = Lessons(tokenizer, args.seed + 1)
+    long.least = MAX_OBJECTIVES
+    polish = [("long lists", 1.0, mixed(long, long.turn, MAX_OBJECTIVES, 0.95))]
+    teach("mem1", lessons, (args.steps, 3e-3, first_lessons(lessons)), (args.long_steps, 1e-3, polish))
+    histories = Lessons(tokenizer, args.seed + 2)
+    plan = [("histories", 1.0, mixed(histories, histories.history, MAX_OBJECTIVES, 0.95))]
+    teach("full", histories, (args.twin_steps, 2e-3, plan))
+    report = {
+        "seed": args.seed,
+        "threads": args.threads,
+        "parameters": model.num_parameters(),
+        "description": describe(),
+        "models": models,
+    }
+    (args.output / "warmup.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
