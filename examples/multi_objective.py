@@ -4,10 +4,10 @@ The claim of MEM1 in miniature: three agents trained by reinforcement on 2 objec
     python examples/multi_objective.py            # all of it, on 2 CPU cores; start it again and it goes on where it stopped
     python examples/multi_objective.py --smoke    # every step of it in a minute, with numbers that mean nothing
 
-The agents have the same size, the same tasks and the same budget: MEM1 by PPO, MEM1 by GRPO, and a twin by PPO that forgets nothing.
-They start from what `multi_objective_warmup.py` taught them: to copy, to read and the format, but not to go on searching. Written to
---output_dir: `RESULTS.md` with its plots, `results.json`, and for each run the model, the log of its training and every
-episode of its evaluation.
+The agents have the same size, the same tasks and the same budget: MEM1 by PPO, MEM1 by GRPO, and a twin by PPO that forgets
+nothing. They start from what `multi_objective_warmup.py` taught them: to copy, to read and the format, but not to go on
+searching. Written to --output_dir: `RESULTS.md` with its plots, `results.json`, a page to browse episodes in (`report/`), and for
+each run the model, the log of its training and every episode of its evaluation.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from mem1_trl import (
 )
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent
+from mem1_trl.report import report
 
 ASSETS = Path(__file__).parent / "assets" / "multi-objective"
 OBJECTIVES = (1, 2, 3, 4, 6, 8, 16)
@@ -319,8 +320,9 @@ def main():
     facts = {"hardware": hardware(), "commit": commit(), "torch": torch.__version__}
     groups = [*AGENTS], [*BASELINES], [*ABLATIONS] if args.ablations else []
     path = write_results(args, groups, lambda label, seed: folder(args, label, seed), facts)
+    page = report(args.output_dir, max_trajectories=4)
     print(path.read_text())
-    print(f"written to {path}")
+    print(f"results: {path}   every turn of some episodes: {page}")
 
 
 if __name__ == "__main__":

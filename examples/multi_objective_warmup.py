@@ -1,8 +1,8 @@
 """
 Make the models that `multi_objective.py` starts from: from scratch, on the CPU.
 
-    python examples/multi_objective_warmup.py                                  # writes examples/assets/multi-objective
-    python examples/multi_objective_warmup.py --smoke --output runs/warm-smoke # the whole path in a minute, useless models
+    python examples/multi_objective_warmup.py                           # writes examples/assets/multi-objective
+    python examples/multi_objective_warmup.py --smoke --output runs/warm  # the whole path in a minute, useless models
 
 A warm-up teaches skills, reinforcement learning the policy. What is taught here:
 
@@ -163,7 +163,8 @@ class Lessons:
         """
         rng = self.rng
         n = n or rng.randint(1, rng.randint(self.least, most))
-        step = rng.randint(0, n) if step is None else step
+        earliest = n // 2 if self.least > 1 else 0
+        step = rng.randint(earliest, n) if step is None else step
         task = self.task(n)
         for earlier in range(step):
             self.readable(task, earlier)
@@ -353,6 +354,12 @@ def first_lessons(lessons):
     ]
 
 
+def histories(lessons):
+    """Draws whole histories for the twin, and in between what a MEM1 agent is taught."""
+    other = mixed(lessons, lessons.turn, MAX_OBJECTIVES, 0.5)
+    return lambda: lessons.history(MAX_OBJECTIVES) if lessons.rng.random() < 0.7 else other()
+
+
 @torch.no_grad()
 def check(model, tokenizer, context, count=40):
     """Share of rows whose every trained token is the most likely one, the decision to give up apart: held-out names."""
@@ -363,7 +370,7 @@ def check(model, tokenizer, context, count=40):
     for n, step in ((2, 0), (2, 1), (2, 2), (4, 2), (8, 4), (8, 8), (16, 1), (16, 8), (16, 15), (16, 16)):
         wrong = torch.zeros(count, dtype=torch.bool)
         for start in range(0, count, 20):
-            rows = [row(0, n, step) for _ in range(20)]
+            rows = [row(0, n, step) for _ in range(min(20, count - start))]
             logits, targets, which = logits_and_targets(model, rows, tokenizer.pad_token_id)
             top = logits.argmax(-1)
             missed = (top != targets) & ~(torch.isin(targets, decisions) & torch.isin(top, decisions))
@@ -430,44 +437,50 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "multi-objective")
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of the MEM1 model")
-    parser.add_argument(
-        "--twin_steps", type=int, default=1000, help="further steps that make the full-history twin of it"
-    )
     parser.add_argument("--long_steps", type=int, default=400, help="further steps on longer tasks")
+    parser.add_argument(
+        "--twin_steps", type=int, default=300, help="further steps that make the full-history twin of it"
+    )
+    parser.add_argument("--twin_long_steps", type=int, default=350, help="and further ones on longer histories")
     parser.add_argument("--check_every", type=int, default=250, help="steps between checks on held-out names")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     args = parser.parse_args()
     if args.smoke:
-        args.steps, args.long_steps, args.twin_steps = 6, 2, 3
+        args.steps, args.long_steps, args.twin_steps, args.twin_long_steps = 6, 2, 2, 2
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args.seed)
     print(f"{model.num_parameters():,} parameters", flush=True)
     models = {}
 
-    def teach(context, lessons, *phases):
+    def teach(context, *phases):
         start = time.monotonic()
         losses = {}
-        for steps, learning_rate, plan in phases:
+        for steps, learning_rate, lessons, plan in phases:
             losses |= train(model, lessons, steps, context, learning_rate, plan, args.check_every)
         models[context] = {
-            "steps": sum(steps for steps, _, _ in phases),
+            "steps": sum(phase[0] for phase in phases),
             "minutes": round((time.monotonic() - start) / 60, 1),
             "final_loss_in_nats": losses,
-            "rows_right_held_out": check(model, tokenizer, context),
+            "rows_right_held_out": check(model, tokenizer, context, 2 if args.smoke else 40),
         }
         save(model, tokenizer, args.output / context)
 
-    lessons = Lessons(tokenizer, args.seed)
-    long = Lessons(tokenizer, args.seed + 1)
-    long.least = MAX_OBJECTIVES
-    polish = [("long lists", 1.0, mixed(long, long.turn, MAX_OBJECTIVES, 0.95))]
-    teach("mem1", lessons, (args.steps, 3e-3, first_lessons(lessons)), (args.long_steps, 1e-3, polish))
-    histories = Lessons(tokenizer, args.seed + 2)
-    plan = [("histories", 1.0, mixed(histories, histories.history, MAX_OBJECTIVES, 0.95))]
-    teach("full", histories, (args.twin_steps, 2e-3, plan))
+    first, long, second, third = (Lessons(tokenizer, args.seed + part) for part in range(4))
+    long.least = third.least = MAX_OBJECTIVES
+    teach(
+        "mem1",
+        (args.steps, 3e-3, first, first_lessons(first)),
+        (args.long_steps, 1e-3, long, [("long lists", 1.0, mixed(long, long.turn, MAX_OBJECTIVES, 0.95))]),
+    )
+    # The twin has learned to copy and to read already; between its histories, single turns keep held-out names in use
+    teach(
+        "full",
+        (args.twin_steps, 1e-3, second, [("histories", 1.0, histories(second))]),
+        (args.twin_long_steps, 1e-3, third, [("long histories", 1.0, histories(third))]),
+    )
     report = {
         "seed": args.seed,
         "threads": args.threads,
