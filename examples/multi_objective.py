@@ -215,8 +215,12 @@ def jobs(args):
 
 
 def run_all(args):
-    """One process per job, as many at once as asked for."""
+    """All jobs, one after the other, or several at once in processes of their own."""
     waiting, running = [job for job in jobs(args) if not is_done(args, *job)], {}
+    if args.jobs == 1:
+        for job in waiting:
+            run_job(args, *job)
+        return
     try:
         while waiting or running:
             ready = [job for job in waiting if is_ready(args, *job)]
@@ -296,6 +300,9 @@ def parse_arguments():
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--smoke", action="store_true", help="the whole path in a minute; the numbers mean nothing")
     parser.add_argument(
+        "--write_only", action="store_true", help="run nothing, write RESULTS.md from what is finished"
+    )
+    parser.add_argument(
         "--only", nargs=3, metavar=("PHASE", "AGENT", "SEED"), help="one `train` or `evaluate`, and no more"
     )
     args = parser.parse_args()
@@ -316,7 +323,8 @@ def main():
         phase, label, seed = args.only
         return run_job(args, phase, label, int(seed))
     check_settings(args)
-    run_all(args)
+    if not args.write_only:
+        run_all(args)
     facts = {"hardware": hardware(), "commit": commit(), "torch": torch.__version__}
     groups = [*AGENTS], [*BASELINES], [*ABLATIONS] if args.ablations else []
     path = write_results(args, groups, lambda label, seed: folder(args, label, seed), facts)

@@ -30,22 +30,40 @@ PAPER_GROWTH = 1.63  # peak tokens of MEM1 from 2 to 16 objectives, MEM1 paper, 
 
 
 def read_runs(args, labels, folder):
-    """`{label: {seed: {"evaluation": {n: Evaluation}, "training": record or None}}}`"""
+    """`{label: {seed: {"evaluation": {n: Evaluation}, "training": record or None}}}`, of what is finished."""
     runs = {}
     for label in labels:
         for seed in args.seeds:
             place = folder(label, seed)
-            evaluation = {n: Evaluation.load(place / "evaluation", str(n)) for n in args.objectives}
+            finished = [n for n in args.objectives if (place / "evaluation" / f"{n}.json").is_file()]
+            evaluation = {n: Evaluation.load(place / "evaluation", str(n)) for n in finished}
             training = place / "training.json"
             record = json.loads(training.read_text()) if training.is_file() else None
-            runs.setdefault(label, {})[seed] = {"evaluation": evaluation, "training": record}
+            if evaluation:
+                runs.setdefault(label, {})[seed] = {"evaluation": evaluation, "training": record}
     return runs
 
 
+def missing(args, runs, labels):
+    """A sentence about what was not evaluated, or nothing."""
+    gaps = {}
+    for label in labels:
+        for seed in args.seeds:
+            known = runs.get(label, {}).get(seed, {"evaluation": {}})["evaluation"]
+            absent = [str(n) for n in args.objectives if n not in known]
+            if absent:
+                where = "all tasks" if len(absent) == len(args.objectives) else f"{', '.join(absent)} objectives"
+                gaps.setdefault((label, where), []).append(str(seed))
+    texts = [f"{label} with seed {' and '.join(seeds)} on {where}" for (label, where), seeds in gaps.items()]
+    return f"\n\n**This run is incomplete.** Not evaluated: {'; '.join(texts)}." if texts else ""
+
+
 def pooled(runs, label, n, metric):
-    """Statistic over the tasks of all seeds, and the means of the seeds."""
-    evaluations = [run["evaluation"][n] for run in runs[label].values()]
+    """Statistic over the tasks of all seeds, and the means of the seeds; `None` if there are none."""
+    evaluations = [run["evaluation"][n] for run in runs[label].values() if n in run["evaluation"]]
     values = [task.scores[metric] for evaluation in evaluations for task in evaluation.tasks]
+    if not values:
+        return None
     return summarize(values), [evaluation.metrics[metric] for evaluation in evaluations]
 
 
@@ -54,9 +72,11 @@ def tabulate(args, runs):
     for label in runs:
         for n in args.objectives:
             for metric in SHOWN:
-                statistic, means = pooled(runs, label, n, metric)
-                cell = {"mean": statistic.mean, "low": statistic.low, "high": statistic.high, "seeds": means}
-                table.setdefault(label, {}).setdefault(str(n), {})[metric] = cell
+                found = pooled(runs, label, n, metric)
+                if found:
+                    statistic, means = found
+                    cell = {"mean": statistic.mean, "low": statistic.low, "high": statistic.high, "seeds": means}
+                    table.setdefault(label, {}).setdefault(str(n), {})[metric] = cell
     return table
 
 
@@ -68,10 +88,11 @@ def markdown_table(heads, rows):
 def metric_rows(args, table, labels, metric, form, interval=True):
     rows = []
     for label in labels:
-        cells = [table[label][str(n)][metric] for n in args.objectives]
-        texts = [
-            f"{c['mean']:{form}}" + (f" [{c['low']:{form}}, {c['high']:{form}}]" if interval else "") for c in cells
-        ]
+        texts = []
+        for n in args.objectives:
+            cell = table[label].get(str(n), {}).get(metric)
+            text = f"{cell['mean']:{form}}" if cell else "-"
+            texts.append(text + (f" [{cell['low']:{form}}, {cell['high']:{form}}]" if cell and interval else ""))
         rows.append([label, *texts])
     return markdown_table(["", *map(str, args.objectives)], rows)
 
@@ -79,15 +100,15 @@ def metric_rows(args, table, labels, metric, form, interval=True):
 def minutes(args, runs):
     """Wall time of the training and of the evaluation, over all seeds."""
     training = sum(run["training"]["seconds"] for run in runs.values() if run["training"])
-    evaluation = sum(
-        task.scores["seconds"] for run in runs.values() for n in args.objectives for task in run["evaluation"][n].tasks
-    )
+    finished = [each for run in runs.values() for each in run["evaluation"].values()]
+    evaluation = sum(task.scores["seconds"] for each in finished for task in each.tasks)
     return {"training": training / 60, "evaluation": evaluation / 60}
 
 
 def growth(args, table, label):
     """Growth of the peak from 2 to 16 objectives: `(with the task prompt, without it)`."""
-    first, last = (2 if 2 in args.objectives else args.objectives[0]), args.objectives[-1]
+    known = [n for n in args.objectives if str(n) in table[label]]
+    first, last = (2 if 2 in known else known[0]), known[-1]
     return [
         table[label][str(last)][metric]["mean"] / table[label][str(first)][metric]["mean"]
         for metric in ("peak_tokens", "peak_tokens_without_prompt")
@@ -109,17 +130,16 @@ def smooth(values, window=5):
 def plot_metric(args, table, metric, labels, title, path, top=None):
     figure, axes = plt.subplots(figsize=(6, 4))
     for label in labels:
-        cells = [table[label][str(n)][metric] for n in args.objectives]
-        style = "--" if "before" in label else "-"
-        color = COLORS.get(label)
-        axes.plot(args.objectives, [c["mean"] for c in cells], f"o{style}", color=color, label=label, markersize=4)
-        axes.fill_between(
-            args.objectives,
-            [min(c["seeds"]) for c in cells],
-            [max(c["seeds"]) for c in cells],
-            color=color,
-            alpha=0.15,
+        known = [n for n in args.objectives if str(n) in table[label]]
+        cells = [table[label][str(n)][metric] for n in known]
+        color, style = COLORS.get(label), "--" if "before" in label else "-"
+        marker, size = ("s", 9) if label == "MEM1 PPO" else ("o", 4)  # its curve may lie under another
+        means = [c["mean"] for c in cells]
+        axes.plot(
+            known, means, style, color=color, label=label, marker=marker, markersize=size, markerfacecolor="none"
         )
+        lows, highs = [min(c["seeds"]) for c in cells], [max(c["seeds"]) for c in cells]
+        axes.fill_between(known, lows, highs, color=color, alpha=0.15)
     axes.axvline(2, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="objectives of a task (dotted: trained on)", title=title, xticks=args.objectives)
     axes.set_ylim(0, top)
@@ -156,13 +176,15 @@ def aims(args, table, runs, labels):
     for n, wanted in AIMS.items():
         if n in args.objectives:
             for label in mem1:
-                cell = table[label][str(n)]["exact_match_per_objective"]
+                cell = table[label].get(str(n), {}).get("exact_match_per_objective")
+                if cell is None:
+                    continue
                 lines.append(
                     f"- EM per objective on {n}, {label}: aim {wanted}, got {cell['mean']:.3f} "
                     f"(seeds {', '.join(f'{m:.3f}' for m in cell['seeds'])}): {reached(cell['mean'] >= wanted)}."
                 )
-    last = args.objectives[-1]
     for label in labels:
+        last = max(map(int, table[label]))
         whole, without = growth(args, table, label)
         line = f"- Peak tokens from 2 to {last} objectives, {label}: {whole:.2f}x with the questions, {without:.2f}x without"
         lines.append(line + (f" (aim {PAPER_GROWTH}x): {reached(without <= PAPER_GROWTH)}." if label in mem1 else "."))
@@ -183,12 +205,15 @@ def failures(args, runs, labels):
         for n in (n for n in args.objectives if n in (2, 8, 16)):
             counts = {}
             stops = {}
-            for run in runs[label].values():
+            having = [run for run in runs[label].values() if n in run["evaluation"]]
+            if not having:
+                continue
+            for run in having:
                 evaluation = run["evaluation"][n]
                 for name, count in evaluation.failures.items():
                     counts[name] = counts.get(name, 0) + count
                 for name, share in evaluation.stop_reasons.items():
-                    stops[name] = stops.get(name, 0.0) + share / len(runs[label])
+                    stops[name] = stops.get(name, 0.0) + share / len(having)
             total = max(1, sum(counts.values()))
             rows.append(
                 [label, str(n)]
@@ -214,6 +239,8 @@ def write_results(args, groups, folder, facts):
     """Write everything into `args.output_dir`; returns the path of `RESULTS.md`."""
     agents, baselines, ablations = groups
     runs = read_runs(args, [*agents, *baselines, *ablations], folder)
+    missed = missing(args, runs, [*agents, *baselines, *ablations])
+    agents, baselines, ablations = ([label for label in group if label in runs] for group in groups)
     table = tabulate(args, runs)
     place = args.output_dir
     facts = {**facts, "minutes": {label: minutes(args, runs[label]) for label in runs}}
@@ -231,7 +258,6 @@ def write_results(args, groups, folder, facts):
     plot_rewards(args, runs, [*agents, *ablations], place / "reward.png")
     warm = json.loads((args.assets / "warmup.json").read_text())
     budget = f"{args.steps} optimizer steps of {args.batch_size} trajectories"
-    count = len(args.seeds) * args.tasks
     times = markdown_table(
         ["", "training, minutes", "evaluation, minutes"],
         [[label, f"{m['training']:.1f}", f"{m['evaluation']:.1f}"] for label, m in facts["minutes"].items()],
@@ -247,8 +273,10 @@ after turn. What the numbers say is how a policy learned on 2 objectives and its
 language model would do.
 
 Seeds: {", ".join(map(str, args.seeds))}. A seed has facts, questions, tasks and random numbers of its own. Every agent has {warm["parameters"]:,} parameters and
-was trained by reinforcement on 2 objectives only, for {budget}. Each cell is a mean over {count} test tasks about held-out
-entities ({args.tasks} for each seed), decoded greedily, with its 95% bootstrap interval over the tasks. In the plots, the band spans the seeds.
+was trained by reinforcement on 2 objectives only, for {budget}. Each cell is a mean over {args.tasks} test
+tasks about held-out entities for each seed, decoded greedily, with its 95% bootstrap interval over the tasks. In the plots, the band spans
+the seeds. How well an agent copies is what its warm-up left it with (last table), and the twin has longer contexts to copy from: compare
+how the agents change with the number of objectives rather than the heights of their curves.{missed}
 
 ## Exact match per objective
 
