@@ -183,6 +183,8 @@ def run_job(args, phase, label, seed):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    if is_done(args, phase, label, seed):
+        return
     world = World(seed)
     if phase == "train":
         train(args, label, seed, world)
