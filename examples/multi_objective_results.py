@@ -45,8 +45,8 @@ def read_runs(args, labels, folder):
 
 
 def missing(args, runs, labels):
-    """A sentence about what was not evaluated, or nothing."""
-    gaps = {}
+    """Sentences about what was not evaluated, or on fewer tasks, or nothing."""
+    gaps, fewer = {}, {}
     for label in labels:
         for seed in args.seeds:
             known = runs.get(label, {}).get(seed, {"evaluation": {}})["evaluation"]
@@ -54,8 +54,20 @@ def missing(args, runs, labels):
             if absent:
                 where = "all tasks" if len(absent) == len(args.objectives) else f"{', '.join(absent)} objectives"
                 gaps.setdefault((label, where), []).append(str(seed))
-    texts = [f"{label} with seed {' and '.join(seeds)} on {where}" for (label, where), seeds in gaps.items()]
-    return f"\n\n**This run is incomplete.** Not evaluated: {'; '.join(texts)}." if texts else ""
+            for n, evaluation in known.items():
+                if len(evaluation.tasks) < args.tasks:
+                    fewer.setdefault((label, seed, len(evaluation.tasks)), []).append(str(n))
+    text = ""
+    if gaps:
+        texts = [f"{label} with seed {' and '.join(seeds)} on {where}" for (label, where), seeds in gaps.items()]
+        text += f"\n\n**This run is incomplete.** Not evaluated: {'; '.join(texts)}."
+    if fewer:
+        texts = [
+            f"{label} with seed {seed}: {count} tasks on {', '.join(numbers)} objectives"
+            for (label, seed, count), numbers in fewer.items()
+        ]
+        text += f"\n\nEvaluated on fewer tasks, for want of time: {'; '.join(texts)}."
+    return text
 
 
 def pooled(runs, label, n, metric):
