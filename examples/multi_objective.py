@@ -64,13 +64,8 @@ ABLATIONS = {
 
 
 def answered(completions, trajectories, **kwargs):
-    """A reward for the format alone: 1 if the episode ended with an answer and every turn kept a state."""
+    """A reward for the format, added to that of the environment: 1 if the episode ended with an answer and every turn kept a state."""
     return [float(t.answer is not None and all(turn.state is not None for turn in t.turns)) for t in trajectories]
-
-
-def environment_reward(completions, environments, **kwargs):
-    """What the environment gives, beside another reward function."""
-    return [environment.get_reward() for environment in environments]
 
 
 class Progress(TrainerCallback):
@@ -101,7 +96,7 @@ def train(args, label, seed, world):
     set_seed(seed)
     start = args.assets / context
     tokenizer = AutoTokenizer.from_pretrained(start)
-    rewards = [environment_reward, answered] if extra.pop("format_reward", None) else None
+    rewards = [answered] if extra.pop("format_reward", None) else None
     settings = dict(
         output_dir=str(place / "checkpoints"),
         max_steps=args.steps,
