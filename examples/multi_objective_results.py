@@ -278,7 +278,8 @@ def write_results(args, groups, folder, facts):
     text = f"""# Trained on 2 objectives, tested on 1 to {args.objectives[-1]}
 
 Written by `python examples/multi_objective.py` from its own runs: commit {facts["commit"]}, {facts["hardware"]}, torch {facts["torch"]},
-{args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time, start-up and the warm-up not counted.
+{args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time, summed over the runs, start-up and the
+warm-up not counted.
 
 The world is small and invented: a search finds three passages, and an agent has to copy the right words from the right place, turn
 after turn. What the numbers say is how a policy learned on 2 objectives and its memory carry over to more, not how well a
