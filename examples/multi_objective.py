@@ -142,6 +142,7 @@ def train(args, label, seed, world):
         "seed": seed,
         "seconds": time.perf_counter() - began,
         "resumed": last is not None,
+        "commit": commit(),
         "history": trainer.state.log_history,
     }
     write_json(place / "training.json", record)

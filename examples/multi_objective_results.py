@@ -274,12 +274,17 @@ def write_results(args, groups, folder, facts):
         ["", "training, minutes", "evaluation, minutes"],
         [[label, f"{m['training']:.1f}", f"{m['evaluation']:.1f}"] for label, m in facts["minutes"].items()],
     )
+    commits = {
+        run["training"].get("commit") for label in runs for run in runs[label].values() if run["training"] is not None
+    }
+    known = sorted(each for each in commits if each)
+    trained_at = ", ".join([*known, *(["earlier commits, not recorded"] if None in commits else [])])
     total = sum(sum(m.values()) for m in facts["minutes"].values())
     text = f"""# Trained on 2 objectives, tested on 1 to {args.objectives[-1]}
 
-Written by `python examples/multi_objective.py` from its own runs: commit {facts["commit"]}, {facts["hardware"]}, torch {facts["torch"]},
-{args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time, summed over the runs, start-up and the
-warm-up not counted.
+Written by `python examples/multi_objective.py` at commit {facts["commit"]} from its own runs (trained at {trained_at}), on
+{facts["hardware"]} with torch {facts["torch"]}, {args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time,
+summed over the runs, start-up and the warm-up not counted.
 
 The world is small and invented: a search finds three passages, and an agent has to copy the right words from the right place, turn
 after turn. What the numbers say is how a policy learned on 2 objectives and its memory carry over to more, not how well a

@@ -416,7 +416,7 @@ def describe():
 - Copying exercises: random words of the whole vocabulary, pieces of them repeated.
 - Reading exercises: three passages of {ATTRIBUTES_PER_ENTITY + len(LINKS)} facts, and the values of their facts.
 - Single turns of a scripted demonstrator on 1 to {MAX_OBJECTIVES} objectives, at any point of a task, under the context of a MEM1 agent; for
-  the twin then whole histories of such turns, on as many objectives.
+  the twin then whole histories of such turns, on as many objectives, with single turns and exercises in between.
 - The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability {HASTE} and answers with
   what it has, which is worth nothing. That holds for every number of objectives, so going on is learned by reinforcement alone, on 2.
 - Facts are drawn anew for every row. Held-out names are never asked about and in no passage; they occur in copying exercises and as
