@@ -73,7 +73,8 @@ class Clock(TrainerCallback):
         over = (self.cpu_seconds if Timing.clock == "cpu" else self.seconds) >= self.max_seconds
         if over or state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._measure(state.global_step)
-            control.should_training_stop = over or self.reached
+            if over or self.reached:  # never set to false: at the last step it is true already
+                control.should_training_stop = True
         self._start()
 
     def _start(self) -> None:
