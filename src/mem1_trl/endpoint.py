@@ -134,6 +134,8 @@ def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
     status = getattr(response, "status_code", None)
     if status is None:
         names = {kind.__name__ for kind in type(error).__mro__}
+        if "OfflineModeIsEnabled" in names:  # HF_HUB_OFFLINE keeps huggingface_hub's client from every server
+            return None
         if not isinstance(error, OSError) and not names & set(_UNREACHABLE):
             return None
     elif status not in _BUSY:
