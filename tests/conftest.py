@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 
+# It would keep huggingface_hub's client from the servers that tests start on this machine; read when that is imported
+os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.setdefault("CI", "1")  # no telemetry
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
