@@ -57,6 +57,12 @@ def attention_implementation(model: PreTrainedModel) -> str:
     return getattr(text_config(model), "_attn_implementation", None) or "eager"
 
 
+def forward_takes(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the forward pass of a model, below any adapter, names an argument."""
+    backbone = getattr(model, "get_base_model", lambda: model)()
+    return argument in inspect.signature(type(backbone).forward).parameters
+
+
 def why_not_masked(model: PreTrainedModel) -> str | None:
     """
     Why a model cannot forward a tree (or any other row that needs its own attention mask), or `None` if it can.
@@ -79,8 +85,7 @@ def why_not_masked(model: PreTrainedModel) -> str | None:
         return f"{config.model_type} has local layers"
     if getattr(config, "alibi", False):
         return f"{config.model_type} derives positions from places in the row (ALiBi)"
-    backbone = getattr(model, "get_base_model", lambda: model)()
-    if "position_ids" not in inspect.signature(type(backbone).forward).parameters:
+    if not forward_takes(model, "position_ids"):
         return f"{config.model_type} takes no position_ids"
     return None
 

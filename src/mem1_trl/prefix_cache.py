@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .attention import why_not_masked
+from .attention import forward_takes, why_not_masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -208,8 +207,7 @@ class PrefixCache:
         mask = np.zeros_like(ids)
         for index, row in enumerate(rows):
             ids[index, : len(row)], mask[index, : len(row)] = row, 1
-        backbone = getattr(model, "get_base_model", lambda: model)()
-        one = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(backbone).forward).parameters else {}
+        one = {"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {}
         cache = _new_cache(model)
         with torch.no_grad():
             model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import flex_tree, tree_attention
-from .attention import attention_implementation, model_mask, module_dtype, resolve_layout
+from .attention import attention_implementation, forward_takes, model_mask, module_dtype, resolve_layout
 from .attention_plan import plan_attention
 from .folding import FoldedRows, fold_rows
 from .layouts import (
@@ -204,8 +203,7 @@ def _last_hidden_state(backbone: Any) -> Iterator[list[torch.Tensor]]:
 def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFunction:
     """The per-token log-probs of a plain causal language model, float32, in nats."""
 
-    backbone = getattr(model, "get_base_model", lambda: model)()
-    takes_places = "logits_to_keep" in inspect.signature(type(backbone).forward).parameters
+    takes_places = forward_takes(model, "logits_to_keep")
 
     def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
         targets = labels[:, 1:]
