@@ -18,6 +18,7 @@ from .grpo_trainer import model_name
 from .losses import clipped_value_loss, explained_variance
 from .quantization import keep_trainable
 from .scoring import forward_rows
+from .trl_adapter import row_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -230,7 +231,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         credited = mask * scored[:, None]
         with torch.no_grad():
             size = max(1, self.args.per_device_train_batch_size)
-            values = torch.cat([self.values(chunk) for chunk in _chunks(batch, size)])
+            values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
         penalty = None
         if self.args.kl_in_reward and self.beta != 0.0:
             old_logps = batch.get("old_per_token_logps")
@@ -280,15 +281,3 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     def load_extra(self, directory: str) -> None:
         self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
-
-
-def _chunks(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """A batch cut into pieces of at most `size` rows; scalars go into each."""
-    count = len(batch["completion_ids"])
-    return [
-        {
-            key: value[start : start + size] if isinstance(value, torch.Tensor) and value.ndim else value
-            for key, value in batch.items()
-        }
-        for start in range(0, count, size)
-    ]

@@ -544,7 +544,7 @@ class TrajectoryTrainer(GRPOTrainer):
         return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        parts = _split(inputs, int(inputs.get("parts", 1)))
+        parts = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
         # Losses that average over the rows of a micro-batch average over its parts, too; the others sum over tokens
         share = 1 / len(parts) if self.loss_type in _ROW_MEANS else 1.0
         done = torch.zeros((), device=inputs["completion_ids"].device)
@@ -770,14 +770,11 @@ def _join(values: list[Any]) -> Any:
     return torch.cat(values) if _has_rows(values[0]) else values[0]
 
 
-def _split(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """A micro-batch in parts of equally many rows."""
-    if parts == 1:
-        return [batch]
-    size = len(batch["completion_ids"]) // parts
+def row_chunks(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    """A batch cut into pieces of at most `size` rows; what belongs to the whole batch goes into each."""
     return [
-        {key: value[i : i + size] if _has_rows(value) else value for key, value in batch.items()}
-        for i in range(0, parts * size, size)
+        {key: value[start : start + size] if _has_rows(value) else value for key, value in batch.items()}
+        for start in range(0, len(batch["completion_ids"]), size)
     ]
 
 
