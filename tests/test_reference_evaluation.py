@@ -100,6 +100,14 @@ def test_contexts_that_grow_and_contexts_that_do_not(tmp_path):
     assert full["dependency_length"] == sum((2 + context + 1) * 2 for context in (0, 3, 6, 9))
 
 
+def test_an_observation_at_the_end_counts_for_the_peak_of_the_script_only(tmp_path):
+    last = {**TWO_TURNS, "i1": "too late , " * 10}
+    path = write(tmp_path / "a.jsonl", last)
+    # Behind turn 1: its t1 4 and r1 7, and 30 words observed
+    assert reference_metrics(path, count_tokens=count)["peak_token_compression"] == 4 + 7 + 30
+    assert reference_metrics(path, "corrected", count_tokens=count)["peak_tokens_without_prompt"] == 16.0
+
+
 def test_only_ten_turns_are_read(tmp_path):
     path = write(tmp_path / "a.jsonl", many_turns(12))
     reference = reference_metrics(path, count_tokens=count)

@@ -50,6 +50,7 @@ def reference_metrics(
 
     - turns after the tenth are not read;
     - the state counts twice, since the response holds it already;
+    - an observation that nothing was written after counts for the peak;
     - peaks are means over those rows only whose `Exact_match` is not 0, and neither they nor dependencies count the task prompt;
     - an answer is looked for in all the text of a row, retrieved passages included, and articles are not dropped from it;
     - `mbe`, the estimate of a language model, is 1 for every row that did not raise: the call is commented out;
@@ -184,7 +185,7 @@ def _reference_costs(turns: Iterable[_Turn], count: CountTokens, compress: bool)
 
     A block of `l` tokens behind `C` costs `(C + floor(l / 2)) * l`. With `compress` the next turn starts from this one.
     """
-    carried, peak, dependency, generated, total, last = "", 0, 0, 0, 0, 0
+    carried, peak, dependency, generated, total, last, read = "", 0, 0, 0, 0, 0, 0
     for state, response, observation in turns:
         written = ""
         for block in (state, response):
@@ -201,6 +202,9 @@ def _reference_costs(turns: Iterable[_Turn], count: CountTokens, compress: bool)
         if response is not None:
             last = count(carried)
         carried = (written if compress else carried) + (observation or "")
+        read += 1
+    if read < _REFERENCE_TURNS:  # it goes on to the tenth turn: behind the last one stands that turn with its observation
+        peak = max(peak, count(carried))
     return {
         "peak": peak,
         "dependency": dependency if generated else None,
