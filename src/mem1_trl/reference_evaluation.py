@@ -203,7 +203,7 @@ def _reference_costs(turns: Iterable[_Turn], count: CountTokens, compress: bool)
             last = count(carried)
         carried = (written if compress else carried) + (observation or "")
         read += 1
-    if read < _REFERENCE_TURNS:  # it goes on to the tenth turn: behind the last one stands that turn with its observation
+    if read < _REFERENCE_TURNS:  # its loop looks once more, when the last observation has joined the last turn
         peak = max(peak, count(carried))
     return {
         "peak": peak,
