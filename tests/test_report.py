@@ -221,6 +221,8 @@ def test_kinds_of_episodes():
     assert kind_of({"scores": {"exact_match": 0.0}, "objectives_detail": [{"correct": False}]}) == "wrong"
     assert kind_of({"scores": {"exact_match": 2.0}, "objectives_detail": details, "error": "x"}) == "error"
     assert kind_of({"scores": {}, "objectives_detail": []}) == "unscored"
+    assert kind_of({"scores": {"success": 1.0}, "objectives_detail": []}) == "right"
+    assert kind_of({"scores": {"success": 0.0}, "objectives_detail": []}) == "wrong"
 
 
 def test_the_choice_starts_with_the_first_and_finds_the_rare():

@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from .run_directory import Result
 
 KINDS = ("error", "wrong", "partly", "right", "unscored")
-"""How an episode can have gone: it failed; no objective right; some; all; there was nothing to score it by."""
+"""How an episode can have gone: it failed; no objective right; some; all, or a success; there was nothing to score it by."""
 
 
 def kind_of(record: dict[str, Any]) -> str:
     """One of [`KINDS`] for a record of an evaluation's `.jsonl` file."""
     if record.get("error"):
         return "error"
-    exact_match = (record.get("scores") or {}).get("exact_match")
-    details = record.get("objectives_detail") or []
-    if exact_match is None or not details:
-        return "unscored"
+    scores = record.get("scores") or {}
+    exact_match, details = scores.get("exact_match"), record.get("objectives_detail") or []
+    if exact_match is None or not details:  # no references; the caller may have said what success is
+        success = scores.get("success")
+        return "unscored" if success is None else "right" if success >= 1 else "wrong"
     if exact_match >= len(details):
         return "right"
     return "partly" if exact_match > 0 or any(detail.get("correct") for detail in details) else "wrong"

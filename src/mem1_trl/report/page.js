@@ -26,7 +26,7 @@
   };
   const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
-  const objectivesLabel = (n) => (n === null ? "mixed" : String(n));
+  const objectivesLabel = (n) => (n === null ? "any" : String(n));
 
   // Right answers are marked where they stand as whole words
   const goldPattern = (episode) => {
@@ -182,6 +182,7 @@
         element(
           "dl", { class: "facts" },
           ...fact("Outcome", verdict, episode.kind === "right" ? "right" : episode.kind === "unscored" ? null : "wrong"),
+          ...fact("Reward", episode.scores.reward?.toLocaleString("en")),
           ...fact("Answer", episode.turns.length ? (episode.answer ?? "none") : null),
           ...fact("Ended by", episode.stop === null ? null : episode.stop.replaceAll("_", " ")),
           ...fact("Error", episode.error),

@@ -23,6 +23,7 @@ MAIN_METRICS = {
     "exact_match_per_objective": ("EM per objective", "exact matches, share of the objectives"),
     "f1_per_objective": ("F1 per objective", "word overlap with the right answer, mean over the objectives"),
     "success": ("Success", "share of tasks with every objective right"),
+    "reward": ("Reward", "of the environment or the reward functions"),
     "peak_tokens": ("Peak tokens", "largest context plus output of any turn"),
     "peak_tokens_without_prompt": ("Peak without prompt", "the same without the task prompt, as the paper counts"),
     "dependency_length": ("Dependency length", "pairs of a generated token and a token it attends to"),
@@ -35,7 +36,6 @@ OTHER_METRICS = {
     "state_tokens": ("State tokens", "tokens of internal state per turn"),
     "valid_action_rate": ("Valid actions", "share of turns with a complete action"),
     "failed_actions": ("Failed actions", "actions that the environment refused, per episode"),
-    "reward": ("Reward", "of the environment or the reward functions"),
 }
 
 
@@ -200,7 +200,7 @@ def _results(run: RunDirectory) -> str:
 
 
 def _row_name(result: Result) -> str:
-    return f"{result.agent}, {result.objectives or 'mixed'} objectives"
+    return result.agent if result.objectives is None else f"{result.agent}, {result.objectives} objectives"
 
 
 def _share(value: float | None) -> str:
@@ -222,7 +222,7 @@ def _table(
     for number, result in enumerate(run.results):
         if result.objectives != block:
             block = result.objectives
-            name = "Mixed objectives" if block is None else _count(block, "objective")
+            name = "No or differing numbers of objectives" if block is None else _count(block, "objective")
             rows.append(f'<tr><th class="group" scope="rowgroup" colspan="{width}">{name}</th></tr>')
         cells = "".join(f"<td>{column[number]}</td>" for column in texts.values())
         cells += "".join(_cell(result, metric, digits[metric]) for metric in metrics)
