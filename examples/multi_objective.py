@@ -32,6 +32,7 @@ from multi_objective_world import World
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
 
 from mem1_trl import (
     Mem1Agent,
@@ -41,6 +42,7 @@ from mem1_trl import (
     Mem1PPOTrainer,
     Mem1Protocol,
 )
+from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent
 from mem1_trl.report import report
@@ -60,6 +62,7 @@ BASELINES = {"MEM1 before RL": "mem1", "full history before RL": "full"}
 ABLATIONS = {
     "MEM1 PPO, paper layout": ("ppo", "mem1", {"layout": "paper"}),
     "MEM1 PPO, format reward": ("ppo", "mem1", {"format_reward": 1.0}),
+    "MEM1 SFT only": ("sft", "mem1", {}),  # as many episodes, and imitation of the successful ones
 }
 
 
@@ -91,6 +94,8 @@ def folder(args, label, seed):
 def train(args, label, seed, world):
     """Reinforcement learning on 2 objectives; goes on from the last checkpoint if there is one."""
     algorithm, context, extra = {**AGENTS, **ABLATIONS}[label]
+    if algorithm == "sft":
+        return imitate(args, label, seed, world)
     extra = dict(extra)
     place = folder(args, label, seed)
     set_seed(seed)
@@ -145,6 +150,58 @@ def train(args, label, seed, world):
         "commit": commit(),
         "history": trainer.state.log_history,
     }
+    write_json(place / "training.json", record)
+
+
+def imitate(args, label, seed, world):
+    """Rejection sampling: as many episodes as reinforcement plays, and supervised learning of those with both answers right."""
+    place, start = folder(args, label, seed), args.assets / "mem1"
+    set_seed(seed)
+    began = time.perf_counter()
+    agent = Mem1Agent.from_pretrained(
+        str(start),
+        model_init_kwargs={"dtype": torch.float32},
+        temperature=1.0,
+        max_turns=6,
+        batch_size=100,
+        **TRAINING,
+    )
+    tasks = world.train_tasks(TRAINED_ON).select(range(args.steps * args.batch_size))
+    factory = RetrievalQAEnvironment.factory(world.corpus, top_k=3)
+    played = collect_trajectories(agent, tasks, factory, place / "episodes.jsonl", batch_size=100, disable_tqdm=True)
+    kept = select_trajectories(played, min_reward=float(TRAINED_ON))
+    config = SFTConfig(
+        output_dir=str(place / "checkpoints"),
+        num_train_epochs=3,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        max_length=None,
+        gradient_checkpointing=False,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    trainer = SFTTrainer(
+        model=agent.model, args=config, train_dataset=demonstration_dataset(kept), processing_class=agent.tokenizer
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model(str(place / "model"))
+    agent.protocol.save_pretrained(place / "model")
+    print(
+        f"{label}, seed {seed}: {len(kept)} of {len(played)} episodes, {trainer.state.global_step} steps", flush=True
+    )
+    record = {
+        "agent": label,
+        "seed": seed,
+        "seconds": time.perf_counter() - began,
+        "resumed": False,
+        "commit": commit(),
+    }
+    record |= {"episodes": len(played), "kept": len(kept), "history": trainer.state.log_history}
     write_json(place / "training.json", record)
 
 
@@ -293,7 +350,9 @@ def parse_arguments():
     parser.add_argument("--save_steps", type=int, default=10, help="steps between checkpoints")
     parser.add_argument("--objectives", type=int, nargs="+", default=list(OBJECTIVES), help="what is tested on")
     parser.add_argument("--tasks", type=int, default=200, help="test tasks for each number of objectives")
-    parser.add_argument("--ablations", action="store_true", help="also the paper's layout, and a format reward")
+    parser.add_argument(
+        "--ablations", action="store_true", help="also the paper's layout, a format reward, and SFT only"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--smoke", action="store_true", help="the whole path in a minute; the numbers mean nothing")

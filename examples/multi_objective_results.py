@@ -25,6 +25,7 @@ SHOWN = (
     "dependency_length",
     "seconds",
 )
+MISMATCH = "sampling/max_logp_difference"
 AIMS = {2: 0.95, 8: 0.8, 16: 0.6}
 PAPER_GROWTH = 1.63  # peak tokens of MEM1 from 2 to 16 objectives, MEM1 paper, table of multi-objective QA
 
@@ -161,6 +162,35 @@ def plot_metric(args, table, metric, labels, title, path, top=None):
     plt.close(figure)
 
 
+def rewards_logged(run):
+    return bool(run["training"]) and any("reward" in log for log in run["training"]["history"])
+
+
+def mismatch_rows(runs, labels):
+    """How far the update is from the rollout: for each run the mean over its steps of the largest difference of log-probs."""
+    rows = []
+    for label in labels:
+        seeds = []
+        for run in runs[label].values():
+            history = run["training"]["history"] if run["training"] else []
+            found = [log[MISMATCH] for log in history if MISMATCH in log]
+            seeds += [f"{sum(found) / len(found):.1e}"] if found else []
+        rows.append([label, ", ".join(seeds) or "-"])
+    return markdown_table(["", "nats, for each seed"], rows)
+
+
+def imitated(runs):
+    """What the agent that only imitates learned from."""
+    records = [run["training"] for label in runs for run in runs[label].values() if "kept" in (run["training"] or {})]
+    if not records:
+        return ""
+    kept, played = (", ".join(str(record[key]) for record in records) for key in ("kept", "episodes"))
+    return f"""
+*MEM1 SFT only* played as many episodes as the others before any update, and imitated those with both answers right for three epochs ({kept} of
+{played} episodes).
+"""
+
+
 def plot_rewards(args, runs, labels, path):
     figure, panels = plt.subplots(1, len(labels), figsize=(4 * len(labels), 3.4), sharey=True, squeeze=False)
     for axes, label in zip(panels[0], labels):
@@ -267,7 +297,8 @@ def write_results(args, groups, folder, facts):
         1.02,
     )
     plot_metric(args, table, "peak_tokens", everything, "Peak tokens of an episode", place / "peak.png")
-    plot_rewards(args, runs, [*agents, *ablations], place / "reward.png")
+    reinforced = [label for label in [*agents, *ablations] if any(map(rewards_logged, runs[label].values()))]
+    plot_rewards(args, runs, reinforced, place / "reward.png")
     warm = json.loads((args.assets / "warmup.json").read_text())
     budget = f"{args.steps} optimizer steps of {args.batch_size} trajectories"
     times = markdown_table(
@@ -343,6 +374,11 @@ Share of the objectives, and share of the episodes that ended with an answer.
 ## Ablations, MEM1 by PPO: exact match per objective
 
 {metric_rows(args, table, ["MEM1 PPO", *ablations], "exact_match_per_objective", ".2f")}
+{imitated(runs)}
+The *paper layout* updates on one stitched sequence with the paper's mask, everything else alike. Largest difference between the log-prob
+that a token was sampled with and the one that the update computes for it, mean over the steps:
+
+{mismatch_rows(runs, ["MEM1 PPO", *ablations])}
 """
     text += f"""
 ## Wall time, all seeds together
