@@ -166,7 +166,8 @@ def imitate(args, label, seed, world):
         batch_size=100,
         **TRAINING,
     )
-    tasks = world.train_tasks(TRAINED_ON).select(range(args.steps * args.batch_size))
+    tasks = world.train_tasks(TRAINED_ON)
+    tasks = tasks.select(i % len(tasks) for i in range(args.steps * args.batch_size))
     factory = RetrievalQAEnvironment.factory(world.corpus, top_k=3)
     played = collect_trajectories(agent, tasks, factory, place / "episodes.jsonl", batch_size=100, disable_tqdm=True)
     kept = select_trajectories(played, min_reward=float(TRAINED_ON))
