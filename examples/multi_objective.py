@@ -167,7 +167,7 @@ def imitate(args, label, seed, world):
         **TRAINING,
     )
     tasks = world.train_tasks(TRAINED_ON)
-    tasks = tasks.select(i % len(tasks) for i in range(args.steps * args.batch_size))
+    tasks = tasks.select([i % len(tasks) for i in range(args.steps * args.batch_size)])
     factory = RetrievalQAEnvironment.factory(world.corpus, top_k=3)
     played = collect_trajectories(agent, tasks, factory, place / "episodes.jsonl", batch_size=100, disable_tqdm=True)
     kept = select_trajectories(played, min_reward=float(TRAINED_ON))
