@@ -32,12 +32,12 @@ COLORS = ("black", "white", "navy", "olive", "burgundy", "grey", "teal", "sand")
 # kind: department, path of categories, lowest and highest price, attributes, options
 KINDS: dict[str, tuple[str, str, int, int, tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "electric kettle": (
-        "kitchen", "Home & Kitchen › Kitchen › Kettles", 18, 70,
+        "home", "Home & Kitchen › Kitchen › Kettles", 18, 70,
         ("fast boiling", "auto shutoff", "bpa free", "cool touch", "stainless steel", "easy clean"),
         {"color": COLORS[:5], "capacity": ("1 liter", "1.5 liter", "1.7 liter")},
     ),
     "frying pan": (
-        "kitchen", "Home & Kitchen › Kitchen › Cookware", 15, 85,
+        "home", "Home & Kitchen › Kitchen › Cookware", 15, 85,
         ("non stick", "dishwasher safe", "oven safe", "induction ready", "lightweight", "pfoa free"),
         {"size": ("8 inch", "10 inch", "12 inch"), "color": COLORS[:3]},
     ),
