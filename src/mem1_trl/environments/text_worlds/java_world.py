@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +59,14 @@ class JavaWorld(ABC):
             self._simulator = self._start()
         return self._simulator
 
+    def _playing(self) -> Any:
+        """The simulator in the middle of an episode."""
+        if self._simulator is None:
+            raise RuntimeError("The episode has not begun: call `reset` first.")
+        if self._simulator._gateway.java_process.poll() is not None:
+            raise RuntimeError(f"The Java process of {type(self).__name__} has died, and the episode with it.")
+        return self._simulator
+
     def get_reward(self) -> float:
         """The share of the task that was solved, 0 to 1."""
         return max(0.0, self._score)
@@ -68,13 +77,19 @@ class JavaWorld(ABC):
         simulator, self._simulator = self._simulator, None
         if simulator is None:
             return
-        process = simulator._gateway.java_process
-        with contextlib.suppress(Exception):  # a process that died closes no connection
-            simulator.close()
-        # The packages do not wait for it, and a Java process that got no message would stay
+        gateway = simulator._gateway
+        process = gateway.java_process
+        with contextlib.suppress(Exception):
+            if process.poll() is None:
+                simulator.close()
+            else:  # there is nobody to say goodbye to, and py4j would log each object that it tells to go
+                gateway._gateway_client.is_connected = False
+                gateway.shutdown_callback_server()
+        simulator.close = _nothing  # called again when the simulator is collected
+        # The packages do not wait for the process, and one that got no message would stay
         try:
             process.wait(timeout=5)
-        except Exception:
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
@@ -85,3 +100,7 @@ class JavaWorld(ABC):
         shown = sorted(valid)[:_SHOWN]
         more = f", and {len(valid) - len(shown)} more" if len(valid) > len(shown) else ""
         return f"{observation.strip()}\nValid actions: {', '.join(shown)}{more}."
+
+
+def _nothing() -> None:
+    pass

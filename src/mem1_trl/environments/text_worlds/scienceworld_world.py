@@ -105,11 +105,10 @@ class ScienceWorldEnvironment(JavaWorld):
         Returns:
             What happens.
         """
-        if self._simulator is None:
-            raise RuntimeError("The task has not begun: call `reset` first.")
+        simulator = self._playing()
         if self.done:
-            return "The task is over."
-        observation, _, self.done, info = self._simulator.step(command.strip())
+            return "The episode is over."
+        observation, _, self.done, info = simulator.step(command.strip())
         self._score = info["score"] / 100
         return self._told(observation, info["valid"])
 

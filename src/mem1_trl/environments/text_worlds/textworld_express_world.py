@@ -110,11 +110,10 @@ class TextWorldExpressEnvironment(JavaWorld):
         Returns:
             What happens.
         """
-        if self._simulator is None:
-            raise RuntimeError("The game has not begun: call `reset` first.")
+        simulator = self._playing()
         if self.done:
-            return "The game is over."
-        observation, _, self.done, info = self._simulator.step(command.strip())
+            return "The episode is over."
+        observation, _, self.done, info = simulator.step(command.strip())
         self._score = float(info["score"])
         return self._told(observation, info["validActions"])
 
