@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ def needs(package: str, *programs: str) -> pytest.MarkDecorator:
     missing += [program for program in programs if shutil.which(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "worlds.md"
+MARKER = "<!-- python tests/test_text_worlds.py -->"
 
 needs_gymnasium = needs("gymnasium")
 needs_textworld_express = needs("textworld_express", "java")
@@ -113,14 +118,18 @@ def corridor_env(length: int = 60, space: str = "text") -> Any:
     return CorridorEnv()
 
 
-@needs_gymnasium
-def test_sixty_turns_of_gymnasium_at_flat_context(tokenizer):
-    make = GymnasiumEnvironment.factory(corridor_env)
+def play_gymnasium(tokenizer: Any) -> list[Trajectory]:
     played = []
     for context in ("mem1", "full"):
-        environment = make()
+        environment = GymnasiumEnvironment.factory(corridor_env)()
         played.append(play(tokenizer, environment, lambda turn, text: read_the_wall(text), context, seed=5))
-        assert environment.get_reward() == pytest.approx(1.0)
+        assert environment.get_reward() == pytest.approx(1.0) and environment.done
+    return played
+
+
+@needs_gymnasium
+def test_sixty_turns_of_gymnasium_at_flat_context(tokenizer):
+    played = play_gymnasium(tokenizer)
     assert_flat(*played)
     assert played[0].stop_reason == StopReason.DONE
 
@@ -234,15 +243,19 @@ def textworld():
     environment.close()
 
 
-@needs_textworld_express
-def test_fifty_turns_of_cooking_at_flat_context(tokenizer, textworld):
-    solution = textworld.solution(seed=3)
+def play_textworld_express(tokenizer: Any, environment: TextWorldExpressEnvironment) -> list[Trajectory]:
+    solution = environment.solution(seed=3)
     played = []
     for context in ("mem1", "full"):
-        played.append(play(tokenizer, textworld, lambda turn, text: solution[turn], context, seed=3))
-        assert textworld.get_reward() == 1.0 and textworld.done
+        played.append(play(tokenizer, environment, lambda turn, text: solution[turn], context, seed=3))
+        assert environment.get_reward() == 1.0 and environment.done
+    return played
+
+
+@needs_textworld_express
+def test_fifty_turns_of_cooking_at_flat_context(tokenizer, textworld):
+    played = play_textworld_express(tokenizer, textworld)
     assert_flat(*played)
-    assert "It is delicious." not in played[0].turns[-2].observation
     assert played[0].stop_reason == StopReason.DONE
 
 
@@ -309,18 +322,19 @@ def science():
     environment.close()
 
 
-@pytest.mark.slow
-@needs_scienceworld
-def test_sixty_turns_of_gardening_at_flat_context(tokenizer, science):
-    solution = science.solution(task="grow-plant")
-    assert len(solution) >= 50
+def play_scienceworld(tokenizer: Any, environment: ScienceWorldEnvironment) -> list[Trajectory]:
+    solution = environment.solution(task="grow-fruit")
     played = []
     for context in ("mem1", "full"):
-        trajectory = play(tokenizer, science, lambda turn, text: solution[turn], context, task="grow-plant")
-        assert science.get_reward() == 1.0 and science.done
-        played.append(trajectory)
-    # The observations differ in length by far more than in the other worlds, so that flat is what the last turn left
-    assert_flat(*played)
+        played.append(play(tokenizer, environment, lambda turn, text: solution[turn], context, task="grow-fruit"))
+        assert environment.get_reward() == 1.0 and environment.done
+    return played
+
+
+@pytest.mark.slow
+@needs_scienceworld
+def test_fifty_turns_of_gardening_at_flat_context(tokenizer, science):
+    assert_flat(*play_scienceworld(tokenizer, science))
 
 
 # The solution of find-animal, variation 1, as ScienceWorld gives it; finding it takes seconds
@@ -363,36 +377,51 @@ def test_unknown_tasks_and_variations_are_refused(science):
 # --- OpenEnv --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def openenv_server():
+@contextlib.contextmanager
+def serve_corridor() -> Iterator[str]:
+    """The address of a real OpenEnv server in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = Path(__file__).parent / "scripts" / "openenv_corridor.py"
     process = subprocess.Popen([sys.executable, str(script), str(port)])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
-@needs_openenv
-def test_sixty_turns_over_a_real_server_at_flat_context(tokenizer, openenv_server):
-    make = OpenEnvEnvironment.factory(openenv_server, action="word", describe="text")
+@pytest.fixture(scope="module")
+def openenv_server():
+    with serve_corridor() as address:
+        yield address
+
+
+def play_openenv(tokenizer: Any, address: str) -> list[Trajectory]:
+    make = OpenEnvEnvironment.factory(address, action="word", describe="text")
     played = []
     for context in ("mem1", "full"):
         environment = make()
         played.append(play(tokenizer, environment, lambda turn, text: read_the_wall(text), context, seed=5))
         assert environment.get_reward() == pytest.approx(1.0) and environment.done
         environment.close()
-    assert_flat(*played)
+    return played
 
 
+@pytest.mark.slow
+@needs_openenv
+def test_sixty_turns_over_a_real_server_at_flat_context(tokenizer, openenv_server):
+    assert_flat(*play_openenv(tokenizer, openenv_server))
+
+
+@pytest.mark.slow
 @needs_openenv
 def test_sessions_do_not_meet_and_columns_reach_the_server(openenv_server):
     make = OpenEnvEnvironment.factory(openenv_server, action="word", reset_columns=("seed", "length"), reward="last")
@@ -501,3 +530,30 @@ def test_missing_java_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="needs Java 17 or later"):
         TextWorldExpressEnvironment()
+
+
+def write_page() -> None:
+    """Play all long episodes and write the table of docs/worlds.md."""
+    from trainer_helpers import chat_tokenizer
+
+    tokenizer = chat_tokenizer()
+    played = {"Gymnasium, a corridor of 60 doors": play_gymnasium(tokenizer)}
+    kitchen = TextWorldExpressEnvironment("cookingworld", KITCHEN, max_steps=120)
+    played["TextWorldExpress, `cookingworld` with 11 rooms"] = play_textworld_express(tokenizer, kitchen)
+    kitchen.close()
+    garden = ScienceWorldEnvironment(max_steps=150)
+    played["ScienceWorld, `grow-fruit`"] = play_scienceworld(tokenizer, garden)
+    garden.close()
+    with serve_corridor() as address:
+        played["OpenEnv, the corridor behind a server"] = play_openenv(tokenizer, address)
+    rows = ["| world | turns | mean | peak | peak with the whole history |", "|---|---|---|---|---|"]
+    for name, pair in played.items():
+        sizes = [[len(turn.prompt_ids) - len(t.turns[0].prompt_ids) for turn in t.turns[1:]] for t in pair]
+        mean = statistics.mean(sizes[0])
+        rows.append(f"| {name} | {len(pair[0].turns)} | {mean:,.0f} | {max(sizes[0]):,} | {max(sizes[1]):,} |")
+    before, after = PAGE.read_text(encoding="utf-8").split(MARKER)
+    PAGE.write_text(f"{before}{MARKER}\n" + "\n".join(rows) + "\n" + after[after.find("\n\n") + 1 :], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()
