@@ -76,6 +76,7 @@ class WebShopEnvironment:
         self._show_available_actions = show_available_actions
         self._show_attributes = show_attributes
         self._nouns = nouns
+        self._results: list[Product] = []
         self._begin(0)
 
     @classmethod
@@ -141,7 +142,6 @@ class WebShopEnvironment:
         keywords = keywords.strip().lower()
         if keywords and not self.done:
             self._results = self.shop.search_engine.search(keywords)
-            self._keywords = keywords
             self._show_results(1)
         return self._observation()
 
@@ -162,6 +162,7 @@ class WebShopEnvironment:
 
     @property
     def available_actions(self) -> dict[str, Any]:
+        """What the page offers: `has_search_bar` and `clickables`, in lower case and in the order of the original."""
         return {"has_search_bar": self._page.has_search_bar, "clickables": list(self._page.clickables)}
 
     def get_reward(self) -> float:
@@ -175,8 +176,7 @@ class WebShopEnvironment:
         self._to_index()
 
     def _to_index(self) -> None:
-        self._keywords: str | None = None
-        self._results: list[Product] = []
+        self._results = []
         self._page_number = 1
         self._leave_product()
         self._page: Page = index_page(self._goal.instruction_text)
