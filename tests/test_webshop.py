@@ -425,6 +425,20 @@ def test_goals_written_by_people(written):
     assert (dear.instruction_text, dear.price_upper, dear.options) == ("warm one", 1000000.0, ("l",))
 
 
+def test_price_limits(written):
+    """The larger of two out of 20, 30, 40 and 50 dollars, for a jacket of 12: never 20, most often 50."""
+    limits = []
+    for seed in range(300):
+        shop = load_webshop(**written, price_seed=seed, test_size=0, eval_size=0)
+        limits += [goal.price_upper for goal in shop.goals if goal.asin == "B000000001"]
+    shares = {limit: limits.count(limit) / len(limits) for limit in sorted(set(limits))}
+    assert shares == {
+        30.0: pytest.approx(1 / 6, abs=0.07),
+        40.0: pytest.approx(1 / 3, abs=0.08),
+        50.0: pytest.approx(1 / 2, abs=0.08),
+    }
+
+
 def test_goals_made_from_options(written):
     items = [item(), item("B000000002", customization_options={"Fit": [{"value": "slim"}], "Age": [{"value": "kid"}]})]
     attributes = {
