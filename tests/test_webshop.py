@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("rapidfuzz", reason="WebShop's reward needs the extra webshop")
 pytest.importorskip("Stemmer", reason="WebShop's search needs the extra webshop")
 
-from trainer_helpers import SHORT, ScriptedGenerator
+from trainer_helpers import SHORT, ScriptedGenerator, record, trainer_arguments
 
 from mem1_trl import StopReason
 from mem1_trl.actions import ActionSet, action_methods
@@ -619,3 +619,34 @@ def test_the_bundled_shop_is_a_dataset_for_trainers(tokenizer):
     for row, (environment, _) in zip(rows, pool.take(rows)):
         assert row["prompt"] in pool.reset(environment, row)
         assert environment.get_reward() == 0.0
+
+
+def test_it_trains(tmp_path, tokenizer, actor):
+    """One step on the bundled shop: the tiny model only searches, and pages reach it within their budget."""
+    from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
+
+    shop, played = load_bundled_webshop(), []
+
+    def collect(completions, trajectories, **kwargs):
+        played.extend(trajectories)
+        return [0.0] * len(completions)
+
+    arguments = trainer_arguments(
+        tmp_path, max_steps=1, max_turns=3, num_generations=4, max_completion_length=24, max_observation_length=80
+    )
+    trainer = Mem1GRPOTrainer(
+        model=actor,
+        args=Mem1GRPOConfig(**arguments),
+        reward_funcs=collect,
+        train_dataset=shop.dataset("train"),
+        environment_factory=WebShopEnvironment.factory(shop),
+        protocol=SHORT,
+        processing_class=tokenizer,
+    )
+    recorder = record(trainer)
+    trainer.train()
+    [logs] = [entry for entry in recorder.logs if "loss" in entry]
+    assert logs["rewards/WebShopEnvironment/mean"] == 0.0  # nobody bought anything
+    pages = [turn.observation for trajectory in played for turn in trajectory.turns if turn.observation]
+    assert pages and all("Instruction: [SEP]" in page and "[cut]" in page for page in pages)
+    assert all(turn.observation_tokens <= 80 for trajectory in played for turn in trajectory.turns)
