@@ -1,0 +1,8 @@
+"""Long-horizon worlds in text, one adapter a file; each needs its extra only when an instance is made."""
+
+from .gymnasium_world import GymnasiumEnvironment
+from .openenv_world import OpenEnvEnvironment
+from .scienceworld_world import ScienceWorldEnvironment
+from .textworld_express_world import TextWorldExpressEnvironment
+
+__all__ = ["GymnasiumEnvironment", "OpenEnvEnvironment", "ScienceWorldEnvironment", "TextWorldExpressEnvironment"]

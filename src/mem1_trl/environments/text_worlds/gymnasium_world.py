@@ -1,0 +1,178 @@
+"""Any Gymnasium environment that can be told in text: observations described, actions named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..extras import hidden_method, joined_prompt, require
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Describe = Callable[[Any, Mapping[str, Any]], str]
+"""Says an observation, given with Gymnasium's `info`, in words."""
+
+
+class GymnasiumEnvironment:
+    """
+    Plays a [Gymnasium](https://gymnasium.farama.org) environment in text. Needs the extra `gymnasium`.
+
+    An observation is text as it is, or a dictionary whose values are told line by line, or what the environment renders with
+    `render_mode="ansi"`; all others need `describe`. An action is text as it is (`Text` spaces), or the name or number of one of
+    a `Discrete` space. An action that does not exist costs no step: the agent reads which ones there are.
+
+    Args:
+        env (`str` or `Callable[[], gymnasium.Env]`):
+            Id of a registered environment, or a function that makes one.
+        describe (`Callable[[Any, Mapping], str]`, *optional*):
+            Says an observation, given with `info`, in words.
+        actions (`Sequence[str]` or `Mapping[str, Any]`, *optional*):
+            Names of the actions: in the order of a `Discrete` space, or with the action each stands for.
+        env_kwargs (*optional*):
+            Arguments of `gymnasium.make`.
+
+    Attributes:
+        done (`bool`):
+            Whether the episode has ended (terminated or truncated).
+
+    Example:
+
+    ```python
+    >>> from mem1_trl.environments import GymnasiumEnvironment
+
+    >>> make_env = GymnasiumEnvironment.factory(
+    ...     "FrozenLake-v1", actions=["left", "down", "right", "up"], render_mode="ansi", is_slippery=False
+    ... )
+    ```
+    """
+
+    def __init__(
+        self,
+        env: str | Callable[[], gymnasium.Env],
+        describe: Describe | None = None,
+        actions: Sequence[str] | Mapping[str, Any] | None = None,
+        **env_kwargs: Any,
+    ) -> None:
+        gym = require("gymnasium", "gymnasium", "GymnasiumEnvironment")
+        if not isinstance(env, str) and env_kwargs:
+            raise TypeError(
+                f"{sorted(env_kwargs)[0]!r} is an argument of gymnasium.make, but `env` is a function: let it take care of that."
+            )
+        self._env = gym.make(env, **env_kwargs) if isinstance(env, str) else env()
+        self._describe: Describe = describe or self._default_describe(gym)
+        self._actions = self._read_actions(gym, actions)
+        self.done = False
+        self._reward = 0.0
+        self._started = False
+
+    @classmethod
+    def factory(
+        cls,
+        env: str | Callable[[], gymnasium.Env],
+        describe: Describe | None = None,
+        actions: Sequence[str] | Mapping[str, Any] | None = None,
+        **env_kwargs: Any,
+    ) -> Callable[[], GymnasiumEnvironment]:
+        """A factory for `environment_factory`; arguments as of the class. Each instance makes its own environment."""
+        return partial(cls, env, describe, actions, **env_kwargs)
+
+    def reset(
+        self,
+        prompt: Any = None,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        **row: Any,
+    ) -> str:
+        """
+        Start an episode.
+
+        Args:
+            prompt (`str` or `list[dict]`, *optional*):
+                The task as the agent is shown it; the first observation is set off from it.
+            seed (`int`, *optional*):
+                Passed to Gymnasium: equal seeds give equal episodes, as the members of a GRPO group should have them.
+            options (`dict`, *optional*):
+                Passed to Gymnasium.
+            **row:
+                Further columns, not used.
+
+        Returns:
+            `str`: the first observation, and the names of the actions if they have any.
+        """
+        observation, info = self._env.reset(seed=seed, options=options)
+        self.done, self._reward, self._started = False, 0.0, True
+        text = self._describe(observation, info)
+        return joined_prompt(prompt, text if self._actions is None else f"{text}\n{self._choices()}")
+
+    def act(self, action: str) -> str:
+        """
+        Do something in the world.
+
+        Args:
+            action: One of the actions that the world knows.
+
+        Returns:
+            What is observed then.
+        """
+        if not self._started:
+            raise RuntimeError("The episode has not begun: call `reset` first.")
+        if self.done:
+            return "The episode is over."
+        chosen: Any = action.strip()
+        if self._actions is not None:
+            if chosen.lower() not in self._actions:
+                return f"There is no action {chosen!r:.80}. {self._choices()}"
+            chosen = self._actions[chosen.lower()]
+        observation, reward, terminated, truncated, info = self._env.step(chosen)
+        self._reward += float(reward)
+        self.done = bool(terminated or truncated)
+        return self._describe(observation, info)
+
+    def get_reward(self) -> float:
+        """The sum of the rewards of the episode."""
+        return self._reward
+
+    @hidden_method
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _choices(self) -> str:
+        return f"Actions: {', '.join(self._actions or ())}."
+
+    def _read_actions(self, gym: Any, actions: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Name -> action; `None` if every text is an action."""
+        space = self._env.action_space
+        if isinstance(actions, Mapping):
+            return {name.lower(): action for name, action in actions.items()}
+        if isinstance(space, gym.spaces.Text):
+            if actions is not None:
+                return {name.lower(): name for name in actions}
+            return None
+        if not isinstance(space, gym.spaces.Discrete):
+            raise ValueError(
+                f"The actions of this environment are a {type(space).__name__} and have no names: pass `actions=`, a "
+                "dictionary from names to actions."
+            )
+        first, count = int(space.start), int(space.n)
+        names = [str(first + step) for step in range(count)] if actions is None else [name.lower() for name in actions]
+        if len(names) != count:
+            raise ValueError(
+                f"`actions` has {len(names)} names, but the environment has {count} actions: name them all."
+            )
+        return {name: first + step for step, name in enumerate(names)}
+
+    def _default_describe(self, gym: Any) -> Describe:
+        space = self._env.observation_space
+        if isinstance(space, gym.spaces.Text):
+            return lambda observation, info: observation
+        if isinstance(space, gym.spaces.Dict) and any(isinstance(part, gym.spaces.Text) for part in space.values()):
+            return lambda observation, info: "\n".join(f"{name}: {value}" for name, value in observation.items())
+        if self._env.render_mode == "ansi":
+            return lambda observation, info: str(self._env.render())
+        raise ValueError(
+            f"The observations of this environment are a {type(space).__name__}, not text: pass `describe=`, a function of an "
+            'observation and its info that returns text, or render_mode="ansi" if the environment knows it.'
+        )

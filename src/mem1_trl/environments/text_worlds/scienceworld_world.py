@@ -1,0 +1,138 @@
+"""ScienceWorld: experiments of primary school in a house of ten rooms, thirty tasks with partial credit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..extras import hidden_method, joined_prompt, require
+from .java_world import JavaWorld
+
+
+class ScienceWorldEnvironment(JavaWorld):
+    """
+    Does experiments in ScienceWorld (arXiv 2203.07540). Needs the extra `scienceworld` and Java 17 or later.
+
+    Each instance runs a Java process from its first `reset` to `close`.
+
+    Args:
+        task (`str`, *optional*, defaults to `"boil"`):
+            Task of rows that name none, one of thirty such as `"grow-plant"`; see its documentation.
+        simplifications (`str`, *optional*, defaults to `"easy"`):
+            Simplifications in force, separated by commas; `""` for none.
+        max_steps (`int`, *optional*, defaults to `100`):
+            Steps after which the episode ends.
+        show_valid_actions (`bool`, *optional*, defaults to `False`):
+            Whether each observation lists what can be done. The list is long: hundreds in some rooms, cut at 40.
+
+    Attributes:
+        done (`bool`):
+            Whether the task is solved, failed for good, or out of steps.
+
+    Example:
+
+    ```python
+    >>> make_env = ScienceWorldEnvironment.factory("grow-plant", max_steps=150)
+    ```
+    """
+
+    module = "scienceworld"
+
+    def __init__(
+        self,
+        task: str = "boil",
+        simplifications: str = "easy",
+        max_steps: int = 100,
+        show_valid_actions: bool = False,
+    ) -> None:
+        super().__init__(max_steps, show_valid_actions)
+        self._task, self._simplifications = task, simplifications
+
+    @classmethod
+    def factory(
+        cls, task: str = "boil", simplifications: str = "easy", **kwargs: Any
+    ) -> Callable[[], ScienceWorldEnvironment]:
+        """A factory for `environment_factory`; arguments as of the class."""
+        return partial(cls, task, simplifications, **kwargs)
+
+    def reset(
+        self,
+        prompt: Any = None,
+        task: str | None = None,
+        variation: int = 0,
+        simplifications: str | None = None,
+        **row: Any,
+    ) -> str:
+        """
+        Start a task.
+
+        Args:
+            prompt (`str` or `list[dict]`, *optional*):
+                The task as the agent is shown it; ScienceWorld's own description is set off from it.
+            task (`str`, *optional*):
+                Name of the task, instead of the instance's.
+            variation (`int`, *optional*, defaults to `0`):
+                Which of its variations.
+            simplifications (`str`, *optional*):
+                Instead of the instance's.
+            **row:
+                Further columns, not used.
+
+        Returns:
+            `str`: the task, the forms of actions, and the first observation.
+
+        Raises:
+            `ValueError`: if there is no such task, variation or simplification.
+        """
+        self._load(task, variation, simplifications, solve=False)
+        observation, info = self._simulator.reset()
+        self.done, self._score = False, 0.0
+        forms = ", ".join(self._simulator.get_possible_actions())
+        description = info["taskDesc"].replace("Task Description:", "").strip()
+        return joined_prompt(
+            prompt,
+            f"{description}\nForms of actions, where OBJ is an object: {forms}.\n{self._told(observation, info['valid'])}",
+        )
+
+    def act(self, command: str) -> str:
+        """
+        Do something in the house.
+
+        Args:
+            command: What to do, such as look around, open door to kitchen or pick up thermometer.
+
+        Returns:
+            What happens.
+        """
+        simulator = self._playing()
+        if self.done:
+            return "The episode is over."
+        observation, _, self.done, info = simulator.step(command.strip())
+        self._score = info["score"] / 100
+        return self._told(observation, info["valid"])
+
+    @hidden_method
+    def solution(self, **row: Any) -> list[str]:
+        """The commands that solve the task of a row, with which to make demonstrations; takes seconds to minutes."""
+        names = ("task", "variation", "simplifications")
+        self._load(
+            **{"task": None, "variation": 0, "simplifications": None, **{k: row[k] for k in names if k in row}},
+            solve=True,
+        )
+        return list(self._simulator.get_gold_action_sequence())
+
+    def _load(self, task: str | None, variation: int, simplifications: str | None, solve: bool) -> None:
+        simulator = self._running()
+        name = task or self._task
+        count = simulator.get_max_variations(name) if name in simulator.get_task_names() else None
+        if count is not None and not 0 <= variation < count:
+            raise ValueError(
+                f"The task {name!r} has {count} variations, numbered from 0, and no variation {variation}."
+            )
+        chosen = self._simplifications if simplifications is None else simplifications
+        simulator.load(name, variation, chosen, generateGoldPath=solve)
+
+    def _start(self) -> Any:
+        package = require(self.module, "scienceworld", type(self).__name__)
+        return package.ScienceWorldEnv("", envStepLimit=self._max_steps)

@@ -1,0 +1,150 @@
+"""TextWorldExpress: eight games in text (cooking, coins, maps, sorting, ...), thousands of steps a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..extras import hidden_method, joined_prompt, require
+from .java_world import JavaWorld
+
+FOLDS = ("train", "dev", "test")
+
+
+class TextWorldExpressEnvironment(JavaWorld):
+    """
+    Plays the games of TextWorldExpress (arXiv 2208.01174). Needs the extra `textworld-express` and Java 17 or later.
+
+    Games are made from parameters and a seed: `"cookingworld"`, `"coin"`, `"twc"`, `"mapreader"`, `"arithmetic"`, `"sorting"`,
+    `"simonsays"`, `"peckingorder"`. Each instance runs a Java process from its first `reset` to `close`.
+
+    Args:
+        game (`str`, *optional*, defaults to `"cookingworld"`):
+            Game of rows that name none.
+        game_params (`str`, *optional*, defaults to `""`):
+            Its parameters, such as `"numLocations=11,numIngredients=5"`.
+        fold (`str`, *optional*, defaults to `"train"`):
+            `"train"`, `"dev"` or `"test"`: which wordings and places the game may use.
+        max_steps (`int`, *optional*, defaults to `100`):
+            Steps after which the episode ends.
+        show_valid_actions (`bool`, *optional*, defaults to `True`):
+            Whether each observation lists what can be done.
+
+    Attributes:
+        done (`bool`):
+            Whether the game is won, lost, or out of steps.
+
+    Example:
+
+    ```python
+    >>> make_env = TextWorldExpressEnvironment.factory("coin", "numLocations=5,numDistractorItems=0")
+    ```
+    """
+
+    module = "textworld_express"
+
+    def __init__(
+        self,
+        game: str = "cookingworld",
+        game_params: str = "",
+        fold: str = "train",
+        max_steps: int = 100,
+        show_valid_actions: bool = True,
+    ) -> None:
+        super().__init__(max_steps, show_valid_actions)
+        if fold not in FOLDS:
+            raise ValueError(f"Unknown fold {fold!r}: use {', '.join(map(repr, FOLDS))}.")
+        self._game, self._params, self._fold = game, game_params, fold
+
+    @classmethod
+    def factory(
+        cls, game: str = "cookingworld", game_params: str = "", **kwargs: Any
+    ) -> Callable[[], TextWorldExpressEnvironment]:
+        """A factory for `environment_factory`; arguments as of the class."""
+        return partial(cls, game, game_params, **kwargs)
+
+    def reset(
+        self,
+        prompt: Any = None,
+        seed: int | None = None,
+        game: str | None = None,
+        game_params: str | None = None,
+        fold: str | None = None,
+        **row: Any,
+    ) -> str:
+        """
+        Start a game.
+
+        Args:
+            prompt (`str` or `list[dict]`, *optional*):
+                The task as the agent is shown it; the game's own description is set off from it.
+            seed (`int`, *optional*):
+                Which game; `None` draws one of the fold.
+            game (`str`, *optional*):
+                Name of the game, instead of the instance's.
+            game_params (`str`, *optional*):
+                Its parameters, instead of the instance's.
+            fold (`str`, *optional*):
+                Instead of the instance's.
+            **row:
+                Further columns, not used.
+
+        Returns:
+            `str`: the task and the first observation.
+
+        Raises:
+            `ValueError`: if there is no such game, or the parameters are wrong.
+        """
+        observation, info = self._begin(seed, game, game_params, fold, solve=False)
+        self.done, self._score = False, 0.0
+        return joined_prompt(prompt, f"{info['taskDescription']}\n{self._told(observation, info['validActions'])}")
+
+    def act(self, command: str) -> str:
+        """
+        Do something in the game.
+
+        Args:
+            command: What to do, such as open fridge, take knife, move north or look around.
+
+        Returns:
+            What happens.
+        """
+        simulator = self._playing()
+        if self.done:
+            return "The episode is over."
+        observation, _, self.done, info = simulator.step(command.strip())
+        self._score = float(info["score"])
+        return self._told(observation, info["validActions"])
+
+    @hidden_method
+    def solution(
+        self,
+        seed: int | None = None,
+        game: str | None = None,
+        game_params: str | None = None,
+        fold: str | None = None,
+        **row: Any,
+    ) -> list[str]:
+        """The commands that win the game of a row, with which to make demonstrations. `reset` has to follow."""
+        self._begin(seed, game, game_params, fold, solve=True)
+        return list(self._simulator.getGoldActionSequence())
+
+    def _begin(
+        self, seed: int | None, game: str | None, game_params: str | None, fold: str | None, solve: bool
+    ) -> tuple[str, dict[str, Any]]:
+        simulator = self._running()
+        simulator.seed = None  # it would remember the last one
+        if game_params is None:
+            game_params = self._params if game is None else ""
+        return simulator.reset(
+            seed=seed,
+            gameFold=fold or self._fold,
+            gameName=game or self._game,
+            gameParams=game_params,
+            generateGoldPath=solve,
+        )
+
+    def _start(self) -> Any:
+        package = require(self.module, "textworld-express", type(self).__name__)
+        return package.TextWorldExpressEnv(envStepLimit=self._max_steps)
