@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/empty":
             self._send(b"<html><head><title>x</title></head><body></body></html>")
         elif path == "/big":
-            self._send(article("Big", *[f"Sentence number {n} about iron and steel." for n in range(20_000)]).encode())
+            self._send(article("Big", *[f"Sentence number {n} about iron and steel." for n in range(3_000)]).encode())
         elif path == "/endless":
             self._drip(b"<p>iron</p>" * 1000, 0.0)
         elif path == "/slow":

@@ -156,9 +156,9 @@ def _connect(address: Address, ips: list[str], deadline: float, tls: ssl.SSLCont
         try:
             connection.connect()
             return connection
-        except (OSError, HTTPError) as error:
+        except (OSError, HTTPError, ValueError) as error:  # a certificate for another name is a ValueError
             connection.close()
             problem = error
-    if isinstance(problem, (ssl.SSLError,)) or "SSL" in type(problem).__name__:
+    if isinstance(problem, ssl.SSLError) or type(problem).__name__ in ("SSLError", "CertificateError"):
         raise FetchError(f"{address.host} has no certificate that can be trusted.") from None
     raise FetchError(f"{address.host} does not answer.", passing=True) from None

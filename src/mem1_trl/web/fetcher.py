@@ -36,8 +36,9 @@ class Fetcher:
             Remembers pages, and failures too. `None` loads them anew each time.
         timeout (`float`, *optional*, defaults to `20.0`):
             Seconds for each request, and the longest wait for a turn at a host.
-        max_bytes (`int`, *optional*, defaults to `2_000_000`):
-            Most bytes of a page, decompressed. The text of a longer one is cut.
+        max_bytes (`int`, *optional*, defaults to `1_000_000`):
+            Most bytes of a page, decompressed. The text of a longer one is cut. Finding the text of a full one takes two or
+            three seconds of processor time.
         max_redirects (`int`, *optional*, defaults to `5`):
             Most redirects from a page to another.
         requests_per_second (`float`, *optional*, defaults to `1.0`):
@@ -71,7 +72,7 @@ class Fetcher:
         self,
         cache: WebCache | None = None,
         timeout: float = 20.0,
-        max_bytes: int = 2_000_000,
+        max_bytes: int = 1_000_000,
         max_redirects: int = 5,
         requests_per_second: float = 1.0,
         user_agent: str = f"mem1-trl/{__version__}",

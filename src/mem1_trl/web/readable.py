@@ -67,8 +67,10 @@ def decode(body: bytes, declared: str | None) -> str:
             continue
     from charset_normalizer import from_bytes
 
-    best = from_bytes(body).best()
-    return str(best) if best is not None else body.decode("latin-1")
+    best = from_bytes(body[:50_000]).best()
+    western = best is None or all(character < "\u0250" for character in str(best))
+    # What browsers take pages of unknown origin for; the many Latin encodings cannot be told apart by a few accents
+    return body.decode("cp1252" if western else best.encoding, "replace")  # type: ignore[union-attr]
 
 
 def _endian(mark: bytes) -> str:
@@ -81,6 +83,20 @@ def _known(name: str) -> str:
         return codecs.lookup(name).name if codecs.lookup(name)._is_text_encoding else ""
     except (LookupError, AttributeError):
         return ""
+
+
+def _everything(page: str) -> str:
+    """All text of a page on which there is no article."""
+    from lxml import etree, html
+
+    try:
+        tree = html.document_fromstring(page)
+    except (etree.ParserError, ValueError):
+        return ""
+    for element in tree.xpath("//script | //style | //noscript | //template | //head"):
+        element.drop_tree()
+    lines = (" ".join(line.split()) for line in tree.text_content().splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 def readable(body: bytes, kind: str, declared: str | None, url: str) -> tuple[str, str]:
@@ -108,9 +124,7 @@ def readable(body: bytes, kind: str, declared: str | None, url: str) -> tuple[st
         library = trafilatura()
         found = library.bare_extraction(text, url=url, include_comments=False, include_tables=True, with_metadata=True)
         title = (found.title or "") if found is not None else ""
-        text = (found.text or "") if found is not None else ""
-        if not text.strip():  # no article on it: everything there is
-            text = library.html2txt(decode(body, declared))
+        text = (found.text or "") if found is not None else _everything(text)
     text = _BLANKS.sub("\n\n", text.replace("\0", "")).strip()
     if not text:
         raise FetchError("There is no text on this page.")
