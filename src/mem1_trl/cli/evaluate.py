@@ -271,6 +271,8 @@ def _environments(options: EvalArguments) -> Any:
     from ..tasks import FILE_LOADERS
 
     path = Path(options.corpus)
+    if options.corpus.startswith(("http://", "https://")) or (path / "index.json").is_file():
+        return RetrievalQAEnvironment.factory(options.corpus, top_k=options.top_k)
     if path.suffix in FILE_LOADERS:
         if not path.is_file():
             raise CommandError(f"there is no file {options.corpus!r} for the corpus")
