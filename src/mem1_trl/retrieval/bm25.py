@@ -196,10 +196,11 @@ class Bm25Index:
         if not words:
             return []
         found, scores = self._postings.top(words, top_k)
-        return [
-            Passage(*self._passages[number], score)
-            for number, score in zip(found.tolist(), scores.tolist(), strict=True)
-        ]
+        results = []
+        for number, score in zip(found.tolist(), scores.tolist(), strict=True):
+            title, text = self._passages[number]
+            results.append(Passage(title, text, score))
+        return results
 
     def _words(self, text: str) -> list[str]:
         return _splitter(self._stopwords)(text)

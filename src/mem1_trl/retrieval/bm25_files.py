@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class _Source:
             with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=not self._show_progress) as bar:
                 yield from read_corpus(read_json_lines(path, bar.update), *self._columns)
             return
-        total = len(self._corpus) if hasattr(self._corpus, "__len__") else None
+        total = len(self._corpus) if isinstance(self._corpus, Sized) else None
         with tqdm(total=total, unit=" passages", desc="reading", disable=not self._show_progress) as bar:
             for passage in read_corpus(self._corpus, *self._columns):
                 yield passage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socketserver
+from collections.abc import Sized
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -122,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.split("?")[0] not in ("/health", "/"):
             self._send(404, {"error": "There is GET /health and POST /retrieve."})
             return
-        size = len(self.server.retriever) if hasattr(self.server.retriever, "__len__") else None
+        size = len(self.server.retriever) if isinstance(self.server.retriever, Sized) else None
         self._send(200, {"status": "ok", "passages": size})
 
     def do_POST(self) -> None:

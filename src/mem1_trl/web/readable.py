@@ -57,12 +57,12 @@ def decode(body: bytes, declared: str | None) -> str:
     meta = _META.search(body[:4096])
     names = [declared, meta[1].decode("ascii", "replace").lower() if meta else None]
     explicit = [name for name in names if name and _known(name) and _known(name).startswith(_EXPLICIT)]
-    for name in [*explicit, "utf-8", *names]:
-        if name is None or not _known(name):
+    for encoding in [*explicit, "utf-8", *names]:
+        if encoding is None or not _known(encoding):
             continue
         try:
             # Not to the end: a body that was cut may end within a character
-            return codecs.getincrementaldecoder(name)("strict").decode(body)
+            return codecs.getincrementaldecoder(encoding)("strict").decode(body)
         except (UnicodeError, LookupError):
             continue
     from charset_normalizer import from_bytes
