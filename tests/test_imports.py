@@ -21,6 +21,7 @@ ORDER = [
     "facts",
     "actions",
     "retrieval",
+    "web",
     "external_memory",
     "rewards",
     "evaluate_metrics",
