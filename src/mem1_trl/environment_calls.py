@@ -205,13 +205,13 @@ class EnvironmentCaller:
     def _dispose(self, seat: Seat) -> None:
         environment, seat.environment = seat.environment, None
         self._seats.pop(id(environment), None)
-        if seat.dead:
+        hook = None if seat.dead else closing_hook(environment)
+        if hook is None:
             terminate(environment)
-        elif (hook := closing_hook(environment)) is not None:
-            if inspect.iscoroutinefunction(hook):
-                asyncio.run_coroutine_threadsafe(hook(), self._running_loop())
-            else:
-                seat.submit(hook)
+        elif inspect.iscoroutinefunction(hook):
+            asyncio.run_coroutine_threadsafe(hook(), self._running_loop())
+        else:
+            seat.submit(hook)
         seat.leave()
 
     def close(self, seats: Sequence[Seat]) -> None:
@@ -226,8 +226,7 @@ class EnvironmentCaller:
             if outcome.error is not None:
                 logger.warning("Closing a %s failed: %r", type(call.seat.environment).__name__, outcome.error)
         for seat in seats:
-            if seat.dead:
-                terminate(seat.environment)
+            terminate(seat.environment)  # what did not end by itself
             self._seats.pop(id(seat.environment), None)
             seat.environment, seat.dead, seat.failed = None, False, False
             seat.leave()

@@ -141,8 +141,12 @@ class RemoteError(Exception):
     """
 
     def __init__(self, names: list[str], message: str):
-        super().__init__(message)
+        super().__init__(names, message)
         self.names = names
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.names[0]}: {self.message}"
 
 
 def idempotent(method: Function) -> Function:
@@ -163,7 +167,7 @@ def idempotent(method: Function) -> Function:
     return method
 
 
-def _names(error: BaseException) -> list[str]:
+def error_names(error: BaseException) -> list[str]:
     if isinstance(error, RemoteError):
         return error.names
     return [kind.__name__ for kind in type(error).__mro__]
@@ -171,12 +175,12 @@ def _names(error: BaseException) -> list[str]:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether an action says that its input is wrong, which is a `ValueError`, rather than that the environment failed."""
-    return "ValueError" in _names(error)
+    return "ValueError" in error_names(error)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether an environment says that somebody it talks to did not answer. Running out of our own time is not that."""
-    return not isinstance(error, CallTimedOut) and bool(_TRANSIENT & set(_names(error)))
+    return not isinstance(error, CallTimedOut) and bool(_TRANSIENT & set(error_names(error)))
 
 
 def may_repeat(error: BaseException, repeatable: bool) -> bool:
@@ -196,7 +200,7 @@ def may_repeat(error: BaseException, repeatable: bool) -> bool:
     if is_transient(error):
         return True
     hopeless = {kind.__name__ for kind in _HOPELESS}
-    return repeatable and not hopeless & set(_names(error))
+    return repeatable and not hopeless & set(error_names(error))
 
 
 def seconds_to_wait(attempt: int, jitter: random.Random) -> float:
@@ -210,7 +214,9 @@ def seconds_to_wait(attempt: int, jitter: random.Random) -> float:
 
 def error_text(error: BaseException) -> str:
     """Class and message of an exception, as the agent reads it."""
-    name = _names(error)[0]
+    if isinstance(error, RemoteError):
+        return str(error)
+    name = error_names(error)[0]
     if isinstance(error, CallTimedOut):
         name = "TimeoutError"
     try:
