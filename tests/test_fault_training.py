@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -87,13 +88,13 @@ def test_random_failures_everywhere_end_no_run(kind, on_error, tmp_path, tokeniz
         return [0.1 * len(t.turns) for t in trajectories]
 
     trainer = make(
-        kind, tmp_path, actor, tokenizer, Unlucky, reward_funcs=[length], on_environment_error=on_error, max_steps=4,
+        kind, tmp_path, actor, tokenizer, Unlucky, lookup_dataset(32), reward_funcs=[length], on_environment_error=on_error, max_steps=4,
         per_device_train_batch_size=8, environment_timeout=0.5, log_completions=True, gradient_accumulation_steps=2,
     )  # fmt: skip
     recorder = record(trainer)
     trainer.train()
     assert trainer.state.global_step == 4 and seen_by_reward
-    assert {where for where, _ in Unlucky.seen} == {"reset", "search", "answer", "get_reward"} or kind == "ppo"
+    assert {where for where, _ in Unlucky.seen} == {"reset", "search", "answer", "get_reward"}
     steps = [logs for logs in recorder.logs if "loss" in logs]
     names = {"error_rate", "timeouts", "retries", "restarts"} | ({"dropped_groups"} if on_error == "drop_group" else set())
     for logs in steps:
@@ -131,13 +132,10 @@ def test_two_hundred_unlucky_tasks_lose_none(tokenizer, actor):
 def dropped_and_smaller(kind, tmp_path, model, tokenizer, fails, on_error, actor_path=None, **settings):
     """Gradients of a batch of two groups, of which the second fails, and of the first group alone."""
     runs = []
-    width = 4 if kind == "grpo" else 1
     for count in (2, 1):
         rows = lookup_dataset(2 if kind == "grpo" else 8)
         rows = rows.add_column("fails", ["", fails] if kind == "grpo" else [""] * 4 + [fails] * 4)
         rows = rows.select(range(count if kind == "grpo" else 4 * count))
-        import copy
-
         trainer = make(
             kind, tmp_path / str(count), actor_path or copy.deepcopy(model), tokenizer, Frail, rows,
             on_environment_error=on_error, max_steps=1, per_device_train_batch_size=4 * count, max_grad_norm=0.0,
@@ -154,7 +152,6 @@ def dropped_and_smaller(kind, tmp_path, model, tokenizer, fails, on_error, actor
         trainer.rollout.generate = ScriptedGenerator(tokenizer, plan)
         recorder = record(trainer)
         trainer.train()
-        assert width
         runs.append((recorder, critic))
     return runs
 
@@ -287,14 +284,11 @@ def test_an_environment_that_never_starts_ends_the_run_at_once(tmp_path, tokeniz
 
 
 def test_an_outage_of_three_batches_ends_the_run(tmp_path, tokenizer, actor):
-    dataset = lookup_dataset(6).add_column("fails", ["", "reset", "nan", "", "reset", "reset"])
-    dataset = dataset.add_column("order", range(6))
+    order = ["", "reset", "nan", "", "reset", "nan", "reset"]
+    dataset = lookup_dataset(7).add_column("fails", order)
     trainer = make("grpo", tmp_path, actor, tokenizer, Frail, dataset, max_steps=9, shuffle_dataset=False)
     recorder = record(trainer)
     with pytest.raises(RuntimeError, match="in every episode of 3 batches in a row.*resume from the last checkpoint"):
-        dataset = dataset.select([0, 1, 2, 3, 4, 5])
-        trainer.train_dataset = dataset.add_column("twice", range(6)) if False else dataset
-        trainer.train_dataset = dataset.select([0, 1, 2, 3, 1, 2, 4])
         trainer.train()
     # Two in a row were bridged before
     assert len([logs for logs in recorder.logs if "loss" in logs]) == 6
@@ -312,9 +306,10 @@ def test_evaluation_goes_on_where_reset_fails(tmp_path, tokenizer, actor):
     assert metrics["eval_environment/error_rate"] > 0 and metrics["eval_reward"] == metrics["eval_reward"]
     (path,) = (tmp_path / "evaluation").glob("*.jsonl")
     errors = [json.loads(line)["error"] for line in path.read_text().splitlines()]
-    assert [error and re.sub(r".*: ", "", error) for error in errors] == [
-        "no such task", None, "get_reward gave nan", None, None, "judge is down",
+    assert sorted(re.sub(r".*: ", "", error) for error in errors if error is not None) == [
+        "get_reward gave nan", "judge is down", "no such task",
     ]  # fmt: skip
+    assert len(errors) == 6
     everything = make("grpo", tmp_path, actor, tokenizer, Frail, eval_dataset=rows.select([0]), num_generations_eval=1,
                       per_device_eval_batch_size=1)  # fmt: skip
     assert everything.evaluate()["eval_environment/error_rate"] == 1.0

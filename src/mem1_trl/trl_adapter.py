@@ -505,14 +505,25 @@ class TrajectoryTrainer(GRPOTrainer):
         return (*outputs[:3], completions, *outputs[4:])
 
     def _correct_length_metrics(self) -> None:
-        """TRL takes a completion without end-of-sequence token for truncated; here a closed action ends one too."""
+        """
+        TRL takes a completion without end-of-sequence token for truncated; here a closed action ends one too.
+
+        Episodes that failed have no length.
+        """
         device = self.accelerator.device
         lengths = torch.tensor([t.num_generated_tokens for t in self._trajectories], device=device)
         cut = torch.tensor([_is_truncated(t) for t in self._trajectories], device=device)
-        lengths, cut = self.accelerator.gather(lengths).float(), self.accelerator.gather(cut)
+        sound = torch.tensor([t.error is None for t in self._trajectories], device=device)
+        sound = self.accelerator.gather(sound)
+        lengths, cut = self.accelerator.gather(lengths).float()[sound], self.accelerator.gather(cut)[sound]
+        if not len(lengths):
+            lengths, cut = lengths.new_zeros(1), cut.new_zeros(1)
         ended = lengths[~cut] if (~cut).any() else torch.zeros(1, device=device)
         metrics = self._metrics[self.mode]
         for name, value in (
+            ("mean_length", lengths.mean()),
+            ("min_length", lengths.min()),
+            ("max_length", lengths.max()),
             ("clipped_ratio", cut.float().mean()),
             ("mean_terminated_length", ended.mean()),
             ("min_terminated_length", ended.min()),
