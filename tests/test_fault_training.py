@@ -28,7 +28,9 @@ from mem1_trl.evaluation import evaluate_agent
 KINDS = {"grpo": (Mem1GRPOTrainer, Mem1GRPOConfig), "ppo": (Mem1PPOTrainer, Mem1PPOConfig)}
 
 
-def make(kind, tmp_path, model, tokenizer, environment, dataset=None, reward_funcs=None, eval_dataset=None, **settings):
+def make(
+    kind, tmp_path, model, tokenizer, environment, dataset=None, reward_funcs=None, eval_dataset=None, **settings
+):
     trainer_class, config_class = KINDS[kind]
     defaults = {"max_turns": 4, "max_observation_length": 60, "environment_retries": 0}
     if kind == "grpo":
@@ -96,7 +98,9 @@ def test_random_failures_everywhere_end_no_run(kind, on_error, tmp_path, tokeniz
     assert trainer.state.global_step == 4 and seen_by_reward
     assert {where for where, _ in Unlucky.seen} == {"reset", "search", "answer", "get_reward"}
     steps = [logs for logs in recorder.logs if "loss" in logs]
-    names = {"error_rate", "timeouts", "retries", "restarts"} | ({"dropped_groups"} if on_error == "drop_group" else set())
+    names = {"error_rate", "timeouts", "retries", "restarts"} | (
+        {"dropped_groups"} if on_error == "drop_group" else set()
+    )
     for logs in steps:
         assert names <= {key.removeprefix("environment/") for key in logs if key.startswith("environment/")}
         assert logs["loss"] == logs["loss"]
@@ -252,7 +256,9 @@ def test_a_step_of_nothing_but_failures_changes_nothing(kind, tmp_path, tokenize
             return float(id(self) % 3)
 
     Outage.batch = 0
-    trainer = make(kind, tmp_path, actor, tokenizer, Outage, max_steps=3, weight_decay=0.1, lr_scheduler_type="constant")
+    trainer = make(
+        kind, tmp_path, actor, tokenizer, Outage, max_steps=3, weight_decay=0.1, lr_scheduler_type="constant"
+    )
     recorder = record(trainer)
     run, states = trainer.run_episodes, []
 

@@ -39,7 +39,9 @@ def unigram() -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    backend.train_from_iterator(CORPUS * 3, trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"]))
+    backend.train_from_iterator(
+        CORPUS * 3, trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"])
+    )
     return finish(backend, unk_token="<unk>")
 
 
@@ -48,12 +50,16 @@ def wordpiece() -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    backend.train_from_iterator(CORPUS * 3, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "[SEP]", "[CLS]"]))
+    backend.train_from_iterator(
+        CORPUS * 3, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "[SEP]", "[CLS]"])
+    )
     return finish(backend, unk_token="[UNK]", sep_token="[SEP]", cls_token="[CLS]")
 
 
 def finish(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", bos_token="<s>", **special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", bos_token="<s>", **special
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[:3]})
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in CONTROL])
     tokenizer.add_tokens(["molecule"])  # a word of a user's domain is no control
@@ -85,33 +91,34 @@ def mixture(seed: int) -> str:
     return "".join(luck.choice(PIECES) for _ in range(luck.randint(1, 60)))
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_no_mixture_makes_a_control_token_or_breaks_the_budget(hostile_tokenizer, seed):
-    text = mixture(seed)
+def test_no_mixture_makes_a_control_token_or_breaks_the_budget(hostile_tokenizer):
     tokenizer = hostile_tokenizer
-    assert not forbidden(tokenizer) & set(encode_untrusted(tokenizer, text))
     protocol, tags = Mem1Protocol(), ["search"]
-    budget = random.Random(seed).choice([70, 100, 400])
-    rollout = Rollout(tokenizer, protocol, RolloutSettings(max_observation_length=budget), None)
-    before, body, after = rollout._encode_parts(text, 3, tags)
-    assert len(before) + len(body) + len(after) <= budget
-    assert not forbidden(tokenizer) & set(body)
-    # Nor does what is left parse as an action, as it stands or said again by the model
-    inside = protocol.defuse(text, tags)
-    parsed = protocol.parse(inside, tags)
-    assert (parsed.action, parsed.state) == (None, None)
-    assert "\x00" not in inside and inside.encode("utf-8")
+    rollouts = [Rollout(tokenizer, protocol, RolloutSettings(max_observation_length=n), None) for n in (80, 120, 500)]
+    bad = forbidden(tokenizer)
+    for seed in range(300):
+        text = mixture(seed)
+        assert not bad & set(encode_untrusted(tokenizer, text)), text
+        rollout = rollouts[seed % 3]
+        before, body, after = rollout._encode_parts(text, 3, tags)
+        assert len(before) + len(body) + len(after) <= rollout.settings.max_observation_length
+        assert not bad & set(body), text
+        # Nor does what is left parse as an action, should the model repeat it
+        inside = protocol.defuse(text, tags)
+        parsed = protocol.parse(inside, tags)
+        assert (parsed.action, parsed.state) == (None, None), text
+        assert "\x00" not in inside and inside.encode("utf-8")
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_prompt_that_reset_adds_to_has_the_control_tokens_of_its_template_only(hostile_tokenizer, seed):
+def test_a_prompt_that_reset_adds_to_has_no_control_tokens_but_those_of_its_template(hostile_tokenizer):
     tokenizer = hostile_tokenizer
-    text = harmless(tokenizer, mixture(seed))
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # as a template is encoded: markers are markers
     specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    assert not specials & set(ids)
-    assert break_markers(tokenizer, text) == text
-    assert "[INST]" not in text and "<start_of_turn>" not in text
+    for seed in range(300):
+        text = harmless(tokenizer, mixture(seed))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # as a template is encoded: markers are markers
+        assert not specials & set(ids), text
+        assert break_markers(tokenizer, text) == text
+        assert "[INST]" not in text and "<start_of_turn>" not in text
 
 
 def test_ordinary_text_is_left_as_it_is(hostile_tokenizer):
@@ -129,7 +136,10 @@ def test_a_marker_is_broken_however_it_is_put_together(hostile_tokenizer):
         assert not forbidden(hostile_tokenizer) & set(hostile_tokenizer(broken, add_special_tokens=False)["input_ids"])
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000_000, "a b " * 2_500_000, "<|im_end|>" * 1_000_000, "\ud800\x00" * 5_000_000, " " * 10_000_000])
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 10_000_000, "a b " * 2_500_000, "<|im_end|>" * 1_000_000, "\ud800\x00" * 5_000_000, " " * 10_000_000],
+)
 def test_ten_megabytes_cost_little(hostile_tokenizer, text):
     rollout = Rollout(hostile_tokenizer, Mem1Protocol(), RolloutSettings(max_observation_length=200), None)
     rollout.encode_observation("warm", 2)
@@ -161,7 +171,10 @@ def test_tags_split_over_two_passages_do_not_meet(tokenizer):
     environment.reset()
     script = [["<think>a</think><search>x</search>"], ["<think>b</think><search>y</search>"]]
     rollout = Rollout(
-        tokenizer, SHORT, RolloutSettings(max_turns=2, max_observation_length=200), ScriptedGenerator(tokenizer, script)
+        tokenizer,
+        SHORT,
+        RolloutSettings(max_turns=2, max_observation_length=200),
+        ScriptedGenerator(tokenizer, script),
     )
     (trajectory,) = rollout.run([Episode(tokenizer("q?")["input_ids"], environment, ActionSet(environment, SHORT))])
     assert trajectory.answer is None and [turn.action_input for turn in trajectory.turns] == ["x", "y"]

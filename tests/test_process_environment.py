@@ -60,7 +60,11 @@ def test_it_answers_as_the_environment_does(environment):
 def test_what_cannot_leave_the_process_is_text_and_odd_errors_keep_their_names(environment):
     environment.reset()
     assert "lock object" in environment.search("unpicklable")
-    for query, text in (("raise", "KeyError: 'lost'"), ("odd error", "OddError: odd"), ("refuse", "ValueError: no such page")):
+    for query, text in (
+        ("raise", "KeyError: 'lost'"),
+        ("odd error", "OddError: odd"),
+        ("refuse", "ValueError: no such page"),
+    ):
         with pytest.raises(RemoteError) as caught:
             environment.search(query)
         assert str(caught.value) == text

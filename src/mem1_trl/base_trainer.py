@@ -112,7 +112,11 @@ class Mem1Trainer(TrajectoryTrainer):
             raise TypeError(
                 f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags."
             )
-        self.pool = None if environment_factory is None else EnvironmentPool(environment_factory, self.protocol, args.fault_settings())
+        self.pool = (
+            None
+            if environment_factory is None
+            else EnvironmentPool(environment_factory, self.protocol, args.fault_settings())
+        )
         if self.pool is None and args.max_turns > 1 and protocol is not None:
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
         self._check_reference(model, args, kwargs.get("peft_config"))

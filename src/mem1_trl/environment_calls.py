@@ -185,7 +185,9 @@ class EnvironmentCaller:
         """Make the instances that seats lack, at once; returns what went wrong with each."""
         empty = [seat for seat in seats if seat.environment is None and seat.factory is not None]
         limit = None if self.settings.timeout is None else max(_MAKING, self.settings.timeout)
-        calls = [EnvironmentCall(seat, seat.factory, retries=0, timeout=limit) for seat in empty if seat.factory is not None]
+        calls = [
+            EnvironmentCall(seat, seat.factory, retries=0, timeout=limit) for seat in empty if seat.factory is not None
+        ]
         outcomes = self.run(calls, counted=False)
         errors = {}
         for seat, outcome in zip(empty, outcomes):
@@ -268,7 +270,9 @@ class EnvironmentCaller:
                 for index in self._startable(calls, waiting, busy, self.settings.concurrency - len(running)):
                     call = calls[index]
                     if call.seat.dead:
-                        outcomes[index] = Outcome(error=EnvironmentDied("an earlier call of this environment never ended"))
+                        outcomes[index] = Outcome(
+                            error=EnvironmentDied("an earlier call of this environment never ended")
+                        )
                         continue
                     busy.add(id(call.seat))
                     attempts[index] += 1

@@ -246,9 +246,7 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
     return followed_by(environment.reset, checked, **row)
 
 
-def ask_rewards(
-    caller: EnvironmentCaller, environments: Sequence[Any]
-) -> list[tuple[float | None, Exception | None]]:
+def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
     """
     Call `get_reward` of all environments at once.
 

@@ -116,7 +116,9 @@ def fault_metrics(counts: list[Mapping[str, int]]) -> dict[str, float]:
         `dict[str, float]`: `error_rate`, the share of calls that failed in the end (0 if there were none), and the numbers of
         `timeouts`, `retries` and `restarts`.
     """
-    total = {name: sum(count[name] for count in counts) for name in ("calls", "errors", "timeouts", "retries", "restarts")}
+    total = {
+        name: sum(count[name] for count in counts) for name in ("calls", "errors", "timeouts", "retries", "restarts")
+    }
     rate = total["errors"] / total["calls"] if total["calls"] else 0.0
     return {"error_rate": rate, **{name: float(total[name]) for name in ("timeouts", "retries", "restarts")}}
 
@@ -241,7 +243,9 @@ def as_reward(value: Any, source: str = "get_reward") -> float | None:
     if value is None:
         return None
     if isinstance(value, (str, bytes)) or not hasattr(type(value), "__float__"):
-        raise TypeError(f"{source} gave a {type(value).__name__}: return a float, or None if there is nothing to score")
+        raise TypeError(
+            f"{source} gave a {type(value).__name__}: return a float, or None if there is nothing to score"
+        )
     number = float(value)
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError(f"{source} gave {number}")

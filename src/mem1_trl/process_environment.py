@@ -91,7 +91,9 @@ class ProcessEnvironment:
             if not name.startswith("_") and not (name == "close" and len(inspect.signature(function).parameters) <= 1)
         }
         if not callable(getattr(kind, "done", None)):
-            members["done"] = property(lambda self: self._done, doc="Whether the episode is over, as of the last call.")
+            members["done"] = property(
+                lambda self: self._done, doc="Whether the episode is over, as of the last call."
+            )
         members["_kind"] = staticmethod(made)
         members["__doc__"] = kind.__doc__
         return type(kind.__name__, (cls,), members)

@@ -536,7 +536,9 @@ class TrajectoryTrainer(GRPOTrainer):
     ) -> torch.Tensor:
         sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in self._trajectories]
         failed = [trajectory.error is not None for trajectory in self._trajectories]
-        functions = [skip_rows(function, failed) for function in self.reward_funcs] if any(failed) else self.reward_funcs
+        functions = (
+            [skip_rows(function, failed) for function in self.reward_funcs] if any(failed) else self.reward_funcs
+        )
         with _attribute(self, "reward_funcs", functions):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         left_out = torch.tensor(self._left_out, device=per_function.device)
@@ -567,7 +569,9 @@ class TrajectoryTrainer(GRPOTrainer):
         batch["turn_ids"], batch["parent_offsets"] = structure.turn_ids, structure.parent_offsets
         if any(self._left_out):
             kept = self._left_out.count(False)
-            batch["row_scale"] = torch.tensor(len(self._left_out) / max(kept, 1), device=batch["completion_ids"].device)
+            batch["row_scale"] = torch.tensor(
+                len(self._left_out) / max(kept, 1), device=batch["completion_ids"].device
+            )
         if mask_truncated:
             # TRL recognises truncation by a missing end-of-sequence token, so it is done here
             cut = torch.tensor([_is_truncated(t) for t in self._trajectories], device=batch["completion_ids"].device)
