@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import ActionResult, ActionSet, run_calls
 from .context import CONTEXT_RULES, next_context
+from .environment_calls import EnvironmentCall, EnvironmentCaller
 from .external_memory import ExternalMemory, Note
+from .faults import describe_error
 from .trajectory import StopReason, Trajectory, Turn
+from .untrusted import encode_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
     from .generation import Completion, TurnGenerator
     from .protocol import Mem1Protocol, ParsedTurn
 
-# No tokenizer packs more characters than this into one token of prose; text beyond it need not be tokenized to be cut
-_MAX_CHARACTERS_PER_TOKEN = 128
+# Characters of an observation that are tokenized for each token of room: what suffices for prose, and more if it did not
+# No tokenizer packs more of prose into a token than the last
+_CHARACTERS_PER_TOKEN = (8, 32, 128)
 
 
 @dataclass(slots=True)
@@ -33,7 +37,8 @@ class Episode:
         prompt_ids (`list[int]`):
             Token ids of the task prompt.
         environment (`Any` or `None`):
-            Already reset. `None` for a task without environment: one turn, whose whole text is the answer.
+            Already reset. `None` for a task without environment: one turn, whose whole text is the answer. An episode that
+            could not be started has a `stop_reason` from the beginning, and is not played.
         actions ([`ActionSet`] or `None`):
             The environment's actions.
         messages (`list[dict]` or `None`):
@@ -42,6 +47,8 @@ class Episode:
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
             Token ids of what the memory puts into the next context.
+        extended (`bool`):
+            Whether the environment added to the task prompt, so that its length is not the data set's.
     """
 
     prompt_ids: list[int]
@@ -56,6 +63,7 @@ class Episode:
     answer: str | None = None
     failed_actions: int = 0
     error: str | None = None
+    extended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,14 @@ class RolloutSettings:
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
 
+    def check_characters(self, observation: str | None) -> None:
+        """Raise a `ValueError` if what `reset` returned cannot fit into the context, however it is tokenized."""
+        limit = self.max_context_length
+        if limit is not None and observation is not None and len(observation) > limit * _CHARACTERS_PER_TOKEN[-1]:
+            raise ValueError(
+                f"`reset` returned {len(observation)} characters, which cannot fit into a context of {limit} tokens."
+            )
+
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise a `ValueError` if a task prompt leaves no room in the context."""
         limit = self.max_context_length
@@ -104,11 +120,6 @@ class RolloutSettings:
                 f"A task prompt has {len(prompt_ids)} tokens but max_context_length is {limit}, and the task prompt is "
                 "never truncated: raise max_context_length or drop the row."
             )
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}"
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -121,22 +132,6 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of text that we wrote: tags are tags, special tokens special."""
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-
-def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """
-    Token ids of text that somebody else wrote: a special token spelled out in it stays plain text.
-
-    Tokenizers that cannot split special tokens get the text with a break inside each of them.
-    """
-    if not text:
-        return []
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if set(ids) & set(tokenizer.all_special_ids):
-        for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
-            text = text.replace(token, token[0] + " " + token[1:])
-        ids = encode_text(tokenizer, text)
-    return ids
 
 
 class Rollout:
@@ -157,6 +152,8 @@ class Rollout:
             processes: a process whose episodes have ended then goes on taking part, with no contexts of its own.
         on_turn (`Callable[[int, list[Episode]], None]`, *optional*):
             Called after every turn with the number of turns done and the episodes that still run.
+        caller ([`EnvironmentCaller`], *optional*):
+            Calls the environments, with its time limit and retries. `None` makes one with the default settings.
     """
 
     def __init__(
@@ -167,6 +164,7 @@ class Rollout:
         generate: TurnGenerator,
         running_anywhere: Callable[[bool], bool] = bool,
         on_turn: Callable[[int, list[Episode]], None] | None = None,
+        caller: EnvironmentCaller | None = None,
     ):
         self.tokenizer = tokenizer
         self.protocol = protocol
@@ -174,6 +172,7 @@ class Rollout:
         self.generate = generate
         self.running_anywhere = running_anywhere
         self.on_turn = on_turn
+        self.caller = caller or EnvironmentCaller()
         self._own_pieces: dict[str, list[int]] = {}
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
@@ -188,7 +187,8 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         for episode in episodes:
-            self.settings.check_prompt(episode.prompt_ids)
+            if episode.stop_reason is None:
+                self.settings.check_prompt(episode.prompt_ids)
         for turn in range(1, self.settings.max_turns + 1):
             running = [episode for episode in episodes if episode.stop_reason is None]
             if not self.running_anywhere(bool(running)):
@@ -223,9 +223,11 @@ class Rollout:
                 callers.append((episode, parsed))
                 calls.append(call)
         ready = [call for call in calls if not isinstance(call, ActionResult)]
-        outcomes = iter(run_calls(ready))
-        for (episode, parsed), call in zip(callers, calls):
-            result = call if isinstance(call, ActionResult) else next(outcomes)
+        owners = [e.environment for (e, _), call in zip(callers, calls) if not isinstance(call, ActionResult)]
+        outcomes = iter(run_calls(ready, self.caller, owners))
+        results = [call if isinstance(call, ActionResult) else next(outcomes) for call in calls]
+        self._end_finished([episode for episode, _ in callers], results)
+        for (episode, parsed), result in zip(callers, results):
             self._observe(episode, parsed, result, turns_left)
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
@@ -302,17 +304,30 @@ class Rollout:
             return ActionResult(f"Error: {error}", failed=True)
         return getattr(episode.environment, method), arguments
 
+    def _end_finished(self, episodes: list[Episode], results: list[ActionResult]) -> None:
+        """End the episodes whose environment is done, or can be played in no more."""
+        asked, calls = [], []
+        for episode, result in zip(episodes, results):
+            if result.fatal:
+                episode.error = result.error
+                episode.stop_reason = StopReason.ERROR
+            elif isinstance(getattr(type(episode.environment), "done", None), property):
+                # It runs code of the environment, which may raise or hang as an action may
+                asked.append(episode)
+                seat = self.caller.seat_of(episode.environment)
+                calls.append(EnvironmentCall(seat, lambda environment=episode.environment: bool(environment.done)))
+            elif episode.stop_reason is None and _is_done(episode.environment):
+                episode.stop_reason = StopReason.DONE
+        for episode, outcome in zip(asked, self.caller.run(calls, counted=False)):
+            if outcome.error is not None:  # there is nothing to show to the agent
+                episode.error = describe_error(outcome.error)
+                episode.stop_reason = StopReason.ERROR
+            elif episode.stop_reason is None and outcome.value:
+                episode.stop_reason = StopReason.DONE
+
     def _observe(self, episode: Episode, parsed: ParsedTurn | None, result: ActionResult, turns_left: int) -> None:
         """Append the observation and decide whether the episode goes on."""
         episode.failed_actions += result.failed
-        try:
-            done = getattr(episode.environment, "done", False)
-        except Exception as error:  # a property may raise as an action may, but there is nothing to show to the agent
-            done = False
-            episode.error = describe_error(error)
-            episode.stop_reason = StopReason.ERROR
-        if episode.stop_reason is None and done and not callable(done):  # a method of this name is an action
-            episode.stop_reason = StopReason.DONE
         if episode.stop_reason is None and turns_left == 0:
             episode.stop_reason = StopReason.MAX_TURNS
         if episode.stop_reason is not None:
@@ -364,9 +379,15 @@ class Rollout:
                 f"truncation marker of an observation need ({len(frame[0]) + len(frame[1]) + len(marker)} tokens): "
                 "raise it."
             )
-        body = self.protocol.defuse(text[: room * _MAX_CHARACTERS_PER_TOKEN], action_tags)
-        ids = encode_untrusted(self.tokenizer, body)
-        if len(ids) > room or len(text) > room * _MAX_CHARACTERS_PER_TOKEN:
+        ids: list[int] = []
+        whole = False
+        for characters in _CHARACTERS_PER_TOKEN:  # what does not fit need not be tokenized
+            part = text[: room * characters]
+            whole = len(part) == len(text)
+            ids = encode_untrusted(self.tokenizer, self.protocol.defuse(part, action_tags))
+            if whole or len(ids) > room:
+                break
+        if len(ids) > room or not whole:
             ids = [*ids[: room - len(marker)], *marker]
         return frame[0], ids, frame[1]
 
@@ -395,3 +416,12 @@ class Rollout:
             if room is None or len(episode.recalled) + len(episode.history[-1]) <= room:
                 return
         episode.recalled = []
+
+
+def _is_done(environment: Any) -> bool:
+    """The attribute `done` of an environment; a method of this name is an action."""
+    try:
+        done = getattr(environment, "done", False)
+        return not callable(done) and bool(done)
+    except Exception:  # an array, say
+        return False
