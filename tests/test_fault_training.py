@@ -341,7 +341,7 @@ def test_a_reset_that_says_too_much_fails_alone(tmp_path, tokenizer, actor):
 
 def test_environments_are_closed_at_the_end(tmp_path, tokenizer, actor):
     class Closing(LookupEnvironment):
-        made, closed = [], []  # noqa: RUF012
+        made, closed = [], []
 
         def __init__(self):
             Closing.made.append(self)
