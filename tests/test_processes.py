@@ -57,6 +57,19 @@ def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
             assert other["log"][key] == pytest.approx(whole["log"][key]), key
 
 
+@pytest.mark.parametrize("kind", ["adapter", "shared"])
+def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(tmp_path, kind):
+    whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
+    parallel = run(tmp_path, kind, processes=2, per_device=2, accumulation=2)
+    assert parallel["processes"] == 2
+    of_critic = {name.split(".")[0] for name in whole["gradient"]["critic"]}
+    assert of_critic == ({"backbone", "head"} if kind == "adapter" else {"head"})
+    for part in ("policy", "critic"):
+        assert relative_error(whole["gradient"][part], parallel["gradient"][part]) < 1e-5, part
+    for key in ("reward", "value/loss", "value/explained_variance", "value/grad_norm", "loss"):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
 def test_a_loss_that_averages_over_rows_adds_up_over_parts(tmp_path):
     whole = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1)
     parts = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1, max_tokens=400)

@@ -12,6 +12,7 @@ os.environ["CI"] = "true"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from peft import LoraConfig
 from helpers import tiny_model, tiny_tokenizer
 from trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
 from transformers import TrainerCallback
@@ -40,18 +41,24 @@ class SaveGradient(TrainerCallback):
         self.found = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        policy = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters()}
-        self.found = {"policy": policy}
+        found = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+        policy = {name.removeprefix("module."): gradient.clone() for name, gradient in found}
+        self.found["policy"] = policy
 
 
 def main() -> None:
     kind, output, (per_device, accumulation, max_tokens) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
+    ppo = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}
+    # Both matrices of the adapter are random, so that both have gradients
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     trainer_class, config_class, extra = {
         "grpo": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2}),
         "grpo_mean": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "loss_type": "grpo"}),
-        # Without a critic's randomness: it starts at zero. The discount makes every token's advantage its own
-        "ppo": (Mem1PPOTrainer, Mem1PPOConfig, {"beta": 0.0, "gamma": 0.97, "lam": 0.9}),
+        # The discount makes every token's advantage its own
+        **dict.fromkeys(("ppo", "adapter", "shared"), (Mem1PPOTrainer, Mem1PPOConfig, ppo)),
     }[kind]
+    arguments = {"adapter": {"peft_config": adapter}, "shared": {"value_model": "shared"}}.get(kind, {})
+    torch.manual_seed(0)
     saver = SaveGradient()
     trainer = trainer_class(
         model=tiny_model("llama"),
@@ -80,10 +87,15 @@ def main() -> None:
         environment_factory=LookupEnvironment,
         protocol=SHORT,
         callbacks=[saver],
+        **arguments,
     )
-    if kind == "ppo":
+    if trainer_class is Mem1PPOTrainer:
+        # The head starts at zero, where nothing below it has a gradient
+        torch.nn.init.normal_(trainer.value_model.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
         # Gradients of the critic are cleared by its own callback, so they are taken by a hook
         for name, parameter in trainer.value_model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             parameter.register_post_accumulate_grad_hook(
                 lambda p, name=name: saver.found.setdefault("critic", {}).update({name: p.grad.clone()})
             )
