@@ -35,6 +35,7 @@ ORDER = [
     "retention",
     "evaluation_result",
     "display",
+    "tracking",
     "layouts",
     "folding",
     "attention_plan",
@@ -70,6 +71,7 @@ ORDER = [
     "agent",
     "evaluation",
     "demonstrations",
+    "trajectory_hub",
     "report",
     "cli",
 ]

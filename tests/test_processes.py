@@ -48,9 +48,11 @@ def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
         "parallel": 2,
         "parallel by tokens": 2,
     }
+    assert whole["gradient"].keys() == ({"policy", "critic"} if kind == "ppo" else {"policy"})
     for name, other in others.items():
         assert (other["log"]["micro_batch/parts"] > 1) == ("tokens" in name)
         assert other["log"]["micro_batch/tokens_max_over_mean"] < 1.1
+        assert other["gradient"].keys() == whole["gradient"].keys()
         for part in whole["gradient"]:
             assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, (name, part)
         for key in ("reward", "episode/turns", "episode/dependency_length"):

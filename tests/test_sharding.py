@@ -110,7 +110,10 @@ def test_parts_of_a_micro_batch_are_refused_under_an_engine(tmp_path, tokenizer,
 
     args = Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_tokens_per_micro_batch=100))
     sharding.refuse_parts(args, deepspeed=False, fsdp=False)
-    for name, engine in (("DeepSpeed", {"deepspeed": True, "fsdp": False}), ("FSDP", {"deepspeed": False, "fsdp": True})):
+    for name, engine in (
+        ("DeepSpeed", {"deepspeed": True, "fsdp": False}),
+        ("FSDP", {"deepspeed": False, "fsdp": True}),
+    ):
         with pytest.raises(ValueError, match=f"{name} does not go with max_tokens_per_micro_batch"):
             sharding.refuse_parts(args, **engine)
     asked = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import ProcessorMixin, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from .agent_settings import save_agent_settings
 from .environment_pool import EnvironmentFactory, EnvironmentPool
@@ -23,8 +25,9 @@ from .model_card import CardFacts, complete_model_card
 from .protocol import Mem1Protocol
 from .rewards import are_answers, score_answer
 from .rollout import Episode, Rollout, RolloutSettings
+from .tracking import choose, log_trajectories, print_trajectories
 from .trajectory import StopReason
-from .trl_adapter import TrajectoryTrainer
+from .trl_adapter import TrajectoryTrainer, instance_attribute
 from .untrusted import harmless
 
 if TYPE_CHECKING:
@@ -157,6 +160,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self._lost_batches = 0
         self._evaluated: list[tuple[dict[str, Any], Trajectory]] = []
         self._card_evaluation: dict[str, float] | None = None
+        self._to_show: deque[Trajectory] = deque(maxlen=args.generation_batch_size)
         self.settings = RolloutSettings(
             max_turns=args.max_turns if self.pool is not None else 1,
             max_observation_length=args.max_observation_length,
@@ -440,6 +444,40 @@ class Mem1Trainer(TrajectoryTrainer):
                 f"it, then resume from the last checkpoint. `environment_retries` bridges short outages. The first error: "
                 f"{errors[0]}"
             )
+
+    def rewarded(self, trajectories: list[Trajectory]) -> None:
+        if not self.log_completions:
+            return
+        everywhere = self.gather_records(trajectories)
+        if self.accelerator.is_main_process:
+            self._to_show.extend(everywhere)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Log numbers as TRL does and, with `args.log_completions`, the episodes since the last entry.
+
+        They are printed turn by turn instead of in TRL's table of completions (which still goes to the trackers and to
+        `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
+        """
+        prefix = "" if self.mode == "train" else "eval_"
+        with instance_attribute(self, "num_completions_to_print", 0):
+            super().log(logs, start_time)
+        if not self._to_show:
+            return
+        trajectories = list(self._to_show)
+        self._to_show.clear()
+        sample, step = choose(trajectories, self.num_completions_to_print), self.state.global_step
+        print_trajectories(sample, f"{prefix.replace('_', ' ')}step {step}", self.tokenizer)
+        boards = [c for c in self.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
+        log_trajectories(
+            trajectories,
+            step,
+            list(self.args.report_to or []),
+            self.tokenizer,
+            name=f"{prefix}trajectories",
+            sample=sample,
+            writer=boards[0].tb_writer if boards else None,
+        )
 
     # Evaluation
 

@@ -292,6 +292,9 @@ class TrajectoryTrainer(GRPOTrainer):
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         """Add to the batch that TRL has built. `rewards` has shape `(B,)`; NaN where nothing scored a trajectory."""
 
+    def rewarded(self, trajectories: list[Trajectory]) -> None:
+        """Called when the trajectories of a generation batch have their rewards."""
+
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
         return None
@@ -541,7 +544,7 @@ class TrajectoryTrainer(GRPOTrainer):
         functions = (
             [skip_rows(function, failed) for function in self.reward_funcs] if any(failed) else self.reward_funcs
         )
-        with _attribute(self, "reward_funcs", functions):
+        with instance_attribute(self, "reward_funcs", functions):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         left_out = torch.tensor(self._left_out, device=per_function.device)
         per_function[left_out] = torch.nan
@@ -581,6 +584,7 @@ class TrajectoryTrainer(GRPOTrainer):
             batch["num_items_in_batch"] = self.accelerator.gather(self.sampled_mask(batch).sum()).sum()
         assert self._local_rewards is not None
         self.extend_batch(batch, self._trajectories, self._local_rewards)
+        self.rewarded(self._trajectories)
         self._rows, self._trajectories = [], []
         return batch
 
@@ -751,7 +755,9 @@ class TrajectoryTrainer(GRPOTrainer):
             yield
             return
         kept = [name for name in adapters if name != "ref"]
-        with instance_attribute(self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)):
+        with instance_attribute(
+            self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)
+        ):
             yield
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

@@ -37,13 +37,17 @@ def script(call: int, index: int, prompt: str) -> str:
 
 
 class SaveGradient(TrainerCallback):
+    """Gradients as the optimizer finds them: after all micro-batches, and after processes have averaged them."""
+
     def __init__(self):
         self.found = {}
+        self.critic = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        found = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
-        policy = {name.removeprefix("module."): gradient.clone() for name, gradient in found}
-        self.found["policy"] = policy
+        for part, module in (("policy", model), ("critic", self.critic)):
+            if module is not None:
+                gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+                self.found[part] = {name.removeprefix("module."): g.clone() for name, g in gradients.items()}
 
 
 def main() -> None:
@@ -92,13 +96,7 @@ def main() -> None:
     if trainer_class is Mem1PPOTrainer:
         # The head starts at zero, where nothing below it has a gradient
         torch.nn.init.normal_(trainer.value_model.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
-        # Gradients of the critic are cleared by its own callback, so they are taken by a hook
-        for name, parameter in trainer.value_model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            parameter.register_post_accumulate_grad_hook(
-                lambda p, name=name: saver.found.setdefault("critic", {}).update({name: p.grad.clone()})
-            )
+        saver.critic = trainer.value_model
     generator = None
 
     def generate_turn(prompts, stops):

@@ -37,6 +37,8 @@ KINDS = {
     "shared": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.0}, {"value_model": "shared"}),
     "shared_warmup": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.0, "critic_warmup_steps": 2},
                       {"value_model": "shared"}),
+    "grpo_compiled": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "beta": 0.1, "torch_compile": True}, {}),
+    "ppo_compiled": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.1, "num_iterations": 2, "torch_compile": True}, {}),
 }  # fmt: skip
 
 
@@ -57,6 +59,8 @@ def train(model: str, output: Path) -> None:
     weights = {f"policy.{name}": p.detach().clone() for name, p in trainer.model.named_parameters()}
     if critic is not None:
         weights |= {f"critic.{name}": p.detach().clone() for name, p in critic.named_parameters()}
+    if not trainer.accelerator.is_main_process:
+        return
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     torch.save(
         {
