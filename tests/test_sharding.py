@@ -23,39 +23,45 @@ CONFIGS = TESTS.parent / "examples" / "accelerate"
 KINDS = ["grpo", "ppo", "adapter", "shared", "warmup", "shared_warmup"]
 
 
-def train(directory: Path, model: str, *launcher: str) -> dict[str, dict]:
+def train(directory: Path, model: str, *launcher: str, kinds: list[str] = KINDS) -> dict[str, dict]:
     """What `train_under.py` saves for each kind."""
     directory.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, *launcher, str(TESTS / "scripts" / "train_under.py"), model, str(directory), *KINDS]
+    command = [sys.executable, *launcher, str(TESTS / "scripts" / "train_under.py"), model, str(directory), *kinds]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return {kind: torch.load(directory / f"{kind}.pt", weights_only=False) for kind in KINDS}
+    return {kind: torch.load(directory / f"{kind}.pt", weights_only=False) for kind in kinds}
+
+
+def compare(plain: dict, sharded: dict, kind: str) -> None:
+    """Losses, metrics, and the weights of policy and critic."""
+    assert len(plain["logs"]) == len(sharded["logs"]) >= 2, kind
+    for a, b in zip(plain["logs"], sharded["logs"]):
+        for name in a.keys() - {"step_time", "value/clip_ratio"}:
+            if name == "grad_norm" and name not in b:  # the engine takes no part in the warm-up of a critic
+                assert "warmup" in kind and a[name] == 0.0
+            else:
+                assert b[name] == pytest.approx(a[name], abs=1e-6, rel=1e-5), (kind, a["step"], name)
+    assert plain["weights"].keys() == sharded["weights"].keys()
+    moved = {name.split(".")[0] for name, weight in plain["weights"].items() if bool(weight.abs().max() > 0)}
+    assert moved == ({"policy"} if kind == "grpo" else {"policy", "critic"})
+    for name, weight in plain["weights"].items():
+        torch.testing.assert_close(sharded["weights"][name], weight, atol=2e-5, rtol=0, msg=f"{kind} {name}")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
-def test_zero2_with_one_process_is_plain_training(tmp_path, actor_path):
-    """Losses, metrics and weights of policy and critic, launched with the configuration file of the examples."""
-    launch = ("-m", "accelerate.commands.launch", f"--config_file={CONFIGS / 'zero2.yaml'}", "--num_processes=1")
+def test_zero_with_one_process_is_plain_training(tmp_path, actor_path):
+    """Launched with the configuration files of the examples."""
     plain = train(tmp_path / "plain", actor_path)
-    sharded = train(tmp_path / "zero2", actor_path, *launch, "--mixed_precision=no")
-    for kind in KINDS:
-        one, other = plain[kind], sharded[kind]
-        assert one["stage"] is None and other["stage"] == 2, kind
-        assert other["engine"] == "DeepSpeedEngine" and other["processes"] == 1, kind
-        assert len(one["logs"]) == len(other["logs"]) >= 2, kind
-        for a, b in zip(one["logs"], other["logs"]):
-            for name in a.keys() - {"step_time", "value/clip_ratio"}:
-                if name == "grad_norm" and name not in b:  # the engine takes no part in the warm-up of a critic
-                    assert "warmup" in kind and a[name] == 0.0
-                else:
-                    assert b[name] == pytest.approx(a[name], abs=1e-6, rel=1e-5), (kind, a["step"], name)
-        assert one["weights"].keys() == other["weights"].keys()
-        moved = {name.split(".")[0] for name, weight in one["weights"].items() if bool(weight.abs().max() > 0)}
-        assert moved == ({"policy"} if kind == "grpo" else {"policy", "critic"})
-        for name, weight in one["weights"].items():
-            torch.testing.assert_close(other["weights"][name], weight, atol=2e-5, rtol=0, msg=f"{kind} {name}")
+    for stage, kinds in ((2, KINDS), (3, ["grpo"])):
+        launcher = ("-m", "accelerate.commands.launch", f"--config_file={CONFIGS / f'zero{stage}.yaml'}")
+        options = ("--num_processes=1", "--mixed_precision=no")
+        sharded = train(tmp_path / f"zero{stage}", actor_path, *launcher, *options, kinds=kinds)
+        for kind in kinds:
+            assert plain[kind]["stage"] is None and sharded[kind]["stage"] == stage, kind
+            assert sharded[kind]["engine"] == "DeepSpeedEngine" and sharded[kind]["processes"] == 1, kind
+            compare(plain[kind], sharded[kind], kind)
 
 
 # What is refused
@@ -93,14 +99,14 @@ def test_ppo_refuses_zero3(tmp_path, tokenizer):
 def test_ppo_refuses_loss_scaling_by_deepspeed(tmp_path, tokenizer):
     args = ppo(tmp_path)
     args.deepspeed_plugin, args.fp16 = Plugin(zero_stage=2), True
-    with pytest.raises(ValueError, match="does not support fp16 with DeepSpeed, .*: use bf16"):
+    with pytest.raises(ValueError, match=r"does not support fp16 with DeepSpeed, .*: use bf16"):
         build(tmp_path, tokenizer, args)
 
 
 def test_ppo_refuses_fsdp_that_accelerate_launch_sets_up(tmp_path, tokenizer, monkeypatch):
     args = ppo(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="does not support FSDP: .* Use DDP or DeepSpeed ZeRO-2"):
+    with pytest.raises(ValueError, match=r"does not support FSDP: .* Use DDP or DeepSpeed ZeRO-2"):
         build(tmp_path, tokenizer, args)
 
 

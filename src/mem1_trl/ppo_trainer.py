@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from .advantages import generalized_advantages, masked_whiten, token_rewards
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from .environment_pool import EnvironmentFactory
     from .protocol import Mem1Protocol
     from .trajectory import Trajectory
-
-logger = get_logger(__name__)
 
 CRITIC_DIRECTORY = "critic"
 
@@ -194,8 +191,14 @@ class Mem1PPOTrainer(Mem1Trainer):
         return sum(p.nbytes for p in self.value_model.parameters() if id(p) not in policy)
 
     def _log_cost(self) -> None:
-        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
-        logger.info(f"The critic adds {extra / 1e6:,.1f} MB of weights, {extra / weights:.1%} of the policy's.")
+        policy = {id(p): p for p in self.model.parameters()}
+        own = [p for p in self.value_model.parameters() if id(p) not in policy]
+        extra, weights = self.critic_bytes(), sum(p.nbytes for p in policy.values())
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        self.accelerator.print(
+            f"The critic has {sum(p.numel() for p in own):,} parameters of its own ({trained:,} trained), which take "
+            f"{extra / 1e6:,.2f} MB: {extra / weights:.2%} of the policy's weights."
+        )
 
     @property
     def critic(self) -> torch.nn.Module:

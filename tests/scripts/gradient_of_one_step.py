@@ -12,8 +12,8 @@ os.environ["CI"] = "true"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from peft import LoraConfig
 from helpers import tiny_model, tiny_tokenizer
+from peft import LoraConfig
 from trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
 from transformers import TrainerCallback
 

@@ -37,8 +37,8 @@ KINDS = {
     "shared": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.0}, {"value_model": "shared"}),
     "shared_warmup": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.0, "critic_warmup_steps": 2},
                       {"value_model": "shared"}),
-    "grpo_compiled": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "beta": 0.1, "torch_compile": True}, {}),
-    "ppo_compiled": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.1, "num_iterations": 2, "torch_compile": True}, {}),
+    "grpo_compiled": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "beta": 0.1, "torch_compile": True, "torch_compile_backend": "eager"}, {}),
+    "ppo_compiled": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.1, "num_iterations": 2, "torch_compile": True, "torch_compile_backend": "eager"}, {}),
 }  # fmt: skip
 
 
