@@ -26,7 +26,7 @@ def report(tmp_path: Path, actor_path: str, tracker: str) -> tuple[str, list[lis
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100", "WANDB_MODE": "offline",
         "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "TRACKIO_PROJECT": "mem1", "HF_HUB_OFFLINE": "1", "TENSORBOARD_LOGGING_DIR": str(tmp_path / "board"),
+        "HF_HUB_OFFLINE": "1", "TENSORBOARD_LOGGING_DIR": str(tmp_path / "board"),
     }  # fmt: skip
     command = [sys.executable, str(SCRIPT), actor_path, tracker, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

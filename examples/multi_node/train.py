@@ -21,7 +21,7 @@ class TaskArguments:
     """Arguments of the task."""
 
     objectives: int = field(default=2, metadata={"help": "Questions of one task."})
-    top_k: int = field(default=3, metadata={"help": "Passages that a search finds."})
+    passages: int = field(default=3, metadata={"help": "Passages that a search finds."})
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         model=model.model_name_or_path,
         args=training,
         train_dataset=compose_objectives(facts.questions("train"), n=task.objectives, seed=0),
-        environment_factory=RetrievalQAEnvironment.factory(facts.corpus, top_k=task.top_k),
+        environment_factory=RetrievalQAEnvironment.factory(facts.corpus, top_k=task.passages),
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -180,7 +180,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         device = self.accelerator.device
         critic.to(device)
         if self.args.bf16:
-            critic.forward = torch.autocast(device.type, dtype=torch.bfloat16)(critic.forward)  # type: ignore[method-assign]
+            critic.forward = torch.autocast(device.type, dtype=torch.bfloat16)(critic.forward)
         if self.accelerator.num_processes == 1:
             return critic
         return torch.nn.parallel.DistributedDataParallel(critic, device_ids=None if device.type == "cpu" else [device])

@@ -22,7 +22,7 @@ def main() -> None:
     model, tracker, directory = sys.argv[1:]
     settings = {
         "max_turns": 3, "max_observation_length": 40, "max_steps": 2, "num_generations": 2, "report_to": tracker,
-        "log_completions": True, "num_completions_to_print": 2, "run_name": "lookups",
+        "log_completions": True, "num_completions_to_print": 2, "run_name": "lookups", "project": "mem1",
     }  # fmt: skip
     trainer = Mem1GRPOTrainer(
         model=model,

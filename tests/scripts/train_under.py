@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from peft import LoraConfig
 from trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer, lookup_dataset, trainer_arguments
+from transformers import TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 
@@ -37,24 +38,35 @@ KINDS = {
     "shared": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.0}, {"value_model": "shared"}),
     "shared_warmup": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.0, "critic_warmup_steps": 2},
                       {"value_model": "shared"}),
-    "grpo_compiled": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "beta": 0.1, "torch_compile": True, "torch_compile_backend": "eager"}, {}),
-    "ppo_compiled": (Mem1PPOTrainer, Mem1PPOConfig, {**PPO, "beta": 0.1, "num_iterations": 2, "torch_compile": True, "torch_compile_backend": "eager"}, {}),
 }  # fmt: skip
+# The same run in two halves: the second goes on from the checkpoint of the first
+KINDS["first_half"] = KINDS["second_half"] = KINDS["ppo"]
+
+
+class StopInTheMiddle(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
 
 
 def train(model: str, output: Path) -> None:
     kind = output.stem
     trainer_class, config, settings, arguments = KINDS[kind]
+    run = output.parent / f"run-{kind}"
+    if kind.endswith("_half"):
+        run = output.parent / "run-halves"
+        settings = {**settings, "save_strategy": "steps", "save_steps": 2}
     trainer = trainer_class(
         model=model,
-        args=config(**trainer_arguments(output.parent / f"run-{kind}", **{**SETTINGS, **settings})),
+        args=config(**trainer_arguments(run, **{**SETTINGS, **settings})),
         train_dataset=lookup_dataset(8),
         processing_class=chat_tokenizer(),
         environment_factory=LookupEnvironment,
         protocol=SHORT,
         **arguments,
     )
-    trainer.train()
+    if kind == "first_half":
+        trainer.add_callback(StopInTheMiddle())
+    trainer.train(resume_from_checkpoint=kind == "second_half")
     critic = getattr(trainer, "value_model", None)
     weights = {f"policy.{name}": p.detach().clone() for name, p in trainer.model.named_parameters()}
     if critic is not None:
