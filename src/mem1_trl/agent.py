@@ -18,6 +18,7 @@ from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
 from .rollout import Episode, Rollout, RolloutSettings, describe_error
+from .tool_calls import ToolCallFormat
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ class Mem1Agent:
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.tool_calls: ToolCallFormat | None = None
+        if self.protocol.action_syntax == "tool_calls":
+            self.tool_calls = ToolCallFormat(self.tokenizer, self.protocol, self.chat_template_kwargs)
         self.settings = RolloutSettings(
             max_turns=max_turns,
             max_observation_length=max_observation_length,
@@ -225,7 +229,9 @@ class Mem1Agent:
 
     def _play(self, episodes: list[Episode]) -> tuple[list[Trajectory], list[float]]:
         """Episodes to their end, and the seconds that each took."""
-        parts: dict[str, Any] = dict(tokenizer=self.tokenizer, protocol=self.protocol, settings=self.settings)
+        parts: dict[str, Any] = dict(
+            tokenizer=self.tokenizer, protocol=self.protocol, settings=self.settings, tool_calls=self.tool_calls
+        )
         if self.model is None:
             assert self.endpoint is not None
             clock = _TurnClock(episodes)
@@ -276,6 +282,8 @@ class Mem1Agent:
         return episode
 
     def _episode(self, task: Any, observation: str, environment: Any, actions: ActionSet) -> Episode:
+        if isinstance(task, str) and self.tool_calls is not None:
+            task = [{"role": "user", "content": task}]
         if isinstance(task, str):
             text = self.protocol.render_task(task + observation, actions.describe())
             messages = [{"role": "user", "content": text}]
@@ -283,6 +291,8 @@ class Mem1Agent:
         *before, last = task
         text = self.protocol.render_task(last["content"] + observation, actions.describe())
         messages = [*before, {**last, "content": text}]
+        if self.tool_calls is not None:
+            return Episode(self.tool_calls.encode_task(messages, actions), environment, actions, messages)
         encoded: Any = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
         )

@@ -21,12 +21,14 @@ from .model_card import CardFacts, complete_model_card
 from .protocol import Mem1Protocol
 from .rewards import are_answers, score_answer
 from .rollout import Episode, Rollout, RolloutSettings
+from .tool_calls import ToolCallFormat
 from .trajectory import StopReason
 from .trl_adapter import TrajectoryTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .actions import ActionSet
     from .trajectory import Trajectory
 
 _CHECKED_PROMPTS = 1000
@@ -97,7 +99,8 @@ class Mem1Trainer(TrajectoryTrainer):
                 f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags."
             )
         self.pool = None if environment_factory is None else EnvironmentPool(environment_factory, self.protocol)
-        if self.pool is None and args.max_turns > 1 and protocol is not None:
+        native = self.protocol.action_syntax == "tool_calls"
+        if self.pool is None and (native or (args.max_turns > 1 and protocol is not None)):
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
         self._check_reference(model, args, kwargs.get("peft_config"))
         train_dataset = self._dataset_or_placeholder(train_dataset, args)
@@ -132,6 +135,8 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         finally:
             args.reward_weights = weights
+        # Refused here, where the tokenizer is known, if the model cannot call tools
+        tool_calls = ToolCallFormat(self.tokenizer, self.protocol, args.chat_template_kwargs) if native else None
         self._episodes: list[Episode] = []
         self._evaluated: list[tuple[dict[str, Any], Trajectory]] = []
         self._card_evaluation: dict[str, float] | None = None
@@ -148,6 +153,7 @@ class Mem1Trainer(TrajectoryTrainer):
             settings=self.settings,
             generate=self.generate_turn,
             running_anywhere=self.any_process,
+            tool_calls=tool_calls,
         )
         self._check_budgets()
         self._check_size()
@@ -243,7 +249,8 @@ class Mem1Trainer(TrajectoryTrainer):
             return
         rows = self.train_dataset.select(range(min(_CHECKED_PROMPTS, len(self.train_dataset))))
         rows = [row if self.pool is None else self._with_instructions(dict(row), None) for row in rows]
-        lengths = [len(ids) for ids in self._tokenize_prompts([row["prompt"] for row in rows])[0]]
+        kinds = [None if self.pool is None else self.pool.actions[self.pool.name_of(row)] for row in rows]
+        lengths = [len(ids) for ids in self._encode_tasks([row["prompt"] for row in rows], kinds)]
         longest = max(lengths, default=0)
         if longest > limit:
             raise ValueError(
@@ -285,6 +292,8 @@ class Mem1Trainer(TrajectoryTrainer):
         assert self.pool is not None
         lines = self.pool.actions[self.pool.name_of(row)].describe()
         prompt = row["prompt"]
+        if isinstance(prompt, str) and self.rollout.tool_calls is not None:
+            prompt = [{"role": "user", "content": prompt}]
         if isinstance(prompt, str):
             return {**row, "prompt": self.protocol.render_task(prompt + (observation or ""), lines)}
         *before, last = prompt
@@ -293,6 +302,16 @@ class Mem1Trainer(TrajectoryTrainer):
             content = "".join(block["text"] for block in content)
         content = self.protocol.render_task(content + (observation or ""), lines)
         return {**row, "prompt": [*before, {**last, "content": content}]}
+
+    def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        return self._encode_tasks(prompts, [episode.actions for episode in self._episodes])
+
+    def _encode_tasks(self, prompts: list[Any], actions: list[ActionSet | None]) -> list[list[int]]:
+        """Token ids of task prompts, with the tools of their environments if these are called natively."""
+        if self.rollout.tool_calls is None:
+            return super().encode_prompts(prompts)
+        encode = self.rollout.tool_calls.encode_task
+        return [encode(prompt, kind) for prompt, kind in zip(prompts, actions, strict=True) if kind is not None]
 
     def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
         for episode, ids in zip(self._episodes, prompt_ids, strict=True):
@@ -315,8 +334,11 @@ class Mem1Trainer(TrajectoryTrainer):
         """
         A completion as TRL's reward functions know it: all turns, with what the environment said between them.
 
-        Conversational prompts get messages, an assistant's and a tool's in turn; others get one text.
+        Conversational prompts get messages, an assistant's and a tool's in turn; others get one text. With native tool calls
+        the messages are those of TRL, with `tool_calls` and the results as the tools gave them.
         """
+        if self.rollout.tool_calls is not None:
+            return [episode.exchange for episode in self._episodes]
         completions: list[Any] = []
         for trajectory in trajectories:
             texts = [self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns]

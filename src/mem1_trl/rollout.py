@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from .actions import ActionResult, ActionSet, run_calls
 from .context import CONTEXT_RULES, next_context
 from .external_memory import ExternalMemory, Note
+from .protocol import ParsedTurn
+from .tool_calls import ToolCallFormat, share_budget
 from .trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .generation import Completion, TurnGenerator
-    from .protocol import Mem1Protocol, ParsedTurn
+    from .protocol import Mem1Protocol
+
+# Tokens that the result of a tool call needs to be worth showing; calls that leave less are not run
+_LEAST_RESULT = 16
 
 # No tokenizer packs more characters than this into one token of prose; text beyond it need not be tokenized to be cut
 _MAX_CHARACTERS_PER_TOKEN = 128
@@ -42,6 +47,8 @@ class Episode:
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
             Token ids of what the memory puts into the next context.
+        exchange (`list[dict]`):
+            All turns and results as chat messages, as TRL's reward functions know them; filled only with tool calls.
     """
 
     prompt_ids: list[int]
@@ -50,6 +57,7 @@ class Episode:
     messages: list[dict[str, Any]] | None = None
     memory: ExternalMemory = field(default_factory=ExternalMemory)
     recalled: list[int] = field(default_factory=list)
+    exchange: list[dict[str, Any]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)
     stop_reason: StopReason | None = None
@@ -139,6 +147,15 @@ def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     return ids
 
 
+def _is_done(episode: Episode) -> bool:
+    """Whether the environment has set its `done`; a method of this name is an action."""
+    try:
+        done = getattr(episode.environment, "done", False)
+    except Exception:  # reported when the turn is over
+        return True
+    return bool(done) and not callable(done)
+
+
 class Rollout:
     """
     Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions at once.
@@ -157,6 +174,8 @@ class Rollout:
             processes: a process whose episodes have ended then goes on taking part, with no contexts of its own.
         on_turn (`Callable[[int, list[Episode]], None]`, *optional*):
             Called after every turn with the number of turns done and the episodes that still run.
+        tool_calls ([`ToolCallFormat`], *optional*):
+            How the model calls tools, if the protocol is `Mem1Protocol.tool_calls()`. `None` asks the tokenizer's chat template.
     """
 
     def __init__(
@@ -167,7 +186,11 @@ class Rollout:
         generate: TurnGenerator,
         running_anywhere: Callable[[bool], bool] = bool,
         on_turn: Callable[[int, list[Episode]], None] | None = None,
+        tool_calls: ToolCallFormat | None = None,
     ):
+        if tool_calls is None and protocol.action_syntax == "tool_calls":
+            tool_calls = ToolCallFormat(tokenizer, protocol)
+        self.tool_calls = tool_calls
         self.tokenizer = tokenizer
         self.protocol = protocol
         self.settings = settings
@@ -215,18 +238,29 @@ class Rollout:
             stops.append(self._stops(episode, turns_left == 0))
         completions = self._generate(running, contexts, stops)
 
-        calls, callers = [], []
+        asked: list[tuple[Episode, ParsedTurn | None, list[Any]]] = []
         for episode, context, completion in zip(running, contexts, completions, strict=True):
             parsed = self._read(episode, context, completion, turns_left)
-            call = self._act(episode, parsed, completion)
-            if call is not None:
-                callers.append((episode, parsed))
-                calls.append(call)
-        ready = [call for call in calls if not isinstance(call, ActionResult)]
-        outcomes = iter(run_calls(ready))
-        for (episode, parsed), call in zip(callers, calls):
-            result = call if isinstance(call, ActionResult) else next(outcomes)
-            self._observe(episode, parsed, result, turns_left)
+            calls = self._act(episode, parsed, completion)
+            if calls:
+                asked.append((episode, parsed, calls))
+        outcomes = self._call([(episode, calls) for episode, _, calls in asked])
+        for (episode, parsed, _), results in zip(asked, outcomes, strict=True):
+            self._observe(episode, parsed, results, turns_left)
+
+    def _call(self, asked: list[tuple[Episode, list[Any]]]) -> list[list[ActionResult]]:
+        """Results of all calls: those of different episodes run at once, those of one in order, until its environment is done."""
+        results: list[list[ActionResult]] = [[] for _ in asked]
+        for place in range(max((len(calls) for _, calls in asked), default=0)):
+            now = [
+                (index, calls[place])
+                for index, (episode, calls) in enumerate(asked)
+                if place < len(calls) and not (place and _is_done(episode))
+            ]
+            outcomes = iter(run_calls([call for _, call in now if not isinstance(call, ActionResult)]))
+            for index, call in now:
+                results[index].append(call if isinstance(call, ActionResult) else next(outcomes))
+        return results
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
         """What each running episode says next."""
@@ -252,7 +286,10 @@ class Rollout:
         """Record the turn and return what it said (`None` without an environment)."""
         text = decode(self.tokenizer, completion.ids)
         parsed = None
-        if episode.actions is not None:
+        if episode.actions is not None and self.tool_calls is not None:
+            parsed = self.tool_calls.parse(completion.ids, text, episode.actions)
+            episode.exchange.append(parsed.message or {})
+        elif episode.actions is not None:
             parsed = self.protocol.parse(text, list(episode.actions.tags), last_turn=turns_left == 0)
         state_tokens = 0
         if parsed is not None and parsed.state_span is not None:
@@ -272,39 +309,73 @@ class Rollout:
         )
         return parsed
 
-    def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> Any:
-        """End the episode, or return the call that the turn asks for (or its result, if there is nothing to call)."""
+    def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> list[Any]:
+        """End the episode, or return the calls that the turn asks for (or their results, where there is nothing to call)."""
         if parsed is None or episode.actions is None:  # no environment: the text is the answer
             episode.answer = decode(self.tokenizer, completion.ids, skip_special_tokens=True)
             episode.stop_reason = StopReason.ANSWER if completion.ended else StopReason.TRUNCATED
-            return None
+            return []
+        if not completion.ended and (parsed.action is None or self.tool_calls is not None):
+            episode.stop_reason = StopReason.TRUNCATED
+            return []
         if parsed.action is None:
-            if not completion.ended:
-                episode.stop_reason = StopReason.TRUNCATED
-            elif self.protocol.on_invalid_action == "end":
+            if self.protocol.on_invalid_action == "end":
                 episode.stop_reason = StopReason.INVALID_ACTION
-            else:
-                tags = ", ".join((*episode.actions.tags, self.protocol.answer_tag))
-                return ActionResult(f"Error: no complete action. Use one of the tags {tags}.", failed=True)
-            return None
+                return []
+            problem = parsed.problem
+            if problem is None:
+                tags = [self.protocol.answer_tag]
+                if self.protocol.action_syntax == "tags":
+                    tags = [*episode.actions.tags, *tags]
+                problem = f"no complete action. Use one of the tags {', '.join(tags)}."
+            return [ActionResult(f"Error: {problem}", failed=True)]
+        if parsed.calls:
+            return self._tool_calls(episode, parsed)
         text = parsed.action_input or ""
-        if parsed.action == self.protocol.answer_tag:
+        if parsed.action == self.protocol.answer_tag and self.protocol.action_syntax != "brackets":
             episode.answer = text
             episode.stop_reason = StopReason.ANSWER
             if episode.actions.answer_method is None:
-                return None
+                return []
             method = episode.actions.answer_method
         else:
             method = episode.actions.tags[parsed.action]
         try:
             arguments = episode.actions.arguments(method, text)
         except ValueError as error:
-            return ActionResult(f"Error: {error}", failed=True)
-        return getattr(episode.environment, method), arguments
+            return [ActionResult(f"Error: {error}", failed=True)]
+        return [(getattr(episode.environment, method), arguments)]
 
-    def _observe(self, episode: Episode, parsed: ParsedTurn | None, result: ActionResult, turns_left: int) -> None:
+    def _tool_calls(self, episode: Episode, parsed: ParsedTurn) -> list[Any]:
+        """The native tool calls of a turn, as many as their results fit into an observation."""
+        assert episode.actions is not None
+        calls: list[Any] = []
+        for call in parsed.calls[: self._most_results([call.name for call in parsed.calls])]:
+            try:
+                if call.name not in episode.actions.tags:
+                    known = ", ".join(episode.actions.tags) or "none"
+                    raise ValueError(f"there is no tool {call.name!r:.80}; there are {known}.")
+                arguments = episode.actions.typed_arguments(call.name, call.arguments)
+                calls.append((getattr(episode.environment, call.name), arguments))
+            except ValueError as error:
+                calls.append(ActionResult(f"Error: {error}", failed=True))
+        return calls
+
+    def _result_names(self, episode: Episode, parsed: ParsedTurn | None, results: Sequence[ActionResult]) -> list[str]:
+        """Names of the tools that results are of; one of a turn without a call needs some name, too."""
+        names = [call.name for call in parsed.calls] if parsed is not None else []
+        return names[: len(results)] or [next(iter(episode.actions.tags if episode.actions else ()), "tool")]
+
+    def _observe(
+        self, episode: Episode, parsed: ParsedTurn | None, results: list[ActionResult], turns_left: int
+    ) -> None:
         """Append the observation and decide whether the episode goes on."""
-        episode.failed_actions += result.failed
+        episode.failed_actions += sum(result.failed for result in results)
+        names = self._result_names(episode, parsed, results)
+        if self.tool_calls is not None:
+            episode.exchange += [
+                {"role": "tool", "name": name, "content": result.text} for name, result in zip(names, results)
+            ]
         try:
             done = getattr(episode.environment, "done", False)
         except Exception as error:  # a property may raise as an action may, but there is nothing to show to the agent
@@ -317,7 +388,12 @@ class Rollout:
             episode.stop_reason = StopReason.MAX_TURNS
         if episode.stop_reason is not None:
             return
-        observation_ids = self.encode_observation(result.text, turns_left, list(episode.actions.tags))  # type: ignore[union-attr]
+        texts = [result.text for result in results]
+        if parsed is not None and len(results) < len(parsed.calls):
+            texts[-1] += f"\n[Only the first {len(results)} of {len(parsed.calls)} calls were run.]"
+        assert episode.actions is not None
+        before, body, after = self._encode_parts(texts, names, turns_left, list(episode.actions.tags))
+        observation_ids = [*before, *body, *after]
         turn = episode.turns[-1]
         episode.turns[-1] = dataclasses.replace(
             turn,
@@ -326,7 +402,12 @@ class Rollout:
         )
         episode.history.append([*self._carried(turn), *observation_ids])
         if self.settings.context == "external":
-            self._recall(episode, turn.action_input or "", result, turns_left)
+            self._recall(episode, turn.action_input or "", body, any(result.failed for result in results))
+            if (
+                self.tool_calls is not None and episode.recalled
+            ):  # inside the result, since the agent's turn is open behind it
+                episode.history[-1] = [*self._carried(turn), *before, *body, *episode.recalled, *after]
+                episode.recalled = []
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
@@ -338,7 +419,8 @@ class Rollout:
 
     def encode_observation(self, text: str, turns_left: int, action_tags: Sequence[str] = ()) -> list[int]:
         """
-        Token ids of an observation within its budget. It is cut by tokens; tags and hint stay whole.
+        Token ids of an observation within its budget. It is cut by tokens; tags, hint and what a chat template writes around
+        it stay whole.
 
         Args:
             text (`str`):
@@ -346,29 +428,58 @@ class Rollout:
             turns_left (`int`):
                 Turns that remain, for the hint.
             action_tags (`Sequence[str]`, *optional*):
-                Tags to defuse besides the protocol's own.
+                Tags to defuse besides the protocol's own; the names of the tools, with tool calls.
         """
-        before, body, after = self._encode_parts(text, turns_left, action_tags)
+        before, body, after = self._encode_parts([text], [*action_tags, "tool"][:1], turns_left, action_tags)
         return [*before, *body, *after]
 
-    def _encode_parts(
-        self, text: str, turns_left: int, action_tags: Sequence[str]
-    ) -> tuple[list[int], list[int], list[int]]:
+    def _pieces(self, names: Sequence[str], turns_left: int) -> list[list[int]]:
+        """Token ids of what stands around the results of one turn, one piece more than there are results."""
         before, after = self.protocol.observation_frame(turns_left)
-        frame = self._encode_own(before), self._encode_own(after)
+        texts = [before, after]
+        if self.tool_calls is not None:
+            texts = list(self.tool_calls.frame(names))
+            texts[0], texts[1] = texts[0] + before, after + texts[1]  # the hint stands once
+        return [self._encode_own(text) for text in texts]
+
+    def _most_results(self, names: Sequence[str]) -> int:
+        """How many results of these tools fit into one observation: the first always does, others if there is room to speak."""
+        least = len(self._encode_own(self.protocol.truncation_marker)) + _LEAST_RESULT
+        for count in range(len(names), 1, -1):
+            # Of all hints that of the first turn is about the longest
+            frame = sum(map(len, self._pieces(names[:count], self.settings.max_turns)))
+            if frame + count * least <= self.settings.max_observation_length:
+                return count
+        return 1
+
+    def _encode_parts(
+        self, texts: Sequence[str], names: Sequence[str], turns_left: int, action_tags: Sequence[str]
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of the results of one turn: what stands before them, they with what stands between them, what follows."""
+        first, *between, last = self._pieces(names, turns_left)
         marker = self._encode_own(self.protocol.truncation_marker)
-        room = self.settings.max_observation_length - len(frame[0]) - len(frame[1])
-        if room < len(marker):
+        fixed = len(first) + len(last) + sum(map(len, between))
+        room = self.settings.max_observation_length - fixed
+        if room < len(marker) * len(texts):
             raise ValueError(
                 f"max_observation_length={self.settings.max_observation_length} is less than the tags, hint and "
-                f"truncation marker of an observation need ({len(frame[0]) + len(frame[1]) + len(marker)} tokens): "
-                "raise it."
+                f"truncation marker of an observation need ({fixed + len(marker)} tokens): raise it."
             )
-        body = self.protocol.defuse(text[: room * _MAX_CHARACTERS_PER_TOKEN], action_tags)
-        ids = encode_untrusted(self.tokenizer, body)
-        if len(ids) > room or len(text) > room * _MAX_CHARACTERS_PER_TOKEN:
-            ids = [*ids[: room - len(marker)], *marker]
-        return frame[0], ids, frame[1]
+        bodies = [self._encode_result(text, room, action_tags) for text in texts]
+        wanted = [len(ids) + len(marker) * cut for ids, cut in bodies]
+        body: list[int] = []
+        for (ids, cut), budget, behind in zip(bodies, share_budget(room, wanted), [*between, []], strict=True):
+            body += [*ids[: budget - len(marker)], *marker] if cut or len(ids) > budget else ids
+            body += behind
+        return first, body, last
+
+    def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
+        """Token ids of what the environment returned, and whether so much of it was cut that it need not be tokenized."""
+        body = text[: room * _MAX_CHARACTERS_PER_TOKEN]
+        if self.settings.context == "external":  # what is shown now may be put back later
+            action_tags = [*action_tags, self.protocol.memory_tag]
+        safe = self.protocol.defuse(body, action_tags) if self.tool_calls is None else self.tool_calls.defuse(body)
+        return encode_untrusted(self.tokenizer, safe), len(body) < len(text)
 
     def _encode_own(self, text: str) -> list[int]:
         """Token ids of a piece of the protocol, which stands in every observation: encoded once."""
@@ -376,15 +487,13 @@ class Rollout:
             self._own_pieces[text] = encode_text(self.tokenizer, text)
         return self._own_pieces[text]
 
-    def _recall(self, episode: Episode, query: str, result: ActionResult, turns_left: int) -> None:
+    def _recall(self, episode: Episode, query: str, body: list[int], failed: bool) -> None:
         """Look up what the next context gets back, then keep the newest observation, which stands in it anyway."""
-        assert episode.actions is not None
-        _, body, _ = self._encode_parts(result.text, turns_left, [*episode.actions.tags, self.protocol.memory_tag])
         newest = Note(query, decode(self.tokenizer, body), tuple(body))
         task = decode(self.tokenizer, episode.prompt_ids, skip_special_tokens=True)
         top_k = self.settings.memory_top_k
         found = [note for note in episode.memory.recall(f"{task}\n{query}", top_k + 1) if note.text != newest.text]
-        if not result.failed:
+        if not failed:
             episode.memory.add(newest)
         before, after = (encode_text(self.tokenizer, part) for part in self.protocol.memory_frame())
         newline = encode_text(self.tokenizer, "\n")

@@ -240,6 +240,11 @@ class TrajectoryTrainer(GRPOTrainer):
         """What reward functions and the completion table see of each trajectory: a text or a list of messages."""
         raise NotImplementedError
 
+    def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Token ids of the prompts of the rows that [`~TrajectoryTrainer.prepare_rows`] gave, in their order."""
+        prompt_ids, *_ = self._tokenize_prompts(prompts)
+        return [list(ids) for ids in prompt_ids]
+
     @property
     def episode_environments(self) -> list[Any] | None:
         """The environment of each running episode, for reward functions, or `None`."""
@@ -426,9 +431,8 @@ class TrajectoryTrainer(GRPOTrainer):
 
     def _rollout(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
-        prompt_ids, *_ = self._tokenize_prompts(prompts)
         try:
-            self._trajectories = self.run_episodes(self._rows, [list(ids) for ids in prompt_ids])
+            self._trajectories = self.run_episodes(self._rows, self.encode_prompts(prompts))
         finally:
             if self._prefix_cache is not None:  # the weights are about to change
                 self._prefix_cache.clear()
@@ -444,7 +448,9 @@ class TrajectoryTrainer(GRPOTrainer):
         }
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        outputs = super()._generate(prompts)
+        # TRL would parse each row as one turn, which it is not
+        with _attribute(self.tokenizer, "response_template", None):
+            outputs = super()._generate(prompts)
         if len(outputs) != 8:
             raise ImportError(
                 f"trl {trl.__version__} does not fit this version of mem1-trl: `_generate` gives {len(outputs)} values "
