@@ -390,7 +390,7 @@ class Rollout:
             return
         texts = [result.text for result in results]
         if parsed is not None and len(results) < len(parsed.calls):
-            texts[-1] += f"\n[Only the first {len(results)} of {len(parsed.calls)} calls were run.]"
+            texts[-1] = f"[Only the first {len(results)} of {len(parsed.calls)} calls were run.]\n{texts[-1]}"
         assert episode.actions is not None
         before, body, after = self._encode_parts(texts, names, turns_left, list(episode.actions.tags))
         observation_ids = [*before, *body, *after]

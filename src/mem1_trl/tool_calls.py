@@ -144,7 +144,7 @@ class ToolCallFormat:
         messages = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, results, strict=True)]
         before, whole = self._render(turn, False), self._render([*turn, *messages], True)
         end = self.tokenizer.eos_token
-        if end and end in before:  # what follows the end token was not sampled
+        if end and before.rstrip().endswith(end):  # what follows the end token was not sampled
             before = before[: before.rindex(end) + len(end)]
         if not whole.startswith(before):
             raise ValueError(
@@ -236,15 +236,14 @@ class ToolCallFormat:
     def _state(self, message: Mapping[str, Any], text: str) -> tuple[str | None, tuple[int, int] | None, str]:
         """The state, where it stands in `text`, and the rest of what the message says."""
         tag = re.escape(self.protocol.state_tag)
+        tagged = re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL)
         content = message.get("content") or ""
-        tagged = re.search(rf"<{tag}>(.*?)</{tag}>", content, re.DOTALL)
-        state = next((message[field] for field in _REASONING if message.get(field)), None)
-        if tagged is not None:
-            state = tagged[1].strip()
-            content = content[: tagged.start()] + content[tagged.end() :]
-        if not isinstance(state, str) or not state.strip():
+        thought = next((message[field] for field in _REASONING if isinstance(message.get(field), str)), "")
+        found = tagged.search(content) or tagged.search(thought)
+        state = (found[1] if found else thought).strip()
+        content = tagged.sub("", content, count=1)
+        if not state:
             return None, None, content.strip()
-        state = state.strip()
         whole = re.search(rf"<{tag}>\s*{re.escape(state)}\s*</{tag}>", text)
         if whole is not None:
             return state, whole.span(), content.strip()

@@ -214,6 +214,7 @@ class TrajectoryTrainer(GRPOTrainer):
         self._in_loss = False
         self._resumed_from: str | None = None
         self._train_sampler: Any = None
+        self._response_template: Any = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
         keep_trainable(self.model)
@@ -432,7 +433,8 @@ class TrajectoryTrainer(GRPOTrainer):
     def _rollout(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
         try:
-            self._trajectories = self.run_episodes(self._rows, self.encode_prompts(prompts))
+            with _attribute(self.tokenizer, "response_template", self._response_template):
+                self._trajectories = self.run_episodes(self._rows, self.encode_prompts(prompts))
         finally:
             if self._prefix_cache is not None:  # the weights are about to change
                 self._prefix_cache.clear()
@@ -449,6 +451,7 @@ class TrajectoryTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         # TRL would parse each row as one turn, which it is not
+        self._response_template = getattr(self.tokenizer, "response_template", None)
         with _attribute(self.tokenizer, "response_template", None):
             outputs = super()._generate(prompts)
         if len(outputs) != 8:
