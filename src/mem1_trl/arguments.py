@@ -82,7 +82,7 @@ def typed(value: Any, kind: Any) -> Any:
 
 
 def _typed_union(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """The first of the types that takes the value; text goes to `str` only if no other type wants it, except `None`."""
+    """A value of one of the types stays what it is; else the first type that takes it wins, `str` and `None` last."""
     plain = [kind for kind in kinds if kind is not NoneType]
     if value is None and NoneType in kinds:
         return None

@@ -206,7 +206,8 @@ class Mem1Trainer(TrajectoryTrainer):
         columns = getattr(dataset, "column_names", None)
         if not columns:  # a stream may not know
             return
-        if "prompt" not in columns:
+        # As in TRL, an environment may own the task: then `reset` gives it, or the first batch is an error
+        if "prompt" not in columns and self.pool is None:
             raise ValueError(
                 f"The {name} has no column 'prompt' (it has {', '.join(columns)}): rename the one that holds the task, for "
                 "instance with `dataset.rename_column('question', 'prompt')`."
@@ -248,7 +249,9 @@ class Mem1Trainer(TrajectoryTrainer):
         if limit is None or not isinstance(self.train_dataset, Dataset):
             return
         rows = self.train_dataset.select(range(min(_CHECKED_PROMPTS, len(self.train_dataset))))
-        rows = [row if self.pool is None else self._with_instructions(dict(row), None) for row in rows]
+        empty = [{"role": "user", "content": ""}]
+        rows = [{"prompt": empty, **row} for row in rows]
+        rows = [row if self.pool is None else self._with_instructions(row, None) for row in rows]
         kinds = [None if self.pool is None else self.pool.actions[self.pool.name_of(row)] for row in rows]
         lengths = [len(ids) for ids in self._encode_tasks([row["prompt"] for row in rows], kinds)]
         longest = max(lengths, default=0)
@@ -275,14 +278,21 @@ class Mem1Trainer(TrajectoryTrainer):
                 raise ValueError(
                     f"A row of the data set has no 'prompt' (it has {', '.join(row)}): rename the field with the task."
                 )
+        given = [dict(row) for row in rows]
+        for row in rows:
             row.setdefault("prompt", [{"role": "user", "content": ""}])  # the environment's `reset` gives the task
         if self.pool is None:
             self._episodes = [Episode(prompt_ids=[]) for _ in rows]
             return rows
         self._episodes = []
         prepared = []
-        for row, (environment, actions) in zip(rows, self.pool.take(rows), strict=True):
-            observation = self.pool.reset(environment, row)
+        for row, own, (environment, actions) in zip(rows, given, self.pool.take(rows), strict=True):
+            observation = self.pool.reset(environment, own)
+            if "prompt" not in own and not observation:
+                raise ValueError(
+                    f"A row has no 'prompt' (it has {', '.join(own)}) and `reset` of {type(environment).__name__} returned no "
+                    "task: rename the column with the task to 'prompt', or return the task from `reset`."
+                )
             self._episodes.append(Episode(prompt_ids=[], environment=environment, actions=actions))
             prepared.append(self._with_instructions(row, observation))
         return prepared

@@ -125,6 +125,10 @@ class Mem1PPOTrainer(Mem1Trainer):
         value_model: str | PreTrainedModel | ValueModel | None = None,
     ):
         args = Mem1PPOConfig(f"{model_name(model)}-MEM1-PPO") if args is None else args
+        if not isinstance(args, Mem1PPOConfig):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}: pass a Mem1PPOConfig, since a critic needs settings that it does not have."
+            )
         if args.deepspeed or args.fsdp or args.deepspeed_plugin is not None:
             raise ValueError(
                 "Mem1PPOTrainer keeps its critic outside of the policy's engine, so DeepSpeed and FSDP are not supported: "

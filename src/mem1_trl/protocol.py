@@ -279,6 +279,7 @@ class Mem1Protocol:
         return cls(
             state_tag="summary",
             observation_tag="state",
+            action_tags={"search": "search", "click": "click"},
             scratch_tags=("think",),
             instructions=WEBSHOP_INSTRUCTIONS,
             last_hint_template="[HINT]You have {n} turn left.[/HINT]",
