@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from chat_server import serve
 from datasets import Dataset
 from tool_helpers import (
     CONTROL,
@@ -656,6 +657,59 @@ def test_evaluate_agent_plays_tool_calls(tmp_path):
     result = evaluate_agent(agent, rows, Library)
     assert result.metrics["exact_match"] == pytest.approx(2 / 3)
     assert result.metrics["turns"] == 2
+
+
+# Endpoints
+
+
+def api_call(name, arguments, number=0):
+    """A tool call as the OpenAI API gives it."""
+    return {"id": f"x{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1"])
+def test_an_endpoint_calls_tools_natively(name):
+    """What it is asked, and the trajectory in the format of the student, which parses to the same calls and states."""
+    tokenizer = template_tokenizer(name)
+    several = [api_call("search", '{"query": "key"}', 0), api_call("note", '{"lines": ["a"]}', 1)]
+    answers = [
+        {
+            "role": "assistant",
+            "content": "<think>one</think>",
+            "tool_calls": several[: 1 if name == "llama3_1" else 2],
+        },
+        {"role": "assistant", "content": "<think>two</think>", "tool_calls": [api_call("search", '{"q')]},
+        {"role": "assistant", "content": "<think>three</think>It is 7."},
+    ]
+    with serve(lambda messages: answers[len(server.requests) - 1]) as server:
+        agent = Mem1Agent("m", tokenizer, PROTOCOL, client=server.url, max_observation_length=150)
+        task = [{"role": "system", "content": "You are a librarian."}, {"role": "user", "content": "secret?"}]
+        environment = Library()
+        trajectory = agent.run(task, environment, secret='4"2')
+    assert (trajectory.stop_reason, trajectory.answer) == (StopReason.ANSWER, "It is 7.")
+    assert environment.log[0] == ("search", ("key", 1))
+    assert [turn.state for turn in trajectory.turns] == ["one", "two", "three"]
+    first, second, third = (request["messages"] for request in server.requests)
+    assert [m["role"] for m in first] == ["system", "user"] and first[0] == task[0]
+    tools = server.requests[0]["tools"]
+    assert {tool["function"]["name"] for tool in tools} == {"answer", "note", "search"}
+    assert "stop" not in server.requests[0]
+    calls = second[2]["tool_calls"]
+    assert second[2]["content"] == "<think>one</think>" and json.loads(calls[0]["function"]["arguments"]) == {
+        "query": "key"
+    }
+    results = second[3:]
+    assert [m["tool_call_id"] for m in results] == [call["id"] for call in calls]
+    assert results[0]["content"] == '[HINT]You have 5 turns left.[/HINT]\n\n4"2'
+    assert len(results) == (1 if name == "llama3_1" else 2)
+    # Nothing of the first turn is left
+    assert [m["role"] for m in third] == ["system", "user", "assistant", "tool"] and "two" in third[2]["content"]
+    assert "There is no argument 'arguments'; there are query, top_k." in third[3]["content"]
+    form, actions = agent.tool_calls, ActionSet(environment, PROTOCOL)
+    for turn, answer in zip(trajectory.turns, answers):
+        parsed = form.parse(turn.completion_ids, turn.text, actions)
+        assert [c.name for c in parsed.calls] == [c["function"]["name"] for c in answer.get("tool_calls", [])]
+        assert turn.completion_ids[-1] == tokenizer.eos_token_id
 
 
 # Several environments in one run

@@ -49,6 +49,10 @@ class Episode:
             Token ids of what the memory puts into the next context.
         exchange (`list[dict]`):
             All turns and results as chat messages, as TRL's reward functions know them; filled only with tool calls.
+        shown (`list[list[dict]]`):
+            For each turn its message and its results as the agent reads them, cut and with the hint; only with tool calls.
+        inside (`list[int]`):
+            Token ids of what the memory has put into the last result; only with tool calls.
     """
 
     prompt_ids: list[int]
@@ -58,6 +62,8 @@ class Episode:
     memory: ExternalMemory = field(default_factory=ExternalMemory)
     recalled: list[int] = field(default_factory=list)
     exchange: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[list[dict[str, Any]]] = field(default_factory=list)
+    inside: list[int] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)
     stop_reason: StopReason | None = None
@@ -392,7 +398,8 @@ class Rollout:
         if parsed is not None and len(results) < len(parsed.calls):
             texts[-1] = f"[Only the first {len(results)} of {len(parsed.calls)} calls were run.]\n{texts[-1]}"
         assert episode.actions is not None
-        before, body, after = self._encode_parts(texts, names, turns_left, list(episode.actions.tags))
+        pieces, bodies = self._encode_results(texts, names, turns_left, list(episode.actions.tags))
+        before, body, after = self._join(pieces, bodies)
         observation_ids = [*before, *body, *after]
         turn = episode.turns[-1]
         episode.turns[-1] = dataclasses.replace(
@@ -401,13 +408,18 @@ class Rollout:
             observation_tokens=len(observation_ids),
         )
         episode.history.append([*self._carried(turn), *observation_ids])
+        if self.tool_calls is not None:
+            contents = [self.tool_calls.plain(decode(self.tokenizer, ids)) for ids in bodies]
+            contents[0] = self.protocol.observation_frame(turns_left)[0] + contents[0]
+            shown = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, contents)]
+            episode.shown.append([episode.exchange[-len(results) - 1], *shown])
         if self.settings.context == "external":
             self._recall(episode, turn.action_input or "", body, any(result.failed for result in results))
             if (
                 self.tool_calls is not None and episode.recalled
             ):  # inside the result, since the agent's turn is open behind it
                 episode.history[-1] = [*self._carried(turn), *before, *body, *episode.recalled, *after]
-                episode.recalled = []
+                episode.inside, episode.recalled = episode.recalled, []
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
@@ -430,8 +442,8 @@ class Rollout:
             action_tags (`Sequence[str]`, *optional*):
                 Tags to defuse besides the protocol's own; the names of the tools, with tool calls.
         """
-        before, body, after = self._encode_parts([text], [*action_tags, "tool"][:1], turns_left, action_tags)
-        return [*before, *body, *after]
+        pieces, bodies = self._encode_results([text], [*action_tags, "tool"][:1], turns_left, action_tags)
+        return [*pieces[0], *bodies[0], *pieces[1]]
 
     def _pieces(self, names: Sequence[str], turns_left: int) -> list[list[int]]:
         """Token ids of what stands around the results of one turn, one piece more than there are results."""
@@ -452,25 +464,31 @@ class Rollout:
                 return count
         return 1
 
-    def _encode_parts(
+    def _encode_results(
         self, texts: Sequence[str], names: Sequence[str], turns_left: int, action_tags: Sequence[str]
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of the results of one turn: what stands before them, they with what stands between them, what follows."""
-        first, *between, last = self._pieces(names, turns_left)
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what stands around the results of one turn, and of the results, all of them within the budget."""
+        pieces = self._pieces(names, turns_left)
         marker = self._encode_own(self.protocol.truncation_marker)
-        fixed = len(first) + len(last) + sum(map(len, between))
+        fixed = sum(map(len, pieces))
         room = self.settings.max_observation_length - fixed
         if room < len(marker) * len(texts):
             raise ValueError(
                 f"max_observation_length={self.settings.max_observation_length} is less than the tags, hint and "
                 f"truncation marker of an observation need ({fixed + len(marker)} tokens): raise it."
             )
-        bodies = [self._encode_result(text, room, action_tags) for text in texts]
-        wanted = [len(ids) + len(marker) * cut for ids, cut in bodies]
-        body: list[int] = []
-        for (ids, cut), budget, behind in zip(bodies, share_budget(room, wanted), [*between, []], strict=True):
-            body += [*ids[: budget - len(marker)], *marker] if cut or len(ids) > budget else ids
-            body += behind
+        encoded = [self._encode_result(text, room, action_tags) for text in texts]
+        budgets = share_budget(room, [len(ids) + len(marker) * cut for ids, cut in encoded])
+        return pieces, [
+            [*ids[: budget - len(marker)], *marker] if cut or len(ids) > budget else ids
+            for (ids, cut), budget in zip(encoded, budgets, strict=True)
+        ]
+
+    @staticmethod
+    def _join(pieces: list[list[int]], bodies: list[list[int]]) -> tuple[list[int], list[int], list[int]]:
+        """What stands before the results of one turn, they with what stands between them, and what follows."""
+        first, *between, last = pieces
+        body = [token for ids, behind in zip(bodies, [*between, []], strict=True) for token in (*ids, *behind)]
         return first, body, last
 
     def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:

@@ -114,6 +114,39 @@ class ToolCallFormat:
         )
         return list(encoded["input_ids"])
 
+    def write(self, message: Mapping[str, Any], ended: bool = True) -> str:
+        """
+        A turn as this model would have written it, for a message that another model gave.
+
+        Args:
+            message (`Mapping`):
+                With `content`, and `reasoning_content` and `tool_calls` if there are any.
+            ended (`bool`, *optional*, defaults to `True`):
+                Whether it was not cut; then the end token belongs to it.
+        """
+        task = [{"role": "user", "content": "m1"}]
+        before, whole = self._render(task, True), self._render([*task, message], False)
+        before = before if whole.startswith(before) else before.rstrip()
+        if not whole.startswith(before):
+            raise ValueError(
+                "The chat template does not write a turn where it lets the agent begin one: pass another tokenizer, or use "
+                "`Mem1Protocol()`, which writes actions as tags."
+            )
+        text = whole[len(before) :]
+        end = self.tokenizer.eos_token or ""
+        text = text[: text.rindex(end)] if end and end in text else text
+        for part in (message.get("content"), message.get("reasoning_content")):
+            state = self._state({"content": part}, part)[0] if part else None
+            if state is not None and state not in text:  # some templates write nothing beside a call
+                text = f"<{self.protocol.state_tag}>{state}</{self.protocol.state_tag}>{text}"
+        return text + end if ended else text or " "
+
+    def spoken(self, message: Mapping[str, Any], state: str | None) -> str:
+        """What a turn said beside its calls, the state in its tags."""
+        content = self._state(message, "")[2]
+        tag = self.protocol.state_tag
+        return content if state is None or state == content else f"<{tag}>{state}</{tag}>{content}"
+
     def frame(self, names: Sequence[str]) -> tuple[str, ...]:
         """
         What the template writes around the results of tools, one piece more than there are results.
@@ -185,6 +218,15 @@ class ToolCallFormat:
         text = self.protocol.defuse(text)
         text = self._markup.sub(lambda m: ("&lt;" if m[0][0] == "<" else m[0][0] + " ") + m[0][1:], text)
         return json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text
+
+    def plain(self, text: str) -> str:
+        """A result that was encoded, without what the template's JSON needs; as it is if it was cut inside an escape."""
+        if not self.escapes:
+            return text
+        try:
+            return json.loads(f'"{text}"', strict=False)
+        except json.JSONDecodeError:
+            return text
 
     # Reading
 
