@@ -15,7 +15,10 @@ import pytest
 import torch
 from trainer_helpers import chat_tokenizer, trained_model
 
+from mem1_trl import faults
+
 torch.set_num_threads(1)
+faults.FIRST_WAIT = 0.01  # environments fail often here
 
 
 @pytest.fixture(scope="session")

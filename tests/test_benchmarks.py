@@ -189,3 +189,16 @@ def test_readme_is_what_the_files_say(modules):
     for path in (BENCHMARKS / "results").glob("*.json"):
         if ".smoke" not in path.name:
             assert f"<!-- results: {path.stem} -->" in text
+
+
+@pytest.mark.slow
+def test_retrieval_finds_the_same_by_every_way(tmp_path):
+    report = run("retrieval", tmp_path)
+    build, memory, keywords, questions, http = report["cases"]
+    [built] = build["variants"].values()
+    assert built["values"]["passages"] == 2000 and built["values"]["entries"] > 2000 * 50
+    [searched] = memory["variants"].values()
+    assert searched["values"]["own_after_bytes"] > 0
+    for case in (keywords, questions):
+        assert values(case, "found") == values(case, "queries") == [20] * len(case["variants"])
+    assert list(http["variants"]) == ["in the process", "HTTP, 1 client", "HTTP, 16 clients"]

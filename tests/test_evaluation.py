@@ -174,7 +174,7 @@ def test_two_hundred_tasks_in_two_hundred_out(actor, tokenizer, caplog):
     by_fault = {fault: [t for t in result.tasks if t.task["fails"] == fault] for fault in WHERE}
     texts = {
         "": None, "search": None, "reset": "RuntimeError: no such task", "reward": "ValueError: judge is down",
-        "done": "OSError: game crashed", "nan": "get_reward gave nan",
+        "done": "OSError: game crashed", "nan": "ValueError: get_reward gave nan",
     }  # fmt: skip
     assert {fault: {task.error for task in found} for fault, found in by_fault.items()} == {
         fault: {text} for fault, text in texts.items()

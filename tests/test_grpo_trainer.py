@@ -663,7 +663,8 @@ def test_reset_that_returns_no_text_is_an_error(tmp_path, tokenizer, actor):
         def reset(self, **row):
             return [{"type": "image"}]
 
-    with pytest.raises(TypeError, match="`reset` of Pictures returned a list: return a string"):
+    words = "started none of the 4 episodes of the first batch: .*`reset` of Pictures returned a list: return a string"
+    with pytest.raises(RuntimeError, match=words):
         make(tmp_path, actor, tokenizer, environment=Pictures).train()
 
 

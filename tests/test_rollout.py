@@ -357,7 +357,7 @@ def test_text_of_the_environment_cannot_act(tokenizer):
     body = tokenizer.decode(inside)
     # Nothing is lost but the NUL bytes; a tag is readable as text
     assert "&lt;answer>7&lt;/answer>&lt;/information>" in body
-    assert body.endswith("<eos><pad><eos>?&lt;/ information >")
+    assert body.endswith("< eos>< pad>< eos>?&lt;/ information >")
     assert "\x00" not in body
     # And the episode went on as if nothing had been said
     assert trajectory.answer is None and trajectory.stop_reason is StopReason.MAX_TURNS

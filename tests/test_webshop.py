@@ -616,9 +616,9 @@ def test_the_bundled_shop_is_a_dataset_for_trainers(tokenizer):
     shop = load_bundled_webshop()
     rows = list(shop.dataset("train").select(range(3)))
     pool = EnvironmentPool(WebShopEnvironment.factory(shop), SHORT)
-    for row, (environment, _) in zip(rows, pool.take(rows)):
-        assert row["prompt"] in pool.reset(environment, row)
-        assert environment.get_reward() == 0.0
+    for row, started in zip(rows, pool.start(rows), strict=True):
+        assert started.error is None and row["prompt"] in started.observation
+        assert started.environment.get_reward() == 0.0
 
 
 def test_it_trains(tmp_path, tokenizer, actor):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .arguments import read_parameters, typed
+from .environment_calls import EnvironmentCall, EnvironmentCaller, Outcome, Seat, closing_hook, followed_by
+from .faults import FaultSettings, describe_error, error_text, is_refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from .protocol import Mem1Protocol
 
@@ -25,10 +25,12 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     Public methods of an environment that an agent may call: all but `reset` and `get_reward`.
 
     The rule is TRL's (`GRPOTrainer(environment_factory=...)`), so that an environment has the same actions here: plain
-    functions on the class, listed there so that properties are never evaluated.
+    functions on the class, listed there so that properties are never evaluated. One exception: a method `close` without
+    arguments is called when the environment is needed no more, and is no action.
     """
+    reserved = _RESERVED if closing_hook(environment) is None else (*_RESERVED, "close")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
-    return {name: getattr(environment, name) for name, _ in members if name not in _RESERVED and name[0] != "_"}
+    return {name: getattr(environment, name) for name, _ in members if name not in reserved and name[0] != "_"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,16 @@ class ActionResult:
             What the agent reads.
         failed (`bool`):
             Whether the environment raised, or the input of the action could not be read.
+        error (`str` or `None`):
+            What went wrong if it was the environment, and not the input, that was at fault.
+        fatal (`bool`):
+            Whether the episode cannot go on.
     """
 
     text: str
     failed: bool = False
+    error: str | None = field(default=None, compare=False)
+    fatal: bool = field(default=False, compare=False)
 
 
 class ActionSet:
@@ -200,63 +208,58 @@ def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:
         ) from error
 
 
-def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """
-    Run a coroutine to its end from synchronous code.
-
-    In a fresh thread, because the caller may itself sit in an event loop (a notebook), where `asyncio.run` is refused.
-    """
-    with ThreadPoolExecutor(max_workers=1) as runner:
-        return runner.submit(asyncio.run, coroutine).result()
-
-
-def run_calls(calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]], max_workers: int = 32) -> list[ActionResult]:
+def run_calls(
+    calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]],
+    caller: EnvironmentCaller | None = None,
+    environments: Sequence[Any] | None = None,
+) -> list[ActionResult]:
     """
     Call all methods at once, synchronous ones in threads and asynchronous ones in one event loop.
 
-    An exception does not end the run: the agent reads `Error: ...` instead, as with TRL's tools.
+    Calls of one environment are made one after the other, in their order. Whatever goes wrong does not end the run: the agent
+    reads `Error: ...` instead, as with TRL's tools. What an action returns is shown as text, `None` as nothing.
 
     Args:
         calls (`Sequence[tuple[Callable, dict]]`):
             Bound methods with their keyword arguments.
-        max_workers (`int`, *optional*, defaults to `32`):
-            Most threads at once.
+        caller ([`EnvironmentCaller`], *optional*):
+            Runs them, by its settings. `None` makes one for these calls.
+        environments (`Sequence`, *optional*):
+            Whose methods they are. `None` takes the objects that they are bound to.
 
     Returns:
         `list[ActionResult]`: In the order of `calls`.
     """
-    if not calls:
-        return []
+    caller = caller or EnvironmentCaller()
+    if environments is None:
+        environments = [getattr(method, "__self__", None) for method, _ in calls]
+    requests = [
+        EnvironmentCall(
+            Seat() if environment is None else caller.seat_of(environment),
+            followed_by(method, _text, **arguments),
+            repeatable=getattr(method, "idempotent", False),
+            may_refuse=True,
+        )
+        for (method, arguments), environment in zip(calls, environments, strict=True)
+    ]
+    outcomes = caller.run(requests)
+    return [_result(outcome, call.seat, caller.settings) for call, outcome in zip(requests, outcomes)]
 
-    asynchronous = [index for index, (method, _) in enumerate(calls) if inspect.iscoroutinefunction(method)]
 
-    async def call(method: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        return await method(**arguments)
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("utf-8", errors="replace")
+    return str(value)
 
-    async def run_asynchronous() -> list[Any]:
-        return await asyncio.gather(*(call(*calls[index]) for index in asynchronous), return_exceptions=True)
 
-    outcomes: list[Any] = [None] * len(calls)
-    with ThreadPoolExecutor(max_workers=min(max_workers, len(calls)), thread_name_prefix="mem1-action") as pool:
-        # An event loop costs more than most actions: only where there is something to await, in a thread of its own
-        loop = pool.submit(asyncio.run, run_asynchronous()) if asynchronous else None
-        running = {
-            index: pool.submit(method, **arguments)
-            for index, (method, arguments) in enumerate(calls)
-            if not inspect.iscoroutinefunction(method)
-        }
-        for index, future in running.items():
-            error = future.exception()
-            outcomes[index] = future.result() if error is None else error
-        if loop is not None:
-            for index, outcome in zip(asynchronous, loop.result(), strict=True):
-                outcomes[index] = outcome
-    results = []
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            results.append(ActionResult(f"Error: {type(outcome).__name__}: {outcome}", failed=True))
-        elif isinstance(outcome, BaseException):  # KeyboardInterrupt and its like are for the user
-            raise outcome
-        else:
-            results.append(ActionResult("" if outcome is None else str(outcome)))
-    return results
+def _result(outcome: Outcome, seat: Seat, settings: FaultSettings) -> ActionResult:
+    error = outcome.error
+    if error is None:
+        return ActionResult(outcome.value)
+    text = f"Error: {error_text(error)}"
+    if is_refusal(error):
+        return ActionResult(text, failed=True)
+    fatal = seat.dead or settings.on_error == "drop_group"
+    return ActionResult(text, failed=True, error=describe_error(error), fatal=fatal)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .actions import ActionSet, run_coroutine
+from .actions import ActionSet
 from .agent_settings import load_agent_settings
 from .endpoint import ChatEndpoint, ChatRollout
+from .environment_calls import EnvironmentCaller, Seat
+from .environment_pool import EnvironmentPool, StartedEpisode, ask_rewards, reset_all
+from .faults import FaultSettings, describe_error
 from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
-from .rollout import Episode, Rollout, RolloutSettings, describe_error
+from .rollout import Episode, Rollout, RolloutSettings
 from .tool_calls import ToolCallFormat
 from .trajectory import StopReason, Trajectory
+from .untrusted import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +86,12 @@ class Mem1Agent:
             Further arguments of each request, see [`mem1_trl.endpoint.ChatEndpoint`].
         max_retries (`int`, *optional*, defaults to `5`):
             How often a request that got no answer is tried again, with growing pauses.
+        environment_timeout (`float` or `None`, *optional*, defaults to `300.0`):
+            Seconds that a call of an environment may take. `None` waits forever.
+        environment_retries (`int`, *optional*, defaults to `2`):
+            How often a call of an environment that failed is repeated, see [`mem1_trl.faults.may_repeat`].
+        environment_concurrency (`int`, *optional*, defaults to `64`):
+            Most calls of environments at once. `1` calls them in order.
     """
 
     def __init__(
@@ -102,7 +111,11 @@ class Mem1Agent:
         client: Any = None,
         request_kwargs: Mapping[str, Any] | None = None,
         max_retries: int = 5,
+        environment_timeout: float | None = 300.0,
+        environment_retries: int = 2,
+        environment_concurrency: int = 64,
     ):
+        self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
         self.endpoint: ChatEndpoint | None = None
         if client is not None:
             if model is not None and not isinstance(model, str):
@@ -137,6 +150,7 @@ class Mem1Agent:
             max_context_length=max_context_length,
             memory_top_k=memory_top_k,
         )
+        self._caller = EnvironmentCaller(self.faults)
 
     @classmethod
     def from_pretrained(
@@ -183,7 +197,10 @@ class Mem1Agent:
         return self.run_batch([{"prompt": task, **row}], [environment])[0]
 
     def run_batch(
-        self, rows: Sequence[Mapping[str, Any]], environments: Sequence[Any], keep_failures: bool = False
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        environments: Sequence[Any] | EnvironmentPool,
+        keep_failures: bool = False,
     ) -> list[Trajectory]:
         """
         Play several episodes at once, each in an environment of its own.
@@ -191,46 +208,85 @@ class Mem1Agent:
         Args:
             rows (`Sequence[Mapping]`):
                 Dataset rows with a `prompt`; passed to `reset`.
-            environments (`Sequence`):
-                One for each row.
+            environments (`Sequence` or [`EnvironmentPool`]):
+                One for each row, or a pool that has them, which replaces those that fail.
             keep_failures (`bool`, *optional*, defaults to `False`):
-                What an episode is whose environment raises in `reset` or `get_reward`, or whose prompt is too long: an error, or a
-                trajectory with `error`, as far as it came. (An action that raises is an observation, either way.)
+                What an episode is whose environment fails in `reset` or `get_reward` or dies on the way, or whose prompt is too
+                long: an error, or a trajectory with `error`, as far as it came. (An action that raises is an observation, either
+                way.)
 
         Returns:
             `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
             `seconds` is the episode's share of the wall time: that of each turn is split evenly among those that played it.
         """
+        if isinstance(environments, EnvironmentPool):
+            return self._run_started(rows, environments.start(rows), environments.caller, keep_failures)
         if len(rows) != len(environments):
             raise ValueError(
                 f"There are {len(rows)} rows and {len(environments)} environments: give each row its own."
             )
+        actions = [ActionSet(environment, self.protocol) for environment in environments]
+        seats = [Seat(environment) for environment in environments]
+        for seat in seats:
+            self._caller.adopt(seat)
+        try:
+            results = reset_all(self._caller, seats, rows)
+            started = [
+                StartedEpisode(environment, offered, observation, error)
+                for environment, offered, (observation, error) in zip(environments, actions, results)
+            ]
+            return self._run_started(rows, started, self._caller, keep_failures)
+        finally:
+            for seat in seats:
+                self._caller.release(seat)
+
+    def _run_started(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        started: Sequence[StartedEpisode],
+        caller: EnvironmentCaller,
+        keep_failures: bool,
+    ) -> list[Trajectory]:
+        """Play episodes whose environments were reset, and ask for the rewards."""
         episodes: dict[int, Episode] = {}
         trajectories: dict[int, Trajectory] = {}
-        for index, (row, environment) in enumerate(zip(rows, environments)):
+        for index, (row, start) in enumerate(zip(rows, started)):
             try:
-                episodes[index] = self._start(row, environment)
+                if start.error is not None:
+                    raise start.error
+                episodes[index] = self._episode(row["prompt"], start)
             except Exception as error:
                 if not keep_failures:
                     raise
                 failed = Trajectory([], stop_reason=StopReason.ERROR, error=describe_error(error))
                 trajectories[index] = failed
-        played, seconds = self._play(list(episodes.values()))
+        played, seconds = self._play(list(episodes.values()), caller)
         for index, trajectory, time_taken in zip(episodes, played, seconds, strict=True):
             trajectories[index] = trajectory
             trajectory.metrics.update(trajectory_metrics(trajectory), seconds=time_taken)
-            try:
-                trajectory.reward = _reward(environments[index])
-            except Exception as error:
-                if not keep_failures:
-                    raise
-                trajectory.error = trajectory.error or describe_error(error)
+        sound = [index for index in episodes if trajectories[index].error is None]
+        scores = ask_rewards(caller, [started[index].environment for index in sound])
+        for index, (reward, failure) in zip(sound, scores):
+            if failure is not None and not keep_failures:
+                raise failure
+            trajectories[index].reward = reward
+            trajectories[index].error = None if failure is None else describe_error(failure)
+        for index in episodes:
+            if trajectories[index].error is None:
+                continue
+            if not keep_failures:
+                raise RuntimeError(f"The environment of row {index} failed: {trajectories[index].error}")
+            caller.seat_of(started[index].environment).failed = True
         return [trajectories[index] for index in range(len(rows))]
 
-    def _play(self, episodes: list[Episode]) -> tuple[list[Trajectory], list[float]]:
+    def _play(self, episodes: list[Episode], caller: EnvironmentCaller) -> tuple[list[Trajectory], list[float]]:
         """Episodes to their end, and the seconds that each took."""
         parts: dict[str, Any] = dict(
-            tokenizer=self.tokenizer, protocol=self.protocol, settings=self.settings, tool_calls=self.tool_calls
+            tokenizer=self.tokenizer,
+            protocol=self.protocol,
+            settings=self.settings,
+            tool_calls=self.tool_calls,
+            caller=caller,
         )
         if self.model is None:
             assert self.endpoint is not None
@@ -274,29 +330,31 @@ class Mem1Agent:
             "protocol": self.protocol.to_dict(),
         }
 
-    def _start(self, row: Mapping[str, Any], environment: Any) -> Episode:
-        actions = ActionSet(environment, self.protocol)
-        observation = environment.reset(**row) or ""
-        episode = self._episode(row["prompt"], observation, environment, actions)
-        self.settings.check_prompt(episode.prompt_ids)
-        return episode
-
-    def _episode(self, task: Any, observation: str, environment: Any, actions: ActionSet) -> Episode:
+    def _episode(self, task: Any, started: StartedEpisode) -> Episode:
+        """An episode with its task prompt, to which the environment may have added."""
+        environment, actions = started.environment, started.actions
+        observation = started.observation or ""
+        self.settings.check_characters(observation)
+        observation = harmless(self.tokenizer, observation)
         if isinstance(task, str) and self.tool_calls is not None:
             task = [{"role": "user", "content": task}]
         if isinstance(task, str):
             text = self.protocol.render_task(task + observation, actions.describe())
             messages = [{"role": "user", "content": text}]
-            return Episode(list(self.tokenizer(text)["input_ids"]), environment, actions, messages)
-        *before, last = task
-        text = self.protocol.render_task(last["content"] + observation, actions.describe())
-        messages = [*before, {**last, "content": text}]
-        if self.tool_calls is not None:
-            return Episode(self.tool_calls.encode_task(messages, actions), environment, actions, messages)
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
-        )
-        return Episode(list(encoded["input_ids"]), environment, actions, messages)
+            ids = list(self.tokenizer(text)["input_ids"])
+        else:
+            *before, last = task
+            text = self.protocol.render_task(last["content"] + observation, actions.describe())
+            messages = [*before, {**last, "content": text}]
+            if self.tool_calls is not None:
+                ids = self.tool_calls.encode_task(messages, actions)
+            else:
+                encoded: Any = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
+                )
+                ids = list(encoded["input_ids"])
+        self.settings.check_prompt(ids)
+        return Episode(ids, environment, actions, messages)
 
 
 def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
@@ -310,20 +368,6 @@ def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
             f"There is no tokenizer for the model {model!r} of the endpoint: pass `tokenizer=`, that of the model which "
             "shall learn from the trajectories, or any other that may count their tokens."
         ) from error
-
-
-def _reward(environment: Any) -> float | None:
-    """What `get_reward` gives, synchronous or not; `None` if there is no such method or it scored nothing."""
-    if not hasattr(environment, "get_reward"):
-        return None
-    reward = environment.get_reward()
-    if inspect.isawaitable(reward):
-
-        async def wait(pending: Any = reward) -> Any:
-            return await pending
-
-        reward = run_coroutine(wait())
-    return None if reward is None else float(reward)
 
 
 class _TurnClock:

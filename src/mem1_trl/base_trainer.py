@@ -8,14 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, TrainerCallback
 
 from .agent_settings import save_agent_settings
 from .environment_pool import EnvironmentFactory, EnvironmentPool
 from .episode_scores import evaluate_episode, memory_of
 from .evaluation_result import Evaluation
+from .faults import describe_error, fault_metrics
 from .metrics import trajectory_metrics
 from .model_card import CardFacts, complete_model_card
 from .protocol import Mem1Protocol
@@ -24,12 +26,18 @@ from .rollout import Episode, Rollout, RolloutSettings
 from .tool_calls import ToolCallFormat
 from .trajectory import StopReason
 from .trl_adapter import TrajectoryTrainer
+from .untrusted import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .actions import ActionSet
     from .trajectory import Trajectory
+
+logger = get_logger(__name__)
+
+_LOST_BATCHES = 3
+"""Batches in a row without a single sound episode after which a run ends: it learns nothing and only spends its steps."""
 
 _CHECKED_PROMPTS = 1000
 _IMAGE_COLUMNS = ("image", "images")
@@ -62,6 +70,14 @@ MEM1_CITATION = textwrap.dedent("""\
         year         = 2025,
         eprint       = {arXiv:2506.15841},
     }""")
+
+
+class _CloseEnvironments(TrainerCallback):
+    def __init__(self, trainer: Mem1Trainer):
+        self.trainer = trainer
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.close_environments()
 
 
 class Mem1Trainer(TrajectoryTrainer):
@@ -98,8 +114,12 @@ class Mem1Trainer(TrajectoryTrainer):
             raise TypeError(
                 f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags."
             )
-        self.pool = None if environment_factory is None else EnvironmentPool(environment_factory, self.protocol)
         native = self.protocol.action_syntax == "tool_calls"
+        self.pool = (
+            None
+            if environment_factory is None
+            else EnvironmentPool(environment_factory, self.protocol, args.fault_settings())
+        )
         if self.pool is None and (native or (args.max_turns > 1 and protocol is not None)):
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
         self._check_reference(model, args, kwargs.get("peft_config"))
@@ -138,6 +158,8 @@ class Mem1Trainer(TrajectoryTrainer):
         # Refused here, where the tokenizer is known, if the model cannot call tools
         tool_calls = ToolCallFormat(self.tokenizer, self.protocol, args.chat_template_kwargs) if native else None
         self._episodes: list[Episode] = []
+        self._ever_started = False
+        self._lost_batches = 0
         self._evaluated: list[tuple[dict[str, Any], Trajectory]] = []
         self._card_evaluation: dict[str, float] | None = None
         self.settings = RolloutSettings(
@@ -154,7 +176,9 @@ class Mem1Trainer(TrajectoryTrainer):
             generate=self.generate_turn,
             running_anywhere=self.any_process,
             tool_calls=tool_calls,
+            caller=None if self.pool is None else self.pool.caller,
         )
+        self.add_callback(_CloseEnvironments(self))
         self._check_budgets()
         self._check_size()
 
@@ -286,20 +310,35 @@ class Mem1Trainer(TrajectoryTrainer):
             return rows
         self._episodes = []
         prepared = []
-        for row, own, (environment, actions) in zip(rows, given, self.pool.take(rows), strict=True):
-            observation = self.pool.reset(environment, own)
-            if "prompt" not in own and not observation:
+        for row, own, started in zip(rows, given, self.pool.start(given), strict=True):
+            error, observation = started.error, started.observation
+            if "prompt" not in own and not observation and error is None:
                 raise ValueError(
-                    f"A row has no 'prompt' (it has {', '.join(own)}) and `reset` of {type(environment).__name__} returned no "
-                    "task: rename the column with the task to 'prompt', or return the task from `reset`."
+                    f"A row has no 'prompt' (it has {', '.join(own)}) and `reset` of {type(started.environment).__name__} "
+                    "returned no task: rename the column with the task to 'prompt', or return the task from `reset`."
                 )
-            self._episodes.append(Episode(prompt_ids=[], environment=environment, actions=actions))
+            try:
+                self.settings.check_characters(observation)
+            except ValueError as too_long:
+                error = too_long
+            episode = Episode(
+                prompt_ids=[], environment=started.environment, actions=started.actions, extended=bool(observation)
+            )
+            if error is not None:
+                episode.stop_reason, episode.error, observation = StopReason.ERROR, describe_error(error), None
+            self._episodes.append(episode)
             prepared.append(self._with_instructions(row, observation))
         return prepared
 
     def _with_instructions(self, row: dict[str, Any], observation: str | None) -> dict[str, Any]:
-        """The row with its task, and what `reset` added to it, inside the instructions of the protocol."""
+        """
+        The row with its task, and what `reset` added to it, inside the instructions of the protocol.
+
+        The prompt of the data set is the user's own and stays as it is. What `reset` returned may come from anywhere: it
+        cannot end the message or begin another. Tags it may hold, since an environment explains its answer format there.
+        """
         assert self.pool is not None
+        observation = harmless(self.tokenizer, observation) if observation else None
         lines = self.pool.actions[self.pool.name_of(row)].describe()
         prompt = row["prompt"]
         if isinstance(prompt, str) and self.rollout.tool_calls is not None:
@@ -326,15 +365,42 @@ class Mem1Trainer(TrajectoryTrainer):
     def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
         for episode, ids in zip(self._episodes, prompt_ids, strict=True):
             episode.prompt_ids = ids
+            self._check_length(episode)
         trajectories = self.rollout.run(self._episodes)
+        self._score(trajectories)
         for row, trajectory in zip(rows, trajectories, strict=True):
-            trajectory.metrics.update(trajectory_metrics(trajectory))
+            if trajectory.turns:
+                trajectory.metrics.update(trajectory_metrics(trajectory))
             if are_answers(row.get("answers")):
-                trajectory.metrics.update(score_answer(trajectory.answer, row["answers"]))
+                answer = None if trajectory.error is not None else trajectory.answer
+                trajectory.metrics.update(score_answer(answer, row["answers"]))
         self._log_episodes(trajectories)
         if self.mode == "eval" and self.args.save_eval_trajectories:
             self._evaluated.extend(zip(rows, trajectories))
         return trajectories
+
+    def _check_length(self, episode: Episode) -> None:
+        """A prompt that is too long ends the run if it is the data set's, and the episode if `reset` made it so."""
+        if self.pool is None or episode.stop_reason is not None:
+            return
+        try:
+            self.settings.check_prompt(episode.prompt_ids)
+        except ValueError as error:
+            if not episode.extended:
+                raise
+            episode.stop_reason, episode.error = StopReason.ERROR, describe_error(error)
+
+    def _score(self, trajectories: list[Trajectory]) -> None:
+        """Ask the environments for their rewards, of episodes that could be played to their end."""
+        if self.pool is None:
+            return
+        sound = [i for i, trajectory in enumerate(trajectories) if trajectory.error is None]
+        scores = self.pool.score([self._episodes[i].environment for i in sound])
+        for index, (_, error) in zip(sound, scores):
+            trajectories[index].error = error
+        for episode, trajectory in zip(self._episodes, trajectories):
+            if trajectory.error is not None:
+                self.pool.discard(episode.environment)
 
     @property
     def episode_environments(self) -> list[Any] | None:
@@ -344,8 +410,9 @@ class Mem1Trainer(TrajectoryTrainer):
         """
         A completion as TRL's reward functions know it: all turns, with what the environment said between them.
 
-        Conversational prompts get messages, an assistant's and a tool's in turn; others get one text. With native tool calls
-        the messages are those of TRL, with `tool_calls` and the results as the tools gave them.
+        Conversational prompts get messages, an assistant's and a tool's in turn; others get one text. An episode that never
+        began has an empty one. With native tool calls the messages are those of TRL, with `tool_calls` and the results as the
+        tools gave them.
         """
         if self.rollout.tool_calls is not None:
             return [episode.exchange for episode in self._episodes]
@@ -355,7 +422,7 @@ class Mem1Trainer(TrajectoryTrainer):
             if not conversational:
                 completions.append("".join(t + (turn.observation or "") for t, turn in zip(texts, trajectory.turns)))
                 continue
-            messages = []
+            messages = [] if trajectory.turns else [{"role": "assistant", "content": ""}]
             for text, turn in zip(texts, trajectory.turns):
                 messages.append({"role": "assistant", "content": text})
                 if turn.observation is not None:
@@ -364,13 +431,47 @@ class Mem1Trainer(TrajectoryTrainer):
         return completions
 
     def _log_episodes(self, trajectories: list[Trajectory]) -> None:
-        records = self.gather_records([(t.metrics, str(t.stop_reason)) for t in trajectories])
-        for key in dict.fromkeys(key for metrics, _ in records for key in metrics):
-            values = [metrics[key] for metrics, _ in records if key in metrics]
+        records = self.gather_records([(t.metrics, str(t.stop_reason), t.error, bool(t.turns)) for t in trajectories])
+        for key in dict.fromkeys(key for metrics, *_ in records for key in metrics):
+            values = [metrics[key] for metrics, *_ in records if key in metrics]
             self.log_metric(f"episode/{key}", sum(values) / len(values))
         for reason in StopReason:
-            share = sum(stop == reason for _, stop in records) / len(records)
+            share = sum(stop == reason for _, stop, *_ in records) / len(records)
             self.log_metric(f"episode/stop_reason/{reason}", share)
+        if self.pool is not None:
+            counts = self.gather_records([self.pool.caller.counts.take()])
+            for name, value in fault_metrics(counts).items():
+                self.log_metric(f"environment/{name}", value)
+            self._check_faults([(error, played) for *_, error, played in records])
+
+    def _check_faults(self, records: list[tuple[str | None, bool]]) -> None:
+        """
+        Say what failed, and end a training run that has nothing to learn from. All processes see the same records.
+
+        Raises:
+            `RuntimeError`: If the environment has never started an episode, or no episode of three batches in a row was sound.
+        """
+        errors = [error for error, _ in records if error is not None]
+        self._ever_started = self._ever_started or any(played for _, played in records)
+        if errors:
+            logger.warning(
+                f"The environment failed in {len(errors)} of {len(records)} episodes, which count as unscored and are left out "
+                f"of the update. The first: {errors[0]}"
+            )
+        if self.mode == "eval":
+            return
+        self._lost_batches = self._lost_batches + 1 if len(errors) == len(records) else 0
+        if not self._ever_started:
+            raise RuntimeError(
+                f"The environment started none of the {len(records)} episodes of the first batch: correct it, or what it "
+                f"connects to. The first error: {errors[0]}"
+            )
+        if self._lost_batches >= _LOST_BATCHES:
+            raise RuntimeError(
+                f"The environment failed in every episode of {_LOST_BATCHES} batches in a row, so nothing is learned: see to "
+                f"it, then resume from the last checkpoint. `environment_retries` bridges short outages. The first error: "
+                f"{errors[0]}"
+            )
 
     # Evaluation
 
@@ -384,7 +485,11 @@ class Mem1Trainer(TrajectoryTrainer):
         reward is. With `args.save_eval_trajectories` the episodes are written to `<output_dir>/evaluation/`.
         """
         self._evaluated = []
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        try:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            if not self.is_in_train:
+                self.close_environments()
         if self.args.save_eval_trajectories:
             self._save_evaluation(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
         return metrics
@@ -413,6 +518,15 @@ class Mem1Trainer(TrajectoryTrainer):
         label = f"step {self.state.global_step}"
         evaluation = Evaluation.from_tasks(tasks, label, settings, seed=self.args.seed)
         evaluation.save(f"{self.args.output_dir}/evaluation", name)
+
+    def close_environments(self) -> None:
+        """
+        Close all environments: their method `close()`, if they have one, is called.
+
+        Done at the end of training, and of an evaluation outside of it. Whatever is played next makes new ones.
+        """
+        if self.pool is not None:
+            self.pool.close()
 
     # Saving
 

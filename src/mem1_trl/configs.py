@@ -9,6 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from .context import CONTEXT_RULES
+from .faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from .layouts import LAYOUTS
 
 
@@ -56,6 +57,23 @@ class Mem1GRPOConfig(GRPOConfig):
         save_eval_trajectories (`bool`, *optional*, defaults to `False`):
             Whether every evaluation writes its episodes, and means with intervals, to
             `<output_dir>/evaluation/eval-<step>.jsonl` and `.json`, see [`mem1_trl.evaluation_result`].
+
+        > Parameters that control failures of environments
+
+        environment_timeout (`float` or `None`, *optional*, defaults to `300.0`):
+            Seconds that a call of an environment (`reset`, an action, `get_reward`) may take. An instance that hangs longer is
+            given up and replaced. `None` waits forever. In a run of several processes keep it well below the time-out of
+            their communication.
+        environment_retries (`int`, *optional*, defaults to `2`):
+            How often a call that failed is repeated, after 0.5, 1, 2, ... seconds: `reset` (in a new instance), `get_reward` and
+            actions marked with [`mem1_trl.faults.idempotent`] after any failure that may pass, other actions only after a
+            `ConnectionError` or `TimeoutError` of the environment.
+        environment_concurrency (`int`, *optional*, defaults to `64`):
+            Most calls of environments at once, in each process. `1` calls them in order.
+        on_environment_error (`str`, *optional*, defaults to `"observe"`):
+            What an action that fails in the end does: the agent reads the error and goes on (`"observe"`), or the episode ends
+            and all episodes of its group are left out of the update (`"drop_group"`). Either way an episode whose `reset` or
+            `get_reward` fails, or whose environment dies, is left out itself.
 
         > Parameters that control the update
 
@@ -117,6 +135,33 @@ class Mem1GRPOConfig(GRPOConfig):
             "`<output_dir>/evaluation/eval-<step>.jsonl` and `.json`."
         },
     )
+    environment_timeout: float | None = field(
+        default=300.0,
+        metadata={
+            "help": "Seconds that a call of an environment (`reset`, an action, `get_reward`) may take. An instance that hangs "
+            "longer is given up and replaced. `None` waits forever."
+        },
+    )
+    environment_retries: int = field(
+        default=2,
+        metadata={
+            "help": "How often a call of an environment that failed is repeated, after 0.5, 1, 2, ... seconds: `reset`, "
+            "`get_reward` and idempotent actions after any failure that may pass, other actions only after a "
+            "`ConnectionError` or `TimeoutError` of the environment."
+        },
+    )
+    environment_concurrency: int = field(
+        default=64,
+        metadata={"help": "Most calls of environments at once, in each process. `1` calls them in order."},
+    )
+    on_environment_error: str = field(
+        default="observe",
+        metadata={
+            "help": "What an action that fails in the end does: the agent reads the error and goes on (`observe`), or the "
+            "episode ends and all episodes of its group are left out of the update (`drop_group`).",
+            "choices": list(ON_ENVIRONMENT_ERROR),
+        },
+    )
     layout: str = field(
         default="packed",
         metadata={
@@ -141,6 +186,7 @@ class Mem1GRPOConfig(GRPOConfig):
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
         self._check_token_budget()
+        self.fault_settings()
         for name, value, choices in (("context", self.context, CONTEXT_RULES), ("layout", self.layout, LAYOUTS)):
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
@@ -158,6 +204,15 @@ class Mem1GRPOConfig(GRPOConfig):
             raise ValueError(f"eval_temperature={self.eval_temperature} is negative: use 0.0 for greedy decoding.")
         if self.max_tool_calling_iterations is not None:
             raise ValueError("`max_tool_calling_iterations` has no effect here: set `max_turns` instead.")
+
+    def fault_settings(self) -> FaultSettings:
+        """The part that says how environments are called."""
+        return FaultSettings(
+            timeout=self.environment_timeout,
+            retries=self.environment_retries,
+            concurrency=self.environment_concurrency,
+            on_error=self.on_environment_error,
+        )
 
     def _check_token_budget(self) -> None:
         """Refuse a token budget next to what is averaged over the tokens of a micro-batch: its parts would not add up."""

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .environment_pool import EnvironmentFactory, EnvironmentPool
 from .episode_scores import Success, evaluate_episode, memory_of
 from .evaluation_result import EvaluatedTask, Evaluation
+from .faults import fault_metrics
 from .rewards import are_answers
 from .tasks import sample_objectives
 
@@ -55,10 +56,11 @@ def evaluate_agent(
     """
     Play one episode per row, and score it.
 
-    Every row is in the result. If an environment raises in `reset` or `get_reward`, or a prompt is too long for the model, the
+    Every row is in the result. If an environment fails in `reset` or `get_reward` (it raises, hangs longer than the agent's
+    `environment_timeout`, or returns what is no text or number), if it dies, or if a prompt is too long for the model, the
     episode is kept as far as it came, with `error`, and counts 0 in every score of success; its costs are those of the turns
     that were played. An action that raises is not such a failure: the agent reads the error and goes on, as in training, and
-    `failed_actions` counts it.
+    `failed_actions` counts it. How often calls failed is in [`Evaluation`]`.environment`.
 
     Scores of a task:
 
@@ -109,30 +111,29 @@ def evaluate_agent(
     rows = _checked([dict(row) for row in rows])
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} plays nothing: use 1 or more.")
-    pool = EnvironmentPool(environment_factory, agent.protocol)
+    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     tasks: list[EvaluatedTask] = []
-    with _seeded(agent, seed):
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            environments = [environment for environment, _ in pool.take(chunk)]
-            routed = [{k: v for k, v in row.items() if not (pool.routed and k == "environment")} for row in chunk]
-            played = agent.run_batch(routed, environments, keep_failures=True)
-            for index, (row, environment, trajectory) in enumerate(zip(chunk, environments, played), start):
-                if trajectory.error is not None:
-                    pool.discard(environment)
-                task = evaluate_episode(
-                    trajectory,
-                    row,
-                    agent.tokenizer,
-                    agent.protocol,
-                    agent.settings.context,
-                    index=index,
-                    success=success,
-                    rewarded=hasattr(environment, "get_reward"),
-                )
-                tasks.append(task)
-            if on_batch is not None:
-                on_batch(len(chunk))
+    try:
+        with _seeded(agent, seed):
+            for start in range(0, len(rows), batch_size):
+                chunk = rows[start : start + batch_size]
+                played = agent.run_batch(chunk, pool, keep_failures=True)
+                for index, (row, trajectory) in enumerate(zip(chunk, played), start):
+                    task = evaluate_episode(
+                        trajectory,
+                        row,
+                        agent.tokenizer,
+                        agent.protocol,
+                        agent.settings.context,
+                        index=index,
+                        success=success,
+                        rewarded=pool.gives_reward(row),
+                    )
+                    tasks.append(task)
+                if on_batch is not None:
+                    on_batch(len(chunk))
+    finally:
+        pool.close()
     described = agent.describe()
     failed = [task for task in tasks if task.error is not None]
     if failed:
@@ -146,6 +147,7 @@ def evaluate_agent(
         settings={**described, "memory": memory_of(agent.settings.context), "seed": seed, **(settings or {})},
         seed=seed,
         resamples=resamples,
+        environment=fault_metrics([pool.caller.counts.take()]),
     )
 
 

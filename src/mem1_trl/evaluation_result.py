@@ -14,6 +14,7 @@ What an evaluation found, and the two files that hold it.
 | `metrics` | for each score `{"mean", "stderr", "low", "high", "count"}`, see [`mem1_trl.intervals.Statistic`] |
 | `stop_reasons` | share of tasks for each [`StopReason`], 1 in sum |
 | `errors` | share of tasks in which the environment failed |
+| `environment` | `error_rate`, the share of its calls that failed, and numbers of `timeouts`, `retries` and `restarts` |
 | `retention` | `[{"age", "kept", "count"}]`, see [`mem1_trl.retention.retention_curve`] |
 | `failures` | number of objectives for each of `never_found`, `forgotten`, `misreported`, `correct` |
 
@@ -128,6 +129,8 @@ class Evaluation:
             Share of the gold answers seen that were still in memory, by age.
         failures (`dict[str, int]`):
             Number of objectives with each outcome.
+        environment (`dict[str, float]`):
+            What went wrong in calls of the environment, see [`mem1_trl.faults.fault_metrics`].
 
     Example:
 
@@ -146,6 +149,7 @@ class Evaluation:
     errors: float = 0.0
     retention: list[RetentionPoint] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_tasks(
@@ -155,6 +159,7 @@ class Evaluation:
         settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         resamples: int = 2000,
+        environment: Mapping[str, float] | None = None,
     ) -> Evaluation:
         """
         Summarize evaluated tasks.
@@ -168,6 +173,8 @@ class Evaluation:
                 How it was run.
             seed, resamples (`int`, *optional*):
                 Of the bootstrap, see [`mem1_trl.intervals.summarize`].
+            environment (`Mapping`, *optional*):
+                What went wrong in calls of the environment.
         """
         tasks = list(tasks)
         if not tasks:
@@ -187,6 +194,7 @@ class Evaluation:
             errors=sum(task.error is not None for task in tasks) / len(tasks),
             retention=retention_curve(traces),
             failures=count_outcomes(traces),
+            environment=dict(environment or {}),
         )
 
     @property
@@ -214,6 +222,7 @@ class Evaluation:
             "errors": self.errors,
             "retention": [dataclasses.asdict(point) for point in self.retention],
             "failures": self.failures,
+            "environment": self.environment,
         }
 
     def save(self, directory: str | os.PathLike[str], name: str) -> Path:
@@ -279,6 +288,7 @@ class Evaluation:
             errors=record["errors"],
             retention=[RetentionPoint(**point) for point in record["retention"]],
             failures=record["failures"],
+            environment=record.get("environment", {}),
         )
 
 

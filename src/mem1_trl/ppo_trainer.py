@@ -203,6 +203,10 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.model.training and self.state.global_step < self.args.critic_warmup_steps
 
     @property
+    def trained_modules(self) -> list[torch.nn.Module]:
+        return [self.model, self.critic]
+
+    @property
     def hidden_readout(self) -> Any:
         if not isinstance(self.value_model, SharedValueHead) or self.policy_frozen:
             return None

@@ -357,7 +357,9 @@ class Mem1Protocol:
             *tags,
         }
         text = text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
-        return re.sub(rf"<(?=/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})\s*>)", "&lt;", text)
+        # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
+        tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
+        return re.sub(tag, "&lt;", text, flags=re.IGNORECASE)
 
     # Parsing
 

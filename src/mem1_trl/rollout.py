@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import ActionResult, ActionSet, run_calls
 from .context import CONTEXT_RULES, next_context
+from .environment_calls import EnvironmentCall, EnvironmentCaller
 from .external_memory import ExternalMemory, Note
+from .faults import describe_error
 from .protocol import ParsedTurn
 from .tool_calls import ToolCallFormat, share_budget
 from .trajectory import StopReason, Trajectory, Turn
+from .untrusted import encode_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 # Tokens that the result of a tool call needs to be worth showing; calls that leave less are not run
 _LEAST_RESULT = 16
 
-# No tokenizer packs more characters than this into one token of prose; text beyond it need not be tokenized to be cut
-_MAX_CHARACTERS_PER_TOKEN = 128
+# Characters of an observation that are tokenized for each token of room: what suffices for prose, and more if it did not
+# No tokenizer packs more of prose into a token than the last
+_CHARACTERS_PER_TOKEN = (8, 32, 128)
 
 
 @dataclass(slots=True)
@@ -38,7 +42,8 @@ class Episode:
         prompt_ids (`list[int]`):
             Token ids of the task prompt.
         environment (`Any` or `None`):
-            Already reset. `None` for a task without environment: one turn, whose whole text is the answer.
+            Already reset. `None` for a task without environment: one turn, whose whole text is the answer. An episode that
+            could not be started has a `stop_reason` from the beginning, and is not played.
         actions ([`ActionSet`] or `None`):
             The environment's actions.
         messages (`list[dict]` or `None`):
@@ -53,6 +58,8 @@ class Episode:
             For each turn its message and its results as the agent reads them, cut and with the hint; only with tool calls.
         inside (`list[int]`):
             Token ids of what the memory has put into the last result; only with tool calls.
+        extended (`bool`):
+            Whether the environment added to the task prompt, so that its length is not the data set's.
     """
 
     prompt_ids: list[int]
@@ -70,6 +77,7 @@ class Episode:
     answer: str | None = None
     failed_actions: int = 0
     error: str | None = None
+    extended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,14 @@ class RolloutSettings:
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
 
+    def check_characters(self, observation: str | None) -> None:
+        """Raise a `ValueError` if what `reset` returned cannot fit into the context, however it is tokenized."""
+        limit = self.max_context_length
+        if limit is not None and observation is not None and len(observation) > limit * _CHARACTERS_PER_TOKEN[-1]:
+            raise ValueError(
+                f"`reset` returned {len(observation)} characters, which cannot fit into a context of {limit} tokens."
+            )
+
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise a `ValueError` if a task prompt leaves no room in the context."""
         limit = self.max_context_length
@@ -118,11 +134,6 @@ class RolloutSettings:
                 f"A task prompt has {len(prompt_ids)} tokens but max_context_length is {limit}, and the task prompt is "
                 "never truncated: raise max_context_length or drop the row."
             )
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}"
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -135,31 +146,6 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of text that we wrote: tags are tags, special tokens special."""
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-
-def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """
-    Token ids of text that somebody else wrote: a special token spelled out in it stays plain text.
-
-    Tokenizers that cannot split special tokens get the text with a break inside each of them.
-    """
-    if not text:
-        return []
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if set(ids) & set(tokenizer.all_special_ids):
-        for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
-            text = text.replace(token, token[0] + " " + token[1:])
-        ids = encode_text(tokenizer, text)
-    return ids
-
-
-def _is_done(episode: Episode) -> bool:
-    """Whether the environment has set its `done`; a method of this name is an action."""
-    try:
-        done = getattr(episode.environment, "done", False)
-    except Exception:  # reported when the turn is over
-        return True
-    return bool(done) and not callable(done)
 
 
 class Rollout:
@@ -182,6 +168,8 @@ class Rollout:
             Called after every turn with the number of turns done and the episodes that still run.
         tool_calls ([`ToolCallFormat`], *optional*):
             How the model calls tools, if the protocol is `Mem1Protocol.tool_calls()`. `None` asks the tokenizer's chat template.
+        caller ([`EnvironmentCaller`], *optional*):
+            Calls the environments, with its time limit and retries. `None` makes one with the default settings.
     """
 
     def __init__(
@@ -193,6 +181,7 @@ class Rollout:
         running_anywhere: Callable[[bool], bool] = bool,
         on_turn: Callable[[int, list[Episode]], None] | None = None,
         tool_calls: ToolCallFormat | None = None,
+        caller: EnvironmentCaller | None = None,
     ):
         if tool_calls is None and protocol.action_syntax == "tool_calls":
             tool_calls = ToolCallFormat(tokenizer, protocol)
@@ -203,6 +192,7 @@ class Rollout:
         self.generate = generate
         self.running_anywhere = running_anywhere
         self.on_turn = on_turn
+        self.caller = caller or EnvironmentCaller()
         self._own_pieces: dict[str, list[int]] = {}
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
@@ -217,7 +207,8 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         for episode in episodes:
-            self.settings.check_prompt(episode.prompt_ids)
+            if episode.stop_reason is None:
+                self.settings.check_prompt(episode.prompt_ids)
         for turn in range(1, self.settings.max_turns + 1):
             running = [episode for episode in episodes if episode.stop_reason is None]
             if not self.running_anywhere(bool(running)):
@@ -259,13 +250,15 @@ class Rollout:
         results: list[list[ActionResult]] = [[] for _ in asked]
         for place in range(max((len(calls) for _, calls in asked), default=0)):
             now = [
-                (index, calls[place])
+                (index, episode, calls[place])
                 for index, (episode, calls) in enumerate(asked)
-                if place < len(calls) and not (place and _is_done(episode))
+                if place < len(calls) and not (place and episode.stop_reason is not None)
             ]
-            outcomes = iter(run_calls([call for _, call in now if not isinstance(call, ActionResult)]))
-            for index, call in now:
+            ready = [(call, episode.environment) for _, episode, call in now if not isinstance(call, ActionResult)]
+            outcomes = iter(run_calls([call for call, _ in ready], self.caller, [owner for _, owner in ready]))
+            for index, _, call in now:
                 results[index].append(call if isinstance(call, ActionResult) else next(outcomes))
+            self._end_finished([episode for _, episode, _ in now], [results[index][-1] for index, _, _ in now])
         return results
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
@@ -372,6 +365,27 @@ class Rollout:
         names = [call.name for call in parsed.calls] if parsed is not None else []
         return names[: len(results)] or [next(iter(episode.actions.tags if episode.actions else ()), "tool")]
 
+    def _end_finished(self, episodes: list[Episode], results: list[ActionResult]) -> None:
+        """End the episodes whose environment is done, or can be played in no more."""
+        asked, calls = [], []
+        for episode, result in zip(episodes, results):
+            if result.fatal:
+                episode.error = result.error
+                episode.stop_reason = StopReason.ERROR
+            elif isinstance(getattr(type(episode.environment), "done", None), property):
+                # It runs code of the environment, which may raise or hang as an action may
+                asked.append(episode)
+                seat = self.caller.seat_of(episode.environment)
+                calls.append(EnvironmentCall(seat, lambda environment=episode.environment: bool(environment.done)))
+            elif episode.stop_reason is None and _is_done(episode.environment):
+                episode.stop_reason = StopReason.DONE
+        for episode, outcome in zip(asked, self.caller.run(calls, counted=False)):
+            if outcome.error is not None:  # there is nothing to show to the agent
+                episode.error = describe_error(outcome.error)
+                episode.stop_reason = StopReason.ERROR
+            elif episode.stop_reason is None and outcome.value:
+                episode.stop_reason = StopReason.DONE
+
     def _observe(
         self, episode: Episode, parsed: ParsedTurn | None, results: list[ActionResult], turns_left: int
     ) -> None:
@@ -382,14 +396,6 @@ class Rollout:
             episode.exchange += [
                 {"role": "tool", "name": name, "content": result.text} for name, result in zip(names, results)
             ]
-        try:
-            done = getattr(episode.environment, "done", False)
-        except Exception as error:  # a property may raise as an action may, but there is nothing to show to the agent
-            done = False
-            episode.error = describe_error(error)
-            episode.stop_reason = StopReason.ERROR
-        if episode.stop_reason is None and done and not callable(done):  # a method of this name is an action
-            episode.stop_reason = StopReason.DONE
         if episode.stop_reason is None and turns_left == 0:
             episode.stop_reason = StopReason.MAX_TURNS
         if episode.stop_reason is not None:
@@ -493,11 +499,18 @@ class Rollout:
 
     def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
         """Token ids of what the environment returned, and whether so much of it was cut that it need not be tokenized."""
-        body = text[: room * _MAX_CHARACTERS_PER_TOKEN]
         if self.settings.context == "external":  # what is shown now may be put back later
             action_tags = [*action_tags, self.protocol.memory_tag]
-        safe = self.protocol.defuse(body, action_tags) if self.tool_calls is None else self.tool_calls.defuse(body)
-        return encode_untrusted(self.tokenizer, safe), len(body) < len(text)
+        ids: list[int] = []
+        whole = False
+        for characters in _CHARACTERS_PER_TOKEN:  # what does not fit need not be tokenized
+            part = text[: room * characters]
+            whole = len(part) == len(text)
+            safe = self.protocol.defuse(part, action_tags) if self.tool_calls is None else self.tool_calls.defuse(part)
+            ids = encode_untrusted(self.tokenizer, safe)
+            if whole or len(ids) > room:
+                break
+        return ids, not whole
 
     def _encode_own(self, text: str) -> list[int]:
         """Token ids of a piece of the protocol, which stands in every observation: encoded once."""
@@ -522,3 +535,12 @@ class Rollout:
             if room is None or len(episode.recalled) + len(episode.history[-1]) <= room:
                 return
         episode.recalled = []
+
+
+def _is_done(environment: Any) -> bool:
+    """The attribute `done` of an environment; a method of this name is an action."""
+    try:
+        done = getattr(environment, "done", False)
+        return not callable(done) and bool(done)
+    except Exception:  # an array, say
+        return False

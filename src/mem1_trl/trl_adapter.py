@@ -27,6 +27,7 @@ from .layouts import Row, RowBatch, build_row
 from .prefix_cache import PrefixCache
 from .quantization import keep_trainable
 from .scoring import LayoutModel
+from .unscored import skip_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,6 +190,19 @@ class _Restore(TrainerCallback):
         self.trainer.restore_run()
 
 
+class _SkipIdleSteps(TrainerCallback):
+    """A step from which every episode was left out changes nothing, though momentum and weight decay would."""
+
+    def __init__(self, trainer: TrajectoryTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.step_is_idle:
+            for module in self.trainer.trained_modules:
+                module.zero_grad(set_to_none=True)
+        self.trainer.step_is_idle = True
+
+
 class TrajectoryTrainer(GRPOTrainer):
     """
     `GRPOTrainer` whose rows are trajectories. Subclasses say what an episode is and what is learned from it.
@@ -212,11 +226,14 @@ class TrajectoryTrainer(GRPOTrainer):
         self._last_logps: torch.Tensor | None = None
         self.last_readout: torch.Tensor | None = None
         self._in_loss = False
+        self._left_out: list[bool] = []
+        self.step_is_idle = True
         self._resumed_from: str | None = None
         self._train_sampler: Any = None
         self._response_template: Any = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
+        self.add_callback(_SkipIdleSteps(self))
         keep_trainable(self.model)
         self.layout = resolve_layout(self.model, self.args.layout)
         if self.aux_loss_enabled and self.layout == "packed":
@@ -260,6 +277,11 @@ class TrajectoryTrainer(GRPOTrainer):
     def policy_frozen(self) -> bool:
         """Whether the policy's loss is only measured at this step; then [`~TrajectoryTrainer.extra_loss`] trains something."""
         return False
+
+    @property
+    def trained_modules(self) -> list[torch.nn.Module]:
+        """What an optimizer step moves."""
+        return [self.model]
 
     @property
     def hidden_readout(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.nn.Module] | None:
@@ -434,20 +456,48 @@ class TrajectoryTrainer(GRPOTrainer):
         """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
         try:
             with _attribute(self.tokenizer, "response_template", self._response_template):
-                self._trajectories = self.run_episodes(self._rows, self.encode_prompts(prompts))
+                prompt_ids = self.encode_prompts(prompts)
+                self._trajectories = self.run_episodes(self._rows, prompt_ids)
         finally:
             if self._prefix_cache is not None:  # the weights are about to change
                 self._prefix_cache.clear()
-        rows = [build_row(trajectory, self.layout) for trajectory in self._trajectories]
+        self._left_out, logprobs_missing = self._find_left_out()
+        start = self.accelerator.process_index * len(self._trajectories)
+        rows = [
+            self._empty_row(list(ids[:1])) if left_out else build_row(trajectory, self.layout)
+            for trajectory, ids, left_out in zip(self._trajectories, prompt_ids, self._left_out[start:])
+        ]
         self._bound = rows
         logprobs = [row.logprobs for row in rows]
         return {
             "prompt_ids": [row.prompt_ids for row in rows],
             "completion_ids": [row.completion_ids for row in rows],
             "env_mask": [row.tool_mask for row in rows],
-            "logprobs": None if any(row is None for row in logprobs) else logprobs,
+            "logprobs": None if logprobs_missing else logprobs,
             "trajectories": self._trajectories,
         }
+
+    def _find_left_out(self) -> tuple[list[bool], bool]:
+        """
+        Which rows of all processes are no part of the update: failed episodes, and with "drop_group" their groups. And whether
+        the sampler gave no log-probs somewhere, so that all processes build the same batch.
+        """
+        known = [
+            (t.error is not None, any(turn.logprobs is None for turn in t.turns if t.error is None))
+            for t in self._trajectories
+        ]
+        known = self.gather_records(known)
+        failed, missing = [row[0] for row in known], any(row[1] for row in known)
+        if self.mode == "eval" or self.args.on_environment_error != "drop_group":
+            return failed, missing
+        size = self.num_generations
+        groups = [any(failed[start : start + size]) for start in range(0, len(failed), size)]
+        self.log_metric("environment/dropped_groups", sum(groups))
+        return [groups[index // size] for index in range(len(failed))], missing
+
+    def _empty_row(self, prompt_ids: list[int]) -> Row:
+        """A row in place of one that is left out, as short as can be: TRL wants a token, which no loss counts."""
+        return Row(prompt_ids, [self.eos_token_ids[0]], [0], [0], [1], [0.0])
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         # TRL would parse each row as one turn, which it is not
@@ -465,14 +515,25 @@ class TrajectoryTrainer(GRPOTrainer):
         return (*outputs[:3], completions, *outputs[4:])
 
     def _correct_length_metrics(self) -> None:
-        """TRL takes a completion without end-of-sequence token for truncated; here a closed action ends one too."""
+        """
+        TRL takes a completion without end-of-sequence token for truncated; here a closed action ends one too.
+
+        Episodes that failed have no length.
+        """
         device = self.accelerator.device
         lengths = torch.tensor([t.num_generated_tokens for t in self._trajectories], device=device)
         cut = torch.tensor([_is_truncated(t) for t in self._trajectories], device=device)
-        lengths, cut = self.accelerator.gather(lengths).float(), self.accelerator.gather(cut)
+        sound = torch.tensor([t.error is None for t in self._trajectories], device=device)
+        sound = self.accelerator.gather(sound)
+        lengths, cut = self.accelerator.gather(lengths).float()[sound], self.accelerator.gather(cut)[sound]
+        if not len(lengths):
+            lengths, cut = lengths.new_zeros(1), cut.new_zeros(1)
         ended = lengths[~cut] if (~cut).any() else torch.zeros(1, device=device)
         metrics = self._metrics[self.mode]
         for name, value in (
+            ("mean_length", lengths.mean()),
+            ("min_length", lengths.min()),
+            ("max_length", lengths.max()),
             ("clipped_ratio", cut.float().mean()),
             ("mean_terminated_length", ended.mean()),
             ("min_terminated_length", ended.min()),
@@ -484,10 +545,17 @@ class TrajectoryTrainer(GRPOTrainer):
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> torch.Tensor:
         sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in self._trajectories]
-        per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
+        failed = [trajectory.error is not None for trajectory in self._trajectories]
+        functions = (
+            [skip_rows(function, failed) for function in self.reward_funcs] if any(failed) else self.reward_funcs
+        )
+        with _attribute(self, "reward_funcs", functions):
+            per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
+        left_out = torch.tensor(self._left_out, device=per_function.device)
+        per_function[left_out] = torch.nan
         rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
         rewards[per_function.isnan().all(dim=1)] = torch.nan
-        if rewards.isnan().all() and self.state.global_step == 0:
+        if rewards.isnan().all() and not left_out.any() and self.state.global_step == 0:
             raise ValueError(
                 "Nothing scored any trajectory of the first batch, so there is nothing to learn from: check that the data set "
                 "has the columns that the rewards read, such as `answers`."
@@ -509,6 +577,11 @@ class TrajectoryTrainer(GRPOTrainer):
             self.mask_truncated_completions = mask_truncated
             self._bound = None
         batch["turn_ids"], batch["parent_offsets"] = structure.turn_ids, structure.parent_offsets
+        if any(self._left_out):
+            kept = self._left_out.count(False)
+            batch["row_scale"] = torch.tensor(
+                len(self._left_out) / max(kept, 1), device=batch["completion_ids"].device
+            )
         if mask_truncated:
             # TRL recognises truncation by a missing end-of-sequence token, so it is done here
             cut = torch.tensor([_is_truncated(t) for t in self._trajectories], device=batch["completion_ids"].device)
@@ -553,6 +626,8 @@ class TrajectoryTrainer(GRPOTrainer):
         return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if self.mode == "train":
+            self.step_is_idle = self.step_is_idle and bool(inputs.get("idle", False))
         parts = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
         # Losses that average over the rows of a micro-batch average over its parts, too; the others sum over tokens
         share = 1 / len(parts) if self.loss_type in _ROW_MEANS else 1.0
@@ -568,6 +643,10 @@ class TrajectoryTrainer(GRPOTrainer):
 
     def _loss_of_part(self, model: Any, inputs: dict[str, Any], share: float) -> torch.Tensor:
         beta = self.beta if self.kl_in_loss else 0.0
+        if "row_scale" in inputs and self.loss_type in _ROW_MEANS:
+            # The mean over rows counts those that were left out; advantages and KL are what the loss is linear in
+            inputs = {**inputs, "advantages": inputs["advantages"] * inputs["row_scale"]}
+            beta = beta * inputs["row_scale"].item()
         gradient = torch.is_grad_enabled() and not self.policy_frozen
         binding = self._binding(self._structure(inputs))
         with (
@@ -591,8 +670,20 @@ class TrajectoryTrainer(GRPOTrainer):
             for start in range(0, len(self._buffered_inputs), window):
                 chosen = slice(start, start + window)
                 self._buffered_inputs[chosen] = self._rearranged(self._buffered_inputs[chosen])
+                self._mark_idle(self._buffered_inputs[chosen])
             inputs = self._buffered_inputs[self._step % (self.args.steps_per_generation or 1)]
         return inputs
+
+    def _mark_idle(self, batches: list[dict[str, Any]]) -> None:
+        """Say in the micro-batches of an optimizer step whether all of them, of all processes, train nothing."""
+        if "row_scale" not in batches[0]:
+            return
+        tokens = torch.stack([self.sampled_mask(batch).sum() for batch in batches]).sum()
+        idle = self.accelerator.gather(tokens.reshape(1)).sum() == 0
+        for batch in batches:
+            batch["idle"] = idle
+        if idle:
+            logger.warning("Every episode of a step was left out of the update, so the step changes nothing.")
 
     def _rearranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """

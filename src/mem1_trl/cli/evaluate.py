@@ -66,7 +66,8 @@ class EvalArguments:
         keywords (`bool`, *optional*, defaults to `False`):
             Whether to ask the bundled questions in search words, such as "capital of France".
         corpus (`str`, *optional*):
-            File or id of a data set of passages. `None` searches the bundled facts.
+            File or id of a data set of passages, a directory that `mem1 index` wrote, or the address of a retriever
+            (`http://...`). `None` searches the bundled facts.
         corpus_split (`str`, *optional*, defaults to `"train"`):
             Split of the passages.
         corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
@@ -143,7 +144,8 @@ class EvalArguments:
     corpus: str | None = field(
         default=None,
         metadata={
-            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages. `None` searches the bundled facts."
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a directory of `mem1 index`, or the "
+            "address of a retriever (http://...). `None` searches the bundled facts."
         },
     )
     corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
@@ -272,6 +274,8 @@ def _environments(options: EvalArguments) -> Any:
     from ..tasks import FILE_LOADERS
 
     path = Path(options.corpus)
+    if options.corpus.startswith(("http://", "https://")) or (path / "index.json").is_file():
+        return RetrievalQAEnvironment.factory(options.corpus, top_k=options.top_k)
     if path.suffix in FILE_LOADERS:
         if not path.is_file():
             raise CommandError(f"there is no file {options.corpus!r} for the corpus")

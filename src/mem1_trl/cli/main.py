@@ -11,7 +11,9 @@ from ..version import __version__
 
 COMMANDS = {
     "eval": ("evaluate", "evaluate an agent on tasks of more and more objectives"),
+    "index": ("index", "write a search index of a corpus to disk"),
     "report": ("report", "write what a run found as one HTML page with plots"),
+    "retriever": ("retriever", "search a corpus over HTTP, with the API of Search-R1"),
     "trajectories": ("trajectories", "print episodes of an evaluation, turn by turn"),
 }
 """Command -> its module below this package, and what it does. A module is imported when its command is used."""

@@ -7,6 +7,7 @@ from .text_worlds import (
     ScienceWorldEnvironment,
     TextWorldExpressEnvironment,
 )
+from .web_qa import WebQAEnvironment
 from .webshop import WebShop, WebShopEnvironment, load_webshop
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "RetrievalQAEnvironment",
     "ScienceWorldEnvironment",
     "TextWorldExpressEnvironment",
+    "WebQAEnvironment",
     "WebShop",
     "WebShopEnvironment",
     "load_webshop",

@@ -1,0 +1,215 @@
+"""Question answering on the web: search, visit, read on, answer (MEM1, arXiv 2506.15841, section on online web QA)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..web import CachedSearch, Fetcher, FetchError, Page, PageFetcher, WebCache, WebResult, WebSearch
+from .qa import QuestionAnswering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NUMBER = re.compile(r"\[?(\d{1,3})[\].]?")
+
+
+class WebQAEnvironment(QuestionAnswering):
+    """
+    Answer `N` questions with a search engine and the pages it finds.
+
+    The actions are `search` (numbered titles, addresses and snippets), `visit` (the text of a page, its first part), `read_more`
+    (the next part) and `answer`. It follows the protocol of TRL's `environment_factory`; rewards are those of
+    [`RetrievalQAEnvironment`]. What pages say is only ever text: a page that cannot be read, or must not be, is an observation
+    that says so, while a search engine that fails is an error.
+
+    Args:
+        search ([`~mem1_trl.web.WebSearch`]):
+            The search engine; shared by all episodes.
+        fetcher ([`~mem1_trl.web.PageFetcher`]):
+            Loads pages; shared by all episodes.
+        top_k (`int`, *optional*, defaults to `5`):
+            Number of results per search.
+        page_length (`int`, *optional*, defaults to `3000`):
+            Length of the part of a page that is shown at once: characters, or tokens if `tokenizer` is given. The
+            rollout cuts an observation at `max_observation_length` tokens; what is cut there is lost, so parts should be
+            shorter. English has about four characters to a token.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Counts `page_length` in its tokens. It must be a fast one.
+
+    Attributes:
+        done (`bool`):
+            Whether the agent has answered, which ends the episode.
+        final_answer (`str` or `None`):
+            The recorded answer.
+
+    Example:
+
+    ```python
+    >>> from mem1_trl.environments import WebQAEnvironment
+    >>> from mem1_trl.web import SerperSearch, WebCache
+
+    >>> make_env = WebQAEnvironment.factory(SerperSearch(), cache=WebCache("web.sqlite"))
+    ```
+    """
+
+    def __init__(
+        self,
+        search: WebSearch,
+        fetcher: PageFetcher,
+        top_k: int = 5,
+        page_length: int = 3000,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if top_k < 1:
+            raise ValueError(f"`top_k` is {top_k}: a search needs at least one result.")
+        if page_length < 1:
+            raise ValueError(f"`page_length` is {page_length}: a part of a page has at least one character or token.")
+        if tokenizer is not None and not tokenizer.is_fast:
+            raise ValueError("`tokenizer` must be a fast one, which knows where its tokens stand in the text.")
+        super().__init__()
+        self._search = search
+        self._fetcher = fetcher
+        self._top_k = top_k
+        self._page_length = page_length
+        self._tokenizer = tokenizer
+        self._results: list[WebResult] = []
+        self._page: Page | None = None
+        self._parts: list[str] = []
+        self._part = 0
+
+    @classmethod
+    def factory(
+        cls,
+        search: WebSearch,
+        fetcher: PageFetcher | None = None,
+        cache: WebCache | None = None,
+        top_k: int = 5,
+        page_length: int = 3000,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Callable[[], WebQAEnvironment]:
+        """
+        A factory for `environment_factory`; all instances share search engine, fetcher and cache.
+
+        Args:
+            search ([`~mem1_trl.web.WebSearch`]):
+                The search engine, such as [`~mem1_trl.web.SerperSearch`], [`~mem1_trl.web.SearxngSearch`] or
+                [`~mem1_trl.web.LocalWeb`].
+            fetcher ([`~mem1_trl.web.PageFetcher`], *optional*):
+                Loads pages. `None` takes `search` if it has pages of its own ([`~mem1_trl.web.LocalWeb`]), else a
+                [`~mem1_trl.web.Fetcher`] with its defaults.
+            cache ([`~mem1_trl.web.WebCache`], *optional*):
+                Remembers searches, and the pages of the default fetcher. A fetcher of your own takes it itself.
+            top_k, page_length, tokenizer (*optional*):
+                As in [`WebQAEnvironment`].
+
+        Returns:
+            `Callable[[], WebQAEnvironment]`: takes no argument.
+
+        Raises:
+            `TypeError`: if `search` or `fetcher` lacks its method.
+        """
+        if not isinstance(search, WebSearch):
+            raise TypeError(f"`search` is a {type(search).__name__} without a method `search(query, top_k)`.")
+        if fetcher is None:
+            fetcher = search if isinstance(search, PageFetcher) else Fetcher(cache=cache)
+        if not isinstance(fetcher, PageFetcher):
+            raise TypeError(f"`fetcher` is a {type(fetcher).__name__} without a method `fetch(url)`.")
+        engine = CachedSearch(search, cache) if cache is not None else search
+        cls(engine, fetcher, top_k, page_length, tokenizer)  # what is wrong is said now
+        return partial(cls, engine, fetcher, top_k, page_length, tokenizer)
+
+    def reset(self, *args: Any, **row: Any) -> str | None:
+        """Start an episode; see [`RetrievalQAEnvironment.reset`]."""
+        self._results, self._page, self._parts, self._part = [], None, [], 0
+        return super().reset(*args, **row)
+
+    def search(self, query: str) -> str:
+        """
+        Search the web.
+
+        Args:
+            query: A few keywords about one question.
+
+        Returns:
+            Numbered results, best first, each with title, address and snippet.
+        """
+        if not query.strip():
+            return "The query is empty: write a few keywords.\n"
+        self._results = self._search.search(query.strip(), self._top_k)
+        if not self._results:
+            return "Nothing was found.\n"
+        return "\n".join(
+            f"{number}. {result.title}\nURL: {result.url}\n{result.snippet}\n"
+            for number, result in enumerate(self._results, start=1)
+        )
+
+    def visit(self, url: str) -> str:
+        """
+        Open a web page and read its first part.
+
+        Args:
+            url: The address of the page, or the number of a result of the last search.
+
+        Returns:
+            Title, address and text of the page.
+        """
+        number = _NUMBER.fullmatch(url.strip())
+        if number is not None:
+            place = int(number[1])
+            if not 1 <= place <= len(self._results):
+                return f"The last search has no result {place}: give the address of the page.\n"
+            url = self._results[place - 1].url
+        try:
+            self._page = self._fetcher.fetch(url)
+        except FetchError as error:
+            return f"This page cannot be read. {error}\n"
+        self._parts = self._split(self._page.text)
+        self._part = 0
+        return self._show()
+
+    def read_more(self) -> str:
+        """
+        Read the next part of the page that was opened last.
+
+        Returns:
+            Title, address and text of the page.
+        """
+        if self._page is None:
+            return "No page is open: visit one first.\n"
+        if self._part + 1 == len(self._parts):
+            return "That was the end of the page.\n"
+        self._part += 1
+        return self._show()
+
+    def _show(self) -> str:
+        assert self._page is not None
+        head = f"Title: {self._page.title}\nURL: {self._page.url}\n"
+        if len(self._parts) > 1:
+            head += f"Part {self._part + 1} of {len(self._parts)}\n"
+        end = "\n"
+        if self._page.cut and self._part + 1 == len(self._parts):
+            end = "\n[the page is longer than what was loaded]\n"
+        return f"{head}\n{self._parts[self._part]}{end}"
+
+    def _split(self, text: str) -> list[str]:
+        """Parts of at most `page_length`, cut between lines or words where one is near."""
+        parts = []
+        while text:
+            end = self._reach(text)
+            if end < len(text):
+                near = max(text.rfind("\n", end - end // 5, end), text.rfind(" ", end - end // 10, end))
+                end = near + 1 if near > 0 else end
+            parts.append(text[:end].strip())
+            text = text[end:].lstrip()
+        return parts
+
+    def _reach(self, text: str) -> int:
+        """How many characters of the text fit into one part."""
+        if self._tokenizer is None:
+            return min(len(text), self._page_length)
+        head = text[: self._page_length * 32]  # no need to tokenize a book for its first page
+        places = self._tokenizer(head, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return max(1, places[self._page_length - 1][1]) if len(places) > self._page_length else len(head)

@@ -1,0 +1,48 @@
+"""Reward functions and the episodes that they are not asked about, because an environment failed."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+
+def skip_rows(function: Any, skipped: list[bool]) -> Any:
+    """
+    A reward function that is not asked about some rows, for which it gives 0.
+
+    Reward functions are written for episodes; one that never began has no turns, perhaps no environment. Reward models get texts
+    only, and stay as they are.
+    """
+    if isinstance(function, torch.nn.Module):
+        return function
+    kept = [index for index, skip in enumerate(skipped) if not skip]
+
+    def chosen(kwargs: dict[str, Any]) -> dict[str, Any]:
+        rows = {key: [v[i] for i in kept] if _is_column(v, len(skipped)) else v for key, v in kwargs.items()}
+        if "log_extra" in kwargs:
+            rows["log_extra"] = lambda column, values: kwargs["log_extra"](column, spread(values, None))
+        return rows
+
+    def spread(values: Any, filler: Any) -> list[Any]:
+        result = [filler] * len(skipped)
+        for index, value in zip(kept, values, strict=True):
+            result[index] = value
+        return result
+
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+
+        async def ask(**kwargs: Any) -> list[Any]:
+            return spread(await function(**chosen(kwargs)) if kept else [], 0.0)
+
+        return ask
+
+    def call(**kwargs: Any) -> list[Any]:
+        return spread(function(**chosen(kwargs)) if kept else [], 0.0)
+
+    return call
+
+
+def _is_column(value: Any, rows: int) -> bool:
+    return isinstance(value, list) and len(value) == rows

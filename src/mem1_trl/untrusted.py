@@ -1,0 +1,98 @@
+"""Text that somebody else wrote: made harmless, so that no control token of a model comes out of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a chat template marks its messages with: <|im_end|>, [INST], <<SYS>>, <start_of_turn>
+_MARKER_IN_TEMPLATE = re.compile(r"<\|[^<>|\s]{1,40}\|>|\[/?[A-Z_]{2,30}\]|<</?[A-Z]{2,10}>>|</?[a-z]+_[a-z_]+>")
+_LOOKS_LIKE_CONTROL = re.compile(r"^(<.*>|\[.*\]|\{.*\}|<.*|\|.*\|)$", re.DOTALL)
+
+# Markers of common chat formats, whichever tokenizer reads them: a server behind an endpoint may have another
+_COMMON = (
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|begin_of_text|>", "<|end_of_text|>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<start_of_turn>", "<end_of_turn>",
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]", "<s>", "</s>",
+)  # fmt: skip
+
+_known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, str], tuple[re.Pattern[str], frozenset[int]]]]
+_known = WeakKeyDictionary()
+
+
+def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], frozenset[int]]:
+    """The control texts of a tokenizer as one pattern, and the token ids that no text of others may become."""
+    template = getattr(tokenizer, "chat_template", None)
+    template = template if isinstance(template, str) else ""
+    key = (len(getattr(tokenizer, "added_tokens_decoder", ())), template)
+    found = _known.get(tokenizer)
+    if found is not None and found[0] == key:
+        return found[1]
+    # Ordinary words that were added to the vocabulary are no control, and the unknown token is what unknown text becomes
+    texts = {token: index for token, index in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids)}
+    for index, added in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        if added.special or _LOOKS_LIKE_CONTROL.match(added.content.strip()):
+            texts[added.content] = index
+    texts.pop(getattr(tokenizer, "unk_token", None) or "", None)
+    markers = {*texts, *_COMMON, *_MARKER_IN_TEMPLATE.findall(template)}
+    unknown = getattr(tokenizer, "unk_token", None)
+    words = sorted((m for m in markers if len(m) > 1 and m != unknown), key=lambda m: (-len(m), m))
+    pattern = re.compile("|".join(map(re.escape, words)), re.IGNORECASE)
+    result = pattern, frozenset(texts.values())
+    _known[tokenizer] = (key, result)
+    return result
+
+
+def clean(text: str) -> str:
+    """The text without what no tokenizer or file can hold: a lone surrogate becomes `?`, NUL bytes go."""
+    return text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
+
+
+def break_markers(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """
+    The text with a space inside everything that marks a message or a tool call for a model.
+
+    `"<|im_end|>"` becomes `"< |im_end|>"`, and stays text however often it is encoded again, here or behind an endpoint. The
+    markers are the special tokens of the tokenizer, other tokens of its that look like control, what its chat template
+    writes, and those of common chat formats.
+    """
+    pattern, _ = _controls(tokenizer)
+    previous = None
+    while previous != text:  # a break may join what was cut by another marker
+        previous = text
+        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text
+
+
+def harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Text of others that goes into a prompt: without markers, NUL bytes and lone surrogates."""
+    return break_markers(tokenizer, clean(text))
+
+
+def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Token ids of text that somebody else wrote: a control token that is spelled out in it stays plain text.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Encodes the text.
+        text (`str`):
+            Any text.
+
+    Returns:
+        `list[int]`: None of them is a special token, or another that looks like control (`<tool_call>`), but for the
+        unknown token.
+    """
+    if not text:
+        return []
+    text = harmless(tokenizer, text)
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    _, forbidden = _controls(tokenizer)
+    # A normalizer may still make one of letters that are no marker as they stand
+    return [index for index in ids if index not in forbidden]

@@ -1,0 +1,140 @@
+"""Web addresses: what may be asked for, and which network addresses may be connected to."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin
+
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
+from .pages import FetchError
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[..., list[Any]]
+"""Takes the arguments of `socket.getaddrinfo`, and gives what it gives."""
+
+_PORTS = {"http": 80, "https": 443}
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """
+    An http(s) address, taken apart once: what is checked is what is connected to.
+
+    Attributes:
+        scheme (`str`):
+            `"http"` or `"https"`.
+        host (`str`):
+            Name or number of the host, lower case, without brackets.
+        port (`int`):
+            Port.
+        target (`str`):
+            Path and query.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """Host and, where it is not the usual one, port, as in the `Host` header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def url(self) -> str:
+        """The whole address, without a fragment."""
+        return self.origin + self.target
+
+
+def read_address(url: str, base: str | None = None) -> Address:
+    """
+    Take an address apart.
+
+    Args:
+        url (`str`):
+            The address.
+        base (`str`, *optional*):
+            Address of the page that it stands in, for one that is relative.
+
+    Raises:
+        [`FetchError`]: if it is not a plain http(s) address: another scheme, a user name, a port that is not a web
+            server's, or characters that different programs read differently.
+    """
+    url = url.strip()
+    if _FORBIDDEN.search(url):
+        raise FetchError(
+            "The address holds a space, a backslash or a control character: write it as it stands in the link."
+        )
+    if base is not None:
+        url = urljoin(base, url)
+    if "://" not in url or url.split("://", 1)[0].lower() not in _PORTS:
+        raise FetchError(f"{url[:200]!r} is no web address: write all of it, beginning with http:// or https://.")
+    try:
+        parsed = parse_url(url)
+        host = (parsed.host or "").lower().removeprefix("[").removesuffix("]").rstrip(".")
+    except (LocationParseError, UnicodeError, ValueError):
+        raise FetchError(f"{url[:200]!r} is no web address.") from None
+    if parsed.auth is not None:
+        raise FetchError("Addresses with a user name or password are not visited.")
+    if not host or "%" in host:
+        raise FetchError(f"{url[:200]!r} names no host.")
+    scheme = parsed.scheme or ""
+    port = parsed.port or _PORTS[scheme]
+    if port not in _PORTS.values() and port < 1024:
+        raise FetchError(f"Port {port} is not that of a web server.")
+    target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
+    return Address(scheme, host, port, target)
+
+
+def is_public(address: IpAddress) -> bool:
+    """
+    Whether a network address belongs to the public internet.
+
+    Private, loopback, link-local (the metadata services of clouds), shared, reserved and multicast addresses do not, nor
+    do IPv6 addresses that hold such an IPv4 address: mapped, 6to4, Teredo and NAT64.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        held = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if any(address in network for network in _NAT64):
+            held.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        inner = [ip for ip in held if ip is not None]
+        if inner:
+            return all(is_public(ip) for ip in inner)
+        if address.is_site_local:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def resolve(address: Address, allow_private: bool, resolver: Resolver = socket.getaddrinfo) -> list[str]:
+    """
+    The network addresses of a host that may be connected to. The connection must go to one of these very addresses: a second
+    look-up may give others (DNS rebinding).
+
+    Raises:
+        [`FetchError`]: if the host is not known, or has private addresses only.
+    """
+    try:
+        answers = resolver(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise FetchError(f"There is no host {address.host!r}.", passing=True) from None
+    found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    usable = [ip for ip in found if allow_private or is_public(ipaddress.ip_address(ip.split("%")[0]))]
+    if not usable:
+        raise FetchError(f"{address.host!r} is in a private network, which is not visited.")
+    return usable

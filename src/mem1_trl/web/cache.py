@@ -1,0 +1,93 @@
+"""A file that remembers what the web said, so that a run can be repeated."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+_MODES = ("read_write", "replay")
+
+
+class WebCache:
+    """
+    Pages and search results in one sqlite file. Threads and processes may share it.
+
+    Args:
+        path (`str` or `Path`):
+            The file; made if need be.
+        mode (`str`, *optional*, defaults to `"read_write"`):
+            `"read_write"` answers from the file what it holds, and adds what it does not; failures that may pass, such as
+            a time-out, are added but asked for again. `"replay"` answers from the file only, such failures included: a
+            run is repeated as it was, without a network, and what the file does not hold is an error.
+
+    Raises:
+        `ValueError`: if `mode` is neither of the two, or the file is something else.
+        `FileNotFoundError`: if there is no file to replay.
+    """
+
+    def __init__(self, path: str | Path, mode: str = "read_write") -> None:
+        if mode not in _MODES:
+            raise ValueError(f"`mode` is {mode!r}: it is 'read_write' or 'replay'; without a cache, pass none.")
+        if mode == "replay" and not Path(path).is_file():
+            raise FileNotFoundError(
+                f"There is no web cache {str(path)!r} to replay: record one with mode='read_write'."
+            )
+        self.path = str(path)
+        self.mode = mode
+        self._lock = threading.Lock()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        uri = Path(path).absolute().as_uri() + ("?mode=ro" if mode == "replay" else "")
+        try:
+            self._database = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
+            if mode == "read_write":
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute(
+                    "CREATE TABLE IF NOT EXISTS web (kind TEXT, key TEXT, value BLOB, passing INTEGER, written REAL, "
+                    "PRIMARY KEY (kind, key))"
+                )
+                self._database.commit()
+            self._database.execute("SELECT kind, key, value, passing, written FROM web LIMIT 1").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path!r} is no web cache ({error}): choose another file.") from None
+
+    def __reduce__(self) -> Any:
+        return WebCache, (self.path, self.mode)
+
+    def __len__(self) -> int:
+        """Number of pages and searches in it."""
+        with self._lock:
+            return int(self._database.execute("SELECT count(*) FROM web").fetchone()[0])
+
+    @property
+    def replay(self) -> bool:
+        """Whether nothing but the file answers."""
+        return self.mode == "replay"
+
+    def get(self, kind: str, key: str) -> Any:
+        """What is known about a key, `None` if nothing is, or nothing that lasts."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT value, passing FROM web WHERE kind = ? AND key = ?", (kind, key)
+            ).fetchone()
+        if row is None or (row[1] and not self.replay):
+            return None
+        return json.loads(zlib.decompress(row[0]))
+
+    def put(self, kind: str, key: str, value: Any, passing: bool = False) -> None:
+        """Remember something that is fit for JSON."""
+        data = zlib.compress(json.dumps(value).encode())
+        with self._lock:
+            self._database.execute(
+                "INSERT OR REPLACE INTO web VALUES (?, ?, ?, ?, ?)", (kind, key, data, int(passing), time.time())
+            )
+            self._database.commit()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()

@@ -1,0 +1,131 @@
+"""From the bytes of a page to what a person would read of it."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from importlib import import_module
+from typing import Any
+
+from .pages import FetchError
+
+_HTML = ("text/html", "application/xhtml+xml")
+_PLAIN = (
+    "text/plain",
+    "text/markdown",
+    "text/x-markdown",
+    "text/csv",
+    "application/json",
+    "text/xml",
+    "application/xml",
+)
+READABLE = (*_HTML, *_PLAIN)
+"""Content types that have text to read."""
+
+_META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_BLANKS = re.compile(r"\n{3,}")
+_EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", "cp9", "koi8")
+"""Encodings that nobody declares by accident, and whose bytes may be valid UTF-8."""
+
+
+def trafilatura() -> Any:
+    """The library that finds the text of a page."""
+    try:
+        return import_module("trafilatura")
+    except ImportError:
+        raise ImportError('Reading the web needs trafilatura: run `pip install "mem1-trl[web]"`.') from None
+
+
+def content_type(header: str | None) -> tuple[str, str | None]:
+    """Type and declared encoding of a `Content-Type` header; without one, a page is taken for HTML."""
+    kind, *parameters = (header or "text/html").split(";")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return kind.strip().lower(), value.strip().strip("\"'").lower() or None
+    return kind.strip().lower(), None
+
+
+def decode(body: bytes, declared: str | None) -> str:
+    """
+    Text of a body. Declarations are often wrong, and hardly any text in another encoding is valid UTF-8 by chance: so a
+    byte order mark counts first, then UTF-8 if it fits, then what is declared, then what the bytes look like.
+    """
+    for mark, name in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if body.startswith(mark):
+            return body[len(mark) :].decode(name if name == "utf-8" else f"{name}-{_endian(mark)}", "replace")
+    meta = _META.search(body[:4096])
+    names = [declared, meta[1].decode("ascii", "replace").lower() if meta else None]
+    explicit = [name for name in names if name and _known(name) and _known(name).startswith(_EXPLICIT)]
+    for encoding in [*explicit, "utf-8", *names]:
+        if encoding is None or not _known(encoding):
+            continue
+        try:
+            # Not to the end: a body that was cut may end within a character
+            return codecs.getincrementaldecoder(encoding)("strict").decode(body)
+        except (UnicodeError, LookupError):
+            continue
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(body[:50_000]).best()
+    western = best is None or all(character < "\u0250" for character in str(best))
+    # What browsers take pages of unknown origin for; the many Latin encodings cannot be told apart by a few accents
+    return body.decode("cp1252" if western else best.encoding, "replace")  # type: ignore[union-attr]
+
+
+def _endian(mark: bytes) -> str:
+    return "le" if mark == codecs.BOM_UTF16_LE else "be"
+
+
+def _known(name: str) -> str:
+    """Python's name of a text encoding, empty if it has none."""
+    try:
+        return codecs.lookup(name).name if codecs.lookup(name)._is_text_encoding else ""
+    except (LookupError, AttributeError):
+        return ""
+
+
+def _everything(page: str) -> str:
+    """All text of a page on which there is no article."""
+    from lxml import etree, html
+
+    try:
+        tree = html.document_fromstring(page)
+    except (etree.ParserError, ValueError):
+        return ""
+    for element in tree.xpath("//script | //style | //noscript | //template | //head"):
+        element.drop_tree()
+    lines = (" ".join(line.split()) for line in tree.text_content().splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def readable(body: bytes, kind: str, declared: str | None, url: str) -> tuple[str, str]:
+    """
+    Title and text of a page.
+
+    Args:
+        body (`bytes`):
+            The page.
+        kind (`str`):
+            Its content type, one of [`READABLE`].
+        declared (`str` or `None`):
+            The encoding that its header declares.
+        url (`str`):
+            Its address.
+
+    Raises:
+        [`FetchError`]: if there is no text on it.
+    """
+    if b"\0" in body[:1024] and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FetchError("This is no text, whatever its type says.")
+    text = decode(body, declared)
+    title = ""
+    if kind in _HTML:
+        library = trafilatura()
+        found = library.bare_extraction(text, url=url, include_comments=False, include_tables=True, with_metadata=True)
+        title = (found.title or "") if found is not None else ""
+        text = (found.text or "") if found is not None else _everything(text)
+    text = _BLANKS.sub("\n\n", text.replace("\0", "")).strip()
+    if not text:
+        raise FetchError("There is no text on this page.")
+    return " ".join(title.split()), text

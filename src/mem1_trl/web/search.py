@@ -1,0 +1,243 @@
+"""Search engines behind HTTP: Serper, SerpAPI and SearXNG; and a memory for any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+from .addresses import Address, read_address, resolve
+from .cache import WebCache
+from .exchange import Answer, exchange
+from .pages import FetchError, WebResult, WebSearch
+from .politeness import Locks
+
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_MAX_BYTES = 8_000_000
+
+
+class _Engine:
+    """
+    What the engines share: asking, trying again, and keeping the key to itself.
+
+    The key is read from the environment and stands in no message, log or representation.
+    """
+
+    name = ""
+    variable: str | None = None
+
+    def __init__(self, url: str, timeout: float, max_retries: int) -> None:
+        try:
+            self._address = read_address(url)
+        except FetchError as error:
+            raise ValueError(f"The address of {self.name} cannot be used: {error}") from None
+        self._timeout = timeout
+        self._max_retries = max_retries
+        self._key = ""
+        if self.variable is not None:
+            self._key = os.environ.get(self.variable, "").strip()
+            if not self._key:
+                raise ValueError(f"{self.name} needs a key: set the environment variable {self.variable}.")
+
+    def _ask(self, parameters: dict[str, Any], headers: dict[str, str], body: bytes | None = None) -> dict[str, Any]:
+        target = self._address.target + (f"?{urlencode(parameters)}" if parameters else "")
+        address = Address(self._address.scheme, self._address.host, self._address.port, target)
+        problem = ""
+        for attempt in range(self._max_retries + 1):
+            wait = 2.0**attempt * random.uniform(0.4, 0.6)
+            try:
+                answer = exchange(
+                    address,
+                    resolve(address, allow_private=True),  # the address is the user's, not the agent's
+                    self._timeout,
+                    _MAX_BYTES,
+                    method="GET" if body is None else "POST",
+                    headers={"Accept": "application/json", **headers},
+                    body=body,
+                )
+            except FetchError as error:
+                problem = str(error)
+            else:
+                if answer.status not in _BUSY:
+                    return self._read(answer)
+                problem = f"HTTP {answer.status}"
+                asked = answer.headers.get("Retry-After", "")
+                wait = min(60.0, float(asked)) if asked.isdigit() else wait
+            if attempt < self._max_retries:
+                time.sleep(wait)
+        raise ConnectionError(f"{self.name} gave no answer in {self._max_retries + 1} attempts ({problem}).")
+
+    def _read(self, answer: Answer) -> dict[str, Any]:
+        said = " ".join(answer.body[:300].decode("utf-8", "replace").split())
+        if self._key:
+            said = said.replace(self._key, "***")
+        if answer.status in (401, 403):
+            raise PermissionError(self._refused(answer.status, said))
+        try:
+            found = json.loads(answer.body)
+        except ValueError:
+            found = None
+        if answer.status != 200 or not isinstance(found, dict):
+            raise RuntimeError(f"{self.name} did not answer a search (HTTP {answer.status}: {said}).")
+        return found
+
+    def _refused(self, status: int, said: str) -> str:
+        return f"{self.name} refuses the key in {self.variable} (HTTP {status}: {said})."
+
+    @staticmethod
+    def _results(entries: Any, url: str, snippet: str, top_k: int) -> list[WebResult]:
+        found = []
+        for entry in entries or []:
+            if isinstance(entry, dict) and isinstance(entry.get(url), str):
+                title, text = (" ".join(str(entry.get(key) or "").split()) for key in ("title", snippet))
+                found.append(WebResult(title or entry[url], entry[url], text))
+        return found[:top_k]
+
+
+class SerperSearch(_Engine):
+    """
+    Google through Serper (serper.dev). The key is read from the environment variable `SERPER_API_KEY`.
+
+    Args:
+        url (`str`, *optional*, defaults to `"https://google.serper.dev/search"`):
+            Address of the API.
+        timeout (`float`, *optional*, defaults to `20.0`):
+            Seconds for a request.
+        max_retries (`int`, *optional*, defaults to `3`):
+            How often a request is tried again when nothing answers or the service is busy.
+        **parameters:
+            Further fields of each request, such as `gl="us"` and `hl="en"`.
+
+    Raises:
+        `ValueError`: if there is no key.
+    """
+
+    name = "Serper"
+    variable = "SERPER_API_KEY"
+
+    def __init__(
+        self,
+        url: str = "https://google.serper.dev/search",
+        timeout: float = 20.0,
+        max_retries: int = 3,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(url, timeout, max_retries)
+        self._parameters = parameters
+
+    def search(self, query: str, top_k: int = 10) -> list[WebResult]:
+        """The best results of a query, at most `top_k`."""
+        body = json.dumps({**self._parameters, "q": query, "num": top_k}).encode()
+        found = self._ask({}, {"X-API-KEY": self._key, "Content-Type": "application/json"}, body)
+        return self._results(found.get("organic"), "link", "snippet", top_k)
+
+
+class SerpApiSearch(_Engine):
+    """
+    Google, or another engine, through SerpAPI (serpapi.com). The key is read from the environment variable
+    `SERPAPI_API_KEY`.
+
+    Args:
+        url (`str`, *optional*, defaults to `"https://serpapi.com/search.json"`):
+            Address of the API.
+        engine (`str`, *optional*, defaults to `"google"`):
+            The search engine.
+        timeout (`float`, *optional*, defaults to `20.0`):
+            Seconds for a request.
+        max_retries (`int`, *optional*, defaults to `3`):
+            How often a request is tried again when nothing answers or the service is busy.
+        **parameters:
+            Further parameters of each request, such as `gl="us"` and `hl="en"`.
+
+    Raises:
+        `ValueError`: if there is no key.
+    """
+
+    name = "SerpAPI"
+    variable = "SERPAPI_API_KEY"
+
+    def __init__(
+        self,
+        url: str = "https://serpapi.com/search.json",
+        engine: str = "google",
+        timeout: float = 20.0,
+        max_retries: int = 3,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(url, timeout, max_retries)
+        self._parameters = {**parameters, "engine": engine}
+
+    def search(self, query: str, top_k: int = 10) -> list[WebResult]:
+        """The best results of a query, at most `top_k`."""
+        found = self._ask({**self._parameters, "q": query, "num": top_k, "api_key": self._key}, {})
+        return self._results(found.get("organic_results"), "link", "snippet", top_k)
+
+
+class SearxngSearch(_Engine):
+    """
+    A SearXNG instance, your own as a rule: no key, but it must allow JSON (`search.formats` in its `settings.yml`).
+
+    Args:
+        url (`str`):
+            Address of the instance, such as `"http://localhost:8080"`.
+        timeout (`float`, *optional*, defaults to `20.0`):
+            Seconds for a request.
+        max_retries (`int`, *optional*, defaults to `3`):
+            How often a request is tried again when nothing answers or the service is busy.
+        **parameters:
+            Further parameters of each request, such as `language="en"` and `engines="wikipedia"`.
+
+    Raises:
+        `ValueError`: if `url` is not an http(s) address.
+    """
+
+    name = "SearXNG"
+
+    def __init__(self, url: str, timeout: float = 20.0, max_retries: int = 3, **parameters: Any) -> None:
+        super().__init__(url.rstrip("/") + "/search", timeout, max_retries)
+        self._parameters = parameters
+
+    def search(self, query: str, top_k: int = 10) -> list[WebResult]:
+        """The best results of a query, at most `top_k`."""
+        found = self._ask({**self._parameters, "q": query, "format": "json"}, {})
+        return self._results(found.get("results"), "url", "content", top_k)
+
+    def _refused(self, status: int, said: str) -> str:
+        return f"The SearXNG instance gives no JSON (HTTP {status}): add json to `search.formats` in its settings.yml."
+
+
+class CachedSearch:
+    """
+    A search engine whose answers are remembered.
+
+    Args:
+        search ([`WebSearch`]):
+            The engine. In a replay it is not asked.
+        cache ([`WebCache`]):
+            Remembers what it found, by engine, query and number of results.
+    """
+
+    def __init__(self, search: WebSearch, cache: WebCache) -> None:
+        self._search = search
+        self._cache = cache
+        self._locks = Locks()
+
+    def search(self, query: str, top_k: int = 10) -> list[WebResult]:
+        """
+        The best results of a query, at most `top_k`.
+
+        Raises:
+            `LookupError`: in a replay, if this was not searched for when the run was recorded.
+        """
+        key = json.dumps([type(self._search).__name__, top_k, query])
+        with self._locks(key):
+            known = self._cache.get("search", key)
+            if known is None and self._cache.replay:
+                raise LookupError("This was not searched for when the run was recorded, and nothing is searched now.")
+            if known is None:
+                known = [[result.title, result.url, result.snippet] for result in self._search.search(query, top_k)]
+                self._cache.put("search", key, known)
+        return [WebResult(*result) for result in known]
