@@ -92,20 +92,25 @@ class ToolCallFormat:
     # Writing
 
     def _render(self, messages: Sequence[Mapping[str, Any]], prompt: bool, tools: Any = None) -> str:
-        return self.tokenizer.apply_chat_template(
-            list(messages),
+        conversation: Any = list(messages)
+        text = self.tokenizer.apply_chat_template(
+            conversation,
             tools=tools or None,  # some templates write a preamble for an empty list
             chat_template=self.chat_template,
             add_generation_prompt=prompt,
             tokenize=False,
             **self.chat_template_kwargs,
         )
+        assert isinstance(text, str)
+        return text
 
     def encode_task(self, messages: Sequence[Mapping[str, Any]], actions: ActionSet) -> list[int]:
         """Token ids of a task prompt: messages and the actions as tools, up to where the agent begins to write."""
+        conversation: Any = list(messages)
+        tools: Any = actions.schemas or None
         encoded: Any = self.tokenizer.apply_chat_template(
-            list(messages),
-            tools=actions.schemas or None,
+            conversation,
+            tools=tools,
             chat_template=self.chat_template,
             add_generation_prompt=True,
             tokenize=True,
@@ -173,7 +178,10 @@ class ToolCallFormat:
         """What the template writes behind a turn that called tools."""
         # One call only, since some templates allow no more; its name stands in the header of the result in others
         call = {"type": "function", "function": {"name": names[0], "arguments": {}}}
-        turn = [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        turn: list[Any] = [
+            {"role": "user", "content": "m1"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
         messages = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, results, strict=True)]
         before, whole = self._render(turn, False), self._render([*turn, *messages], True)
         end = self.tokenizer.eos_token
@@ -204,7 +212,10 @@ class ToolCallFormat:
     def _markup(self) -> re.Pattern[str]:
         """Markup of the template and the tokenizer, which nobody else may write."""
         call = {"type": "function", "function": {"name": "m1", "arguments": {"m1": "m1"}}}
-        turn = [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        turn: list[Any] = [
+            {"role": "user", "content": "m1"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
         whole = self._render([*turn, {"role": "tool", "name": "m1", "content": "m1"}], True)
         found = {*_MARKUP.findall(whole)}
         for tag in (self.protocol.state_tag, *self.protocol.scratch_tags, self.protocol.memory_tag):
@@ -248,8 +259,9 @@ class ToolCallFormat:
         """
         from trl.chat_template_utils import parse_response
 
+        tools: Any = actions.schemas
         try:
-            message = parse_response(self.tokenizer, list(ids), prefix=self._start, tools=actions.schemas)
+            message = parse_response(self.tokenizer, list(ids), prefix=self._start, tools=tools)
         except Exception:  # a transform of the template that does not fit; TRL catches what does not parse
             message = {"role": "assistant", "content": self.tokenizer.decode(list(ids), skip_special_tokens=True)}
         state, span, content = self._state(message, text)
