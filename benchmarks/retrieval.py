@@ -11,7 +11,7 @@ names. Queries are a title with a word of its passage (keywords), or a question 
 1. `mem1 index` in a process of its own: time, its largest memory, size on disk.
 2. A process that loads the index and searches: what of its memory is its own, and what is mapped and shared.
 3. Queries per second: all lists walked through and the scores of all passages partitioned (bm25s, as [`Bm25Index`] did it
-   before), bm25s with numba if that is installed, and [`Bm25Index.search`]. They must find the same passages.
+   before), bm25s with numba (`--numba`), and [`Bm25Index.search`]. They must find the same passages.
 4. The same over HTTP: a server process, 16 clients.
 """
 
@@ -186,7 +186,7 @@ def speed_case(args: argparse.Namespace, report: Report, index: Bm25Index, name:
         "num_docs": len(index),
     }
     variants: dict[str, Any] = {}
-    for backend in ("numpy", "numba") if bm25s.NUMBA_AVAILABLE else ("numpy",):
+    for backend in ("numpy", "numba") if args.numba else ("numpy",):
         bm25 = bm25s.BM25(backend=backend)
         bm25.scores, bm25.nonoccurrence_array = arrays, None
         bm25.vocab_dict, bm25.unique_token_ids_set = {"": -1}, range(len(postings._best))
@@ -240,6 +240,7 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--passages", type=int, default=1_000_000, help="size of the corpus")
         parser.add_argument("--queries", type=int, default=500, help="queries of one repetition")
+        parser.add_argument("--numba", action="store_true", help="bm25s with numba too, which must be installed")
         parser.add_argument(
             "--directory", type=Path, default=None, help="where corpus and index go (default: temporary)"
         )

@@ -18,7 +18,8 @@ class HubServer(ThreadingHTTPServer):
     Repositories in memory.
 
     Attributes:
-        files (`dict[str, dict[str, bytes]]`): Content of each file of each repository, such as `files["me/model"]["README.md"]`.
+        files (`dict[str, dict[str, bytes]]`): Content of each file of each repository, such as `files["me/model"]["README.md"]`,
+            for a data set `files["datasets/me/data"]["README.md"]`.
         commits (`list[str]`): Titles of the commits.
         requests (`list[str]`): Method and path of every request.
     """
@@ -75,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, action in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
-                action(self, body, *match.groups())
+                action(self, body, *(part and part.removeprefix("models/") for part in match.groups()))
                 return
         self._answer(404, {"error": f"no route for {self.command} {path}"})
 
@@ -87,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, body: bytes) -> None:
         request = json.loads(body)
         repo = f"{request.get('organization') or 'me'}/{request['name']}"
+        if request.get("type", "model") != "model":
+            repo = f"{request['type']}s/{repo}"
         self.server.files.setdefault(repo, {})
         self._answer(200, {"url": f"{self.server.url}/{repo}", "name": repo, "id": "1"})
 
@@ -133,7 +136,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         siblings = [{"rfilename": name} for name in self.server.files[repo]]
         self._answer(
-            200, {"id": repo, "modelId": repo, "sha": "0" * 40, "siblings": siblings, "tags": [], "private": False}
+            200,
+            {
+                "id": repo.removeprefix("datasets/"),
+                "sha": "0" * 40,
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            },
         )
 
     def tree(self, body: bytes, repo: str, folder: str | None) -> None:
@@ -159,16 +169,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, content, ETag=tag, X_Repo_Commit="0" * 40, Content_Type="application/octet-stream")
 
 
-_REPO = r"([\w.-]+/[\w.-]+)"
+_REPO = r"((?:datasets/)?[\w.-]+/[\w.-]+)"
+_OF_TYPE = r"((?:models|datasets)/[\w.-]+/[\w.-]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.who),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate),
-    ("POST", rf"/api/models/{_REPO}/preupload/main", _Handler.preupload),
+    ("POST", rf"/api/{_OF_TYPE}/preupload/main", _Handler.preupload),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     ("PUT", r"/objects/(\w+)", _Handler.upload),
-    ("POST", rf"/api/models/{_REPO}/commit/main", _Handler.commit),
-    ("GET", rf"/api/models/{_REPO}/tree/\w+(/.*)?", _Handler.tree),
-    ("GET", rf"/api/models/{_REPO}(?:/revision/\w+)?", _Handler.info),
+    ("POST", rf"/api/{_OF_TYPE}/commit/main", _Handler.commit),
+    ("GET", rf"/api/{_OF_TYPE}/tree/\w+(/.*)?", _Handler.tree),
+    ("GET", rf"/api/{_OF_TYPE}(?:/revision/\w+)?", _Handler.info),
     ("GET HEAD", rf"/{_REPO}/resolve/\w+/(.+)", _Handler.resolve),
 ]

@@ -78,6 +78,51 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, actor_path, k
     check(play(tmp_path, actor_path, kind, *places), places)
 
 
+def play_together(directory: Path, actor_path: str, name: str, place: str = "-", rank: int = 0) -> tuple[int, list]:
+    """Exit status of a run of two processes, and the diary of each."""
+    script = str(SCRIPT.with_name("killed_processes.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CI": "1"}
+    done = subprocess.run(
+        [*command, actor_path, str(directory), name, place, str(rank)],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    if place == "-":
+        assert done.returncode == 0, done.stderr[-3000:]
+    diaries = [directory / f"{name}-{process}.jsonl" for process in range(2)]
+    return done.returncode, [[json.loads(line) for line in path.read_text().splitlines()] for path in diaries]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "rank", "resumed_from"),
+    [("in_a_rollout", 1, "checkpoint-2"), ("before_the_mark", 0, "checkpoint-2")],
+)
+def test_two_processes_of_which_one_is_killed_go_on_exactly(tmp_path, actor_path, place, rank, resumed_from):
+    """Each process finds its own rows, samples and random states again."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    _, whole = play_together(tmp_path / "whole", actor_path, "first")
+    status, first = play_together(tmp_path / "killed", actor_path, "first", place, rank)
+    assert status != 0
+    _, second = play_together(tmp_path / "killed", actor_path, "second")
+    assert whole[0][-1]["weights"] == whole[1][-1]["weights"]
+    assert whole[0][-1]["random"] != whole[1][-1]["random"], "each process has random numbers of its own"
+    for process in range(2):
+        *records, end = whole[process]
+        by_key = {("log", r["step"]) if "log" in r else ("rollout", r["rollout"]): r for r in records}
+        assert sum("rollout" in record for record in records) >= 3 and end["processes"] == 2
+        *resumed, resumed_end = second[process]
+        assert resumed and resumed_end.pop("resumed_from") == resumed_from
+        for record in [*first[process], *resumed]:
+            key = ("log", record["step"]) if "log" in record else ("rollout", record["rollout"])
+            assert record == by_key[key], (process, key)
+        end.pop("resumed_from")
+        assert resumed_end == end
+    rollouts = [[r["tokens"] for r in records if "rollout" in r] for records in whole]
+    assert rollouts[0] != rollouts[1]
+
+
 def test_only_complete_checkpoints_are_found(tmp_path):
     for step in (2, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()

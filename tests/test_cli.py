@@ -71,7 +71,7 @@ def test_the_module_runs_as_the_command():
         (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no mem1_protocol.json at '/nowhere': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, or a directory)"),
         (["report", "/nowhere"], "mem1 report: '/nowhere' is not a directory: pass the output directory of a run."),
         (["report", ".", "--outptu", "x"], "mem1 report: an unknown option, 'outptu': did you mean 'output'?"),
-        (["trajectories", "/nowhere.jsonl"], "mem1 trajectories: there is no file '/nowhere.jsonl'"),
+        (["trajectories", "/nowhere.jsonl"], "mem1 trajectories: there is no file '/nowhere.jsonl': pass a .jsonl file of episodes, or the id of a data set."),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(capsys, args, sentence):

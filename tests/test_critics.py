@@ -47,6 +47,22 @@ def test_the_critic_shares_every_frozen_weight_with_the_policy(tmp_path, tokeniz
     assert sum(p.numel() for p in trainable) < 0.05 * sum(p.numel() for p in frozen)
 
 
+def test_what_a_critic_costs_is_counted_and_printed(tmp_path, tokenizer, actor_path, capsys):
+    """A second adapter and a head cost a few per cent of the policy's weights, a copy of the backbone nearly all of them."""
+    printed, shares = {}, {}
+    for kind, arguments in (("copy", {}), ("adapter", {"peft_config": LORA}), ("shared", {"value_model": "shared"})):
+        trainer = make(tmp_path, actor_path, tokenizer, **arguments)
+        policy = {id(p) for p in trainer.model.parameters()}
+        own = [p for p in trainer.value_model.parameters() if id(p) not in policy]
+        assert trainer.critic_bytes() == sum(4 * p.numel() for p in own)
+        shares[kind] = trainer.critic_bytes() / sum(4 * p.numel() for p in trainer.model.parameters())
+        count, trained = sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
+        printed[kind] = capsys.readouterr().out
+        assert f"The critic has {count:,} parameters of its own ({trained:,} trained), which take " in printed[kind]
+        assert f"{shares[kind]:.2%} of the policy's weights" in printed[kind]
+    assert shares["shared"] < 0.01 < shares["adapter"] < 0.05 < 0.5 < shares["copy"] < 1.0
+
+
 @pytest.mark.parametrize("config", [
     LORA,
     LoraConfig(r=4, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM"),

@@ -290,7 +290,7 @@ def test_the_files_hold_all_and_give_it_back(tmp_path, tokenizer, actor):
     record = json.loads(path.read_text())
     assert list(record) == [
         "format", "name", "agent", "objectives", "settings", "count", "metrics", "stop_reasons", "errors", "retention",
-        "failures",
+        "failures", "environment",
     ]  # fmt: skip
     assert record["format"] == 1 and record["name"] == "a-2" and record["count"] == 1 and record["errors"] == 0.0
     assert record["metrics"]["f1"] == {"mean": 1.0, "stderr": 0.0, "low": 1.0, "high": 1.0, "count": 1}

@@ -294,7 +294,7 @@ def test_an_outage_of_three_batches_ends_the_run(tmp_path, tokenizer, actor):
     dataset = lookup_dataset(7).add_column("fails", order)
     trainer = make("grpo", tmp_path, actor, tokenizer, Frail, dataset, max_steps=9, shuffle_dataset=False)
     recorder = record(trainer)
-    with pytest.raises(RuntimeError, match="in every episode of 3 batches in a row.*resume from the last checkpoint"):
+    with pytest.raises(RuntimeError, match=r"in every episode of 3 batches in a row.*resume from the last checkpoint"):
         trainer.train()
     # Two in a row were bridged before
     assert len([logs for logs in recorder.logs if "loss" in logs]) == 6
@@ -341,7 +341,7 @@ def test_a_reset_that_says_too_much_fails_alone(tmp_path, tokenizer, actor):
 
 def test_environments_are_closed_at_the_end(tmp_path, tokenizer, actor):
     class Closing(LookupEnvironment):
-        made, closed = [], []  # noqa: RUF012
+        made, closed = [], []
 
         def __init__(self):
             Closing.made.append(self)

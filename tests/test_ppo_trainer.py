@@ -498,22 +498,12 @@ def test_bad_critics_are_refused(tmp_path, tokenizer, actor_path):
         ({"scale_rewards": "group"}, "scale_rewards='group' works on whole sequences or groups"),
         ({"importance_sampling_level": "sequence"}, "importance_sampling_level='sequence' works on whole sequences"),
         ({"loss_type": "vespo"}, "loss_type='vespo' works on whole sequences"),
-        ({"fsdp": "full_shard"}, "DeepSpeed and FSDP are not supported"),
+        ({"fsdp": "full_shard"}, "Mem1PPOTrainer does not support FSDP"),
     ],
 )
 def test_what_has_no_meaning_with_a_critic_is_refused(tmp_path, tokenizer, actor_path, kwargs, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         make(tmp_path, actor_path, tokenizer, **kwargs)
-
-
-def test_deepspeed_is_refused(tmp_path, tokenizer, actor_path):
-    args = Mem1PPOConfig(**trainer_arguments(tmp_path))
-    args.deepspeed = {"zero_optimization": {"stage": 2}}
-    with pytest.raises(ValueError, match="DeepSpeed and FSDP are not supported: use one process or DDP"):
-        Mem1PPOTrainer(
-            model=actor_path, args=args, train_dataset=lookup_dataset(), processing_class=tokenizer,
-            environment_factory=LookupEnvironment,
-        )  # fmt: skip
 
 
 # Saving

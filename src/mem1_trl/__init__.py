@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .scoring import score_trajectories
     from .tasks import compose_objectives
     from .trajectory import StopReason, Trajectory, Turn
+    from .trajectory_hub import load_trajectories, push_trajectories
 
 # Loaded on first use: `import mem1_trl` alone imports neither torch nor TRL
 _EXPORTS = {
@@ -28,6 +29,8 @@ _EXPORTS = {
     "Turn": "trajectory",
     "ValueModel": "critic",
     "compose_objectives": "tasks",
+    "load_trajectories": "trajectory_hub",
+    "push_trajectories": "trajectory_hub",
     "score_trajectories": "scoring",
 }
 
@@ -44,6 +47,8 @@ __all__ = [  # noqa: RUF022
     "ValueModel",
     "compose_objectives",
     "score_trajectories",
+    "push_trajectories",
+    "load_trajectories",
     "__version__",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import ProcessorMixin, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from .agent_settings import save_agent_settings
 from .environment_pool import EnvironmentFactory, EnvironmentPool
@@ -24,8 +26,9 @@ from .protocol import Mem1Protocol
 from .rewards import are_answers, score_answer
 from .rollout import Episode, Rollout, RolloutSettings
 from .tool_calls import ToolCallFormat
+from .tracking import choose, log_trajectories, print_trajectories
 from .trajectory import StopReason
-from .trl_adapter import TrajectoryTrainer
+from .trl_adapter import TrajectoryTrainer, instance_attribute
 from .untrusted import harmless
 
 if TYPE_CHECKING:
@@ -160,8 +163,11 @@ class Mem1Trainer(TrajectoryTrainer):
         self._episodes: list[Episode] = []
         self._ever_started = False
         self._lost_batches = 0
-        self._evaluated: list[tuple[dict[str, Any], Trajectory]] = []
+        self._evaluated: list[list[tuple[dict[str, Any], Trajectory]]] = []  # one list for each batch
+        self._eval_rows: int | None = None  # episodes that the evaluated data set asks for, if it has a length
+        self._eval_left: int | None = None
         self._card_evaluation: dict[str, float] | None = None
+        self._to_show: deque[Trajectory] = deque(maxlen=args.generation_batch_size)
         self.settings = RolloutSettings(
             max_turns=args.max_turns if self.pool is not None else 1,
             max_observation_length=args.max_observation_length,
@@ -376,7 +382,7 @@ class Mem1Trainer(TrajectoryTrainer):
                 trajectory.metrics.update(score_answer(answer, row["answers"]))
         self._log_episodes(trajectories)
         if self.mode == "eval" and self.args.save_eval_trajectories:
-            self._evaluated.extend(zip(rows, trajectories))
+            self._evaluated.append(list(zip(rows, trajectories)))
         return trajectories
 
     def _check_length(self, episode: Episode) -> None:
@@ -432,12 +438,19 @@ class Mem1Trainer(TrajectoryTrainer):
 
     def _log_episodes(self, trajectories: list[Trajectory]) -> None:
         records = self.gather_records([(t.metrics, str(t.stop_reason), t.error, bool(t.turns)) for t in trajectories])
-        for key in dict.fromkeys(key for metrics, *_ in records for key in metrics):
-            values = [metrics[key] for metrics, *_ in records if key in metrics]
-            self.log_metric(f"episode/{key}", sum(values) / len(values))
-        for reason in StopReason:
-            share = sum(stop == reason for _, stop, *_ in records) / len(records)
-            self.log_metric(f"episode/stop_reason/{reason}", share)
+        if self.mode == "eval":
+            # One by one, so that the mean is that of all episodes however the last batch comes out
+            records = self._without_repeats(records)
+            groups = [[record] for record in records]
+        else:
+            groups = [records]
+        for group in groups:
+            for key in dict.fromkeys(key for metrics, *_ in group for key in metrics):
+                values = [metrics[key] for metrics, *_ in group if key in metrics]
+                self.log_metric(f"episode/{key}", sum(values) / len(values))
+            for reason in StopReason:
+                share = sum(stop == reason for _, stop, *_ in group) / len(group)
+                self.log_metric(f"episode/stop_reason/{reason}", share)
         if self.pool is not None:
             counts = self.gather_records([self.pool.caller.counts.take()])
             for name, value in fault_metrics(counts).items():
@@ -473,6 +486,52 @@ class Mem1Trainer(TrajectoryTrainer):
                 f"{errors[0]}"
             )
 
+    def _without_repeats(self, records: list[Any]) -> list[Any]:
+        """
+        The episodes of an evaluation batch of all processes, without those that were played to fill the last batch.
+
+        Accelerate gives every process equally many rows and begins the data set anew for that.
+        """
+        if self._eval_left is None:
+            return records
+        kept = records[: self._eval_left]
+        self._eval_left -= len(kept)
+        return kept
+
+    def rewarded(self, trajectories: list[Trajectory]) -> None:
+        if not self.log_completions:
+            return
+        everywhere = self.gather_records(trajectories)
+        if self.accelerator.is_main_process:
+            self._to_show.extend(everywhere)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Log numbers as TRL does and, with `args.log_completions`, the episodes since the last entry.
+
+        They are printed turn by turn instead of in TRL's table of completions (which still goes to the trackers and to
+        `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
+        """
+        prefix = "" if self.mode == "train" else "eval_"
+        with instance_attribute(self, "num_completions_to_print", 0):
+            super().log(logs, start_time)
+        if not self._to_show:
+            return
+        trajectories = list(self._to_show)
+        self._to_show.clear()
+        sample, step = choose(trajectories, self.num_completions_to_print), self.state.global_step
+        print_trajectories(sample, f"{prefix.replace('_', ' ')}step {step}", self.tokenizer)
+        boards = [c for c in self.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
+        log_trajectories(
+            trajectories,
+            step,
+            list(self.args.report_to or []),
+            self.tokenizer,
+            name=f"{prefix}trajectories",
+            sample=sample,
+            writer=boards[0].tb_writer if boards else None,
+        )
+
     # Evaluation
 
     def evaluate(
@@ -494,14 +553,28 @@ class Mem1Trainer(TrajectoryTrainer):
             self._save_evaluation(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
         return metrics
 
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in [`~transformers.Trainer.evaluation_loop`], knowing how many episodes the data set asks for."""
+        dataset = getattr(dataloader, "dataset", None)
+        samples = self.num_generations_eval or 1
+        self._eval_rows = len(dataset) * samples if isinstance(dataset, Dataset) else None
+        self._eval_left = self._eval_rows
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
     def _save_evaluation(self, name: str) -> None:
         """Write the episodes of all processes as [`Evaluation.save`] does."""
         local = [
-            evaluate_episode(trajectory, row, self.tokenizer, self.protocol, self.args.context)
-            for row, trajectory in self._evaluated
+            [
+                evaluate_episode(trajectory, row, self.tokenizer, self.protocol, self.args.context)
+                for row, trajectory in batch
+            ]
+            for batch in self._evaluated
         ]
         self._evaluated = []
-        tasks = self.gather_records(local)
+        # Batches go round the processes, so the order of the data set is batch by batch, process by process
+        numbered = [(number, task) for number, batch in enumerate(local) for task in batch]
+        gathered = sorted(self.gather_records(numbered), key=lambda item: item[0])
+        tasks = [task for _, task in gathered][: self._eval_rows]
         if not tasks or not self.is_world_process_zero():  # of several data sets, each was saved on its own
             return
         settings = {

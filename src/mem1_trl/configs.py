@@ -202,6 +202,16 @@ class Mem1GRPOConfig(GRPOConfig):
             )
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(f"eval_temperature={self.eval_temperature} is negative: use 0.0 for greedy decoding.")
+        if self.use_liger_kernel:
+            raise ValueError(
+                "`use_liger_kernel` is not supported: TRL is about to drop it, and its kernels have not been shown to keep the "
+                "positions of a prefix tree. Leave it False; the packed layout has its own kernels on a GPU."
+            )
+        if self.torch_compile:
+            raise ValueError(
+                "`torch_compile` is not supported: rows change in length and in their tree at every step, and a compiled "
+                "model has not been shown to give the same values. Leave it False."
+            )
         if self.max_tool_calling_iterations is not None:
             raise ValueError("`max_tool_calling_iterations` has no effect here: set `max_turns` instead.")
 

@@ -464,11 +464,10 @@ def followed_by(method: Callable[..., Any], convert: Callable[[Any], Any], **arg
 
 def closing_hook(environment: Any) -> Callable[[], Any] | None:
     """The method `close` of an environment, if it has one that takes no arguments and so is no action."""
-    method = getattr(type(environment), "close", None)
-    if not callable(method):
+    if inspect.getattr_static(type(environment), "close", None) is None:
         return None
-    bound = environment.close
-    return bound if takes_nothing(bound) else None
+    method = environment.close
+    return method if callable(method) and takes_nothing(method) else None
 
 
 def takes_nothing(method: Callable[..., Any]) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from .advantages import generalized_advantages, masked_whiten, token_rewards
@@ -14,11 +13,13 @@ from .attention import resolve_layout
 from .base_trainer import Mem1Trainer
 from .configs import Mem1PPOConfig
 from .critic import SharedValueHead, ValueModel, build_value_model, token_values
+from .critic_optimizer import FollowingOptimizer
 from .grpo_trainer import model_name
 from .losses import clipped_value_loss, explained_variance
 from .quantization import keep_trainable
 from .scoring import forward_rows
-from .trl_adapter import row_chunks
+from .sharding import refuse_sharded_weights
+from .trl_adapter import instance_attribute, row_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from .environment_pool import EnvironmentFactory
     from .protocol import Mem1Protocol
     from .trajectory import Trajectory
-
-logger = get_logger(__name__)
 
 CRITIC_DIRECTORY = "critic"
 
@@ -53,6 +52,8 @@ class _CriticSteps(TrainerCallback):
         self.trainer.log_metric("value/grad_norm", norm.item())
         if self.trainer.policy_frozen:
             self.trainer.model.zero_grad(set_to_none=True)
+        if self.trainer.critic_optimizer is not None:
+            self.trainer.critic_optimizer.step(self.trainer.optimizer)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.critic.zero_grad(set_to_none=True)
@@ -129,12 +130,9 @@ class Mem1PPOTrainer(Mem1Trainer):
             raise TypeError(
                 f"`args` is a {type(args).__name__}: pass a Mem1PPOConfig, since a critic needs settings that it does not have."
             )
-        if args.deepspeed or args.fsdp or args.deepspeed_plugin is not None:
-            raise ValueError(
-                "Mem1PPOTrainer keeps its critic outside of the policy's engine, so DeepSpeed and FSDP are not supported: "
-                "use one process or DDP, or Mem1GRPOTrainer."
-            )
+        refuse_sharded_weights(args)
         self._critic: torch.nn.Module | None = None
+        self.critic_optimizer: FollowingOptimizer | None = None
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -154,7 +152,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         )
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
-        self._critic = self.accelerator.prepare_model(self.value_model)
+        self._critic = self._wrap(self.value_model)
         self.value_layout = resolve_layout(self.value_model.backbone, self.layout)
         self.add_callback(_CriticSteps(self))
 
@@ -179,14 +177,32 @@ class Mem1PPOTrainer(Mem1Trainer):
                 critic.backbone.enable_input_require_grads()
         return critic
 
+    def _wrap(self, critic: torch.nn.Module) -> torch.nn.Module:
+        """The critic for data parallelism; beside a DeepSpeed engine, which `prepare_model` leaves to the caller, by hand."""
+        if not self.is_deepspeed_enabled:
+            return self.accelerator.prepare_model(critic)
+        device = self.accelerator.device
+        critic.to(device)
+        if self.args.bf16:
+            critic.forward = torch.autocast(device.type, dtype=torch.bfloat16)(critic.forward)
+        if self.accelerator.num_processes == 1:
+            return critic
+        return torch.nn.parallel.DistributedDataParallel(critic, device_ids=None if device.type == "cpu" else [device])
+
     def critic_bytes(self) -> int:
         """Bytes of weights that the critic adds to those of the policy."""
         policy = {id(p) for p in self.model.parameters()}
         return sum(p.nbytes for p in self.value_model.parameters() if id(p) not in policy)
 
     def _log_cost(self) -> None:
-        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
-        logger.info(f"The critic adds {extra / 1e6:,.1f} MB of weights, {extra / weights:.1%} of the policy's.")
+        policy = {id(p): p for p in self.model.parameters()}
+        own = [p for p in self.value_model.parameters() if id(p) not in policy]
+        extra, weights = self.critic_bytes(), sum(p.nbytes for p in policy.values())
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        self.accelerator.print(
+            f"The critic has {sum(p.numel() for p in own):,} parameters of its own ({trained:,} trained), which take "
+            f"{extra / 1e6:,.2f} MB: {extra / weights:.2%} of the policy's weights."
+        )
 
     @property
     def critic(self) -> torch.nn.Module:
@@ -213,13 +229,35 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.critic, self.value_model.backbone
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The policy's optimizer with a group for the critic, at its own learning rate."""
+        """The policy's optimizer with a group for the critic, at its own learning rate; DeepSpeed's knows the policy only."""
         optimizer = super().create_optimizer(*args, **kwargs)
+        critic = [p for p in self.critic.parameters() if p.requires_grad]
+        if self.is_deepspeed_enabled:
+            if self.critic_optimizer is None:
+                kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                settings = {**settings, "lr": self.args.value_learning_rate, "weight_decay": 0.0}
+                self.critic_optimizer = FollowingOptimizer(kind(critic, **settings))
+            return optimizer
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = [p for p in self.critic.parameters() if p.requires_grad and id(p) not in known]
+        parameters = [p for p in critic if id(p) not in known]
         if parameters:
             optimizer.add_param_group({"params": parameters, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
         return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in [`~transformers.Trainer.training_step`]; while the critic warms up, past a DeepSpeed engine, which would step."""
+        if not self.is_deepspeed_enabled:
+            return super().training_step(*args, **kwargs)
+
+        def backward(loss: torch.Tensor, **settings: Any) -> None:
+            if self.policy_frozen:
+                loss.backward()
+            else:
+                through_the_engine(loss, **settings)
+
+        through_the_engine = self.accelerator.backward
+        with instance_attribute(self.accelerator, "backward", backward):
+            return super().training_step(*args, **kwargs)
 
     # Credit
 
@@ -286,6 +324,10 @@ class Mem1PPOTrainer(Mem1Trainer):
 
     def save_extra(self, directory: str) -> None:
         self.value_model.save(Path(directory) / CRITIC_DIRECTORY)
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.save(Path(directory) / CRITIC_DIRECTORY)
 
     def load_extra(self, directory: str) -> None:
         self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load(Path(directory) / CRITIC_DIRECTORY)

@@ -173,9 +173,10 @@ class ProcessEnvironment:
         if process.is_alive():
             process.kill()
 
-    # No function, so that TRL's rule does not take it for an action
-    close = functools.partialmethod(_end)
-    """Close the environment and end its process."""
+    @property
+    def close(self) -> Callable[[], None]:
+        """Close the environment and end its process. A property, since TRL's rule takes every function for an action."""
+        return self._end
 
 
 def _forward(name: str, function: Callable[..., Any], static: bool) -> Callable[..., Any]:

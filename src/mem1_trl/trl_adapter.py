@@ -27,6 +27,7 @@ from .layouts import Row, RowBatch, build_row
 from .prefix_cache import PrefixCache
 from .quantization import keep_trainable
 from .scoring import LayoutModel
+from .sharding import refuse_parts
 from .unscored import skip_rows
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class TrajectoryTrainer(GRPOTrainer):
         self.add_callback(_Restore(self))
         self.add_callback(_SkipIdleSteps(self))
         keep_trainable(self.model)
+        refuse_parts(self.args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
         self.layout = resolve_layout(self.model, self.args.layout)
         if self.aux_loss_enabled and self.layout == "packed":
             # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
@@ -295,6 +297,9 @@ class TrajectoryTrainer(GRPOTrainer):
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         """Add to the batch that TRL has built. `rewards` has shape `(B,)`; NaN where nothing scored a trajectory."""
+
+    def rewarded(self, trajectories: list[Trajectory]) -> None:
+        """Called when the trajectories of a generation batch have their rewards."""
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
@@ -381,7 +386,7 @@ class TrajectoryTrainer(GRPOTrainer):
             cache = None if self._generates_together else self._prefix_cache
             hook = GenerateHook(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
             training = model.training
-            with self._greedy_in_eval(), _attribute(model, "generate", hook):
+            with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
                 ids, logprobs = super()._generate_single_turn(prompts, None, {}, 1)
             model.train(training)  # TRL's continuous batching leaves a model that is evaluated in training mode
             if logprobs is None and hook.logprobs is not None:
@@ -420,8 +425,8 @@ class TrajectoryTrainer(GRPOTrainer):
         if self.mode == "eval" and self.args.eval_temperature is not None:
             temperature = self.args.eval_temperature
         with (
-            _attribute(backend, "generation_kwargs", {**own, **extra}),
-            _attribute(backend, "temperature", temperature),
+            instance_attribute(backend, "generation_kwargs", {**own, **extra}),
+            instance_attribute(backend, "temperature", temperature),
         ):
             yield
 
@@ -455,7 +460,7 @@ class TrajectoryTrainer(GRPOTrainer):
     def _rollout(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
         try:
-            with _attribute(self.tokenizer, "response_template", self._response_template):
+            with instance_attribute(self.tokenizer, "response_template", self._response_template):
                 prompt_ids = self.encode_prompts(prompts)
                 self._trajectories = self.run_episodes(self._rows, prompt_ids)
         finally:
@@ -502,7 +507,7 @@ class TrajectoryTrainer(GRPOTrainer):
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         # TRL would parse each row as one turn, which it is not
         self._response_template = getattr(self.tokenizer, "response_template", None)
-        with _attribute(self.tokenizer, "response_template", None):
+        with instance_attribute(self.tokenizer, "response_template", None):
             outputs = super()._generate(prompts)
         if len(outputs) != 8:
             raise ImportError(
@@ -549,7 +554,7 @@ class TrajectoryTrainer(GRPOTrainer):
         functions = (
             [skip_rows(function, failed) for function in self.reward_funcs] if any(failed) else self.reward_funcs
         )
-        with _attribute(self, "reward_funcs", functions):
+        with instance_attribute(self, "reward_funcs", functions):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         left_out = torch.tensor(self._left_out, device=per_function.device)
         per_function[left_out] = torch.nan
@@ -589,6 +594,7 @@ class TrajectoryTrainer(GRPOTrainer):
             batch["num_items_in_batch"] = self.accelerator.gather(self.sampled_mask(batch).sum()).sum()
         assert self._local_rewards is not None
         self.extend_batch(batch, self._trajectories, self._local_rewards)
+        self.rewarded(self._trajectories)
         self._rows, self._trajectories = [], []
         return batch
 
@@ -603,7 +609,7 @@ class TrajectoryTrainer(GRPOTrainer):
 
     @contextmanager
     def _binding(self, structure: BoundStructure) -> Iterator[None]:
-        with _attribute(self, "_bound", structure):
+        with instance_attribute(self, "_bound", structure):
             yield
 
     def _get_per_token_logps_and_entropies(
@@ -651,8 +657,8 @@ class TrajectoryTrainer(GRPOTrainer):
         binding = self._binding(self._structure(inputs))
         with (
             binding,
-            _attribute(self, "beta", beta),
-            _attribute(self, "_in_loss", True),
+            instance_attribute(self, "beta", beta),
+            instance_attribute(self, "_in_loss", True),
             torch.set_grad_enabled(gradient),
         ):
             loss = super()._compute_loss(model, inputs)
@@ -759,7 +765,9 @@ class TrajectoryTrainer(GRPOTrainer):
             yield
             return
         kept = [name for name in adapters if name != "ref"]
-        with _attribute(self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)):
+        with instance_attribute(
+            self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)
+        ):
             yield
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -799,7 +807,7 @@ class TrajectoryTrainer(GRPOTrainer):
             self.accelerator.wait_for_everyone()
             mark_complete(directory, self.state.global_step)
 
-        with _attribute(self.state, "save_to_json", finish):
+        with instance_attribute(self.state, "save_to_json", finish):
             super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             self.accelerator.wait_for_everyone()
@@ -825,6 +833,8 @@ class TrajectoryTrainer(GRPOTrainer):
         """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
         if self._resumed_from is None:
             return
+        if self.is_deepspeed_enabled:  # which loads its own part of a checkpoint elsewhere than `Trainer` does
+            self.load_extra(self._resumed_from)
         replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
         if self._reference_moves:
             path = f"{self._resumed_from}/{REFERENCE_FILE}"
@@ -883,7 +893,7 @@ def _is_truncated(trajectory: Trajectory) -> bool:
 
 
 @contextmanager
-def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
+def instance_attribute(target: Any, name: str, value: Any) -> Iterator[None]:
     """Set an instance attribute for a while, and put back what was there (or nothing)."""
     missing = object()
     before = vars(target).get(name, missing)

@@ -31,7 +31,7 @@ def skip_rows(function: Any, skipped: list[bool]) -> Any:
             result[index] = value
         return result
 
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         async def ask(**kwargs: Any) -> list[Any]:
             return spread(await function(**chosen(kwargs)) if kept else [], 0.0)

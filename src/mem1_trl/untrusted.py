@@ -35,7 +35,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
     if found is not None and found[0] == key:
         return found[1]
     # Ordinary words that were added to the vocabulary are no control, and the unknown token is what unknown text becomes
-    texts = {token: index for token, index in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids)}
+    texts = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
     for index, added in getattr(tokenizer, "added_tokens_decoder", {}).items():
         if added.special or _LOOKS_LIKE_CONTROL.match(added.content.strip()):
             texts[added.content] = index

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from helpers import tiny_model, tiny_tokenizer
+from peft import LoraConfig
 from trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
 from transformers import TrainerCallback
 
@@ -36,22 +37,32 @@ def script(call: int, index: int, prompt: str) -> str:
 
 
 class SaveGradient(TrainerCallback):
+    """Gradients as the optimizer finds them: after all micro-batches, and after processes have averaged them."""
+
     def __init__(self):
         self.found = {}
+        self.critic = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        policy = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters()}
-        self.found = {"policy": policy}
+        for part, module in (("policy", model), ("critic", self.critic)):
+            if module is not None:
+                gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+                self.found[part] = {name.removeprefix("module."): g.clone() for name, g in gradients.items()}
 
 
 def main() -> None:
     kind, output, (per_device, accumulation, max_tokens) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
+    ppo = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}
+    # Both matrices of the adapter are random, so that both have gradients
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     trainer_class, config_class, extra = {
         "grpo": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2}),
         "grpo_mean": (Mem1GRPOTrainer, Mem1GRPOConfig, {"num_generations": 2, "loss_type": "grpo"}),
-        # Without a critic's randomness: it starts at zero. The discount makes every token's advantage its own
-        "ppo": (Mem1PPOTrainer, Mem1PPOConfig, {"beta": 0.0, "gamma": 0.97, "lam": 0.9}),
+        # The discount makes every token's advantage its own
+        **dict.fromkeys(("ppo", "adapter", "shared"), (Mem1PPOTrainer, Mem1PPOConfig, ppo)),
     }[kind]
+    arguments = {"adapter": {"peft_config": adapter}, "shared": {"value_model": "shared"}}.get(kind, {})
+    torch.manual_seed(0)
     saver = SaveGradient()
     trainer = trainer_class(
         model=tiny_model("llama"),
@@ -80,13 +91,12 @@ def main() -> None:
         environment_factory=LookupEnvironment,
         protocol=SHORT,
         callbacks=[saver],
+        **arguments,
     )
-    if kind == "ppo":
-        # Gradients of the critic are cleared by its own callback, so they are taken by a hook
-        for name, parameter in trainer.value_model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(
-                lambda p, name=name: saver.found.setdefault("critic", {}).update({name: p.grad.clone()})
-            )
+    if trainer_class is Mem1PPOTrainer:
+        # The head starts at zero, where nothing below it has a gradient
+        torch.nn.init.normal_(trainer.value_model.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+        saver.critic = trainer.value_model
     generator = None
 
     def generate_turn(prompts, stops):

@@ -8,7 +8,6 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from trl import TrlParser
@@ -167,10 +166,3 @@ def _described(hint: Any) -> str:
         else words[member]
         for member in _members(hint)
     )
-
-
-def existing_file(path: str) -> Path:
-    """A path to a file that exists, as `type` of an argument."""
-    if not Path(path).is_file():
-        raise CommandError(f"there is no file {path!r}")
-    return Path(path)

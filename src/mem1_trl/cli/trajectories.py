@@ -1,4 +1,4 @@
-"""`mem1 trajectories FILE.jsonl`"""
+"""`mem1 trajectories FILE.jsonl` or `mem1 trajectories REPO_ID`"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .options import CommandError, Parser, existing_file
+from .options import CommandError, Parser
 
 OUTCOMES = ("right", "partly", "wrong", "error", "unscored")
 
@@ -19,8 +19,11 @@ def run(args: Sequence[str]) -> None:
         description="Print episodes turn by turn: what the agent read, what it wrote, and what it then forgot.",
     )
     parser.add_argument(
-        "file", metavar="FILE.jsonl", type=existing_file, help="episodes, one on a line, as `mem1 eval` writes them"
+        "source",
+        metavar="FILE.jsonl",
+        help="episodes, one on a line, as `mem1 eval` writes them; or the id of a data set of them on the Hub",
     )
+    parser.add_argument("--split", default="train", help="part of a data set on the Hub (default: %(default)s)")
     parser.add_argument("--index", type=int, nargs="+", metavar="N", help="only the episodes of these tasks")
     parser.add_argument("--outcome", choices=OUTCOMES, help="only episodes that went so")
     parser.add_argument(
@@ -32,6 +35,14 @@ def run(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     if options.limit < 0:
         raise CommandError(f"--limit is {options.limit}: use 0 to print all episodes")
+
+    from ..trajectory_hub import trajectory_file
+
+    try:
+        file = trajectory_file(options.source, options.split)
+    except (FileNotFoundError, ValueError) as error:
+        text = str(error)
+        raise CommandError(text[:1].lower() + text[1:]) from None
 
     from rich.console import Console
 
@@ -46,7 +57,7 @@ def run(args: Sequence[str]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     console = Console()
     found = printed = 0
-    for position, record in enumerate(_records(options.file)):
+    for position, record in enumerate(_records(file)):
         index = record.get("index", position)
         if options.index is not None and index not in options.index:
             continue
@@ -61,11 +72,12 @@ def run(args: Sequence[str]) -> None:
             console.print(f"failed: {record['error']}", style="red", markup=False)
         trajectory = Trajectory.from_dict(record.get("trajectory") or record)
         if trajectory.turns:
-            print_trajectory(trajectory, tokenizer, console, prompt=record.get("prompt_text"))
+            prompt = record.get("prompt_text") or record.get("prompt")
+            print_trajectory(trajectory, tokenizer, console, prompt=prompt if isinstance(prompt, str) else None)
         else:
             console.print("no turn was played", style="dim")
     if not found:
-        raise CommandError(f"no episode of {str(options.file)!r} is what you asked for")
+        raise CommandError(f"no episode of {options.source!r} is what you asked for")
     if printed < found:
         console.print(f"{printed} of {found} episodes; --limit 0 prints all.", style="dim")
 
