@@ -15,13 +15,13 @@ class ChatServer(ThreadingHTTPServer):
     Speaks `POST /v1/chat/completions`.
 
     Args:
-        reply (callable): Text for a list of messages.
+        reply (callable): Text for a list of messages, or a whole message.
         include_stop (`bool`): Whether the stop string is left in the text, as `transformers serve` does, or out, as OpenAI.
     """
 
     daemon_threads = True
 
-    def __init__(self, reply: Callable[[list[dict[str, str]]], str], include_stop: bool = False):
+    def __init__(self, reply: Callable[[list[dict[str, Any]]], Any], include_stop: bool = False):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.reply = reply
         self.include_stop = include_stop
@@ -39,6 +39,9 @@ class ChatServer(ThreadingHTTPServer):
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         text, reason = self.reply(request["messages"]), "stop"
+        if isinstance(text, dict):  # a whole message, with tool calls
+            choice = {"index": 0, "message": text, "finish_reason": "tool_calls", "logprobs": None}
+            return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         for stop in request.get("stop") or []:
             if stop in text:
                 text = text[: text.index(stop) + (len(stop) if self.include_stop else 0)]
@@ -81,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(reply: Callable[[list[dict[str, str]]], str], **kwargs: Any) -> Iterator[ChatServer]:
+def serve(reply: Callable[[list[dict[str, Any]]], Any], **kwargs: Any) -> Iterator[ChatServer]:
     """A running [`ChatServer`]."""
     server = ChatServer(reply, **kwargs)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -396,7 +396,8 @@ def test_an_environment_may_own_the_tasks(tmp_path, tokenizer, actor):
     recorder = record(trainer)
     trainer.train()
     assert Tasks.made == 8 and len(recorder.losses) == 2
-    assert [tokenizer.decode(prompt) for prompt in generator.prompts[0]] == [
+    # Environments are reset at once, in no order
+    assert sorted(tokenizer.decode(prompt) for prompt in generator.prompts[0]) == [
         f"user:q{i}?;assistant:" for i in range(1, 5)
     ]
 
@@ -560,12 +561,15 @@ class WithoutReward(LookupEnvironment):
     get_reward = None
 
 
+NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
+
+
 @pytest.mark.parametrize(
     ("error", "kwargs", "words"),
     [
-        (ValueError, {"train_dataset": Dataset.from_dict({"question": ["a"] * 4})}, "no column 'prompt' .*question.*rename"),
-        (ValueError, {"eval_dataset": Dataset.from_dict({"question": ["a"] * 4})}, "eval dataset has no column 'prompt'"),
-        (ValueError, {"eval_dataset": {"x": Dataset.from_dict({"q": ["a"]})}}, "eval dataset 'x' has no column 'prompt'"),
+        (ValueError, {**NO_TOOLS, "train_dataset": Dataset.from_dict({"question": ["a"] * 4})}, "no column 'prompt' .*question.*rename"),
+        (ValueError, {**NO_TOOLS, "eval_dataset": Dataset.from_dict({"question": ["a"] * 4})}, "eval dataset has no column 'prompt'"),
+        (ValueError, {**NO_TOOLS, "eval_dataset": {"x": Dataset.from_dict({"q": ["a"]})}}, "eval dataset 'x' has no column 'prompt'"),
         (ValueError, {"environment": WithoutReset}, "WithoutReset has no `reset` method"),
         (ValueError, {"environment": WithoutReward}, "no reward: pass `reward_funcs`"),
         (ValueError, {"environment": None}, "no reward: pass `reward_funcs`"),
@@ -590,6 +594,24 @@ class WithoutReward(LookupEnvironment):
 )  # fmt: skip
 def test_bad_input_is_refused_at_once_in_one_sentence(tmp_path, tokenizer, error, kwargs, words):
     assert re.search(words, refused(error, tmp_path, tokenizer, **kwargs))
+
+
+def test_rows_without_prompts_need_an_environment_that_gives_the_task(tmp_path, tokenizer, actor):
+    """As in TRL, the columns of such rows are all that `reset` gets."""
+
+    class Seeded(LookupEnvironment):
+        def reset(self, seed: int) -> str:
+            super().reset(secret="1")
+            return f"q{seed}?"
+
+    dataset = Dataset.from_dict({"seed": [5] * 4})
+    trainer = make(tmp_path, actor, tokenizer, environment=Seeded, train_dataset=dataset, max_steps=1)
+    generator = scripted(trainer, tokenizer, lambda i: (1, i % 2))
+    trainer.train()
+    assert tokenizer.decode(generator.prompts[0][0]) == "user:q5?;assistant:"
+    trainer = make(tmp_path, actor, tokenizer, train_dataset=Dataset.from_dict({"question": ["a"] * 4}))
+    with pytest.raises(ValueError, match=r"no 'prompt'.*question.*LookupEnvironment returned no task: rename"):
+        trainer.train()
 
 
 def test_a_multimodal_processor_is_refused(tmp_path, tokenizer):

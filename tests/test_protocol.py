@@ -212,6 +212,65 @@ def test_scratch_is_dropped_and_the_rest_kept():
     assert Mem1Protocol().drop_scratch(text) == text
 
 
+# Brackets
+
+SHOP = Mem1Protocol.webshop()
+PAGES = ["search", "click"]
+
+
+@pytest.mark.parametrize(
+    ("text", "action", "argument"),
+    [
+        ("<answer>search[red shoes]</answer>", "search", "red shoes"),
+        ("<answer>\n click[Buy Now] \n</answer>", "click", "Buy Now"),
+        ("<answer>click[size [xl]]</answer>", "click", "size [xl]"),
+        ("<answer>click[]</answer>", "click", ""),
+        ("<answer>click</answer>", "click", ""),
+        ("<answer>search[two\nlines]</answer>", "search", "two\nlines"),
+    ],
+)
+def test_brackets_inside_the_answer_tag(text, action, argument):
+    said = f"<think>a < b</think><summary>wants shoes</summary>{text}"
+    turn = SHOP.parse(said, PAGES)
+    assert (turn.action, turn.action_input, turn.state) == (action, argument, "wants shoes")
+    assert said[slice(*turn.action_span)] == text
+
+
+@pytest.mark.parametrize("inner", ["buy[tea]", "red shoes", "search[tea", "search(tea)", "search[tea] now", ""])
+def test_what_is_no_bracket_action(inner):
+    turn = SHOP.parse(f"<summary>s</summary><answer>{inner}</answer>", PAGES)
+    assert (turn.action, turn.action_input, turn.action_span, turn.state) == (None, None, None, "s")
+    assert "write search[...] or click[...]." in turn.problem
+
+
+def test_the_webshop_protocol_is_that_of_the_reference():
+    assert (SHOP.state_tag, SHOP.answer_tag, SHOP.observation_tag) == ("summary", "answer", "state")
+    assert SHOP.stop_strings(PAGES, last_turn=False) == SHOP.stop_strings(PAGES, last_turn=True) == ["</answer>"]
+    said = "<think>cheap?</think>\n<summary>s</summary><answer>click[x]</answer>"
+    assert SHOP.drop_scratch(said) == "<summary>s</summary><answer>click[x]</answer>"
+    task = SHOP.render_task("red shoes under 30 dollars", ["search[keywords]: Search."])
+    assert "red shoes under 30 dollars" in task and "search[keywords]: Search." in task and "{" not in task
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"action_syntax": "xml"}, "action_syntax='xml' is unknown: use one of 'tags', 'brackets', 'tool_calls'"),
+        ({"action_syntax": "brackets", "answer_only_in_last_turn": True}, "no tag that is only an answer"),
+        ({"action_syntax": "tool_calls", "action_tags": {"a": "b"}}, "leave `action_tags` out"),
+    ],
+)
+def test_settings_of_a_syntax_that_contradict_it_are_refused(kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Mem1Protocol(**kwargs)
+
+
+def test_a_bracket_name_may_be_that_of_a_tag():
+    protocol = Mem1Protocol(action_syntax="brackets", action_tags={"answer": "finish", "think": "ponder"})
+    turn = protocol.parse("<think>s</think><answer>answer[Paris]</answer>", ["answer", "think"])
+    assert (turn.action, turn.action_input) == ("answer", "Paris")
+
+
 # Saving
 
 
@@ -221,6 +280,8 @@ def test_scratch_is_dropped_and_the_rest_kept():
         Mem1Protocol(),
         Mem1Protocol.paper(),
         Mem1Protocol.reference(inference=True),
+        Mem1Protocol.webshop(),
+        Mem1Protocol.tool_calls(),
         Mem1Protocol(
             state_tag="summary", scratch_tags=("think",), action_tags={"a": "act"}, on_invalid_action="observe"
         ),

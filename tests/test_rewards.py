@@ -2,8 +2,16 @@
 
 import pytest
 
-from mem1_trl.rewards import exact_match, exact_match_reward, f1, f1_reward, normalize_answer, split_answers
-from mem1_trl.trajectory import Trajectory, Turn
+from mem1_trl.rewards import (
+    exact_match,
+    exact_match_reward,
+    f1,
+    f1_reward,
+    invalid_action_penalty,
+    normalize_answer,
+    split_answers,
+)
+from mem1_trl.trajectory import StopReason, Trajectory, Turn
 
 
 @pytest.mark.parametrize(
@@ -119,3 +127,11 @@ def test_reward_refuses_a_dataset_without_answers_and_unequal_lengths():
         exact_match_reward(completions=["x"])
     with pytest.raises(ValueError, match="1 completions, 1 rows of answers and 2 episodes"):
         f1_reward(completions=["x"], answers=[[["Paris"]]], trajectories=[make_trajectory("Paris")] * 2)
+
+
+def test_only_an_unreadable_action_is_penalised():
+    trajectories = [make_trajectory(None) for _ in StopReason]
+    for trajectory, reason in zip(trajectories, StopReason):
+        trajectory.stop_reason = reason
+    rewards = invalid_action_penalty(completions=["x"] * len(trajectories), trajectories=trajectories, prompts=[])
+    assert rewards == [-1.0 if reason == "invalid_action" else 0.0 for reason in StopReason]

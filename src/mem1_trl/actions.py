@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
+from .arguments import read_parameters, typed
 from .environment_calls import EnvironmentCall, EnvironmentCaller, Outcome, Seat, closing_hook, followed_by
 from .faults import FaultSettings, describe_error, error_text, is_refusal
 
@@ -30,10 +31,6 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     reserved = _RESERVED if closing_hook(environment) is None else (*_RESERVED, "close")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     return {name: getattr(environment, name) for name, _ in members if name not in reserved and name[0] != "_"}
-
-
-def _is_union(kind: Any) -> bool:
-    return get_origin(kind) in (Union, UnionType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +80,11 @@ class ActionSet:
                 f"The action {undocumented[0]!r} of {kind} has no docstring: say in one line what it does, or start "
                 "its name with an underscore if agents should not call it."
             )
+        self.syntax = protocol.action_syntax
         tags = protocol.action_tags
-        if tags is None:
+        if tags is None and self.syntax != "tags":
+            tags = {name: name for name in methods}
+        elif tags is None:
             tags = {name: name for name in methods if name != protocol.answer_tag}
             taken = {protocol.state_tag, protocol.observation_tag, *protocol.scratch_tags} & set(tags)
             if taken:
@@ -99,41 +99,44 @@ class ActionSet:
                     f"{', '.join(sorted(methods)) or 'none'}): correct `action_tags`."
                 )
         self.tags: dict[str, str] = dict(tags)
-        self.answer_method = protocol.answer_tag if protocol.answer_tag in methods else None
-        self._parameters = {name: self._read_parameters(methods[name]) for name in methods}
+        # In the other syntaxes an action of this name is one like any other
+        is_answer = self.syntax == "tags" and protocol.answer_tag in methods
+        self.answer_method = protocol.answer_tag if is_answer else None
+        self._parameters = {name: read_parameters(method) for name, method in methods.items()}
         self._docs = {name: (inspect.getdoc(method) or "").split("\n\n")[0] for name, method in methods.items()}
-
-    @staticmethod
-    def _read_parameters(method: Callable[..., Any]) -> dict[str, Any]:
-        """Parameter name -> annotated type (`str` if it has none)."""
-        try:
-            hints = get_type_hints(method)
-        except (NameError, TypeError):  # annotations that only a type checker can resolve
-            hints = {}
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        parameters = inspect.signature(method).parameters.values()
-        return {p.name: hints.get(p.name, str) for p in parameters if p.kind in kinds}
+        self.schemas: list[dict[str, Any]] = []
+        if self.syntax == "tool_calls":
+            self.schemas = [_schema(methods[name], kind) for name in self.tags.values()]
 
     def describe(self) -> list[str]:
-        """One line per action for the task prompt, such as `<search>query</search>: Search the corpus.`"""
+        """
+        One line per action for the task prompt, such as `<search>query</search>: Search the corpus.`, or
+        `search[query]: ...` in brackets, or `search(query): ...` for a tool call.
+        """
         lines = []
         for tag, name in self.tags.items():
             parameters = list(self._parameters[name])
             inner = parameters[0] if len(parameters) == 1 else ""
-            if len(parameters) > 1:
+            if self.syntax == "tool_calls":
+                inner = ", ".join(parameters)
+            elif len(parameters) > 1:
                 inner = "{" + ", ".join(f'"{parameter}": ...' for parameter in parameters) + "}"
-            lines.append(f"<{tag}>{inner}</{tag}>: {' '.join(self._docs[name].split())}")
+            written = {"tags": f"<{tag}>{inner}</{tag}>", "brackets": f"{tag}[{inner}]"}.get(
+                self.syntax, f"{tag}({inner})"
+            )
+            lines.append(f"{written}: {' '.join(self._docs[name].split())}")
         return lines
 
     def arguments(self, method: str, text: str) -> dict[str, Any]:
         """
-        Keyword arguments of an action from the text inside its tag.
+        Keyword arguments of an action from the text inside its tag or brackets.
 
         Args:
             method (`str`):
                 Name of the environment's method.
             text (`str`):
-                Text inside the tag: the one argument itself, or a JSON object if there are several.
+                The one argument itself, or a JSON object if there are several. Nothing stands for a single argument that has a
+                default.
 
         Returns:
             `dict[str, Any]`: Keyword arguments.
@@ -145,34 +148,64 @@ class ActionSet:
         if not parameters:
             return {}
         if len(parameters) == 1:
-            (name, kind), *_ = parameters.items()
-            kinds = {get_origin(part) or part for part in (get_args(kind) if _is_union(kind) else (kind,))}
-            if kinds & {int, float} and not kinds & {str}:
-                try:
-                    return {name: int(text) if float not in kinds else float(text)}
-                except ValueError:
-                    raise ValueError(f"{text!r} is not a number.") from None
-            if bool in kinds:
-                if text.lower() not in ("true", "false"):
-                    raise ValueError(f"{text!r} is neither true nor false.")
-                return {name: text.lower() == "true"}
-            if kinds & {list, dict} and str not in kinds:
-                return {name: self._json(text)}
-            return {name: text}
-        values = self._json(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"Give the arguments as a JSON object with {', '.join(parameters)}.")
-        unknown = sorted(set(values) - set(parameters))
-        if unknown:
-            raise ValueError(f"There is no argument {unknown[0]!r}; there are {', '.join(parameters)}.")
-        return values
-
-    @staticmethod
-    def _json(text: str) -> Any:
+            ((name, parameter),) = parameters.items()
+            if not text and not parameter.required:
+                return {}
+            return {name: typed(text, parameter.kind)}
         try:
-            return json.loads(text)
+            values = json.loads(text or "{}")
         except json.JSONDecodeError as error:
             raise ValueError(f"The arguments are not valid JSON: {error.msg}.") from None
+        return self.typed_arguments(method, values)
+
+    def typed_arguments(self, method: str, values: Any) -> dict[str, Any]:
+        """
+        Keyword arguments of an action from the object that an agent gave, with the types that the method declares.
+
+        A number that came as text becomes a number, and so on, if nothing is lost; everything else is an error.
+
+        Args:
+            method (`str`):
+                Name of the environment's method.
+            values (`Any`):
+                What the agent gave; it should be a mapping.
+
+        Raises:
+            `ValueError`: If arguments are missing, unknown or of the wrong type. The message is fit for the agent to read.
+        """
+        parameters = self._parameters[method]
+        known = ", ".join(parameters) or "none"
+        if not isinstance(values, Mapping):
+            raise ValueError(f"Give the arguments as a JSON object with {known}.")
+        unknown = sorted(set(values) - set(parameters))
+        if unknown:
+            raise ValueError(
+                f"There is no argument {unknown[0]!r}; there {'is' if len(parameters) < 2 else 'are'} {known}."
+            )
+        missing = [name for name, parameter in parameters.items() if parameter.required and name not in values]
+        if missing:
+            raise ValueError(f"The argument {missing[0]!r} is missing.")
+        arguments = {}
+        for name, value in values.items():
+            try:
+                arguments[name] = typed(value, parameters[name].kind)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return arguments
+
+
+def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:
+    """The JSON schema of an action, as TRL's tools get it."""
+    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+
+    try:
+        return get_json_schema(method)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise ValueError(
+            f"The action {method.__name__!r} of {kind} cannot be described to a chat template: {error} As a tool it needs type "
+            "hints and a docstring with a line for each argument under `Args:`."
+        ) from error
 
 
 def run_calls(

@@ -20,6 +20,7 @@ from .generation import TransformersGenerator
 from .metrics import trajectory_metrics
 from .protocol import Mem1Protocol
 from .rollout import Episode, Rollout, RolloutSettings
+from .tool_calls import ToolCallFormat
 from .trajectory import StopReason, Trajectory
 from .untrusted import harmless
 
@@ -139,6 +140,9 @@ class Mem1Agent:
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.tool_calls: ToolCallFormat | None = None
+        if self.protocol.action_syntax == "tool_calls":
+            self.tool_calls = ToolCallFormat(self.tokenizer, self.protocol, self.chat_template_kwargs)
         self.settings = RolloutSettings(
             max_turns=max_turns,
             max_observation_length=max_observation_length,
@@ -278,7 +282,11 @@ class Mem1Agent:
     def _play(self, episodes: list[Episode], caller: EnvironmentCaller) -> tuple[list[Trajectory], list[float]]:
         """Episodes to their end, and the seconds that each took."""
         parts: dict[str, Any] = dict(
-            tokenizer=self.tokenizer, protocol=self.protocol, settings=self.settings, caller=caller
+            tokenizer=self.tokenizer,
+            protocol=self.protocol,
+            settings=self.settings,
+            tool_calls=self.tool_calls,
+            caller=caller,
         )
         if self.model is None:
             assert self.endpoint is not None
@@ -328,6 +336,8 @@ class Mem1Agent:
         observation = started.observation or ""
         self.settings.check_characters(observation)
         observation = harmless(self.tokenizer, observation)
+        if isinstance(task, str) and self.tool_calls is not None:
+            task = [{"role": "user", "content": task}]
         if isinstance(task, str):
             text = self.protocol.render_task(task + observation, actions.describe())
             messages = [{"role": "user", "content": text}]
@@ -336,10 +346,13 @@ class Mem1Agent:
             *before, last = task
             text = self.protocol.render_task(last["content"] + observation, actions.describe())
             messages = [*before, {**last, "content": text}]
-            encoded: Any = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
-            )
-            ids = list(encoded["input_ids"])
+            if self.tool_calls is not None:
+                ids = self.tool_calls.encode_task(messages, actions)
+            else:
+                encoded: Any = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
+                )
+                ids = list(encoded["input_ids"])
         self.settings.check_prompt(ids)
         return Episode(ids, environment, actions, messages)
 

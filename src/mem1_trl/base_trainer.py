@@ -25,6 +25,7 @@ from .model_card import CardFacts, complete_model_card
 from .protocol import Mem1Protocol
 from .rewards import are_answers, score_answer
 from .rollout import Episode, Rollout, RolloutSettings
+from .tool_calls import ToolCallFormat
 from .tracking import choose, log_trajectories, print_trajectories
 from .trajectory import StopReason
 from .trl_adapter import TrajectoryTrainer, instance_attribute
@@ -33,6 +34,7 @@ from .untrusted import harmless
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .actions import ActionSet
     from .trajectory import Trajectory
 
 logger = get_logger(__name__)
@@ -115,12 +117,13 @@ class Mem1Trainer(TrajectoryTrainer):
             raise TypeError(
                 f"`protocol` is a {type(protocol).__name__}: pass a Mem1Protocol, or None for the default tags."
             )
+        native = self.protocol.action_syntax == "tool_calls"
         self.pool = (
             None
             if environment_factory is None
             else EnvironmentPool(environment_factory, self.protocol, args.fault_settings())
         )
-        if self.pool is None and args.max_turns > 1 and protocol is not None:
+        if self.pool is None and (native or (args.max_turns > 1 and protocol is not None)):
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
         self._check_reference(model, args, kwargs.get("peft_config"))
         train_dataset = self._dataset_or_placeholder(train_dataset, args)
@@ -155,6 +158,8 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         finally:
             args.reward_weights = weights
+        # Refused here, where the tokenizer is known, if the model cannot call tools
+        tool_calls = ToolCallFormat(self.tokenizer, self.protocol, args.chat_template_kwargs) if native else None
         self._episodes: list[Episode] = []
         self._ever_started = False
         self._lost_batches = 0
@@ -176,6 +181,7 @@ class Mem1Trainer(TrajectoryTrainer):
             settings=self.settings,
             generate=self.generate_turn,
             running_anywhere=self.any_process,
+            tool_calls=tool_calls,
             caller=None if self.pool is None else self.pool.caller,
         )
         self.add_callback(_CloseEnvironments(self))
@@ -230,7 +236,8 @@ class Mem1Trainer(TrajectoryTrainer):
         columns = getattr(dataset, "column_names", None)
         if not columns:  # a stream may not know
             return
-        if "prompt" not in columns:
+        # As in TRL, an environment may own the task: then `reset` gives it, or the first batch is an error
+        if "prompt" not in columns and self.pool is None:
             raise ValueError(
                 f"The {name} has no column 'prompt' (it has {', '.join(columns)}): rename the one that holds the task, for "
                 "instance with `dataset.rename_column('question', 'prompt')`."
@@ -272,8 +279,11 @@ class Mem1Trainer(TrajectoryTrainer):
         if limit is None or not isinstance(self.train_dataset, Dataset):
             return
         rows = self.train_dataset.select(range(min(_CHECKED_PROMPTS, len(self.train_dataset))))
-        rows = [row if self.pool is None else self._with_instructions(dict(row), None) for row in rows]
-        lengths = [len(ids) for ids in self._tokenize_prompts([row["prompt"] for row in rows])[0]]
+        empty = [{"role": "user", "content": ""}]
+        rows = [{"prompt": empty, **row} for row in rows]
+        rows = [row if self.pool is None else self._with_instructions(row, None) for row in rows]
+        kinds = [None if self.pool is None else self.pool.actions[self.pool.name_of(row)] for row in rows]
+        lengths = [len(ids) for ids in self._encode_tasks([row["prompt"] for row in rows], kinds)]
         longest = max(lengths, default=0)
         if longest > limit:
             raise ValueError(
@@ -298,14 +308,21 @@ class Mem1Trainer(TrajectoryTrainer):
                 raise ValueError(
                     f"A row of the data set has no 'prompt' (it has {', '.join(row)}): rename the field with the task."
                 )
+        given = [dict(row) for row in rows]
+        for row in rows:
             row.setdefault("prompt", [{"role": "user", "content": ""}])  # the environment's `reset` gives the task
         if self.pool is None:
             self._episodes = [Episode(prompt_ids=[]) for _ in rows]
             return rows
         self._episodes = []
         prepared = []
-        for row, started in zip(rows, self.pool.start(rows), strict=True):
+        for row, own, started in zip(rows, given, self.pool.start(given), strict=True):
             error, observation = started.error, started.observation
+            if "prompt" not in own and not observation and error is None:
+                raise ValueError(
+                    f"A row has no 'prompt' (it has {', '.join(own)}) and `reset` of {type(started.environment).__name__} "
+                    "returned no task: rename the column with the task to 'prompt', or return the task from `reset`."
+                )
             try:
                 self.settings.check_characters(observation)
             except ValueError as too_long:
@@ -330,6 +347,8 @@ class Mem1Trainer(TrajectoryTrainer):
         observation = harmless(self.tokenizer, observation) if observation else None
         lines = self.pool.actions[self.pool.name_of(row)].describe()
         prompt = row["prompt"]
+        if isinstance(prompt, str) and self.rollout.tool_calls is not None:
+            prompt = [{"role": "user", "content": prompt}]
         if isinstance(prompt, str):
             return {**row, "prompt": self.protocol.render_task(prompt + (observation or ""), lines)}
         *before, last = prompt
@@ -338,6 +357,16 @@ class Mem1Trainer(TrajectoryTrainer):
             content = "".join(block["text"] for block in content)
         content = self.protocol.render_task(content + (observation or ""), lines)
         return {**row, "prompt": [*before, {**last, "content": content}]}
+
+    def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        return self._encode_tasks(prompts, [episode.actions for episode in self._episodes])
+
+    def _encode_tasks(self, prompts: list[Any], actions: list[ActionSet | None]) -> list[list[int]]:
+        """Token ids of task prompts, with the tools of their environments if these are called natively."""
+        if self.rollout.tool_calls is None:
+            return super().encode_prompts(prompts)
+        encode = self.rollout.tool_calls.encode_task
+        return [encode(prompt, kind) for prompt, kind in zip(prompts, actions, strict=True) if kind is not None]
 
     def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
         for episode, ids in zip(self._episodes, prompt_ids, strict=True):
@@ -388,8 +417,11 @@ class Mem1Trainer(TrajectoryTrainer):
         A completion as TRL's reward functions know it: all turns, with what the environment said between them.
 
         Conversational prompts get messages, an assistant's and a tool's in turn; others get one text. An episode that never
-        began has an empty one.
+        began has an empty one. With native tool calls the messages are those of TRL, with `tool_calls` and the results as the
+        tools gave them.
         """
+        if self.rollout.tool_calls is not None:
+            return [episode.exchange for episode in self._episodes]
         completions: list[Any] = []
         for trajectory in trajectories:
             texts = [self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -91,25 +92,48 @@ class ChatEndpoint:
             `list[tuple[str, bool]]`: The text, and whether it ended by itself or at a stop string rather than at its length
             limit. Servers leave the stop string out or in; it is put back by [`close_action`].
         """
+        choices = self._ask_all(conversations, stops, [None] * len(conversations))
+        return [(choice.message.content or "", choice.finish_reason != "length") for choice in choices]
+
+    def ask_with_tools(
+        self, conversations: Sequence[list[dict[str, Any]]], tools: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], bool]]:
+        """
+        One answer for each conversation, as a message that may call tools.
+
+        Args:
+            conversations (`Sequence[list[dict]]`):
+                Messages with `role` and `content`.
+            tools (`Sequence[list[dict]]`):
+                JSON schemas of the tools of each.
+
+        Returns:
+            `list[tuple[dict, bool]]`: The message, with `content`, `reasoning_content` if the server tells, and `tool_calls` whose
+            arguments are dictionaries; and whether it ended by itself rather than at its length limit.
+        """
+        choices = self._ask_all(conversations, [[]] * len(conversations), tools)
+        return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
+
+    def _ask_all(self, conversations: Sequence[Any], stops: Sequence[list[str]], tools: Sequence[Any]) -> list[Any]:
         if not conversations:
             return []
         with ThreadPoolExecutor(max_workers=min(self.max_workers, len(conversations))) as pool:
-            return list(pool.map(self._ask_one, conversations, stops))
+            return list(pool.map(self._ask_one, conversations, stops, tools))
 
-    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str]) -> tuple[str, bool]:
+    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]] | None) -> Any:
         request = {
             "model": self.model,
             "messages": messages,
             "max_tokens": self.max_completion_length,
             "temperature": self.temperature,
             "stop": stops[-_MAX_STOPS:] or None,  # the answer's is the last
+            "tools": tools or None,
             **self.request_kwargs,
         }
         request = {key: value for key, value in request.items() if value is not None}
         for attempt in range(self.max_retries + 1):
             try:
-                choice = self.client.chat.completions.create(**request).choices[0]
-                return choice.message.content or "", choice.finish_reason != "length"
+                return self.client.chat.completions.create(**request).choices[0]
             except Exception as error:
                 wait = _seconds_to_wait(error, attempt)
                 what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -126,6 +150,26 @@ class ChatEndpoint:
                 logger.warning("%s. Trying again in %.1f s.", what, wait)
                 time.sleep(wait)
         raise AssertionError("unreachable")
+
+
+def _message(answer: Any) -> dict[str, Any]:
+    """What an endpoint answered, as a message for a chat template."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content or ""}
+    thought = getattr(answer, "reasoning_content", None) or getattr(answer, "reasoning", None)
+    if isinstance(thought, str):
+        message["reasoning_content"] = thought
+    calls = []
+    for call in answer.tool_calls or []:
+        arguments = call.function.arguments or "{}"
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except json.JSONDecodeError:
+                arguments = {"arguments": arguments}  # an argument that no tool has: the agent will read so
+        if not isinstance(arguments, dict):
+            arguments = {"arguments": arguments}
+        calls.append({"type": "function", "function": {"name": call.function.name, "arguments": arguments}})
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
@@ -192,6 +236,12 @@ class ChatRollout(Rollout):
         self.endpoint = endpoint
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        if self.tool_calls is not None:
+            conversations = [self._tool_messages(episode) for episode in running]
+            tools = [episode.actions.schemas if episode.actions else [] for episode in running]
+            answers = self.endpoint.ask_with_tools(conversations, tools)
+            texts = [(self.tool_calls.write(message, ended), ended) for message, ended in answers]
+            return [Completion(tuple(encode_text(self.tokenizer, text)), None, ended) for text, ended in texts]
         replies = self.endpoint.ask([self._messages(episode) for episode in running], stops)
         return [self._completion(text, ended, stop) for (text, ended), stop in zip(replies, stops, strict=True)]
 
@@ -206,6 +256,32 @@ class ChatRollout(Rollout):
             said = self.protocol.drop_scratch(turn.text).removesuffix(self.tokenizer.eos_token or "")
             messages.append({"role": "assistant", "content": said})
             messages.append({"role": "user", "content": turn.observation or ""})
+        return messages
+
+    def _tool_messages(self, episode: Episode) -> list[dict[str, Any]]:
+        """The task and the turns that are kept, with their calls and results, as the OpenAI API wants them."""
+        assert episode.messages is not None and self.tool_calls is not None
+        messages = list(episode.messages)
+        lengths = [len(tokens) for tokens in episode.history]
+        first = first_kept(self.settings.context, lengths, self._history_room(episode))
+        for number, turn in enumerate(episode.turns[first:], first):
+            said, *results = episode.shown[number]
+            calls = [
+                {**call, "id": f"call_{number}_{index}", "function": {**call["function"]}}
+                for index, call in enumerate((said.get("tool_calls") or [])[: len(results)])
+            ]
+            for call in calls:
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            content = self.protocol.drop_scratch(self.tool_calls.spoken(said, turn.state))
+            messages.append({"role": "assistant", "content": content, **({"tool_calls": calls} if calls else {})})
+            for index, result in enumerate(results):
+                text = result["content"]
+                if index == len(results) - 1 and number == len(episode.turns) - 1:
+                    text += decode(self.tokenizer, episode.inside)
+                if calls:
+                    messages.append({"role": "tool", "tool_call_id": calls[index]["id"], "content": text})
+                else:  # a call that could not be read has no id to answer to
+                    messages.append({"role": "user", "content": text})
         return messages
 
     def _completion(self, text: str, ended: bool, stops: list[str]) -> Completion:

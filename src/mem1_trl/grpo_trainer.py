@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base_trainer import Mem1Trainer
-from .configs import Mem1GRPOConfig
+from .configs import Mem1GRPOConfig, from_grpo_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import GRPOConfig
 
     from .environment_pool import EnvironmentFactory
     from .protocol import Mem1Protocol
@@ -50,8 +51,9 @@ class Mem1GRPOTrainer(Mem1Trainer):
             TRL's reward functions. They see a completion as all turns with the observations between them (one text, or
             messages if the prompt is conversational), `completion_ids` as the sampled tokens only, and further
             `trajectories` (a list of [`Trajectory`]) and `environments`. Optional if the environment has `get_reward`.
-        args ([`Mem1GRPOConfig`], *optional*):
-            Configuration. `None` uses the defaults.
+        args ([`Mem1GRPOConfig`] or [`~trl.GRPOConfig`], *optional*):
+            Configuration. `None` uses the defaults; a `GRPOConfig` is converted by
+            [`mem1_trl.configs.from_grpo_config`], with a warning that says how.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Rows with a column `prompt` (a text or messages) and whatever `reset` wants. May be omitted if the environment
             returns its task from `reset`; then `max_steps` must be set.
@@ -81,7 +83,7 @@ class Mem1GRPOTrainer(Mem1Trainer):
         self,
         model: str | PreTrainedModel,
         reward_funcs: Any = None,
-        args: Mem1GRPOConfig | None = None,
+        args: Mem1GRPOConfig | GRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset
         | IterableDataset
@@ -100,10 +102,14 @@ class Mem1GRPOTrainer(Mem1Trainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         protocol: Mem1Protocol | None = None,
     ):
+        if args is None:
+            args = Mem1GRPOConfig(f"{model_name(model)}-MEM1-GRPO")
+        elif not isinstance(args, Mem1GRPOConfig):
+            args = from_grpo_config(args)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
-            args=Mem1GRPOConfig(f"{model_name(model)}-MEM1-GRPO") if args is None else args,
+            args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -126,6 +126,10 @@ class Mem1PPOTrainer(Mem1Trainer):
         value_model: str | PreTrainedModel | ValueModel | None = None,
     ):
         args = Mem1PPOConfig(f"{model_name(model)}-MEM1-PPO") if args is None else args
+        if not isinstance(args, Mem1PPOConfig):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}: pass a Mem1PPOConfig, since a critic needs settings that it does not have."
+            )
         refuse_sharded_weights(args)
         self._critic: torch.nn.Module | None = None
         self.critic_optimizer: FollowingOptimizer | None = None

@@ -19,6 +19,8 @@ PROTOCOL_FILE = "mem1_protocol.json"
 
 _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
 
+_BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
+
 DEFAULT_INSTRUCTIONS = """\
 {prompt}
 
@@ -29,6 +31,25 @@ act, with exactly one of:
 The result appears between <{observation}> and </{observation}>. When you are done, write \
 <{answer}>your answer</{answer}> instead; to several questions, give the answers in order, separated by semicolons."""
 
+TOOL_CALL_INSTRUCTIONS = """\
+{prompt}
+
+Work in turns and call the tools you need. Between turns you keep what you write between <{state}> and </{state}>, your \
+last call and its result; everything older is gone. So begin every turn with one short summary between these tags: all that \
+you have found out so far, and what is left to do. When you are done, write your answer instead of calling a tool; to \
+several questions, give the answers in order, separated by semicolons."""
+
+WEBSHOP_INSTRUCTIONS = """\
+You shop in a web shop, page by page, until you have bought what the task asks for.
+
+{prompt}
+
+At every step the page stands between <{observation}> and </{observation}>. Think aloud between <think> and </think>; that \
+is not kept. Then write between <{state}> and </{state}> one short summary of all that matters so far: what is wanted, what \
+you have seen, what you have chosen. It is the only memory you keep. Then act, with exactly one of these between \
+<{answer}> and </{answer}>:
+{actions}"""
+
 PAPER_INSTRUCTIONS = """\
 You will answer several questions by searching, one step at a time. At each step first rewrite a concise summary of all \
 essential information found so far, and of what is still open, between <{state}> and </{state}>: this summary is the \
@@ -38,6 +59,25 @@ and read what it finds between <{observation}> and </{observation}>; or, once ev
 answers between <{answer}> and </{answer}>, in the order of the questions and separated by semicolons.
 
 Questions: {prompt}"""
+
+
+ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """
+    One native tool call of a turn.
+
+    Attributes:
+        name (`str`):
+            Name of the tool, which is a method of the environment.
+        arguments (`Mapping[str, Any]`):
+            Its arguments as the model gave them.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +91,18 @@ class ParsedTurn:
         state_span (`tuple[int, int]` or `None`):
             Characters of the completion that hold the state, tags included.
         action (`str` or `None`):
-            Tag of the first complete action, the answer tag included, or `None`.
+            Tag of the first complete action, the answer tag included, or `None`. With brackets the name before the
+            bracket; with tool calls the names of the tools, or the answer tag for a turn that called none.
         action_input (`str` or `None`):
-            Text inside that tag, stripped.
+            Text inside that tag, stripped. With tool calls their arguments as JSON.
         action_span (`tuple[int, int]` or `None`):
             Characters of the completion that hold the action, tags included.
+        calls (`tuple[ToolCall, ...]`):
+            Native tool calls in the order they were written; empty in the other syntaxes.
+        message (`dict` or `None`):
+            The turn as a chat message, only with tool calls.
+        problem (`str` or `None`):
+            Why there is no action although one was begun, fit for the agent to read.
     """
 
     state: str | None = None
@@ -63,6 +110,9 @@ class ParsedTurn:
     action: str | None = None
     action_input: str | None = None
     action_span: tuple[int, int] | None = None
+    calls: tuple[ToolCall, ...] = ()
+    message: dict[str, Any] | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +154,10 @@ class Mem1Protocol:
         answer_only_in_last_turn (`bool`, *optional*, defaults to `False`):
             Whether only an answer counts in the last turn, which then runs on through other actions. The reference
             does that; an environment that is acted on to the end (a game, a shop) needs its last action.
+        action_syntax (`str`, *optional*, defaults to `"tags"`):
+            How an action is written. `"tags"`: a tag for each, `<search>tea</search>`. `"brackets"`: `answer_tag` holds
+            every action as `search[tea]`, and the environment's `done` ends the episode. `"tool_calls"`: the model's own
+            tool calls, through its chat template; a turn without one is the answer.
     """
 
     state_tag: str = "think"
@@ -121,10 +175,25 @@ class Mem1Protocol:
     memory_template: str = "\n\n<{tag}>Seen in earlier turns:\n{memory}</{tag}>\n\n"
     on_invalid_action: str = "end"
     answer_only_in_last_turn: bool = False
+    action_syntax: str = "tags"
 
     def __post_init__(self) -> None:
-        tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags, *(self.action_tags or {})]
-        for tag in (*tags, self.memory_tag):
+        if self.action_syntax not in ACTION_SYNTAXES:
+            raise ValueError(
+                f"action_syntax={self.action_syntax!r} is unknown: use one of {', '.join(map(repr, ACTION_SYNTAXES))}."
+            )
+        if self.answer_only_in_last_turn and self.action_syntax != "tags":
+            raise ValueError(
+                f"action_syntax={self.action_syntax!r} has no tag that is only an answer: leave "
+                "`answer_only_in_last_turn` out."
+            )
+        if self.action_tags is not None and self.action_syntax == "tool_calls":
+            raise ValueError("A model calls tools by the names of the methods: leave `action_tags` out, or use tags.")
+        tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags]
+        names = list(self.action_tags or {})
+        if self.action_syntax == "tags":  # in brackets a name is no tag
+            tags += names
+        for tag in (*tags, *names, self.memory_tag):
             if not _TAG_NAME.match(tag):
                 raise ValueError(
                     f"{tag!r} cannot be a tag: use a name such as 'search', letters and digits without angle brackets."
@@ -181,6 +250,40 @@ class Mem1Protocol:
             last_hint_template=hint,
             over_hint_template=hint,
             answer_only_in_last_turn=True,
+        )
+
+    @classmethod
+    def tool_calls(cls) -> Mem1Protocol:
+        """
+        The model's own tool calls, written and read by its chat template as in [`~trl.GRPOTrainer`].
+
+        The environment's methods are the `tools` of the template. A turn is the state and one or several calls; what they
+        return are tool messages, and both are all that stays. A turn without a call ends the episode, its text is the
+        answer. The request to keep a state follows the task in the user's message, whatever the system message says.
+        """
+        return cls(
+            instructions=TOOL_CALL_INSTRUCTIONS,
+            observation_template="{hint}\n\n{observation}",
+            last_hint_template="[HINT]You have {n} turn left.[/HINT]",
+            on_invalid_action="observe",
+            action_syntax="tool_calls",
+        )
+
+    @classmethod
+    def webshop(cls) -> Mem1Protocol:
+        """
+        The tags of the reference code for WebShop: `<think>` is dropped, `<summary>` is the memory, `<answer>` holds the
+        action, such as `search[red shoes]` or `click[Buy Now]`, and `<state>` the page. It was run with `max_turns=10`;
+        see [`mem1_trl.rewards.invalid_action_penalty`] for its reward of -1 when no action can be read.
+        """
+        return cls(
+            state_tag="summary",
+            observation_tag="state",
+            action_tags={"search": "search", "click": "click"},
+            scratch_tags=("think",),
+            instructions=WEBSHOP_INSTRUCTIONS,
+            last_hint_template="[HINT]You have {n} turn left.[/HINT]",
+            action_syntax="brackets",
         )
 
     # Rendering
@@ -270,8 +373,10 @@ class Mem1Protocol:
             last_turn (`bool`):
                 Whether no turn remains, so that only an answer is of use.
         """
+        if self.action_syntax == "tool_calls":  # a turn goes on to its end token
+            return []
         answer = f"</{self.answer_tag}>"
-        if last_turn and self.answer_only_in_last_turn:
+        if self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn):
             return [answer]
         return [*(f"</{tag}>" for tag in action_tags), answer]
 
@@ -291,7 +396,8 @@ class Mem1Protocol:
                 Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
         """
         state_match = re.search(rf"<{re.escape(self.state_tag)}>(.*?)</{re.escape(self.state_tag)}>", text, re.DOTALL)
-        names = [self.answer_tag] if last_turn and self.answer_only_in_last_turn else [*action_tags, self.answer_tag]
+        only_answer = self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn)
+        names = [self.answer_tag] if only_answer else [*action_tags, self.answer_tag]
         pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
         # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
         start = 0
@@ -310,13 +416,23 @@ class Mem1Protocol:
         opening = f"<{name}>"
         skipped = inner.rfind(opening) + len(opening) if opening in inner else 0
         begin = start + action_match.start() + (skipped if skipped else 0)
-        return ParsedTurn(
+        turn = ParsedTurn(
             state=state_match[1].strip() if state_match else None,
             state_span=state_match.span() if state_match else None,
             action=name,
             action_input=inner[skipped:].strip(),
             action_span=(begin, start + action_match.end()),
         )
+        return self._open_brackets(turn, action_tags) if self.action_syntax == "brackets" else turn
+
+    @staticmethod
+    def _open_brackets(turn: ParsedTurn, names: Sequence[str]) -> ParsedTurn:
+        """A turn whose action is the text inside the answer tag, with that text read as `name[argument]`."""
+        match = _BRACKETS.match(turn.action_input or "")
+        if match is None or match[1] not in names:
+            problem = f"{turn.action_input!r:.80} is no action: write {' or '.join(f'{name}[...]' for name in names)}."
+            return dataclasses.replace(turn, action=None, action_input=None, action_span=None, problem=problem)
+        return dataclasses.replace(turn, action=match[1], action_input=(match[2] or "").strip())
 
     def drop_scratch(self, text: str) -> str:
         """The completion without the scratch tags and what is inside them: what is carried into the next context."""

@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .trajectory import Trajectory
+from .trajectory import StopReason, Trajectory
 
 ANSWER_SEPARATOR = ";"
 
@@ -199,6 +199,24 @@ def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | 
     # An empty answer is no answer, whatever the reference normalises to.
     best = [max(score(answer, alias) for alias in aliases) for answer, aliases in zip(given, references) if answer]
     return float(sum(best))
+
+
+def invalid_action_penalty(completions: list[Any], trajectories: list[Trajectory], **kwargs: Any) -> list[float]:
+    """
+    TRL reward function: -1 for an episode that ended because no action could be read, 0 for every other one.
+
+    The reference code of MEM1 scores WebShop so; its question answering gives such episodes no reward at all. It is added to
+    what the environment gives: `Mem1GRPOTrainer(reward_funcs=invalid_action_penalty, environment_factory=...)`.
+
+    Args:
+        completions (`list`):
+            One for each episode.
+        trajectories (`list[Trajectory]`):
+            The episodes, which the trainers pass.
+        kwargs (*optional*):
+            What else TRL passes.
+    """
+    return [-1.0 if trajectory.stop_reason == StopReason.INVALID_ACTION else 0.0 for trajectory in trajectories]
 
 
 def _score_batch(

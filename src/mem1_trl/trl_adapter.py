@@ -231,6 +231,7 @@ class TrajectoryTrainer(GRPOTrainer):
         self.step_is_idle = True
         self._resumed_from: str | None = None
         self._train_sampler: Any = None
+        self._response_template: Any = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
         self.add_callback(_SkipIdleSteps(self))
@@ -258,6 +259,11 @@ class TrajectoryTrainer(GRPOTrainer):
     def completions_for_rewards(self, trajectories: list[Trajectory], conversational: bool) -> list[Any]:
         """What reward functions and the completion table see of each trajectory: a text or a list of messages."""
         raise NotImplementedError
+
+    def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Token ids of the prompts of the rows that [`~TrajectoryTrainer.prepare_rows`] gave, in their order."""
+        prompt_ids, *_ = self._tokenize_prompts(prompts)
+        return [list(ids) for ids in prompt_ids]
 
     @property
     def episode_environments(self) -> list[Any] | None:
@@ -453,9 +459,10 @@ class TrajectoryTrainer(GRPOTrainer):
 
     def _rollout(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: plays the episodes and hands TRL one row for each."""
-        prompt_ids, *_ = self._tokenize_prompts(prompts)
         try:
-            self._trajectories = self.run_episodes(self._rows, [list(ids) for ids in prompt_ids])
+            with instance_attribute(self.tokenizer, "response_template", self._response_template):
+                prompt_ids = self.encode_prompts(prompts)
+                self._trajectories = self.run_episodes(self._rows, prompt_ids)
         finally:
             if self._prefix_cache is not None:  # the weights are about to change
                 self._prefix_cache.clear()
@@ -498,7 +505,10 @@ class TrajectoryTrainer(GRPOTrainer):
         return Row(prompt_ids, [self.eos_token_ids[0]], [0], [0], [1], [0.0])
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        outputs = super()._generate(prompts)
+        # TRL would parse each row as one turn, which it is not
+        self._response_template = getattr(self.tokenizer, "response_template", None)
+        with instance_attribute(self.tokenizer, "response_template", None):
+            outputs = super()._generate(prompts)
         if len(outputs) != 8:
             raise ImportError(
                 f"trl {trl.__version__} does not fit this version of mem1-trl: `_generate` gives {len(outputs)} values "

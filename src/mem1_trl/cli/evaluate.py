@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..protocol import Mem1Protocol
 
 FACTS = "the bundled facts"
-PROTOCOLS = ("default", "paper", "reference", "reference_inference")
+PROTOCOLS = ("default", "paper", "reference", "reference_inference", "tool_calls")
 
 
 @dataclass
@@ -33,8 +33,8 @@ class EvalArguments:
         label (`str`, *optional*):
             Name of the agent in tables, plots and files. `None` takes the name of the model.
         protocol (`str`, *optional*):
-            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, or a directory with `mem1_protocol.json`. `None`
-            takes the one that was saved with the model.
+            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, or a directory with
+            `mem1_protocol.json`. `None` takes the one that was saved with the model.
         context (`str`, *optional*, defaults to `"mem1"`):
             Which past the next turn reads.
         max_turns (`int`, *optional*):
@@ -236,6 +236,7 @@ def _protocol(name: str | None, model: str) -> Mem1Protocol:
             "paper": Mem1Protocol.paper,
             "reference": Mem1Protocol.reference,
             "reference_inference": lambda: Mem1Protocol.reference(inference=True),
+            "tool_calls": Mem1Protocol.tool_calls,
         }
         return presets[name]()
     if not Path(name).is_dir():

@@ -1,0 +1,144 @@
+"""What a method takes, and what an agent wrote as a value of that type."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """
+    One argument of an action.
+
+    Attributes:
+        kind (`Any`):
+            Its annotated type; `str` if it has none.
+        required (`bool`):
+            Whether it has no default.
+    """
+
+    kind: Any
+    required: bool
+
+
+def read_parameters(method: Callable[..., Any]) -> dict[str, Parameter]:
+    """The arguments of a method that can be given by name, in order."""
+    try:
+        hints = get_type_hints(method)
+    except (NameError, TypeError):  # annotations that only a type checker can resolve
+        hints = {}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(method).parameters.values()
+    return {
+        p.name: Parameter(hints.get(p.name, str), p.default is inspect.Parameter.empty)
+        for p in parameters
+        if p.kind in kinds
+    }
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """
+    A value that an agent gave, as text or from JSON, in the type that a method declares.
+
+    `typed("3", int)` and `typed(3.0, int)` are 3, `typed("[1]", list[int])` is `[1]`, `typed(3, str)` is `"3"`. What stands
+    inside lists and dictionaries is left as it is, and so is a value of a type that is not known here.
+
+    Args:
+        value (`Any`):
+            Text, number, boolean, list, dictionary or `None`.
+        kind (`Any`):
+            The annotation.
+
+    Raises:
+        `ValueError`: If it is none. The message is fit for the agent to read.
+    """
+    if get_origin(kind) in (Union, UnionType):
+        return _typed_union(value, get_args(kind))
+    if get_origin(kind) is Literal:
+        return _choice(value, get_args(kind))
+    kind = get_origin(kind) or kind
+    if kind is NoneType:
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none")):
+            return None
+        raise ValueError(f"{value!r} is not null.")
+    if value is None and kind in (bool, int, float, str, list, tuple, set, dict):
+        raise ValueError("null is not allowed.")
+    if kind is bool:
+        return _boolean(value)
+    if kind in (int, float):
+        return _number(value, kind)
+    if kind is str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if kind in (list, tuple, set, dict):
+        return _container(value, kind)
+    return value
+
+
+def _typed_union(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """A value of one of the types stays what it is; else the first type that takes it wins, `str` and `None` last."""
+    plain = [kind for kind in kinds if kind is not NoneType]
+    if value is None and NoneType in kinds:
+        return None
+    for kind in plain:
+        if isinstance(kind, type) and type(value) is kind:
+            return value
+    problem = None
+    for kind in sorted(plain, key=lambda kind: kind is str):
+        try:
+            return typed(value, kind)
+        except ValueError as error:
+            problem = problem or error
+    if NoneType in kinds:
+        try:
+            return typed(value, NoneType)
+        except ValueError:
+            pass
+    raise problem or ValueError(f"{value!r} is not allowed.")
+
+
+def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        if value == choice or (isinstance(value, str) and value == str(choice)):
+            return choice
+    raise ValueError(f"{value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise ValueError(f"{value!r} is neither true nor false.")
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is not a number.")
+    try:
+        if kind is float or isinstance(value, int):
+            return kind(value)
+        number = float(value) if isinstance(value, float) or any(c in value for c in ".eE") else int(value)
+        if number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is not a number.") from None
+    raise ValueError(f"{value!r} is not a whole number.")
+
+
+def _container(value: Any, kind: type) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{value!r:.80} is not valid JSON: {error.msg}.") from None
+    wanted = dict if kind is dict else list
+    if not isinstance(value, wanted):
+        raise ValueError(f"{value!r:.80} is not {'an object' if wanted is dict else 'a list'}.")
+    return value if kind in (list, dict) else kind(value)
