@@ -354,7 +354,7 @@ def parse_arguments():
     parser.add_argument(
         "--ablations", action="store_true", help="also the paper's layout, a format reward, and SFT only"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--jobs", type=int, default=None, help="runs at once (default: 2, with --smoke 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--smoke", action="store_true", help="the whole path in a minute; the numbers mean nothing")
     parser.add_argument(
@@ -364,6 +364,8 @@ def parse_arguments():
         "--only", nargs=3, metavar=("PHASE", "AGENT", "SEED"), help="one `train` or `evaluate`, and no more"
     )
     args = parser.parse_args()
+    if args.jobs is None:
+        args.jobs = 1 if args.smoke else min(2, os.cpu_count() or 1)
     if args.smoke:
         args.output_dir = args.output_dir if "--output_dir" in sys.argv else Path("runs/multi-objective-smoke")
         args.seeds, args.steps, args.save_steps, args.batch_size, args.group_size = [0], 2, 1, 8, 4

@@ -315,7 +315,7 @@ def write_results(args, groups, folder, facts):
 
 Written by `python examples/multi_objective.py` at commit {facts["commit"]} from its own runs (trained at {trained_at}), on
 {facts["hardware"]} with torch {facts["torch"]}, {args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time,
-summed over the runs, start-up and the warm-up not counted.
+summed over the runs (two run at once by default), start-up and the warm-up not counted.
 
 The world is small and invented: a search finds three passages, and an agent has to copy the right words from the right place, turn
 after turn. What the numbers say is how a policy learned on 2 objectives and its memory carry over to more, not how well a

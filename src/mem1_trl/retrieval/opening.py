@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .bm25 import Bm25Index
 from .dense import DenseIndex
@@ -53,4 +53,4 @@ def open_retriever(
         return Bm25Index(read_json_lines(path), title, text)
     if hasattr(source, "search") and not hasattr(source, "column_names"):  # a datasets.Dataset has a `search` too
         return source  # type: ignore[return-value]
-    return Bm25Index(source, title, text)
+    return Bm25Index(cast("Iterable[Any]", source), title, text)
