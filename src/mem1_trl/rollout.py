@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionResult, ActionSet, run_calls
@@ -376,7 +377,7 @@ class Rollout:
                 # It runs code of the environment, which may raise or hang as an action may
                 asked.append(episode)
                 seat = self.caller.seat_of(episode.environment)
-                calls.append(EnvironmentCall(seat, lambda environment=episode.environment: bool(environment.done)))
+                calls.append(EnvironmentCall(seat, partial(_read_done, episode.environment)))
             elif episode.stop_reason is None and _is_done(episode.environment):
                 episode.stop_reason = StopReason.DONE
         for episode, outcome in zip(asked, self.caller.run(calls, counted=False)):
@@ -535,6 +536,11 @@ class Rollout:
             if room is None or len(episode.recalled) + len(episode.history[-1]) <= room:
                 return
         episode.recalled = []
+
+
+def _read_done(environment: Any) -> bool:
+    """The property `done` of an environment, which may fail."""
+    return bool(environment.done)
 
 
 def _is_done(environment: Any) -> bool:

@@ -495,7 +495,7 @@ class TrajectoryTrainer(GRPOTrainer):
         failed, missing = [row[0] for row in known], any(row[1] for row in known)
         if self.mode == "eval" or self.args.on_environment_error != "drop_group":
             return failed, missing
-        size = self.num_generations
+        size = self.num_generations or 1
         groups = [any(failed[start : start + size]) for start in range(0, len(failed), size)]
         self.log_metric("environment/dropped_groups", sum(groups))
         return [groups[index // size] for index in range(len(failed))], missing
