@@ -134,7 +134,9 @@ FEATURES = [
             note="Saved with the model and applied by `Mem1Agent`."),
     Feature("continuous batching of transformers",
             ("use_transformers_continuous_batching", "transformers_continuous_batching_config"),
-            tested="works, run by hand on a CPU; a turn runs to its full length before it is cut"),
+            {"use_transformers_continuous_batching": True,  # without bounds it takes half of the memory for its cache
+             "transformers_continuous_batching_config": {"page_size": 32, "num_blocks": 64, "max_batch_tokens": 256}},
+            note="A turn runs to its full length before it is cut."),
     Feature("Liger", (), {"use_liger_kernel": True}, refused=both("`use_liger_kernel` is not supported")),
     Feature("`torch_compile`", (), {"torch_compile": True}, refused=both("`torch_compile` is not supported")),
     Feature("load balancing of experts", ("router_aux_loss_coef",), tested="per-turn layout; not tested here"),
