@@ -83,6 +83,28 @@ def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tm
     assert collect(agent, path, samples=1) == played[::2] and collect(agent, path, count=2) == played[:4]
 
 
+class Flaky(LookupEnvironment):
+    """Cannot start one of the tasks the first time."""
+
+    broken = True
+
+    def reset(self, prompt=None, **row):
+        if prompt == "q1?" and Flaky.broken:
+            raise TypeError("the site is down")
+        return super().reset(prompt, **row)
+
+
+def test_an_episode_whose_environment_fails_is_played_again_by_the_next_call(actor, tokenizer, tmp_path, caplog):
+    path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
+    played = collect_trajectories(agent, rows(), Flaky, path, disable_tqdm=True)
+    assert [t.error for t in played] == [None, "TypeError: the site is down", None]
+    assert "1 of 3 episodes failed in the environment" in caplog.text
+    assert path.read_text().count("\n") == 2 and len(select_trajectories(played, min_reward=0.0)) == 2
+    Flaky.broken = False
+    assert [t.error for t in collect_trajectories(agent, rows(), Flaky, path, disable_tqdm=True)] == [None] * 3
+    assert path.read_text().count("\n") == 3
+
+
 def test_the_bar_counts_what_was_there_before(actor, tokenizer, tmp_path, capsys):
     agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
     collect(agent, path, count=2)

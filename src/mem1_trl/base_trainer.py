@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import ProcessorMixin, TrainerCallback
+from transformers import ProcessorMixin
 from transformers.integrations import TensorBoardCallback
 
 from .agent_settings import save_agent_settings
@@ -73,14 +73,6 @@ MEM1_CITATION = textwrap.dedent("""\
         year         = 2025,
         eprint       = {arXiv:2506.15841},
     }""")
-
-
-class _CloseEnvironments(TrainerCallback):
-    def __init__(self, trainer: Mem1Trainer):
-        self.trainer = trainer
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.close_environments()
 
 
 class Mem1Trainer(TrajectoryTrainer):
@@ -184,7 +176,6 @@ class Mem1Trainer(TrajectoryTrainer):
             tool_calls=tool_calls,
             caller=None if self.pool is None else self.pool.caller,
         )
-        self.add_callback(_CloseEnvironments(self))
         self._check_budgets()
         self._check_size()
 
@@ -591,6 +582,13 @@ class Mem1Trainer(TrajectoryTrainer):
         label = f"step {self.state.global_step}"
         evaluation = Evaluation.from_tasks(tasks, label, settings, seed=self.args.seed)
         evaluation.save(f"{self.args.output_dir}/evaluation", name)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as [`~transformers.Trainer.train`] does; environments are closed whether it ends well or not."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.close_environments()
 
     def close_environments(self) -> None:
         """

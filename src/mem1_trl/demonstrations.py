@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
+from .environment_pool import EnvironmentFactory, EnvironmentPool
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ FORMAT = 1
 def collect_trajectories(
     agent: Mem1Agent,
     rows: Iterable[Mapping[str, Any]],
-    environment_factory: Callable[[], Any],
+    environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory],
     path: str | os.PathLike[str],
     samples: int = 1,
     batch_size: int = 32,
@@ -45,7 +47,8 @@ def collect_trajectories(
     """
     Play every row `samples` times and keep each episode as a line of JSON as soon as its batch has been played.
 
-    Called again with the same arguments it goes on where it was stopped, and returns at once if nothing is left to do.
+    Called again with the same arguments it goes on where it was stopped, and returns at once if nothing is left to do. An
+    episode whose environment fails has `error` and no reward, is not written to the file, and is played again by the next call.
     Beside `path` stands a `.json` with the settings of the agent; a file of another agent or of other rows is refused.
 
     Args:
@@ -53,8 +56,8 @@ def collect_trajectories(
             A local model or an endpoint. At temperature 0 all samples of a row are alike.
         rows (`Iterable[Mapping]`):
             Dataset rows with a `prompt` and whatever `reset` wants.
-        environment_factory (`Callable`):
-            Makes an environment.
+        environment_factory (`Callable` or `dict[str, Callable]`):
+            Makes an environment; with a dictionary, each row names its environment in the column `environment`.
         path (`str` or `Path`):
             File to write, ending in `.jsonl`.
         samples (`int`, *optional*, defaults to `1`):
@@ -96,19 +99,22 @@ def collect_trajectories(
     played = {key: Trajectory.from_dict(record["trajectory"]) for key, record in records.items()}
     wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
     left = [key for key in wanted if key not in played]
-    environments: list[Any] = []
+    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
+    failures: list[str] = []
     progress = tqdm(
         total=len(wanted), initial=len(wanted) - len(left), desc="episodes", unit="episode", disable=disable_tqdm
     )
-    with progress, path.open("a", encoding="utf-8") as file:
+    with progress, path.open("a", encoding="utf-8") as file, closing(pool):
         for start in range(0, len(left), batch_size):
             keys = left[start : start + batch_size]
-            environments.extend(environment_factory() for _ in range(len(keys) - len(environments)))
             batch = [tasks[row] for row, _ in keys]
-            for key, task, trajectory in zip(keys, batch, agent.run_batch(batch, environments[: len(keys)])):
+            for key, task, trajectory in zip(keys, batch, agent.run_batch(batch, pool, keep_failures=True)):
+                played[key] = trajectory
+                if trajectory.error is not None:  # not written: played again by the next call
+                    failures.append(trajectory.error)
+                    continue
                 if reward is not None:
                     trajectory.reward = float(reward(trajectory, task))
-                played[key] = trajectory
                 record = {
                     "row": key[0],
                     "sample": key[1],
@@ -121,6 +127,15 @@ def collect_trajectories(
             scored = [trajectory.reward for trajectory in played.values() if trajectory.reward is not None]
             if scored:
                 progress.set_postfix(reward=f"{sum(scored) / len(scored):.2f}")
+    if failures:
+        logger.warning(
+            "%d of %d episodes failed in the environment, the first of them with: %s. They are not in %s; call again to play them "
+            "again.",
+            len(failures),
+            len(left),
+            failures[0],
+            path,
+        )
     return [played[key] for key in wanted]
 
 
@@ -139,7 +154,7 @@ def select_trajectories(
     stop_reasons: Sequence[StopReason | str] | None = None,
 ) -> list[Trajectory]:
     """
-    Keep the episodes that are worth imitating.
+    Keep the episodes that are worth imitating. Episodes whose environment failed never stay.
 
     Args:
         trajectories (`Sequence[Trajectory]`):
@@ -158,12 +173,12 @@ def select_trajectories(
     Raises:
         `ValueError`: if a reward is needed and missing, or nothing is left.
     """
-    if (min_reward is not None or best_per_task is not None) and any(t.reward is None for t in trajectories):
+    kept = [(place, t) for place, t in enumerate(trajectories) if t.error is None]
+    if (min_reward is not None or best_per_task is not None) and any(t.reward is None for _, t in kept):
         raise ValueError(
             "Some trajectories have no reward to select by: give the environment a `get_reward`, or pass `reward=` to "
             "`collect_trajectories`."
         )
-    kept = list(enumerate(trajectories))
     if stop_reasons is not None:
         reasons = {StopReason(reason) for reason in stop_reasons}
         kept = [item for item in kept if item[1].stop_reason in reasons]
