@@ -578,8 +578,9 @@ def test_a_method_close_with_arguments_is_an_action():
 # An interrupt
 
 INTERRUPTED = """
-import sys, threading, time
+import signal, sys, threading, time
 from mem1_trl.actions import run_calls
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background passes on that it ignores Ctrl-C
 class Stuck:
     def hang(self):
         print("hanging", flush=True)
