@@ -132,3 +132,9 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_sent(tmp_path):
         push_trajectories("me/x", bad)
     with pytest.raises(FileNotFoundError, match="There is no file"):
         push_trajectories("me/x", tmp_path / "none.jsonl")
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="no file 'me/none', and the Hub cannot be reached"):
+        load_trajectories("me/none")

@@ -138,12 +138,22 @@ def trajectory_file(
         raise FileNotFoundError(f"There is no file {name!r}: pass a .jsonl file of episodes, or the id of a data set.")
     _check_split(split)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         file = hf_hub_download(name, f"{FOLDER}/{split}.jsonl", repo_type="dataset", revision=revision, token=token)
     except RepositoryNotFoundError:
         raise FileNotFoundError(f"There is neither a file nor a data set {name!r} on the Hub.") from None
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"There is no file {name!r}, and the Hub cannot be reached to look for a data set of that name: check the path or "
+            "the connection."
+        ) from None
     except EntryNotFoundError:
         raise FileNotFoundError(
             f"The data set {name!r} has no split {split!r} of trajectories (no {FOLDER}/{split}.jsonl)."
