@@ -1,7 +1,7 @@
 """
 Retrieval at scale: build time, memory and queries per second of an index on disk.
 
-    python benchmarks/retrieval.py --threads 1 --repeats 3 --directory /tmp/retrieval-benchmark
+    python benchmarks/retrieval.py --threads 1 --repeats 3 --directory runs/retrieval
 
 The corpus is synthetic, of real words: words and their frequencies are counted over the docstrings of Python's standard
 library, and each passage draws 100 of them (the length of Search-R1's Wikipedia passages). One word in twenty is replaced by
