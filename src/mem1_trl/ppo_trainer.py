@@ -189,15 +189,18 @@ class Mem1PPOTrainer(Mem1Trainer):
             return critic
         return torch.nn.parallel.DistributedDataParallel(critic, device_ids=None if device.type == "cpu" else [device])
 
+    def _own_critic_parameters(self) -> list[torch.nn.Parameter]:
+        """Weights of the critic that are not the policy's."""
+        policy = {id(p) for p in self.model.parameters()}
+        return [p for p in self.value_model.parameters() if id(p) not in policy]
+
     def critic_bytes(self) -> int:
         """Bytes of weights that the critic adds to those of the policy."""
-        policy = {id(p) for p in self.model.parameters()}
-        return sum(p.nbytes for p in self.value_model.parameters() if id(p) not in policy)
+        return sum(p.nbytes for p in self._own_critic_parameters())
 
     def _log_cost(self) -> None:
-        policy = {id(p): p for p in self.model.parameters()}
-        own = [p for p in self.value_model.parameters() if id(p) not in policy]
-        extra, weights = self.critic_bytes(), sum(p.nbytes for p in policy.values())
+        own = self._own_critic_parameters()
+        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
         trained = sum(p.numel() for p in own if p.requires_grad)
         self.accelerator.print(
             f"The critic has {sum(p.numel() for p in own):,} parameters of its own ({trained:,} trained), which take "

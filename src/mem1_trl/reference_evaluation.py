@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,13 +179,13 @@ def _as_reference(row: Mapping[str, Any], count: CountTokens) -> dict[str, float
     }
 
 
-def _reference_costs(turns: Iterable[_Turn], count: CountTokens, compress: bool) -> dict[str, Any]:
+def _reference_costs(turns: Sequence[_Turn], count: CountTokens, compress: bool) -> dict[str, Any]:
     """
     Peak, dependency and compression ratio with the state counted as a block of its own before the response that holds it.
 
     A block of `l` tokens behind `C` costs `(C + floor(l / 2)) * l`. With `compress` the next turn starts from this one.
     """
-    carried, peak, dependency, generated, total, last, read = "", 0, 0, 0, 0, 0, 0
+    carried, peak, dependency, generated, total, last = "", 0, 0, 0, 0, 0
     for state, response, observation in turns:
         written = ""
         for block in (state, response):
@@ -202,8 +202,7 @@ def _reference_costs(turns: Iterable[_Turn], count: CountTokens, compress: bool)
         if response is not None:
             last = count(carried)
         carried = (written if compress else carried) + (observation or "")
-        read += 1
-    if read < _REFERENCE_TURNS:  # its loop looks once more, when the last observation has joined the last turn
+    if len(turns) < _REFERENCE_TURNS:  # its loop looks once more, when the last observation has joined the last turn
         peak = max(peak, count(carried))
     return {
         "peak": peak,

@@ -7,7 +7,6 @@ from the last complete checkpoint. Each process keeps a diary, `NAME-RANK.jsonl`
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from killed_run import Diary, arm, build
+from killed_run import arm, build, digest, keep_diary
 
 from mem1_trl.checkpoints import last_complete_checkpoint
 
@@ -27,28 +26,14 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     directory = Path(directory)
     trainer = build("ppo", model, directory)
-    diary = Diary(directory / f"{name}-{rank}.jsonl")
-    trainer.add_callback(diary)
-    play = trainer.run_episodes
-
-    def run_episodes(rows, prompt_ids):
-        trajectories = play(rows, prompt_ids)
-        tokens = [[turn.completion_ids for turn in t.turns] for t in trajectories]
-        diary.write(rollout=trainer.state.global_step, tokens=tokens, prompts=[list(ids) for ids in prompt_ids])
-        return trajectories
-
-    trainer.run_episodes = run_episodes
+    diary = keep_diary(trainer, directory / f"{name}-{rank}.jsonl")
     if place != "-" and rank == int(who):
         arm(trainer, place)
     checkpoint = last_complete_checkpoint(directory) if name == "second" else None
     trainer.train(resume_from_checkpoint=True if checkpoint else None)
-    weights = hashlib.sha256()
-    for module in (trainer.model, trainer.value_model):
-        for _, parameter in sorted(module.named_parameters()):
-            weights.update(parameter.detach().numpy().tobytes())
     diary.write(
         processes=trainer.accelerator.num_processes,
-        weights=weights.hexdigest(),
+        weights=digest(trainer),
         resumed_from=checkpoint and Path(checkpoint).name,
         # What the next random numbers would be, of every generator that a checkpoint keeps for each process
         random=[random.random(), float(np.random.rand()), float(torch.rand(1))],

@@ -133,9 +133,9 @@ def arm(trainer, place: str) -> None:
         trainer.add_callback(Die())
 
 
-def run(kind: str, model: str, directory: Path, name: str, place: str | None, resume: bool) -> None:
-    trainer = build(kind, model, directory)
-    diary = Diary(directory / f"{name}.jsonl")
+def keep_diary(trainer, path: Path) -> Diary:
+    """A diary of what the trainer logs and plays."""
+    diary = Diary(path)
     trainer.add_callback(diary)
     play = trainer.run_episodes
 
@@ -146,16 +146,27 @@ def run(kind: str, model: str, directory: Path, name: str, place: str | None, re
         return trajectories
 
     trainer.run_episodes = run_episodes
-    if place is not None:
-        arm(trainer, place)
-    checkpoint = last_complete_checkpoint(directory) if resume else None
-    trainer.train(resume_from_checkpoint=True if checkpoint else None)
+    return diary
+
+
+def digest(trainer) -> str:
+    """A checksum of the weights of policy and critic."""
     weights = hashlib.sha256()
     for module in (trainer.model, getattr(trainer, "value_model", None)):
         for _, parameter in sorted(module.named_parameters()) if module is not None else []:
             weights.update(parameter.detach().numpy().tobytes())
+    return weights.hexdigest()
+
+
+def run(kind: str, model: str, directory: Path, name: str, place: str | None, resume: bool) -> None:
+    trainer = build(kind, model, directory)
+    diary = keep_diary(trainer, directory / f"{name}.jsonl")
+    if place is not None:
+        arm(trainer, place)
+    checkpoint = last_complete_checkpoint(directory) if resume else None
+    trainer.train(resume_from_checkpoint=True if checkpoint else None)
     left = sorted(path.name for path in directory.glob("checkpoint-*"))
-    diary.write(weights=weights.hexdigest(), resumed_from=checkpoint and Path(checkpoint).name, checkpoints=left)
+    diary.write(weights=digest(trainer), resumed_from=checkpoint and Path(checkpoint).name, checkpoints=left)
 
 
 def forked(*arguments) -> int:
