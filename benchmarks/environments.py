@@ -20,12 +20,13 @@ from common import Report, compare, parse_arguments
 from scripted import make_tokenizer, word, words
 
 from mem1_trl import Mem1Protocol
-from mem1_trl.actions import ActionSet, run_calls
+from mem1_trl.environment_runtime.actions import ActionSet, run_calls
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.facts import load_facts
-from mem1_trl.generation import Completion
 from mem1_trl.retrieval import Bm25Index
-from mem1_trl.rollout import Episode, Rollout, RolloutSettings
+from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.stopping import Completion
+from mem1_trl.rollout.turn_loop import Rollout
 
 
 def synthetic_corpus(

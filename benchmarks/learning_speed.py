@@ -34,7 +34,7 @@ from mem1_trl import (
     compose_objectives,
 )
 from mem1_trl.environments import RetrievalQAEnvironment
-from mem1_trl.evaluation import evaluate_agent
+from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.facts import load_facts
 
 METRIC = "exact_match_per_objective"

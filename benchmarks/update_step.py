@@ -23,10 +23,13 @@ import torch
 from common import Report, compare, count_flops, parse_arguments, peak_memory
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from mem1_trl import Trajectory, Turn, tree_attention
-from mem1_trl.folding import fold_rows
-from mem1_trl.layouts import RowBatch, build_row, unfold_turns
-from mem1_trl.scoring import forward_rows, token_logprobs
+from mem1_trl import Trajectory, Turn
+from mem1_trl.update.attention import cpu_kernels
+from mem1_trl.update.folding import fold_rows
+from mem1_trl.update.row_batch import RowBatch
+from mem1_trl.update.rows import build_row
+from mem1_trl.update.scoring import forward_rows, token_logprobs
+from mem1_trl.update.unfolding import unfold_turns
 
 VOCAB = 4096
 STATE, ACTION, OBSERVATION = 150, 20, 500
@@ -50,11 +53,11 @@ def trajectory(generator: random.Random, prompt: list[int], turns: int, context:
 @contextmanager
 def without_plans(model: PreTrainedModel) -> Iterator[None]:
     """Attend under an explicit mask, as a model does that cannot follow a plan."""
-    tree_attention.forget(model)
+    cpu_kernels.forget(model)
     try:
         yield
     finally:
-        tree_attention._WITHOUT_PLANS.clear()
+        cpu_kernels._WITHOUT_PLANS.clear()
 
 
 class Update:
@@ -93,9 +96,7 @@ class Update:
             if self.layout == "per_turn":
                 total += unfold_turns(rows).input_ids.numel()
             elif (
-                self.layout == "packed"
-                and not self.dense
-                and tree_attention.can_plan(self.model, rows.input_ids.device)
+                self.layout == "packed" and not self.dense and cpu_kernels.can_plan(self.model, rows.input_ids.device)
             ):
                 total += fold_rows(rows).tree.input_ids.numel()
             else:

@@ -34,14 +34,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from mem1_trl import (
-    Mem1Agent,
-    Mem1GRPOConfig,
-    Mem1GRPOTrainer,
-    Mem1PPOConfig,
-    Mem1PPOTrainer,
-    Mem1Protocol,
-)
+from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent

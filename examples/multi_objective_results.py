@@ -7,8 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from mem1_trl.evaluation_result import Evaluation
-from mem1_trl.intervals import summarize
+from mem1_trl.evaluation.intervals import summarize
+from mem1_trl.evaluation.result import Evaluation
 
 COLORS = {
     "MEM1 PPO": "tab:blue",

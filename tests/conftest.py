@@ -13,9 +13,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from trainer_helpers import chat_tokenizer, trained_model
+from support.trainer_helpers import chat_tokenizer, trained_model
 
-from mem1_trl import faults
+from mem1_trl.environment_runtime import faults
 
 torch.set_num_threads(1)
 faults.FIRST_WAIT = 0.01  # environments fail often here

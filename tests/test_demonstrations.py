@@ -11,19 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_server import serve
-from helpers import oracle_logprobs
 from safetensors.torch import load_file
-from trainer_helpers import SHORT, LookupEnvironment
+from support.chat_server import serve
+from support.helpers import oracle_logprobs
+from support.trainer_helpers import SHORT, LookupEnvironment
 from trl import SFTConfig, SFTTrainer
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
-from mem1_trl.demonstrations import (
-    collect_trajectories,
-    demonstration_dataset,
-    read_trajectories,
-    select_trajectories,
-)
+from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, read_trajectories, select_trajectories
 
 
 def make_agent(model, tokenizer, **kwargs):

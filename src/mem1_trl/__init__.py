@@ -1,65 +1,44 @@
 """MEM1 for TRL: agents that keep one compact memory instead of a growing context, trained with exact policy updates."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy_exports import lazy_exports
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .agent import Mem1Agent
-    from .configs import Mem1GRPOConfig, Mem1PPOConfig
-    from .critic import ValueModel
-    from .grpo_trainer import Mem1GRPOTrainer
-    from .ppo_trainer import Mem1PPOTrainer
-    from .protocol import Mem1Protocol
-    from .scoring import score_trajectories
-    from .tasks import compose_objectives
-    from .trajectory import StopReason, Trajectory, Turn
-    from .trajectory_hub import load_trajectories, push_trajectories
+    from .agent import Mem1Agent as Mem1Agent
+    from .configs import Mem1GRPOConfig as Mem1GRPOConfig
+    from .configs import Mem1PPOConfig as Mem1PPOConfig
+    from .hub.trajectories import load_trajectories as load_trajectories
+    from .hub.trajectories import push_trajectories as push_trajectories
+    from .protocol.protocol import Mem1Protocol as Mem1Protocol
+    from .tasks import compose_objectives as compose_objectives
+    from .trainers.grpo import Mem1GRPOTrainer as Mem1GRPOTrainer
+    from .trainers.ppo import Mem1PPOTrainer as Mem1PPOTrainer
+    from .trajectory import StopReason as StopReason
+    from .trajectory import Trajectory as Trajectory
+    from .trajectory import Turn as Turn
+    from .update.critic.critic import ValueModel as ValueModel
+    from .update.scoring import score_trajectories as score_trajectories
 
-# Loaded on first use: `import mem1_trl` alone imports neither torch nor TRL
-_EXPORTS = {
-    "Mem1Agent": "agent",
-    "Mem1GRPOConfig": "configs",
-    "Mem1GRPOTrainer": "grpo_trainer",
-    "Mem1PPOConfig": "configs",
-    "Mem1PPOTrainer": "ppo_trainer",
-    "Mem1Protocol": "protocol",
-    "StopReason": "trajectory",
-    "Trajectory": "trajectory",
-    "Turn": "trajectory",
-    "ValueModel": "critic",
-    "compose_objectives": "tasks",
-    "load_trajectories": "trajectory_hub",
-    "push_trajectories": "trajectory_hub",
-    "score_trajectories": "scoring",
-}
-
-__all__ = [  # noqa: RUF022
-    "Mem1PPOTrainer",
-    "Mem1PPOConfig",
-    "Mem1GRPOTrainer",
-    "Mem1GRPOConfig",
-    "Mem1Protocol",
-    "Mem1Agent",
-    "Turn",
-    "Trajectory",
-    "StopReason",
-    "ValueModel",
-    "compose_objectives",
-    "score_trajectories",
-    "push_trajectories",
-    "load_trajectories",
-    "__version__",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        from importlib import import_module
-
-        return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# Imported on first use: `import mem1_trl` alone imports neither torch nor TRL
+__getattr__, __dir__, _names = lazy_exports(
+    __name__,
+    {
+        "Mem1PPOTrainer": "trainers.ppo",
+        "Mem1PPOConfig": "configs",
+        "Mem1GRPOTrainer": "trainers.grpo",
+        "Mem1GRPOConfig": "configs",
+        "Mem1Protocol": "protocol.protocol",
+        "Mem1Agent": "agent",
+        "Turn": "trajectory",
+        "Trajectory": "trajectory",
+        "StopReason": "trajectory",
+        "ValueModel": "update.critic.critic",
+        "compose_objectives": "tasks",
+        "score_trajectories": "update.scoring",
+        "push_trajectories": "hub.trajectories",
+        "load_trajectories": "hub.trajectories",
+    },
+)
+__all__ = [*_names, "__version__"]

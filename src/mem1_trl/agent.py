@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .actions import ActionSet
-from .agent_settings import load_agent_settings
-from .endpoint import ChatEndpoint, ChatRollout
-from .environment_calls import EnvironmentCaller, Seat
-from .environment_pool import EnvironmentPool, StartedEpisode, ask_rewards, reset_all
-from .faults import FaultSettings, describe_error
-from .generation import TransformersGenerator
+from .environment_runtime.actions import ActionSet
+from .environment_runtime.calls import EnvironmentCaller
+from .environment_runtime.errors import describe_error
+from .environment_runtime.faults import FaultSettings
+from .environment_runtime.pool import EnvironmentPool, StartedEpisode, ask_rewards, reset_all
+from .environment_runtime.seat import Seat
+from .hub.agent_settings import load_agent_settings
 from .metrics import trajectory_metrics
-from .protocol import Mem1Protocol
-from .rollout import Episode, Rollout, RolloutSettings
-from .tool_calls import ToolCallFormat
+from .protocol.protocol import Mem1Protocol
+from .protocol.tool_calls import ToolCallFormat
+from .protocol.untrusted import harmless
+from .rollout.chat_client import ChatEndpoint
+from .rollout.endpoint import ChatRollout
+from .rollout.episode import Episode, RolloutSettings
+from .rollout.generation import TransformersGenerator
+from .rollout.turn_loop import Rollout
 from .trajectory import StopReason, Trajectory
-from .untrusted import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +87,7 @@ class Mem1Agent:
             and the turns that are kept as chat messages. A server that strips `<think>` from its answers needs another
             `state_tag`, as in `Mem1Protocol.paper()`.
         request_kwargs (`dict`, *optional*):
-            Further arguments of each request, see [`mem1_trl.endpoint.ChatEndpoint`].
+            Further arguments of each request, see [`mem1_trl.rollout.chat_client.ChatEndpoint`].
         max_retries (`int`, *optional*, defaults to `5`):
             How often a request that got no answer is tried again, with growing pauses.
         environment_timeout (`float` or `None`, *optional*, defaults to `300.0`):
@@ -347,7 +351,7 @@ class Mem1Agent:
             text = self.protocol.render_task(last["content"] + observation, actions.describe())
             messages = [*before, {**last, "content": text}]
             if self.tool_calls is not None:
-                ids = self.tool_calls.encode_task(messages, actions)
+                ids = self.tool_calls.encode_task(messages, actions.schemas)
             else:
                 encoded: Any = self.tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs

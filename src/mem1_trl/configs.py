@@ -8,9 +8,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .context import CONTEXT_RULES
-from .faults import ON_ENVIRONMENT_ERROR, FaultSettings
-from .layouts import LAYOUTS
+from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
+from .rollout.context import CONTEXT_RULES
+from .update.layouts import LAYOUTS
 
 
 class _SingleGeneration(int):
@@ -56,7 +56,7 @@ class Mem1GRPOConfig(GRPOConfig):
             and across the samples of a group, an appended history. `False` saves their memory between turns.
         save_eval_trajectories (`bool`, *optional*, defaults to `False`):
             Whether every evaluation writes its episodes, and means with intervals, to
-            `<output_dir>/evaluation/eval-<step>.jsonl` and `.json`, see [`mem1_trl.evaluation_result`].
+            `<output_dir>/evaluation/eval-<step>.jsonl` and `.json`, see [`mem1_trl.evaluation.result`].
 
         > Parameters that control failures of environments
 

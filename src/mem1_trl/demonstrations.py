@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
-from .environment_pool import EnvironmentFactory, EnvironmentPool
+from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:

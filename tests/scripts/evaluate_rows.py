@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("CI", "1")
 
 import torch
-from trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer, lookup_dataset, trainer_arguments
+from support.trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer, lookup_dataset, trainer_arguments
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 

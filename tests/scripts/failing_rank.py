@@ -1,5 +1,5 @@
 """
-Trains in several processes while the environments of one of them fail; started by `tests/test_fault_processes.py`.
+Trains in several processes while the environments of one of them fail; started by `tests/trainers/test_fault_processes.py`.
 
     torchrun --nproc_per_node 2 tests/scripts/failing_rank.py OUTPUT
 """
@@ -13,8 +13,8 @@ os.environ["CI"] = "true"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from helpers import tiny_model, tiny_tokenizer
-from trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset, planned
+from support.helpers import tiny_model, tiny_tokenizer
+from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset, planned
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 

@@ -1,5 +1,5 @@
 """
-Runs one optimizer step of a trainer on scripted episodes and saves the gradient; started by `tests/test_processes.py`.
+Runs one optimizer step of a trainer on scripted episodes and saves the gradient; started by `tests/trainers/test_processes.py`.
 
     torchrun --nproc_per_node 2 tests/scripts/gradient_of_one_step.py ppo OUTPUT.pt PER_DEVICE ACCUMULATION MAX_TOKENS
 """
@@ -12,9 +12,9 @@ os.environ["CI"] = "true"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from helpers import tiny_model, tiny_tokenizer
 from peft import LoraConfig
-from trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
+from support.helpers import tiny_model, tiny_tokenizer
+from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
 from transformers import TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from killed_run import arm, build, digest, keep_diary
 
-from mem1_trl.checkpoints import last_complete_checkpoint
+from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
 
 def main() -> None:

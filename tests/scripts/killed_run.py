@@ -21,11 +21,11 @@ os.environ.setdefault("CI", "1")
 
 import torch
 from peft import LoraConfig
-from trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer, lookup_dataset, trainer_arguments
+from support.trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer, lookup_dataset, trainer_arguments
 from transformers import TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
-from mem1_trl.checkpoints import last_complete_checkpoint
+from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
 torch.set_num_threads(1)
 STEPS = 5
@@ -119,7 +119,7 @@ def arm(trainer, place: str) -> None:
 
         torch.save = half_a_save
     if place == "before_the_mark":
-        from mem1_trl import trl_adapter
+        from mem1_trl.trainers.trl_seam import batch as trl_adapter
 
         mark = trl_adapter.mark_complete
         trl_adapter.mark_complete = lambda path, step: die() if step == 3 else mark(path, step)

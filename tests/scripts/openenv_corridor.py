@@ -10,7 +10,7 @@ import uvicorn
 from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from corridor import Corridor
+from support.corridor import Corridor
 
 
 class Say(Action):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from trainer_helpers import LookupEnvironment
+from support.trainer_helpers import LookupEnvironment
 
 from mem1_trl import Mem1Agent
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..context import CONTEXT_RULES
+from ..rollout.context import CONTEXT_RULES
 from .options import CommandError, ConfigParser
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..evaluation_result import Evaluation
-    from ..protocol import Mem1Protocol
+    from ..evaluation.result import Evaluation
+    from ..protocol.protocol import Mem1Protocol
 
 FACTS = "the bundled facts"
 PROTOCOLS = ("default", "paper", "reference", "reference_inference", "tool_calls")
@@ -199,7 +199,7 @@ def run(args: Sequence[str]) -> None:
     if options.conversational is None:
         options.conversational = agent.tokenizer.chat_template is not None
 
-    from ..evaluation import evaluate_objectives
+    from ..evaluation.evaluate import evaluate_objectives
 
     output = Path(options.output_dir) / "evaluation"
     evaluations = evaluate_objectives(
@@ -220,7 +220,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _protocol(name: str | None, model: str) -> Mem1Protocol:
-    from ..protocol import Mem1Protocol
+    from ..protocol.protocol import Mem1Protocol
 
     if name is None:
         try:

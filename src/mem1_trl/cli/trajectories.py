@@ -36,7 +36,7 @@ def run(args: Sequence[str]) -> None:
     if options.limit < 0:
         raise CommandError(f"--limit is {options.limit}: use 0 to print all episodes")
 
-    from ..trajectory_hub import trajectory_file
+    from ..hub.trajectories import trajectory_file
 
     try:
         file = trajectory_file(options.source, options.split)

@@ -1,12 +1,7 @@
 """Environments in TRL's protocol: what an agent acts in, one file each."""
 
 from .retrieval_qa import RetrievalQAEnvironment
-from .text_worlds import (
-    GymnasiumEnvironment,
-    OpenEnvEnvironment,
-    ScienceWorldEnvironment,
-    TextWorldExpressEnvironment,
-)
+from .text_worlds import GymnasiumEnvironment, OpenEnvEnvironment, ScienceWorldEnvironment, TextWorldExpressEnvironment
 from .web_qa import WebQAEnvironment
 from .webshop import WebShop, WebShopEnvironment, load_webshop
 

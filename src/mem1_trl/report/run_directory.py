@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..evaluation_result import FORMAT
+from ..evaluation.result import FORMAT
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 

@@ -1,0 +1,267 @@
+"""The actions of an environment: found as TRL finds its tools, called concurrently, errors turned into text."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .arguments import read_parameters, typed
+from .calls import EnvironmentCall, EnvironmentCaller, Outcome, followed_by
+from .errors import describe_error, error_text, is_refusal
+from .faults import FaultSettings
+from .seat import Seat, closing_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..protocol.protocol import Mem1Protocol
+
+_RESERVED = ("reset", "get_reward")
+
+
+def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
+    """
+    Public methods of an environment that an agent may call: all but `reset` and `get_reward`.
+
+    The rule is TRL's (`GRPOTrainer(environment_factory=...)`), so that an environment has the same actions here: plain
+    functions on the class, listed there so that properties are never evaluated. One exception: a method `close` without
+    arguments is called when the environment is needed no more, and is no action.
+    """
+    reserved = _RESERVED if closing_hook(environment) is None else (*_RESERVED, "close")
+    members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
+    return {name: getattr(environment, name) for name, _ in members if name not in reserved and name[0] != "_"}
+
+
+@dataclass(frozen=True, slots=True)
+class ActionResult:
+    """
+    What an action gave back.
+
+    Attributes:
+        text (`str`):
+            What the agent reads.
+        failed (`bool`):
+            Whether the environment raised, or the input of the action could not be read.
+        error (`str` or `None`):
+            What went wrong if it was the environment, and not the input, that was at fault.
+        fatal (`bool`):
+            Whether the episode cannot go on.
+    """
+
+    text: str
+    failed: bool = False
+    error: str | None = field(default=None, compare=False)
+    fatal: bool = field(default=False, compare=False)
+
+
+class ActionSet:
+    """
+    The actions one kind of environment offers under one protocol: tag -> method.
+
+    Args:
+        environment (`Any`):
+            An instance of the environment, only looked at.
+        protocol ([`Mem1Protocol`]):
+            Gives the tags.
+    """
+
+    def __init__(self, environment: Any, protocol: Mem1Protocol):
+        methods = action_methods(environment)
+        kind = type(environment).__name__
+        if not callable(getattr(environment, "reset", None)):
+            raise ValueError(
+                f"The environment {kind} has no `reset` method: define `reset(self, **row) -> str | None`, which starts "
+                "an episode from a row of the dataset."
+            )
+        undocumented = sorted(name for name, method in methods.items() if not inspect.getdoc(method))
+        if undocumented:
+            raise ValueError(
+                f"The action {undocumented[0]!r} of {kind} has no docstring: say in one line what it does, or start "
+                "its name with an underscore if agents should not call it."
+            )
+        self.syntax = protocol.action_syntax
+        tags = protocol.action_tags
+        if tags is None and self.syntax != "tags":
+            tags = {name: name for name in methods}
+        elif tags is None:
+            tags = {name: name for name in methods if name != protocol.answer_tag}
+            taken = {protocol.state_tag, protocol.observation_tag, *protocol.scratch_tags} & set(tags)
+            if taken:
+                raise ValueError(
+                    f"{kind} has an action named {sorted(taken)[0]!r}, which is a tag of the protocol: map it to another "
+                    "tag with `Mem1Protocol(action_tags={...})`."
+                )
+        for tag, name in tags.items():
+            if name not in methods:
+                raise ValueError(
+                    f"The tag {tag!r} calls {name!r}, but {kind} has no such action (it has "
+                    f"{', '.join(sorted(methods)) or 'none'}): correct `action_tags`."
+                )
+        self.tags: dict[str, str] = dict(tags)
+        # In the other syntaxes an action of this name is one like any other
+        is_answer = self.syntax == "tags" and protocol.answer_tag in methods
+        self.answer_method = protocol.answer_tag if is_answer else None
+        self._parameters = {name: read_parameters(method) for name, method in methods.items()}
+        self._docs = {name: (inspect.getdoc(method) or "").split("\n\n")[0] for name, method in methods.items()}
+        self.schemas: list[dict[str, Any]] = []
+        if self.syntax == "tool_calls":
+            self.schemas = [_schema(methods[name], kind) for name in self.tags.values()]
+
+    def describe(self) -> list[str]:
+        """
+        One line per action for the task prompt, such as `<search>query</search>: Search the corpus.`, or
+        `search[query]: ...` in brackets, or `search(query): ...` for a tool call.
+        """
+        lines = []
+        for tag, name in self.tags.items():
+            parameters = list(self._parameters[name])
+            inner = parameters[0] if len(parameters) == 1 else ""
+            if self.syntax == "tool_calls":
+                inner = ", ".join(parameters)
+            elif len(parameters) > 1:
+                inner = "{" + ", ".join(f'"{parameter}": ...' for parameter in parameters) + "}"
+            written = {"tags": f"<{tag}>{inner}</{tag}>", "brackets": f"{tag}[{inner}]"}.get(
+                self.syntax, f"{tag}({inner})"
+            )
+            lines.append(f"{written}: {' '.join(self._docs[name].split())}")
+        return lines
+
+    def arguments(self, method: str, text: str) -> dict[str, Any]:
+        """
+        Keyword arguments of an action from the text inside its tag or brackets.
+
+        Args:
+            method (`str`):
+                Name of the environment's method.
+            text (`str`):
+                The one argument itself, or a JSON object if there are several. Nothing stands for a single argument that has a
+                default.
+
+        Returns:
+            `dict[str, Any]`: Keyword arguments.
+
+        Raises:
+            `ValueError`: If the text is not what the method takes. The message is fit for the agent to read.
+        """
+        parameters = self._parameters[method]
+        if not parameters:
+            return {}
+        if len(parameters) == 1:
+            ((name, parameter),) = parameters.items()
+            if not text and not parameter.required:
+                return {}
+            return {name: typed(text, parameter.kind)}
+        try:
+            values = json.loads(text or "{}")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The arguments are not valid JSON: {error.msg}.") from None
+        return self.typed_arguments(method, values)
+
+    def typed_arguments(self, method: str, values: Any) -> dict[str, Any]:
+        """
+        Keyword arguments of an action from the object that an agent gave, with the types that the method declares.
+
+        A number that came as text becomes a number, and so on, if nothing is lost; everything else is an error.
+
+        Args:
+            method (`str`):
+                Name of the environment's method.
+            values (`Any`):
+                What the agent gave; it should be a mapping.
+
+        Raises:
+            `ValueError`: If arguments are missing, unknown or of the wrong type. The message is fit for the agent to read.
+        """
+        parameters = self._parameters[method]
+        known = ", ".join(parameters) or "none"
+        if not isinstance(values, Mapping):
+            raise ValueError(f"Give the arguments as a JSON object with {known}.")
+        unknown = sorted(set(values) - set(parameters))
+        if unknown:
+            raise ValueError(
+                f"There is no argument {unknown[0]!r}; there {'is' if len(parameters) < 2 else 'are'} {known}."
+            )
+        missing = [name for name, parameter in parameters.items() if parameter.required and name not in values]
+        if missing:
+            raise ValueError(f"The argument {missing[0]!r} is missing.")
+        arguments = {}
+        for name, value in values.items():
+            try:
+                arguments[name] = typed(value, parameters[name].kind)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return arguments
+
+
+def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:
+    """The JSON schema of an action, as TRL's tools get it."""
+    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+
+    try:
+        return get_json_schema(method)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise ValueError(
+            f"The action {method.__name__!r} of {kind} cannot be described to a chat template: {error} As a tool it needs type "
+            "hints and a docstring with a line for each argument under `Args:`."
+        ) from error
+
+
+def run_calls(
+    calls: Sequence[tuple[Callable[..., Any], dict[str, Any]]],
+    caller: EnvironmentCaller | None = None,
+    environments: Sequence[Any] | None = None,
+) -> list[ActionResult]:
+    """
+    Call all methods at once, synchronous ones in threads and asynchronous ones in one event loop.
+
+    Calls of one environment are made one after the other, in their order. Whatever goes wrong does not end the run: the agent
+    reads `Error: ...` instead, as with TRL's tools. What an action returns is shown as text, `None` as nothing.
+
+    Args:
+        calls (`Sequence[tuple[Callable, dict]]`):
+            Bound methods with their keyword arguments.
+        caller ([`EnvironmentCaller`], *optional*):
+            Runs them, by its settings. `None` makes one for these calls.
+        environments (`Sequence`, *optional*):
+            Whose methods they are. `None` takes the objects that they are bound to.
+
+    Returns:
+        `list[ActionResult]`: In the order of `calls`.
+    """
+    caller = caller or EnvironmentCaller()
+    if environments is None:
+        environments = [getattr(method, "__self__", None) for method, _ in calls]
+    requests = [
+        EnvironmentCall(
+            Seat() if environment is None else caller.seat_of(environment),
+            followed_by(method, _text, **arguments),
+            repeatable=getattr(method, "idempotent", False),
+            may_refuse=True,
+        )
+        for (method, arguments), environment in zip(calls, environments, strict=True)
+    ]
+    outcomes = caller.run(requests)
+    return [_result(outcome, call.seat, caller.settings) for call, outcome in zip(requests, outcomes)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("utf-8", errors="replace")
+    return str(value)
+
+
+def _result(outcome: Outcome, seat: Seat, settings: FaultSettings) -> ActionResult:
+    error = outcome.error
+    if error is None:
+        return ActionResult(outcome.value)
+    text = f"Error: {error_text(error)}"
+    if is_refusal(error):
+        return ActionResult(text, failed=True)
+    fatal = seat.dead or settings.on_error == "drop_group"
+    return ActionResult(text, failed=True, error=describe_error(error), fatal=fatal)

@@ -1,0 +1,131 @@
+"""The errors of environments: which pass by themselves, which are refusals, and how they are described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_MAX_DESCRIPTION = 500  # characters of an error that are kept
+
+# Libraries have classes of their own for "nobody answered"; what they share with the built-in ones is the name.
+# requests, urllib3, httpx, aiohttp, openai and huggingface_hub, in this order
+_TRANSIENT = frozenset(
+    ("ConnectionError", "TimeoutError", "Timeout", "ProtocolError", "TransportError", "ClientConnectionError")
+    + ("APIConnectionError", "InferenceTimeoutError")
+)
+
+# What a second attempt with the same arguments meets again
+_HOPELESS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class CallTimedOut(TimeoutError):
+    """A call took longer than `environment_timeout`."""
+
+
+class EnvironmentDied(RuntimeError):
+    """An environment cannot be called any more: its process is gone, or a call of it never came back."""
+
+
+class RemoteError(Exception):
+    """
+    An exception of another process, where its class may not exist.
+
+    Args:
+        names (`list[str]`):
+            Names of its class and of its base classes.
+        message (`str`):
+            What it said.
+    """
+
+    def __init__(self, names: list[str], message: str):
+        super().__init__(names, message)
+        self.names = names
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.names[0]}: {self.message}"
+
+
+def idempotent(method: Function) -> Function:
+    """
+    Declare that an action may be repeated: calling it twice does what calling it once does, as a search does.
+
+    Example:
+
+    ```python
+    class Library:
+        @idempotent
+        def search(self, query: str) -> str:
+            '''Search the catalogue.'''
+            return self.client.search(query)
+    ```
+    """
+    method.idempotent = True  # type: ignore[attr-defined]
+    return method
+
+
+def error_names(error: BaseException) -> list[str]:
+    if isinstance(error, RemoteError):
+        return error.names
+    return [kind.__name__ for kind in type(error).__mro__]
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an action says that its input is wrong, which is a `ValueError`, rather than that the environment failed."""
+    return "ValueError" in error_names(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an environment says that somebody it talks to did not answer. Running out of our own time is not that."""
+    return not isinstance(error, CallTimedOut) and bool(_TRANSIENT & set(error_names(error)))
+
+
+def may_repeat(error: BaseException, repeatable: bool) -> bool:
+    """
+    Whether a call that failed is worth another attempt, and safe to be made again.
+
+    Args:
+        error (`BaseException`):
+            What it raised.
+        repeatable (`bool`):
+            Whether calling twice does what calling once does: `reset`, `get_reward` and actions marked with [`idempotent`].
+            They are repeated unless the error would come again (a `TypeError`, say); other actions only if somebody did not
+            answer.
+    """
+    if isinstance(error, EnvironmentDied) or not isinstance(error, Exception):
+        return False
+    if is_transient(error):
+        return True
+    hopeless = {kind.__name__ for kind in _HOPELESS}
+    return repeatable and not hopeless & set(error_names(error))
+
+
+def error_text(error: BaseException) -> str:
+    """Class and message of an exception, as the agent reads it."""
+    if isinstance(error, RemoteError):
+        return str(error)
+    name = error_names(error)[0]
+    if isinstance(error, CallTimedOut):
+        name = "TimeoutError"
+    try:
+        return f"{name}: {error}"
+    except Exception:  # a message that cannot be made into text
+        return name
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception in one line of at most 500 characters, for people."""
+    return " ".join(error_text(error)[: 4 * _MAX_DESCRIPTION].split())[:_MAX_DESCRIPTION]

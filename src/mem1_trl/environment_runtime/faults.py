@@ -1,0 +1,127 @@
+"""What may go wrong in an environment, what is done about it, and how often it was. No threads here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ON_ENVIRONMENT_ERROR = ("observe", "drop_group")
+
+FIRST_WAIT = 0.5
+"""Seconds before the first repetition of a call; each further wait is twice as long."""
+
+LONGEST_WAIT = 60.0
+"""Seconds that no wait exceeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultSettings:
+    """
+    How calls of an environment are run, and what a failure of one does.
+
+    Attributes:
+        timeout (`float` or `None`):
+            Seconds that `reset`, an action or `get_reward` may take. `None` waits forever.
+        retries (`int`):
+            How often a call is repeated after a failure that may pass, see [`may_repeat`].
+        concurrency (`int`):
+            Most calls at once.
+        on_error (`str`):
+            `"observe"` shows the error of an action to the agent; `"drop_group"` ends the episode.
+    """
+
+    timeout: float | None = 300.0
+    retries: int = 2
+    concurrency: int = 64
+    on_error: str = "observe"
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"environment_timeout={self.timeout} lets no call finish: use seconds above 0, or None.")
+        if self.retries < 0:
+            raise ValueError(f"environment_retries={self.retries} is negative: use 0 to try once.")
+        if self.concurrency < 1:
+            raise ValueError(f"environment_concurrency={self.concurrency} lets no call start: use 1 or more.")
+        if self.on_error not in ON_ENVIRONMENT_ERROR:
+            raise ValueError(
+                f"on_environment_error={self.on_error!r} is unknown: use one of "
+                f"{', '.join(map(repr, ON_ENVIRONMENT_ERROR))}."
+            )
+
+
+@dataclass(slots=True)
+class FaultCounts:
+    """
+    How often what happened.
+
+    Attributes:
+        calls (`int`):
+            Calls of `reset`, actions and `get_reward`, a repeated one once.
+        errors (`int`):
+            Those that failed in the end. An action that raised `ValueError` refused its input and is none of them.
+        timeouts (`int`):
+            Attempts that took longer than allowed.
+        retries (`int`):
+            Attempts after the first.
+        restarts (`int`):
+            Instances that took the place of one that failed.
+    """
+
+    calls: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    retries: int = 0
+    restarts: int = 0
+
+    def take(self) -> dict[str, int]:
+        """The numbers since the last call of this method, by name."""
+        numbers = asdict(self)
+        for name in numbers:
+            setattr(self, name, 0)
+        return numbers
+
+
+def fault_metrics(counts: list[Mapping[str, int]]) -> dict[str, float]:
+    """
+    Numbers to log from the counts of all processes.
+
+    Returns:
+        `dict[str, float]`: `error_rate`, the share of calls that failed in the end (0 if there were none), and the numbers of
+        `timeouts`, `retries` and `restarts`.
+    """
+    total = {
+        name: sum(count[name] for count in counts) for name in ("calls", "errors", "timeouts", "retries", "restarts")
+    }
+    rate = total["errors"] / total["calls"] if total["calls"] else 0.0
+    return {"error_rate": rate, **{name: float(total[name]) for name in ("timeouts", "retries", "restarts")}}
+
+
+def seconds_to_wait(attempt: int, jitter: random.Random) -> float:
+    """
+    Back-off before attempt `attempt` + 1: 0.5, 1, 2, ... seconds, at most a minute, each by up to a half more or less.
+
+    The jitter has random numbers of its own, so that a run draws the same ones whether calls failed or not.
+    """
+    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (attempt - 1)) * jitter.uniform(0.5, 1.5)
+
+
+def as_reward(value: Any, source: str = "get_reward") -> float | None:
+    """
+    What `get_reward` returned, as a number; `None` stays `None`, "not scored".
+
+    Raises:
+        `TypeError`: If it is no number.
+        `ValueError`: If it is not finite.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)) or not hasattr(type(value), "__float__"):
+        raise TypeError(
+            f"{source} gave a {type(value).__name__}: return a float, or None if there is nothing to score"
+        )
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(f"{source} gave {number}")
+    return number

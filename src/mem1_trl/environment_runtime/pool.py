@@ -1,0 +1,272 @@
+"""Environment instances for a batch of episodes: made once, reset often, chosen by the row, replaced when they fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .actions import ActionSet
+from .calls import EnvironmentCall, EnvironmentCaller, followed_by
+from .errors import describe_error, may_repeat
+from .faults import FaultSettings, as_reward, seconds_to_wait
+from .seat import Seat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..protocol.protocol import Mem1Protocol
+
+EnvironmentFactory = Callable[[], Any]
+"""Makes one environment: `reset(**row) -> str | None`, actions, optionally `get_reward() -> float`, `done` and `close()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedEpisode:
+    """
+    What came of the reset of an environment.
+
+    Attributes:
+        environment (`Any`):
+            The instance; `None` if it could not be made.
+        actions ([`ActionSet`]):
+            Its actions.
+        observation (`str` or `None`):
+            What `reset` returned.
+        error (`Exception` or `None`):
+            Why there is no episode.
+    """
+
+    environment: Any
+    actions: ActionSet
+    observation: str | None = None
+    error: Exception | None = None
+
+
+class EnvironmentPool:
+    """
+    Hands out one environment per episode, as `GRPOTrainer(environment_factory=...)` does.
+
+    Args:
+        factory (`EnvironmentFactory` or `dict[str, EnvironmentFactory]`):
+            Makes an environment. With a dictionary, each row names its environment in the column `environment`.
+        protocol ([`Mem1Protocol`]):
+            Gives actions their tags.
+        faults ([`FaultSettings`], *optional*):
+            Time limit, retries and concurrency of calls.
+
+    Attributes:
+        caller ([`EnvironmentCaller`]):
+            Runs the calls, and counts what goes wrong.
+    """
+
+    def __init__(
+        self,
+        factory: EnvironmentFactory | Mapping[str, EnvironmentFactory],
+        protocol: Mem1Protocol,
+        faults: FaultSettings | None = None,
+    ):
+        self.caller = EnvironmentCaller(faults)
+        self.routed = isinstance(factory, Mapping)
+        self.factories: dict[str | None, EnvironmentFactory] = {}
+        if isinstance(factory, Mapping):
+            self.factories.update(factory)
+        else:
+            self.factories[None] = factory
+        if not self.factories:
+            raise ValueError("`environment_factory` is an empty dictionary: give it at least one environment.")
+        for name, make in self.factories.items():
+            if not callable(make):
+                raise TypeError(
+                    f"`environment_factory`{'' if name is None else f'[{name!r}]'} is a {type(make).__name__}: pass a "
+                    "class or function without arguments that returns a new environment."
+                )
+        self._seats = {name: [Seat(factory=make)] for name, make in self.factories.items()}
+        first = [seats[0] for seats in self._seats.values()]
+        for error in self.caller.make(first):
+            if error is not None:  # what hits the first instance would hit every row
+                raise error
+        self._examples = {name: seats[0].environment for name, seats in self._seats.items()}
+        self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
+        self._rewards: dict[int, float | None] = {}
+
+    def name_of(self, row: Mapping[str, Any]) -> str | None:
+        """Name of the environment that a dataset row asks for."""
+        if not self.routed:
+            return None
+        name = row.get("environment")
+        if name not in self.factories:
+            raise ValueError(
+                f"A row has environment={name!r}, which is none of {', '.join(map(repr, self.factories))}: correct the "
+                "column `environment` of the dataset."
+            )
+        return name
+
+    def gives_reward(self, row: Mapping[str, Any]) -> bool:
+        """Whether the environment of a row has `get_reward`."""
+        return callable(getattr(type(self._examples[self.name_of(row)]), "get_reward", None))
+
+    def example(self) -> tuple[Any, ActionSet]:
+        """One environment with its actions, to be looked at only."""
+        name = next(iter(self.factories))
+        return self._examples[name], self.actions[name]
+
+    def start(self, rows: Sequence[Mapping[str, Any]]) -> list[StartedEpisode]:
+        """
+        Start one episode for each row, all at once, each in an environment of its own.
+
+        An instance that failed its last episode is replaced first. A reset that fails is repeated with a new instance.
+
+        Args:
+            rows (`Sequence[Mapping]`):
+                Dataset rows; what `reset` gets.
+
+        Returns:
+            `list[StartedEpisode]`: In the order of `rows`.
+
+        Raises:
+            `ValueError`: If a row names an environment that does not exist.
+        """
+        names = [self.name_of(row) for row in rows]
+        taken: dict[str | None, int] = {}
+        seats = []
+        for name in names:
+            index = taken[name] = taken.get(name, -1) + 1
+            if index == len(self._seats[name]):
+                self._seats[name].append(Seat(factory=self.factories[name]))
+            seats.append(self._seats[name][index])
+        for seat in seats:
+            if seat.dead or seat.failed:
+                self.caller.renew(seat)
+        arguments = [{k: v for k, v in row.items() if not (self.routed and k == "environment")} for row in rows]
+        started = reset_all(self.caller, seats, arguments)
+        return [
+            StartedEpisode(seat.environment, self.actions[name], observation, error)
+            for name, seat, (observation, error) in zip(names, seats, started)
+        ]
+
+    def score(self, environments: Sequence[Any]) -> list[tuple[float | None, str | None]]:
+        """
+        Ask environments for their rewards, at once. The reward functions of this pool report them.
+
+        Args:
+            environments (`Sequence`):
+                Those of episodes that have ended.
+
+        Returns:
+            `list[tuple[float | None, str | None]]`: The reward of each, `None` if it has none, and what went wrong.
+        """
+        scores = ask_rewards(self.caller, environments)
+        self._rewards = {id(environment): reward for environment, (reward, _) in zip(environments, scores)}
+        return [(reward, None if error is None else describe_error(error)) for reward, error in scores]
+
+    def discard(self, environment: Any) -> None:
+        """Hand an environment out no more, for instance because it failed; a new one takes its place."""
+        for seats in self._seats.values():
+            for seat in seats:
+                if seat.environment is environment:
+                    seat.failed = True
+
+    def close(self) -> None:
+        """Close all environments: their method `close`, if they have one, is called. The next episodes get new ones."""
+        self.caller.close([seat for seats in self._seats.values() for seat in seats])
+
+    def reward_functions(self) -> list[Callable[..., Any]]:
+        """
+        One TRL reward function, named after its class, for each class of environment that has `get_reward`.
+
+        They tell what [`~EnvironmentPool.score`] found.
+        """
+        functions: list[Callable[..., Any]] = []
+        for kind in dict.fromkeys(type(example) for example in self._examples.values()):
+            if callable(getattr(kind, "get_reward", None)):
+                functions.append(self._reward_function(kind))
+        return functions
+
+    def _reward_function(self, kind: type) -> Callable[..., Any]:
+        def read(environments: list[Any], **kwargs: Any) -> list[float | None]:
+            return [self._rewards.get(id(e)) if type(e) is kind else None for e in environments]
+
+        read.__name__ = kind.__name__
+        return read
+
+
+def reset_all(
+    caller: EnvironmentCaller, seats: Sequence[Seat], rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str | None, Exception | None]]:
+    """
+    Call `reset` of all environments at once, and again of those that failed, with a fresh instance where one can be made.
+
+    Returns:
+        `list[tuple[str | None, Exception | None]]`: For each seat what `reset` returned, or why it failed in the end.
+    """
+    results: list[tuple[str | None, Exception | None]] = [(None, None)] * len(seats)
+    left = list(range(len(seats)))
+    for attempt in range(1, caller.settings.retries + 2):
+        made = caller.make([seats[index] for index in left])
+        for index, error in zip(left, made):
+            results[index] = (None, error)
+        ready = [index for index, error in zip(left, made) if error is None]
+        calls = [
+            EnvironmentCall(seats[index], _reset(seats[index].environment, rows[index]), retries=0) for index in ready
+        ]
+        for index, outcome in zip(ready, caller.run(calls, counted=False)):
+            results[index] = (outcome.value, outcome.error)
+        again = []
+        for index in left:
+            error, seat = results[index][1], seats[index]
+            if error is None:
+                continue
+            seat.failed = True
+            replaceable = seat.factory is not None
+            if (replaceable or not seat.dead) and (seat.dead or may_repeat(error, repeatable=True)):
+                again.append(index)
+        left = again
+        if not left or attempt > caller.settings.retries:
+            break
+        caller.counts.retries += len(left)
+        time.sleep(seconds_to_wait(attempt, caller.jitter))
+        for index in left:
+            if seats[index].factory is not None:
+                caller.renew(seats[index])
+            seats[index].failed = False
+    caller.counts.calls += len(seats)
+    caller.counts.errors += sum(error is not None for _, error in results)
+    return results
+
+
+def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
+    def checked(observation: Any) -> str | None:
+        if observation is not None and not isinstance(observation, str):
+            raise TypeError(
+                f"`reset` of {type(environment).__name__} returned a {type(observation).__name__}: return a string that "
+                "belongs to the task prompt, or None. Images are not supported."
+            )
+        return observation
+
+    return followed_by(environment.reset, checked, **row)
+
+
+def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
+    """
+    Call `get_reward` of all environments at once.
+
+    Returns:
+        `list[tuple[float | None, Exception | None]]`: For each the reward, `None` if it has no `get_reward` or scored nothing,
+        and what went wrong.
+    """
+    asked = [index for index, e in enumerate(environments) if callable(getattr(type(e), "get_reward", None))]
+    calls = [
+        EnvironmentCall(
+            caller.seat_of(environments[index]),
+            followed_by(environments[index].get_reward, as_reward),
+            repeatable=True,
+        )
+        for index in asked
+    ]
+    scores: list[tuple[float | None, Exception | None]] = [(None, None)] * len(environments)
+    for index, call, outcome in zip(asked, calls, caller.run(calls)):
+        call.seat.failed = call.seat.failed or outcome.error is not None
+        scores[index] = (outcome.value, outcome.error)
+    return scores

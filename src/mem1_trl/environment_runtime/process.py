@@ -1,0 +1,289 @@
+"""An environment in a process of its own: a hang can be killed, a crash survived."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
+from typing import Any
+
+from .errors import EnvironmentDied, RemoteError, error_names
+from .seat import closing_hook
+
+_CLOSING = 5.0  # seconds that a process has to end by itself
+
+_starting = threading.Lock()
+
+
+class ProcessEnvironment:
+    """
+    Runs an environment in a process of its own; made by [`~ProcessEnvironment.factory`].
+
+    It has the same actions with the same docstrings and signatures, `reset`, `get_reward` if the environment has it, and `done`.
+    Other attributes can be read, as a copy. Asynchronous methods become synchronous, each environment has a thread anyway.
+
+    The process is killed when a call exceeds `environment_timeout`, and a new one takes its place in the next episode. One that
+    dies (a segmentation fault, `os._exit`, out of memory) raises [`mem1_trl.faults.EnvironmentDied`], and is started anew by the
+    next `reset`. Killing it kills what it started, on systems with process groups.
+    """
+
+    _kind: Callable[..., Any]
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: Any = None
+        self._connection: Any = None
+        self._done = False
+        self._start()
+
+    @classmethod
+    def factory(cls, environment: Callable[..., Any], *args: Any, **kwargs: Any) -> type[ProcessEnvironment]:
+        """
+        A factory for `environment_factory`.
+
+        Example:
+
+        ```python
+        trainer = Mem1GRPOTrainer(..., environment_factory=ProcessEnvironment.factory(TextWorld, "game.z8"))
+        ```
+
+        Processes are started by "spawn": the class and its arguments must be picklable, so the class stands in a module, not in a
+        notebook, and what is large is best loaded by its `__init__`. If it stands in the script that is run, the script needs
+        `if __name__ == "__main__":`.
+
+        Args:
+            environment (`type` or `functools.partial` of one):
+                Class of the environment.
+            args, kwargs (*optional*):
+                What to make it with.
+
+        Returns:
+            `type`: A class without arguments, of the name of the environment's.
+
+        Raises:
+            `TypeError`: If it is neither, so that its actions cannot be known without making one, or cannot be pickled.
+        """
+        made = functools.partial(environment, *args, **kwargs)
+        kind = made.func
+        if not inspect.isclass(kind):
+            raise TypeError(
+                f"{environment!r} is not a class of environments: pass the class, and what it is made with as further arguments."
+            )
+        try:
+            ForkingPickler.dumps(made)
+        except Exception as error:
+            raise TypeError(
+                f"{kind.__name__} and its arguments cannot be sent to another process ({error}): define the class at the top of "
+                "a module, and load what is large in its `__init__`."
+            ) from error
+        members: dict[str, Any] = {
+            name: _forward(name, function, isinstance(inspect.getattr_static(kind, name), staticmethod))
+            for name, function in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_") and not (name == "close" and len(inspect.signature(function).parameters) <= 1)
+        }
+        if not callable(getattr(kind, "done", None)):
+            members["done"] = property(
+                lambda self: self._done, doc="Whether the episode is over, as of the last call."
+            )
+        members["_kind"] = staticmethod(made)
+        members["__doc__"] = kind.__doc__
+        return type(kind.__name__, (cls,), members)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._ask(name)
+
+    # The process
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._kind), daemon=True, name="mem1-environment")
+        with _starting, _without_main(getattr(self._kind, "func", self._kind)):
+            self._process.start()
+        theirs.close()
+        self._done = False
+        self._receive(
+            "could not be started: is its class in a module that can be imported, and the script guarded by "
+            "`if __name__ == '__main__':`"
+        )
+
+    def _ask(self, name: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Call a method in the process, or read an attribute if `kwargs` is `None`."""
+        with self._lock:
+            if name == "reset" and (self._process is None or not self._process.is_alive()):
+                self._start()
+            if self._process is None:
+                raise EnvironmentDied("the process of the environment is gone")
+            try:
+                self._connection.send((name, args, kwargs))
+            except OSError:
+                raise EnvironmentDied(self._epitaph("is gone")) from None
+            return self._receive("ended")
+
+    def _receive(self, what: str) -> Any:
+        try:
+            status, value, self._done = self._connection.recv()
+        except (EOFError, OSError):
+            raise EnvironmentDied(self._epitaph(what)) from None
+        if status == "error":
+            names, message = value
+            if names[0] == "AttributeError":  # `hasattr` wants to know
+                raise AttributeError(message)
+            raise RemoteError(names, message)
+        return value
+
+    def _epitaph(self, what: str) -> str:
+        self._process.join(_CLOSING)
+        code = self._process.exitcode
+        with contextlib.suppress(ValueError, TypeError):
+            code = signal.Signals(-code).name
+        return f"the process of the environment {what} (exit code {code})"
+
+    def _terminate(self) -> None:
+        """Kill the process, and what it started; may be called from any thread, also while a call waits."""
+        process = self._process
+        if process is None or not process.is_alive():
+            return
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(OSError):
+                if os.getpgid(process.pid) == process.pid:
+                    os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+
+    def _end(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            with contextlib.suppress(OSError):
+                self._connection.send(None)
+                self._connection.close()
+            process.join(_CLOSING)
+        if process.is_alive():
+            process.kill()
+
+    @property
+    def close(self) -> Callable[[], None]:
+        """Close the environment and end its process. A property, since TRL's rule takes every function for an action."""
+        return self._end
+
+
+def _forward(name: str, function: Callable[..., Any], static: bool) -> Callable[..., Any]:
+    """A method that calls the one of the same name in the process."""
+
+    @functools.wraps(function)
+    def method(self: ProcessEnvironment, *args: Any, **kwargs: Any) -> Any:
+        return self._ask(name, args, kwargs)
+
+    if static:
+        signature = inspect.signature(function)
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        method.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return method
+
+
+@contextlib.contextmanager
+def _without_main(kind: Any) -> Iterator[None]:
+    """
+    Keep a process that is started from importing the script that is run, unless the class stands there.
+
+    It would load what the script loads (torch, a model), and run what is not guarded.
+    """
+    if getattr(kind, "__module__", "__main__") == "__main__":
+        yield
+        return
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.modules["__main__"].__spec__ = None
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+# In the process
+
+
+def _serve(connection: Any, make: Callable[[], Any]) -> None:
+    """Make the environment and do what is asked, until nobody asks any more."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # a group of its own: an interrupt at the keyboard is not for it, and killing it kills its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    loop: Any = None
+    environment: Any = None
+
+    def run(value: Any) -> Any:
+        nonlocal loop
+        if not inspect.isawaitable(value):
+            return value
+        loop = loop or asyncio.new_event_loop()
+        return loop.run_until_complete(_wait(value))
+
+    def done() -> bool:
+        value = getattr(environment, "done", False)
+        return not callable(value) and bool(value)
+
+    def reply(status: str, value: Any) -> None:
+        try:
+            state = done()
+        except Exception as error:
+            status, value, state = "error", (error_names(error), str(error)), False
+        try:
+            message = ForkingPickler.dumps((status, value, state))
+        except Exception:  # what cannot be sent is read as text anyway
+            message = ForkingPickler.dumps((status, str(value), state))
+        connection.send_bytes(message)
+
+    def attempt(action: Callable[[], Any]) -> None:
+        try:
+            value = run(action())
+        except Exception as error:
+            reply("error", (error_names(error), str(error)))
+        else:
+            reply("value", value)
+
+    def begin() -> None:
+        nonlocal environment
+        environment = make()
+
+    attempt(begin)
+    while environment is not None:
+        try:
+            request = connection.recv()
+        except (EOFError, OSError):
+            break
+        if request is None:
+            break
+        attempt(functools.partial(_perform, environment, *request))
+    hook = closing_hook(environment)
+    if hook is not None:
+        with contextlib.suppress(Exception):
+            run(hook())
+
+
+def _perform(environment: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    member = getattr(environment, name)
+    return member if kwargs is None else member(*args, **kwargs)
+
+
+async def _wait(value: Any) -> Any:
+    return await value
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,25 @@
+"""Plays an agent over a data set, or over tasks of more and more objectives, and measures answers and costs."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .evaluate import PAPER_OBJECTIVES as PAPER_OBJECTIVES
+    from .evaluate import evaluate_agent as evaluate_agent
+    from .evaluate import evaluate_objectives as evaluate_objectives
+    from .evaluate import paper_max_turns as paper_max_turns
+    from .result import EvaluatedTask as EvaluatedTask
+    from .result import Evaluation as Evaluation
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Evaluation": "result",
+        "EvaluatedTask": "result",
+        "PAPER_OBJECTIVES": "evaluate",
+        "evaluate_agent": "evaluate",
+        "evaluate_objectives": "evaluate",
+        "paper_max_turns": "evaluate",
+    },
+)

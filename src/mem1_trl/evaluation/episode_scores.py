@@ -1,0 +1,103 @@
+"""One episode becomes one line of an evaluation: what it answered, what it cost, what it kept in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..metrics import trajectory_metrics
+from ..rewards import are_answers, score_answer
+from ..rollout.episode import decode
+from .result import EvaluatedTask
+from .retention import trace_objectives
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..protocol.protocol import Mem1Protocol
+    from ..trajectory import Trajectory
+
+Success = Callable[[Mapping[str, Any], "Trajectory"], bool]
+"""Says of a row and its episode whether the task was done."""
+
+
+def memory_of(context: str) -> str:
+    """What an agent under a rule of context remembers with: the `"state"` it writes, or its whole `"context"`."""
+    return "state" if context == "mem1" else "context"
+
+
+def evaluate_episode(
+    trajectory: Trajectory,
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: Mem1Protocol | None = None,
+    context: str = "mem1",
+    *,
+    index: int = 0,
+    success: Success | None = None,
+    rewarded: bool = True,
+) -> EvaluatedTask:
+    """
+    Score an episode. Its `metrics` are completed with the scores.
+
+    Args:
+        trajectory ([`Trajectory`]):
+            The episode, rewarded. With an `error` it counts 0 in every score of success.
+        row (`Mapping`):
+            Its task; scored against `answers`, if it has any.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Decodes contexts.
+        protocol ([`Mem1Protocol`], *optional*):
+            Its hints are taken out of observations before gold answers are looked for.
+        context (`str`, *optional*, defaults to `"mem1"`):
+            Rule under which it was played, which says what its memory was: see [`memory_of`].
+        index (`int`, *optional*, defaults to `0`):
+            Place of the task in the data set.
+        success (`Callable[[Mapping, Trajectory], bool]`, *optional*):
+            Whether the task was done. `None`: if all objectives are answered exactly.
+        rewarded (`bool`, *optional*, defaults to `True`):
+            Whether the environment gives a reward, so that a failed episode has reward 0.
+
+    Returns:
+        [`EvaluatedTask`]
+    """
+    if trajectory.reward is not None and not math.isfinite(trajectory.reward):
+        trajectory.error = trajectory.error or f"get_reward gave {trajectory.reward}"
+        trajectory.reward = None
+    failed = trajectory.error is not None
+    answers = row.get("answers") if are_answers(row.get("answers")) else None
+    scores: dict[str, float] = {}
+    if answers is not None:
+        scores |= score_answer(trajectory.answer, answers)
+    if success is not None:
+        scores["success"] = 0.0 if failed else float(success(row, trajectory))
+    if trajectory.reward is not None or (failed and rewarded):
+        scores["reward"] = trajectory.reward or 0.0
+    if failed:
+        scores = dict.fromkeys(scores, 0.0)
+    costs = trajectory_metrics(trajectory) if trajectory.turns else {}
+    trajectory.metrics = {**trajectory.metrics, **scores, **costs}
+    traces = []
+    if answers is not None and not failed:
+        contexts = None
+        if memory_of(context) == "context":
+            behind = len(trajectory.prompt_ids)
+            contexts = [decode(tokenizer, turn.prompt_ids[behind:]) for turn in trajectory.turns]
+        traces = trace_objectives(trajectory, answers, protocol, contexts)
+    return EvaluatedTask(
+        index=index,
+        task=dict(row),
+        prompt_text=decode(tokenizer, trajectory.prompt_ids) if trajectory.turns else _text_of(row["prompt"]),
+        trajectory=trajectory,
+        scores=dict(trajectory.metrics),
+        objectives_detail=tuple(traces),
+        error=trajectory.error,
+    )
+
+
+def _text_of(prompt: Any) -> str:
+    """A task that was never tokenized, as text."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(str(message.get("content", "")) for message in prompt)

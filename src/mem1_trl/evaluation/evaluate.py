@@ -1,0 +1,301 @@
+"""Plays an agent over a data set, or over tasks of more and more objectives, and measures what it answered and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..environment_runtime.faults import fault_metrics
+from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from ..rewards import are_answers
+from ..tasks import sample_objectives
+from .episode_scores import Success, evaluate_episode, memory_of
+from .result import EvaluatedTask, Evaluation
+
+if TYPE_CHECKING:
+    import os
+
+    from datasets import Dataset
+
+    from ..agent import Mem1Agent
+
+logger = logging.getLogger(__name__)
+
+PAPER_OBJECTIVES = (1, 2, 3, 4, 6, 8, 16)
+"""Numbers of objectives that the paper tests on (arXiv 2506.15841, table of multi-objective QA)."""
+
+
+def paper_max_turns(objectives: int) -> int:
+    """Turns that the paper allows: 6 for up to four objectives, 20 beyond."""
+    return 6 if objectives <= 4 else 20
+
+
+def evaluate_agent(
+    agent: Mem1Agent,
+    rows: Iterable[Mapping[str, Any]],
+    environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory],
+    batch_size: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+    *,
+    label: str | None = None,
+    success: Success | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    settings: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """
+    Play one episode per row, and score it.
+
+    Every row is in the result. If an environment fails in `reset` or `get_reward` (it raises, hangs longer than the agent's
+    `environment_timeout`, or returns what is no text or number), if it dies, or if a prompt is too long for the model, the
+    episode is kept as far as it came, with `error`, and counts 0 in every score of success; its costs are those of the turns
+    that were played. An action that raises is not such a failure: the agent reads the error and goes on, as in training, and
+    `failed_actions` counts it. How often calls failed is in [`Evaluation`]`.environment`.
+
+    Scores of a task:
+
+    | score | meaning |
+    |---|---|
+    | `exact_match` | objectives answered exactly, 0 to N (as in the paper); 0 unless there are N answers |
+    | `f1` | the same with F1 over sets of words |
+    | `exact_match_per_objective`, `f1_per_objective` | divided by N |
+    | `success` | 1 if all objectives are answered exactly, or what `success` says |
+    | `reward` | what `get_reward` gave |
+    | `turns`, `generated_tokens`, `peak_tokens`, `peak_tokens_without_prompt`, `dependency_length`, `state_tokens`, `valid_action_rate` | see [`mem1_trl.metrics`] |
+    | `failed_actions` | actions that raised, or whose arguments were wrong |
+    | `seconds` | wall time, that of each turn split evenly among the episodes that played it at once |
+
+    The first five need references (`answers`); without them, and without `success`, they are left out.
+
+    Args:
+        agent ([`Mem1Agent`]):
+            The agent; it decodes greedily unless its `temperature` says otherwise.
+        rows (`Iterable[Mapping]`):
+            Dataset rows with `prompt` and whatever `reset` wants; with `answers` (a list of accepted answers for each
+            objective) the answers are scored.
+        environment_factory (`Callable` or `dict[str, Callable]`):
+            Makes an environment; with a dictionary, each row names its environment in the column `environment`.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Episodes played at once.
+        on_batch (`Callable[[int], None]`, *optional*):
+            Called with the number of episodes after each batch, for a progress bar.
+        label (`str`, *optional*):
+            Name of the agent in tables, such as `"MEM1 PPO"`. `None` takes the name of its model.
+        success (`Callable[[Mapping, Trajectory], bool]`, *optional*):
+            Whether a task was done, given its row and its episode, for instance
+            `lambda row, trajectory: trajectory.reward == 1.0`.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the bootstrap, and of sampling if the agent samples. Two runs with one seed give the same result but for
+            `seconds`; the random state of the caller is left as it was.
+        resamples (`int`, *optional*, defaults to `2000`):
+            Of the bootstrap.
+        settings (`Mapping`, *optional*):
+            Kept beside those of the agent.
+
+    Returns:
+        [`Evaluation`]
+
+    Raises:
+        `ValueError`: if there are no rows, or one has no `prompt` or no usable `answers`.
+    """
+    rows = _checked([dict(row) for row in rows])
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} plays nothing: use 1 or more.")
+    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
+    tasks: list[EvaluatedTask] = []
+    try:
+        with _seeded(agent, seed):
+            for start in range(0, len(rows), batch_size):
+                chunk = rows[start : start + batch_size]
+                played = agent.run_batch(chunk, pool, keep_failures=True)
+                for index, (row, trajectory) in enumerate(zip(chunk, played), start):
+                    task = evaluate_episode(
+                        trajectory,
+                        row,
+                        agent.tokenizer,
+                        agent.protocol,
+                        agent.settings.context,
+                        index=index,
+                        success=success,
+                        rewarded=pool.gives_reward(row),
+                    )
+                    tasks.append(task)
+                if on_batch is not None:
+                    on_batch(len(chunk))
+    finally:
+        pool.close()
+    described = agent.describe()
+    failed = [task for task in tasks if task.error is not None]
+    if failed:
+        logger.warning(
+            "%d of %d episodes failed and count 0, the first of them (row %d) with: %s",
+            len(failed), len(tasks), failed[0].index, failed[0].error,
+        )  # fmt: skip
+    return Evaluation.from_tasks(
+        tasks,
+        agent=label or Path(str(described["model"])).name,
+        settings={**described, "memory": memory_of(agent.settings.context), "seed": seed, **(settings or {})},
+        seed=seed,
+        resamples=resamples,
+        environment=fault_metrics([pool.caller.counts.take()]),
+    )
+
+
+def evaluate_objectives(
+    agent: Mem1Agent | Callable[[int], Mem1Agent],
+    questions: Dataset,
+    environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory],
+    objectives: Sequence[int] = PAPER_OBJECTIVES,
+    tasks: int = 200,
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    label: str | None = None,
+    question: str = "question",
+    answer: str = "answer",
+    conversational: bool = False,
+    max_turns: Callable[[int], int] | None = None,
+    batch_size: int = 32,
+    success: Success | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    progress: bool = True,
+) -> dict[int, Evaluation]:
+    """
+    Evaluate an agent on tasks of more and more objectives: the paper's main experiment, its figure 4.
+
+    Args:
+        agent ([`Mem1Agent`] or `Callable[[int], Mem1Agent]`):
+            The agent, or a function that gives one for a number of objectives.
+        questions (`datasets.Dataset`):
+            One question per row; tasks are composed of them by [`mem1_trl.tasks.sample_objectives`].
+        environment_factory (`Callable` or `dict[str, Callable]`):
+            Makes an environment.
+        objectives (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4, 6, 8, 16)`):
+            Numbers of objectives.
+        tasks (`int`, *optional*, defaults to `200`):
+            Tasks for each number.
+        output_dir (`str` or `os.PathLike`, *optional*):
+            Where `<label>-<n>.json` and `<label>-<n>.jsonl` are written, one pair as soon as it is finished. What is there
+            already is not played again, if it was run with the same settings.
+        label (`str`, *optional*):
+            Name of the agent in tables and files. `None` takes the name of its model.
+        question, answer (`str`, *optional*):
+            Columns of `questions`, as in [`compose_objectives`].
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether a task is given to the model as a chat message; as it was in training.
+        max_turns (`Callable[[int], int]`, *optional*):
+            Turns allowed for a number of objectives. `None` allows the paper's, [`paper_max_turns`].
+        batch_size, success, seed, resamples (*optional*):
+            As in [`evaluate_agent`]; `seed` also composes the tasks.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `dict[int, Evaluation]`: by number of objectives.
+
+    Raises:
+        `ValueError`: if a finished evaluation in `output_dir` was run with other settings.
+    """
+    numbers = list(dict.fromkeys(objectives))
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"objectives={objectives!r} must hold numbers of objectives, 1 or more.")
+    results: dict[int, Evaluation] = {}
+    for n in numbers:
+        player = agent(n) if callable(agent) else agent
+        composed = sample_objectives(questions, n, tasks, question, answer, seed)
+        rows = [dict(row) for row in composed]
+        if conversational:
+            rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+        allowed = (max_turns or paper_max_turns)(n)
+        before = player.settings
+        player.settings = dataclasses.replace(before, max_turns=allowed)
+        try:
+            results[n] = _evaluate_or_load(
+                player, rows, environment_factory, output_dir, n, label, success, batch_size, seed, resamples, progress
+            )
+        finally:
+            player.settings = before
+    return results
+
+
+def _evaluate_or_load(
+    agent: Mem1Agent,
+    rows: list[dict[str, Any]],
+    environment_factory: Any,
+    output_dir: str | os.PathLike[str] | None,
+    n: int,
+    label: str | None,
+    success: Success | None,
+    batch_size: int,
+    seed: int,
+    resamples: int,
+    progress: bool,
+) -> Evaluation:
+    described = agent.describe()
+    label = label or Path(str(described["model"])).name
+    name = f"{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-') or 'agent'}-{n}"
+    tasks = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    settings = {"tasks": tasks}
+    if output_dir is not None and (Path(output_dir) / f"{name}.json").is_file():
+        finished = Evaluation.load(output_dir, name)
+        wanted = json.loads(json.dumps({**described, "seed": seed, **settings}))
+        different = [key for key, value in wanted.items() if finished.settings.get(key) != value]
+        if different or finished.agent != label:
+            raise ValueError(
+                f"{Path(output_dir) / name}.json was evaluated with other settings ({', '.join(different) or 'label'}): "
+                "delete it to evaluate again, or choose another `label` or `output_dir`."
+            )
+        logger.info("%s is finished already and is not played again.", name)
+        return finished
+    with tqdm(total=len(rows), desc=f"{label}, {n} objective{'s'[: n > 1]}", unit="task", disable=not progress) as bar:
+        evaluation = evaluate_agent(
+            agent,
+            rows,
+            environment_factory,
+            batch_size,
+            on_batch=lambda count: bar.update(count) and None,
+            label=label,
+            success=success,
+            seed=seed,
+            resamples=resamples,
+            settings=settings,
+        )
+    if output_dir is not None:
+        evaluation.save(output_dir, name)
+    return evaluation
+
+
+def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Refuse rows that can only be a mistake, before anything is played."""
+    if not rows:
+        raise ValueError("There is nothing to evaluate: the data set has no rows.")
+    for index, row in enumerate(rows):
+        if "prompt" not in row:
+            raise ValueError(
+                f"Row {index} has no 'prompt' (it has {', '.join(row)}): rename the column that holds the task."
+            )
+        if row.get("answers") is not None and not are_answers(row["answers"]):
+            raise ValueError(
+                f"Row {index} has answers={row['answers']!r}: give a list with the accepted answers of each objective, such as "
+                "[['Paris'], ['26', 'twenty-six']]."
+            )
+    return rows
+
+
+@contextmanager
+def _seeded(agent: Mem1Agent, seed: int) -> Iterator[None]:
+    """Seed sampling, and put the caller's random state back afterwards."""
+    device = getattr(agent.model, "device", torch.device("cpu"))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

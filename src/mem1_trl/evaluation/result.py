@@ -1,0 +1,342 @@
+"""
+What an evaluation found, and the two files that hold it.
+
+`<name>.json`, the summary:
+
+| key | value |
+|---|---|
+| `format` | 1 |
+| `name` | name of the files |
+| `agent` | label of the agent, such as `"MEM1 PPO"` |
+| `objectives` | objectives per task, `null` if tasks differ in it or have none |
+| `settings` | how the agent was run |
+| `count` | number of tasks |
+| `metrics` | for each score `{"mean", "stderr", "low", "high", "count"}`, see [`mem1_trl.evaluation.intervals.Statistic`] |
+| `stop_reasons` | share of tasks for each [`StopReason`], 1 in sum |
+| `errors` | share of tasks in which the environment failed |
+| `environment` | `error_rate`, the share of its calls that failed, and numbers of `timeouts`, `retries` and `restarts` |
+| `retention` | `[{"age", "kept", "count"}]`, see [`mem1_trl.evaluation.retention.retention_curve`] |
+| `failures` | number of objectives for each of `never_found`, `forgotten`, `misreported`, `correct` |
+
+`<name>.jsonl`, one line for each task, in order:
+
+| key | value |
+|---|---|
+| `index` | place of the task in the data set |
+| `task` | its row, without columns of more than 10,000 characters |
+| `prompt_text` | the task prompt as the agent read it |
+| `trajectory` | [`Trajectory.to_dict`] |
+| `scores` | the numbers whose means are the `metrics` |
+| `objectives_detail` | for each objective `{"gold", "given", "correct", "first_seen_turn", "kept", "outcome"}`, see [`mem1_trl.evaluation.retention.ObjectiveTrace`]; empty without references, or if the environment failed |
+| `error` | what the environment raised, or `null` |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..trajectory import StopReason, Trajectory
+from .intervals import Statistic, summarize
+from .retention import ObjectiveTrace, RetentionPoint, count_outcomes, retention_curve
+
+FORMAT = 1
+"""Version of the file format."""
+
+_LONG_COLUMN = 10_000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedTask:
+    """
+    One task, how it was played, and what that was worth.
+
+    Attributes:
+        index (`int`):
+            Place of the task in the data set.
+        task (`dict[str, Any]`):
+            Its row.
+        prompt_text (`str`):
+            The task prompt as the agent read it.
+        trajectory ([`Trajectory`]):
+            The episode.
+        scores (`dict[str, float]`):
+            Numbers about it, see [`mem1_trl.evaluation.evaluate_agent`].
+        objectives_detail (`tuple[ObjectiveTrace, ...]`):
+            What became of each objective.
+        error (`str` or `None`):
+            What the environment raised, if it failed.
+    """
+
+    index: int
+    task: dict[str, Any]
+    prompt_text: str
+    trajectory: Trajectory
+    scores: dict[str, float]
+    objectives_detail: tuple[ObjectiveTrace, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain lists, numbers and strings: one line of the `.jsonl` file."""
+        return {
+            "index": self.index,
+            "task": _plain_row(self.task),
+            "prompt_text": self.prompt_text,
+            "trajectory": self.trajectory.to_dict(),
+            "scores": dict(self.scores),
+            "objectives_detail": [dataclasses.asdict(trace) for trace in self.objectives_detail],
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> EvaluatedTask:
+        """The inverse of [`~EvaluatedTask.to_dict`]."""
+        traces = tuple(
+            ObjectiveTrace(**{**trace, "gold": tuple(trace["gold"]), "kept": tuple(trace["kept"])})
+            for trace in record["objectives_detail"]
+        )
+        trajectory = Trajectory.from_dict(record["trajectory"])
+        return cls(**{**record, "trajectory": trajectory, "objectives_detail": traces})
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """
+    What an evaluation found.
+
+    Attributes:
+        tasks (`list[EvaluatedTask]`):
+            Every task, in the order of the rows.
+        agent (`str`):
+            Label of the agent.
+        objectives (`int` or `None`):
+            Objectives per task, `None` if tasks differ in it or have no references.
+        settings (`dict[str, Any]`):
+            How the agent was run.
+        statistics (`dict[str, Statistic]`):
+            Mean, standard error and interval of each score.
+        stop_reasons (`dict[str, float]`):
+            Share of the tasks that ended by each [`StopReason`].
+        errors (`float`):
+            Share of the tasks in which the environment failed.
+        retention (`list[RetentionPoint]`):
+            Share of the gold answers seen that were still in memory, by age.
+        failures (`dict[str, int]`):
+            Number of objectives with each outcome.
+        environment (`dict[str, float]`):
+            What went wrong in calls of the environment, see [`mem1_trl.faults.fault_metrics`].
+
+    Example:
+
+    ```python
+    >>> evaluation.metrics["exact_match"], evaluation.statistics["exact_match"].low  # doctest: +SKIP
+    (1.32, 1.24)
+    ```
+    """
+
+    tasks: list[EvaluatedTask]
+    agent: str = "agent"
+    objectives: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+    stop_reasons: dict[str, float] = field(default_factory=dict)
+    errors: float = 0.0
+    retention: list[RetentionPoint] = field(default_factory=list)
+    failures: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_tasks(
+        cls,
+        tasks: Iterable[EvaluatedTask],
+        agent: str = "agent",
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        resamples: int = 2000,
+        environment: Mapping[str, float] | None = None,
+    ) -> Evaluation:
+        """
+        Summarize evaluated tasks.
+
+        Args:
+            tasks (`Iterable[EvaluatedTask]`):
+                At least one.
+            agent (`str`, *optional*, defaults to `"agent"`):
+                Label of the agent.
+            settings (`Mapping`, *optional*):
+                How it was run.
+            seed, resamples (`int`, *optional*):
+                Of the bootstrap, see [`mem1_trl.evaluation.intervals.summarize`].
+            environment (`Mapping`, *optional*):
+                What went wrong in calls of the environment.
+        """
+        tasks = list(tasks)
+        if not tasks:
+            raise ValueError("There is nothing to evaluate: the data set has no rows.")
+        names = dict.fromkeys(name for task in tasks for name in task.scores)
+        columns = {name: [task.scores[name] for task in tasks if name in task.scores] for name in names}
+        reasons = [task.trajectory.stop_reason for task in tasks]
+        sizes = {len(task.task["answers"]) if task.task.get("answers") is not None else None for task in tasks}
+        traces = [trace for task in tasks for trace in task.objectives_detail]
+        return cls(
+            tasks=tasks,
+            agent=agent,
+            objectives=sizes.pop() if len(sizes) == 1 else None,
+            settings=dict(settings or {}),
+            statistics={name: summarize(values, seed, resamples) for name, values in columns.items()},
+            stop_reasons={str(reason): reasons.count(reason) / len(reasons) for reason in StopReason},
+            errors=sum(task.error is not None for task in tasks) / len(tasks),
+            retention=retention_curve(traces),
+            failures=count_outcomes(traces),
+            environment=dict(environment or {}),
+        )
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """Every episode, in the order of the rows."""
+        return [task.trajectory for task in self.tasks]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means of all scores, and the shares of the stop reasons as `stop_reason/<name>`."""
+        means = {name: statistic.mean for name, statistic in self.statistics.items()}
+        return means | {f"stop_reason/{name}": share for name, share in self.stop_reasons.items()}
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        """The summary, as the `.json` file holds it."""
+        return {
+            "format": FORMAT,
+            "name": name,
+            "agent": self.agent,
+            "objectives": self.objectives,
+            "settings": self.settings,
+            "count": len(self.tasks),
+            "metrics": {key: dataclasses.asdict(statistic) for key, statistic in self.statistics.items()},
+            "stop_reasons": self.stop_reasons,
+            "errors": self.errors,
+            "retention": [dataclasses.asdict(point) for point in self.retention],
+            "failures": self.failures,
+            "environment": self.environment,
+        }
+
+    def save(self, directory: str | os.PathLike[str], name: str) -> Path:
+        """
+        Write `<directory>/<name>.json` and `<directory>/<name>.jsonl`, as the top of this module describes them.
+
+        The summary is put in place last and at once, so that where it stands the evaluation is complete.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                Made if it does not exist.
+            name (`str`):
+                Name of the files, without a suffix.
+
+        Returns:
+            `Path`: of the summary.
+        """
+        summary, lines = _paths(directory, name)
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        summary.unlink(missing_ok=True)  # it describes other lines from now on
+        _write(lines, (_dump(task.to_dict()) + "\n" for task in self.tasks))
+        _write(summary, [_dump(self.to_dict(name), indent=2) + "\n"])
+        return summary
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], name: str) -> Evaluation:
+        """
+        Read what [`~Evaluation.save`] wrote.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                Where the files are.
+            name (`str`):
+                Their name, without a suffix.
+
+        Raises:
+            `FileNotFoundError`: if one of the files is missing.
+            `ValueError`: if they are of another format, or do not belong together.
+        """
+        summary, lines = _paths(directory, name)
+        for path in (summary, lines):
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no {path}: an evaluation is a .json and a .jsonl file of one name.")
+        record = json.loads(summary.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            found = record.get("format") if isinstance(record, dict) else None
+            raise ValueError(
+                f"{summary} has format {found!r}, but this version of mem1-trl reads {FORMAT}: evaluate again."
+            )
+        with lines.open(encoding="utf-8") as file:
+            tasks = [EvaluatedTask.from_dict(json.loads(line)) for line in file]
+        if len(tasks) != record["count"]:
+            raise ValueError(
+                f"{lines} has {len(tasks)} lines, but {summary.name} counts {record['count']} tasks: evaluate again."
+            )
+        return cls(
+            tasks=tasks,
+            agent=record["agent"],
+            objectives=record["objectives"],
+            settings=record["settings"],
+            statistics={key: Statistic(**value) for key, value in record["metrics"].items()},
+            stop_reasons=record["stop_reasons"],
+            errors=record["errors"],
+            retention=[RetentionPoint(**point) for point in record["retention"]],
+            failures=record["failures"],
+            environment=record.get("environment", {}),
+        )
+
+
+def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
+    if not name or Path(name).name != name:
+        raise ValueError(f"{name!r} cannot name a file: use a word such as 'mem1-ppo-2', without slashes.")
+    return Path(directory) / f"{name}.json", Path(directory) / f"{name}.jsonl"
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    """Write a file such that it is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    # A lone surrogate cannot be encoded; written as a backslash escape it is what JSON calls it
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(parts)
+    partial.replace(path)
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader understands: numbers that are not finite become `null`."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON can hold it, without columns too long to be looked at."""
+    plain = {}
+    for key, value in row.items():
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        if len(text) <= _LONG_COLUMN or key in ("prompt", "answers"):
+            plain[key] = json.loads(text)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: arrays become lists, anything else what it is printed as."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, (set, frozenset)) else str(value)

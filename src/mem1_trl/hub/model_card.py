@@ -1,0 +1,331 @@
+"""The model card: TRL's, with what an agent's user wants to know, how it learned, and a snippet that runs it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from ..environment_runtime.actions import action_methods
+from ..version import __version__
+
+CURVES_FILE = "training_curves.png"
+
+# Metrics of an evaluation that are worth a row, with the unit that a reader needs; others stay in the logs
+_METRICS = {
+    "reward": "reward",
+    "exact_match": "exact match, summed over the objectives of a task",
+    "exact_match_per_objective": "exact match per objective",
+    "f1": "F1, summed over the objectives of a task",
+    "f1_per_objective": "F1 per objective",
+    "success": "share of tasks solved",
+    "turns": "turns per episode",
+    "peak_tokens": "peak context in tokens",
+    "dependency_length": "dependency length in attention pairs",
+    "valid_action_rate": "share of turns with a valid action",
+}
+
+# Panels of the figure: title, keys of the log (the first that is there), and whether the axis starts at zero
+_PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("reward", ("reward",), False),
+    ("peak context (tokens)", ("episode/peak_tokens",), True),
+    ("turns", ("episode/turns",), True),
+    ("explained variance of the critic", ("value/explained_variance",), False),
+    ("entropy (nats)", ("entropy",), False),
+)
+
+
+@dataclass
+class CardFacts:
+    """
+    What a card says beyond TRL's.
+
+    Attributes:
+        trainer_name (`str`):
+            For instance `"MEM1 PPO"`.
+        citation (`str`):
+            BibTeX of the method.
+        paper (`tuple[str, str]`):
+            Title and arXiv id of the method.
+        source (`str`):
+            Id of the model on the Hub, or its name.
+        conversational (`bool`):
+            Whether tasks are messages instead of texts.
+        environment (`Any`):
+            An environment of the run, or `None`.
+        turn (`Sequence[str]`):
+            The actions as the agent is shown them.
+        settings (`Mapping[str, Any]`):
+            How the agent is run, by name.
+        training (`Mapping[str, Any]`):
+            Settings of the training run, by name.
+        log_history (`Sequence[Mapping[str, float]]`):
+            `trainer.state.log_history`.
+        evaluation (`Mapping[str, float]`, *optional*):
+            Metrics of a further evaluation.
+        dataset_name (`str`, *optional*):
+            What was evaluated on.
+        adapter (`bool`):
+            Whether the weights are those of an adapter.
+        versions (`dict[str, str]`):
+            Further libraries of the run.
+    """
+
+    trainer_name: str
+    citation: str
+    paper: tuple[str, str]
+    source: str
+    conversational: bool
+    environment: Any
+    turn: Sequence[str]
+    settings: Mapping[str, Any]
+    training: Mapping[str, Any]
+    log_history: Sequence[Mapping[str, float]]
+    evaluation: Mapping[str, float] | None = None
+    dataset_name: str | None = None
+    adapter: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def complete_model_card(path: Path, facts: CardFacts) -> None:
+    """
+    Turn the card that TRL wrote into that of an agent, and draw its training curves beside it.
+
+    TRL's metadata (base model, data set, tags, tracking links) and its own citation are kept.
+
+    Args:
+        path (`Path`):
+            The `README.md` that TRL wrote.
+        facts ([`CardFacts`]):
+            What to say.
+    """
+    card = ModelCard.load(path)
+    name = card.data.model_name or path.parent.name
+    card.data.pop("licence", None)  # TRL's placeholder
+    if facts.adapter:
+        card.data.library_name = "peft"
+    card.data.pipeline_tag = "text-generation"
+    results = evaluation_results(facts)
+    if results:
+        card.data.eval_results = results
+    curves = draw_curves(facts.log_history, path.parent / CURVES_FILE)
+    scores = [(str(result.metric_name), f"{result.metric_value:.4g}") for result in results]
+    sections = [
+        f"# {name}",
+        _introduction(card, facts),
+        "## Use this model",
+        f"```python\n{usage_snippet(facts)}\n```",
+        _how_it_is_run(facts),
+        *(["## Evaluation", _table(("metric", "value"), scores)] if scores else []),
+        "## Training",
+        _training(card.text, facts, curves),
+        "## Framework versions",
+        _table(("library", "version"), sorted({"mem1-trl": __version__, **_trl_versions(card.text), **facts.versions}.items())),
+        "## Citations",
+        f"Cite MEM1 as:\n\n```bibtex\n{facts.citation.strip()}\n```",
+        "Cite TRL as:\n\n" + card.text.partition("Cite TRL as:")[2].strip(),
+    ]  # fmt: skip
+    card.text = "\n\n".join(section for section in sections if section) + "\n"
+    card.save(path)
+
+
+def evaluation_results(facts: CardFacts) -> list[EvalResult]:
+    """
+    The last evaluation as Hub metadata (`model-index`): what was passed explicitly, else what the trainer logged last.
+
+    Returns:
+        `list[EvalResult]`: Empty if nothing was evaluated.
+    """
+    metrics = dict(facts.evaluation or {})
+    if not metrics:
+        logged: Mapping[str, float] = next(
+            (entry for entry in reversed(facts.log_history) if any(k.startswith("eval_") for k in entry)), {}
+        )
+        metrics = {re.sub(r"^eval_(.*/)?", "", key): value for key, value in logged.items() if key.startswith("eval_")}
+    dataset = facts.dataset_name or "evaluation tasks of the run"
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Agent with rewritten context",
+            dataset_type=facts.dataset_name or "custom",
+            dataset_name=dataset,
+            metric_type=key,
+            metric_name=label,
+            metric_value=float(metrics[key]),
+        )
+        for key, label in _METRICS.items()
+        if _is_number(metrics.get(key))
+    ]
+
+
+def usage_snippet(facts: CardFacts) -> str:
+    """Python that loads the model and plays one task; it runs as it stands."""
+    lines = ["from mem1_trl import Mem1Agent"]
+    if facts.environment is None:
+        environment = "Environment()"
+        lines += ["", "", "class Environment:", "    def reset(self, **row):", "        return None"]
+    elif type(facts.environment).__module__.startswith("mem1_trl."):
+        kind = type(facts.environment).__name__
+        environment = f"{kind}()"
+        lines += [f"from {_public_module(type(facts.environment))} import {kind}"]
+    else:
+        environment = "Environment()"
+        lines += ["", "", environment_stub(facts.environment)]
+    task = '[{"role": "user", "content": "Your task"}]' if facts.conversational else '"Your task"'
+    lines += [
+        "" if environment != "Environment()" else "\n",
+        f'agent = Mem1Agent.from_pretrained("{facts.source}")',
+        f"trajectory = agent.run({task}, {environment})",
+        "print(trajectory.answer, trajectory.metrics)",
+    ]
+    return "\n".join(lines)
+
+
+def environment_stub(environment: Any) -> str:
+    """A class with the actions of an environment, to be connected to the real thing."""
+    lines = ["class Environment:", "    def reset(self, **row):", "        return None"]
+    for name, method in action_methods(environment).items():
+        parameters = ", ".join(["self", *inspect.signature(method).parameters])
+        summary = (inspect.getdoc(method) or name).splitlines()[0]
+        quoted = '"' in summary or "\\" in summary
+        docstring = repr(summary) if quoted else f'"""{summary}"""'
+        lines += [
+            "",
+            f"    def {name}({parameters}):",
+            f"        {docstring}",
+            '        return ""  # connect it to the real thing',
+        ]
+    return "\n".join(lines)
+
+
+def draw_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
+    """
+    Draw reward, context and what else was logged over optimizer steps.
+
+    Args:
+        log_history (`Sequence[Mapping[str, float]]`):
+            `trainer.state.log_history`.
+        path (`Path`):
+            The picture to write.
+
+    Returns:
+        `bool`: Whether there was anything to draw, which takes two log entries.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels = []
+    for title, keys, from_zero in _PANELS:
+        train = next((series for key in keys if len((series := _series(log_history, key))) > 1), [])
+        if train:
+            panels.append((title, train, _series(log_history, f"eval_{keys[0]}"), from_zero))
+    if not panels:
+        return False
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
+    for index, (title, train, evaluated, from_zero) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        many = len(train) > 20
+        marker = "" if many else "o"
+        axes.plot(*zip(*train), color="#4c78a8", linewidth=1, alpha=0.4 if many else 1.0, marker=marker, markersize=3)
+        if many:
+            axes.plot(*zip(*_smooth(train)), color="#4c78a8", linewidth=2)
+        if evaluated:
+            axes.plot(*zip(*evaluated), color="#e45756", marker="o", linewidth=1, markersize=4, label="evaluation")
+            axes.legend(frameon=False, fontsize=8)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("optimizer step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.02)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _series(log_history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    points = {entry["step"]: entry[key] for entry in log_history if _is_number(entry.get(key))}
+    return sorted(points.items())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a logged value can be shown; the log holds `None` where there was a NaN."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Running mean over a tenth of the run."""
+    width = max(2, len(points) // 10)
+    means = []
+    for index, (step, _) in enumerate(points):
+        window = [value for _, value in points[max(0, index - width + 1) : index + 1]]
+        means.append((step, sum(window) / len(window)))
+    return means
+
+
+def _introduction(card: ModelCard, facts: CardFacts) -> str:
+    base = card.data.to_dict().get("base_model")
+    of = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "a causal language model"
+    title, arxiv = facts.paper
+    return (
+        f"An agent made from {of} by [TRL](https://github.com/huggingface/trl) and mem1-trl. At every turn it rewrites one "
+        "compact internal state, acts, and forgets everything older, so that its context stays short however long the task "
+        f"([{title}](https://huggingface.co/papers/{arxiv}))."
+    )
+
+
+def _how_it_is_run(facts: CardFacts) -> str:
+    rows = [(f"`{name}`", f"`{_plain(value)}`") for name, value in facts.settings.items()]
+    parts = ["It is run as it was trained (`mem1_protocol.json` and `mem1_agent.json` beside the weights):"]
+    parts.append(_table(("setting", "value"), rows))
+    if facts.turn:
+        parts.append("Its actions, as its task prompt lists them:")
+        parts.append("```\n" + "\n".join(facts.turn) + "\n```")
+    return "\n\n".join(parts)
+
+
+def _training(trl_text: str, facts: CardFacts, curves: bool) -> str:
+    badges = [line.strip() for line in trl_text.splitlines() if line.strip().startswith("[<img")]
+    title, arxiv = facts.paper
+    parts = ["\n".join(badges)] if badges else []
+    parts.append(
+        f"Trained with {facts.trainer_name}, a method of [{title}](https://huggingface.co/papers/{arxiv}), as implemented by "
+        "mem1-trl: every token is scored in the context it was sampled in."
+    )
+    if curves:
+        parts.append(f"![training curves]({CURVES_FILE})")
+    rows = [(f"`{name}`", f"`{_plain(value)}`") for name, value in facts.training.items()]
+    parts.append(_table(("setting", "value"), rows))
+    return "\n\n".join(parts)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is written in a configuration."""
+    return value.value if isinstance(value, Enum) else value
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(head), "|---|---|", *(line(row) for row in rows)])
+
+
+def _trl_versions(trl_text: str) -> dict[str, str]:
+    return dict(re.findall(r"^- (\w+): (\S+)$", trl_text, flags=re.MULTILINE))
+
+
+def _public_module(kind: type) -> str:
+    """The package that exports a class of ours."""
+    parent = kind.__module__.rpartition(".")[0]
+    return parent if parent != "mem1_trl" else kind.__module__

@@ -1,0 +1,15 @@
+"""Internal but for [`Mem1Protocol`]: what is said to an agent, and how its turns are read. Text only, no tensors."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .protocol import Mem1Protocol as Mem1Protocol
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Mem1Protocol": "protocol",
+    },
+)

@@ -1,0 +1,403 @@
+"""How an agent is spoken to and how its turns are read: tags, instructions, hints, budgets. Text only, no tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .instructions import DEFAULT_INSTRUCTIONS, PAPER_INSTRUCTIONS, TOOL_CALL_INSTRUCTIONS, WEBSHOP_INSTRUCTIONS
+from .parsed_turn import ParsedTurn
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+
+PROTOCOL_FILE = "mem1_protocol.json"
+"""Name of the file that carries a protocol next to a model's weights."""
+
+_TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
+
+_BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
+
+
+ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
+
+
+@dataclass(frozen=True, slots=True)
+class Mem1Protocol:
+    """
+    The text format between agent and environment (MEM1, arXiv 2506.15841, section 3.1).
+
+    One turn of the agent reads `<state>..</state><action>..</action>`; the environment's text is appended as
+    `<observation>..</observation>`. The task prompt, the last turn and its observation are all the agent sees next.
+
+    Args:
+        state_tag (`str`, *optional*, defaults to `"think"`):
+            Tag of the internal state.
+        answer_tag (`str`, *optional*, defaults to `"answer"`):
+            Tag that ends the episode. If the environment has a method of this name, it is called with the text.
+        observation_tag (`str`, *optional*, defaults to `"information"`):
+            Tag around what the environment returns.
+        action_tags (`dict[str, str]`, *optional*):
+            Tag -> name of the environment method it calls. `None` gives every action of the environment a tag of its
+            own name. A method with several parameters takes them as one JSON object inside the tag.
+        scratch_tags (`tuple[str, ...]`, *optional*):
+            Tags whose text is thinking aloud: it is generated and trained, but not carried into the next context.
+        instructions (`str`, *optional*):
+            Template of the task prompt. `{prompt}` is the task; `{actions}`, `{state}`, `{answer}` and `{observation}`
+            are the list of actions and the names of the tags. Other braces are left alone.
+        observation_template (`str`, *optional*):
+            Template around an observation, with `{tag}`, `{hint}` and `{observation}`.
+        hint_template, last_hint_template, over_hint_template (`str`, *optional*):
+            First thing inside an observation when `{n}` > 1, = 1 or = 0 turns are left after this one.
+        truncation_marker (`str`, *optional*):
+            Says in the observation that it was cut.
+        memory_tag (`str`, *optional*, defaults to `"memory"`):
+            Tag around past observations that an external memory puts back (only with `context="external"`).
+        memory_template (`str`, *optional*):
+            Template around them, with `{tag}` and `{memory}`. It stands between the task prompt and the last turn.
+        on_invalid_action (`str`, *optional*, defaults to `"end"`):
+            What a turn without a complete action does: `"end"` the episode (as in the paper), or show an error to the
+            agent and go on (`"observe"`).
+        answer_only_in_last_turn (`bool`, *optional*, defaults to `False`):
+            Whether only an answer counts in the last turn, which then runs on through other actions. The reference
+            does that; an environment that is acted on to the end (a game, a shop) needs its last action.
+        action_syntax (`str`, *optional*, defaults to `"tags"`):
+            How an action is written. `"tags"`: a tag for each, `<search>tea</search>`. `"brackets"`: `answer_tag` holds
+            every action as `search[tea]`, and the environment's `done` ends the episode. `"tool_calls"`: the model's own
+            tool calls, through its chat template; a turn without one is the answer.
+    """
+
+    state_tag: str = "think"
+    answer_tag: str = "answer"
+    observation_tag: str = "information"
+    action_tags: Mapping[str, str] | None = None
+    scratch_tags: tuple[str, ...] = ()
+    instructions: str = DEFAULT_INSTRUCTIONS
+    observation_template: str = "\n\n<{tag}>{hint}\n\n{observation}</{tag}>\n\n"
+    hint_template: str = "[HINT]You have {n} turns left.[/HINT]"
+    last_hint_template: str = "[HINT]You have {n} turn left. You must answer the question in the next turn.[/HINT]"
+    over_hint_template: str = ""
+    truncation_marker: str = " ... [truncated]"
+    memory_tag: str = "memory"
+    memory_template: str = "\n\n<{tag}>Seen in earlier turns:\n{memory}</{tag}>\n\n"
+    on_invalid_action: str = "end"
+    answer_only_in_last_turn: bool = False
+    action_syntax: str = "tags"
+
+    def __post_init__(self) -> None:
+        if self.action_syntax not in ACTION_SYNTAXES:
+            raise ValueError(
+                f"action_syntax={self.action_syntax!r} is unknown: use one of {', '.join(map(repr, ACTION_SYNTAXES))}."
+            )
+        if self.answer_only_in_last_turn and self.action_syntax != "tags":
+            raise ValueError(
+                f"action_syntax={self.action_syntax!r} has no tag that is only an answer: leave "
+                "`answer_only_in_last_turn` out."
+            )
+        if self.action_tags is not None and self.action_syntax == "tool_calls":
+            raise ValueError("A model calls tools by the names of the methods: leave `action_tags` out, or use tags.")
+        tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags]
+        names = list(self.action_tags or {})
+        if self.action_syntax == "tags":  # in brackets a name is no tag
+            tags += names
+        for tag in (*tags, *names, self.memory_tag):
+            if not _TAG_NAME.match(tag):
+                raise ValueError(
+                    f"{tag!r} cannot be a tag: use a name such as 'search', letters and digits without angle brackets."
+                )
+        for tag in sorted({tag for tag in tags if tags.count(tag) > 1}):
+            raise ValueError(f"The tag {tag!r} has two jobs in this protocol: give every role its own tag.")
+        if self.on_invalid_action not in ("end", "observe"):
+            raise ValueError(
+                f"`on_invalid_action` is {self.on_invalid_action!r} but must be 'end' (the episode) or 'observe' "
+                "(show an error and go on)."
+            )
+        for name, template, needed in (
+            ("instructions", self.instructions, "{prompt}"),
+            ("observation_template", self.observation_template, "{observation}"),
+            ("memory_template", self.memory_template, "{memory}"),
+        ):
+            if template.count(needed) != 1:
+                raise ValueError(f"`{name}` must hold {needed} exactly once, it is where the text goes: {template!r}.")
+        object.__setattr__(self, "scratch_tags", tuple(self.scratch_tags))
+
+    # Presets
+
+    @classmethod
+    def paper(cls) -> Mem1Protocol:
+        """The tags of the paper: `<IS>`, `<query>`, `<info>`, `<answer>` (section 3.1)."""
+        return cls(
+            state_tag="IS",
+            observation_tag="info",
+            action_tags={"query": "search"},
+            instructions=PAPER_INSTRUCTIONS,
+            answer_only_in_last_turn=True,
+        )
+
+    @classmethod
+    def reference(cls, inference: bool = False) -> Mem1Protocol:
+        """
+        The tags, hints and white space of the released question-answering code and checkpoint: `<think>`, `<search>`,
+        `<information>`, `<answer>`. The instructions are worded anew.
+
+        Args:
+            inference (`bool`, *optional*, defaults to `False`):
+                Whether to use the layout of its inference script instead of its training loop: they differ in line
+                breaks and in the last hint.
+        """
+        if not inference:
+            return cls(
+                action_tags={"search": "search"}, instructions=PAPER_INSTRUCTIONS, answer_only_in_last_turn=True
+            )
+        hint = "[HINT]You have {n} turn left. You must answer the question now.[/HINT]"
+        return cls(
+            action_tags={"search": "search"},
+            instructions=PAPER_INSTRUCTIONS,
+            observation_template="<{tag}>\n{hint}\n{observation}\n</{tag}>",
+            last_hint_template=hint,
+            over_hint_template=hint,
+            answer_only_in_last_turn=True,
+        )
+
+    @classmethod
+    def tool_calls(cls) -> Mem1Protocol:
+        """
+        The model's own tool calls, written and read by its chat template as in [`~trl.GRPOTrainer`].
+
+        The environment's methods are the `tools` of the template. A turn is the state and one or several calls; what they
+        return are tool messages, and both are all that stays. A turn without a call ends the episode, its text is the
+        answer. The request to keep a state follows the task in the user's message, whatever the system message says.
+        """
+        return cls(
+            instructions=TOOL_CALL_INSTRUCTIONS,
+            observation_template="{hint}\n\n{observation}",
+            last_hint_template="[HINT]You have {n} turn left.[/HINT]",
+            on_invalid_action="observe",
+            action_syntax="tool_calls",
+        )
+
+    @classmethod
+    def webshop(cls) -> Mem1Protocol:
+        """
+        The tags of the reference code for WebShop: `<think>` is dropped, `<summary>` is the memory, `<answer>` holds the
+        action, such as `search[red shoes]` or `click[Buy Now]`, and `<state>` the page. It was run with `max_turns=10`;
+        see [`mem1_trl.rewards.invalid_action_penalty`] for its reward of -1 when no action can be read.
+        """
+        return cls(
+            state_tag="summary",
+            observation_tag="state",
+            action_tags={"search": "search", "click": "click"},
+            scratch_tags=("think",),
+            instructions=WEBSHOP_INSTRUCTIONS,
+            last_hint_template="[HINT]You have {n} turn left.[/HINT]",
+            action_syntax="brackets",
+        )
+
+    # Rendering
+
+    def render_task(self, prompt: str, actions: Sequence[str] = ()) -> str:
+        """
+        Put a task into the instructions.
+
+        Args:
+            prompt (`str`):
+                The task, for instance the questions.
+            actions (`Sequence[str]`, *optional*):
+                One line per action, as [`mem1_trl.environment_runtime.actions.ActionSet.describe`] gives them.
+
+        Returns:
+            `str`: The text of the user message.
+        """
+        values = {
+            "actions": "\n".join(actions),
+            "state": self.state_tag,
+            "answer": self.answer_tag,
+            "observation": self.observation_tag,
+            "prompt": prompt,
+        }
+        # One pass, so that braces inside the task are never taken for placeholders
+        return re.sub(r"\{(prompt|actions|state|answer|observation)\}", lambda m: values[m[1]], self.instructions)
+
+    def hint(self, turns_left: int) -> str:
+        """Hint for an observation after which `turns_left` turns remain."""
+        if turns_left > 1:
+            template = self.hint_template
+        else:
+            template = self.last_hint_template if turns_left == 1 else self.over_hint_template
+        return template.replace("{n}", str(turns_left))
+
+    def observation_frame(self, turns_left: int) -> tuple[str, str]:
+        """
+        The trusted text before and after an observation: opening tag with hint, closing tag.
+
+        Args:
+            turns_left (`int`):
+                Turns that remain after the one that caused the observation.
+        """
+        before, after = self.observation_template.split("{observation}")
+        values = {"{tag}": self.observation_tag, "{hint}": self.hint(turns_left)}
+        for placeholder, value in values.items():
+            before, after = before.replace(placeholder, value), after.replace(placeholder, value)
+        return before, after
+
+    def memory_frame(self) -> tuple[str, str]:
+        """The trusted text before and after what an external memory puts back."""
+        before, after = self.memory_template.split("{memory}")
+        return before.replace("{tag}", self.memory_tag), after.replace("{tag}", self.memory_tag)
+
+    def defuse(self, text: str, tags: Sequence[str] = ()) -> str:
+        """
+        Make text of the environment harmless: the tags of the protocol become `&lt;tag>`, surrogates and NUL bytes go.
+
+        Args:
+            text (`str`):
+                What the environment returned.
+            tags (`Sequence[str]`, *optional*):
+                Action tags in force besides the protocol's own.
+        """
+        names = {
+            self.state_tag,
+            self.answer_tag,
+            self.observation_tag,
+            *self.scratch_tags,
+            *(self.action_tags or {}),
+            *tags,
+        }
+        text = text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
+        # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
+        tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
+        return re.sub(tag, "&lt;", text, flags=re.IGNORECASE)
+
+    # Parsing
+
+    def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
+        """
+        Closing tags at which generation stops.
+
+        Args:
+            action_tags (`Sequence[str]`):
+                Tags of the actions in force, without the answer tag.
+            last_turn (`bool`):
+                Whether no turn remains, so that only an answer is of use.
+        """
+        if self.action_syntax == "tool_calls":  # a turn goes on to its end token
+            return []
+        answer = f"</{self.answer_tag}>"
+        if self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn):
+            return [answer]
+        return [*(f"</{tag}>" for tag in action_tags), answer]
+
+    def parse(self, text: str, action_tags: Sequence[str], last_turn: bool = False) -> ParsedTurn:
+        """
+        Read one completion: the state, and the first complete action after it.
+
+        Only text that the model wrote is given to this method, and nothing behind the first complete action counts, so
+        an invented observation or a second action has no effect.
+
+        Args:
+            text (`str`):
+                The decoded completion.
+            action_tags (`Sequence[str]`):
+                Tags of the actions in force, without the answer tag.
+            last_turn (`bool`, *optional*, defaults to `False`):
+                Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
+        """
+        state_match = re.search(rf"<{re.escape(self.state_tag)}>(.*?)</{re.escape(self.state_tag)}>", text, re.DOTALL)
+        only_answer = self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn)
+        names = [self.answer_tag] if only_answer else [*action_tags, self.answer_tag]
+        pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
+        # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
+        start = 0
+        action_match = re.search(pattern, text[: state_match.start()] if state_match else text, re.DOTALL)
+        if action_match is not None:
+            state_match = None  # nothing behind the first action counts
+        elif state_match is not None:
+            start = state_match.end()
+            action_match = re.search(pattern, text[start:], re.DOTALL)
+        if action_match is None:
+            return ParsedTurn(
+                state=state_match[1].strip() if state_match else None,
+                state_span=state_match.span() if state_match else None,
+            )
+        name, inner = action_match[1], action_match[2]
+        opening = f"<{name}>"
+        skipped = inner.rfind(opening) + len(opening) if opening in inner else 0
+        begin = start + action_match.start() + (skipped if skipped else 0)
+        turn = ParsedTurn(
+            state=state_match[1].strip() if state_match else None,
+            state_span=state_match.span() if state_match else None,
+            action=name,
+            action_input=inner[skipped:].strip(),
+            action_span=(begin, start + action_match.end()),
+        )
+        return self._open_brackets(turn, action_tags) if self.action_syntax == "brackets" else turn
+
+    @staticmethod
+    def _open_brackets(turn: ParsedTurn, names: Sequence[str]) -> ParsedTurn:
+        """A turn whose action is the text inside the answer tag, with that text read as `name[argument]`."""
+        match = _BRACKETS.match(turn.action_input or "")
+        if match is None or match[1] not in names:
+            problem = f"{turn.action_input!r:.80} is no action: write {' or '.join(f'{name}[...]' for name in names)}."
+            return dataclasses.replace(turn, action=None, action_input=None, action_span=None, problem=problem)
+        return dataclasses.replace(turn, action=match[1], action_input=(match[2] or "").strip())
+
+    def drop_scratch(self, text: str) -> str:
+        """The completion without the scratch tags and what is inside them: what is carried into the next context."""
+        for tag in self.scratch_tags:
+            text = re.sub(rf"<{re.escape(tag)}>.*?</{re.escape(tag)}>\s*", "", text, flags=re.DOTALL)
+        return text
+
+    # Saving
+
+    def to_dict(self) -> dict[str, Any]:
+        """The protocol as a JSON-ready dictionary."""
+        record = dataclasses.asdict(self)
+        record["action_tags"] = None if self.action_tags is None else dict(self.action_tags)
+        record["scratch_tags"] = list(self.scratch_tags)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Mem1Protocol:
+        """The inverse of [`~Mem1Protocol.to_dict`]; unknown keys are an error, since they would be ignored silently."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(record) - known)
+        if unknown:
+            raise ValueError(
+                f"The protocol holds {unknown}, which this version of mem1-trl does not know: upgrade mem1-trl."
+            )
+        values = dict(record)
+        if values.get("scratch_tags") is not None:
+            values["scratch_tags"] = tuple(values["scratch_tags"])
+        return cls(**values)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `mem1_protocol.json` into `directory` and return its path."""
+        path = Path(directory) / PROTOCOL_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Mem1Protocol:
+        """Read `mem1_protocol.json` from a directory, or from the repository of a model on the Hub."""
+        path = Path(path_or_id) / PROTOCOL_FILE
+        if not Path(path_or_id).is_dir():
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+            # No such file there, or no id at all: the sentence below covers both
+            with contextlib.suppress(EntryNotFoundError, HFValidationError):
+                path = Path(hf_hub_download(str(path_or_id), PROTOCOL_FILE))
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no {PROTOCOL_FILE} in {str(path_or_id)!r}: pass `protocol=`, or save the model with a "
+                "mem1-trl trainer."
+            )
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))

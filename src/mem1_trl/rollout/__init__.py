@@ -1,0 +1,19 @@
+"""Internal: from a dataset row to a trajectory."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .episode import Episode as Episode
+    from .episode import RolloutSettings as RolloutSettings
+    from .turn_loop import Rollout as Rollout
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Episode": "episode",
+        "Rollout": "turn_loop",
+        "RolloutSettings": "episode",
+    },
+)

@@ -1,0 +1,185 @@
+"""A client of chat endpoints: requests at once, repeated where that helps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+logger = logging.getLogger(__name__)
+
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses that pass by themselves."""
+
+# The clients of OpenAI, the Hub and httpx share no base class for "nobody answered"; what they share with it is the name
+_UNREACHABLE = ("APIConnectionError", "InferenceTimeoutError", "TransportError")
+
+_MAX_STOPS = 4
+"""OpenAI refuses more stop sequences; what is not stopped at is cut off here."""
+
+
+@dataclass(slots=True)
+class ChatEndpoint:
+    """
+    A model that is reached through `client.chat.completions.create(...)`.
+
+    Connection errors, time-outs and the statuses of a busy server are tried again after 1, 2, 4, ... seconds (or what the
+    server asks for), everything else is an error at once.
+
+    Attributes:
+        client (`Any`):
+            An `openai.OpenAI` client, a [`~huggingface_hub.InferenceClient`], or the address of a server, such as
+            `"http://localhost:8000/v1"`.
+        model (`str` or `None`):
+            Name of the model there.
+        max_completion_length (`int`):
+            Most tokens of one answer, in the server's tokens.
+        temperature (`float`):
+            Sampling temperature.
+        max_workers (`int`):
+            Most requests at once.
+        max_retries (`int`):
+            How often a request is tried again.
+        request_kwargs (`Mapping`):
+            Further arguments of each request; they win over those above, and one that is `None` is not sent. For a model
+            that knows no `max_tokens`: `{"max_tokens": None, "max_completion_tokens": 1000}`.
+    """
+
+    client: Any
+    model: str | None = None
+    max_completion_length: int = 1000
+    temperature: float = 0.0
+    max_workers: int = 8
+    max_retries: int = 5
+    request_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.client, str):
+            from huggingface_hub import InferenceClient
+
+            self.client = InferenceClient(base_url=self.client, timeout=600)
+        create = getattr(getattr(getattr(self.client, "chat", None), "completions", None), "create", None)
+        if not callable(create):
+            raise TypeError(
+                f"`client` is a {type(self.client).__name__} without `chat.completions.create`: pass an openai.OpenAI or "
+                "huggingface_hub.InferenceClient, or the address of a server such as 'http://localhost:8000/v1'."
+            )
+
+    def ask(self, conversations: Sequence[list[dict[str, Any]]], stops: Sequence[list[str]]) -> list[tuple[str, bool]]:
+        """
+        One answer for each conversation, asked for at once.
+
+        Args:
+            conversations (`Sequence[list[dict]]`):
+                Messages with `role` and `content`.
+            stops (`Sequence[list[str]]`):
+                Stop strings of each.
+
+        Returns:
+            `list[tuple[str, bool]]`: The text, and whether it ended by itself or at a stop string rather than at its length
+            limit. Servers leave the stop string out or in; it is put back by [`close_action`].
+        """
+        choices = self._ask_all(conversations, stops, [None] * len(conversations))
+        return [(choice.message.content or "", choice.finish_reason != "length") for choice in choices]
+
+    def ask_with_tools(
+        self, conversations: Sequence[list[dict[str, Any]]], tools: Sequence[list[dict[str, Any]]]
+    ) -> list[tuple[dict[str, Any], bool]]:
+        """
+        One answer for each conversation, as a message that may call tools.
+
+        Args:
+            conversations (`Sequence[list[dict]]`):
+                Messages with `role` and `content`.
+            tools (`Sequence[list[dict]]`):
+                JSON schemas of the tools of each.
+
+        Returns:
+            `list[tuple[dict, bool]]`: The message, with `content`, `reasoning_content` if the server tells, and `tool_calls` whose
+            arguments are dictionaries; and whether it ended by itself rather than at its length limit.
+        """
+        choices = self._ask_all(conversations, [[]] * len(conversations), tools)
+        return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
+
+    def _ask_all(self, conversations: Sequence[Any], stops: Sequence[list[str]], tools: Sequence[Any]) -> list[Any]:
+        if not conversations:
+            return []
+        with ThreadPoolExecutor(max_workers=min(self.max_workers, len(conversations))) as pool:
+            return list(pool.map(self._ask_one, conversations, stops, tools))
+
+    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]] | None) -> Any:
+        request = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": self.max_completion_length,
+            "temperature": self.temperature,
+            "stop": stops[-_MAX_STOPS:] or None,  # the answer's is the last
+            "tools": tools or None,
+            **self.request_kwargs,
+        }
+        request = {key: value for key, value in request.items() if value is not None}
+        for attempt in range(self.max_retries + 1):
+            try:
+                return self.client.chat.completions.create(**request).choices[0]
+            except Exception as error:
+                wait = _seconds_to_wait(error, attempt)
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                if wait is None:
+                    raise RuntimeError(
+                        f"The endpoint refused a request ({what}): correct the name of the "
+                        "model, the key, or `request_kwargs`."
+                    ) from error
+                if attempt == self.max_retries:
+                    raise ConnectionError(
+                        f"The endpoint gave no answer in {attempt + 1} attempts ({what}): check "
+                        "its address and that the server runs, then start again."
+                    ) from error
+                logger.warning("%s. Trying again in %.1f s.", what, wait)
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+
+def _message(answer: Any) -> dict[str, Any]:
+    """What an endpoint answered, as a message for a chat template."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content or ""}
+    thought = getattr(answer, "reasoning_content", None) or getattr(answer, "reasoning", None)
+    if isinstance(thought, str):
+        message["reasoning_content"] = thought
+    calls = []
+    for call in answer.tool_calls or []:
+        arguments = call.function.arguments or "{}"
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except json.JSONDecodeError:
+                arguments = {"arguments": arguments}  # an argument that no tool has: the agent will read so
+        if not isinstance(arguments, dict):
+            arguments = {"arguments": arguments}
+        calls.append({"type": "function", "function": {"name": call.function.name, "arguments": arguments}})
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
+    """How long to wait before a request is tried again; `None` if that would not help."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "OfflineModeIsEnabled" in names:  # HF_HUB_OFFLINE keeps huggingface_hub's client from every server
+            return None
+        if not isinstance(error, OSError) and not names & set(_UNREACHABLE):
+            return None
+    elif status not in _BUSY:
+        return None
+    asked = (getattr(response, "headers", None) or {}).get("retry-after", "")
+    if asked.isdigit():
+        return float(asked)
+    return min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)

@@ -1,0 +1,241 @@
+"""Token ids in, token ids out: generation that stops at the first complete action, whatever the backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+
+from .prefix_cache import PrefixCache
+from .stopping import ActionStoppingCriteria, Completion, StopTexts, finish_completion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TurnGenerator(Protocol):
+    """A backend: one completion for each context. A list of stop strings for each context comes along."""
+
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
+
+
+class SampledLogprobs(LogitsProcessor):
+    """
+    Records the log-probability of every token that `generate` samples, holding one step of logits at a time.
+
+    It changes nothing. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p; the
+    temperature is applied here, the truncations are not, so the numbers are those that a policy update computes.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self.steps: list[torch.Tensor] = []
+        self._previous: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._settle(input_ids)
+        self._previous = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        return scores
+
+    def _settle(self, input_ids: torch.Tensor) -> None:
+        if self._previous is not None:
+            self.steps.append(self._previous.gather(1, input_ids[:, -1:]).squeeze(1))
+            self._previous = None
+
+    def finish(self, sequences: torch.Tensor) -> list[list[float]]:
+        """Log-probs of all sampled tokens, shape `(batch, new tokens)`, given what `generate` returned."""
+        self._settle(sequences)
+        return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
+
+
+class GenerateHook:
+    """
+    Stands in for `model.generate` while one turn is generated: stops at closed actions and records log-probs.
+
+    With a cache, what was read before is not read again, and sequences that have ended leave the batch: as soon as half of
+    it has, `generate` is called again for the others, which then cost half.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        stop_texts ([`StopTexts`]):
+            Finds the closing tags.
+        stops (`list[list[str]]`):
+            Stop strings of each sequence.
+        temperature (`float`):
+            Sampling temperature.
+        eos_token_ids (`Sequence[int]`):
+            Ids that end a sequence.
+        cache ([`PrefixCache`], *optional*):
+            Keys and values of earlier calls. Left alone if the model's cannot be kept.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stop_texts: StopTexts,
+        stops: list[list[str]],
+        temperature: float,
+        eos_token_ids: Sequence[int],
+        cache: PrefixCache | None = None,
+    ):
+        self.model = model
+        self.generate: Any = model.generate
+        self.stop_texts = stop_texts
+        self.stops = stops
+        self.temperature = temperature
+        self.eos_token_ids = eos_token_ids
+        self.cache = cache
+        self.logprobs: list[list[float]] | None = None
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Shape `(B, prompt + completion)`, as `generate` returns it; padding behind what has ended."""
+        if self.cache is None or not self.cache.fits(self.model, options):
+            columns = input_ids.shape[1]
+            sequences, self.logprobs, _ = self._call(
+                self.stops, columns, 0, input_ids=input_ids, attention_mask=attention_mask, **options
+            )
+            return sequences
+        prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids.cpu(), attention_mask.cpu())]
+        completions = self._generate_cached(self.cache, prompts, options)
+        padding = self.cache.pad_token_id
+        longest = max(map(len, completions))
+        padded = [[*ids, *([padding] * (longest - len(ids)))] for ids in completions]
+        return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+
+    def _generate_cached(
+        self, cache: PrefixCache, prompts: list[list[int]], options: dict[str, Any]
+    ) -> list[list[int]]:
+        config = options.get("generation_config") or self.model.generation_config
+        budget = options.pop("max_new_tokens", None) or config.max_new_tokens
+        # What counts the tokens of one call must not be called twice
+        counts = any(getattr(config, name, None) for name in ("min_new_tokens", "min_length", *_COUNTING_OPTIONS))
+        may_leave = budget is not None and not counts and any(self.stops)
+        running = list(range(len(prompts)))
+        completions: list[list[int]] = [[] for _ in prompts]
+        self.logprobs = [[] for _ in prompts]
+        while running:
+            contexts = [[*prompts[row], *completions[row]] for row in running]
+            inputs = cache.prepare(self.model, contexts)
+            columns, written = inputs["input_ids"].shape[1], len(completions[running[0]])
+            limits = {} if budget is None else {"max_new_tokens": budget - written}
+            leave_at = len(running) // 2 if may_leave and len(running) >= _FEWEST_TO_LEAVE else 0
+            sequences, logprobs, done = self._call(
+                [self.stops[row] for row in running], columns - written, leave_at, **inputs, **limits, **options
+            )
+            sampled = sequences[:, columns:]
+            cache.keep(contexts, sampled, inputs["past_key_values"])
+            for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs):
+                completions[row] += ids
+                self.logprobs[row] += row_logprobs
+            spent = budget is None or written + sampled.shape[1] >= budget
+            running = [] if spent else [row for row, ended in zip(running, done) if not ended]
+        return completions
+
+    def _call(
+        self, stops: list[list[str]], columns: int, leave_at: int, **inputs: Any
+    ) -> tuple[torch.Tensor, list[list[float]], list[bool]]:
+        """One call of `generate`; `columns` stand before the completions. Sequences, log-probs, and which have ended."""
+        criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
+        recorder = SampledLogprobs(self.temperature)
+        sequences = self.generate(
+            stopping_criteria=StoppingCriteriaList([criteria]),
+            logits_processor=LogitsProcessorList([recorder]),
+            **inputs,
+        )
+        return sequences, recorder.finish(sequences), criteria.done
+
+
+# Below this many sequences another call costs more than it saves
+_FEWEST_TO_LEAVE = 4
+
+_COUNTING_OPTIONS = ("forced_eos_token_id", "forced_bos_token_id", "exponential_decay_length_penalty", "max_time")
+
+
+class TransformersGenerator:
+    """
+    Generates turns with a plain transformers model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        max_completion_length (`int`):
+            Most tokens of one turn.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; `0.0` decodes greedily.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Most sequences in one call of the model.
+        prefix_cache (`bool`, *optional*, defaults to `True`):
+            Whether keys and values are kept from one call to the next, until [`~TransformersGenerator.release`]; only where
+            one call of the model is enough for all prompts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_completion_length: int,
+        temperature: float = 0.0,
+        batch_size: int = 32,
+        prefix_cache: bool = True,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_completion_length = max_completion_length
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.stop_texts = StopTexts(tokenizer)
+        eos = model.generation_config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos:
+            eos.append(tokenizer.eos_token_id)
+        self.eos_token_ids: list[int] = eos
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if pad is None:
+            raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
+        self.pad_token_id: int = pad
+        self._cache = PrefixCache(pad) if prefix_cache else None
+
+    def release(self) -> None:
+        """Forget the keys and values of past calls: to be called before the model's weights change."""
+        if self._cache is not None:
+            self._cache.clear()
+
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        completions: list[Completion] = []
+        for start in range(0, len(prompts), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            if len(prompts) > self.batch_size:
+                self.release()  # kept from other prompts
+            completions.extend(self._generate(prompts[chunk], stops[chunk]))
+        return completions
+
+    @torch.no_grad()
+    def _generate(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        longest = max(map(len, prompts))
+        device = self.model.device
+        ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        temperature = self.temperature or 1.0
+        hook = GenerateHook(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+        sequences = hook(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.max_completion_length,
+            pad_token_id=self.pad_token_id,
+            eos_token_id=self.eos_token_ids or None,
+            **sampling,
+        )
+        assert hook.logprobs is not None
+        return [
+            finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids)
+            for row, row_logprobs, row_stops in zip(sequences[:, longest:].tolist(), hook.logprobs, stops)
+        ]

@@ -1,0 +1,244 @@
+"""Keys and values of what a model has read already, kept from one call of `generate` to the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ..model_traits import forward_takes, why_not_masked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+_SPARE = 64  # tokens of room that a layer keeps ahead
+
+
+class GrowingLayer(DynamicLayer):
+    """
+    A cache layer that appends in place, into room that it keeps ahead.
+
+    `DynamicLayer` copies all keys and values for every token it appends, which for a small model costs more than the model.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._room: list[torch.Tensor] = []
+        self._views: tuple[Any, Any] = (None, None)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[-2]
+        in_place = self.keys is self._views[0] and self.values is self._views[1]  # else somebody selected or reordered
+        if not in_place or after > self._room[0].shape[-2]:
+            room = []
+            held: Any
+            for held, new in ((self.keys, key_states), (self.values, value_states)):
+                # A quarter more, so that the copies of a long text sum up to a few times its length
+                buffer = new.new_empty(*new.shape[:-2], after + max(_SPARE, after // 4), new.shape[-1])
+                if before:
+                    buffer[..., :before, :] = held
+                room.append(buffer)
+            self._room = room
+        for buffer, new in zip(self._room, (key_states, value_states)):
+            buffer[..., before:after, :] = new
+        self.keys, self.values = (buffer[..., :after, :] for buffer in self._room)
+        self._views = (self.keys, self.values)
+        return self.keys, self.values
+
+
+class PrefixCache:
+    """
+    Finds, for each context, the longest beginning that was read before, and hands its keys and values to `generate`.
+
+    An agent reads its task prompt in every turn, and the samples of a group read the same one; a full history is read again
+    and again. All of that is computed once. In MEM1 the second turn goes on where the first one ended, later ones where the
+    task prompt ends.
+
+    Keys depend on the weights: [`~PrefixCache.clear`] must be called whenever these may have changed.
+
+    Args:
+        pad_token_id (`int`):
+            Fills the gaps between what is kept and what is new; these are masked.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+        self.reused_tokens = 0  # since the last `clear`
+        self._cache: DynamicCache | None = None
+        self._ids = np.empty((0, 0), dtype=np.int64)  # of each row of `_cache`: tokens it has read, -1 behind the last
+        self._columns = self._ids  # and the column of each in `_cache`
+        self._next_columns: list[np.ndarray] = []  # of each context that `prepare` was given last, in the new cache
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.__init__(self.pad_token_id)  # type: ignore[misc]
+
+    @staticmethod
+    def fits(model: PreTrainedModel, options: dict[str, Any]) -> bool:
+        """
+        Whether keys and values of a model can be kept, cut and joined: plain attention over all tokens, plain sampling.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]):
+                The model.
+            options (`dict`):
+                What `generate` will be called with: `generation_config`, and what goes before it.
+        """
+        config = options.get("generation_config") or model.generation_config
+
+        def option(name: str) -> Any:
+            return options.get(name, getattr(config, name, None))
+
+        plain = (
+            option("use_cache") is not False
+            and not option("cache_implementation")
+            and (option("num_beams") or 1) == 1
+            and (option("num_return_sequences") or 1) == 1
+            and not option("prompt_lookup_num_tokens")
+            and not option("prefill_chunk_size")
+        )
+        adapter = getattr(model, "active_peft_config", None)
+        return bool(
+            plain
+            and not getattr(adapter, "is_prompt_learning", False)  # brings keys and values of its own
+            and why_not_masked(model) is None
+            and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+        )
+
+    def prepare(self, model: PreTrainedModel, contexts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """
+        Inputs of `generate` for contexts.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]):
+                The model.
+            contexts (`Sequence[Sequence[int]]`):
+                Token ids, `B` of them, each with one token or more.
+
+        Returns:
+            `dict`: `input_ids` and `attention_mask` of shape `(B, L)`, and `past_key_values` with the first of the `L`
+            columns, those that were read before. In each row the tokens of the context stand in order, with masked gaps.
+        """
+        rows = [np.asarray(context, dtype=np.int64) for context in contexts]
+        if self._cache is None:
+            distinct = {row.tobytes(): row for row in rows}
+            if 2 * len(distinct) <= len(rows):  # samples of a group: read the common prompt once
+                self._read(model, list(distinct.values()))
+        matches = [self._longest_match(row) for row in rows]
+        shared = [length for _, length in matches]
+        kept, new = max(shared), max(len(row) - length for row, length in zip(rows, shared))
+        self.reused_tokens += sum(shared)
+
+        ids = np.full((len(rows), kept + new), self.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        columns = np.zeros((len(rows), kept), dtype=np.int64)
+        self._next_columns = []
+        for index, (row, (source, length)) in enumerate(zip(rows, matches)):
+            rest = kept + new - (len(row) - length)
+            places = np.concatenate([np.arange(length), np.arange(rest, kept + new)])
+            ids[index, places], mask[index, places] = row, 1
+            columns[index, :length] = self._columns[source, :length] if length else 0
+            self._next_columns.append(places)
+        sources = np.asarray([source for source, _ in matches])
+        cache = self._select(model, sources, columns)
+        device = model.device
+        return {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "attention_mask": torch.from_numpy(mask).to(device),
+            "past_key_values": cache,
+        }
+
+    def keep(self, contexts: Sequence[Sequence[int]], sampled: torch.Tensor, cache: DynamicCache) -> None:
+        """
+        Keep what a call of `generate` has read.
+
+        Args:
+            contexts (`Sequence[Sequence[int]]`):
+                As given to [`~PrefixCache.prepare`].
+            sampled (`torch.Tensor`):
+                Shape `(B, new tokens)`. The last token was sampled, but not read.
+            cache ([`~transformers.DynamicCache`]):
+                The `past_key_values` of the call.
+        """
+        if cache.get_seq_length() == 0:  # the model made no use of it
+            return
+        tokens = sampled[:, :-1].cpu().numpy()
+        begin = cache.get_seq_length() - tokens.shape[1]
+        behind = np.arange(begin, begin + tokens.shape[1])
+        self._remember(
+            [np.concatenate([np.asarray(c, dtype=np.int64), t]) for c, t in zip(contexts, tokens)],
+            [np.concatenate([places, behind]) for places in self._next_columns],
+        )
+        self._cache = cache
+
+    def _remember(self, ids: list[np.ndarray], columns: list[np.ndarray]) -> None:
+        longest = max(map(len, ids))
+        self._ids = np.full((len(ids), longest), -1, dtype=np.int64)
+        self._columns = np.zeros_like(self._ids)
+        for index, (row, places) in enumerate(zip(ids, columns)):
+            self._ids[index, : len(row)], self._columns[index, : len(row)] = row, places
+
+    def _longest_match(self, row: np.ndarray) -> tuple[int, int]:
+        """`(row of the cache, tokens in common)`; the last token of a context is always read, since it gives the logits."""
+        limit = min(len(row) - 1, self._ids.shape[1])
+        if self._cache is None or limit == 0:
+            return 0, 0
+        alike = (self._ids[:, :limit] == row[:limit]).cumprod(axis=1).sum(axis=1)
+        best = int(alike.argmax())
+        return best, int(alike[best])
+
+    def _read(self, model: PreTrainedModel, rows: list[np.ndarray]) -> None:
+        """Read all but the last token of some contexts."""
+        rows = [row[:-1] for row in rows]
+        longest = max(map(len, rows))
+        if longest == 0:
+            return
+        ids = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)], mask[index, : len(row)] = row, 1
+        one = {"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {}
+        cache = _new_cache(model)
+        with torch.no_grad():
+            model(
+                input_ids=torch.from_numpy(ids).to(model.device),
+                attention_mask=torch.from_numpy(mask).to(model.device),
+                past_key_values=cache,
+                use_cache=True,
+                **one,
+            )
+        if cache.get_seq_length() > 0:
+            self._remember(rows, [np.arange(len(row)) for row in rows])
+            self._cache = cache
+
+    def _select(self, model: PreTrainedModel, sources: np.ndarray, columns: np.ndarray) -> DynamicCache:
+        """A cache with, in each row, the given columns of a row of the old one, which is used up."""
+        selected = _new_cache(model)
+        old, self._cache = self._cache, None
+        if old is None or columns.shape[1] == 0:
+            return selected
+        before: Any
+        after: Any
+        for before, after in zip(old.layers, selected.layers):
+            row = torch.from_numpy(sources).to(before.keys.device)[:, None]
+            column = torch.from_numpy(columns).to(before.keys.device)
+            states = [held[row, :, column].transpose(1, 2) for held in (before.keys, before.values)]
+            before.reset()  # frees a layer before the next one is copied
+            after.update(*states)
+        return selected
+
+
+def _new_cache(model: PreTrainedModel) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    cache.layers = [GrowingLayer() for _ in cache.layers]
+    return cache

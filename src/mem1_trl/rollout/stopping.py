@@ -1,0 +1,164 @@
+"""Where a completion ends: at its first complete action or its end token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """
+    What was sampled in one turn.
+
+    Attributes:
+        ids (`tuple[int, ...]`):
+            Token ids as sampled, up to and including the token that ended the turn.
+        logprobs (`tuple[float, ...]` or `None`):
+            Log-probability in nats of each token under the sampler.
+        ended (`bool`):
+            Whether a stop string or an end-of-sequence token ended it; `False` if it ran into its length limit.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    ended: bool
+
+
+class StopTexts:
+    """
+    Finds the token that completes a stop string in a growing list of token ids.
+
+    Only tokens that hold the last character of a stop string can complete one, so the ids are decoded at those tokens
+    alone, and only as far back as the string can reach.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Decodes the ids.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._closers: dict[str, torch.Tensor] = {}
+
+    def closers(self, character: str) -> torch.Tensor:
+        """Which token ids hold `character`, as a bool tensor of shape `(vocabulary,)` on the CPU."""
+        if character not in self._closers:
+            size = len(self.tokenizer)
+            texts = self.tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
+            self._closers[character] = torch.tensor([character in text for text in texts])
+        return self._closers[character]
+
+    def completes(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
+        """Whether the last of `ids` completes one of `stops`."""
+        for stop in stops:
+            token, closers = ids[-1], self.closers(stop[-1])
+            if token >= len(closers) or not closers[token]:
+                continue
+            # Every token carries at least one byte, so the string lies within its last len(bytes) tokens
+            tail = list(ids[-len(stop.encode()) - 1 :])
+            if stop in self.tokenizer.decode(tail, skip_special_tokens=False):
+                return True
+        return False
+
+    def end(self, ids: Sequence[int], stops: Sequence[str]) -> int | None:
+        """Number of `ids` up to and including the first that completes one of `stops`, or `None`."""
+        if not stops:
+            return None
+        candidates = torch.zeros(len(self.tokenizer), dtype=torch.bool)
+        for stop in stops:
+            candidates |= self.closers(stop[-1])
+        for index, token in enumerate(ids):
+            if token < len(candidates) and candidates[token] and self.completes(ids[: index + 1], stops):
+                return index + 1
+        return None
+
+
+class ActionStoppingCriteria(StoppingCriteria):
+    """
+    Ends each sequence of a batch of `generate` at the token that completes one of its own stop strings.
+
+    Args:
+        stop_texts ([`StopTexts`]):
+            Finds the stop strings.
+        stops (`Sequence[Sequence[str]]`):
+            Stop strings of each sequence.
+        prompt_length (`int`):
+            Columns before the completions.
+        eos_token_ids (`Sequence[int]`, *optional*):
+            Ids that end a sequence as well.
+        leave_at (`int`, *optional*, defaults to `0`):
+            End all sequences as soon as no more than this many go on, so that the caller can go on with these alone.
+    """
+
+    def __init__(
+        self,
+        stop_texts: StopTexts,
+        stops: Sequence[Sequence[str]],
+        prompt_length: int,
+        eos_token_ids: Sequence[int] = (),
+        leave_at: int = 0,
+    ):
+        self.stop_texts = stop_texts
+        self.stops = stops
+        self.prompt_length = prompt_length
+        self.eos_token_ids = eos_token_ids
+        self.leave_at = leave_at
+        self.done = [False] * len(stops)
+        self._last_characters = {stop[-1] for row in stops for stop in row}
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        last = input_ids[:, -1].cpu()
+        for character in self._last_characters:
+            closers = self.stop_texts.closers(character)
+            hits = closers[last.clamp(max=len(closers) - 1)].nonzero().flatten().tolist()
+            for row in hits:
+                if not self.done[row]:
+                    self.done[row] = self.stop_texts.completes(
+                        input_ids[row, self.prompt_length :].tolist(), self.stops[row]
+                    )
+        for row, token in enumerate(last.tolist()):
+            self.done[row] |= token in self.eos_token_ids
+        if len(self.done) - sum(self.done) <= self.leave_at:
+            return torch.ones(len(self.done), dtype=torch.bool, device=input_ids.device)
+        return torch.tensor(self.done, device=input_ids.device)
+
+
+def finish_completion(
+    ids: Sequence[int],
+    logprobs: Sequence[float] | None,
+    stops: Sequence[str],
+    stop_texts: StopTexts,
+    eos_token_ids: Sequence[int],
+) -> Completion:
+    """
+    Cut what a backend returned at the first complete action or end-of-sequence token, whichever comes first.
+
+    Backends differ in what follows that token: `generate` pads until the longest sequence of its batch has stopped.
+
+    Args:
+        ids (`Sequence[int]`):
+            Sampled token ids, possibly with padding behind the end.
+        logprobs (`Sequence[float]` or `None`):
+            One per id, or `None`. Values behind the end are dropped too.
+        stops (`Sequence[str]`):
+            Stop strings.
+        stop_texts ([`StopTexts`]):
+            Finds them.
+        eos_token_ids (`Sequence[int]`):
+            Ids that end a sequence.
+    """
+    end = stop_texts.end(ids, stops)
+    eos = next((index + 1 for index, token in enumerate(ids) if token in eos_token_ids), None)
+    found = [length for length in (end, eos) if length is not None]
+    length = min(found) if found else len(ids)
+    kept = None if logprobs is None else tuple(logprobs[:length])
+    return Completion(tuple(ids[:length]), kept, ended=bool(found))

@@ -1,0 +1,336 @@
+"""PPO over trajectories with rewritten contexts: a critic, and credit for every generated token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..configs import Mem1PPOConfig
+from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
+from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
+from ..update.critic.optimizer import FollowingOptimizer
+from ..update.layouts import resolve_layout
+from ..update.losses import clipped_value_loss, explained_variance
+from ..update.scoring import forward_rows
+from .bitsandbytes_cpu import keep_trainable
+from .grpo import model_name
+from .mem1 import Mem1Trainer
+from .refusals import refuse_sharded_weights
+from .trl_seam.helpers import instance_attribute, row_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..environment_runtime.pool import EnvironmentFactory
+    from ..protocol.protocol import Mem1Protocol
+    from ..trajectory import Trajectory
+
+CRITIC_DIRECTORY = "critic"
+
+
+class _CriticSteps(TrainerCallback):
+    """
+    `Trainer` clips and clears the gradients of its own model only; this does the same for the critic.
+
+    While the critic warms up, the policy's optimizer finds no gradients: neither weight decay nor momentum moves it.
+    """
+
+    def __init__(self, trainer: Mem1PPOTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        parameters = [p for p in self.trainer.critic.parameters() if p.grad is not None]
+        limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self.trainer.log_metric("value/grad_norm", norm.item())
+        if self.trainer.policy_frozen:
+            self.trainer.model.zero_grad(set_to_none=True)
+        if self.trainer.critic_optimizer is not None:
+            self.trainer.critic_optimizer.step(self.trainer.optimizer)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.critic.zero_grad(set_to_none=True)
+
+
+class Mem1PPOTrainer(Mem1Trainer):
+    """
+    Proximal policy optimization (arXiv 1707.06347) for agents that rewrite their context (MEM1, arXiv 2506.15841).
+
+    The policy update is [`~trl.GRPOTrainer`]'s clipped objective, with one advantage per generated token: generalised
+    advantage estimation (arXiv 1506.02438) over the generated tokens of the whole trajectory, whatever stands between its
+    turns. The critic reads the same rows in the same layout, so that a value too is computed under the context that the agent
+    had. Tokens of the environment are in neither loss.
+
+    Example:
+
+    ```python
+    from mem1_trl import Mem1PPOConfig, Mem1PPOTrainer, compose_objectives
+    from mem1_trl.environments import RetrievalQAEnvironment
+    from mem1_trl.facts import load_facts
+
+    facts = load_facts()
+    trainer = Mem1PPOTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        args=Mem1PPOConfig(output_dir="out", max_turns=6),
+        train_dataset=compose_objectives(facts.questions("train"), n=2, seed=0),
+        environment_factory=RetrievalQAEnvironment.factory(facts.corpus),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        value_model (`str` or [`~transformers.PreTrainedModel`] or [`ValueModel`], *optional*):
+            The critic. `None` starts from a copy of the policy's backbone, as the reference run does; if the policy has an
+            adapter (by `peft_config`, or because it came with one), that is a second adapter on the same frozen weights.
+            `"shared"` is a head on the policy's own hidden states: one forward and one set of weights for both, which
+            `vf_coef` weighs against each other. Otherwise an id or path, a model whose backbone is taken, or a finished
+            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own.
+        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
+            As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
+    """
+
+    args: Mem1PPOConfig
+
+    _tag_names = ["trl", "mem1", "ppo"]  # noqa: RUF012
+    _name = "MEM1 PPO"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: Mem1PPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
+        protocol: Mem1Protocol | None = None,
+        value_model: str | PreTrainedModel | ValueModel | None = None,
+    ):
+        args = Mem1PPOConfig(f"{model_name(model)}-MEM1-PPO") if args is None else args
+        if not isinstance(args, Mem1PPOConfig):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}: pass a Mem1PPOConfig, since a critic needs settings that it does not have."
+            )
+        refuse_sharded_weights(args)
+        self._critic: torch.nn.Module | None = None
+        self.critic_optimizer: FollowingOptimizer | None = None
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+            protocol=protocol,
+        )
+        self.value_model = self._build_critic(value_model, quantization_config, peft_config)
+        self._log_cost()
+        self._critic = self._wrap(self.value_model)
+        self.value_layout = resolve_layout(self.value_model.backbone, self.layout)
+        self.add_callback(_CriticSteps(self))
+
+    def _build_critic(
+        self, source: Any, quantization_config: Any, peft_config: PeftConfig | None
+    ) -> ValueModel | SharedValueHead:
+        kwargs: dict[str, Any] = dict(self.args.model_init_kwargs or {})  # type: ignore[arg-type]
+        kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        critic = build_value_model(source, self.model, kwargs, peft_config)
+        if isinstance(critic, SharedValueHead):
+            return critic
+        keep_trainable(critic)
+        if self.args.disable_dropout:
+            for module in critic.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        if self.args.gradient_checkpointing:
+            critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+            if critic.adapters is not None:
+                critic.backbone.enable_input_require_grads()
+        return critic
+
+    def _wrap(self, critic: torch.nn.Module) -> torch.nn.Module:
+        """The critic for data parallelism; beside a DeepSpeed engine, which `prepare_model` leaves to the caller, by hand."""
+        if not self.is_deepspeed_enabled:
+            return self.accelerator.prepare_model(critic)
+        device = self.accelerator.device
+        critic.to(device)
+        if self.args.bf16:
+            critic.forward = torch.autocast(device.type, dtype=torch.bfloat16)(critic.forward)
+        if self.accelerator.num_processes == 1:
+            return critic
+        return torch.nn.parallel.DistributedDataParallel(critic, device_ids=None if device.type == "cpu" else [device])
+
+    def _own_critic_parameters(self) -> list[torch.nn.Parameter]:
+        """Weights of the critic that are not the policy's."""
+        policy = {id(p) for p in self.model.parameters()}
+        return [p for p in self.value_model.parameters() if id(p) not in policy]
+
+    def critic_bytes(self) -> int:
+        """Bytes of weights that the critic adds to those of the policy."""
+        return sum(p.nbytes for p in self._own_critic_parameters())
+
+    def _log_cost(self) -> None:
+        own = self._own_critic_parameters()
+        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        self.accelerator.print(
+            f"The critic has {sum(p.numel() for p in own):,} parameters of its own ({trained:,} trained), which take "
+            f"{extra / 1e6:,.2f} MB: {extra / weights:.2%} of the policy's weights."
+        )
+
+    @property
+    def critic(self) -> torch.nn.Module:
+        """The critic as it is called, wrapped for data parallelism if there is any."""
+        assert self._critic is not None
+        return self._critic
+
+    @property
+    def kl_in_loss(self) -> bool:
+        return not self.args.kl_in_reward
+
+    @property
+    def policy_frozen(self) -> bool:
+        return self.model.training and self.state.global_step < self.args.critic_warmup_steps
+
+    @property
+    def trained_modules(self) -> list[torch.nn.Module]:
+        return [self.model, self.critic]
+
+    @property
+    def hidden_readout(self) -> Any:
+        if not isinstance(self.value_model, SharedValueHead) or self.policy_frozen:
+            return None
+        return self.critic, self.value_model.backbone
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The policy's optimizer with a group for the critic, at its own learning rate; DeepSpeed's knows the policy only."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        critic = [p for p in self.critic.parameters() if p.requires_grad]
+        if self.is_deepspeed_enabled:
+            if self.critic_optimizer is None:
+                kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                settings = {**settings, "lr": self.args.value_learning_rate, "weight_decay": 0.0}
+                self.critic_optimizer = FollowingOptimizer(kind(critic, **settings))
+            return optimizer
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = [p for p in critic if id(p) not in known]
+        if parameters:
+            optimizer.add_param_group({"params": parameters, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in [`~transformers.Trainer.training_step`]; while the critic warms up, past a DeepSpeed engine, which would step."""
+        if not self.is_deepspeed_enabled:
+            return super().training_step(*args, **kwargs)
+
+        def backward(loss: torch.Tensor, **settings: Any) -> None:
+            if self.policy_frozen:
+                loss.backward()
+            else:
+                through_the_engine(loss, **settings)
+
+        through_the_engine = self.accelerator.backward
+        with instance_attribute(self.accelerator, "backward", backward):
+            return super().training_step(*args, **kwargs)
+
+    # Credit
+
+    def values(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Values before each generated token, shape `(B, C)`, float32; zero elsewhere."""
+        self.critic.train(self.model.training)
+        if isinstance(self.value_model, SharedValueHead):
+            self.value_model.detached = self.policy_frozen
+        rows = self.row_batch(batch)
+        (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
+        assert values is not None
+        return values[:, -batch["completion_ids"].shape[1] :]
+
+    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        mask = self.sampled_mask(batch)
+        scored = ~rewards.isnan()
+        credited = mask * scored[:, None]
+        with torch.no_grad():
+            size = max(1, self.args.per_device_train_batch_size)
+            values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
+        penalty = None
+        if self.args.kl_in_reward and self.beta != 0.0:
+            old_logps = batch.get("old_per_token_logps")
+            penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
+            self._log_masked_mean("kl", penalty, mask)
+        token_level = token_rewards(rewards.nan_to_num(0.0), credited, penalty, self.beta)
+        advantages, returns = generalized_advantages(token_level, values, credited, self.args.gamma, self.args.lam)
+        self._log_values(values, returns, advantages, credited)
+        if self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, credited, self.accelerator.gather)
+        batch["advantages"] = advantages
+        batch["old_values"] = values
+        # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
+        batch["returns"] = torch.where(credited.bool(), returns, values)
+
+    def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        mask = self.sampled_mask(batch)
+        # A shared critic was read off in the forward pass of the policy's loss
+        values, self.last_readout = self.last_readout, None
+        if values is None:
+            values = self.values(batch)
+        loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
+        self._log_masked_mean("value/loss", loss.detach(), mask)
+        self._log_masked_mean("value/clip_ratio", clipped, mask)
+        return self.args.vf_coef * (loss * mask).sum() / self.token_normalizer(batch)
+
+    def _log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
+        sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self.log_metric(name, total / max(count, 1.0))
+
+    def _log_values(
+        self, values: torch.Tensor, returns: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        self._log_masked_mean("value/mean", values, mask)
+        self._log_masked_mean("value/return_mean", returns, mask)
+        self._log_masked_mean("value/advantage_abs_mean", advantages.abs(), mask)
+        flat = mask.bool()
+        pairs = self.gather_records([torch.stack([values[flat], returns[flat]]).cpu()])
+        both = torch.cat(pairs, dim=1)
+        self.log_metric("value/explained_variance", explained_variance(both[0], both[1], torch.ones_like(both[0])))
+
+    # Checkpoints
+
+    def save_extra(self, directory: str) -> None:
+        self.value_model.save(Path(directory) / CRITIC_DIRECTORY)
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.save(Path(directory) / CRITIC_DIRECTORY)
+
+    def load_extra(self, directory: str) -> None:
+        self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load(Path(directory) / CRITIC_DIRECTORY)

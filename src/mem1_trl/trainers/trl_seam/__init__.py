@@ -1,0 +1,1 @@
+"""Internal: the only folder that knows TRL's private methods."""

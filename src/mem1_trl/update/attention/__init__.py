@@ -1,0 +1,1 @@
+"""Internal: attention over a prefix tree."""

@@ -1,0 +1,177 @@
+"""Attention over a prefix tree on a GPU: FlexAttention with a block mask that is made from the plan, not from a dense mask."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from ..row_batch import RowBatch, tree_context_mask
+from .plan import plan_attention
+
+if TYPE_CHECKING:
+    from .plan import AttentionPlan
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 128  # tokens; FlexAttention's own default
+
+
+def block_mask(tree: RowBatch, plan: AttentionPlan) -> BlockMask:
+    """
+    The mask of one row as FlexAttention takes it: blocks that are skipped, computed whole, or computed under a mask.
+
+    How many pairs of a block are visible follows from the rectangles of the plan, so no `(T, T)` mask is ever made. Inside
+    a block a token `q` of run `r` sees a token `k` of run `s` if `k <= q` and `k` lies before the end of what `r` sees of `s`.
+
+    Args:
+        tree ([`RowBatch`]):
+            One row without padding, as [`mem1_trl.update.folding.fold_rows`] gives it.
+        plan ([`AttentionPlan`]):
+            Its plan.
+
+    Returns:
+        `BlockMask`: For sequences of `T` tokens, in blocks of 128.
+    """
+    size, device = tree.input_ids.shape[1], tree.input_ids.device
+    visible = _visible_pairs(plan, size)
+    whole = visible == BLOCK * BLOCK
+    paths = tree.paths(0)
+    begins = np.asarray([begin for begin, _, _ in paths])
+    run_of = torch.from_numpy(np.searchsorted(begins, np.arange(size), side="right") - 1).to(device)
+    limits = np.zeros((len(paths), len(paths)), dtype=np.int64)
+    for run, (_, end, stretches) in enumerate(paths):
+        limits[run, run] = end
+        for first, last in stretches:
+            limits[run, np.searchsorted(begins, first, side="right") - 1] = last
+    limit = torch.from_numpy(limits).to(device)
+
+    def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (k <= q) & (k < limit[run_of[q], run_of[k]])
+
+    return BlockMask.from_kv_blocks(
+        *_columns((visible > 0) & ~whole, device),
+        *_columns(whole, device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(size, size),
+    )
+
+
+def _visible_pairs(plan: AttentionPlan, size: int) -> np.ndarray:
+    """Number of visible pairs in each block of queries and keys."""
+    edges = np.arange(0, size, BLOCK)
+
+    def overlap(begin: int, end: int) -> np.ndarray:
+        return np.clip(np.minimum(edges + BLOCK, end) - np.maximum(edges, begin), 0, None)
+
+    (rectangles,) = plan.rows
+    pairs = np.zeros((len(edges), len(edges)), dtype=np.int64)
+    for part in rectangles:
+        queries, keys = overlap(part.q_begin, part.q_end), overlap(part.k_begin, part.k_end)
+        product = np.outer(queries, keys)
+        if part.causal:
+            product = np.tril(product, -1) + np.diag(queries * (queries + 1) // 2)
+        pairs += product
+    return pairs
+
+
+def _columns(wanted: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per row of blocks: how many are wanted, and their columns, those first; shapes `(1, 1, n)` and `(1, 1, n, n)`."""
+    counts = wanted.sum(axis=1)
+    columns = np.argsort(~wanted, axis=1, kind="stable")
+    return tuple(torch.from_numpy(x.astype(np.int32))[None, None].to(device) for x in (counts, columns))  # type: ignore[return-value]
+
+
+@functools.cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float | None = None
+) -> torch.Tensor:
+    """
+    Attention under a block mask.
+
+    Args:
+        query (`torch.Tensor`):
+            Shape `(1, heads, T, head_dim)`.
+        key, value (`torch.Tensor`):
+            Shape `(1, key heads, T, head_dim)`.
+        mask (`BlockMask`):
+            From [`block_mask`].
+        scale (`float`, *optional*):
+            What the scores are multiplied by; `None` is `head_dim ** -0.5`.
+
+    Returns:
+        `torch.Tensor`: Shape `(1, heads, T, head_dim)`. On a CPU without gradient: FlexAttention has no backward there.
+    """
+    function = _compiled() if query.device.type == "cuda" else flex_attention
+    grouped = query.shape[1] != key.shape[1]
+    return function(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+@functools.cache
+def works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """
+    Whether FlexAttention runs on a device and gives what dense attention gives, output and gradients, on a small tree.
+
+    Asked once per device, data type and size of a head, before anything is trained with it. The answer is no on a CPU.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        error = _largest_error(device, dtype, head_dim)
+    except Exception as problem:  # whatever compiles kernels may fail in many ways, and there is another way to attend
+        logger.warning(
+            f"A dense mask instead of FlexAttention, which failed here: {type(problem).__name__}: {problem}"
+        )
+        return False
+    # Half precision rounds at 2^-8 (bfloat16) or 2^-11 of numbers of order one; a wrong mask is off by order one
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    if error > tolerance:
+        logger.warning(f"A dense mask instead of FlexAttention, which is off by {error:.1e} here.")
+    return error <= tolerance
+
+
+def _largest_error(device: torch.device, dtype: torch.dtype, head_dim: int) -> float:
+    """Largest difference to dense attention over outputs and gradients, relative to the largest number."""
+    tree = _small_tree(device)
+    size = tree.input_ids.shape[1]
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, size, head_dim, generator=generator).to(device, dtype).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    weights = torch.randn(1, 4, size, head_dim, generator=generator).to(device, dtype)
+
+    def results(output: torch.Tensor) -> list[torch.Tensor]:
+        return [output, *torch.autograd.grad((output.float() * weights.float()).sum(), (query, key, value))]
+
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=tree_context_mask(tree)[:, None], enable_gqa=True
+    )
+    planned = attend(query, key, value, block_mask(tree, plan_attention(tree)))
+    return max(
+        float((one - other).abs().max() / other.abs().max().clamp(min=1e-6))
+        for one, other in zip(results(planned), results(dense))
+    )
+
+
+def _small_tree(device: torch.device) -> RowBatch:
+    """A root of 150 tokens and three branches off place 139, the third with a branch of its own."""
+    runs = [(150, 0), (90, 139), (60, 139), (200, 139), (40, 330)]  # length, and place of the predecessor
+    size = sum(length for length, _ in runs)
+    offsets, begin = torch.ones(size, dtype=torch.long), 0
+    for length, parent in runs:
+        if begin:
+            offsets[begin] = begin - parent
+        begin += length
+    ones = torch.ones(1, size, dtype=torch.long)
+    tree = RowBatch(ones, ones, torch.zeros(1, size, dtype=torch.bool), ones, offsets[None])
+    return tree.to(device)

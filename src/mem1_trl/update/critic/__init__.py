@@ -1,0 +1,1 @@
+"""Internal but for [`ValueModel`]: the critic, its adapter and its optimizer."""

@@ -1,0 +1,244 @@
+"""The value model: a language backbone with one number per token."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel
+
+from .second_adapter import refuse_prompt_learning, second_adapter
+
+if TYPE_CHECKING:
+    import os
+
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    from ..scoring import TokenFunction
+
+HEAD_FILE = "value_head.safetensors"
+BACKBONE_DIRECTORY = "backbone"
+SHARED = "shared"
+"""`value_model` for a head on the policy's own hidden states."""
+
+
+class ValueModel(nn.Module):
+    """
+    A critic: the backbone of a causal language model under a linear head.
+
+    The head starts at zero, so that the first advantages are those of no critic instead of noise.
+
+    Args:
+        backbone ([`~transformers.PreTrainedModel`]):
+            A model that gives `last_hidden_state`.
+        adapters ([`~peft.PeftModel`], *optional*):
+            What `backbone` is the inside of, if only adapters are trained; then only they are saved.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, adapters: PeftModel | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.adapters = adapters
+        self.head = value_head(backbone)
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the backbone."""
+        return self.backbone.config
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """
+        Values of all states.
+
+        Args:
+            inputs (`torch.Tensor`):
+                `input_ids`, `attention_mask` and, where the backbone takes them, `position_ids`; shape `(N, L)`.
+
+        Returns:
+            `torch.Tensor`: Shape `(N, L)`, float32. Place `i` is the value after token `i`, before token `i + 1`.
+        """
+        return read_values(self.head, self.backbone(**inputs, use_cache=False).last_hidden_state)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """
+        Write the critic into `directory`: `backbone/` and `value_head.safetensors`.
+
+        The backbone has a folder of its own inside, because `Trainer` takes every folder of a checkpoint that holds an adapter
+        for one of the policy's.
+        """
+        (self.adapters or self.backbone).save_pretrained(str(Path(directory) / BACKBONE_DIRECTORY))
+        save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
+
+    def load(self, directory: str | os.PathLike[str]) -> None:
+        """Read weights that [`~ValueModel.save`] wrote, into this model."""
+        folder = Path(directory) / BACKBONE_DIRECTORY
+        if self.adapters is not None:
+            name = self.adapters.active_adapters[0]
+            set_peft_model_state_dict(self.adapters, load_peft_weights(str(folder), device="cpu"), name)
+        else:
+            loaded = type(self.backbone).from_pretrained(folder, dtype=self.backbone.dtype)
+            self.backbone.load_state_dict(loaded.state_dict())
+        self.head.load_state_dict(load_file(Path(directory) / HEAD_FILE))
+
+
+class SharedValueHead(nn.Module):
+    """
+    A critic that is nothing but a head: it reads the hidden states of the policy.
+
+    Args:
+        policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy. It is not a submodule: its parameters are the policy's, and so are their gradients.
+
+    Attributes:
+        detached (`bool`): Whether the value loss stops at the head.
+    """
+
+    def __init__(self, policy: PreTrainedModel | PeftModel):
+        super().__init__()
+        self._policy = (policy,)  # in a tuple, where `nn.Module` does not find it
+        self.head = value_head(self.backbone)
+        self.detached = False
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The policy below its language-modelling head."""
+        return backbone_of(self._policy[0])
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the backbone."""
+        return self.backbone.config
+
+    def forward(self, hidden: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """
+        Values of all states, from hidden states `(N, L, H)` or, without them, from inputs as in [`ValueModel`].
+
+        Returns:
+            `torch.Tensor`: Shape `(N, L)`, float32. Place `i` is the value after token `i`, before token `i + 1`.
+        """
+        if hidden is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
+                hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
+        return read_values(self.head, hidden.detach() if self.detached else hidden)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write `value_head.safetensors` into `directory`; the rest is the policy's."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
+
+    def load(self, directory: str | os.PathLike[str]) -> None:
+        """Read a head that [`~SharedValueHead.save`] wrote."""
+        self.head.load_state_dict(load_file(Path(directory) / HEAD_FILE))
+
+
+def value_head(backbone: PreTrainedModel) -> nn.Linear:
+    """A head of zeros in float32, where the backbone is."""
+    head = nn.Linear(backbone.config.get_text_config().hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head.to(backbone.device)
+
+
+def read_values(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Values `(N, L)`, float32, of hidden states `(N, L, H)`."""
+    # The head stays in float32: values are regressed, and half precision would round them to a coarse grid
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float()).squeeze(-1)
+
+
+def token_values(critic: nn.Module) -> TokenFunction:
+    """The value before each token, as a per-token function for [`mem1_trl.update.scoring.forward_rows`]."""
+
+    def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
+        return [critic(**inputs)[:, :-1].masked_fill(labels[:, 1:] == -100, 0.0)]
+
+    return function
+
+
+def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model below the language-modelling head (the model itself if it has none), with its adapters if there are any."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return inner.base_model
+
+
+def build_value_model(
+    value_model: str | PreTrainedModel | ValueModel | None,
+    policy: PreTrainedModel | PeftModel,
+    model_init_kwargs: dict[str, Any] | None = None,
+    peft_config: PeftConfig | None = None,
+) -> ValueModel | SharedValueHead:
+    """
+    Make the critic of a policy.
+
+    Args:
+        value_model (`str`, [`~transformers.PreTrainedModel`], [`ValueModel`] or `None`):
+            A model id or path, a model, or a finished critic. `None` copies the policy's backbone, as the reference run
+            does (actor, reference and critic start from the same weights); of a policy with an adapter only the adapter is
+            copied, and the frozen weights are shared. `"shared"` is a head on the policy's own hidden states. A directory
+            written by `save` brings its head along.
+        policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy as it is trained.
+        model_init_kwargs (`dict`, *optional*):
+            Passed to `from_pretrained`.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to put on a model that is loaded or passed, which then stays frozen.
+
+    Returns:
+        [`ValueModel`] or [`SharedValueHead`]: What it trains requires gradients.
+    """
+    if value_model == SHARED:
+        return SharedValueHead(policy)
+    saved = Path(value_model) if isinstance(value_model, str) else None
+    of_adapter = saved is not None and (saved / BACKBONE_DIRECTORY / ADAPTER_CONFIG).is_file()
+    if isinstance(policy, PeftModel) and (value_model is None or of_adapter):
+        adapters = second_adapter(policy)
+        critic = ValueModel(backbone_of(adapters), adapters)
+        read = {id(p) for p in critic.backbone.parameters()}
+        for parameter in adapters.parameters():  # what is trained beside the backbone, such as a head, gives no value
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
+        if of_adapter:
+            critic.load(saved)  # type: ignore[arg-type]
+        return critic
+    if isinstance(value_model, ValueModel):
+        critic = value_model
+    elif value_model is None:
+        critic = ValueModel(copy.deepcopy(backbone_of(policy)))
+    elif isinstance(value_model, str):
+        kwargs = dict(model_init_kwargs or {})
+        kwargs.setdefault("dtype", policy.dtype)
+        kwargs.setdefault("attn_implementation", policy.config._attn_implementation)
+        head, folder = Path(value_model) / HEAD_FILE, Path(value_model) / BACKBONE_DIRECTORY
+        critic = ValueModel(AutoModel.from_pretrained(folder if head.is_file() else value_model, **kwargs))
+        if head.is_file():
+            critic.head.load_state_dict(load_file(head))
+    elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
+        if value_model is policy:
+            raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
+        critic = ValueModel(backbone_of(value_model))
+    else:
+        raise TypeError(
+            f"`value_model` is a {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
+            "'shared' for a head on the policy, or None for a copy of the policy's backbone."
+        )
+    vocabulary = getattr(critic.config.get_text_config(), "vocab_size", None)
+    wanted = policy.config.get_text_config().vocab_size
+    if vocabulary is not None and vocabulary != wanted:
+        raise ValueError(
+            f"The value model has a vocabulary of {vocabulary} tokens and the policy one of {wanted}: use a critic with "
+            "the policy's tokenizer."
+        )
+    if peft_config is not None:
+        config = copy.deepcopy(peft_config)
+        refuse_prompt_learning(config)
+        config.task_type = None  # the backbone has no head to generate or classify with
+        critic.adapters = get_peft_model(critic.backbone, config)
+    elif critic.adapters is None:
+        critic.requires_grad_(True)
+    return critic

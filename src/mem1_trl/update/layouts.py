@@ -1,0 +1,57 @@
+"""Trajectories become rows of tokens, and rows become what a model is called with. Exact, unless asked for the paper's."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
+
+from ..model_traits import why_not_masked
+
+if TYPE_CHECKING:
+    pass
+
+
+LAYOUTS = ("packed", "per_turn", "paper")
+
+
+def check_layout(layout: str) -> None:
+    """Raise `ValueError` if there is no such layout."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not a layout: use one of {', '.join(map(repr, LAYOUTS))}.")
+
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_layout(model: PreTrainedModel, layout: str) -> str:
+    """
+    The layout a model can run: the wanted one, or `"per_turn"` in place of `"packed"` with one line in the log.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The policy.
+        layout (`str`):
+            The wanted layout.
+
+    Returns:
+        `str`: The layout to use.
+
+    Raises:
+        `ValueError`: If there is no such layout, or if `"paper"` is wanted, for which there is no substitute.
+    """
+    check_layout(layout)
+    if layout == "per_turn":
+        return layout
+    reason = why_not_masked(model)
+    if reason is None:
+        return layout
+    if layout == "paper":
+        raise ValueError(f"layout='paper' needs an attention mask of its own, but {reason}: use layout='per_turn'.")
+    logger.warning(
+        f"layout='per_turn' instead of 'packed', since {reason}. Both are exact; 'packed' forwards fewer tokens."
+    )
+    return "per_turn"

@@ -1,0 +1,177 @@
+"""Runs a model over rows under a layout, and reads off one number per sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..model_traits import attention_implementation, forward_takes, module_dtype
+from .attention import cpu_kernels, flex_kernels
+from .attention.masks import model_mask
+from .attention.plan import plan_attention
+from .folding import FoldedRows, fold_rows
+from .layouts import resolve_layout
+from .row_batch import RowBatch, paper_context_mask, tree_context_mask, tree_positions
+from .rows import build_row
+from .unfolding import unfold_turns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from ..trajectory import Trajectory
+
+
+cpu_kernels.register()
+
+# Share of the padded tokens that must remain at most for folding to be worth another kernel
+_WORTH_FOLDING = 0.9
+
+TokenFunction = Callable[[dict[str, torch.Tensor], torch.Tensor], "list[torch.Tensor | None]"]
+"""
+Takes model inputs `(N, L)` and labels `(N, L)` (-100 where nothing is wanted); gives tensors `(N, L - 1)`, the value for
+label `i` at place `i - 1`, as a causal language model predicts it from the token before.
+"""
+
+
+def forward_rows(
+    rows: RowBatch, layout: str, model: PreTrainedModel, function: TokenFunction
+) -> list[torch.Tensor | None]:
+    """
+    Evaluate a per-token function of a model on rows, each token in exactly the context the layout gives it.
+
+    Args:
+        rows ([`RowBatch`]):
+            `B` rows of `T` tokens.
+        layout (`str`):
+            `"packed"`, `"per_turn"` or `"paper"`.
+        model ([`~transformers.PreTrainedModel`]):
+            The model behind `function`; asked for its attention implementation and data type only.
+        function (`TokenFunction`):
+            Calls the model.
+
+    Returns:
+        `list[torch.Tensor | None]`: What `function` gives, folded back to shape `(B, T - 1)`; zero where no token was sampled.
+    """
+    if layout == "per_turn":
+        return _forward_per_turn(rows, function)
+    if layout == "packed" and cpu_kernels.can_plan(model, rows.input_ids.device):
+        folded = fold_rows(rows)
+        # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
+        several_turns = bool((rows.turn_ids > 0).any())
+        if several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel():
+            results = _forward_folded(folded, model, function)
+            if results is not None:
+                return results
+    labels = rows.input_ids.masked_fill(~rows.sampled, -100)
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
+    mask = None
+    if layout == "paper":
+        mask = paper_context_mask(rows)
+    elif not rows.is_chain():
+        mask = tree_context_mask(rows)
+    inputs["attention_mask"] = rows.attention_mask  # enough for a chain: ordinary causal attention is exact
+    if mask is not None:
+        inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
+    return function(inputs, labels)
+
+
+def _forward_folded(
+    folded: FoldedRows, model: PreTrainedModel, function: TokenFunction
+) -> list[torch.Tensor | None] | None:
+    """Forward a batch as one tree; `None` if the model turns out not to hand the plan down to its attention."""
+    tree = folded.tree
+    plan = plan_attention(tree)
+    if tree.input_ids.device.type != "cpu":
+        plan.block_mask = flex_kernels.block_mask(tree, plan)
+    inputs: dict[str, Any] = {
+        "input_ids": tree.input_ids,
+        "position_ids": tree_positions(tree),
+        # Should the plan not arrive, this mask turns everything into NaN instead of leaking
+        "attention_mask": torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model)),
+        cpu_kernels.PLAN_ARGUMENT: plan,
+    }
+    results = function(inputs, tree.input_ids.masked_fill(~tree.sampled, -100))
+    if not plan.used:
+        cpu_kernels.forget(model)
+        return None
+    return [None if result is None else folded.spread(result) for result in results]
+
+
+def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Tensor | None]:
+    turns = unfold_turns(rows)
+    if turns is None:  # every completion is masked out: forward the rows as they are, nothing in them counts
+        inputs = {"input_ids": rows.input_ids, "attention_mask": torch.ones_like(rows.attention_mask)}
+        return function(inputs, torch.full_like(rows.input_ids, -100))
+    inputs = {"input_ids": turns.input_ids, "attention_mask": turns.attention_mask}
+    results = function(inputs, turns.input_ids.masked_fill(~turns.sampled, -100))
+    wanted = turns.sampled[:, 1:]
+    places = turns.sources[:, 1:][wanted]
+    folded: list[torch.Tensor | None] = []
+    for result in results:
+        if result is not None:
+            flat = result.new_zeros(rows.input_ids.numel())
+            result = flat.index_put((places,), result[wanted]).view(rows.input_ids.shape)[:, 1:]
+        folded.append(result)
+    return folded
+
+
+def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFunction:
+    """The per-token log-probs of a plain causal language model, float32, in nats."""
+
+    takes_places = forward_takes(model, "logits_to_keep")
+
+    def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
+        targets = labels[:, 1:]
+        # The head is the largest matrix of a small model: it is applied where a token was sampled, and nowhere else
+        places = (targets != -100).any(dim=0).nonzero().flatten()
+        kept = model(**inputs, logits_to_keep=places).logits if takes_places else model(**inputs).logits[:, places]
+        targets = targets[:, places]
+        logprobs = torch.log_softmax(kept.float() / temperature, dim=-1)
+        picked = logprobs.gather(2, targets.clamp(min=0)[..., None]).squeeze(2).masked_fill(targets == -100, 0.0)
+        return [picked.new_zeros(len(labels), labels.shape[1] - 1).index_copy(1, places, picked)]
+
+    return function
+
+
+def score_trajectories(
+    model: PreTrainedModel,
+    trajectories: Sequence[Trajectory],
+    layout: str = "packed",
+    temperature: float = 1.0,
+    batch_size: int = 8,
+) -> list[list[torch.Tensor]]:
+    """
+    Log-probabilities of everything the agent sampled, each token under exactly the context that produced it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+        trajectories (`Sequence[Trajectory]`):
+            What to score.
+        layout (`str`, *optional*, defaults to `"packed"`):
+            `"packed"` and `"per_turn"` are exact and agree; `"paper"` is MEM1's stitched sequence (section 3.2), which does
+            not. A model that cannot run `"packed"` is run `"per_turn"`.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            What the logits are divided by.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Trajectories forwarded at once.
+
+    Returns:
+        `list[list[torch.Tensor]]`: Per trajectory, per turn, a float32 tensor of shape `(len(completion_ids),)`. Gradients
+        flow unless the caller turns them off.
+    """
+    layout = resolve_layout(model, layout)
+    scores: list[list[torch.Tensor]] = []
+    for start in range(0, len(trajectories), batch_size):
+        chunk = trajectories[start : start + batch_size]
+        rows = RowBatch.from_rows([build_row(t, layout) for t in chunk], device=model.device)
+        (logprobs,) = forward_rows(rows, layout, model, token_logprobs(model, temperature))
+        assert logprobs is not None
+        for index, trajectory in enumerate(chunk):
+            of_row = logprobs[index][rows.sampled[index, 1:]]
+            scores.append(list(of_row.split([len(turn.completion_ids) for turn in trajectory.turns])))
+    return scores

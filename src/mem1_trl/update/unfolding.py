@@ -1,0 +1,64 @@
+"""A tree of turns as one ordinary causal row for each turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .row_batch import RowBatch
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class UnfoldedTurns:
+    """
+    The tree of a batch unfolded: one ordinary causal row per turn, padded on the right.
+
+    Attributes:
+        input_ids (`torch.Tensor`): Shape `(N, L)`, `N` turns over the whole batch.
+        attention_mask (`torch.Tensor`): Shape `(N, L)`, 1 on tokens.
+        sampled (`torch.Tensor`): Shape `(N, L)`, bool, true on the tokens that this turn sampled.
+        sources (`torch.Tensor`): Shape `(N, L)`, where each token stands in the flattened `(B * T)` batch.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    sampled: torch.Tensor
+    sources: torch.Tensor
+
+
+def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:
+    """
+    Unfold every turn into the sequence that was generated: its path from the root to its last sampled token.
+
+    Returns:
+        [`UnfoldedTurns`] or `None`: `None` if the batch holds no sampled token.
+    """
+    size = batch.input_ids.shape[1]
+    paths: list[torch.Tensor] = []
+    turns: list[torch.Tensor] = []
+    for row in range(len(batch)):
+        runs = batch.paths(row)
+        sampled = batch.sampled[row].cpu()
+        turn_ids = batch.turn_ids[row].cpu()
+        for turn in turn_ids[sampled].unique().tolist():
+            own = (sampled & (turn_ids == turn)).nonzero().flatten()
+            last = int(own[-1])
+            begin, stretches = next((run[0], run[2]) for run in runs if run[0] <= last < run[1])
+            path = torch.cat([torch.arange(*stretch) for stretch in [*stretches, (begin, last + 1)]])
+            paths.append(path + row * size)
+            turns.append(torch.isin(path, own))
+    if not paths:
+        return None
+    device = batch.input_ids.device
+    pad = torch.nn.utils.rnn.pad_sequence
+    sources = pad(paths, batch_first=True, padding_value=-1).to(device)
+    attention_mask = (sources >= 0).long()
+    sources = sources.clamp(min=0)
+    input_ids = batch.input_ids.flatten()[sources].masked_fill(attention_mask == 0, int(batch.input_ids[0, 0]))
+    sampled = pad(turns, batch_first=True, padding_value=False).to(device)
+    return UnfoldedTurns(input_ids, attention_mask, sampled, sources)

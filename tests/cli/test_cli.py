@@ -1,0 +1,157 @@
+"""The command line: help, one sentence for whatever is wrong, and the way from a model to a page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mem1_trl
+from mem1_trl.cli import main
+
+TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
+MODEL = ["eval", "--model_name_or_path", str(TINY)]
+
+
+def said(capsys, *args: str) -> tuple[int, str]:
+    """Exit code and the first line of what was said about an error."""
+    code = main(list(args))
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.err.splitlines()[0] if captured.err else captured.out
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("eval", "report", "trajectories"))
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.endswith(f"{mem1_trl.__version__}\n")
+
+
+def test_help_is_fast_because_it_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom mem1_trl.cli import main\n"
+        "for args in (['--help'], ['eval', '--help'], ['report', '--help'], ['trajectories', '--help']):\n"
+        "    try: main(args)\n    except SystemExit as end: assert end.code == 0\n"
+        "print({'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules))"
+    )
+    assert run_python(code).strip().endswith("set()")
+
+
+def test_the_module_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "mem1_trl", "repot"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "mem1: there is no command 'repot': did you mean 'report'?\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["eval"], "mem1 eval: the following arguments are required: --model_name_or_path/--model-name-or-path"),
+        ([*MODEL, "--objectivs", "2"], "mem1 eval: an unknown option, 'objectivs': did you mean 'objectives'?"),
+        ([*MODEL, "--objective", "2"], "mem1 eval: an unknown option, 'objective': did you mean 'objectives'?"),
+        ([*MODEL, "--tasks", "many"], "mem1 eval: argument --tasks: invalid int value: 'many'"),
+        ([*MODEL, "--tasks", "0"], "mem1 eval: tasks=0 must be 1 or more"),
+        ([*MODEL, "--objectives", "0"], "mem1 eval: objectives=[0] must be 1 or more each"),
+        ([*MODEL, "--context", "truncate"], "mem1 eval: context 'truncate' needs a length to truncate to: set max_context_length"),
+        ([*MODEL, "--config"], "mem1 eval: --config needs the path of a YAML file"),
+        ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
+        ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, or a directory"),
+        ([*MODEL, "--questions", "/nowhere.jsonl"], "mem1 eval: There is no file /nowhere.jsonl: check the path."),
+        ([*MODEL, "--corpus", "/nowhere.jsonl"], "mem1 eval: there is no file '/nowhere.jsonl' for the corpus"),
+        ([*MODEL, "--split", "validation"], "mem1 eval: Unknown split 'validation': pass 'train' or 'test'."),
+        (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no mem1_protocol.json at '/nowhere': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, or a directory)"),
+        (["report", "/nowhere"], "mem1 report: '/nowhere' is not a directory: pass the output directory of a run."),
+        (["report", ".", "--outptu", "x"], "mem1 report: an unknown option, 'outptu': did you mean 'output'?"),
+        (["trajectories", "/nowhere.jsonl"], "mem1 trajectories: there is no file '/nowhere.jsonl': pass a .jsonl file of episodes, or the id of a data set."),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_sentence(capsys, args, sentence):
+    assert said(capsys, *args) == (2, sentence)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("objectivs: [1]", "the file of --config holds an unknown option, 'objectivs': did you mean 'objectives'?"),
+        ("objectives: [1, two]", "objectives is [1, 'two'], but must be a list, each entry a whole number"),
+        ("tasks: 2.5", "tasks is 2.5, but must be a whole number"),
+        ("tasks: true", "tasks is True, but must be a whole number"),
+        ("max_turns: often", "argument --max_turns/--max-turns: invalid int value: 'often'"),
+        ("context: half", "context is 'half', but must be one of mem1, full, truncate"),
+        ("keywords: 3", "keywords is 3, but must be true or false"),
+        ("config: other.yaml", "the file of --config holds another 'config': put all options in one file"),
+        ("- tasks", "Config file {file} must contain a YAML mapping."),
+    ],
+)
+def test_wrong_yaml_is_one_sentence(capsys, tmp_path, content, sentence):
+    file = tmp_path / "a.yaml"
+    file.write_text(content)
+    code, line = said(capsys, *MODEL, "--config", str(file))
+    assert code == 2
+    assert line.removeprefix("mem1 eval: ").startswith(sentence.format(file=file))
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("MEM1_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["report", "/nowhere"])
+
+
+def test_an_argument_goes_into_yaml_and_the_command_line_wins(tmp_path, monkeypatch):
+    from mem1_trl.cli.evaluate import EvalArguments
+    from mem1_trl.cli.options import ConfigParser
+
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "model_name_or_path: x\nobjectives: 2\ntasks: 7\ntemperature: 1\nmax_turns: 3\nconversational: false\n"
+    )
+    options = ConfigParser(EvalArguments).read(["--config", str(file), "--tasks", "5", "--keywords"])
+    assert (options.objectives, options.tasks, options.temperature, options.max_turns) == ([2], 5, 1.0, 3)
+    assert (options.conversational, options.keywords, options.context) == (False, True, "mem1")
+
+
+def test_from_a_model_to_a_page(tmp_path, capsys):
+    run = tmp_path / "run"
+    questions, corpus = tmp_path / "questions.jsonl", tmp_path / "corpus.jsonl"
+    rows = [{"question": f"capital of {land}", "golden_answers": [city]} for land, city in CAPITALS.items()]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    passages = [{"title": land, "contents": f"The capital of {land} is {city}."} for land, city in CAPITALS.items()]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in passages))
+    config = tmp_path / "eval.yaml"
+    config.write_text(
+        f"model_name_or_path: {TINY}\nobjectives: [1, 2]\ntasks: 2\nmax_turns: 3\nmax_completion_length: 48\n"
+        f"max_observation_length: 120\nquestions: {questions}\ncorpus: {corpus}\ncorpus_text: contents\ntop_k: 1\n"
+    )
+    assert main(["eval", "--config", str(config), "--label", "Tiny", "--output_dir", str(run)]) == 0
+    summary = json.loads((run / "evaluation" / "tiny-2.json").read_text())
+    assert (summary["agent"], summary["objectives"], summary["count"]) == ("Tiny", 2, 2)
+    assert summary["settings"]["max_turns"] == 3
+    capsys.readouterr()
+
+    assert main(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert "Tiny" in (tmp_path / "page.html").read_text()
+
+    episodes = run / "evaluation" / "tiny-1.jsonl"
+    records = [json.loads(line) for line in episodes.read_text().splitlines()]
+    assert "capital of" in records[1]["trajectory"]["turns"][0]["observation"]  # the corpus that was named
+    assert main(["trajectories", str(episodes), "--index", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "episode 1" in printed
+    assert "episode 0" not in printed
+    assert records[1]["prompt_text"].strip() in printed
+    assert main(["trajectories", str(episodes), "--limit", "1"]) == 0
+    assert "1 of 2 episodes" in capsys.readouterr().out
+    assert said(capsys, "trajectories", str(episodes), "--index", "9")[0] == 2
+
+
+CAPITALS = {"Atlantis": "Poseidonis", "Utopia": "Amaurot", "Lilliput": "Mildendo", "Laputa": "Lagado"}

@@ -1,0 +1,259 @@
+"""Tests of finding and calling the actions of an environment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from mem1_trl import Mem1Protocol
+from mem1_trl.environment_runtime.actions import ActionResult, ActionSet, action_methods, run_calls
+
+
+class Shop:
+    """An environment with every kind of member."""
+
+    looked_at = 0
+
+    def reset(self, **row):
+        return None
+
+    def get_reward(self):
+        return 0.0
+
+    def search(self, query: str) -> str:
+        """Search the
+        catalogue.
+
+        Args:
+            query: What to look for.
+        """
+        return f"found {query}"
+
+    async def browse(self, page: int):
+        """Open a page."""
+        return f"page {page}"
+
+    def weigh(self, grams: float):
+        """Weigh."""
+        return grams * 2
+
+    def tag_all(self, names: list[str]):
+        """Tag."""
+        return ",".join(names)
+
+    def buy(self, item: str, count: int = 1):
+        """Buy some."""
+        return f"{count} x {item}"
+
+    def leave(self):
+        """Go home."""
+
+    def _private(self):
+        return "secret"
+
+    @property
+    def total(self):
+        """Must never be evaluated."""
+        type(self).looked_at += 1
+        raise RuntimeError("evaluated")
+
+    @staticmethod
+    def helper():
+        """Not a method."""
+
+    @classmethod
+    def build(cls):
+        """Not a plain function either."""
+
+
+def test_methods_are_found_by_the_rule_of_trl():
+    """The rule: plain functions of the class, none private, `reset` and `get_reward` left out, nothing evaluated."""
+    import inspect
+
+    shop = Shop()
+    trl_rule = {
+        name
+        for name, _ in inspect.getmembers(type(shop), predicate=inspect.isfunction)
+        if name not in ("reset", "get_reward") and not name.startswith("_")
+    }
+    assert set(action_methods(shop)) == trl_rule
+    assert {"search", "browse", "weigh", "tag_all", "buy", "leave"} <= trl_rule
+    assert not {"reset", "get_reward", "_private", "total", "build"} & set(action_methods(shop))
+    assert Shop.looked_at == 0
+
+
+def actions(**kwargs) -> ActionSet:
+    return ActionSet(Shop(), Mem1Protocol(**kwargs))
+
+
+def test_every_action_has_a_tag_of_its_own_name_unless_told_otherwise():
+    assert actions().tags["search"] == "search"
+    assert actions(action_tags={"find": "search"}).tags == {"find": "search"}
+
+
+def test_an_answer_method_is_called_by_the_answer_tag_and_is_no_action():
+    shop = actions(answer_tag="buy")
+    assert shop.answer_method == "buy" and "buy" not in shop.tags
+    assert actions().answer_method is None
+
+
+def test_descriptions_show_tag_arguments_and_first_paragraph():
+    lines = actions(action_tags={"find": "search", "buy": "buy", "leave": "leave"}).describe()
+    assert lines == [
+        "<find>query</find>: Search the catalogue.",
+        '<buy>{"item": ..., "count": ...}</buy>: Buy some.',
+        "<leave></leave>: Go home.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "expected"),
+    [
+        ("search", "red shoes", {"query": "red shoes"}),
+        ("search", '{"query": "x"}', {"query": '{"query": "x"}'}),
+        ("browse", " 12 ", {"page": 12}),
+        ("weigh", "1.5", {"grams": 1.5}),
+        ("tag_all", '["a", "b"]', {"names": ["a", "b"]}),
+        ("buy", '{"item": "shoe", "count": 2}', {"item": "shoe", "count": 2}),
+        ("buy", '{"item": "shoe"}', {"item": "shoe"}),
+        ("leave", "whatever", {}),
+    ],
+)
+def test_arguments(method, text, expected):
+    arguments = actions().arguments(method, text)
+    assert arguments == expected
+    assert [type(value) for value in arguments.values()] == [type(value) for value in expected.values()]
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "sentence"),
+    [
+        ("browse", "two", "'two' is not a number."),
+        ("weigh", "", "'' is not a number."),
+        ("buy", "shoe", "not valid JSON"),
+        ("buy", '["shoe"]', "Give the arguments as a JSON object with item, count."),
+        ("buy", '{"item": "shoe", "size": 3}', "There is no argument 'size'; there are item, count."),
+        ("tag_all", "a, b", "not valid JSON"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_for_the_agent(method, text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        actions().arguments(method, text)
+
+
+def test_a_truth_value_is_not_passed_as_text():
+    class Lamp:
+        def reset(self, **row): ...
+
+        def switch(self, on: bool):
+            """Switch the lamp."""
+
+    assert ActionSet(Lamp(), Mem1Protocol()).arguments("switch", "false") == {"on": False}
+
+
+# Calling
+
+
+def test_results_come_back_in_order_as_text():
+    shop = Shop()
+    results = run_calls(
+        [
+            (shop.search, {"query": "a"}),
+            (shop.browse, {"page": 2}),
+            (shop.weigh, {"grams": 1.5}),
+            (shop.leave, {}),
+        ]
+    )
+    assert results == [ActionResult("found a"), ActionResult("page 2"), ActionResult("3.0"), ActionResult("")]
+    assert run_calls([]) == []
+
+
+def test_slow_actions_run_at_the_same_time():
+    threads = set()
+
+    def blocking():
+        threads.add(threading.get_ident())
+        time.sleep(0.2)
+        return "sync"
+
+    async def waiting():
+        await asyncio.sleep(0.2)
+        return "async"
+
+    begin = time.monotonic()
+    results = run_calls([(blocking, {}), (waiting, {})] * 4)
+    elapsed = time.monotonic() - begin
+    assert [result.text for result in results] == ["sync", "async"] * 4
+    assert elapsed < 1.3  # one after the other: 1.6 s
+    assert len(threads) == 4
+
+
+def test_an_exception_becomes_text_and_spares_the_others():
+    """Pitfall 10 of the reference: a search error crashed the training run."""
+
+    def broken():
+        raise TimeoutError("the index is away")
+
+    async def broken_too():
+        raise KeyError("x")
+
+    results = run_calls([(broken, {}), (Shop().search, {"query": "a"}), (broken_too, {})])
+    assert results[0] == ActionResult("Error: TimeoutError: the index is away", failed=True)
+    assert results[1] == ActionResult("found a", failed=False)
+    assert results[2] == ActionResult("Error: KeyError: 'x'", failed=True)
+
+
+def test_a_missing_argument_is_an_error_for_the_agent():
+    (result,) = run_calls([(Shop().buy, {"count": 2})])
+    assert result.failed and "item" in result.text
+
+
+def test_an_interrupt_is_for_the_user():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_calls([(interrupted, {})])
+
+
+def test_calls_from_inside_a_running_event_loop():
+    async def notebook():
+        return run_calls([(Shop().browse, {"page": 1}), (Shop().search, {"query": "b"})])
+
+    assert [result.text for result in asyncio.run(notebook())] == ["page 1", "found b"]
+
+
+# Bad environments
+
+
+def test_an_environment_needs_reset():
+    class NoReset:
+        def go(self):
+            """Go."""
+
+    with pytest.raises(ValueError, match="NoReset has no `reset` method"):
+        ActionSet(NoReset(), Mem1Protocol())
+
+
+def test_an_action_needs_a_docstring():
+    class Silent:
+        def reset(self, **row): ...
+
+        def go(self):
+            return 1
+
+    with pytest.raises(ValueError, match="The action 'go' of Silent has no docstring"):
+        ActionSet(Silent(), Mem1Protocol())
+
+
+def test_a_tag_for_a_method_that_is_not_there():
+    with pytest.raises(ValueError, match=r"The tag 'find' calls 'lookup', but Shop has no such action .*search"):
+        actions(action_tags={"find": "lookup"})
+
+
+def test_an_action_named_like_a_tag_of_the_protocol():
+    with pytest.raises(ValueError, match="Shop has an action named 'search', which is a tag of the protocol"):
+        actions(observation_tag="search")

@@ -1,0 +1,159 @@
+"""Tests of environments in processes of their own: real hangs, real crashes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.fault_environments import Misbehaving
+
+from mem1_trl import Mem1Protocol
+from mem1_trl.environment_runtime.actions import ActionSet, run_calls
+from mem1_trl.environment_runtime.errors import EnvironmentDied, RemoteError
+from mem1_trl.environment_runtime.faults import FaultSettings
+from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.environment_runtime.process import ProcessEnvironment
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def environment():
+    made = ProcessEnvironment.factory(Misbehaving, "n")()
+    yield made
+    made.close()
+
+
+def test_it_has_the_actions_of_the_environment_and_no_others(environment):
+    wrapped, plain = ActionSet(environment, Mem1Protocol()), ActionSet(Misbehaving(), Mem1Protocol())
+    assert wrapped.tags == plain.tags and wrapped.describe() == plain.describe()
+    assert wrapped.arguments("browse", " 3 ") == {"page": 3}
+    assert type(environment).__name__ == "Misbehaving"
+    assert inspect.getdoc(environment.search) == inspect.getdoc(Misbehaving.search)
+    assert inspect.signature(environment.search) == inspect.signature(Misbehaving().search)
+    # TRL's own rule, by which a method `close` would be an action
+    functions = {name for name, _ in inspect.getmembers(type(environment), inspect.isfunction) if name[0] != "_"}
+    assert functions == {"reset", "search", "browse", "get_reward"}
+
+
+def test_it_answers_as_the_environment_does(environment):
+    assert environment.reset(prompt="p", fails="speaks", other=1) == "ready n"
+    assert environment.search("a", times=2) == "n a 2 1"
+    assert environment.browse(page=3) == "page 3"  # asynchronous in there
+    assert environment.get_reward() == 1.0 and environment.steps == 1 and environment.done is False
+    environment.search("finish")
+    assert environment.done is True
+    environment.reset()
+    assert environment.done is False and not hasattr(environment, "nothing")
+
+
+def test_what_cannot_leave_the_process_is_text_and_odd_errors_keep_their_names(environment):
+    environment.reset()
+    assert "lock object" in environment.search("unpicklable")
+    for query, text in (
+        ("raise", "KeyError: 'lost'"),
+        ("odd error", "OddError: odd"),
+        ("refuse", "ValueError: no such page"),
+    ):
+        with pytest.raises(RemoteError) as caught:
+            environment.search(query)
+        assert str(caught.value) == text
+    calls = [(environment.search, {"query": "refuse"}), (environment.search, {"query": "raise"})]
+    refused, failed = run_calls(calls)
+    assert refused.error is None and refused.text == "Error: ValueError: no such page"
+    assert failed.error == "KeyError: 'lost'" and not failed.fatal
+    assert len(environment.search("big")) == 1_000_000
+
+
+def test_it_loads_no_more_than_the_environment_needs(environment):
+    assert environment.search("modules").startswith("[]") or environment.search("modules") == "[]"
+
+
+def test_a_crash_is_survived_and_reset_starts_a_new_process(environment):
+    environment.reset()
+    for query, code in (("exit", "exit code 7"), ("segfault", "SIGSEGV")):
+        with pytest.raises(EnvironmentDied, match=code):
+            environment.search(query)
+        with pytest.raises(EnvironmentDied, match="is gone"):
+            environment.search("a")
+        assert environment.reset(fails="speaks") == "ready n" and environment.search("b") == "n b 1 1"
+
+
+def test_a_hang_is_killed_and_the_pool_goes_on():
+    pool = EnvironmentPool(
+        ProcessEnvironment.factory(Misbehaving, "p"), Mem1Protocol(), FaultSettings(timeout=15.0, retries=1)
+    )
+    environments = [started.environment for started in pool.start([{}, {}])]
+    pids = [e._process.pid for e in environments]
+    object.__setattr__(pool.caller.settings, "timeout", 1.0)
+    calls = [(environments[0].search, {"query": "spin"}), (environments[1].search, {"query": "a"})]
+    stuck, sound = run_calls(calls, pool.caller)
+    assert stuck.fatal and stuck.text == "Error: TimeoutError: no answer within 1 seconds" and sound.text == "p a 1 1"
+    deadline = time.monotonic() + 10
+    while alive(pids[0]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pids[0]) and alive(pids[1])
+    object.__setattr__(pool.caller.settings, "timeout", 30.0)
+    # In the next batch a new process stands in for it; one that dies in `reset` is tried again, in vain
+    first, second = pool.start([{"fails": "speaks"}, {"fails": "reset"}])
+    assert first.observation == "ready p" and first.environment is not environments[0]
+    assert isinstance(second.error, EnvironmentDied) and "exit code 3" in str(second.error)
+    (result,) = run_calls([(first.environment.search, {"query": "exit"})], pool.caller)
+    assert result.fatal and "exit code 7" in result.text
+    left = [e._process.pid for e in (first.environment, second.environment) if e is not None]
+    pool.close()
+    assert not any(alive(pid) for pid in [*pids, *left])
+
+
+def test_what_cannot_be_sent_or_known_is_refused_at_once():
+    class Local(Misbehaving):
+        """Found in no module."""
+
+    with pytest.raises(TypeError, match="Local and its arguments cannot be sent to another process"):
+        ProcessEnvironment.factory(Local)
+    with pytest.raises(TypeError, match="is not a class of environments"):
+        ProcessEnvironment.factory(lambda: Misbehaving())
+    kind = ProcessEnvironment.factory(partial(Misbehaving, name="q"))
+    assert kind.__name__ == "Misbehaving" and issubclass(kind, ProcessEnvironment)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+print("script runs", flush=True)
+from mem1_trl.process_environment import ProcessEnvironment
+from support.fault_environments import Misbehaving
+environment = ProcessEnvironment.factory(Misbehaving)()
+print(environment._process.pid, environment.search("a"), flush=True)
+if sys.argv[1] == "killed":
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("end", ["normal", "killed"])
+def test_no_process_outlives_the_program_which_needs_no_guard(end, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, str(script), end], capture_output=True, text=True, timeout=120, env={**os.environ}
+    )
+    assert done.returncode == (0 if end == "normal" else -9), done.stderr
+    first, second = done.stdout.splitlines()  # the script ran once, not again in the process
+    pid, *answer = second.split()
+    assert first == "script runs" and answer == ["m", "a", "1", "1"]
+    deadline = time.monotonic() + 20
+    while alive(int(pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(int(pid))

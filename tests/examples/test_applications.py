@@ -1,0 +1,114 @@
+"""The five applications run as their README says, with the numbers that stand there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+APPLICATIONS = Path(__file__).parents[2] / "examples" / "applications"
+README = APPLICATIONS / "README.md"
+NAMES = ("research_assistant", "support_chat", "web_automation", "tutor", "workflow")
+MOST_LINES = 150
+
+
+# One process for all of them: importing the libraries takes longer than playing
+PLAY_ALL = """
+import runpy, sys
+folder, output, *names = sys.argv[1:]
+sys.path.insert(0, folder)
+for name in names:
+    sys.argv = [name, "--output_dir", f"{output}/{name}"]
+    print(f"== {name}")
+    runpy.run_path(f"{folder}/{name}.py", run_name="__main__")
+"""
+
+
+def play_all(directory: Path) -> dict[str, str]:
+    """Run every application; returns what each printed."""
+    command = [sys.executable, "-c", PLAY_ALL, str(APPLICATIONS), str(directory), *NAMES]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(zip(NAMES, done.stdout.split("== ")[1:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("applications")
+    return directory, play_all(directory)
+
+
+def row(name: str, directory: Path) -> str:
+    """The application's line of the table in the README, from the files of a run."""
+    kept, appended = (
+        json.loads((directory / "evaluation" / f"{context}.json").read_text())["metrics"]
+        for context in ("mem1", "full")
+    )
+    cells = [f"`{name}.py`", f"{kept['turns']['mean']:.0f}", f"{kept['reward']['mean']:.2f}"]
+    cells += [f"{m[key]['mean']:,.0f}" for key in ("peak_tokens", "dependency_length") for m in (kept, appended)]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_an_application_plays_its_tasks_at_flat_context(name, played):
+    directory, printed = played[0] / name, played[1][name]
+    assert row(name, directory) in README.read_text()
+    assert (directory / "report" / "report.html").is_file()
+    read = {}
+    for context in ("mem1", "full"):
+        lines = (directory / "evaluation" / f"{context}.jsonl").read_text().splitlines()
+        episodes = [json.loads(line)["trajectory"] for line in lines]
+        assert all(episode["reward"] == 1.0 for episode in episodes)
+        read[context] = [[len(turn["prompt_ids"]) for turn in episode["turns"]] for episode in episodes]
+    for kept, appended in zip(read["mem1"], read["full"], strict=True):
+        assert len(kept) == len(appended) >= 25
+        assert all(later > earlier for earlier, later in pairwise(appended))
+        # From the end of the first quarter to the end, what is appended grows by three times and more, the state by notes
+        quarter = len(kept) // 4
+        assert appended[-1] > 2.4 * appended[quarter]
+        assert max(kept[quarter:]) < 1.6 * kept[quarter]
+    assert f"{read['mem1'][0][-1]:,}" in printed and f"{read['full'][0][-1]:,}" in printed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_application_is_short(name):
+    assert len((APPLICATIONS / f"{name}.py").read_text().splitlines()) < MOST_LINES
+
+
+def test_the_script_knows_nothing_but_the_last_turn(tmp_path, monkeypatch):
+    """Without its state it cannot go on: what it does is read from the context."""
+    monkeypatch.syspath_prepend(str(APPLICATIONS))
+    import application
+    import tutor
+
+    client = application.ScriptedClient(tutor.script)
+    task = {"role": "user", "content": next(iter(tutor.pupils(1)))["prompt"]}
+    state = '<think>{"explanations": {"addition": 3, "subtraction": 0}, "teaching": "addition"}</think>'
+    turn = {"role": "assistant", "content": state + "<ask>47 + 38</ask>"}
+    said = {"role": "user", "content": "Pupil: 47 + 38 is 75."}
+    reply = client.create([task, turn, said]).choices[0].message.content
+    assert '"addition": 4' in reply and reply.endswith("<explain>addition</explain>")
+    forgotten = {"role": "assistant", "content": "<think>{}</think><ask>47 + 38</ask>"}
+    assert '"addition": 1' in client.create([task, forgotten, said]).choices[0].message.content
+
+
+def test_options_are_checked(tmp_path):
+    command = [sys.executable, str(APPLICATIONS / "tutor.py"), "--tasks", "9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--tasks must be between 1 and 4" in done.stderr
+
+
+if __name__ == "__main__":  # write the table of the README from a run
+    import tempfile
+
+    text = README.read_text()
+    table = text[text.index("| application |") :]
+    place = Path(tempfile.mkdtemp())
+    play_all(place)
+    lines = [*table.splitlines()[:2], *(row(name, place / name) for name in NAMES)]
+    README.write_text(text.replace(table, "\n".join(lines) + "\n"))

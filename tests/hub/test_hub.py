@@ -1,0 +1,177 @@
+"""Tests of the Hub, end to end: train, push, load by id in another process, play; and of the card that goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load
+from support.hub_server import hub
+from support.trainer_helpers import SHORT, LookupEnvironment
+
+from mem1_trl import Mem1Agent
+from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.hub.agent_settings import load_agent_settings, save_agent_settings
+from mem1_trl.hub.model_card import CardFacts, draw_curves, environment_stub, evaluation_results, usage_snippet
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def python(server, tmp_path: Path, *arguments: str) -> str:
+    environment = {
+        **os.environ, "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, kind):
+    with hub() as server:
+        python(server, tmp_path, str(SCRIPTS / "push_to_hub.py"), actor_path, kind, "me/agent", str(tmp_path / "run"))
+        files = server.files["me/agent"]
+        wanted = {"README.md", "training_curves.png", "mem1_protocol.json", "mem1_agent.json", "model.safetensors"}
+        assert wanted | {"config.json", "tokenizer.json"} <= files.keys()
+        assert not [name for name in files if "critic" in name or "value_head" in name or "run_state" in name]
+        pushed, local = load(files["model.safetensors"]), load((tmp_path / "run" / "model.safetensors").read_bytes())
+        assert pushed.keys() == local.keys() and all(torch.equal(pushed[name], local[name]) for name in pushed)
+        assert files["training_curves.png"].startswith(b"\x89PNG")
+
+        conversational = "conversational" if kind == "grpo" else "text"
+        use = python(server, tmp_path, str(SCRIPTS / "use_from_hub.py"), "me/agent", conversational)
+        played = json.loads(use.splitlines()[-1])
+        assert played["prompt"] == ("terse!user:q1?;assistant:" if kind == "grpo" else "q1?")
+        assert (played["max_turns"], played["max_observation_length"], played["max_completion_length"]) == (3, 40, 12)
+        assert played["protocol"] == json.loads(json.dumps(SHORT.to_dict()))
+        agent = Mem1Agent.from_pretrained(str(tmp_path / "run"))
+        task = [{"role": "user", "content": "q1?"}] if kind == "grpo" else "q1?"
+        here = agent.run(task, LookupEnvironment(), secret="2")
+        assert (
+            played["tokens"] == [list(turn.completion_ids) for turn in here.turns] and played["reward"] == here.reward
+        )
+
+        card = ModelCard(files["README.md"].decode())
+        assert {"trl", "mem1", kind} <= set(card.data.tags)
+        assert card.data.datasets == "me/lookups" or card.data.datasets == ["me/lookups"]
+        metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        history = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+        assert history and 0.0 <= metrics["reward"] <= 1.0 and metrics["peak_tokens"] > 8 and metrics["turns"] >= 1
+        assert {result.dataset_name for result in card.data.eval_results} == {"me/lookups"}
+        for text in (
+            "zhou2025mem1",
+            "vonwerra2020trl",
+            "![training curves](training_curves.png)",
+            "`max_turns` | `3`",
+            "| `lr_scheduler_type` | `linear` |",
+        ):
+            assert text in card.text
+        assert ("`value_learning_rate`" in card.text) == (kind == "ppo")
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+        assert 'from_pretrained("me/agent")' in snippet
+        out = python(server, tmp_path, "-c", snippet)
+        assert "peak_tokens" in out
+
+
+def test_an_adapter_is_pushed_as_one(tmp_path, actor_path):
+    with hub() as server:
+        run = tmp_path / "run"
+        python(server, tmp_path, str(SCRIPTS / "push_to_hub.py"), actor_path, "adapter", "me/adapter", str(run))
+        files = server.files["me/adapter"]
+        assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+        assert ModelCard(files["README.md"].decode()).data.library_name == "peft"
+        played = json.loads(
+            python(server, tmp_path, str(SCRIPTS / "use_from_hub.py"), "me/adapter", "text").splitlines()[-1]
+        )
+        assert played["turns"] >= 1 and played["prompt"] == "q1?"
+
+
+# The parts of the card
+
+
+def facts(**kwargs) -> CardFacts:
+    return CardFacts(**{
+        "trainer_name": "MEM1 PPO", "citation": "@article{a}", "paper": ("MEM1", "2506.15841"), "source": "me/agent",
+        "conversational": False, "environment": None, "turn": [], "settings": {}, "training": {}, "log_history": [], **kwargs,
+    })  # fmt: skip
+
+
+def test_evaluation_results_are_those_of_the_last_evaluation():
+    history = [
+        {"step": 1, "eval_reward": 0.1, "eval_episode/peak_tokens": 90.0},
+        {
+            "step": 2,
+            "eval_reward": 0.5,
+            "eval_episode/peak_tokens": 80.0,
+            "eval_episode/turns": float("nan"),
+            "eval_episode/valid_action_rate": None,
+            "eval_kl": 3.0,
+        },
+        {"step": 3, "reward": 0.9},
+    ]
+    results = {r.metric_type: r.metric_value for r in evaluation_results(facts(log_history=history))}
+    assert results == {"reward": 0.5, "peak_tokens": 80.0}
+    given = evaluation_results(facts(log_history=history, evaluation={"exact_match": 1.25}, dataset_name="me/hard"))
+    assert [(r.metric_type, r.metric_value, r.dataset_name) for r in given] == [("exact_match", 1.25, "me/hard")]
+    assert evaluation_results(facts(log_history=[{"step": 1, "reward": 1.0}])) == []
+
+
+class Shop:
+    def reset(self, **row):
+        return None
+
+    def buy(self, item: str, count: int = 1) -> str:
+        """Buy \\ "something"
+
+        At a price.
+        """
+        return "sold"
+
+    async def look(self) -> str:
+        """Look around."""
+        return "tea"
+
+
+def test_the_stub_has_the_actions_of_the_environment():
+    scope: dict = {}
+    exec(environment_stub(Shop()), scope)
+    stub = scope["Environment"]()
+    assert stub.reset(prompt="x") is None
+    assert stub.buy("tea", 2) == stub.look() == ""
+    assert stub.buy.__doc__ == 'Buy \\ "something"'
+
+
+def test_the_snippet_names_an_environment_that_ships_with_the_package():
+    snippet = usage_snippet(facts(environment=RetrievalQAEnvironment(), conversational=True))
+    assert "from mem1_trl.environments import RetrievalQAEnvironment\n" in snippet
+    assert 'agent.run([{"role": "user", "content": "Your task"}], RetrievalQAEnvironment())' in snippet
+    compile(snippet, "snippet", "exec")
+    compile(usage_snippet(facts(environment=Shop())), "snippet", "exec")
+    compile(usage_snippet(facts()), "snippet", "exec")
+
+
+def test_curves_need_two_points(tmp_path):
+    assert not draw_curves([{"step": 1, "reward": 0.5}, {"step": 1, "loss": 0.5}], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    history = [
+        {"step": s, "reward": s / 9, "episode/peak_tokens": 50.0 - s, "entropy": None if s > 4 else float("nan")}
+        for s in range(1, 9)
+    ]
+    assert draw_curves([*history, {"step": 8, "eval_reward": 0.7}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_settings_of_an_agent_are_kept(tmp_path):
+    assert load_agent_settings(tmp_path) == {}
+    save_agent_settings(tmp_path, {"max_turns": 4, "chat_template_kwargs": {"enable_thinking": False}})
+    assert load_agent_settings(str(tmp_path)) == {"max_turns": 4, "chat_template_kwargs": {"enable_thinking": False}}

@@ -1,0 +1,278 @@
+"""Agents behind an OpenAI-compatible endpoint, over real HTTP: what is asked, what is made of the answers, and what if none comes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+import torch
+from huggingface_hub import InferenceClient
+from support.chat_server import serve
+from support.helpers import oracle_logprobs
+from support.trainer_helpers import SHORT, LookupEnvironment
+
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
+from mem1_trl.evaluation.evaluate import evaluate_agent
+from mem1_trl.rollout import chat_client
+from mem1_trl.rollout.chat_client import ChatEndpoint
+from mem1_trl.rollout.endpoint import close_action
+
+SEARCH = "<think>s</think><search>key</search>"
+ANSWER = "<think>7</think><answer>7</answer> and more"
+
+
+def searcher(searches: int):
+    """Searches so many times, then answers; counts by what it is shown."""
+    turns: dict[str, int] = {}
+
+    def reply(messages):
+        task = messages[0]["content"].split("\n")[0]
+        turns[task] = turns.get(task, 0) + 1
+        return (
+            ANSWER if turns[task] > searches else f"<think>s{turns[task]}</think><search>key{turns[task]}</search> <b>"
+        )
+
+    return reply
+
+
+def agent_for(server, tokenizer, protocol=SHORT, **kwargs):
+    return Mem1Agent("m", tokenizer, protocol, **{"client": server.url, "max_observation_length": 60, **kwargs})
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Records the pauses instead of making them."""
+    pauses: list[float] = []
+    monkeypatch.setattr(chat_client.time, "sleep", pauses.append)
+    return pauses
+
+
+# What is asked, and what is kept
+
+
+@pytest.mark.parametrize("include_stop", [False, True])
+def test_the_episode_of_an_endpoint_is_that_of_a_student_who_said_the_same(actor, tokenizer, include_stop):
+    with serve(searcher(2), include_stop=include_stop) as server:
+        trajectory = agent_for(server, tokenizer).run("q0?", LookupEnvironment(), secret="7")
+    first, second = "<think>s1</think><search>key1</search>", "<think>s2</think><search>key2</search>"
+    # Without a chat template of its own a task is one user message; older turns are gone
+    assert [request["messages"] for request in server.requests] == [
+        [user("q0?")],
+        [user("q0?"), assistant(first), user("<information>5;7</information>")],
+        [user("q0?"), assistant(second), user("<information>4;7</information>")],
+    ]
+    assert all(r["stop"] == ["</search>", "</answer>"] and r["model"] == "m" for r in server.requests)
+    assert all(r["temperature"] == 0.0 and r["max_tokens"] == 1000 for r in server.requests)
+
+    assert [turn.completion_ids for turn in trajectory.turns] == [
+        tuple(tokenizer(text)["input_ids"]) for text in (first, second, "<think>7</think><answer>7</answer>")
+    ]
+    assert [tokenizer.decode(turn.prompt_ids) for turn in trajectory.turns] == [
+        "q0?",
+        "q0?" + first + "<information>5;7</information>",
+        "q0?" + second + "<information>4;7</information>",
+    ]
+    assert trajectory.answer == "7" and trajectory.reward == 1.0 and trajectory.stop_reason is StopReason.ANSWER
+    assert trajectory.turns[0].state == "s1" and trajectory.turns[0].logprobs is None
+    assert trajectory.metrics["turns"] == 3
+    (scores,) = score_trajectories(actor, [trajectory])
+    for ours, oracle in zip(scores, oracle_logprobs(actor, trajectory), strict=True):
+        torch.testing.assert_close(ours, oracle, atol=1e-4, rtol=0)
+
+
+def test_the_student_reads_a_chat_task_through_its_own_template(tokenizer):
+    task = [{"role": "system", "content": "be brief"}, user("q0?")]
+    with serve(searcher(0)) as server:
+        trajectory = agent_for(server, tokenizer).run(task, LookupEnvironment(), secret="7")
+    assert server.requests[0]["messages"] == task
+    assert tokenizer.decode(trajectory.prompt_ids) == "system:be brief;user:q0?;assistant:"
+
+
+@pytest.mark.parametrize(
+    ("context", "last"),
+    [
+        ("full", ["q0?", 1, 2]),
+        ("truncate", ["q0?", 2]),
+        ("external", ["q0?\n\n<memory>Seen in earlier turns:\nq0 is 1\n</memory>\n\n", 2]),
+    ],
+)
+def test_every_rule_of_context_is_told_in_messages(tokenizer, context, last):
+    class Counting(LookupEnvironment):
+        def search(self, query: str) -> str:
+            """Look."""
+            self.queries.append(query)
+            return f"q0 is {len(self.queries)}"
+
+    def exchange(n):
+        hint = {1: "5;", 2: "4;"}[n]
+        return [
+            assistant(f"<think>s{n}</think><search>key{n}</search>"),
+            user(f"<information>{hint}q0 is {n}</information>"),
+        ]
+
+    with serve(searcher(2)) as server:
+        agent = agent_for(server, tokenizer, context=context, max_context_length=40 if context == "truncate" else None)
+        trajectory = agent.run("q0?", Counting())
+    expected = [user(last[0])]
+    for n in last[1:]:
+        expected += exchange(n)
+    assert server.requests[-1]["messages"] == expected
+    # The student reads the same text, in one piece
+    text = tokenizer.decode(trajectory.turns[-1].prompt_ids)
+    assert text == "".join(message["content"] for message in expected)
+
+
+def test_scratch_and_the_end_token_are_not_sent_back(tokenizer):
+    protocol = Mem1Protocol(
+        **{**SHORT.to_dict(), "on_invalid_action": "observe", "state_tag": "memory_note", "scratch_tags": ("think",)}
+    )
+    replies = iter(["<think>long</think>hm", "<answer>7</answer>"])
+    with serve(lambda messages: next(replies)) as server:
+        trajectory = agent_for(server, tokenizer, protocol, max_observation_length=90).run("q0?", LookupEnvironment())
+    assert trajectory.turns[0].completion_ids[-1] == tokenizer.eos_token_id, "it ended by itself"
+    assert server.requests[1]["messages"][1] == assistant("hm")
+
+
+def test_a_batch_is_asked_at_once_and_stays_in_order(tokenizer):
+    rows = [{"prompt": f"q{i}?", "secret": str(i % 3), "answers": [[str(i % 3)]]} for i in range(9)]
+
+    def reply(messages):
+        if len(messages) == 1:
+            return SEARCH
+        found = messages[-1]["content"].removeprefix("<information>5;")[0]
+        return f"<think>x</think><answer>{found}</answer>"
+
+    with serve(reply) as server:
+        result = evaluate_agent(agent_for(server, tokenizer, batch_size=4), rows, LookupEnvironment)
+    assert [t.answer for t in result.trajectories] == [row["secret"] for row in rows]
+    assert result.metrics["exact_match"] == 1.0 and result.metrics["turns"] == 2.0
+
+
+def test_a_reply_that_was_cut_off_is_not_completed(tokenizer):
+    with serve(lambda messages: SEARCH) as server:
+        trajectory = agent_for(server, tokenizer, max_completion_length=20).run("q0?", LookupEnvironment())
+    assert trajectory.stop_reason is StopReason.TRUNCATED and trajectory.turns[0].text == SEARCH[:20]
+
+
+def test_an_empty_reply_is_a_turn(tokenizer):
+    with serve(lambda messages: "") as server:
+        trajectory = agent_for(server, tokenizer).run("q0?", LookupEnvironment())
+    assert trajectory.stop_reason is StopReason.INVALID_ACTION
+    assert trajectory.turns[0].completion_ids == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize(
+    ("text", "closed", "found"),
+    [
+        ("<think>a</think><search>b", "<think>a</think><search>b</search>", True),
+        ("<think>a</think><search>b</search><information>c", "<think>a</think><search>b</search>", True),
+        ("<search>b</search> <answer>c</answer>", "<search>b</search>", True),
+        ("<answer>a <search>b", "<answer>a <search>b</search>", True),
+        ("<think>I shall <search> for it</think>", "<think>I shall <search> for it</think>", False),
+        ("no tag", "no tag", False),
+        ("", "", False),
+    ],
+)
+def test_a_closing_tag_that_the_server_left_out_is_put_back(text, closed, found):
+    assert close_action(text, ["</search>", "</answer>"]) == (closed, found)
+
+
+def test_no_more_stops_than_openai_takes_and_still_cut_at_all(tokenizer):
+    stops = [f"</{name}>" for name in "abcde"] + ["</answer>"]
+    with serve(lambda messages: "<a>x</a><answer>y</answer>") as server:
+        replies = ChatEndpoint(server.url).ask([[user("q")]], [stops])
+    assert server.requests[0]["stop"] == ["</c>", "</d>", "</e>", "</answer>"]
+    assert close_action(replies[0][0], stops) == ("<a>x</a>", True)
+
+
+def test_arguments_of_a_request_can_be_set_and_left_out(tokenizer):
+    with serve(lambda messages: ANSWER) as server:
+        kwargs = {"max_tokens": None, "stop": None, "extra_body": {"top_k": 5}}
+        agent = agent_for(server, tokenizer, temperature=0.5, request_kwargs=kwargs)
+        trajectory = agent.run("q0?", LookupEnvironment(), secret="7")
+    assert set(server.requests[0]) >= {"model", "messages", "temperature", "top_k"}
+    assert server.requests[0].get("max_tokens") is None and server.requests[0].get("stop") is None
+    assert trajectory.answer == "7" and server.requests[0]["temperature"] == 0.5
+
+
+# Clients
+
+
+def test_clients_of_the_hub_and_of_openai_do_alike(tokenizer):
+    with serve(searcher(1)) as server:
+        ours = agent_for(server, tokenizer, client=InferenceClient(base_url=server.url)).run("a?", LookupEnvironment())
+        openai = pytest.importorskip("openai")
+        client = openai.OpenAI(base_url=server.url, api_key="none")
+        theirs = agent_for(server, tokenizer, client=client).run("b?", LookupEnvironment())
+    assert [t.completion_ids for t in ours.turns] == [t.completion_ids for t in theirs.turns]
+
+
+def test_what_is_no_client_is_said(tokenizer):
+    with pytest.raises(TypeError, match=r"a dict without `chat\.completions\.create`: pass an openai\.OpenAI"):
+        Mem1Agent("m", tokenizer, client={})
+
+
+def test_model_tokenizer_and_client_must_fit(actor, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert len(Mem1Agent(str(tmp_path), client="http://localhost:1/v1").tokenizer) == len(tokenizer)
+    with pytest.raises(ValueError, match="no tokenizer for the model None of the endpoint: pass `tokenizer=`"):
+        Mem1Agent(client="http://localhost:1/v1")
+    with pytest.raises(TypeError, match="pass one of them"):
+        Mem1Agent(actor, tokenizer, client="http://localhost:1/v1")
+    for arguments in ((), ("a path",), (actor,)):
+        with pytest.raises(TypeError, match=r"load both with `Mem1Agent\.from_pretrained"):
+            Mem1Agent(*arguments)
+
+
+# Failures
+
+
+@pytest.mark.parametrize("library", ["huggingface_hub", "openai"])
+def test_a_busy_or_broken_server_is_asked_again(tokenizer, no_waiting, caplog, library):
+    with serve(searcher(1)) as server:
+        client = server.url
+        if library == "openai":
+            client = pytest.importorskip("openai").OpenAI(base_url=server.url, api_key="none", max_retries=0)
+        server.failures = [503, 0, 429]
+        with caplog.at_level(logging.WARNING, logger="mem1_trl.rollout.chat_client"):
+            trajectory = agent_for(server, tokenizer, client=client).run("q0?", LookupEnvironment(), secret="7")
+    assert trajectory.answer == "7"
+    assert len(no_waiting) == 3
+    for pause, expected in zip(no_waiting, (1, 2, 4)):
+        assert 0.75 * expected <= pause <= 1.25 * expected
+    assert caplog.text.count("Trying again in") == 3
+
+
+def test_the_server_says_how_long_to_wait(tokenizer, no_waiting):
+    with serve(searcher(0)) as server:
+        server.failures, server.headers = [429], {"Retry-After": "17"}
+        agent_for(server, tokenizer).run("q0?", LookupEnvironment())
+    assert no_waiting == [17.0]
+
+
+def test_a_server_that_is_not_there_is_said(tokenizer, no_waiting):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    agent = Mem1Agent("m", tokenizer, SHORT, client=url, max_retries=2)
+    with pytest.raises(ConnectionError, match=r"gave no answer in 3 attempts .* that the server runs"):
+        agent.run("q0?", LookupEnvironment())
+    assert len(no_waiting) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_refused_request_is_not_repeated(tokenizer, no_waiting, status):
+    with serve(searcher(0)) as server:
+        server.failures = [status] * 3
+        with pytest.raises(RuntimeError, match=r"refused a request .*correct the name of the model, the key"):
+            agent_for(server, tokenizer).run("q0?", LookupEnvironment())
+    assert len(server.requests) == 1 and no_waiting == []

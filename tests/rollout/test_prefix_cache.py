@@ -1,0 +1,203 @@
+"""Keys and values kept between calls of `generate`: nothing changes but what has to be computed."""
+
+from __future__ import annotations
+
+import random
+import string
+
+import pytest
+import torch
+from support.helpers import tiny_model, tiny_tokenizer
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from mem1_trl.rollout.context import next_context
+from mem1_trl.rollout.generation import TransformersGenerator
+from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache
+
+GENERATOR = random.Random(0)
+STOPS = [*"aeiou", *"0123456789"]
+
+
+def ids(count: int) -> list[int]:
+    return [GENERATOR.randrange(2, 250) for _ in range(count)]
+
+
+class Counting(torch.nn.Module):
+    """Counts the tokens that a model is given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.tokens = 0
+        model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, kwargs):
+        self.tokens += kwargs["input_ids"].numel()
+
+
+PROMPTS = {
+    "different": [ids(14), ids(5), ids(9), ids(21), ids(2)],
+    "group": [ids(12)] * 5,
+    "two groups": [*[ids(8)] * 3, *[ids(11)] * 3],
+    "one token": [[5], [6], [7], [8], [9]],
+}
+OBSERVATIONS = [[ids(GENERATOR.randint(0, 9)) for _ in range(6)] for _ in range(6)]
+
+
+def play(model, prompts, context, prefix_cache, temperature=0.0, turns=4, stops=STOPS):
+    """Turns of a batch under a rule of context; some rows end early. Contexts, completions and log-probs."""
+    generate = TransformersGenerator(model, tiny_tokenizer(), 10, temperature, prefix_cache=prefix_cache)
+    history = [[] for _ in prompts]
+    record = []
+    torch.manual_seed(0)
+    for turn in range(turns):
+        rows = [row for row in range(len(prompts)) if row == 1 or (row + turn) % 4]  # rows come and go
+        contexts = [next_context(context, prompts[row], history[row]) for row in rows]
+        completions = generate(contexts, [stops] * len(rows))
+        for row, completion in zip(rows, completions):
+            history[row].append([*completion.ids, *OBSERVATIONS[row][turn]])
+        record += zip(contexts, completions)
+    return record
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "gpt2"])
+@pytest.mark.parametrize("context", ["mem1", "full"])
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_what_is_kept_changes_nothing(architecture, context, prompts):
+    model = tiny_model(architecture)
+    plain = play(model, PROMPTS[prompts], context, prefix_cache=False)
+    kept = play(model, PROMPTS[prompts], context, prefix_cache=True)
+    for (context_ids, one), (other_ids, other) in zip(plain, kept, strict=True):
+        assert context_ids == other_ids and one.ids == other.ids and one.ended == other.ended
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=2e-5, rtol=1e-5)
+
+
+def test_keys_of_other_weights_would_change_something():
+    """What makes the test above able to fail: without `release` the keys of the old weights are used."""
+    model = tiny_model("llama")
+    prompt = ids(12)
+
+    def run(release: bool):
+        torch.manual_seed(0)
+        generate = TransformersGenerator(tiny_model("llama"), tiny_tokenizer(), 5)
+        first = generate([prompt], [[]])[0]
+        generate.model.load_state_dict(tiny_model("llama", seed=1).state_dict())
+        if release:
+            generate.release()
+        return generate([[*prompt, *first.ids, 7]], [[]])[0]
+
+    fresh = TransformersGenerator(tiny_model("llama", seed=1), tiny_tokenizer(), 5)
+    first = TransformersGenerator(model, tiny_tokenizer(), 5)([prompt], [[]])[0]
+    expected = fresh([[*prompt, *first.ids, 7]], [[]])[0]
+    torch.testing.assert_close(torch.tensor(run(True).logprobs), torch.tensor(expected.logprobs))
+    assert not torch.allclose(torch.tensor(run(False).logprobs), torch.tensor(expected.logprobs), atol=1e-2)
+
+
+def generated(model, generate, contexts, stops=()):
+    """Tokens that the model is given during a call."""
+    counting = Counting(model)
+    completions = generate(contexts, [list(stops)] * len(contexts))
+    return counting.tokens, completions
+
+
+def test_a_group_reads_its_prompt_once():
+    model, prompt = tiny_model("llama"), ids(50)
+    tokens, _ = generated(model, TransformersGenerator(model, tiny_tokenizer(), 3), [prompt] * 8)
+    # the prompt but its last token once; that token, and two of the three sampled ones, for each of the eight
+    assert tokens == 49 + 8 * 3
+    tokens, _ = generated(model, TransformersGenerator(model, tiny_tokenizer(), 3, prefix_cache=False), [prompt] * 8)
+    # (the first counter still counts)
+    assert tokens == 8 * (50 + 2)
+
+
+def test_a_second_turn_reads_only_what_is_new():
+    model, prompt = tiny_model("llama"), ids(50)
+    generate = TransformersGenerator(model, tiny_tokenizer(), 4)
+    (first,) = generate([prompt], [[]])
+    observation = ids(6)
+    tokens, _ = generated(model, generate, [[*prompt, *first.ids, *observation]])
+    assert tokens == 1 + 6 + 3  # the last sampled token was never read
+    other = [token + 1 for token in first.ids]
+    tokens, _ = generated(model, generate, [[*prompt, *other, *ids(7)]])
+    assert tokens == 4 + 7 + 3  # of MEM1's third turn, only the prompt was read before
+
+
+def test_ended_sequences_leave_the_batch():
+    """With eight sequences of which some end early, fewer rows are computed than steps times sequences."""
+    model = tiny_model("llama")
+    torch.manual_seed(1)
+    prompts = [ids(10) for _ in range(8)]
+    widths = []
+    model.register_forward_pre_hook(lambda m, a, k: widths.append(k["input_ids"].shape), with_kwargs=True)
+    stops = [[*string.ascii_letters, *string.punctuation]] * 8
+    completions = TransformersGenerator(model, tiny_tokenizer(), 30, temperature=1.0)(prompts, stops)
+    lengths = sorted(len(completion.ids) for completion in completions)
+    assert lengths[3] < lengths[-1]
+    halved = [shape[0] for shape in widths]
+    assert halved[0] == 8 and min(halved) <= 4
+    assert sorted(halved, reverse=True) == halved
+    # no more than half of the rows of any step had ended before it
+    running = [sum(length > step for length in lengths) for step in range(lengths[-1])]
+    assert all(rows < 4 or 2 * alive > rows for rows, alive in zip(halved, running, strict=True))
+
+
+def test_other_options_are_left_to_generate():
+    model = tiny_model("llama")
+    fits = PrefixCache.fits
+    assert fits(model, {})
+    assert not fits(model, {"use_cache": False})
+    assert not fits(model, {"generation_config": GenerationConfig(num_beams=2)})
+    assert not fits(model, {"generation_config": GenerationConfig(cache_implementation="static")})
+    assert fits(model, {"generation_config": GenerationConfig(do_sample=True, top_k=0)})
+    for architecture, implementation in (("mistral", "sdpa"), ("gemma2", "eager"), ("mamba", None)):
+        assert not fits(tiny_model(architecture, implementation), {})
+
+
+def test_what_counts_the_tokens_of_a_call_is_called_once():
+    """`min_new_tokens` would count anew if `generate` were called again for the sequences that go on."""
+    model = tiny_model("llama")
+    calls = []
+    original = model.generate
+    model.generate = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    model.generation_config.min_new_tokens = 2
+    TransformersGenerator(model, tiny_tokenizer(), 30)([ids(10) for _ in range(8)], [STOPS] * 8)
+    assert len(calls) == 1
+
+
+def test_a_growing_layer_holds_what_a_plain_one_holds():
+    torch.manual_seed(0)
+    plain, growing = DynamicLayer(), GrowingLayer()
+    for length in (3, 1, 1, 90, 1, 200, 1):
+        keys, values = torch.randn(2, 3, length, 4), torch.randn(2, 3, length, 4)
+        for one, other in zip(plain.update(keys, values), growing.update(keys, values)):
+            assert torch.equal(one, other)
+        assert plain.get_seq_length() == growing.get_seq_length()
+        if length == 90:
+            for layer in (plain, growing):
+                layer.batch_select_indices(torch.tensor([1, 0]))
+                layer.crop(-5)
+    assert torch.equal(plain.keys, growing.keys) and torch.equal(plain.values, growing.values)
+
+
+def test_a_growing_layer_seldom_copies():
+    layer, rooms = GrowingLayer(), set()
+    for _ in range(300):
+        layer.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
+        rooms.add(layer._room[0].data_ptr())
+    assert len(rooms) <= 5
+
+
+def test_clear_frees_what_was_kept():
+    model = tiny_model("llama")
+    cache = PrefixCache(0)
+    contexts = [ids(9), ids(9)]
+    inputs = cache.prepare(model, contexts)
+    assert isinstance(inputs["past_key_values"], DynamicCache) and inputs["past_key_values"].get_seq_length() == 0
+    with torch.no_grad():
+        sequences = model.generate(**inputs, max_new_tokens=4, pad_token_id=0)
+    cache.keep(contexts, sequences[:, inputs["input_ids"].shape[1] :], inputs["past_key_values"])
+    longer = [[*sequences[0].tolist(), 5, 6], contexts[1]]
+    assert cache.prepare(model, longer)["past_key_values"].get_seq_length() == 12
+    assert cache.reused_tokens == 12 + 8
+    cache.clear()
+    assert cache.prepare(model, longer)["past_key_values"].get_seq_length() == 0 and cache.reused_tokens == 0

@@ -1,0 +1,147 @@
+"""Tests of checkpoints: a run that is killed anywhere and resumed is the run that was not killed, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mem1_trl.trainers.checkpoints import (
+    checkpoint_to_resume,
+    is_complete,
+    last_complete_checkpoint,
+    mark_complete,
+    mark_incomplete,
+)
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "killed_run.py"
+RESUMED_FROM = {
+    "in_the_first_rollout": None,
+    "in_the_optimizer_file": "checkpoint-1",
+    "before_the_mark": "checkpoint-2",
+    "in_a_rollout": "checkpoint-2",
+    "between_steps": "checkpoint-4",
+}
+
+
+def play(tmp_path: Path, actor_path: str, kind: str, *places: str) -> dict:
+    output = tmp_path / "report.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), actor_path, kind, str(output), *places]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(output.read_text())
+    assert report["whole"]["statuses"] == [0], done.stderr[-3000:]
+    return report
+
+
+def check(report: dict, places: list[str]) -> None:
+    """Compare each killed and resumed run with the one that was not interrupted."""
+    whole = report.pop("whole")
+    assert whole["statuses"] == [0]
+    *records, end = whole["records"][0]
+    by_key = {("log", r["step"]) if "log" in r else ("rollout", r["rollout"]): r for r in records}
+    rollouts = [record for record in records if "rollout" in record]
+    assert len(by_key) == len(records) and len(rollouts) >= 3
+    assert len({json.dumps(record["tokens"]) for record in rollouts}) == len(rollouts)
+    # The second epoch has another order than the first, so that repeating the first would show
+    prompts = [json.dumps(record["prompts"]) for record in rollouts]
+    assert len(set(prompts[:3])) == 3
+    assert set(report) == set(places)
+    for place in places:
+        statuses, (first, second) = report[place]["statuses"], report[place]["records"]
+        assert statuses == [-9, 0], place
+        *resumed, resumed_end = second
+        assert resumed_end["resumed_from"] == RESUMED_FROM[place], place
+        for record in [*first, *resumed]:
+            key = ("log", record["step"]) if "log" in record else ("rollout", record["rollout"])
+            assert record == by_key[key], (place, key)
+        assert resumed and resumed_end["weights"] == end["weights"], place
+        assert resumed_end["checkpoints"] == end["checkpoints"] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [
+        ("ppo", list(RESUMED_FROM)),
+        ("grpo", ["in_the_optimizer_file", "in_a_rollout"]),
+        ("adapter", ["before_the_mark", "between_steps"]),
+        ("shared", ["in_a_rollout"]),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, actor_path, kind, places):
+    """Every logged number, every sampled token, the order of the data over epochs, and all weights at the end, exactly."""
+    check(play(tmp_path, actor_path, kind, *places), places)
+
+
+def play_together(directory: Path, actor_path: str, name: str, place: str = "-", rank: int = 0) -> tuple[int, list]:
+    """Exit status of a run of two processes, and the diary of each."""
+    script = str(SCRIPT.with_name("killed_processes.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CI": "1"}
+    done = subprocess.run(
+        [*command, actor_path, str(directory), name, place, str(rank)],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    if place == "-":
+        assert done.returncode == 0, done.stderr[-3000:]
+    diaries = [directory / f"{name}-{process}.jsonl" for process in range(2)]
+    return done.returncode, [[json.loads(line) for line in path.read_text().splitlines()] for path in diaries]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "rank", "resumed_from"),
+    [("in_a_rollout", 1, "checkpoint-2"), ("before_the_mark", 0, "checkpoint-2")],
+)
+def test_two_processes_of_which_one_is_killed_go_on_exactly(tmp_path, actor_path, place, rank, resumed_from):
+    """Each process finds its own rows, samples and random states again."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    _, whole = play_together(tmp_path / "whole", actor_path, "first")
+    status, first = play_together(tmp_path / "killed", actor_path, "first", place, rank)
+    assert status != 0
+    _, second = play_together(tmp_path / "killed", actor_path, "second")
+    assert whole[0][-1]["weights"] == whole[1][-1]["weights"]
+    assert whole[0][-1]["random"] != whole[1][-1]["random"], "each process has random numbers of its own"
+    for process in range(2):
+        *records, end = whole[process]
+        by_key = {("log", r["step"]) if "log" in r else ("rollout", r["rollout"]): r for r in records}
+        assert sum("rollout" in record for record in records) >= 3 and end["processes"] == 2
+        *resumed, resumed_end = second[process]
+        assert resumed and resumed_end.pop("resumed_from") == resumed_from
+        for record in [*first[process], *resumed]:
+            key = ("log", record["step"]) if "log" in record else ("rollout", record["rollout"])
+            assert record == by_key[key], (process, key)
+        end.pop("resumed_from")
+        assert resumed_end == end
+    rollouts = [[r["tokens"] for r in records if "rollout" in r] for records in whole]
+    assert rollouts[0] != rollouts[1]
+
+
+def test_only_complete_checkpoints_are_found(tmp_path):
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    mark_complete(tmp_path / "checkpoint-best", 99)
+    with pytest.raises(ValueError, match=r"no complete checkpoint in .*: call train\(\) without"):
+        checkpoint_to_resume(True, str(tmp_path))
+    mark_complete(tmp_path / "checkpoint-2", 2)
+    mark_complete(tmp_path / "checkpoint-10", 10)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert checkpoint_to_resume(True, str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert checkpoint_to_resume(str(tmp_path / "checkpoint-2"), str(tmp_path)) == str(tmp_path / "checkpoint-2")
+    assert checkpoint_to_resume(None, str(tmp_path)) is checkpoint_to_resume(False, str(tmp_path)) is None
+    with pytest.raises(
+        ValueError, match=r"checkpoint-12 was not written to its end.*resume from .*checkpoint-10 instead"
+    ):
+        checkpoint_to_resume(str(tmp_path / "checkpoint-12"), str(tmp_path))
+    with pytest.raises(ValueError, match=r"There is no checkpoint .*checkpoint-7: the latest is .*checkpoint-10"):
+        checkpoint_to_resume(str(tmp_path / "checkpoint-7"), str(tmp_path))
+    mark_incomplete(tmp_path / "checkpoint-10")
+    assert not is_complete(tmp_path / "checkpoint-10")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

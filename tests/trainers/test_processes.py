@@ -1,0 +1,109 @@
+"""Invariant 5: the gradient does not depend on how trajectories are split over micro-batches and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def run(tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0) -> dict:
+    output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
+    numbers = map(str, (per_device, accumulation, max_tokens))
+    done = launch(processes, "gradient_of_one_step.py", kind, str(output), *numbers)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(output, weights_only=False)
+
+
+def launch(processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script in one process, or under torchrun in several."""
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = launcher + command[1:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    a = torch.cat([one[name].flatten() for name in one])
+    b = torch.cat([other[name].flatten() for name in one])
+    assert a.norm() > 0
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
+    whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
+    assert whole["log"]["episode/turns"] > 1.5, "the episodes must have several turns, and differ"
+    assert "micro_batch/parts" not in whole["log"]
+    others = {
+        "split": run(tmp_path, kind, processes=1, per_device=2, accumulation=4),
+        "parallel": run(tmp_path, kind, processes=2, per_device=2, accumulation=2),
+        "by tokens": run(tmp_path, kind, processes=1, per_device=8, accumulation=1, max_tokens=400),
+        "parallel by tokens": run(tmp_path, kind, processes=2, per_device=4, accumulation=1, max_tokens=200),
+    }
+    assert {name: other["processes"] for name, other in others.items() if other["processes"] > 1} == {
+        "parallel": 2,
+        "parallel by tokens": 2,
+    }
+    assert whole["gradient"].keys() == ({"policy", "critic"} if kind == "ppo" else {"policy"})
+    for name, other in others.items():
+        assert (other["log"]["micro_batch/parts"] > 1) == ("tokens" in name)
+        assert other["log"]["micro_batch/tokens_max_over_mean"] < 1.1
+        assert other["gradient"].keys() == whole["gradient"].keys()
+        for part in whole["gradient"]:
+            assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, (name, part)
+        for key in ("reward", "episode/turns", "episode/dependency_length"):
+            assert other["log"][key] == pytest.approx(whole["log"][key]), key
+
+
+@pytest.mark.parametrize("kind", ["adapter", "shared"])
+def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(tmp_path, kind):
+    whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
+    parallel = run(tmp_path, kind, processes=2, per_device=2, accumulation=2)
+    assert parallel["processes"] == 2
+    of_critic = {name.split(".")[0] for name in whole["gradient"]["critic"]}
+    assert of_critic == ({"backbone", "head"} if kind == "adapter" else {"head"})
+    for part in ("policy", "critic"):
+        assert relative_error(whole["gradient"][part], parallel["gradient"][part]) < 1e-5, part
+    for key in ("reward", "value/mean", "value/explained_variance", "value/grad_norm", "loss"):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
+def test_an_evaluation_that_does_not_divide_counts_every_row_once(tmp_path, actor_path):
+    """Seven rows in batches of two, on one process and on two, where accelerate fills up the last batch with the first rows."""
+    found = {}
+    for processes in (1, 2):
+        directory = tmp_path / str(processes)
+        done = launch(processes, "evaluate_rows.py", actor_path, str(directory))
+        assert done.returncode == 0, done.stderr[-3000:]
+        record = json.loads((directory / "metrics.json").read_text())
+        assert record["processes"] == processes
+        lines = (directory / "evaluation" / "eval-0.jsonl").read_text().splitlines()
+        episodes = [json.loads(line) for line in lines]
+        assert [episode["index"] for episode in episodes] == list(range(7))
+        prompts = [episode["trajectory"]["turns"][0]["prompt_ids"] for episode in episodes]
+        assert len({tuple(prompt) for prompt in prompts}) == 7
+        turns = [len(episode["trajectory"]["turns"]) for episode in episodes]
+        assert record["metrics"]["eval_episode/turns"] == pytest.approx(sum(turns) / 7)
+        stops = [episode["trajectory"]["stop_reason"] for episode in episodes]
+        assert record["metrics"]["eval_episode/stop_reason/answer"] == pytest.approx(stops.count("answer") / 7)
+        found[processes] = (prompts, turns, stops)
+    assert found[1] == found[2]
+
+
+def test_a_loss_that_averages_over_rows_adds_up_over_parts(tmp_path):
+    whole = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1)
+    parts = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1, max_tokens=400)
+    assert parts["log"]["micro_batch/parts"] > 1
+    assert relative_error(whole["gradient"]["policy"], parts["gradient"]["policy"]) < 1e-5
+    assert parts["log"]["loss"] == pytest.approx(whole["log"]["loss"], abs=1e-6)

@@ -1,0 +1,213 @@
+"""Training under DeepSpeed and FSDP: what one process can show of it, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.helpers import tiny_model
+from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.update.critic.optimizer import FollowingOptimizer
+
+TESTS = Path(__file__).parents[1]
+CONFIGS = TESTS.parent / "examples" / "accelerate"
+KINDS = ["grpo", "ppo", "adapter", "shared", "warmup", "shared_warmup"]
+
+
+def train(directory: Path, model: str, *launcher: str, kinds: list[str] = KINDS) -> dict[str, dict]:
+    """What `train_under.py` saves for each kind."""
+    directory.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, *launcher, str(TESTS / "scripts" / "train_under.py"), model, str(directory), *kinds]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return {kind: torch.load(directory / f"{kind}.pt", weights_only=False) for kind in kinds}
+
+
+def compare(plain: dict, sharded: dict, kind: str) -> None:
+    """Losses, metrics, and the weights of policy and critic."""
+    assert len(plain["logs"]) == len(sharded["logs"]) >= 2, kind
+    for a, b in zip(plain["logs"], sharded["logs"]):
+        for name in a.keys() - {"step_time", "value/clip_ratio"}:
+            if name == "grad_norm" and name not in b:  # the engine takes no part in the warm-up of a critic
+                assert "warmup" in kind and a[name] == 0.0
+            else:
+                assert b[name] == pytest.approx(a[name], abs=1e-6, rel=1e-5), (kind, a["step"], name)
+    assert plain["weights"].keys() == sharded["weights"].keys()
+    moved = {name.split(".")[0] for name, weight in plain["weights"].items() if bool(weight.abs().max() > 0)}
+    assert moved == ({"policy"} if kind == "grpo" else {"policy", "critic"})
+    for name, weight in plain["weights"].items():
+        torch.testing.assert_close(sharded["weights"][name], weight, atol=2e-5, rtol=0, msg=f"{kind} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+def test_zero_with_one_process_is_plain_training(tmp_path, actor_path):
+    """Launched with the configuration files of the examples."""
+    plain = train(tmp_path / "plain", actor_path)
+    for stage, kinds in ((2, [*KINDS, "first_half", "second_half"]), (3, ["grpo"])):
+        launcher = ("-m", "accelerate.commands.launch", f"--config_file={CONFIGS / f'zero{stage}.yaml'}")
+        options = ("--num_processes=1", "--mixed_precision=no")
+        sharded = train(tmp_path / f"zero{stage}", actor_path, *launcher, *options, kinds=kinds)
+        for kind in kinds:
+            assert sharded[kind]["stage"] == stage, kind
+            assert sharded[kind]["engine"] == "DeepSpeedEngine" and sharded[kind]["processes"] == 1, kind
+            if kind in plain:
+                assert plain[kind]["stage"] is None
+                compare(plain[kind], sharded[kind], kind)
+        if "second_half" in kinds:  # resumed from the checkpoint of the engine and of the critic's optimizer
+            assert len(sharded["first_half"]["logs"]) == 2
+            compare(plain["ppo"], sharded["second_half"], "second_half")
+
+
+# What is refused
+
+
+class Plugin:
+    """What the trainer asks of accelerate's DeepSpeed plugin, which cannot be made without the package."""
+
+    def __init__(self, zero_stage: int):
+        self.zero_stage = zero_stage
+
+
+def build(tmp_path, tokenizer, args, trainer_class=Mem1PPOTrainer):
+    return trainer_class(
+        model=tiny_model("llama"),
+        args=args,
+        train_dataset=lookup_dataset(),
+        processing_class=tokenizer,
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+    )
+
+
+def ppo(tmp_path, **settings) -> Mem1PPOConfig:
+    return Mem1PPOConfig(**trainer_arguments(tmp_path, beta=0.0, max_turns=2, max_observation_length=40, **settings))
+
+
+def test_ppo_refuses_zero3(tmp_path, tokenizer):
+    args = ppo(tmp_path)
+    args.deepspeed_plugin = Plugin(zero_stage=3)
+    with pytest.raises(ValueError, match=r"does not support DeepSpeed ZeRO-3: .* Use ZeRO-2"):
+        build(tmp_path, tokenizer, args)
+
+
+def test_ppo_refuses_loss_scaling_by_deepspeed(tmp_path, tokenizer):
+    args = ppo(tmp_path)
+    args.deepspeed_plugin, args.fp16 = Plugin(zero_stage=2), True
+    with pytest.raises(ValueError, match=r"does not support fp16 with DeepSpeed, .*: use bf16"):
+        build(tmp_path, tokenizer, args)
+
+
+def test_ppo_refuses_fsdp_that_accelerate_launch_sets_up(tmp_path, tokenizer, monkeypatch):
+    args = ppo(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"does not support FSDP: .* Use DDP or DeepSpeed ZeRO-2"):
+        build(tmp_path, tokenizer, args)
+
+
+def test_parts_of_a_micro_batch_are_refused_under_an_engine(tmp_path, tokenizer, monkeypatch):
+    """What the configuration cannot know, since `accelerate launch` says it by the environment."""
+    from mem1_trl.trainers import refusals as sharding
+
+    args = Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_tokens_per_micro_batch=100))
+    sharding.refuse_parts(args, deepspeed=False, fsdp=False)
+    for name, engine in (
+        ("DeepSpeed", {"deepspeed": True, "fsdp": False}),
+        ("FSDP", {"deepspeed": False, "fsdp": True}),
+    ):
+        with pytest.raises(ValueError, match=f"{name} does not go with max_tokens_per_micro_batch"):
+            sharding.refuse_parts(args, **engine)
+    asked = []
+    monkeypatch.setattr("mem1_trl.trainers.trl_seam.batch.refuse_parts", lambda *answers: asked.append(answers))
+    build(tmp_path, tokenizer, args, Mem1GRPOTrainer)
+    assert asked == [(args, False, False)], "every trainer asks"
+
+
+# The critic's own optimizer
+
+
+def test_a_following_optimizer_steps_as_a_group_of_the_leader_would(tmp_path):
+    torch.manual_seed(0)
+    values = torch.randn(3, 5)
+
+    def quadratic(weight):
+        return ((weight - 1.0) ** 2 * torch.arange(1.0, 6.0)).sum()
+
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 8)
+
+    policy, critic = torch.nn.Parameter(values[0].clone()), torch.nn.Parameter(values[1].clone())
+    joint = torch.optim.AdamW([{"params": [policy]}, {"params": [critic], "lr": 0.05}], lr=1e-3, weight_decay=0.0)
+    steps = schedule(joint)
+    other_policy, other = torch.nn.Parameter(values[0].clone()), torch.nn.Parameter(values[1].clone())
+    leader = torch.optim.AdamW([other_policy], lr=1e-3, weight_decay=0.0)
+    following = FollowingOptimizer(torch.optim.AdamW([other], lr=0.05, weight_decay=0.0))
+    other_steps = schedule(leader)
+    for step in range(6):
+        for parameter in (policy, critic, other_policy, other):
+            parameter.grad = None
+            quadratic(parameter).backward()
+        joint.step()
+        following.step(leader)
+        leader.step()
+        steps.step()
+        other_steps.step()
+        if step == 2:  # as a run does that is resumed
+            following.save(tmp_path)
+            following = FollowingOptimizer(torch.optim.AdamW([other], lr=0.05, weight_decay=0.0))
+            following.load(tmp_path)
+    torch.testing.assert_close(other, critic, atol=1e-7, rtol=0)
+    assert float((critic.detach() - values[1]).abs().max()) > 0.1
+
+
+def test_a_leader_that_stands_still_has_a_constant_schedule():
+    parameter, still = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    following = FollowingOptimizer(torch.optim.SGD([parameter], lr=0.5))
+    parameter.grad = torch.ones(1)
+    following.step(torch.optim.SGD([still], lr=0.0))
+    assert float(parameter.detach()) == pytest.approx(0.5)
+    assert not math.isnan(following.optimizer.param_groups[0]["lr"])
+
+
+# The configuration files
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ddp", "MULTI_GPU"), ("zero2", "DEEPSPEED"), ("zero3", "DEEPSPEED"), ("fsdp2", "FSDP")]
+)
+def test_accelerate_reads_the_configuration_files(name, kind):
+    """By its own reader, which refuses keys that it does not know."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = CONFIGS / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.mixed_precision == "bf16" and config.num_processes == 8
+    written = yaml.safe_load(path.read_text())
+    assert config.deepspeed_config == written.get("deepspeed_config", {})
+    assert config.fsdp_config == written.get("fsdp_config", {})
+    assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+
+
+def test_accelerate_hands_the_configuration_of_fsdp2_to_its_plugin(monkeypatch):
+    """What `accelerate launch` puts into the environment is what FSDP is then set up with."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    line = [f"--config_file={CONFIGS / 'fsdp2.yaml'}", "train.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(line))
+    for name, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert "FULL_STATE_DICT" in str(plugin.state_dict_type).upper() and plugin.cpu_ram_efficient_loading

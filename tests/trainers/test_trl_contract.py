@@ -1,0 +1,284 @@
+"""Tests of what is relied on in TRL: that it is there, and that its absence is noticed."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+
+import pytest
+import torch
+import trl
+from support.helpers import tiny_model
+from support.trainer_helpers import lookup_dataset, trainer_arguments
+from trl import GRPOConfig, GRPOTrainer
+
+from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig
+from mem1_trl.trainers.trl_seam.batch import TrajectoryTrainer
+from mem1_trl.trainers.trl_seam.contract import RELIED_BATCH_KEYS, RELIED_METHODS, RELIED_NAMES, check_trl
+from mem1_trl.update.row_batch import RowBatch, tree_context_mask, tree_positions
+from mem1_trl.update.rows import build_row
+
+
+def test_the_installed_trl_fits():
+    check_trl()
+
+
+def test_everything_that_is_wrapped_is_checked():
+    """A private method of TRL that the adapter overrides or calls through `super()` has its parameters pinned."""
+    source = inspect.getsource(TrajectoryTrainer)
+    called = set(re.findall(r"super\(\)\.(_\w+)\(", source)) - {"__init__"}
+    overridden = {
+        name
+        for name, value in vars(TrajectoryTrainer).items()
+        if isinstance(value, types.FunctionType) and name[0] == "_" and name[1] != "_" and hasattr(GRPOTrainer, name)
+    }
+    assert called | overridden <= set(RELIED_METHODS)
+
+
+def assert_one_sentence(message: str, method: str):
+    assert f"trl {trl.__version__}" in message and method in message
+    assert "\n" not in message and message.endswith(("mem1-trl.",))
+
+
+@pytest.mark.parametrize("method", RELIED_METHODS)
+def test_a_method_that_is_gone_is_noticed(method):
+    changed = type("Changed", (GRPOTrainer,), {method: None})
+    with pytest.raises(ImportError) as error:
+        check_trl(changed)
+    assert_one_sentence(str(error.value), method)
+
+
+def with_parameters(method: str, parameters: list[inspect.Parameter]):
+    """A copy of TRL's method with another signature and the same code."""
+    original = inspect.unwrap(getattr(GRPOTrainer, method))
+    copy = types.FunctionType(
+        original.__code__, original.__globals__, method, original.__defaults__, original.__closure__
+    )
+    copy.__kwdefaults__ = original.__kwdefaults__
+    copy.__signature__ = inspect.Signature(parameters)
+    return copy
+
+
+def parameters_of(method: str) -> list[inspect.Parameter]:
+    return list(inspect.signature(inspect.unwrap(getattr(GRPOTrainer, method))).parameters.values())
+
+
+@pytest.mark.parametrize("method", RELIED_METHODS)
+def test_another_order_or_name_of_parameters_is_noticed(method):
+    parameters = parameters_of(method)
+    renamed = [*parameters[:1], parameters[1].replace(name="something_else"), *parameters[2:]]
+    with pytest.raises(ImportError) as error:
+        check_trl(type("Changed", (GRPOTrainer,), {method: with_parameters(method, renamed)}))
+    assert_one_sentence(str(error.value), method)
+    assert "something_else" in str(error.value)
+
+
+@pytest.mark.parametrize("method", RELIED_METHODS)
+def test_a_new_parameter_with_a_default_is_fine(method):
+    new = inspect.Parameter("brand_new", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = parameters_of(method)
+    if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        parameters.insert(-1, new)
+    else:
+        parameters.append(new)
+    check_trl(type("Changed", (GRPOTrainer,), {method: with_parameters(method, parameters)}))
+
+
+@pytest.mark.parametrize("method", ["_generate", "_calculate_rewards", "_compute_loss"])
+def test_a_new_parameter_without_a_default_is_noticed(method):
+    new = inspect.Parameter("brand_new", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    with pytest.raises(ImportError):
+        check_trl(type("Changed", (GRPOTrainer,), {method: with_parameters(method, [*parameters_of(method), new])}))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(method, name) for method, names in RELIED_NAMES.items() for name in names]
+)
+def test_a_name_that_is_no_longer_used_is_noticed(method, name):
+    """The method of TRL with one name replaced, everywhere it occurs in its code."""
+
+    def rename(code: types.CodeType) -> types.CodeType:
+        def other(constant):
+            if isinstance(constant, types.CodeType):
+                return rename(constant)
+            if isinstance(constant, tuple):
+                return tuple(other(item) for item in constant)
+            if isinstance(constant, frozenset):  # a literal set that is only read
+                return frozenset(other(item) for item in constant)
+            return "replaced" if constant == name else constant
+
+        def names(values):
+            return tuple("replaced" if value == name else value for value in values)
+
+        return code.replace(
+            co_names=names(code.co_names),
+            co_varnames=names(code.co_varnames),
+            co_cellvars=names(code.co_cellvars),
+            co_consts=other(code.co_consts),
+        )
+
+    original = inspect.unwrap(getattr(GRPOTrainer, method))
+    code = rename(original.__code__)
+    changed = types.FunctionType(code, original.__globals__, method, original.__defaults__, original.__closure__)
+    changed.__signature__ = inspect.signature(original)
+    with pytest.raises(ImportError) as error:
+        check_trl(type("Changed", (GRPOTrainer,), {method: changed}))
+    assert_one_sentence(str(error.value), method)
+    assert name in str(error.value)
+
+
+# What TRL's code does with what it is given
+
+
+@pytest.fixture(scope="module")
+def batch_and_trainer(tmp_path_factory, tokenizer):
+    """A trainer of TRL's own and a batch that it made."""
+    arguments = trainer_arguments(tmp_path_factory.mktemp("out"), num_generations=2, max_completion_length=6)
+    trainer = GRPOTrainer(
+        model=tiny_model("llama"),
+        reward_funcs=lambda completion_ids, **kwargs: [float(len(ids) + sum(ids) % 7) for ids in completion_ids],
+        args=GRPOConfig(**arguments),
+        train_dataset=lookup_dataset().remove_columns("secret"),
+        processing_class=tokenizer,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    torch.manual_seed(0)
+    rows = [{"prompt": "a?"}, {"prompt": "a?"}, {"prompt": "bbb?"}, {"prompt": "bbb?"}]
+    return trainer._generate_and_score_completions(rows), trainer
+
+
+def test_the_batch_has_the_keys_that_are_used(batch_and_trainer):
+    batch, _ = batch_and_trainer
+    optional = {"old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "tool_mask"}
+    assert set(RELIED_BATCH_KEYS) - optional <= set(batch)
+
+
+def test_the_loss_takes_advantages_per_token(batch_and_trainer):
+    batch, trainer = batch_and_trainer
+    shape = batch["completion_ids"].shape
+    per_row = trainer._compute_loss(trainer.model, batch)
+    spread = {**batch, "advantages": batch["advantages"][:, None].expand(shape)}
+    torch.testing.assert_close(trainer._compute_loss(trainer.model, spread), per_row)
+    # Each token has its own: the policy loss is minus their mean while the ratio is 1
+    torch.manual_seed(1)
+    advantages = torch.randn(shape)
+    mask = batch["completion_mask"]
+    loss = trainer._compute_loss(trainer.model, {**batch, "advantages": advantages})
+    expected = -(advantages * mask).sum() / mask.sum()
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_leaves_tokens_out_where_the_tool_mask_is_zero(batch_and_trainer):
+    batch, trainer = batch_and_trainer
+    shape = batch["completion_ids"].shape
+    torch.manual_seed(2)
+    advantages = torch.randn(shape)
+    tool_mask = (torch.rand(shape) > 0.4).long()
+    mask = batch["completion_mask"] * tool_mask
+    changed = {**batch, "advantages": advantages, "tool_mask": tool_mask, "num_items_in_batch": mask.sum()}
+    loss = trainer._compute_loss(trainer.model, changed)
+    torch.testing.assert_close(loss.detach(), -(advantages * mask).sum() / mask.sum(), atol=1e-5, rtol=1e-5)
+    noise = torch.where(mask.bool(), advantages, torch.full_like(advantages, 1e3))
+    torch.testing.assert_close(trainer._compute_loss(trainer.model, {**changed, "advantages": noise}), loss)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_fused_head_takes_a_4d_mask_and_positions(tmp_path, tokenizer, attention):
+    """TRL's patched forward, given a tree, gives the log-probs of the plain forward, temperature included."""
+    import random
+
+    from support.helpers import oracle_logprobs, random_trajectory
+
+    from mem1_trl.update.attention.masks import model_mask
+
+    trajectory = random_trajectory(random.Random(0), num_turns=3)
+    model = tiny_model("llama", attention)
+    expected = torch.cat(oracle_logprobs(model, trajectory, temperature=0.7))
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        args=GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, temperature=0.7)),
+        train_dataset=lookup_dataset(),
+        processing_class=tokenizer,
+    )
+    rows = RowBatch.from_rows([build_row(trajectory, "packed")])
+    labels = rows.input_ids.masked_fill(~rows.sampled, -100)
+    with torch.no_grad():
+        output = trainer.model(
+            input_ids=rows.input_ids,
+            attention_mask=model_mask(tree_context_mask(rows), attention, torch.float32),
+            position_ids=tree_positions(rows),
+            labels=labels,
+            fused_lm_head=True,
+            temperature=0.7,
+        )
+    torch.testing.assert_close(output.log_probs[rows.sampled[:, 1:]], expected, atol=1e-4, rtol=0)
+
+
+def test_generate_gives_eight_values(batch_and_trainer):
+    _, trainer = batch_and_trainer
+    outputs = trainer._generate(["a?", "b?"])
+    assert len(outputs) == 8
+    prompt_ids, completion_ids, tool_mask, completions, *_ = outputs
+    assert len(prompt_ids) == len(completion_ids) == len(completions) == 2
+    assert tool_mask is None and all(isinstance(text, str) for text in completions)
+
+
+# Configurations
+
+
+def test_ppo_allows_one_generation_and_grpo_does_not(tmp_path):
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=1))
+    config = Mem1PPOConfig(**trainer_arguments(tmp_path))
+    assert config.num_generations == 1 and type(config.num_generations) is int
+    assert config.to_dict()["num_generations"] == 1
+
+
+@pytest.mark.parametrize("num_generations", [3, 8])
+@pytest.mark.parametrize("config", [Mem1GRPOConfig, Mem1PPOConfig])
+def test_a_group_that_does_not_divide_the_batch_is_refused(tmp_path, config, num_generations):
+    with pytest.raises(ValueError, match="divisible by num_generations"):
+        config(**trainer_arguments(tmp_path, num_generations=num_generations))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"context": "sliding"}, "context='sliding' is unknown"),
+        ({"layout": "stacked"}, "layout='stacked' is unknown"),
+        ({"max_turns": 0}, "max_turns=0 leaves"),
+        ({"max_observation_length": 0}, "max_observation_length=0 leaves"),
+        ({"max_completion_length": 0}, "max_completion_length"),
+        ({"context": "truncate"}, "set `max_context_length`"),
+        ({"layout": "paper", "context": "full"}, "layout='paper' is the mask of MEM1's own context"),
+        ({"eval_temperature": -1.0}, "eval_temperature=-1.0 is negative"),
+        ({"max_tool_calling_iterations": 3}, "set `max_turns` instead"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, kwargs, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, **{"max_completion_length": 12, **kwargs}))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"gamma": 1.1}, "gamma=1.1 must lie between 0 and 1"),
+        ({"lam": -0.1}, "lam=-0.1 must lie between 0 and 1"),
+        ({"vf_coef": -1.0}, "vf_coef=-1.0"),
+        ({"value_learning_rate": 0.0}, "value_learning_rate=0.0 must be positive"),
+        ({"cliprange_value": 0.0}, "cliprange_value=0.0 must be positive"),
+        ({"scale_rewards": "group"}, "scale_rewards='group'"),
+        ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
+        ({"importance_sampling_level": "sequence"}, "importance_sampling_level='sequence'"),
+        ({"loss_type": "luspo"}, "loss_type='luspo'"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum'"),
+        ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold=0.5"),
+    ],
+)
+def test_bad_settings_of_ppo_are_refused(tmp_path, kwargs, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Mem1PPOConfig(**trainer_arguments(tmp_path, **kwargs))

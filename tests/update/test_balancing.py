@@ -1,0 +1,56 @@
+"""Which rows go into which micro-batch."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mem1_trl.update.micro_batches import balanced_bins, bins_within
+
+
+def loads(lengths, bins):
+    return [sum(lengths[row] for row in rows) for rows in bins]
+
+
+def test_long_and_short_rows_are_paired():
+    lengths = [20, 2, 20, 2, 20, 2, 20, 2]
+    bins = balanced_bins(lengths, 4)
+    assert loads(lengths, bins) == [22] * 4
+    assert sorted(row for rows in bins for row in rows) == list(range(8))
+    assert all(len(rows) == 2 for rows in bins)
+
+
+def test_a_known_case_by_hand():
+    # 9 | 8 | 7 -> 6 to the 7, 5 to the 8, 4 to the 9
+    assert balanced_bins([4, 9, 5, 8, 6, 7], 3) == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_turns_from_2_to_20_are_within_ten_percent():
+    generator = random.Random(0)
+    for _ in range(20):
+        lengths = [400 + 670 * generator.randint(2, 20) for _ in range(32)]
+        totals = loads(lengths, balanced_bins(lengths, 4))
+        assert max(totals) <= 1.1 * sum(totals) / 4
+
+
+def test_rows_must_fill_the_bins():
+    with pytest.raises(ValueError, match="7 rows do not fill 2 bins"):
+        balanced_bins([1] * 7, 2)
+
+
+def test_without_a_budget_there_is_one_part():
+    assert bins_within([5, 1, 5, 1], 2, None) == [[[0, 1]], [[2, 3]]]
+
+
+@pytest.mark.parametrize(("budget", "parts"), [(48, 1), (24, 2), (23, 4), (12, 4), (11, 4), (1, 4)])
+def test_parts_are_as_few_as_the_budget_allows(budget, parts):
+    """Four rows a bin, of 20, 4, 20 and 4 tokens: 48 together, 24 in pairs, and a row of 20 is never cut."""
+    lengths = [20, 4] * 4
+    bins = bins_within(lengths, 2, budget)
+    assert [len(rows) for rows in bins] == [parts] * 2
+    assert sorted(row for rows in bins for part in rows for row in part) == list(range(8))
+    assert {len(part) for rows in bins for part in rows} == {4 // parts}
+    most = max(sum(lengths[row] for row in part) for rows in bins for part in rows)
+    assert most <= max(budget, 20)
+    assert len({sum(lengths[row] for part in rows for row in part) for rows in bins}) == 1

@@ -1,0 +1,103 @@
+"""FlexAttention over a prefix tree: the block mask everywhere, output on the CPU, gradients where there is a GPU."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from support.helpers import random_trajectory, tiny_model
+from torch.nn.attention.flex_attention import create_mask
+
+from mem1_trl import score_trajectories
+from mem1_trl.update.attention import cpu_kernels, flex_kernels
+from mem1_trl.update.attention.plan import plan_attention
+from mem1_trl.update.folding import fold_rows
+from mem1_trl.update.row_batch import RowBatch, tree_context_mask
+from mem1_trl.update.rows import build_row
+
+
+def tree_of(seed: int, *turns: int, context: str = "mem1", size: int = 60) -> RowBatch:
+    generator = random.Random(seed)
+    trajectories = [
+        random_trajectory(generator, n, generator.randint(1, 3 * size), (3, size), (0, size), context) for n in turns
+    ]
+    return fold_rows(RowBatch.from_rows([build_row(t, "packed") for t in trajectories])).tree
+
+
+TREES = {
+    "several": tree_of(0, 3, 1, 4),
+    "long": tree_of(1, 5, size=200),
+    "full": tree_of(2, 4, 4, context="full"),
+    "shorter than a block": tree_of(3, 2, size=6),
+    "small": flex_kernels._small_tree(torch.device("cpu")),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_block_mask_is_the_dense_mask(name):
+    tree = TREES[name]
+    size = tree.input_ids.shape[1]
+    dense = tree_context_mask(tree)[0]
+    mask = flex_kernels.block_mask(tree, plan_attention(tree))
+    assert torch.equal(create_mask(mask.mask_mod, 1, 1, size, size, device="cpu")[0, 0], dense)
+    blocks = -(-size // flex_kernels.BLOCK)
+    padded = torch.zeros(blocks * flex_kernels.BLOCK, blocks * flex_kernels.BLOCK, dtype=torch.bool)
+    padded[:size, :size] = dense
+    by_block = padded.view(blocks, flex_kernels.BLOCK, blocks, flex_kernels.BLOCK).transpose(1, 2).flatten(2)
+    # Blocks without a visible pair are skipped, those that are visible throughout are computed without the mask
+    for row in range(blocks):
+        partial = set(mask.kv_indices[0, 0, row, : mask.kv_num_blocks[0, 0, row]].tolist())
+        whole = set(mask.full_kv_indices[0, 0, row, : mask.full_kv_num_blocks[0, 0, row]].tolist())
+        assert whole == set(by_block[row].all(-1).nonzero().flatten().tolist())
+        assert partial | whole == set(by_block[row].any(-1).nonzero().flatten().tolist())
+        assert not partial & whole
+
+
+def test_trees_have_whole_and_skipped_blocks():
+    """What makes the test above say something about blocks."""
+    mask = flex_kernels.block_mask(TREES["long"], plan_attention(TREES["long"]))
+    assert int(mask.full_kv_num_blocks.sum()) > 0
+    blocks = mask.kv_num_blocks.shape[-1]
+    assert int((mask.kv_num_blocks + mask.full_kv_num_blocks).sum()) < blocks * (blocks + 1) // 2
+
+
+@pytest.mark.parametrize("scale", [None, 0.2])
+@pytest.mark.parametrize("name", ["several", "full", "small"])
+def test_output_is_that_of_dense_attention(name, scale):
+    tree = TREES[name]
+    size = tree.input_ids.shape[1]
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, size, 16) for heads in (4, 2, 2)]
+    with torch.no_grad():
+        planned = flex_kernels.attend(*states, flex_kernels.block_mask(tree, plan_attention(tree)), scale)
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        *states, attn_mask=tree_context_mask(tree)[:, None], scale=scale, enable_gqa=True
+    )
+    torch.testing.assert_close(planned, dense, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cpu_is_not_asked():
+    assert not flex_kernels.works(torch.device("cpu"), torch.float32, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_dense_attention_on_a_gpu(dtype):
+    assert flex_kernels._largest_error(torch.device("cuda"), dtype, 64) < (1e-3 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_a_gpu_scores_as_on_the_cpu():
+    model = tiny_model("llama")
+    generator = random.Random(0)
+    trajectories = [random_trajectory(generator, 4, 40, (3, 60), (0, 60)) for _ in range(3)]
+    with torch.no_grad():
+        expected = score_trajectories(model, trajectories)
+    model.to("cuda")
+    assert cpu_kernels.can_plan(model, model.device)
+    for row, other in zip(expected, score_trajectories(model, trajectories), strict=True):
+        for one, another in zip(row, other, strict=True):
+            torch.testing.assert_close(another.cpu(), one, atol=1e-3, rtol=1e-3)
