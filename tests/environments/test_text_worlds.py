@@ -27,7 +27,8 @@ from mem1_trl.environments import (
     ScienceWorldEnvironment,
     TextWorldExpressEnvironment,
 )
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
 
@@ -61,7 +62,7 @@ def play(
     def script(call: int, index: int, text: str) -> str:
         return f"<think>turn {call}</think><{tag}>{choose(call, text)}</{tag}>"
 
-    settings = RolloutSettings(max_turns=max_turns, max_observation_length=1500, context=context)
+    settings = AgentSettings(max_turns=max_turns, max_observation_length=1500, context=context)
     rollout = Rollout(tokenizer, SHORT, settings, ScriptedGenerator(tokenizer, script))
     episode = Episode(tokenizer(prompt)["input_ids"], environment, ActionSet(environment, SHORT))
     [trajectory] = rollout.run([episode])

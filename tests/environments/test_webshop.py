@@ -22,7 +22,8 @@ from mem1_trl.environment_runtime.actions import ActionSet, action_methods
 from mem1_trl.environments import WebShop, WebShopEnvironment, load_webshop
 from mem1_trl.environments.webshop import Goal, Product, Review, load_bundled_webshop, score_purchase, title_words
 from mem1_trl.environments.webshop.reward import count_attributes, count_options, normalize_color, similarity
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -599,7 +600,7 @@ def test_an_episode_through_the_turn_loop(tokenizer, environment):
         "<click>16 oz</click>",
     ]
     script = [[f"<think>{i}</think>{text}"] for i, text in enumerate([*script, "<click>Buy Now</click>"])]
-    settings = RolloutSettings(max_turns=10, max_observation_length=400)
+    settings = AgentSettings(max_turns=10, max_observation_length=400)
     rollout = Rollout(tokenizer, SHORT, settings, ScriptedGenerator(tokenizer, script))
     prompt = GOAL.instruction_text + environment.reset(prompt=GOAL.instruction_text, goal=0)
     episode = Episode(tokenizer(prompt)["input_ids"], environment, ActionSet(environment, SHORT))

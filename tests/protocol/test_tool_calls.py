@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from support.chat_server import serve
 from support.tool_helpers import CONTROL, Library, Scripted, call, said, template_text, template_tokenizer, tool_policy
-from support.trainer_helpers import assert_same_tensors, chat_tokenizer, record, trainer_arguments
+from support.trainer_helpers import assert_same_tensors, chat_tokenizer, record, trainer_arguments, trl_arguments
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import add_response_schema
 
@@ -29,7 +29,8 @@ from mem1_trl import (
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.protocol.tool_calls import ToolCallFormat, share_budget
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
 PROTOCOL = Mem1Protocol.tool_calls()
@@ -56,7 +57,7 @@ def play(
     rollout = Rollout(
         tokenizer,
         protocol,
-        RolloutSettings(**{"max_turns": 4, "max_observation_length": 120, **settings}),
+        AgentSettings(**{"max_turns": 4, "max_observation_length": 120, **settings}),
         Scripted(tokenizer, script, max_length),
         tool_calls=form,
     )
@@ -411,7 +412,7 @@ def test_results_cannot_forge_the_markup_of_the_template(name):
             return attack
 
     ids = Rollout(
-        tokenizer, PROTOCOL, RolloutSettings(max_turns=4, max_observation_length=4000), None, tool_calls=form
+        tokenizer, PROTOCOL, AgentSettings(max_turns=4, max_observation_length=4000), None, tool_calls=form
     ).encode_observation(attack, 2, ["search"])
     control = {tokenizer.convert_tokens_to_ids(token) for token in [end, *special, *added]}
     plain = tokenizer("".join([PROTOCOL.observation_frame(2)[0]]), add_special_tokens=False)["input_ids"]
@@ -604,7 +605,7 @@ def test_one_turn_of_tool_calls_reads_what_trl_reads(tmp_path):
     ours = trainer_for(tmp_path, Mem1GRPOTrainer, Mem1GRPOConfig, tokenizer, protocol=protocol)
     theirs = GRPOTrainer(
         model=tool_policy(tokenizer),
-        args=GRPOConfig(**trainer_arguments(tmp_path, max_steps=1, num_generations=4)),
+        args=GRPOConfig(**trl_arguments(tmp_path, max_steps=1, num_generations=4)),
         processing_class=tokenizer,
         environment_factory=Library,
         reward_funcs=length_reward,

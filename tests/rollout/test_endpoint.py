@@ -37,7 +37,12 @@ def searcher(searches: int):
 
 
 def agent_for(server, tokenizer, protocol=SHORT, **kwargs):
-    return Mem1Agent("m", tokenizer, protocol, **{"client": server.url, "max_observation_length": 60, **kwargs})
+    return Mem1Agent(
+        "m",
+        tokenizer,
+        protocol,
+        **{"client": server.url, "max_observation_length": 60, "conversational": False, **kwargs},
+    )
 
 
 def user(text):

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, StoppingCriteriaList
 
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.generation import GenerateHook, TransformersGenerator
 from mem1_trl.rollout.prefix_cache import PrefixCache
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.stopping import ActionStoppingCriteria, StopTexts, finish_completion
 from mem1_trl.rollout.turn_loop import Rollout
 
@@ -181,7 +182,9 @@ def plain_logprobs(model, prompt: list[int], ids: list[int], temperature: float)
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_logprobs_are_those_of_a_plain_forward(tokenizer, actor, temperature):
     torch.manual_seed(0)
-    generate = TransformersGenerator(actor, tokenizer, max_completion_length=12, temperature=temperature)
+    generate = TransformersGenerator(
+        actor, tokenizer, AgentSettings(max_completion_length=12, temperature=temperature)
+    )
     prompts = [encode(tokenizer, text) for text in ("q1?", "ababq2?", "a much longer prompt q3?")]
     completions = generate(prompts * 4, [STOPS] * 12)
     assert len({completion.ids for completion in completions}) > 3
@@ -191,7 +194,7 @@ def test_logprobs_are_those_of_a_plain_forward(tokenizer, actor, temperature):
 
 
 def test_greedy_decoding_takes_the_likeliest_token(tokenizer, actor):
-    generate = TransformersGenerator(actor, tokenizer, max_completion_length=12)
+    generate = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12))
     prompt = encode(tokenizer, "q1?")
     (completion,) = generate([prompt], [STOPS])
     logits = actor(input_ids=torch.tensor([[*prompt, *completion.ids]])).logits[0, len(prompt) - 1 : -1]
@@ -201,9 +204,14 @@ def test_greedy_decoding_takes_the_likeliest_token(tokenizer, actor):
 
 def test_batches_and_padding_change_nothing(tokenizer, actor):
     prompts = [encode(tokenizer, text) for text in ("q1?", "ababq2?", "q3?", "abq4?", "a much longer prompt q5?")]
-    together = TransformersGenerator(actor, tokenizer, 12)(prompts, [STOPS] * 5)
-    in_pairs = TransformersGenerator(actor, tokenizer, 12, batch_size=2)(prompts, [STOPS] * 5)
-    alone = [TransformersGenerator(actor, tokenizer, 12)([prompt], [STOPS])[0] for prompt in prompts]
+    together = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12))(prompts, [STOPS] * 5)
+    in_pairs = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12), batch_size=2)(
+        prompts, [STOPS] * 5
+    )
+    alone = [
+        TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12))([prompt], [STOPS])[0]
+        for prompt in prompts
+    ]
     assert [c.ids for c in together] == [c.ids for c in in_pairs] == [c.ids for c in alone]
     for one, other in zip(together, alone):
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
@@ -226,7 +234,9 @@ def test_the_hook_leaves_the_output_of_generate_alone(tokenizer, actor, cached):
 
 
 def test_a_budget_that_runs_out_is_not_an_end(tokenizer, actor):
-    (completion,) = TransformersGenerator(actor, tokenizer, 3)([encode(tokenizer, "q1?")], [STOPS])
+    (completion,) = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=3))(
+        [encode(tokenizer, "q1?")], [STOPS]
+    )
     assert len(completion.ids) == 3 and not completion.ended
 
 
@@ -251,8 +261,13 @@ def test_ids_of_a_trajectory_are_the_sampled_ones(tokenizer, actor):
     environment.reset(secret="2")
     prompt = encode(tokenizer, "q1?")
     episode = Episode(prompt, environment, ActionSet(environment, SHORT))
-    settings = RolloutSettings(max_turns=4, max_observation_length=40)
-    (trajectory,) = Rollout(tokenizer, SHORT, settings, Recorder(actor, tokenizer, 12, 1.0)).run([episode])
+    settings = AgentSettings(max_turns=4, max_observation_length=40)
+    (trajectory,) = Rollout(
+        tokenizer,
+        SHORT,
+        settings,
+        Recorder(actor, tokenizer, AgentSettings(max_completion_length=12, temperature=1.0)),
+    ).run([episode])
     assert len(trajectory.turns) == len(seen) >= 2
     for turn, (prompts, completions) in zip(trajectory.turns, seen):
         assert turn.prompt_ids == tuple(prompts[0])
@@ -269,4 +284,4 @@ def test_a_tokenizer_without_padding_and_end_is_refused(tokenizer):
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="neither a padding nor an end token"):
-        TransformersGenerator(model, bare, 4)
+        TransformersGenerator(model, bare, AgentSettings(max_completion_length=4))

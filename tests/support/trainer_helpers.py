@@ -180,9 +180,17 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
         "gradient_checkpointing": False,
+        "conversational": False,  # the tiny actor was taught on texts
         "seed": 3,
         **kwargs,
     }
+
+
+def trl_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
+    """The same for a configuration of TRL itself."""
+    arguments = trainer_arguments(directory, **kwargs)
+    del arguments["conversational"]
+    return arguments
 
 
 def copy_parameters(model: Any) -> dict[str, torch.Tensor]:

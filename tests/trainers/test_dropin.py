@@ -15,7 +15,7 @@ import pytest
 from datasets import Dataset
 from support.dropin_environments import CASES, PROMPT
 from support.tool_helpers import Library, Scripted, call, said, template_tokenizer, tool_policy
-from support.trainer_helpers import record, trainer_arguments
+from support.trainer_helpers import record, trainer_arguments, trl_arguments
 from trl import GRPOConfig, GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol, StopReason
@@ -137,7 +137,7 @@ def test_trl_itself_takes_these_environments(tmp_path):
     tokenizer = template_tokenizer()
     trainer = GRPOTrainer(
         model=tool_policy(tokenizer),
-        args=GRPOConfig(**trainer_arguments(tmp_path, num_generations=2)),
+        args=GRPOConfig(**trl_arguments(tmp_path, num_generations=2)),
         processing_class=tokenizer,
         environment_factory={name: case[0] for name, case in CASES.items()},
         reward_funcs=lambda environments, **kwargs: [0.0 for _ in environments],

@@ -10,7 +10,7 @@ import pytest
 import torch
 import trl
 from support.helpers import tiny_model
-from support.trainer_helpers import lookup_dataset, trainer_arguments
+from support.trainer_helpers import lookup_dataset, trainer_arguments, trl_arguments
 from trl import GRPOConfig, GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig
@@ -199,7 +199,7 @@ def test_the_fused_head_takes_a_4d_mask_and_positions(tmp_path, tokenizer, atten
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
-        args=GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, temperature=0.7)),
+        args=GRPOConfig(**trl_arguments(tmp_path, num_generations=2, temperature=0.7)),
         train_dataset=lookup_dataset(),
         processing_class=tokenizer,
     )

@@ -24,6 +24,7 @@ from mem1_trl import Trajectory, Turn, score_trajectories
 from mem1_trl.model_traits import attention_implementation, module_dtype
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.update.attention import cpu_kernels
 from mem1_trl.update.attention.masks import model_mask
 from mem1_trl.update.layout_model import LayoutModel
@@ -178,7 +179,9 @@ def test_context_matters_to_the_tiny_models(architecture):
 
 def play(model, context, temperature, num_turns=4):
     """Trajectories as a rollout makes them: batched, left-padded, sampled by `generate`, log-probs recorded on the way."""
-    generator = TransformersGenerator(model, tiny_tokenizer(), max_completion_length=8, temperature=temperature)
+    generator = TransformersGenerator(
+        model, tiny_tokenizer(), AgentSettings(max_completion_length=8, temperature=temperature)
+    )
     prompts = [ids(5, 1), ids(21, 2), ids(12, 3)]
     stops = [list(string.ascii_letters), [], ["</search>", "</answer>", *string.digits]]
     history = [[] for _ in prompts]

@@ -56,6 +56,11 @@ class RetrievalQAEnvironment(QuestionAnswering):
         self._index = _facts_index() if index is None else index
         self._top_k = top_k
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """What a model trained here needs to be run again: saved next to it."""
+        return {"top_k": self._top_k}
+
     @classmethod
     def factory(
         cls,

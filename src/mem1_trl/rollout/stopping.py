@@ -26,11 +26,14 @@ class Completion:
             Log-probability in nats of each token under the sampler.
         ended (`bool`):
             Whether a stop string or an end-of-sequence token ended it; `False` if it ran into its length limit.
+        truncated_sampling (`bool`):
+            Whether some token could not be drawn with its probability under the policy, see [`Turn`].
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     ended: bool
+    truncated_sampling: bool = False
 
 
 class StopTexts:
@@ -138,6 +141,7 @@ def finish_completion(
     stops: Sequence[str],
     stop_texts: StopTexts,
     eos_token_ids: Sequence[int],
+    truncated_sampling: bool = False,
 ) -> Completion:
     """
     Cut what a backend returned at the first complete action or end-of-sequence token, whichever comes first.
@@ -155,10 +159,12 @@ def finish_completion(
             Finds them.
         eos_token_ids (`Sequence[int]`):
             Ids that end a sequence.
+        truncated_sampling (`bool`, *optional*, defaults to `False`):
+            Whether some token could not be drawn with its probability under the policy.
     """
     end = stop_texts.end(ids, stops)
     eos = next((index + 1 for index, token in enumerate(ids) if token in eos_token_ids), None)
     found = [length for length in (end, eos) if length is not None]
     length = min(found) if found else len(ids)
     kept = None if logprobs is None else tuple(logprobs[:length])
-    return Completion(tuple(ids[:length]), kept, ended=bool(found))
+    return Completion(tuple(ids[:length]), kept, bool(found), truncated_sampling)

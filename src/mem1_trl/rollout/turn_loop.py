@@ -15,7 +15,7 @@ from ..protocol.tool_calls import ToolCallFormat, share_budget
 from ..protocol.untrusted import encode_untrusted
 from ..trajectory import StopReason, Trajectory, Turn
 from .context import next_context
-from .episode import _CHARACTERS_PER_TOKEN, Episode, RolloutSettings, decode, encode_text
+from .episode import _CHARACTERS_PER_TOKEN, Episode, decode, encode_text
 from .external_memory import Note
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..protocol.protocol import Mem1Protocol
     from .generation import TurnGenerator
+    from .settings import AgentSettings
     from .stopping import Completion
 
 
@@ -41,7 +42,7 @@ class Rollout:
             Encodes observations, decodes completions.
         protocol ([`Mem1Protocol`]):
             Tags, hints, templates.
-        settings ([`RolloutSettings`]):
+        settings ([`AgentSettings`]):
             Budgets and rules.
         generate ([`TurnGenerator`]):
             The backend.
@@ -60,16 +61,15 @@ class Rollout:
         self,
         tokenizer: PreTrainedTokenizerBase,
         protocol: Mem1Protocol,
-        settings: RolloutSettings,
+        settings: AgentSettings,
         generate: TurnGenerator,
         running_anywhere: Callable[[bool], bool] = bool,
         on_turn: Callable[[int, list[Episode]], None] | None = None,
-        tool_calls: ToolCallFormat | None = None,
+        syntax=None,
         caller: EnvironmentCaller | None = None,
     ):
-        if tool_calls is None and protocol.action_syntax == "tool_calls":
-            tool_calls = ToolCallFormat(tokenizer, protocol)
-        self.tool_calls = tool_calls
+        self.syntax = syntax or protocol.syntax(tokenizer)
+        self.tool_calls = self.syntax if isinstance(self.syntax, ToolCallFormat) else None
         self.tokenizer = tokenizer
         self.protocol = protocol
         self.settings = settings
@@ -188,6 +188,7 @@ class Rollout:
                 action_input=parsed.action_input if parsed else None,
                 state=parsed.state if parsed else None,
                 state_tokens=state_tokens,
+                truncated_sampling=completion.truncated_sampling,
             )
         )
         return parsed

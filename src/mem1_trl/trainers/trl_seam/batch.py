@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ...configs import Mem1GRPOConfig
+    from ...rollout.settings import AgentSettings
     from ...trajectory import Trajectory
 
 
@@ -299,8 +300,15 @@ class TrajectoryTrainer(GRPOTrainer):
             if logprobs is None and hook.logprobs is not None:
                 logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
         rows = zip(ids, logprobs or [None] * len(ids), stops)
-        completions = [finish_completion(*row, self.stop_texts, self.eos_token_ids) for row in rows]
+        truncated = not self.decoding.samples_from_policy
+        completions = [finish_completion(*row, self.stop_texts, self.eos_token_ids, truncated) for row in rows]
         return completions[:wanted]
+
+    @property
+    def decoding(self) -> AgentSettings:
+        """How the next token is chosen at the moment: in an evaluation at `eval_temperature`."""
+        training = {"temperature": self.args.temperature} if self.mode == "train" else {}
+        return self.args.agent_settings(**training)
 
     def any_process(self, flag: bool) -> bool:
         """Whether `flag` is true in some process; asked only if the backend generates for all processes together."""
@@ -340,19 +348,10 @@ class TrajectoryTrainer(GRPOTrainer):
     @contextmanager
     def _greedy_in_eval(self) -> Iterator[None]:
         """Use `eval_temperature` while TRL evaluates."""
-        temperature = self.args.eval_temperature
-        if self.mode == "train" or temperature is None:
+        if self.mode == "train" or self.args.eval_temperature is None:
             yield
             return
-        changes: dict[str, Any] = {
-            "do_sample": False,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-            "min_p": None,
-        }
-        if temperature > 0:
-            changes = {"temperature": temperature}
+        changes = self.decoding.decoding_options()
         config = self.generation_config
         before = {name: getattr(config, name) for name in changes}
         kwargs = dict(self.generation_kwargs)
