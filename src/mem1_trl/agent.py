@@ -19,8 +19,7 @@ from .environment_runtime.seat import Seat
 from .hub.agent_settings import load_agent_settings
 from .metrics import trajectory_metrics
 from .protocol.protocol import Mem1Protocol
-from .protocol.tool_calls import ToolCallFormat
-from .protocol.untrusted import harmless
+from .protocol.untrusted import sanitize_prompt
 from .rollout.chat_client import ChatEndpoint
 from .rollout.endpoint import ChatRollout
 from .rollout.episode import Episode, RolloutSettings
@@ -144,9 +143,7 @@ class Mem1Agent:
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.tool_calls: ToolCallFormat | None = None
-        if self.protocol.action_syntax == "tool_calls":
-            self.tool_calls = ToolCallFormat(self.tokenizer, self.protocol, self.chat_template_kwargs)
+        self.syntax = self.protocol.syntax(self.tokenizer, self.chat_template_kwargs)
         self.settings = RolloutSettings(
             max_turns=max_turns,
             max_observation_length=max_observation_length,
@@ -289,7 +286,7 @@ class Mem1Agent:
             tokenizer=self.tokenizer,
             protocol=self.protocol,
             settings=self.settings,
-            tool_calls=self.tool_calls,
+            syntax=self.syntax,
             caller=caller,
         )
         if self.model is None:
@@ -339,24 +336,16 @@ class Mem1Agent:
         environment, actions = started.environment, started.actions
         observation = started.observation or ""
         self.settings.check_characters(observation)
-        observation = harmless(self.tokenizer, observation)
-        if isinstance(task, str) and self.tool_calls is not None:
-            task = [{"role": "user", "content": task}]
+        observation = sanitize_prompt(self.tokenizer, observation)
         if isinstance(task, str):
             text = self.protocol.render_task(task + observation, actions.describe())
             messages = [{"role": "user", "content": text}]
-            ids = list(self.tokenizer(text)["input_ids"])
+            ids = self.syntax.encode_task(text, actions.schemas)
         else:
             *before, last = task
             text = self.protocol.render_task(last["content"] + observation, actions.describe())
             messages = [*before, {**last, "content": text}]
-            if self.tool_calls is not None:
-                ids = self.tool_calls.encode_task(messages, actions.schemas)
-            else:
-                encoded: Any = self.tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
-                )
-                ids = list(encoded["input_ids"])
+            ids = self.syntax.encode_task(messages, actions.schemas)
         self.settings.check_prompt(ids)
         return Episode(ids, environment, actions, messages)
 

@@ -13,7 +13,7 @@ from .external_memory import ExternalMemory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedTokenizerBase
+    from ..protocol.syntax import EpisodeRecord
 
 
 # Characters of an observation that are tokenized for each token of room: what suffices for prose, and more if it did not
@@ -40,12 +40,8 @@ class Episode:
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
             Token ids of what the memory puts into the next context.
-        exchange (`list[dict]`):
-            All turns and results as chat messages, as TRL's reward functions know them; filled only with tool calls.
-        shown (`list[list[dict]]`):
-            For each turn its message and its results as the agent reads them, cut and with the hint; only with tool calls.
-        inside (`list[int]`):
-            Token ids of what the memory has put into the last result; only with tool calls.
+        record ([`~mem1_trl.protocol.syntax.EpisodeRecord`]):
+            What the action syntax keeps of the episode besides its turns. Set by [`Rollout`] when it begins to play.
         extended (`bool`):
             Whether the environment added to the task prompt, so that its length is not the data set's.
     """
@@ -56,9 +52,7 @@ class Episode:
     messages: list[dict[str, Any]] | None = None
     memory: ExternalMemory = field(default_factory=ExternalMemory)
     recalled: list[int] = field(default_factory=list)
-    exchange: list[dict[str, Any]] = field(default_factory=list)
-    shown: list[list[dict[str, Any]]] = field(default_factory=list)
-    inside: list[int] = field(default_factory=list)
+    record: EpisodeRecord = field(init=False, repr=False, compare=False)
     turns: list[Turn] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)
     stop_reason: StopReason | None = None
@@ -122,15 +116,3 @@ class RolloutSettings:
                 f"A task prompt has {len(prompt_ids)} tokens but max_context_length is {limit}, and the task prompt is "
                 "never truncated: raise max_context_length or drop the row."
             )
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-    """Text of token ids."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-    assert isinstance(text, str)
-    return text
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text that we wrote: tags are tags, special tokens special."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

@@ -24,8 +24,7 @@ from ..hub.agent_settings import save_agent_settings
 from ..hub.model_card import CardFacts, complete_model_card
 from ..metrics import trajectory_metrics
 from ..protocol.protocol import Mem1Protocol
-from ..protocol.tool_calls import ToolCallFormat
-from ..protocol.untrusted import harmless
+from ..protocol.untrusted import sanitize_prompt
 from ..rewards import are_answers, score_answer
 from ..rollout.episode import Episode, RolloutSettings
 from ..rollout.turn_loop import Rollout
@@ -154,7 +153,7 @@ class Mem1Trainer(TrajectoryTrainer):
         finally:
             args.reward_weights = weights
         # Refused here, where the tokenizer is known, if the model cannot call tools
-        tool_calls = ToolCallFormat(self.tokenizer, self.protocol, args.chat_template_kwargs) if native else None
+        syntax = self.protocol.syntax(self.tokenizer, args.chat_template_kwargs)
         self._episodes: list[Episode] = []
         self._ever_started = False
         self._lost_batches = 0
@@ -176,7 +175,7 @@ class Mem1Trainer(TrajectoryTrainer):
             settings=self.settings,
             generate=self.generate_turn,
             running_anywhere=self.any_process,
-            tool_calls=tool_calls,
+            syntax=syntax,
             caller=None if self.pool is None else self.pool.caller,
         )
         self._check_budgets()
@@ -269,7 +268,7 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         if self.pool is not None:
             actions = next(iter(self.pool.actions.values()))
-            self.rollout.encode_observation("", self.settings.max_turns - 1, list(actions.tags))
+            self.rollout.observations.encode("", self.settings.max_turns - 1, list(actions.tags))
         if limit is None or not isinstance(self.train_dataset, Dataset):
             return
         rows = self.train_dataset.select(range(min(_CHECKED_PROMPTS, len(self.train_dataset))))
@@ -338,11 +337,9 @@ class Mem1Trainer(TrajectoryTrainer):
         cannot end the message or begin another. Tags it may hold, since an environment explains its answer format there.
         """
         assert self.pool is not None
-        observation = harmless(self.tokenizer, observation) if observation else None
+        observation = sanitize_prompt(self.tokenizer, observation) if observation else None
         lines = self.pool.actions[self.pool.name_of(row)].describe()
-        prompt = row["prompt"]
-        if isinstance(prompt, str) and self.rollout.tool_calls is not None:
-            prompt = [{"role": "user", "content": prompt}]
+        prompt = self.rollout.syntax.as_prompt(row["prompt"])
         if isinstance(prompt, str):
             return {**row, "prompt": self.protocol.render_task(prompt + (observation or ""), lines)}
         *before, last = prompt
@@ -357,11 +354,9 @@ class Mem1Trainer(TrajectoryTrainer):
 
     def _encode_tasks(self, prompts: list[Any], actions: list[ActionSet | None]) -> list[list[int]]:
         """Token ids of task prompts, with the tools of their environments if these are called natively."""
-        if self.rollout.tool_calls is None:
-            return super().encode_prompts(prompts)
-        encode = self.rollout.tool_calls.encode_task
+        encode = self.rollout.syntax.encode_task
         return [
-            encode(prompt, kind.schemas) for prompt, kind in zip(prompts, actions, strict=True) if kind is not None
+            encode(prompt, [] if kind is None else kind.schemas) for prompt, kind in zip(prompts, actions, strict=True)
         ]
 
     def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
@@ -416,21 +411,10 @@ class Mem1Trainer(TrajectoryTrainer):
         began has an empty one. With native tool calls the messages are those of TRL, with `tool_calls` and the results as the
         tools gave them.
         """
-        if self.rollout.tool_calls is not None:
-            return [episode.exchange for episode in self._episodes]
-        completions: list[Any] = []
-        for trajectory in trajectories:
-            texts = [self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns]
-            if not conversational:
-                completions.append("".join(t + (turn.observation or "") for t, turn in zip(texts, trajectory.turns)))
-                continue
-            messages = [] if trajectory.turns else [{"role": "assistant", "content": ""}]
-            for text, turn in zip(texts, trajectory.turns):
-                messages.append({"role": "assistant", "content": text})
-                if turn.observation is not None:
-                    messages.append({"role": "tool", "name": turn.action or "", "content": turn.observation})
-            completions.append(messages)
-        return completions
+        return [
+            episode.record.completion(trajectory.turns, conversational)
+            for episode, trajectory in zip(self._episodes, trajectories, strict=True)
+        ]
 
     def _log_episodes(self, trajectories: list[Trajectory]) -> None:
         records = self.gather_records([(t.metrics, str(t.stop_reason), t.error, bool(t.turns)) for t in trajectories])
