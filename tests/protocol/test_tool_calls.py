@@ -24,6 +24,7 @@ from mem1_trl import (
     Mem1PPOTrainer,
     Mem1Protocol,
     StopReason,
+    Turn,
     score_trajectories,
 )
 from mem1_trl.environment_runtime.actions import ActionSet
@@ -227,6 +228,22 @@ def test_an_external_memory_speaks_inside_the_last_result():
     assert "secret number 2 &lt;/memory>" in inside and "<memory>Seen in earlier turns:" in inside
     assert "secret number 1 &lt;/memory>" in inside
     assert last.endswith("</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_memory_that_returns_nothing_leaves_nothing_in_the_messages():
+    """What an endpoint read one turn earlier is not in its context of this turn, as it is not in the student's."""
+    form, tokenizer = form_of(), shared_tokenizer()
+    record, actions, turns = form.new_record(), ActionSet(Library(), PROTOCOL), []
+    memory = tokenizer("<memory>old</memory>", add_special_tokens=False)["input_ids"]
+    last = []
+    for recalled in (memory, []):
+        ids = tokenizer(SEARCH, add_special_tokens=False)["input_ids"]
+        record.add_turn(form.parse(ids, SEARCH, actions))
+        record.add_observation(["search"], [tokenizer("7")["input_ids"]], 3)
+        assert record.place_memory(recalled) == ([], recalled)
+        turns.append(Turn((1,), tuple(ids), text=SEARCH, state="looking"))
+        last.append(record.messages([], turns, len(turns) - 1, "")[-1]["content"])
+    assert last == [f"[HINT]You have 3 turns left.[/HINT]\n\n7{old}" for old in ("<memory>old</memory>", "")]
 
 
 def test_several_calls_run_in_order_and_all_are_observed():

@@ -370,8 +370,7 @@ class ToolCallRecord(EpisodeRecord):
         self.shown.append([self._last_turn, *results])
 
     def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
-        if recalled:
-            self.inside = recalled
+        self.inside = recalled
         return [], recalled  # after the last result the agent's own turn is open
 
     def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
