@@ -14,9 +14,9 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
+from mem1_trl.protocol.tag_syntax import close_action
 from mem1_trl.rollout import chat_client
 from mem1_trl.rollout.chat_client import ChatEndpoint
-from mem1_trl.rollout.endpoint import close_action
 
 SEARCH = "<think>s</think><search>key</search>"
 ANSWER = "<think>7</think><answer>7</answer> and more"
@@ -196,7 +196,7 @@ def test_no_more_stops_than_openai_takes_and_still_cut_at_all(tokenizer):
     with serve(lambda messages: "<a>x</a><answer>y</answer>") as server:
         replies = ChatEndpoint(server.url).ask([[user("q")]], [stops])
     assert server.requests[0]["stop"] == ["</c>", "</d>", "</e>", "</answer>"]
-    assert close_action(replies[0][0], stops) == ("<a>x</a>", True)
+    assert close_action(replies[0][0]["content"], stops) == ("<a>x</a>", True)
 
 
 def test_arguments_of_a_request_can_be_set_and_left_out(tokenizer):

@@ -11,10 +11,11 @@ from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator
 
 from mem1_trl import Mem1Protocol, StopReason
 from mem1_trl.environment_runtime.actions import ActionSet
+from mem1_trl.protocol.untrusted import encode_untrusted
 from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.stopping import StopTexts
-from mem1_trl.rollout.turn_loop import Rollout, encode_untrusted
+from mem1_trl.rollout.turn_loop import Rollout
 
 SEARCH = "<think>s{n}</think><search>q{n}</search>"
 ANSWER = "<think>done</think><answer>7</answer>"
@@ -493,4 +494,4 @@ def test_webshop_action_that_cannot_be_read(tokenizer, rule):
     (trajectory,) = rollout.run([episode])
     assert trajectory.stop_reason == (StopReason.INVALID_ACTION if rule == "end" else StopReason.DONE)
     if rule == "observe":
-        assert "Error: 'buy tea' is no action: write search[...] or click[...]." in trajectory.turns[0].observation
+        assert "Error: 'buy tea' is not an action: write search[...] or click[...]." in trajectory.turns[0].observation

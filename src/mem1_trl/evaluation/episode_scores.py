@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..metrics import trajectory_metrics
+from ..protocol.encoding import decode
 from ..rewards import are_answers, score_answer
-from ..rollout.episode import decode
 from .result import EvaluatedTask
 from .retention import trace_objectives
 

@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .instructions import DEFAULT_INSTRUCTIONS, PAPER_INSTRUCTIONS, TOOL_CALL_INSTRUCTIONS, WEBSHOP_INSTRUCTIONS
-from .parsed_turn import ParsedTurn
+from .tag_syntax import TagSyntax, parse_tags
+from .tool_calls import ToolCallSyntax
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from .parsed_turn import ParsedTurn
+    from .syntax import ActionSyntax
 
 
 PROTOCOL_FILE = "mem1_protocol.json"
 """Name of the file that carries a protocol next to a model's weights."""
 
 _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
-
-_BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
-
 
 ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
 
@@ -252,54 +255,29 @@ class Mem1Protocol:
         before, after = self.memory_template.split("{memory}")
         return before.replace("{tag}", self.memory_tag), after.replace("{tag}", self.memory_tag)
 
-    def defuse(self, text: str, tags: Sequence[str] = ()) -> str:
+    # Reading
+
+    def syntax(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> ActionSyntax:
         """
-        Make text of the environment harmless: the tags of the protocol become `&lt;tag>`, surrogates and NUL bytes go.
+        The syntax of this protocol for one tokenizer: it writes tasks and results, and reads turns.
 
         Args:
-            text (`str`):
-                What the environment returned.
-            tags (`Sequence[str]`, *optional*):
-                Action tags in force besides the protocol's own.
-        """
-        names = {
-            self.state_tag,
-            self.answer_tag,
-            self.observation_tag,
-            *self.scratch_tags,
-            *(self.action_tags or {}),
-            *tags,
-        }
-        text = text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
-        # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
-        tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
-        return re.sub(tag, "&lt;", text, flags=re.IGNORECASE)
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the agent.
+            chat_template_kwargs (`Mapping`, *optional*):
+                Further arguments of the chat template.
 
-    # Parsing
-
-    def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
+        Raises:
+            `ValueError`: With tool calls, if the chat template cannot write them, or it is not known how to read them.
         """
-        Closing tags at which generation stops.
-
-        Args:
-            action_tags (`Sequence[str]`):
-                Tags of the actions in force, without the answer tag.
-            last_turn (`bool`):
-                Whether no turn remains, so that only an answer is of use.
-        """
-        if self.action_syntax == "tool_calls":  # a turn goes on to its end token
-            return []
-        answer = f"</{self.answer_tag}>"
-        if self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn):
-            return [answer]
-        return [*(f"</{tag}>" for tag in action_tags), answer]
+        kind = ToolCallSyntax if self.action_syntax == "tool_calls" else TagSyntax
+        return kind(tokenizer, self, chat_template_kwargs)
 
     def parse(self, text: str, action_tags: Sequence[str], last_turn: bool = False) -> ParsedTurn:
         """
-        Read one completion: the state, and the first complete action after it.
-
-        Only text that the model wrote is given to this method, and nothing behind the first complete action counts, so
-        an invented observation or a second action has no effect.
+        Read one completion whose actions are tags or brackets: the state, and the first complete action after it.
 
         Args:
             text (`str`):
@@ -309,50 +287,7 @@ class Mem1Protocol:
             last_turn (`bool`, *optional*, defaults to `False`):
                 Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
         """
-        state_match = re.search(rf"<{re.escape(self.state_tag)}>(.*?)</{re.escape(self.state_tag)}>", text, re.DOTALL)
-        only_answer = self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn)
-        names = [self.answer_tag] if only_answer else [*action_tags, self.answer_tag]
-        pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
-        # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
-        start = 0
-        action_match = re.search(pattern, text[: state_match.start()] if state_match else text, re.DOTALL)
-        if action_match is not None:
-            state_match = None  # nothing behind the first action counts
-        elif state_match is not None:
-            start = state_match.end()
-            action_match = re.search(pattern, text[start:], re.DOTALL)
-        if action_match is None:
-            return ParsedTurn(
-                state=state_match[1].strip() if state_match else None,
-                state_span=state_match.span() if state_match else None,
-            )
-        name, inner = action_match[1], action_match[2]
-        opening = f"<{name}>"
-        skipped = inner.rfind(opening) + len(opening) if opening in inner else 0
-        begin = start + action_match.start() + (skipped if skipped else 0)
-        turn = ParsedTurn(
-            state=state_match[1].strip() if state_match else None,
-            state_span=state_match.span() if state_match else None,
-            action=name,
-            action_input=inner[skipped:].strip(),
-            action_span=(begin, start + action_match.end()),
-        )
-        return self._open_brackets(turn, action_tags) if self.action_syntax == "brackets" else turn
-
-    @staticmethod
-    def _open_brackets(turn: ParsedTurn, names: Sequence[str]) -> ParsedTurn:
-        """A turn whose action is the text inside the answer tag, with that text read as `name[argument]`."""
-        match = _BRACKETS.match(turn.action_input or "")
-        if match is None or match[1] not in names:
-            problem = f"{turn.action_input!r:.80} is no action: write {' or '.join(f'{name}[...]' for name in names)}."
-            return dataclasses.replace(turn, action=None, action_input=None, action_span=None, problem=problem)
-        return dataclasses.replace(turn, action=match[1], action_input=(match[2] or "").strip())
-
-    def drop_scratch(self, text: str) -> str:
-        """The completion without the scratch tags and what is inside them: what is carried into the next context."""
-        for tag in self.scratch_tags:
-            text = re.sub(rf"<{re.escape(tag)}>.*?</{re.escape(tag)}>\s*", "", text, flags=re.DOTALL)
-        return text
+        return parse_tags(self, text, action_tags, last_turn)
 
     # Saving
 

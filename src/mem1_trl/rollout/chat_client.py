@@ -73,49 +73,35 @@ class ChatEndpoint:
                 "huggingface_hub.InferenceClient, or the address of a server such as 'http://localhost:8000/v1'."
             )
 
-    def ask(self, conversations: Sequence[list[dict[str, Any]]], stops: Sequence[list[str]]) -> list[tuple[str, bool]]:
+    def ask(
+        self,
+        conversations: Sequence[list[dict[str, Any]]],
+        stops: Sequence[list[str]],
+        tools: Sequence[list[dict[str, Any]]] | None = None,
+    ) -> list[tuple[dict[str, Any], bool]]:
         """
-        One answer for each conversation, asked for at once.
+        One answer for each conversation, asked for simultaneously.
 
         Args:
             conversations (`Sequence[list[dict]]`):
                 Messages with `role` and `content`.
             stops (`Sequence[list[str]]`):
                 Stop strings of each.
-
-        Returns:
-            `list[tuple[str, bool]]`: The text, and whether it ended by itself or at a stop string rather than at its length
-            limit. Servers leave the stop string out or in; it is put back by [`close_action`].
-        """
-        choices = self._ask_all(conversations, stops, [None] * len(conversations))
-        return [(choice.message.content or "", choice.finish_reason != "length") for choice in choices]
-
-    def ask_with_tools(
-        self, conversations: Sequence[list[dict[str, Any]]], tools: Sequence[list[dict[str, Any]]]
-    ) -> list[tuple[dict[str, Any], bool]]:
-        """
-        One answer for each conversation, as a message that may call tools.
-
-        Args:
-            conversations (`Sequence[list[dict]]`):
-                Messages with `role` and `content`.
-            tools (`Sequence[list[dict]]`):
+            tools (`Sequence[list[dict]]`, *optional*):
                 JSON schemas of the tools of each.
 
         Returns:
             `list[tuple[dict, bool]]`: The message, with `content`, `reasoning_content` if the server tells, and `tool_calls` whose
-            arguments are dictionaries; and whether it ended by itself rather than at its length limit.
+            arguments are dictionaries; and whether it ended by itself or at a stop string rather than at its length limit.
+            Servers leave the stop string out or in; it is put back by [`~mem1_trl.protocol.tag_syntax.close_action`].
         """
-        choices = self._ask_all(conversations, [[]] * len(conversations), tools)
-        return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
-
-    def _ask_all(self, conversations: Sequence[Any], stops: Sequence[list[str]], tools: Sequence[Any]) -> list[Any]:
         if not conversations:
             return []
         with ThreadPoolExecutor(max_workers=min(self.max_workers, len(conversations))) as pool:
-            return list(pool.map(self._ask_one, conversations, stops, tools))
+            choices = pool.map(self._ask_one, conversations, stops, tools or [[]] * len(conversations))
+            return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
 
-    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]] | None) -> Any:
+    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Any:
         request = {
             "model": self.model,
             "messages": messages,
@@ -154,7 +140,7 @@ def _message(answer: Any) -> dict[str, Any]:
     if isinstance(thought, str):
         message["reasoning_content"] = thought
     calls = []
-    for call in answer.tool_calls or []:
+    for call in getattr(answer, "tool_calls", None) or []:
         arguments = call.function.arguments or "{}"
         if isinstance(arguments, str):
             try:

@@ -1,4 +1,4 @@
-"""One running episode, and the settings it is played with."""
+"""One running episode."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from ..trajectory import StopReason, Turn
 from .external_memory import ExternalMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedTokenizerBase
-
-
-# Characters of an observation that are tokenized for each token of room: what suffices for prose, and more if it did not
-# No tokenizer packs more of prose into a token than the last
-_CHARACTERS_PER_TOKEN = (8, 32, 128)
+    from ..protocol.syntax import EpisodeRecord
 
 
 @dataclass(slots=True)
@@ -37,12 +30,8 @@ class Episode:
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
             Token ids of what the memory puts into the next context.
-        exchange (`list[dict]`):
-            All turns and results as chat messages, as TRL's reward functions know them; filled only with tool calls.
-        shown (`list[list[dict]]`):
-            For each turn its message and its results as the agent reads them, cut and with the hint; only with tool calls.
-        inside (`list[int]`):
-            Token ids of what the memory has put into the last result; only with tool calls.
+        record ([`~mem1_trl.protocol.syntax.EpisodeRecord`]):
+            What the action syntax keeps of the episode besides its turns. Set by [`Rollout`] when it begins to play.
         prompt (`str` or `list[dict]`):
             The rendered task prompt: a text, or chat messages.
     """
@@ -53,9 +42,7 @@ class Episode:
     prompt: str | list[dict[str, Any]] = ""
     memory: ExternalMemory = field(default_factory=ExternalMemory)
     recalled: list[int] = field(default_factory=list)
-    exchange: list[dict[str, Any]] = field(default_factory=list)
-    shown: list[list[dict[str, Any]]] = field(default_factory=list)
-    inside: list[int] = field(default_factory=list)
+    record: EpisodeRecord = field(init=False, repr=False, compare=False)
     turns: list[Turn] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)
     stop_reason: StopReason | None = None
@@ -69,15 +56,3 @@ class Episode:
         if isinstance(self.prompt, str):
             return [{"role": "user", "content": self.prompt}]
         return list(self.prompt)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-    """Text of token ids."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-    assert isinstance(text, str)
-    return text
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text that we wrote: tags are tags, special tokens special."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

@@ -126,6 +126,7 @@ class EpisodePlayer:
         """
         added = sanitize_prompt(self.rollout.tokenizer, observation) if observation else ""
         protocol, lines = self.rollout.protocol, actions.describe()
+        task = self.rollout.syntax.as_prompt(task)
         if isinstance(task, str):
             text = protocol.render_task(task + added, lines)
             return [{"role": "user", "content": text}] if self.rollout.settings.conversational else text

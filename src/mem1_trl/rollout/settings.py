@@ -9,8 +9,11 @@ from typing import Any
 
 from .context import CONTEXT_RULES
 
-_CHARACTERS_PER_TOKEN = 128
-"""More characters than any tokenizer fits into one token of prose."""
+CHARACTERS_PER_TOKEN = (8, 32, 128)
+"""
+Characters that are tokenized for each token of room: enough for prose, and more if they were not. The last exceeds what any
+tokenizer fits into one token of prose.
+"""
 
 
 def _at_least_one(default: int, help: str) -> Any:
@@ -253,7 +256,7 @@ class AgentSettings:
     def check_characters(self, observation: str | None) -> None:
         """Raise a `ValueError` if what `reset` returned cannot fit into the context, however it is tokenized."""
         limit = self.max_context_length
-        if limit is not None and observation is not None and len(observation) > limit * _CHARACTERS_PER_TOKEN:
+        if limit is not None and observation is not None and len(observation) > limit * CHARACTERS_PER_TOKEN[-1]:
             raise ValueError(
                 f"`reset` returned {len(observation)} characters, which cannot fit into a context of {limit} tokens."
             )

@@ -118,7 +118,7 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
     limit = settings.max_context_length
     if pool is not None:
         actions = next(iter(pool.actions.values()))
-        player.rollout.encode_observation("", settings.max_turns - 1, list(actions.tags))
+        player.rollout.observations.encode("", settings.max_turns - 1, list(actions.tags))
     if limit is None or not isinstance(dataset, Dataset):
         return
     lengths = []

@@ -183,21 +183,10 @@ class Mem1Trainer(TrajectoryTrainer):
         began has an empty one. With native tool calls the messages are those of TRL, with `tool_calls` and the results as the
         tools gave them.
         """
-        if self.rollout.tool_calls is not None:
-            return [episode.exchange for episode in self._episodes]
-        completions: list[Any] = []
-        for trajectory in trajectories:
-            texts = [self.tokenizer.decode(turn.completion_ids, skip_special_tokens=True) for turn in trajectory.turns]
-            if not conversational:
-                completions.append("".join(t + (turn.observation or "") for t, turn in zip(texts, trajectory.turns)))
-                continue
-            messages = [] if trajectory.turns else [{"role": "assistant", "content": ""}]
-            for text, turn in zip(texts, trajectory.turns):
-                messages.append({"role": "assistant", "content": text})
-                if turn.observation is not None:
-                    messages.append({"role": "tool", "name": turn.action or "", "content": turn.observation})
-            completions.append(messages)
-        return completions
+        return [
+            episode.record.completion(trajectory.turns, conversational)
+            for episode, trajectory in zip(self._episodes, trajectories, strict=True)
+        ]
 
     def rewarded(self, trajectories: list[Trajectory]) -> None:
         self._episode_log.keep(trajectories)
