@@ -205,14 +205,14 @@ class Mem1Agent:
             `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
             `seconds` is the episode's share of the wall time: that of each turn is split evenly among those that played it.
         """
-        given = environments
-        if not isinstance(given, EnvironmentPool):
-            given = GivenEnvironments(given, self.protocol, self._caller)
+        tolerate = "everything" if keep_failures else "nothing"
+        if isinstance(environments, EnvironmentPool):
+            return self._run(rows, environments, tolerate)
+        given = GivenEnvironments(environments, self.protocol, self._caller)
         try:
-            return self._run(rows, given, "everything" if keep_failures else "nothing")
+            return self._run(rows, given, tolerate)
         finally:
-            if isinstance(given, GivenEnvironments):
-                given.release()
+            given.release()
 
     def _run(
         self, rows: Sequence[Mapping[str, Any]], environments: EnvironmentPool | GivenEnvironments, tolerate: str

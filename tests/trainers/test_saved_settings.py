@@ -134,7 +134,8 @@ def test_a_trainer_takes_the_protocol_saved_with_its_model(tmp_path, actor, toke
     trainer.save_model(str(tmp_path / "two" / "model"))
     assert Mem1Protocol.from_pretrained(tmp_path / "two" / "model") == PATIENT
     assert make(tmp_path / "three", path, tokenizer, protocol=SHORT).protocol == SHORT
-    assert make(tmp_path / "four", actor, tokenizer, protocol=None).protocol == Mem1Protocol()
+    four = make(tmp_path / "four", actor, tokenizer, protocol=None, max_observation_length=200)
+    assert four.protocol == Mem1Protocol()
 
 
 def test_its_first_batch_is_rewarded_as_it_was(tmp_path, actor, tokenizer):

@@ -117,8 +117,8 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
     settings = player.rollout.settings
     limit = settings.max_context_length
     if pool is not None:
-        actions = next(iter(pool.actions.values()))
-        player.rollout.observations.encode("", settings.max_turns - 1, list(actions.tags))
+        tags = list(next(iter(pool.actions.values())).tags)
+        player.rollout.observations.encode("", settings.max_turns - 1, tags)
     if limit is None or not isinstance(dataset, Dataset):
         return
     lengths = []
