@@ -652,3 +652,10 @@ def test_it_trains(tmp_path, tokenizer, actor):
     pages = [turn.observation for trajectory in played for turn in trajectory.turns if turn.observation]
     assert pages and all("Instruction: [SEP]" in page and "[cut]" in page for page in pages)
     assert all(turn.observation_tokens <= 80 for trajectory in played for turn in trajectory.turns)
+
+
+def test_a_shop_says_what_it_was_made_with():
+    assert WebShopEnvironment(show_attributes=True).mem1_settings == {
+        "show_available_actions": False,
+        "show_attributes": True,
+    }

@@ -15,7 +15,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.protocol.tag_syntax import close_action
-from mem1_trl.rollout import chat_client
+from mem1_trl import retrying
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
 SEARCH = "<think>s</think><search>key</search>"
@@ -57,7 +57,7 @@ def assistant(text):
 def no_waiting(monkeypatch):
     """Records the pauses instead of making them."""
     pauses: list[float] = []
-    monkeypatch.setattr(chat_client.time, "sleep", pauses.append)
+    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
     return pauses
 
 

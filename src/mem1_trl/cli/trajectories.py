@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..json_lines import read_json_lines
 from .options import CommandError, Parser
 
 OUTCOMES = ("right", "partly", "wrong", "error", "unscored")
@@ -83,16 +83,12 @@ def run(args: Sequence[str]) -> None:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise CommandError(f"line {number} of {str(path)!r} is not JSON ({error})") from None
+    advice = "pass the .jsonl file of an evaluation"
+    try:
+        for number, record in read_json_lines(path, advice):
             if not isinstance(record, dict) or not ("trajectory" in record or "turns" in record):
-                raise CommandError(
-                    f"line {number} of {str(path)!r} holds no trajectory: pass the .jsonl file of an evaluation"
-                )
+                raise CommandError(f"line {number} of {str(path)!r} holds no trajectory: {advice}")
             yield record
+    except ValueError as error:
+        text = str(error)
+        raise CommandError(text[:1].lower() + text[1:]) from None

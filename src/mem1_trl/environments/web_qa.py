@@ -80,6 +80,11 @@ class WebQAEnvironment(QuestionAnswering):
         self._parts: list[str] = []
         self._part = 0
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """What a model trained here needs to be run again: saved next to it."""
+        return {"top_k": self._top_k, "page_length": self._page_length}
+
     @classmethod
     def factory(
         cls,

@@ -9,13 +9,13 @@ raised holds `error` instead of turns.
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..json_lines import read_json_lines
 from ..protocol.protocol import Mem1Protocol
 from ..rewards import score_answer
 
@@ -99,22 +99,13 @@ def reference_metrics(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Line {number} of {path} is not JSON ({error.msg}): pass a .jsonl file.") from None
-            if not isinstance(row, dict) or (
-                "error" not in row and not {"q", "Golden_answer", "Exact_match"} <= set(row)
-            ):
-                raise ValueError(
-                    f"Line {number} of {path} has no 'q', 'Golden_answer' and 'Exact_match': pass a file that the reference's "
-                    "generate_rollout.py wrote; for files of this package use Evaluation.load."
-                )
-            rows.append(row)
+    for number, row in read_json_lines(path, "pass a .jsonl file."):
+        if not isinstance(row, dict) or ("error" not in row and not {"q", "Golden_answer", "Exact_match"} <= set(row)):
+            raise ValueError(
+                f"Line {number} of {path} has no 'q', 'Golden_answer' and 'Exact_match': pass a file that the reference's "
+                "generate_rollout.py wrote; for files of this package use Evaluation.load."
+            )
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty: pass a file with one JSON object per line.")
     return rows

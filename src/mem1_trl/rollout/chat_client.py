@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff, with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 logger = logging.getLogger(__name__)
-
-_BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that pass by themselves."""
-
-# The clients of OpenAI, the Hub and httpx share no base class for "nobody answered"; what they share with it is the name
-_UNREACHABLE = ("APIConnectionError", "InferenceTimeoutError", "TransportError")
 
 _MAX_STOPS = 4
 """OpenAI refuses more stop sequences; what is not stopped at is cut off here."""
@@ -112,25 +106,33 @@ class ChatEndpoint:
             **self.request_kwargs,
         }
         request = {key: value for key, value in request.items() if value is not None}
-        for attempt in range(self.max_retries + 1):
-            try:
-                return self.client.chat.completions.create(**request).choices[0]
-            except Exception as error:
-                wait = _seconds_to_wait(error, attempt)
-                what = " ".join(f"{type(error).__name__}: {error}".split())
-                if wait is None:
-                    raise RuntimeError(
-                        f"The endpoint refused a request ({what}): correct the name of the "
-                        "model, the key, or `request_kwargs`."
-                    ) from error
-                if attempt == self.max_retries:
-                    raise ConnectionError(
-                        f"The endpoint gave no answer in {attempt + 1} attempts ({what}): check "
-                        "its address and that the server runs, then start again."
-                    ) from error
-                logger.warning("%s. Trying again in %.1f s.", what, wait)
-                time.sleep(wait)
-        raise AssertionError("unreachable")
+        attempts = 0
+
+        def ask() -> Any:
+            nonlocal attempts
+            attempts += 1
+            return self.client.chat.completions.create(**request).choices[0]
+
+        try:
+            return with_retries(ask, self.max_retries, _seconds_to_wait, _warn)
+        except Exception as error:
+            if _seconds_to_wait(error, attempts) is None:
+                raise RuntimeError(
+                    f"The endpoint refused a request ({_one_line(error)}): correct the name of the model, the key, or "
+                    "`request_kwargs`."
+                ) from error
+            raise ConnectionError(
+                f"The endpoint gave no answer in {attempts} attempts ({_one_line(error)}): check its address and that the "
+                "server runs, then start again."
+            ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _warn(error: Exception, seconds: float) -> None:
+    logger.warning("%s. Trying again in %.1f s.", _one_line(error), seconds)
 
 
 def _message(answer: Any) -> dict[str, Any]:
@@ -161,11 +163,9 @@ def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
         names = {kind.__name__ for kind in type(error).__mro__}
         if "OfflineModeIsEnabled" in names:  # HF_HUB_OFFLINE keeps huggingface_hub's client from every server
             return None
-        if not isinstance(error, OSError) and not names & set(_UNREACHABLE):
+        if not isinstance(error, OSError) and not names & TRANSIENT_ERRORS:
             return None
-    elif status not in _BUSY:
+    elif status not in BUSY_STATUSES:
         return None
-    asked = (getattr(response, "headers", None) or {}).get("retry-after", "")
-    if asked.isdigit():
-        return float(asked)
-    return min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)
+    asked = asked_to_wait(getattr(response, "headers", None))
+    return backoff(attempt, first=1.0) if asked is None else asked

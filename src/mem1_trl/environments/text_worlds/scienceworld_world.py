@@ -49,6 +49,16 @@ class ScienceWorldEnvironment(JavaWorld):
         super().__init__(max_steps, show_valid_actions)
         self._task, self._simplifications = task, simplifications
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """What a model trained here needs to be run again: saved next to it."""
+        return {
+            "task": self._task,
+            "simplifications": self._simplifications,
+            "max_steps": self._max_steps,
+            "show_valid_actions": self._show_valid_actions,
+        }
+
     @classmethod
     def factory(
         cls, task: str = "boil", simplifications: str = "easy", **kwargs: Any

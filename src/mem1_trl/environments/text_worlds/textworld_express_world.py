@@ -57,6 +57,17 @@ class TextWorldExpressEnvironment(JavaWorld):
             raise ValueError(f"Unknown fold {fold!r}: use {', '.join(map(repr, FOLDS))}.")
         self._game, self._params, self._fold = game, game_params, fold
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """What a model trained here needs to be run again: saved next to it."""
+        return {
+            "game": self._game,
+            "game_params": self._params,
+            "fold": self._fold,
+            "max_steps": self._max_steps,
+            "show_valid_actions": self._show_valid_actions,
+        }
+
     @classmethod
     def factory(
         cls, game: str = "cookingworld", game_params: str = "", **kwargs: Any

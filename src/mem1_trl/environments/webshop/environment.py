@@ -79,6 +79,11 @@ class WebShopEnvironment:
         self._results: list[Product] = []
         self._begin(0)
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """What a model trained here needs to be run again: saved next to it."""
+        return {"show_available_actions": self._show_available_actions, "show_attributes": self._show_attributes}
+
     @classmethod
     def factory(cls, shop: WebShop | None = None, **kwargs: Any) -> Callable[[], WebShopEnvironment]:
         """
