@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..protocol.syntax import EpisodeRecord
 
 
-# Characters of an observation that are tokenized for each token of room: what suffices for prose, and more if it did not
-# No tokenizer packs more of prose into a token than the last
+# Characters of an observation that are tokenized for each token of room: enough for prose first, and more if it was not
+# The last value exceeds what any tokenizer fits into one token of prose
 _CHARACTERS_PER_TOKEN = (8, 32, 128)
 
 
@@ -39,9 +39,9 @@ class Episode:
         memory ([`ExternalMemory`]):
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
-            Token ids of what the memory puts into the next context.
+            Token ids that the memory puts into the next context.
         record ([`~mem1_trl.protocol.syntax.EpisodeRecord`]):
-            What the action syntax keeps of the episode besides its turns. Set by [`Rollout`] when it begins to play.
+            Record of the action syntax about the episode. Set by [`Rollout.run`].
         extended (`bool`):
             Whether the environment added to the task prompt, so that its length is not the data set's.
     """
