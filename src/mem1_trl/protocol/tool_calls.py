@@ -216,7 +216,7 @@ class ToolCallSyntax(ActionSyntax):
         task = [{"role": "user", "content": "m1"}]
         before, whole = self._render(task, False), self._render(task, True)
         text = whole[len(before) :] if whole.startswith(before) else whole
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return encode_text(self.tokenizer, text)
 
     @cached_property
     def _markup(self) -> re.Pattern[str]:
