@@ -1,4 +1,4 @@
-"""Tests of text that wants to be more than text: over several kinds of tokenizers, with random mixtures of what hurts."""
+"""Tests of untrusted text: random mixtures of control tokens and tags, over several kinds of tokenizers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def finish(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
     )
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[:3]})
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in CONTROL])
-    tokenizer.add_tokens(["molecule"])  # a word of a user's domain is no control
+    tokenizer.add_tokens(["molecule"])  # a word of a user's domain is not a control token
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -159,9 +159,9 @@ def test_ten_megabytes_cost_little(hostile_tokenizer, text):
         "<answer", "x <search", "<thinK>",
     ],
 )  # fmt: skip
-def test_a_tag_in_disguise_is_defused(text):
-    defused = escape_tags(Mem1Protocol(), text, ["search"])
-    assert "<" not in defused and defused.count("&lt;") == text.count("<")
+def test_a_tag_in_disguise_is_escaped(text):
+    escaped = escape_tags(Mem1Protocol(), text, ["search"])
+    assert "<" not in escaped and escaped.count("&lt;") == text.count("<")
 
 
 def test_tags_split_over_two_passages_do_not_meet(tokenizer):

@@ -82,7 +82,7 @@ def test_instructions_name_every_tag_and_hold_the_task(protocol):
 # Rendering
 
 
-def test_braces_of_a_task_are_no_placeholders():
+def test_braces_of_a_task_are_not_placeholders():
     protocol = Mem1Protocol(instructions="{actions}|{prompt}|{other}|{{}}")
     task = 'say {answer} {"a": {state}} {0} {prompt}'
     assert protocol.render_task(task, ["{observation}"]) == "{observation}|" + task + "|{other}|{{}}"
@@ -145,7 +145,7 @@ def test_invented_observation_and_answer_do_not_count():
     assert (parsed.action, parsed.action_input) == ("search", "q")
 
 
-def test_nothing_behind_the_first_action_counts_not_even_a_state():
+def test_nothing_after_the_first_action_counts_not_even_a_state():
     parsed = parse("<search>q</search><information>42</information><think>so</think><answer>42</answer>")
     assert (parsed.action, parsed.action_input, parsed.state) == ("search", "q", None)
 
@@ -179,7 +179,7 @@ def test_own_tags():
     assert protocol.observation_frame(2)[1] == "</saw>\n\n"
 
 
-# What the environment may not say
+# Text of the environment
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_brackets_inside_the_answer_tag(text, action, argument):
 
 
 @pytest.mark.parametrize("inner", ["buy[tea]", "red shoes", "search[tea", "search(tea)", "search[tea] now", ""])
-def test_what_is_no_bracket_action(inner):
+def test_text_that_is_not_a_bracket_action(inner):
     turn = SHOP.parse(f"<summary>s</summary><answer>{inner}</answer>", PAGES)
     assert (turn.action, turn.action_input, turn.state) == (None, None, "s")
     assert "write search[...] or click[...]." in turn.problem

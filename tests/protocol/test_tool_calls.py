@@ -70,7 +70,7 @@ SEARCH = said("looking", call("search", '{"query": "key"}'))
 ANSWER = said("it is 7", "7")
 
 
-# What templates render
+# Rendering
 
 
 @pytest.mark.parametrize("name", CONTROL)
@@ -209,7 +209,7 @@ def test_other_rules_of_context_keep_their_turns(context):
 
 
 def test_an_external_memory_speaks_inside_the_last_result():
-    """Behind the result the agent's own turn is open: what is put back must not stand there."""
+    """After the result the agent's own turn is open: text of the memory must not go there."""
 
     class Changing(Library):
         def search(self, query: str, top_k: int = 1) -> str:
@@ -674,13 +674,13 @@ def test_evaluate_agent_plays_tool_calls(tmp_path):
 
 
 def api_call(name, arguments, number=0):
-    """A tool call as the OpenAI API gives it."""
+    """A tool call as the OpenAI API returns it."""
     return {"id": f"x{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1"])
 def test_an_endpoint_calls_tools_natively(name):
-    """What it is asked, and the trajectory in the format of the student, which parses to the same calls and states."""
+    """The requests, and the trajectory in the format of the student, which parses to the same calls and states."""
     tokenizer = template_tokenizer(name)
     several = [api_call("search", '{"query": "key"}', 0), api_call("note", '{"lines": ["a"]}', 1)]
     answers = [

@@ -1,4 +1,4 @@
-"""Agents behind an OpenAI-compatible endpoint, over real HTTP: what is asked, what is made of the answers, and what if none comes."""
+"""Agents of an OpenAI-compatible endpoint, over real HTTP: requests, trajectories made of the answers, failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the turn loop with a scripted policy: what ends an episode, what the next context holds, what may come in."""
+"""Tests of the turn loop with a scripted policy: ends of episodes, contexts, observations."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_stop_strings_change_in_the_last_turn_of_the_reference(tokenizer):
 
 
 def test_an_invented_observation_is_neither_generated_nor_parsed(tokenizer):
-    """Pitfall 5: the turn ends at its first action, whatever the model would have written behind it."""
+    """Pitfall 5: the turn ends at its first action, whatever the model would have written after it."""
     invented = "<search>q</search><information>7</information><think>so</think><answer>8</answer>"
     environment = LookupEnvironment()
     (trajectory,), _ = play(tokenizer, [[invented], [ANSWER]], [environment])

@@ -1,4 +1,4 @@
-"""What one completion said and asks for, whatever the syntax of its actions."""
+"""Records of one completion: its state, its action, and the calls that it asks for. The same for every syntax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ToolCall:
         name (`str`):
             Name of the tool, which is a method of the environment.
         arguments (`Mapping[str, Any]`):
-            Its arguments as the model gave them.
+            Its arguments as the model wrote them.
     """
 
     name: str
@@ -28,7 +28,7 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
     """
-    What one completion said.
+    The state and the action of one completion.
 
     Attributes:
         state (`str` or `None`):
@@ -41,7 +41,7 @@ class ParsedTurn:
         action_input (`str` or `None`):
             Text inside that tag, stripped. With tool calls their arguments as JSON.
         answer (`str` or `None`):
-            The answer, if this turn gives one and so ends the episode.
+            The answer, if this turn ends the episode with one.
         calls (`tuple[ToolCall, ...]`):
             Native tool calls in the order they were written; empty in the other syntaxes.
         message (`dict` or `None`):
@@ -74,7 +74,7 @@ class ActionRequest:
         method (`str` or `None`):
             Name of the method to call, or `None` if there is a `problem`.
         arguments (`Mapping[str, Any]`):
-            Its keyword arguments, with the types that the method wants.
+            Its keyword arguments, converted to the types of the method.
         problem (`str` or `None`):
             Why nothing can be called, phrased for the agent.
     """

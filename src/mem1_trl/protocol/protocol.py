@@ -1,4 +1,4 @@
-"""How an agent is spoken to and how its turns are read: tags, instructions, hints, budgets. Text only, no tensors."""
+"""The record of how an agent is spoken to: tags, instructions, hints. It is saved with a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 PROTOCOL_FILE = "mem1_protocol.json"
-"""Name of the file that carries a protocol next to a model's weights."""
+"""Name of the file with the protocol, next to a model's weights."""
 
 _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
 
@@ -46,7 +46,7 @@ class Mem1Protocol:
         answer_tag (`str`, *optional*, defaults to `"answer"`):
             Tag that ends the episode. If the environment has a method of this name, it is called with the text.
         observation_tag (`str`, *optional*, defaults to `"information"`):
-            Tag around what the environment returns.
+            Tag around the text that the environment returns.
         action_tags (`dict[str, str]`, *optional*):
             Tag -> name of the environment method it calls. `None` gives every action of the environment a tag of its
             own name. A method with several parameters takes them as one JSON object inside the tag.
@@ -64,10 +64,10 @@ class Mem1Protocol:
         memory_tag (`str`, *optional*, defaults to `"memory"`):
             Tag around past observations that an external memory puts back (only with `context="external"`).
         memory_template (`str`, *optional*):
-            Template around them, with `{tag}` and `{memory}`. It stands between the task prompt and the last turn.
+            Template around them, with `{tag}` and `{memory}`. It goes between the task prompt and the last turn.
         on_invalid_action (`str`, *optional*, defaults to `"end"`):
-            What a turn without a complete action does: `"end"` the episode (as in the paper), or show an error to the
-            agent and go on (`"observe"`).
+            Effect of a turn without a complete action: `"end"` ends the episode (as in the paper), `"observe"` shows an
+            error to the agent and goes on.
         answer_only_in_last_turn (`bool`, *optional*, defaults to `False`):
             Whether only an answer counts in the last turn, which then runs on through other actions. The reference
             does that; an environment that is acted on to the end (a game, a shop) needs its last action.
@@ -108,7 +108,7 @@ class Mem1Protocol:
             raise ValueError("A model calls tools by the names of the methods: leave `action_tags` out, or use tags.")
         tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags]
         names = list(self.action_tags or {})
-        if self.action_syntax == "tags":  # in brackets a name is no tag
+        if self.action_syntax == "tags":  # in brackets a name is not a tag
             tags += names
         for tag in (*tags, *names, self.memory_tag):
             if not _TAG_NAME.match(tag):
@@ -148,7 +148,7 @@ class Mem1Protocol:
     def reference(cls, inference: bool = False) -> Mem1Protocol:
         """
         The tags, hints and white space of the released question-answering code and checkpoint: `<think>`, `<search>`,
-        `<information>`, `<answer>`. The instructions are worded anew.
+        `<information>`, `<answer>`. The instructions have a wording of their own.
 
         Args:
             inference (`bool`, *optional*, defaults to `False`):
@@ -174,8 +174,8 @@ class Mem1Protocol:
         """
         The model's own tool calls, written and read by its chat template as in [`~trl.GRPOTrainer`].
 
-        The environment's methods are the `tools` of the template. A turn is the state and one or several calls; what they
-        return are tool messages, and both are all that stays. A turn without a call ends the episode, its text is the
+        The environment's methods are the `tools` of the template. A turn is the state and one or several calls; their
+        results are tool messages. The turn and its results are all that stays. A turn without a call ends the episode, its text is the
         answer. The request to keep a state follows the task in the user's message, whatever the system message says.
         """
         return cls(
@@ -213,7 +213,7 @@ class Mem1Protocol:
             prompt (`str`):
                 The task, for instance the questions.
             actions (`Sequence[str]`, *optional*):
-                One line per action, as [`mem1_trl.environment_runtime.actions.ActionSet.describe`] gives them.
+                One line per action, as [`mem1_trl.environment_runtime.actions.ActionSet.describe`] returns them.
 
         Returns:
             `str`: The text of the user message.
@@ -251,7 +251,7 @@ class Mem1Protocol:
         return before, after
 
     def memory_frame(self) -> tuple[str, str]:
-        """The trusted text before and after what an external memory puts back."""
+        """The trusted text before and after the notes that an external memory puts back."""
         before, after = self.memory_template.split("{memory}")
         return before.replace("{tag}", self.memory_tag), after.replace("{tag}", self.memory_tag)
 

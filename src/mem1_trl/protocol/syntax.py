@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OfferedActions(Protocol):
-    """What a syntax asks of the actions of an environment; see [`mem1_trl.environment_runtime.ActionSet`]."""
+    """The part of [`mem1_trl.environment_runtime.actions.ActionSet`] that a syntax uses."""
 
     tags: dict[str, str]
     schemas: list[dict[str, Any]]
@@ -137,12 +137,12 @@ class ActionSyntax(ABC):
 
         Args:
             text (`str`):
-                What the environment returned.
+                Text that the environment returned.
             tags (`Sequence[str]`, *optional*):
                 Tags in force besides the protocol's own; a syntax whose actions are not tags ignores them.
         """
 
-    # Other models, and people
+    # Endpoints, reward functions
 
     @abstractmethod
     def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
@@ -164,20 +164,20 @@ class ActionSyntax(ABC):
 
 
 class EpisodeRecord(ABC):
-    """What a syntax keeps of one episode besides its turns, to tell the episode as chat messages."""
+    """Record of one episode besides its turns, from which a syntax tells the episode as chat messages."""
 
     @abstractmethod
     def add_turn(self, parsed: ParsedTurn) -> None:
-        """Note what a turn said."""
+        """Keep a turn."""
 
     @abstractmethod
     def add_results(self, names: Sequence[str], texts: Sequence[str]) -> None:
-        """Note what the actions of the last turn returned, whole."""
+        """Keep the whole results of the actions of the last turn."""
 
     @abstractmethod
     def add_observation(self, names: Sequence[str], bodies: Sequence[Sequence[int]], turns_left: int) -> None:
         """
-        Note what the agent reads of these results.
+        Keep these results as the agent reads them.
 
         Args:
             names (`Sequence[str]`):

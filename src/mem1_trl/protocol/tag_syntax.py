@@ -89,7 +89,7 @@ class TagSyntax(ActionSyntax):
 
 
 class TagRecord(EpisodeRecord):
-    """Nothing besides the turns, whose texts hold everything. Memory goes between the task and the last turn."""
+    """An empty record, since the texts of the turns hold everything. Memory goes between the task and the last turn."""
 
     def __init__(self, syntax: TagSyntax):
         self.syntax = syntax
@@ -130,7 +130,7 @@ class TagRecord(EpisodeRecord):
         return messages
 
 
-# Text only: what is written and read
+# Functions of text only
 
 
 def parse_tags(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], last_turn: bool = False) -> ParsedTurn:
@@ -196,7 +196,7 @@ def escape_tags(protocol: Mem1Protocol, text: str, tags: Sequence[str] = ()) -> 
         protocol ([`Mem1Protocol`]):
             Gives the tags.
         text (`str`):
-            What the environment returned.
+            Text that the environment returned.
         tags (`Sequence[str]`, *optional*):
             Action tags in force besides the protocol's own.
     """

@@ -1,4 +1,4 @@
-"""Native tool calls: what a model's chat template writes around tasks, calls and results, and how a turn is read back."""
+"""Native tool calls: tasks, calls and results as a model's chat template writes them, and turns as TRL reads them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from .syntax import OfferedActions
 
 _REASONING = ("reasoning_content", "thinking")
-"""Fields in which response templates keep what a model thought."""
+"""Fields of a message in which response templates put a model's thoughts."""
 
 _PROBE = 'm1"q\\b'
-"""Holds what JSON escapes, to see whether a template writes results as they are."""
+"""Has characters that JSON escapes, to see whether a template writes results as they are."""
 
 _MARKUP = re.compile(r"<[^<>\s]{1,48}>")
 _ADDED_MARKUP = re.compile(r"^(<.+>|\[.+\])$")
@@ -136,7 +136,7 @@ class ToolCallSyntax(ActionSyntax):
 
     def write(self, message: Mapping[str, Any], ended: bool = True) -> str:
         """
-        A turn as this model would have written it, for a message that another model gave.
+        A turn as this model would have written it, for the message of another model.
 
         Args:
             message (`Mapping`):
@@ -157,12 +157,12 @@ class ToolCallSyntax(ActionSyntax):
         text = text[: text.rindex(end)] if end and end in text else text
         for part in (message.get("content"), message.get("reasoning_content")):
             state = self._state({"content": part}, part)[0] if part else None
-            if state is not None and state not in text:  # some templates write nothing beside a call
+            if state is not None and state not in text:  # some templates write nothing but a call
                 text = f"<{self.protocol.state_tag}>{state}</{self.protocol.state_tag}>{text}"
         return text + end if ended else text or " "
 
     def spoken(self, message: Mapping[str, Any], state: str | None) -> str:
-        """What a turn said beside its calls, the state in its tags."""
+        """Text of a turn without its calls, the state in its tags."""
         content = self._state(message, "")[2]
         tag = self.protocol.state_tag
         return content if state is None or state == content else f"<{tag}>{state}</{tag}>{content}"
@@ -185,8 +185,8 @@ class ToolCallSyntax(ActionSyntax):
         return self._frames[key]
 
     def _suffix(self, names: Sequence[str], results: Sequence[str]) -> str:
-        """What the template writes behind a turn that called tools."""
-        # One call only, since some templates allow no more; its name stands in the header of the result in others
+        """Text that the template writes after a turn that called tools."""
+        # One call only, since some templates allow no more; others write its name into the header of the result
         call = {"type": "function", "function": {"name": names[0], "arguments": {}}}
         turn: list[Any] = [
             {"role": "user", "content": "m1"},
@@ -195,7 +195,7 @@ class ToolCallSyntax(ActionSyntax):
         messages = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, results, strict=True)]
         before, whole = self._render(turn, False), self._render([*turn, *messages], True)
         end = self.tokenizer.eos_token
-        if end and before.rstrip().endswith(end):  # what follows the end token was not sampled
+        if end and before.rstrip().endswith(end):  # text after the end token was not sampled
             before = before[: before.rindex(end) + len(end)]
         if not whole.startswith(before):
             raise ValueError(
@@ -216,11 +216,11 @@ class ToolCallSyntax(ActionSyntax):
         task = [{"role": "user", "content": "m1"}]
         before, whole = self._render(task, False), self._render(task, True)
         text = whole[len(before) :] if whole.startswith(before) else whole
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return encode_text(self.tokenizer, text)
 
     @cached_property
     def _markup(self) -> re.Pattern[str]:
-        """Markup of the template and the tokenizer, which nobody else may write."""
+        """Markup of the template and the tokenizer, which an environment may not write."""
         call = {"type": "function", "function": {"name": "m1", "arguments": {"m1": "m1"}}}
         turn: list[Any] = [
             {"role": "user", "content": "m1"},
@@ -241,7 +241,7 @@ class ToolCallSyntax(ActionSyntax):
         return json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text
 
     def plain(self, text: str) -> str:
-        """A result that was encoded, without what the template's JSON needs; as it is if it was cut inside an escape."""
+        """A result that was encoded, without the escapes of the template's JSON; unchanged if it was cut inside an escape."""
         if not self.escapes:
             return text
         try:
@@ -280,7 +280,7 @@ class ToolCallSyntax(ActionSyntax):
         tools: Any = list(schemas)
         try:
             message = parse_response(self.tokenizer, list(ids), prefix=self._start, tools=tools)
-        except Exception:  # a transform of the template that does not fit; TRL catches what does not parse
+        except Exception:  # a transform of the template that does not fit; TRL catches only texts that do not parse
             message = {"role": "assistant", "content": self.tokenizer.decode(list(ids), skip_special_tokens=True)}
         state, span, content = self._state(message, text)
         calls = []
@@ -306,7 +306,7 @@ class ToolCallSyntax(ActionSyntax):
         return ParsedTurn(state, span, answer, content, answer=content, message=message)
 
     def _state(self, message: Mapping[str, Any], text: str) -> tuple[str | None, tuple[int, int] | None, str]:
-        """The state, where it stands in `text`, and the rest of what the message says."""
+        """The state, its characters in `text`, and the rest of the message."""
         tag = re.escape(self.protocol.state_tag)
         tagged = re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL)
         content = message.get("content") or ""
@@ -323,7 +323,7 @@ class ToolCallSyntax(ActionSyntax):
         return state, None if begin < 0 else (begin, begin + len(state)), content.strip()
 
     def _begins_call(self, text: str) -> bool:
-        """Whether a turn holds what opens a tool call."""
+        """Whether a turn holds the opening of a tool call."""
         template: Any = getattr(self.tokenizer, "response_template", None) or {}
         field = template.get("fields", {}).get("tool_calls", {})
         openings = field.get("open") or []
@@ -342,7 +342,7 @@ class ToolCallRecord(EpisodeRecord):
 
     Attributes:
         exchange (`list[dict]`):
-            All turns and results, the latter whole: what TRL's reward functions read.
+            All turns and whole results, for TRL's reward functions.
         shown (`list[list[dict]]`):
             For each turn with an observation its message and its results as the agent reads them, cut and with the hint.
         inside (`list[int]`):

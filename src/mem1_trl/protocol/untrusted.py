@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a chat template marks its messages with: <|im_end|>, [INST], <<SYS>>, <start_of_turn>
+# Markers of messages in chat templates: <|im_end|>, [INST], <<SYS>>, <start_of_turn>
 _MARKER_IN_TEMPLATE = re.compile(r"<\|[^<>|\s]{1,40}\|>|\[/?[A-Z_]{2,30}\]|<</?[A-Z]{2,10}>>|</?[a-z]+_[a-z_]+>")
 _LOOKS_LIKE_CONTROL = re.compile(r"^(<.*>|\[.*\]|\{.*\}|<.*|\|.*\|)$", re.DOTALL)
 
@@ -64,7 +64,7 @@ def break_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """
     pattern, _ = _controls(tokenizer)
     previous = None
-    while previous != text:  # a break may join what was cut by another marker
+    while previous != text:  # a break may join the parts of a marker that another marker had cut
         previous = text
         text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return text

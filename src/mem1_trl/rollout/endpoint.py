@@ -19,7 +19,7 @@ class ChatRollout(Rollout):
     A rollout whose completions come from a [`ChatEndpoint`].
 
     The endpoint reads the same past as a local model would, as messages: the task, then each turn that is kept and its
-    observation. The trajectory holds what a student with `tokenizer` would have read and written instead, so it can be
+    observation. The trajectory holds the token ids that a student with `tokenizer` would have read and written, so it can be
     trained on; it has no log-probs, and its lengths are in the student's tokens.
 
     Args:

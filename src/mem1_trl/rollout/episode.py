@@ -29,9 +29,9 @@ class Episode:
         memory ([`ExternalMemory`]):
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
-            Token ids of what the memory puts into the next context.
+            Token ids that the memory puts into the next context.
         record ([`~mem1_trl.protocol.syntax.EpisodeRecord`]):
-            What the action syntax keeps of the episode besides its turns. Set by [`Rollout`] when it begins to play.
+            Record of the action syntax about the episode. Set by [`Rollout.run`].
         prompt (`str` or `list[dict]`):
             The rendered task prompt: a text, or chat messages.
     """

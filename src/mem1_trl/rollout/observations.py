@@ -53,7 +53,7 @@ class ObservationIds(NamedTuple):
 
 class ObservationEncoder:
     """
-    Encodes what the agent reads of the results of a turn.
+    Encodes the results of a turn as the agent reads them.
 
     Results are escaped and cut by tokens; tags, hint and the text of a chat template stay whole. With tags and
     `max_observation_length=60` the results `["Paris"]` become `<information>`, hint, `Paris`, `</information>`.
@@ -78,7 +78,7 @@ class ObservationEncoder:
 
         Args:
             text (`str`):
-                What the environment returned.
+                Text that the environment returned.
             turns_left (`int`):
                 Turns that remain, for the hint.
             action_tags (`Sequence[str]`, *optional*):
@@ -95,7 +95,7 @@ class ObservationEncoder:
 
         Args:
             texts (`Sequence[str]`):
-                What the environment returned, for each action that was run.
+                Texts that the environment returned, one for each action that was run.
             names (`Sequence[str]`):
                 Names of these actions.
             turns_left (`int`):
@@ -138,12 +138,12 @@ class ObservationEncoder:
         return [self._encode_trusted(text) for text in texts]
 
     def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
-        """Token ids of what the environment returned, and whether a part that cannot fit was left out."""
-        if self.settings.context == "external":  # what is shown now may be put back later
+        """Token ids of a result, and whether a part that cannot fit was left out."""
+        if self.settings.context == "external":  # this text may be put back later
             action_tags = [*action_tags, self.protocol.memory_tag]
         ids: list[int] = []
         whole = False
-        for characters in CHARACTERS_PER_TOKEN:  # what does not fit need not be tokenized
+        for characters in CHARACTERS_PER_TOKEN:  # text that does not fit need not be tokenized
             part = text[: room * characters]
             whole = len(part) == len(text)
             ids = encode_untrusted(self.tokenizer, self.syntax.escape_tags(part, action_tags))
@@ -160,7 +160,7 @@ class ObservationEncoder:
 
 def share_budget(room: int, wanted: Sequence[int]) -> list[int]:
     """
-    Split a number of tokens among texts: what a short one leaves goes to the long ones, which get equal parts.
+    Tokens for each of several texts: a short one gets all it needs, the long ones share the rest in equal parts.
 
     Args:
         room (`int`):

@@ -1,4 +1,4 @@
-"""Tasks, a generator and environments become trajectories: the turn loop, in lockstep over a batch of episodes."""
+"""The turn loop: a batch of episodes is played in lockstep and becomes trajectories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 class Rollout:
     """
-    Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions at once.
+    Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions simultaneously.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -44,8 +44,8 @@ class Rollout:
         generate ([`TurnGenerator`]):
             The backend.
         running_anywhere (`Callable[[bool], bool]`, *optional*):
-            Whether some process still plays, given whether this one does. For backends in which one call generates for all
-            processes: a process whose episodes have ended then goes on taking part, with no contexts of its own.
+            Returns whether any process still plays, given whether this one does. For backends in which one call generates
+            for all processes: a process whose episodes have ended still takes part, with no contexts of its own.
         on_turn (`Callable[[int, list[Episode]], None]`, *optional*):
             Called after every turn with the number of turns done and the episodes that still run.
         syntax ([`~mem1_trl.protocol.syntax.ActionSyntax`], *optional*):
@@ -127,7 +127,7 @@ class Rollout:
             self._observe(episode, requests, results, turns_left)
 
     def _call(self, asked: list[tuple[Episode, list[Any]]]) -> list[list[ActionResult]]:
-        """Results of all calls: those of different episodes run at once, those of one in order, until its environment is done."""
+        """Results of all calls: those of different episodes run simultaneously, those of one in order, until its environment is done."""
         results: list[list[ActionResult]] = [[] for _ in asked]
         for place in range(max((len(calls) for _, calls in asked), default=0)):
             now = [
@@ -143,7 +143,7 @@ class Rollout:
         return results
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
-        """What each running episode says next."""
+        """The next completion of each running episode."""
         return self.generate(contexts, stops)
 
     def _context(self, episode: Episode) -> list[int]:
@@ -163,7 +163,7 @@ class Rollout:
     def _read(
         self, episode: Episode, context: list[int], completion: Completion, turns_left: int
     ) -> ParsedTurn | None:
-        """Record the turn and return what it said (`None` without an environment)."""
+        """Record the turn and return it parsed (`None` without an environment)."""
         text = decode(self.tokenizer, completion.ids)
         parsed = None
         if episode.actions is not None:
@@ -221,7 +221,7 @@ class Rollout:
         return calls
 
     def _end_finished(self, episodes: list[Episode], results: list[ActionResult]) -> None:
-        """End the episodes whose environment is done, or can be played in no more."""
+        """End the episodes whose environment is done, or can no longer be used."""
         asked, calls = [], []
         for episode, result in zip(episodes, results):
             if result.fatal:
@@ -278,12 +278,12 @@ class Rollout:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
 
     def _carried(self, turn: Turn) -> Sequence[int]:
-        """What a completion leaves in the next context: its own ids, unless scratch is dropped from it."""
+        """Token ids of a completion in the next context: its own, unless scratch is dropped from it."""
         text = self.syntax.drop_scratch(turn.text)
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
 
     def _recall(self, episode: Episode, query: str, body: list[int], failed: bool) -> list[int]:
-        """Token ids of the notes that the next context gets back; the newest observation is in it anyway and is kept after that."""
+        """Token ids of the notes that go into the next context. Then add the newest observation, which is in that context anyway."""
         newest = Note(query, decode(self.tokenizer, body), tuple(body))
         task = decode(self.tokenizer, episode.prompt_ids, skip_special_tokens=True)
         top_k = self.settings.memory_top_k
