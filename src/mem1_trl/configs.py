@@ -171,14 +171,14 @@ class Mem1GRPOConfig(GRPOConfig):
         self.fault_settings()
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
+        if self.eval_temperature is not None and self.eval_temperature < 0:
+            raise ValueError(
+                f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."
+            )
         self.agent_settings()
         if self.layout == "paper" and self.context != "mem1":
             raise ValueError(
                 f"layout='paper' is the mask of MEM1's own context; with context={self.context!r} use layout='packed'."
-            )
-        if self.eval_temperature is not None and self.eval_temperature < 0:
-            raise ValueError(
-                f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."
             )
         if self.use_liger_kernel:
             raise ValueError(

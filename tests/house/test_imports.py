@@ -17,6 +17,8 @@ SOURCE = Path(mem1_trl.__file__).parent
 ORDER = [
     "version",
     "lazy_exports",
+    "json_lines",
+    "retrying",
     "trajectory",
     "facts",
     "protocol",

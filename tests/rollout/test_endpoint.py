@@ -12,10 +12,9 @@ from support.chat_server import serve
 from support.helpers import oracle_logprobs
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.protocol.tag_syntax import close_action
-from mem1_trl import retrying
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
 SEARCH = "<think>s</think><search>key</search>"

@@ -19,6 +19,7 @@ from support.trainer_helpers import (
     planned,
     record,
     trainer_arguments,
+    trl_arguments,
 )
 from trl import GRPOConfig, GRPOTrainer
 
@@ -112,7 +113,7 @@ def test_one_turn_equals_grpo_trainer(tmp_path, tokenizer, settings):
     dataset = Dataset.from_dict({"prompt": ["task 1?", "task 2?", "task 3?", "task 4?"]})
     runs = []
     for ours in (False, True):
-        arguments = trainer_arguments(
+        arguments = trl_arguments(
             tmp_path / str(ours),
             num_generations=4,
             per_device_train_batch_size=8,
@@ -125,7 +126,7 @@ def test_one_turn_equals_grpo_trainer(tmp_path, tokenizer, settings):
         kwargs = {}
         if ours:
             # Where actions end a turn, ended sequences leave the batch, and the others draw other random numbers than in TRL
-            args = Mem1GRPOConfig(max_turns=1, prefix_cache=not environment, **arguments)
+            args = Mem1GRPOConfig(max_turns=1, prefix_cache=not environment, conversational=False, **arguments)
             if environment:
                 # Tags of which a random model writes none, so that every completion is one turn that ends as in TRL
                 kwargs["environment_factory"] = LookupEnvironment
@@ -580,11 +581,11 @@ NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
         (ValueError, {"environment": {"a": LookupEnvironment}, "train_dataset": None}, "`train_dataset` is missing"),
         (ValueError, {"environment": None, "train_dataset": None, "reward_funcs": odd_reward}, "`train_dataset` is missing"),
         (ValueError, {"protocol": Mem1Protocol(action_tags={"find": "lookup"})}, "The tag 'find' calls 'lookup'"),
-        (TypeError, {"protocol": "paper"}, "`protocol` is a str: pass a Mem1Protocol"),
+        (TypeError, {"protocol": "paper"}, "`protocol` must be a Mem1Protocol, or None for the one saved with the model, got a str"),
         (ValueError, {"max_context_length": 5}, "Row 2 of the train dataset has a task prompt of 7 tokens"),
         (ValueError, {"max_context_length": 30}, r"A context may need 59 tokens \(prompt 7, .* 12, .* 40\)"),
         (ValueError, {"max_observation_length": 5}, "max_observation_length=5 is less than"),
-        (ValueError, {"max_completion_length": 5000}, "max_completion_length=5000 leaves no context"),
+        (ValueError, {"max_completion_length": 5000}, "max_completion_length must be less than the model's 4096 positions, got 5000"),
         (ValueError, {"tools": [lambda x: x]}, "`tools` are not supported.*methods of an environment"),
         (ValueError, {"rollout_func": lambda prompts, trainer: {}}, "`rollout_func` is not supported"),
         (ValueError, {"train_dataset": image_dataset()}, "The column 'image' of train dataset would be an image"),

@@ -134,7 +134,7 @@ def test_a_name_that_is_no_longer_used_is_noticed(method, name):
 @pytest.fixture(scope="module")
 def batch_and_trainer(tmp_path_factory, tokenizer):
     """A trainer of TRL's own and a batch that it made."""
-    arguments = trainer_arguments(tmp_path_factory.mktemp("out"), num_generations=2, max_completion_length=6)
+    arguments = trl_arguments(tmp_path_factory.mktemp("out"), num_generations=2, max_completion_length=6)
     trainer = GRPOTrainer(
         model=tiny_model("llama"),
         reward_funcs=lambda completion_ids, **kwargs: [float(len(ids) + sum(ids) % 7) for ids in completion_ids],
@@ -247,14 +247,14 @@ def test_a_group_that_does_not_divide_the_batch_is_refused(tmp_path, config, num
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"context": "sliding"}, "context='sliding' is unknown"),
-        ({"layout": "stacked"}, "layout='stacked' is unknown"),
-        ({"max_turns": 0}, "max_turns=0 leaves"),
-        ({"max_observation_length": 0}, "max_observation_length=0 leaves"),
+        ({"context": "sliding"}, "context must be one of 'mem1', 'full', 'truncate', 'external', got 'sliding'"),
+        ({"layout": "stacked"}, "layout must be one of 'packed', 'per_turn', 'paper', got 'stacked'"),
+        ({"max_turns": 0}, "max_turns must be at least 1, got 0"),
+        ({"max_observation_length": 0}, "max_observation_length must be at least 1, got 0"),
         ({"max_completion_length": 0}, "max_completion_length"),
         ({"context": "truncate"}, "set `max_context_length`"),
         ({"layout": "paper", "context": "full"}, "layout='paper' is the mask of MEM1's own context"),
-        ({"eval_temperature": -1.0}, "eval_temperature=-1.0 is negative"),
+        ({"eval_temperature": -1.0}, "eval_temperature must be at least 0 (greedy decoding) or None, got -1.0"),
         ({"max_tool_calling_iterations": 3}, "set `max_turns` instead"),
     ],
 )

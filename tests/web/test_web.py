@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import random
 import shutil
 import ssl
 import subprocess
@@ -482,8 +483,11 @@ def test_a_busy_engine_is_asked_again(engine, monkeypatch):
     monkeypatch.setattr(time, "sleep", waits.append)
     search = SearxngSearch(f"{engine.url}/searx", max_retries=2)
     engine.statuses = [429, 503]
+    state = random.getstate()
     assert len(search.search("iron", 1)) == 1 and len(engine.asked) == 3
     assert 0 < waits[0] < waits[1]
+    assert len(search.search("iron", 1)) == 1
+    assert random.getstate() == state, "neither a search nor a wait draws from the global random state"
     engine.statuses = [503] * 3
     with pytest.raises(ConnectionError, match=r"SearXNG gave no answer in 3 attempts \(HTTP 503\)"):
         search.search("iron", 1)

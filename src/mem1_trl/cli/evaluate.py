@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -168,7 +169,6 @@ class EvalArguments:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.keywords and self.questions is not None:
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
-        AgentSettings(**self.given())  # refuses what is out of range
 
     def given(self) -> dict[str, Any]:
         """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
@@ -192,6 +192,10 @@ def run(args: Sequence[str]) -> None:
     # Short checks first, the model last
     protocol = _protocol(options.protocol, options.model_name_or_path)
     saved = load_agent_settings(options.model_name_or_path)
+    try:
+        dataclasses.replace(saved or AgentSettings(), **options.given())
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     questions = _questions(options)
     factory = _environments(options, options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
     agent = _agent(options, protocol)

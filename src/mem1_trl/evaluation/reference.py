@@ -1,5 +1,8 @@
 """
-The numbers of MEM1's own evaluation script on its own result files, and what they should have been.
+The numbers of MEM1's own evaluation script on its own result files, and corrected ones.
+
+For comparing an agent of this package with results of the reference implementation: run [`reference_metrics`] on its files, and set
+the corrected numbers beside those of [`evaluate_agent`].
 
 The reference implementation (github.com/MIT-MI/MEM1, `Mem1/inference`, commit 6f22061) writes one JSON line for each task: the task
 prompt `q`; for turn `i` (from 0) the state `t<i>`, the whole response `r<i>`, state included, and the observation `i<i>`;
