@@ -30,7 +30,7 @@ from ..rewards import are_answers, score_answer
 from ..rollout.episode import Episode, RolloutSettings
 from ..rollout.turn_loop import Rollout
 from ..trajectory import StopReason
-from .tracking import choose, log_trajectories, print_trajectories
+from .tracking import evenly_spaced, log_trajectories, print_trajectories
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
 
@@ -515,7 +515,7 @@ class Mem1Trainer(TrajectoryTrainer):
             return
         trajectories = list(self._to_show)
         self._to_show.clear()
-        sample, step = choose(trajectories, self.num_completions_to_print), self.state.global_step
+        sample, step = evenly_spaced(trajectories, self.num_completions_to_print), self.state.global_step
         print_trajectories(sample, f"{prefix.replace('_', ' ')}step {step}", self.tokenizer)
         boards = [c for c in self.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
         log_trajectories(
