@@ -259,7 +259,7 @@ def test_group_statistics_count_trajectories(tmp_path, tokenizer, actor, scale):
 
     def spy(*args):
         per_function = scoring(*args)
-        seen.append((per_function[:, 0].clone(), [len(t.turns) for t in trainer._trajectories]))
+        seen.append((per_function[:, 0].clone(), [len(t.turns) for t in trainer.current_batch.trajectories]))
         return per_function
 
     trainer._calculate_rewards = spy

@@ -10,7 +10,7 @@ from transformers.integrations import TensorBoardCallback
 
 from ..environment_runtime.faults import fault_metrics
 from ..trajectory import StopReason
-from .tracking import choose, log_trajectories, print_trajectories
+from .tracking import evenly_spaced, log_trajectories, print_trajectories
 
 if TYPE_CHECKING:
     from ..trajectory import Trajectory
@@ -111,7 +111,7 @@ class EpisodeLog:
         prefix = "" if trainer.mode == "train" else "eval_"
         trajectories = list(self._to_show)
         self._to_show.clear()
-        sample, step = choose(trajectories, trainer.num_completions_to_print), trainer.state.global_step
+        sample, step = evenly_spaced(trajectories, trainer.num_completions_to_print), trainer.state.global_step
         print_trajectories(sample, f"{prefix.replace('_', ' ')}step {step}", trainer.tokenizer)
         boards = [c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
         log_trajectories(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-def skip_rows(function: Any, skipped: list[bool]) -> Any:
+def score_sound_episodes_only(function: Any, skipped: list[bool]) -> Any:
     """
     A reward function that is not asked about some rows, for which it gives 0.
 

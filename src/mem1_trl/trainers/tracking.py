@@ -61,7 +61,7 @@ def turn_rows(
     ]
 
 
-def choose(trajectories: Sequence[Trajectory], count: int | None) -> list[Trajectory]:
+def evenly_spaced(trajectories: Sequence[Trajectory], count: int | None) -> list[Trajectory]:
     """At most `count` episodes, evenly spread; all for `None`. No random number is drawn, which would change the run."""
     if count is None or count >= len(trajectories):
         return list(trajectories)

@@ -63,7 +63,8 @@ class LayoutModel:
     ) -> Any:
         rows = self.rows[slice(self._next, self._next + len(input_ids))]
         self._next += len(input_ids)
-        assert torch.equal(rows.input_ids, input_ids), "TRL passes other rows than the ones that were bound"
+        assert torch.equal(rows.input_ids, input_ids), "TRL passes other tokens than those of the rows"
+        assert torch.equal(rows.attention_mask, attention_mask), "TRL masks other tokens than the rows do"
         outputs = None
 
         def fused(inputs: dict[str, torch.Tensor], wanted: torch.Tensor) -> list[torch.Tensor | None]:

@@ -82,7 +82,7 @@ def pack_trajectory(trajectory: Trajectory) -> Row:
     start = len(first.prompt_ids)
     parents = list(range(-1, len(tokens) - 1))
     turn_ids = [0] * len(tokens)
-    sampled = [0] * start + [1] * len(first.completion_ids)
+    tool_mask = [0] * start + [1] * len(first.completion_ids)
     logprobs: list[float] | None = None
     if all(turn.logprobs is not None for turn in trajectory.turns):
         logprobs = [0.0] * start + list(first.logprobs or ())
@@ -106,7 +106,7 @@ def pack_trajectory(trajectory: Trajectory) -> Row:
         parents.append(int(path[shared - 1]) if shared else -1)
         parents.extend(range(begin, len(tokens) - 1))
         turn_ids.extend([number] * (len(tokens) - begin))
-        sampled.extend([0] * (context - shared) + [1] * len(turn.completion_ids))
+        tool_mask.extend([0] * (context - shared) + [1] * len(turn.completion_ids))
         if logprobs is not None:
             logprobs.extend([0.0] * (context - shared) + list(turn.logprobs or ()))
         sequences.append(sequence)
@@ -115,7 +115,7 @@ def pack_trajectory(trajectory: Trajectory) -> Row:
     return Row(
         prompt_ids=tokens[:start],
         completion_ids=tokens[start:],
-        tool_mask=sampled[start:],
+        tool_mask=tool_mask[start:],
         turn_ids=turn_ids[start:],
         parent_offsets=[index - parent for index, parent in enumerate(parents)][start:],
         logprobs=None if logprobs is None else logprobs[start:],
@@ -139,12 +139,12 @@ def stitch_trajectory(trajectory: Trajectory) -> Row:
     """
     start = len(trajectory.prompt_ids)
     tokens: list[int] = []
-    sampled: list[int] = []
+    tool_mask: list[int] = []
     turn_ids: list[int] = []
     logprobs: list[float] = []
     for number, turn in enumerate(trajectory.turns):
         tokens.extend(turn.completion_ids)
-        sampled.extend([1] * len(turn.completion_ids))
+        tool_mask.extend([1] * len(turn.completion_ids))
         logprobs.extend(turn.logprobs or ())
         if number + 1 < len(trajectory.turns):
             behind = trajectory.turns[number + 1].prompt_ids[start:]
@@ -153,14 +153,14 @@ def stitch_trajectory(trajectory: Trajectory) -> Row:
                 overlap -= 1
             observation = behind[overlap:]
             tokens.extend(observation)
-            sampled.extend([0] * len(observation))
+            tool_mask.extend([0] * len(observation))
             logprobs.extend([0.0] * len(observation))
         turn_ids.extend([number] * (len(tokens) - len(turn_ids)))
     complete = all(turn.logprobs is not None for turn in trajectory.turns)
     return Row(
         prompt_ids=list(trajectory.prompt_ids),
         completion_ids=tokens,
-        tool_mask=sampled,
+        tool_mask=tool_mask,
         turn_ids=turn_ids,
         parent_offsets=[1] * len(tokens),
         logprobs=logprobs if complete else None,

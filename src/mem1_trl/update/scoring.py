@@ -66,7 +66,7 @@ def forward_rows(
             results = _forward_folded(folded, model, function)
             if results is not None:
                 return results
-    labels = rows.input_ids.masked_fill(~rows.sampled, -100)
+    labels = rows.input_ids.masked_fill(~rows.tool_mask, -100)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
     mask = None
     if layout == "paper":
@@ -94,9 +94,9 @@ def _forward_folded(
         "attention_mask": torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model)),
         cpu_kernels.PLAN_ARGUMENT: plan,
     }
-    results = function(inputs, tree.input_ids.masked_fill(~tree.sampled, -100))
+    results = function(inputs, tree.input_ids.masked_fill(~tree.tool_mask, -100))
     if not plan.used:
-        cpu_kernels.forget(model)
+        cpu_kernels.never_plan_again(model)
         return None
     return [None if result is None else folded.spread(result) for result in results]
 
@@ -107,8 +107,8 @@ def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Ten
         inputs = {"input_ids": rows.input_ids, "attention_mask": torch.ones_like(rows.attention_mask)}
         return function(inputs, torch.full_like(rows.input_ids, -100))
     inputs = {"input_ids": turns.input_ids, "attention_mask": turns.attention_mask}
-    results = function(inputs, turns.input_ids.masked_fill(~turns.sampled, -100))
-    wanted = turns.sampled[:, 1:]
+    results = function(inputs, turns.input_ids.masked_fill(~turns.tool_mask, -100))
+    wanted = turns.tool_mask[:, 1:]
     places = turns.sources[:, 1:][wanted]
     folded: list[torch.Tensor | None] = []
     for result in results:
@@ -172,6 +172,6 @@ def score_trajectories(
         (logprobs,) = forward_rows(rows, layout, model, token_logprobs(model, temperature))
         assert logprobs is not None
         for index, trajectory in enumerate(chunk):
-            of_row = logprobs[index][rows.sampled[index, 1:]]
+            of_row = logprobs[index][rows.tool_mask[index, 1:]]
             scores.append(list(of_row.split([len(turn.completion_ids) for turn in trajectory.turns])))
     return scores

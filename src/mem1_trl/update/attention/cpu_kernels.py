@@ -145,13 +145,13 @@ def can_plan(model: Any, device: torch.device) -> bool:
     if device.type == "cpu":
         return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return flex_kernels.works(device, module_dtype(model), head_dim)
+    return flex_kernels.flex_attention_is_exact(device, module_dtype(model), head_dim)
 
 
 _WITHOUT_PLANS: set[str] = set()
 
 
-def forget(model: Any) -> None:
+def never_plan_again(model: Any) -> None:
     """Remember that a class of models does not hand keyword arguments down to its attention."""
     _WITHOUT_PLANS.add(_kind(model))
 

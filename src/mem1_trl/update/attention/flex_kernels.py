@@ -117,7 +117,7 @@ def attend(
 
 
 @functools.cache
-def works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def flex_attention_is_exact(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """
     Whether FlexAttention runs on a device and gives what dense attention gives, output and gradients, on a small tree.
 
