@@ -1,5 +1,5 @@
 """
-The small world of `multi_objective.py`: invented names, passages, questions, and the words that a model needs for them.
+The small world of `run.py`: invented names, passages, questions, and the words that a model needs for them.
 
 Every entity has a passage of six facts, each three words long: name, attribute, value. Two of them link to other entities, so
 that a search for one entity finds its own passage and those of two others, which speak of the same attributes:

@@ -1,11 +1,11 @@
 """
 The claim of MEM1 in miniature: three agents trained by reinforcement on 2 objectives, tested on 1 to 16.
 
-    python examples/multi_objective.py            # all of it, on 2 CPU cores; start it again and it goes on where it stopped
-    python examples/multi_objective.py --smoke    # every step of it in a minute, with numbers that mean nothing
+    python examples/multi_objective/run.py            # all of it, on 2 CPU cores; start it again and it goes on where it stopped
+    python examples/multi_objective/run.py --smoke    # every step of it in a minute, with numbers that mean nothing
 
 The agents have the same size, the same tasks and the same budget: MEM1 by PPO, MEM1 by GRPO, and a twin by PPO that forgets
-nothing. They start from what `multi_objective_warmup.py` taught them: to copy, to read and the format, but not to go on
+nothing. They start from what `warm_up.py` taught them: to copy, to read and the format, but not to go on
 searching. Written to --output_dir: `RESULTS.md` with its plots, `results.json`, a page to browse episodes in (`report/`), and for
 each run the model, the log of its training and every episode of its evaluation.
 """
@@ -27,12 +27,12 @@ warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 import torch
 from datasets import disable_progress_bars
-from multi_objective_results import write_results
-from multi_objective_world import World
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
+from world import World
+from write_results import write_results
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
@@ -40,7 +40,7 @@ from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent
 from mem1_trl.report import report
 
-ASSETS = Path(__file__).parent / "assets" / "multi-objective"
+ASSETS = Path(__file__).parents[1] / "assets" / "multi-objective"
 OBJECTIVES = (1, 2, 3, 4, 6, 8, 16)
 TRAINED_ON = 2
 # Tokens of one turn: on 16 objectives the last one has 60. Of one observation: three passages have 77
@@ -335,7 +335,7 @@ def commit():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/multi-objective"))
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="what multi_objective_warmup.py wrote")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="what warm_up.py wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each reinforcement run")
     parser.add_argument("--batch_size", type=int, default=32, help="trajectories per optimizer step")
@@ -364,7 +364,7 @@ def parse_arguments():
         args.seeds, args.steps, args.save_steps, args.batch_size, args.group_size = [0], 2, 1, 8, 4
         args.objectives, args.tasks = [1, 2, 3], 4
     if not (args.assets / "mem1" / "config.json").is_file():
-        parser.error(f"there is no warm-started model in {args.assets}: make it with multi_objective_warmup.py")
+        parser.error(f"there is no warm-started model in {args.assets}: make it with warm_up.py")
     if args.batch_size % args.group_size:
         parser.error(f"--batch_size {args.batch_size} is not a multiple of --group_size {args.group_size}")
     return args

@@ -1,4 +1,4 @@
-"""Writes `RESULTS.md`, `results.json` and the plots of `multi_objective.py` from what its runs left on disk."""
+"""Writes `RESULTS.md`, `results.json` and the plots of `run.py` from what its runs left on disk."""
 
 import json
 
@@ -318,7 +318,7 @@ def write_results(args, groups, folder, facts):
     total = sum(sum(m.values()) for m in facts["minutes"].values())
     text = f"""# Trained on 2 objectives, tested on 1 to {args.objectives[-1]}
 
-Written by `python examples/multi_objective.py` at commit {facts["commit"]} from its own runs (trained at {trained_at}), on
+Written by `python examples/multi_objective/run.py` at commit {facts["commit"]} from its own runs (trained at {trained_at}), on
 {facts["hardware"]} with torch {facts["torch"]}, {args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time,
 summed over the runs (two run at once by default), start-up and the warm-up not counted.
 
