@@ -51,7 +51,7 @@ def train(
         next_batches: Function from a function that draws a row to a list of batches.
         learning_rate, beta2: Settings of AdamW.
         final_share: Share of the learning rate that the decay ends at.
-        check: Function without arguments, called every `check_every` steps; what it returns is printed.
+        check: Function without arguments, called every `check_every` steps; its result is printed.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, beta2), weight_decay=0.01, fused=True

@@ -4,18 +4,18 @@ Make the tiny model that the quickstart starts from: tokenizer and weights, from
     python examples/warm_start.py                                # writes examples/assets/tiny-mem1
     python examples/warm_start.py --smoke --output runs/smoke    # the whole path in a minute, for a useless model
 
-Most of what a MEM1 policy does is copying: the task into a query, a finding into the state, the state into the answer. So the
-model is taught, in this order,
+A MEM1 policy mainly copies: the task into a query, a finding into the state, the state into the answer. So the model is taught,
+in this order,
 
 1. to copy: random tokens with repeated pieces;
-2. to read: a passage, and what follows from it for each of its facts;
+2. to read: a passage, then the value of each of its facts;
 3. single turns of a scripted demonstrator on one to eight objectives.
 
 It only sees questions about the train split of the bundled facts, and half of all passages are made up: real ones with invented
 names and values in them, so that the model has to read instead of remember.
 
-The demonstrator is hasty: after each finding it gives up with probability 0.58 and answers "unknown" to all that is left. The
-model is taught every skill, but not the patience; that is left to reinforcement learning.
+The demonstrator is hasty: after each finding it gives up with probability 0.58 and answers "unknown" to the rest. The
+model learns every skill here, but not to go on searching; reinforcement learning teaches it that.
 """
 
 import argparse
@@ -89,8 +89,8 @@ def train_tokenizer(texts):
 
 # Facts: the real ones, and invented ones in the same words
 
-# Values too short to be found by themselves stand behind these words in a passage
-BEHIND = {
+# Values too short to be found by themselves follow these words in a passage
+AFTER_WORDS = {
     "symbol": r"symbol ",
     "atomic_number": r"atomic number (?:is )?",
     "period": r"period ",
@@ -124,11 +124,11 @@ class Entity:
         self.values = {row["relation"]: row["answer"] for row in rows if row["relation"] in KEYWORDS}
         self.slots = {relation: chr(FIRST_SLOT + i) for i, relation in enumerate(self.values)}
         rules = [
-            (rf"({BEHIND[r]}){re.escape(v)}\b", rf"\g<1>{self.slots[r]}")
+            (rf"({AFTER_WORDS[r]}){re.escape(v)}\b", rf"\g<1>{self.slots[r]}")
             for r, v in self.values.items()
-            if r in BEHIND
+            if r in AFTER_WORDS
         ]
-        plain = {v: self.slots[r] for r, v in self.values.items() if r not in BEHIND} | {title: TITLE}
+        plain = {v: self.slots[r] for r, v in self.values.items() if r not in AFTER_WORDS} | {title: TITLE}
         if self.kind == "element":
             plain[title.lower()] = LOWER_TITLE
         rules += [(rf"\b{re.escape(v)}(?!\w)", plain[v]) for v in sorted(plain, key=len, reverse=True)]
@@ -189,11 +189,11 @@ class Lessons:
             start = rng.randrange(len(source))
             piece = source[start : start + rng.randint(3, 14)]
             ids += piece
-            trained += [False] + [True] * (len(piece) - 1)  # where a piece begins cannot be known
+            trained += [False] + [True] * (len(piece) - 1)  # the start of a piece cannot be predicted
         return ids, trained
 
     def reading(self):
-        """One passage and all that can be asked about it, in the words of the state."""
+        """One passage and all its facts, in the words of the state."""
         rng = self.rng
         entity = rng.choice(self.entities)
         title, values, sentences = entity.instance(self.entities, rng, real=rng.random() < 0.3)
@@ -269,7 +269,7 @@ def build_model(tokenizer, seed):
 @torch.no_grad()
 def set_induction_heads(model):
     """
-    First weights that continue repeated text: layer 0 looks one token back and writes what it saw into the second half of the
+    First weights that continue repeated text: layer 0 looks one token back and writes that token into the second half of the
     residual stream; layer 1 looks for positions whose second half matches the current token, and passes on the token there.
     """
     config = model.config
@@ -296,7 +296,7 @@ def set_induction_heads(model):
 def teach(model, lessons, steps):
     """Mean of the last losses of each stage."""
     rng = lessons.rng
-    stages = [  # name, share of the steps, what is drawn
+    stages = [  # name, share of the steps, function that draws a row
         ("copying", 0.03, lessons.copying),
         ("reading", 0.25, lessons.reading),
         ("short turns", 0.30, lambda: lessons.turn(4, True) if rng.random() < 0.85 else lessons.reading()),

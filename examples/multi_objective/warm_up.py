@@ -4,17 +4,17 @@ Make the models that `run.py` starts from: from scratch, on the CPU.
     python examples/multi_objective/warm_up.py                           # writes examples/assets/multi-objective
     python examples/multi_objective/warm_up.py --smoke --output runs/warm  # the whole path in a minute, useless models
 
-A warm-up teaches skills, reinforcement learning the policy. What is taught here:
+The warm-up teaches skills; reinforcement learning teaches when to use them. The lessons:
 
 1. to copy: random words of the whole vocabulary with repeated pieces;
 2. to read: three passages, and the values of their facts;
 3. single turns of a scripted demonstrator on 1 to 18 objectives, at any point of the task.
 
 The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability 0.58 and answers
-with what it has, which is worth nothing, whatever the number of objectives. So no model that comes from here goes on
-searching; that they learn by reinforcement.
+with what it has, which is worth nothing, whatever the number of objectives. So the models do not go on searching;
+reinforcement learning teaches them that.
 
-Facts are drawn anew for every row, so there is nothing to learn by heart. Held-out names are never asked about and in no passage:
+Facts are drawn again for every row, so there is nothing to memorise. Held-out names are never asked about and in no passage:
 they occur in the copying exercises, and as random words in lists of earlier findings.
 """
 
@@ -59,14 +59,14 @@ TOKENS_PER_BATCH = 2048
 
 
 class Lessons:
-    """Draws training rows: `(token ids, which of them are trained, where the decision to give up stands)`."""
+    """Draws training rows: `(token ids, which of them are trained)`."""
 
     def __init__(self, tokenizer, seed, test=False):
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
         self.ids = tokenizer.get_vocab()
         self.names = TEST_NAMES if test else TRAIN_NAMES
         self.test = test
-        self.least = 1  # the longest task of a row is drawn from here on: small is many short tasks
+        self.least = 1  # lower bound of the longest task of a row; a small one gives many short tasks
         self.everything = [i for word, i in self.ids.items() if word not in ("<pad>", "<eos>", "<unk>")]
 
     def encode(self, words):
@@ -112,7 +112,7 @@ class Lessons:
         return words, [(title, a, v) for title, values in documents for a, v in values]
 
     def pool(self):
-        """Words that may be names: now and then those that are values elsewhere, so that a role belongs to no word."""
+        """Words that may be names: now and then words that are values elsewhere, so that no word is tied to one role."""
         return VALUE_NAMES if not self.test and self.rng.random() < 0.3 else self.names
 
     def reading(self):
@@ -135,7 +135,7 @@ class Lessons:
         return [(name, rng.choice(ATTRIBUTES), value) for name, value in zip(names, values)]
 
     def write(self, task, step):
-        """What the demonstrator writes when `step` questions are settled: `(state, action)`. It gives up here or not."""
+        """What the demonstrator writes when `step` questions are settled: `(state, action)`. It may give up here."""
         pointer = [] if step == 0 else list(task[step - 1][:2])
         state = ["<think>"]
         if step:
@@ -282,21 +282,21 @@ def set_heads(model, words):
     for head, steps in ((0, 1), (1, 2), (2, 1)):
         look_back(layers[0], head, steps, fast, 1.5, 1.5 * everywhere)
         pass_on(0, head, token, last if steps == 1 else last_but_one, 1 if steps == 2 else 0.5)
-    # Repeated text goes on as before
+    # Repeated text continues as before
     for head in (0, 1):
         look_for(1, head, [(token, last), (last, last_but_one)])
         pass_on(1, head, token, token, 1)
-    # Behind a semicolon: what follows the last answer in the list of the state, but not what follows it in the answer
+    # After a semicolon: the token after the last answer in the list of the state, but not in the answer
     look_for(1, 2, [(last, last)])
     row = content_row(2, -1)
     layers[1].q_proj.weight[row, token] = 2 * everywhere
     layers[1].k_proj.weight[row, token] = -direction(";")
     pass_on(1, 2, token, token, 2)
     pass_on(1, 3, token, token, 1)
-    # Behind <search>: the name that the state ends with. Two tokens ago is its attribute, and before that the name
+    # After <search>: the name that the state ends with. Two tokens ago is its attribute, and before that the name
     look_back(layers[2], 0, 2, (pairs < 4).float(), 2, 2 * direction("<search>"))
     pass_on(2, 0, last, token, 12)
-    # Where the list ended last time: the new finding, which stands before the last mark of a list
+    # Where the list ended last time: the new finding, which comes before the last mark of a list
     row = content_row(1, 0)
     layers[2].q_proj.weight[row, token] = 3 * direction("/")
     layers[2].k_proj.weight[row, token] = direction("|")
@@ -321,7 +321,7 @@ def mixed(lessons, row, most, share):
 
 
 def first_lessons(lessons):
-    """Stages `(name, share of the steps, what is drawn)`, one after the other."""
+    """Stages `(name, share of the steps, function that draws a row)`, learned one after the other."""
     return [
         ("copying", 0.04, lessons.copying),
         ("reading", 0.06, mixed(lessons, lessons.turn, 1, 0.4)),
@@ -331,7 +331,7 @@ def first_lessons(lessons):
 
 
 def histories(lessons):
-    """Draws whole histories for the twin, and in between what a MEM1 agent is taught."""
+    """Draws whole histories for the twin, and in between the lessons of a MEM1 agent."""
     other = mixed(lessons, lessons.turn, MAX_OBJECTIVES, 0.5)
     return lambda: lessons.history(MAX_OBJECTIVES) if lessons.rng.random() < 0.7 else other()
 
@@ -373,15 +373,15 @@ def teach(model, lessons, steps, context, learning_rate, stages, check_every):
 
 
 def describe():
-    """What the models saw, for whoever reads the results."""
+    """Description of the lessons, for the readers of the results."""
     return f"""\
 - Copying exercises: random words of the whole vocabulary, pieces of them repeated.
 - Reading exercises: three passages of {ATTRIBUTES_PER_ENTITY + len(LINKS)} facts, and the values of their facts.
 - Single turns of a scripted demonstrator on 1 to {MAX_OBJECTIVES} objectives, at any point of a task, under the context of a MEM1 agent; for
   the twin then whole histories of such turns, on as many objectives, with single turns and exercises in between.
 - The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability {HASTE} and answers with
-  what it has, which is worth nothing. That holds for every number of objectives, so going on is learned by reinforcement alone, on 2.
-- Facts are drawn anew for every row. Held-out names are never asked about and in no passage; they occur in copying exercises and as
+  what it has, which earns nothing. That holds for every number of objectives, so going on is learned by reinforcement alone, on 2.
+- Facts are drawn again for every row. Held-out names are never asked about and in no passage; they occur in copying exercises and as
   random words in the lists of earlier findings.
 - The first weights are not random: attention heads that repeat text, and that look where the format needs it, are set by hand."""
 
