@@ -2,7 +2,7 @@
 Make the tiny model that the quickstart starts from: tokenizer and weights, from scratch, on the CPU.
 
     python examples/warm_start.py                                # writes examples/assets/tiny-mem1
-    python examples/warm_start.py --smoke --output runs/smoke    # the whole path in a minute, for a useless model
+    python examples/warm_start.py --smoke --output runs/smoke    # the whole path in a few minutes, for a useless model
 
 A MEM1 policy mainly copies: the task into a query, a finding into the state, the state into the answer. So the model is taught,
 in this order,

@@ -55,6 +55,7 @@ SMALLER = {
     "tasks=100": "tasks=2",
     "--tasks 100": "--tasks 2",
     "--objectives 1 2 4 8": "--objectives 1 2",
+    "--outcome wrong": "--limit 1",  # of two episodes none may be wrong
     "mem1 index corpus.jsonl wiki-bm25": "mem1 index corpus.jsonl wiki-bm25 --overwrite",  # an earlier block has loaded it
     "--port 8000": "--port 0",
 }
@@ -66,14 +67,14 @@ NOT_RUN = {
 }
 # Names that a page takes for granted are made here: page -> function(folder, names, monkeypatch)
 PREPARATIONS: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], None]] = {}
-SLOW = {"README.md", "docs/environments.md", "docs/evaluation.md", "docs/supervised.md"}  # more than ten seconds
+SLOW = {"README.md", "docs/evaluation.md", "docs/supervised.md"}  # more than ten seconds
 # Options with which a script whose whole run takes minutes is run, by a slow test
 WHOLE_RUNS = {
     "examples/quickstart.py": "--steps 1 --eval_tasks 1 --batch_size 4 --micro_batch_size 4 --output_dir runs/whole",
-    "examples/warm_start.py": "--smoke --output runs/whole",
     "examples/multi_objective/warm_up.py": "--smoke --output runs/whole",
 }
-# Run by other tests: examples/sft.py, examples/multi_objective/run.py, examples/applications
+# Run by other tests: examples/sft.py, examples/multi_objective/run.py, examples/applications; the lessons of examples/warm_start.py
+# are run by tests/examples/test_lessons.py, since its measurements take minutes even with --smoke
 
 
 def prepares(page: str) -> Callable[[Any], Any]:
