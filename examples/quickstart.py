@@ -223,9 +223,6 @@ def main():
     factory = RetrievalQAEnvironment.factory(facts.corpus, top_k=1)
     train = compose_objectives(lookups(facts, "train"), n=2, question="keywords", seed=args.seed)
     tests = {n: held_out_tasks(facts, n, args.eval_tasks) for n in OBJECTIVES}
-    if tokenizer.chat_template is not None:
-        as_chat = lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]}  # noqa: E731
-        train, tests = train.map(as_chat), {n: rows.map(as_chat) for n, rows in tests.items()}
     console.print(f"[bold]tasks[/bold] {len(train)} pairs of questions to train on, over {len(facts.corpus)} passages")
 
     agent = Mem1Agent(model, tokenizer, protocol, **evaluation)

@@ -43,16 +43,9 @@ def evaluate(agent, args, factory):
     """Greedy scores for each number of objectives, on entities that no task of the collection asks about."""
     scores = {}
     for n in args.eval_objectives:
-        rows = as_chat(agent.tokenizer, tasks("test", n, args.eval_tasks, seed=1000))
+        rows = tasks("test", n, args.eval_tasks, seed=1000)
         scores[n] = evaluate_agent(agent, rows, factory).metrics
     return scores
-
-
-def as_chat(tokenizer, rows):
-    """Tasks as messages, if the tokenizer has a chat template."""
-    if tokenizer.chat_template is None:
-        return rows
-    return rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
 
 
 def parse_arguments():
@@ -105,7 +98,7 @@ def main():
         teacher = Mem1Agent(model, tokenizer, protocol, **settings)
     played = collect_trajectories(
         teacher,
-        as_chat(tokenizer, tasks("train", args.objectives, args.tasks, args.seed)),
+        tasks("train", args.objectives, args.tasks, args.seed),
         factory,
         output / "episodes.jsonl",
         samples=args.samples,
@@ -134,10 +127,9 @@ def main():
     )
     trainer.train()
     trainer.save_model(str(output / "model"))
-    protocol.save_pretrained(output / "model")  # so that the saved model is run with the same protocol
+    student.save_settings(output / "model")  # so that the saved model is run as it was taught
 
-    settings["temperature"] = 0.0
-    after = evaluate(Mem1Agent.from_pretrained(str(output / "model"), **settings), args, factory)
+    after = evaluate(Mem1Agent.from_pretrained(str(output / "model")), args, factory)
     for n in before:
         b, a = before[n]["exact_match_per_objective"], after[n]["exact_match_per_objective"]
         print(f"{n} objectives, {args.eval_tasks} held-out tasks: EM per objective {b:.2f} -> {a:.2f}")

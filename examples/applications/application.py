@@ -90,9 +90,8 @@ def run(description: str, name: str, rows: list[dict], environment: Callable, sc
     results = {}
     for context in ("mem1", "full"):
         agent = make_agent(args, script, context, max_turns)
-        tasks = [{**row, "prompt": prompt_for(agent.tokenizer, row["prompt"], args)} for row in rows]
         label = "MEM1" if context == "mem1" else "full history"
-        results[label] = evaluate_agent(agent, tasks, environment, label=label, success=full_reward)
+        results[label] = evaluate_agent(agent, rows, environment, label=label, success=full_reward)
         results[label].save(Path(args.output_dir) / "evaluation", context)
     console.print(turn_by_turn({label: result.tasks[0].trajectory for label, result in results.items()}))
     console.print(f"\nMeans of {len(rows)} tasks")
@@ -149,12 +148,6 @@ def make_agent(args, script, context, max_turns):
     return Mem1Agent("script", AutoTokenizer.from_pretrained(TINY_MODEL), client=ScriptedClient(script), **budgets)
 
 
-def prompt_for(tokenizer, prompt, args):
-    """The task as a message, if the model is spoken to through a chat template."""
-    chat = (args.model and tokenizer.chat_template) or args.endpoint
-    return [{"role": "user", "content": prompt}] if chat else prompt
-
-
 def train(args, rows, environment, max_turns):
     """A few steps of reinforcement on the tasks."""
     tokenizer = AutoTokenizer.from_pretrained(args.model or TINY_MODEL)
@@ -173,7 +166,7 @@ def train(args, rows, environment, max_turns):
             logging_steps=1,
             report_to="none",
         ),
-        train_dataset=Dataset.from_list([{**r, "prompt": prompt_for(tokenizer, r["prompt"], args)} for r in rows]),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         environment_factory=environment,
     )

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .environment_runtime.calls import EnvironmentCaller
 from .environment_runtime.faults import FaultSettings
 from .environment_runtime.pool import EnvironmentPool, GivenEnvironments
-from .hub.agent_settings import load_agent_settings
+from .hub.agent_settings import load_agent_settings, save_agent_settings
 from .protocol.protocol import Mem1Protocol
 from .rollout.chat_client import ChatEndpoint
 from .rollout.decoding import warn_of_ignored_decoding
@@ -24,6 +24,7 @@ from .rollout.settings import AgentSettings, resolve_conversational
 from .rollout.turn_loop import Rollout
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -213,6 +214,11 @@ class Mem1Agent:
             return self._run(rows, given, tolerate)
         finally:
             given.release()
+
+    def save_settings(self, directory: str | os.PathLike[str]) -> None:
+        """Write protocol and settings next to a model, so that [`~Mem1Agent.from_pretrained`] runs it as this agent is run."""
+        self.protocol.save_pretrained(directory)
+        save_agent_settings(directory, self.settings)
 
     def _run(
         self, rows: Sequence[Mapping[str, Any]], environments: EnvironmentPool | GivenEnvironments, tolerate: str
