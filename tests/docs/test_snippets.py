@@ -41,13 +41,14 @@ from mem1_trl.retrieval import Bm25Index
 from mem1_trl.retrieval.server import RetrieverServer
 
 TINY = "examples/assets/tiny-mem1"
+PLAIN = "runs/plain"  # the same model as one that no trainer of this package has saved: without its protocol
 CORPUS = [{"title": f"Town {i}", "text": f"Town {i} has a river, a mill and {i} bridges."} for i in range(20)]
 
 # Text of a page -> text that is run. The README's Python block stays as it is
 SMALLER = {
-    "Qwen/Qwen2.5-0.5B-Instruct": TINY,
-    "Qwen/Qwen2.5-7B-Instruct": TINY,
-    "intfloat/e5-base-v2": TINY,
+    "Qwen/Qwen2.5-0.5B-Instruct": PLAIN,
+    "Qwen/Qwen2.5-7B-Instruct": PLAIN,
+    "intfloat/e5-base-v2": PLAIN,
     'output_dir="runs/shop", max_turns=3': 'output_dir="runs/shop", max_turns=1, max_steps=1, max_completion_length=8, bf16=False',
     'output_dir="runs/webshop", max_turns=10': 'output_dir="runs/webshop", max_turns=10, max_completion_length=64, bf16=False',
     ".select(range(16))": ".select(range(2))",
@@ -138,6 +139,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("examples", "scripts", "tests", "docs", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / TINY, tmp_path / "runs" / "quickstart" / "model")
+    shutil.copytree(ROOT / TINY, tmp_path / PLAIN, ignore=shutil.ignore_patterns("mem1_*.json"))
     (tmp_path / "train.py").write_text("")
     monkeypatch.chdir(tmp_path)
     return tmp_path
