@@ -1,0 +1,27 @@
+.PHONY: install format lint types test test-all nightly ci
+
+install: ## the package with everything that tests need; install a CPU build of torch first if there is no GPU
+	pip install -e ".[dev]"
+
+format:
+	ruff check --fix .
+	ruff format .
+
+lint:
+	ruff check .
+	ruff format --check .
+
+types:
+	mypy
+
+test: ## the quick tier
+	pytest -m "not slow and not nightly" --durations=10
+
+test-all: ## the whole suite
+	pytest --durations=25
+
+nightly: ## whole experiments, besides
+	pytest -m nightly
+
+ci: ## what runs before a change lands, in an environment of its own
+	.ci/run
