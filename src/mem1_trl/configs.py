@@ -13,18 +13,6 @@ from .rollout.settings import AgentSettings, setting
 from .update.layouts import LAYOUTS
 
 
-class _SingleGeneration(int):
-    """
-    The number 1, which is not less than 2.
-
-    `GRPOConfig` refuses fewer than two generations per prompt, because its baseline is the group's mean; a critic needs no
-    group. Everything else it checks about the number holds for 1 as well.
-    """
-
-    def __lt__(self, other: int) -> bool:
-        return False
-
-
 @dataclass
 class Mem1GRPOConfig(GRPOConfig):
     r"""
@@ -339,10 +327,12 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.num_generations is None or self.num_generations < 1:
+            raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.num_generations == 1:
-            self.num_generations = _SingleGeneration(1)
-        super().__post_init__()
-        self.num_generations = int(self.num_generations or 1)
+            self._post_init_of_one_generation()
+        else:
+            super().__post_init__()
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
@@ -378,6 +368,33 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                     f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here "
                     f"{advantage_per_token}: {instead}."
                 )
+
+    def _post_init_of_one_generation(self) -> None:
+        """
+        Let `GRPOConfig` check two generations per prompt, and derive for one what it derives from their number.
+
+        It refuses one, because its baseline is the mean of a group; a critic needs no group. The two are checked on a
+        generation batch of two steps, which holds whole groups of two whatever the batch size is.
+        """
+        batch_size, steps = self.generation_batch_size, self.steps_per_generation
+        generations_eval = self.num_generations_eval
+        one_is_derived = batch_size is None or steps is None
+        if one_is_derived:  # else it is an error, which `GRPOConfig` raises
+            self.generation_batch_size, self.steps_per_generation = None, 2
+        self.num_generations, self.num_generations_eval = 2, generations_eval or 1
+        super().__post_init__()
+        self.num_generations, self.num_generations_eval = 1, generations_eval
+        global_batch_size = self.per_device_train_batch_size * self.world_size
+        if steps is None and batch_size is None:
+            steps = self.gradient_accumulation_steps
+        elif steps is None:
+            assert batch_size is not None
+            if batch_size % global_batch_size != 0:
+                raise ValueError(
+                    f"generation_batch_size ({batch_size}) must be divisible by the global batch size ({global_batch_size})."
+                )
+            steps = batch_size // global_batch_size
+        self.generation_batch_size, self.steps_per_generation = steps * global_batch_size, steps
 
 
 def from_grpo_config(args: Any) -> Mem1GRPOConfig:

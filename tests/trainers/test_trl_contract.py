@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -469,6 +470,61 @@ def test_ppo_allows_one_generation_and_grpo_does_not(tmp_path):
     config = Mem1PPOConfig(**trainer_arguments(tmp_path))
     assert config.num_generations == 1 and type(config.num_generations) is int
     assert config.to_dict()["num_generations"] == 1
+
+
+@pytest.mark.parametrize("eval_strategy", ["no", "steps"])
+@pytest.mark.parametrize("given", ["nothing", "steps", "batch", "both"])
+def test_one_generation_derives_what_trl_derives_for_groups(tmp_path, given, eval_strategy):
+    """Over a grid of sizes: the generation batch is the steps times the rows of a step, whatever its size."""
+    cases = 0
+    for size, accumulation, number, evaluated in itertools.product(
+        (1, 2, 3, 4), (1, 2, 3), (1, 2, 3, 6), (None, 1, 2)
+    ):
+        chosen = {"steps": {"steps_per_generation": number}, "batch": {"generation_batch_size": number}}
+        chosen["both"] = {**chosen["steps"], **chosen["batch"]}
+        kwargs = trainer_arguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, eval_steps=1,
+            eval_strategy=eval_strategy, per_device_eval_batch_size=3, num_generations_eval=evaluated,
+            **chosen.get(given, {}),
+        )  # fmt: skip
+        sentence = None
+        if given == "both":
+            sentence = "can not be both configured"
+        elif eval_strategy == "steps" and evaluated == 2:
+            sentence = "The global eval batch size (3 * 1) must be divisible by the number of generations"
+        elif given == "batch" and number % size:
+            sentence = f"generation_batch_size ({number}) must be divisible by the global batch size ({size})"
+        if sentence is not None:
+            with pytest.raises(ValueError, match=re.escape(sentence)):
+                Mem1PPOConfig(**kwargs)
+            continue
+        config = Mem1PPOConfig(**kwargs)
+        steps = {"nothing": accumulation, "steps": number, "batch": number // size}[given]
+        assert (config.steps_per_generation, config.generation_batch_size) == (steps, steps * size)
+        assert (config.num_generations, config.num_generations_eval) == (1, evaluated)
+        assert config.per_device_train_batch_size == size and config.gradient_accumulation_steps == accumulation
+        cases += 1
+    assert cases or given == "both"
+
+
+def test_trl_is_shown_an_ordinary_number_of_generations(tmp_path, monkeypatch):
+    seen = []
+    check = GRPOConfig.__post_init__
+
+    def look(self):
+        seen.append((type(self.num_generations), self.num_generations))
+        check(self)
+
+    monkeypatch.setattr(GRPOConfig, "__post_init__", look)
+    Mem1PPOConfig(**trainer_arguments(tmp_path))
+    Mem1PPOConfig(**trainer_arguments(tmp_path, num_generations=4))
+    assert seen == [(int, 2), (int, 4)]
+
+
+@pytest.mark.parametrize("number", [0, -1, None])
+def test_ppo_refuses_less_than_one_generation(tmp_path, number):
+    with pytest.raises(ValueError, match=f"num_generations must be at least 1, got {number}"):
+        Mem1PPOConfig(**trainer_arguments(tmp_path, num_generations=number))
 
 
 @pytest.mark.parametrize("num_generations", [3, 8])
