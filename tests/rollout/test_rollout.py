@@ -14,7 +14,7 @@ from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.protocol.untrusted import encode_untrusted
 from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.settings import AgentSettings
-from mem1_trl.rollout.stopping import StopTexts
+from mem1_trl.rollout.stopping import StopStringFinder
 from mem1_trl.rollout.turn_loop import Rollout
 
 SEARCH = "<think>s{n}</think><search>q{n}</search>"
@@ -435,7 +435,7 @@ def test_the_scripted_generator_stops_as_a_real_one_does(tokenizer):
     generator = ScriptedGenerator(tokenizer, [["<search>a</search>tail"]])
     (completion,) = generator([[5]], [["</search>"]])
     assert tokenizer.decode(completion.ids) == "<search>a</search>"
-    assert StopTexts(tokenizer).completes(completion.ids, ["</search>"])
+    assert StopStringFinder(tokenizer).completes(completion.ids, ["</search>"])
     assert torch.tensor(completion.ids).dtype == torch.int64
 
 

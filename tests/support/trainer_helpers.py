@@ -12,7 +12,7 @@ from support.helpers import VOCAB, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from mem1_trl import Mem1Protocol
-from mem1_trl.rollout.stopping import Completion, StopTexts, finish_completion
+from mem1_trl.rollout.stopping import Completion, StopStringFinder, finish_completion
 
 SHORT = Mem1Protocol(
     instructions="{prompt}",
@@ -52,7 +52,7 @@ class ScriptedGenerator:
         self.tokenizer = tokenizer
         self.script = script
         self.max_length = max_length
-        self.stop_texts = StopTexts(tokenizer)
+        self.stop_texts = StopStringFinder(tokenizer)
         self.prompts: list[list[list[int]]] = []
         self.stops: list[list[list[str]]] = []
 

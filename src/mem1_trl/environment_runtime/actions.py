@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .arguments import read_parameters, typed
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, followed_by
+from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
 from .seat import Seat, closing_hook
@@ -238,7 +238,7 @@ def run_calls(
     requests = [
         EnvironmentCall(
             Seat() if environment is None else caller.seat_of(environment),
-            followed_by(method, _text, **arguments),
+            call_then(method, _text, **arguments),
             repeatable=getattr(method, "idempotent", False),
             may_refuse=True,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
-from .calls import EnvironmentCall, EnvironmentCaller, followed_by
+from .calls import EnvironmentCall, EnvironmentCaller, call_then
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
 from .seat import Seat
@@ -298,7 +298,7 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
             )
         return observation
 
-    return followed_by(environment.reset, checked, **row)
+    return call_then(environment.reset, checked, **row)
 
 
 def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
@@ -313,7 +313,7 @@ def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[
     calls = [
         EnvironmentCall(
             caller.seat_of(environments[index]),
-            followed_by(environments[index].get_reward, as_reward),
+            call_then(environments[index].get_reward, as_reward),
             repeatable=True,
         )
         for index in asked

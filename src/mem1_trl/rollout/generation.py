@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 
 from .decoding import own_decoding_only
 from .prefix_cache import PrefixCache
-from .stopping import ActionStoppingCriteria, Completion, StopTexts, finish_completion
+from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ class SampledLogprobs(LogitsProcessor):
         return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
 
 
-class GenerateHook:
+class ActionGenerate:
     """
     Stands in for `model.generate` while one turn is generated: stops at closed actions and records log-probs.
 
@@ -64,7 +64,7 @@ class GenerateHook:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model.
-        stop_texts ([`StopTexts`]):
+        stop_texts ([`StopStringFinder`]):
             Finds the closing tags.
         stops (`list[list[str]]`):
             Stop strings of each sequence.
@@ -79,7 +79,7 @@ class GenerateHook:
     def __init__(
         self,
         model: PreTrainedModel,
-        stop_texts: StopTexts,
+        stop_texts: StopStringFinder,
         stops: list[list[str]],
         temperature: float,
         eos_token_ids: Sequence[int],
@@ -189,7 +189,7 @@ class TransformersGenerator:
         self.tokenizer = tokenizer
         self.settings = settings
         self.batch_size = batch_size
-        self.stop_texts = StopTexts(tokenizer)
+        self.stop_texts = StopStringFinder(tokenizer)
         eos = model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos:
@@ -222,7 +222,7 @@ class TransformersGenerator:
         ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         temperature = self.settings.temperature or 1.0
-        hook = GenerateHook(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
+        hook = ActionGenerate(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
         sequences = hook(
             input_ids=ids,
             attention_mask=mask,

@@ -36,7 +36,7 @@ class Completion:
     truncated_sampling: bool = False
 
 
-class StopTexts:
+class StopStringFinder:
     """
     Finds the token that completes a stop string in a growing list of token ids.
 
@@ -90,7 +90,7 @@ class ActionStoppingCriteria(StoppingCriteria):
     Ends each sequence of a batch of `generate` at the token that completes one of its own stop strings.
 
     Args:
-        stop_texts ([`StopTexts`]):
+        stop_texts ([`StopStringFinder`]):
             Finds the stop strings.
         stops (`Sequence[Sequence[str]]`):
             Stop strings of each sequence.
@@ -104,7 +104,7 @@ class ActionStoppingCriteria(StoppingCriteria):
 
     def __init__(
         self,
-        stop_texts: StopTexts,
+        stop_texts: StopStringFinder,
         stops: Sequence[Sequence[str]],
         prompt_length: int,
         eos_token_ids: Sequence[int] = (),
@@ -139,7 +139,7 @@ def finish_completion(
     ids: Sequence[int],
     logprobs: Sequence[float] | None,
     stops: Sequence[str],
-    stop_texts: StopTexts,
+    stop_texts: StopStringFinder,
     eos_token_ids: Sequence[int],
     truncated_sampling: bool = False,
 ) -> Completion:
@@ -155,7 +155,7 @@ def finish_completion(
             One per id, or `None`. Values behind the end are dropped too.
         stops (`Sequence[str]`):
             Stop strings.
-        stop_texts ([`StopTexts`]):
+        stop_texts ([`StopStringFinder`]):
             Finds them.
         eos_token_ids (`Sequence[int]`):
             Ids that end a sequence.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 
 if TYPE_CHECKING:
     import gymnasium

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from ..extras import hidden_method, require
+from ..optional import hidden_method, require
 
 _SHOWN = 40
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 
 _BOOKKEEPING = ("done", "reward", "metadata")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 from .java_world import JavaWorld
 
 FOLDS = ("train", "dev", "test")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..extras import joined_prompt
+from ..optional import joined_prompt
 from .pages import (
     BACK_TO_SEARCH,
     BUY_NOW,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..extras import require
+from ..optional import require
 from .goals import Goal
 from .products import Product
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from ...retrieval import Bm25Index
-from ..extras import require
+from ..optional import require
 from .products import Product
 
 SEARCH_RETURN_N = 50

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...rollout.generation import GenerateHook
+from ...rollout.generation import ActionGenerate
 from ...rollout.prefix_cache import PrefixCache
-from ...rollout.stopping import Completion, StopTexts, finish_completion
+from ...rollout.stopping import Completion, StopStringFinder, finish_completion
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
 from .contract import check_values
 from .helpers import instance_attribute
@@ -32,7 +32,7 @@ class TurnGeneration(Hooks):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         keep_gradients_through_4bit(self.model)
-        self.stop_texts = StopTexts(self.tokenizer)
+        self.stop_texts = StopStringFinder(self.tokenizer)
         self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
 
     def generate_turn(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
@@ -61,7 +61,7 @@ class TurnGeneration(Hooks):
             model = self.accelerator.unwrap_model(self.model_wrapped)
             # Only where no other process has to take part in a call of the model
             cache = None if self._generates_together else self._prefix_cache
-            hook = GenerateHook(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
+            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
             training = model.training
             with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
                 ids, logprobs = self._sample(prompts)
