@@ -243,9 +243,9 @@ def test_values_are_given_the_declared_type(value, kind, expected):
     kind = {"left-or-right": Literal["left", "right"], "one-or-two": Literal[1, 2]}.get(kind, kind)
     if expected is None and value is not None and value != "null":
         with pytest.raises(ValueError, match="is not a list"):
-            typed(value, kind)
+            coerce(value, kind)
         return
-    result = typed(value, kind)
+    result = coerce(value, kind)
     assert result == expected and type(result) is type(expected)
 
 
@@ -269,4 +269,4 @@ def test_values_are_given_the_declared_type(value, kind, expected):
 )
 def test_values_that_have_no_such_type_are_refused(value, kind, words):
     with pytest.raises(ValueError, match=words):
-        typed(value, kind)
+        coerce(value, kind)
