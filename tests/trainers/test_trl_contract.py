@@ -461,6 +461,39 @@ def test_generate_gives_eight_values(batch_and_trainer):
     assert tool_mask is None and all(isinstance(text, str) for text in completions)
 
 
+def test_a_row_of_the_data_set_is_the_same_entry_of_the_record_and_the_batch(tmp_path, tokenizer):
+    """From the data set to the loss: row, trajectory, row of tokens, reward, row of TRL's batch."""
+    trainer = Mem1GRPOTrainer(
+        model=tiny_model("llama"),
+        reward_funcs=lambda prompts, **kwargs: [float(len(text)) for text in prompts],
+        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_completion_length=6, max_steps=1)),
+        train_dataset=lookup_dataset(),
+        processing_class=tokenizer,
+    )
+    records, batches = [], []
+    score, extend = trainer._calculate_rewards, trainer.extend_batch
+
+    def look(*args):
+        per_function = score(*args)
+        records.append(trainer.current_batch)
+        return per_function
+
+    trainer._calculate_rewards = look
+    trainer.extend_batch = lambda batch, *args: (batches.append({**batch}), extend(batch, *args))
+    trainer.train()
+    assert trainer.current_batch is None
+    (record,), (batch,) = records, batches
+    assert len(record.rows) == len(record.trajectories) == len(record.tree_rows) == len(batch["completion_ids"]) == 4
+    for index, (row, trajectory, tree) in enumerate(zip(record.rows, record.trajectories, record.tree_rows)):
+        assert trajectory.prompt_ids == tuple(tree.prompt_ids) and tree == build_row(trajectory, "packed")
+        assert tokenizer.decode(tree.prompt_ids) == row["prompt"]
+        assert float(record.rewards[index]) == trajectory.reward == len(row["prompt"])
+        kept = batch["completion_mask"][index].bool()
+        assert batch["completion_ids"][index][kept].tolist() == tree.completion_ids
+        assert batch["turn_ids"][index][kept].tolist() == tree.turn_ids
+    assert record.left_out == [False] * 4
+
+
 # Configurations
 
 

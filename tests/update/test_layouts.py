@@ -217,6 +217,37 @@ def test_row_batch_pads_prompts_left_and_the_rest_right(two_rows):
     assert len(two_rows) == 2
 
 
+def test_row_batch_pads_to_given_lengths(two_rows):
+    tree = trajectory_of(([10, 11, 12], [20]), ([10, 11, 12, 30], [21]), ([10, 11, 31], [22]))
+    rows = [pack_trajectory(tree), pack_trajectory(trajectory_of(([13], [23, 24])))]
+    wide = RowBatch.from_rows(rows, pad_token_id=7, prompt_length=4, completion_length=6)
+    assert wide.input_ids.tolist() == [[7, 10, 11, 12, 20, 30, 21, 31, 22, 7], [7, 7, 7, 13, 23, 24, 7, 7, 7, 7]]
+    assert wide.parent_offsets.tolist() == [[1, 1, 1, 1, 1, 2, 1, 5, 1, 1], [1] * 10]
+    for name in wide.__dataclass_fields__:
+        assert torch.equal(getattr(wide, name)[:, 1:9], getattr(two_rows, name)), name
+
+
+def test_row_batch_of_the_tensors_of_trl(two_rows):
+    """What TRL keeps apart, prompts and completions, is joined; a completion that it masks out is not sampled."""
+    prompt, completion = (slice(None), slice(0, 3)), (slice(None), slice(3, 8))
+    tensors = {
+        "prompt_ids": two_rows.input_ids[prompt],
+        "prompt_mask": two_rows.attention_mask[prompt],
+        "completion_ids": two_rows.input_ids[completion],
+        "completion_mask": two_rows.attention_mask[completion],
+        "tool_mask": two_rows.tool_mask[completion].long().masked_fill(two_rows.attention_mask[completion] == 0, 1),
+        "turn_ids": two_rows.turn_ids[completion],
+        "parent_offsets": two_rows.parent_offsets[completion],
+    }
+    joined = RowBatch.from_trl(tensors)
+    for name in joined.__dataclass_fields__:
+        assert torch.equal(getattr(joined, name), getattr(two_rows, name)), name
+    tensors["completion_mask"] = tensors["completion_mask"] * torch.tensor([[1], [0]])
+    cut = RowBatch.from_trl(tensors)
+    assert cut.tool_mask[1].sum() == 0 and torch.equal(cut.tool_mask[0], two_rows.tool_mask[0])
+    assert cut.attention_mask[1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
 def test_row_batch_slices_rows(two_rows):
     second = two_rows[1:]
     assert len(second) == 1

@@ -1,4 +1,4 @@
-"""A trap of quantized weights, sprung before anything is trained."""
+"""Work around a bitsandbytes CPU repacking that zeroes gradients."""
 
 from __future__ import annotations
 

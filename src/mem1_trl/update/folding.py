@@ -1,4 +1,4 @@
-"""The rows of a batch as one row: no padding, and what several of them begin with alike is there once."""
+"""The rows of a batch as one row without padding, in which a common beginning of several rows is stored once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FoldedRows:
         tree ([`RowBatch`]):
             The one row. Its turns are those of the batch, numbered through.
         places (`torch.Tensor`):
-            Shape `(B, T)`, int64: where each token of the batch stands in the row; -1 for padding. A sampled token has a
-            place of its own, right behind its predecessor.
+            Shape `(B, T)`, int64: where each token of the batch is in the row; -1 for padding. A sampled token has a
+            place of its own, right after its predecessor.
     """
 
     tree: RowBatch
@@ -32,7 +32,7 @@ class FoldedRows:
 
         Args:
             values (`torch.Tensor`):
-                Shape `(1, N - 1)`; the value of the token at place `i` stands at `i - 1`.
+                Shape `(1, N - 1)`; the value of the token at place `i` is at `i - 1`.
 
         Returns:
             `torch.Tensor`: Shape `(B, T - 1)`, in the same manner; zero where no token was sampled. Differentiable.
@@ -51,8 +51,8 @@ def fold_rows(batch: RowBatch) -> FoldedRows:
 
         row     p1 p2 a p2 b        predecessor of the second p2: p1
 
-    Only what stands before the first sampled token is shared, and of the second and later rows at most all but the last
-    token of it, since a completion must stand right behind its predecessor. Rows are taken in the order of their prompts,
+    Only the tokens before the first sampled one are shared, and of the second and later rows at most all but the last
+    token of it, since a completion must come right after its predecessor. Rows are taken in the order of their prompts,
     in which the longest common beginning is always with the row before.
 
     Args:

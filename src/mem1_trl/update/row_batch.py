@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class RowBatch:
     """
-    Rows as tensors of shape `(B, T)`, the prompts padded on the left and what follows them on the right, as TRL does.
+    Rows as tensors of shape `(B, T)`, prompts padded on the left and completions on the right, as TRL does.
 
     Attributes:
         input_ids (`torch.Tensor`): Token ids, int64.
@@ -85,10 +85,10 @@ class RowBatch:
         Args:
             batch (`Mapping[str, torch.Tensor]`):
                 `prompt_ids` and `prompt_mask` of shape `(B, P)`; `completion_ids`, `completion_mask`, `tool_mask`, `turn_ids`
-                and `parent_offsets` of shape `(B, C)`. What `completion_mask` leaves out is not sampled.
+                and `parent_offsets` of shape `(B, C)`. Tokens that `completion_mask` leaves out do not count as sampled.
 
         Returns:
-            [`RowBatch`]: Of shape `(B, P + C)`.
+            [`RowBatch`]: Tensors of shape `(B, P + C)`.
         """
         attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         prompt = batch["prompt_ids"].shape[1]
@@ -202,7 +202,7 @@ def paper_context_mask(batch: RowBatch) -> torch.Tensor:
     size = batch.input_ids.shape[1]
     device = batch.input_ids.device
     real = batch.attention_mask.bool()
-    # The prompt is what no turn brought: everything before the first sampled token
+    # The prompt is everything before the first sampled token
     prompt = real & (batch.tool_mask.int().cumsum(1) == 0)
     query_turn, key_turn = batch.turn_ids[:, :, None], batch.turn_ids[:, None, :]
     near = (key_turn == query_turn) | (key_turn == query_turn - 1)

@@ -1,4 +1,4 @@
-"""Runs a model over rows under a layout, and reads off one number per sampled token."""
+"""Run a model over rows in a layout, and compute one number per sampled token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORTH_FOLDING = 0.9
 
 TokenFunction = Callable[[dict[str, torch.Tensor], torch.Tensor], "list[torch.Tensor | None]"]
 """
-Takes model inputs `(N, L)` and labels `(N, L)` (-100 where nothing is wanted); gives tensors `(N, L - 1)`, the value for
+Takes model inputs `(N, L)` and labels `(N, L)` (-100 where nothing is wanted); returns tensors `(N, L - 1)`, the value for
 label `i` at place `i - 1`, as a causal language model predicts it from the token before.
 """
 
@@ -41,7 +41,7 @@ def forward_rows(
     rows: RowBatch, layout: str, model: PreTrainedModel, function: TokenFunction
 ) -> list[torch.Tensor | None]:
     """
-    Evaluate a per-token function of a model on rows, each token in exactly the context the layout gives it.
+    Evaluate a per-token function of a model on rows, each token in exactly the context that the layout defines.
 
     Args:
         rows ([`RowBatch`]):
@@ -49,12 +49,12 @@ def forward_rows(
         layout (`str`):
             `"packed"`, `"per_turn"` or `"paper"`.
         model ([`~transformers.PreTrainedModel`]):
-            The model behind `function`; asked for its attention implementation and data type only.
+            The model that `function` calls; asked for its attention implementation and data type only.
         function (`TokenFunction`):
             Calls the model.
 
     Returns:
-        `list[torch.Tensor | None]`: What `function` gives, folded back to shape `(B, T - 1)`; zero where no token was sampled.
+        `list[torch.Tensor | None]`: The results of `function`, folded back to shape `(B, T - 1)`; zero where no token was sampled.
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
@@ -151,14 +151,14 @@ def score_trajectories(
         model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         trajectories (`Sequence[Trajectory]`):
-            What to score.
+            The trajectories to score.
         layout (`str`, *optional*, defaults to `"packed"`):
             `"packed"` and `"per_turn"` are exact and agree; `"paper"` is MEM1's stitched sequence (section 3.2), which does
             not. A model that cannot run `"packed"` is run `"per_turn"`.
         temperature (`float`, *optional*, defaults to `1.0`):
-            What the logits are divided by.
+            Divisor of the logits.
         batch_size (`int`, *optional*, defaults to `8`):
-            Trajectories forwarded at once.
+            Number of trajectories in one forward pass.
 
     Returns:
         `list[list[torch.Tensor]]`: Per trajectory, per turn, a float32 tensor of shape `(len(completion_ids),)`. Gradients

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from .row_batch import RowBatch
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +18,7 @@ class UnfoldedTurns:
         input_ids (`torch.Tensor`): Shape `(N, L)`, `N` turns over the whole batch.
         attention_mask (`torch.Tensor`): Shape `(N, L)`, 1 on tokens.
         tool_mask (`torch.Tensor`): Shape `(N, L)`, bool, true on the tokens that this turn sampled.
-        sources (`torch.Tensor`): Shape `(N, L)`, where each token stands in the flattened `(B * T)` batch.
+        sources (`torch.Tensor`): Shape `(N, L)`, where each token is in the flattened `(B * T)` batch.
     """
 
     input_ids: torch.Tensor

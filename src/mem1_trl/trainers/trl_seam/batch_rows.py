@@ -1,4 +1,4 @@
-"""Which keys of a batch have one entry for each row, and what may be done with rows because of it."""
+"""The keys of a batch that have one entry for each row, and functions that cut, pick and join rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def has_rows(key: str, value: Any, rows: int) -> bool:
             Number of rows of the batch.
 
     Raises:
-        `ValueError`: If the key is unknown, or its value is not what the tables of this file say.
+        `ValueError`: If the key is unknown, or its value is not a tensor with one entry for each row.
     """
     if key in BATCH_KEYS:
         return False

@@ -1,4 +1,4 @@
-"""What is relied on in TRL, and a check that the installed release has it."""
+"""The parts of TRL that this package relies on, and a check that the installed release has them."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _problem_of(trainer_class: type, method: str) -> str | None:
 
 
 def _problem_of_attributes(trainer_class: type) -> str | None:
-    """Which attributes that are set here no method of a class reads, or `None`."""
+    """The attributes that are set here and that no method of a class reads, or `None`."""
     unread = set(RELIED_ATTRIBUTES)
     for function in _functions_of(trainer_class):
         for code in _codes_in(function.__code__):
@@ -180,7 +180,7 @@ def _problem_of_attributes(trainer_class: type) -> str | None:
 
 
 def _functions_of(trainer_class: type) -> Iterator[FunctionType]:
-    """The functions behind the methods and properties of a class and its bases."""
+    """The functions of the methods and properties of a class and its bases."""
     for base in trainer_class.__mro__:
         for value in vars(base).values():
             function = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "__func__", value))

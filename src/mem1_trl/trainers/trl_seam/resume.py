@@ -1,5 +1,5 @@
 """
-Runs that go on from a checkpoint as if they had never stopped.
+Runs that resume from a checkpoint as if they had never stopped.
 
 Wraps `_save_checkpoint` and `_load_from_checkpoint`, to which it adds what TRL and `Trainer` do not save, and
 `_get_train_sampler`, to know the sampler whose order of the data has to be repeated. When a run resumes it sets attributes of
@@ -127,7 +127,7 @@ class ExactResume(BalancedMicroBatches):
         """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
         if self._resumed_from is None:
             return
-        if self.is_deepspeed_enabled:  # which loads its own part of a checkpoint elsewhere than `Trainer` does
+        if self.is_deepspeed_enabled:  # which does not load its checkpoint by the method that is wrapped here
             self.load_extra(self._resumed_from)
         replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
         if self._reference_moves:
