@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol, StopReason
 from mem1_trl.configs import from_grpo_config
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.environment_runtime.arguments import typed
+from mem1_trl.environment_runtime.arguments import coerce
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PROTOCOLS = {

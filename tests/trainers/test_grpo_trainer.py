@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from support.helpers import tiny_model
 from support.trainer_helpers import (
     SHORT,
@@ -23,7 +24,7 @@ from support.trainer_helpers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1Protocol, StopReason, Trajectory
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1Protocol, StopReason, Trajectory
 from mem1_trl.trainers.grpo import model_name
 
 EPISODE_METRICS = [
@@ -707,3 +708,35 @@ def test_a_first_batch_that_nothing_scores_is_an_error(tmp_path, tokenizer, acto
     trainer = make(tmp_path, actor, tokenizer, environment=Unscored)
     with pytest.raises(ValueError, match="Nothing scored any trajectory of the first batch"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "frozen"])
+def test_a_policy_without_a_trainable_weight_is_refused(tmp_path, actor, tokenizer, kind):
+    """An adapter loaded for use used to train nothing, silently."""
+    model = actor.requires_grad_(False)
+    if kind == "adapter":
+        get_peft_model(copy.deepcopy(actor), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+            tmp_path / "adapter"
+        )
+        model = PeftModel.from_pretrained(actor, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="must have weights that are trained, got none"):
+        Mem1GRPOTrainer(
+            model=model,
+            args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2)),
+            train_dataset=lookup_dataset(),
+            processing_class=tokenizer,
+            environment_factory=LookupEnvironment,
+            protocol=SHORT,
+        )
+
+
+def test_a_configuration_of_ppo_is_refused(tmp_path, actor, tokenizer):
+    """It used to be taken, and its critic ignored."""
+    with pytest.raises(TypeError, match="`args` must be a Mem1GRPOConfig, got a Mem1PPOConfig"):
+        Mem1GRPOTrainer(
+            model=actor,
+            args=Mem1PPOConfig(**trainer_arguments(tmp_path)),
+            train_dataset=lookup_dataset(),
+            processing_class=tokenizer,
+            environment_factory=LookupEnvironment,
+        )

@@ -92,6 +92,15 @@ def check_columns(name: str, dataset: Any, pool: EnvironmentPool | None) -> None
         )
 
 
+def check_trainable(model: Any) -> None:
+    """Raise `ValueError` if the policy has no weight that is trained, such as an adapter loaded for use."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The policy must have weights that are trained, got none: load an adapter with "
+            "`PeftModel.from_pretrained(..., is_trainable=True)`, or pass `peft_config`."
+        )
+
+
 def check_size(dataset: Any, args: Any) -> None:
     """TRL drops an incomplete generation batch, and a run of no batches ends silently."""
     if not isinstance(dataset, Dataset):

@@ -22,6 +22,7 @@ from .checks import (
     check_columns,
     check_reference,
     check_size,
+    check_trainable,
     dataset_or_placeholder,
     first_prompt,
     named_datasets,
@@ -114,6 +115,7 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         finally:
             args.reward_weights = weights
+        check_trainable(self.model)
         self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))
         self.settings = self._agent_settings.with_context_limit(self.model)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
