@@ -16,8 +16,10 @@ import random
 from functools import partial
 from typing import Any
 
-from common import Report, compare, parse_arguments
+from options import parse_arguments
+from report import Report
 from scripted import make_tokenizer, word, words
+from timing import compare
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.environment_runtime.actions import ActionSet, run_calls

@@ -18,7 +18,9 @@ import time
 from typing import Any
 
 import torch
-from common import HERE, Report, Timing, console, parse_arguments, processor_time
+from options import parse_arguments
+from report import HERE, Report
+from timing import Timing, console, processor_time
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 
 sys.path.insert(0, str(HERE.parent / "examples"))

@@ -36,7 +36,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import Report, Timing, compare, parse_arguments, processor_time
+from options import parse_arguments
+from report import Report
+from timing import Timing, compare, processor_time
 
 from mem1_trl.retrieval import Bm25Index, HttpRetriever
 

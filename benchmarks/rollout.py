@@ -25,9 +25,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Report, Timing, compare, console, count_flops, parse_arguments
 from datasets import Dataset
+from memory_and_flops import count_flops
+from options import parse_arguments
+from report import Report
 from scripted import CALL_CLOSE, CALL_OPEN, make_model, make_tokenizer, word, words
+from timing import Timing, compare, console
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 

@@ -22,9 +22,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Report, Timing, compare, console, parse_arguments, processor_time, synchronize
 from datasets import Dataset
+from options import parse_arguments
+from report import Report
 from scripted import make_tokenizer, words
+from timing import Timing, compare, console, processor_time, synchronize
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 

@@ -20,7 +20,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from common import Report, compare, count_flops, parse_arguments, peak_memory
+from memory_and_flops import count_flops, peak_memory
+from options import parse_arguments
+from report import Report
+from timing import compare
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mem1_trl import Trajectory, Turn

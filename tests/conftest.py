@@ -10,9 +10,11 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.setdefault("CI", "1")  # no telemetry
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; several workers share the cores
 
 import pytest
 import torch
+from support.forking import ForkServer, processes_that_end
 from support.trainer_helpers import chat_tokenizer, trained_model
 
 from mem1_trl.environment_runtime import faults
@@ -44,3 +46,29 @@ def actor_path(_actor, tmp_path_factory):
     directory = tmp_path_factory.mktemp("models") / "actor"
     _actor.save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    """A process with the libraries imported, which runs scripts in forks of itself."""
+    # Read when trackio is imported, which accelerate does
+    with ForkServer({"TRACKIO_DIR": str(tmp_path_factory.mktemp("trackio"))}) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _processes_end_with_their_test():
+    with processes_that_end():
+        yield
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """With `-n auto`, one process for named files and tests, which start faster so; for folders, one for each core."""
+    named = [argument for argument in config.args if "::" in argument or argument.endswith(".py")]
+    return 0 if named else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no worker begins one when the others have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

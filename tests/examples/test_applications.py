@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from itertools import pairwise
@@ -97,10 +98,12 @@ def test_the_script_knows_nothing_but_the_last_turn(tmp_path, monkeypatch):
     assert '"addition": 1' in client.create([task, forgotten, said]).choices[0].message.content
 
 
-def test_options_are_checked(tmp_path):
-    command = [sys.executable, str(APPLICATIONS / "tutor.py"), "--tasks", "9"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "--tasks must be between 1 and 4" in done.stderr
+def test_options_are_checked(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(APPLICATIONS))
+    monkeypatch.setattr(sys, "argv", ["tutor.py", "--tasks", "9"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(APPLICATIONS / "tutor.py"), run_name="__main__")
+    assert ended.value.code == 2 and "--tasks must be between 1 and 4" in capsys.readouterr().err
 
 
 if __name__ == "__main__":  # write the table of the README from a run

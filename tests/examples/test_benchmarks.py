@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,36 +16,40 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def modules():
-    """`common` and `summarize`, which the scripts import as their neighbours."""
+    """The files that the scripts import as their neighbours."""
+    names = ("memory_and_flops", "report", "summarize", "timing")
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import common
-        import summarize
-
-        yield common, summarize
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(BENCHMARKS))
+        for name in names:
+            sys.modules.pop(name, None)
 
 
-def run(name: str, tmp_path: Path, *arguments: str) -> dict:
+@pytest.fixture
+def run(tmp_path, fork_server):
     """The JSON of a smoke run, its structure checked."""
-    output = tmp_path / f"{name}.json"
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke", "--threads", "1", "--output", str(output)]
-    source = str(Path(__file__).parents[2] / "src")
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(output.read_text())
-    assert report["benchmark"] == name and report["smoke"] is True
-    assert report["system"]["threads"] == 1 and report["system"]["torch"] == torch.__version__
-    assert report["cases"]
-    for case in report["cases"]:
-        assert case["name"] in done.stdout  # in the table
-        assert case["variants"][case["baseline"]]["median_ratio"] == 1.0
-        for variant in case["variants"].values():
-            assert len(variant["wall_seconds"]) == len(variant["cpu_seconds"]) > 0
-            assert variant["min_seconds"] <= variant["median_seconds"] <= variant["max_seconds"]
-    return report
+
+    def smoke(name: str, *arguments: str) -> dict:
+        output = tmp_path / f"{name}.json"
+        options = ("--smoke", "--threads", "1", "--output", output, *arguments)
+        source = str(Path(__file__).parents[2] / "src")
+        done = fork_server.run(BENCHMARKS / f"{name}.py", *options, environment={"PYTHONPATH": source})
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads(output.read_text())
+        assert report["benchmark"] == name and report["smoke"] is True
+        assert report["system"]["threads"] == 1 and report["system"]["torch"] == torch.__version__
+        assert report["cases"]
+        for case in report["cases"]:
+            assert case["name"] in done.stdout  # in the table
+            assert case["variants"][case["baseline"]]["median_ratio"] == 1.0
+            for variant in case["variants"].values():
+                assert len(variant["wall_seconds"]) == len(variant["cpu_seconds"]) > 0
+                assert variant["min_seconds"] <= variant["median_seconds"] <= variant["max_seconds"]
+        return report
+
+    return smoke
 
 
 def values(case: dict, key: str) -> list:
@@ -53,8 +57,8 @@ def values(case: dict, key: str) -> list:
 
 
 @pytest.mark.slow
-def test_update_step_computes_one_gradient_in_fewer_tokens(tmp_path):
-    report = run("update_step", tmp_path)
+def test_update_step_computes_one_gradient_in_fewer_tokens(run):
+    report = run("update_step")
     layouts = [case["variants"] for case in report["cases"] if "per_turn" in case["variants"]]
     assert layouts
     for variants in layouts:
@@ -65,9 +69,9 @@ def test_update_step_computes_one_gradient_in_fewer_tokens(tmp_path):
 
 
 @pytest.mark.slow
-def test_rollout_plays_the_same_turns_in_both_and_reads_less_of_them(tmp_path):
+def test_rollout_plays_the_same_turns_in_both_and_reads_less_of_them(run):
     variants = ("trl", "mem1", "full-no-cache")
-    report = run("rollout", tmp_path, "--variants", *variants)
+    report = run("rollout", "--variants", *variants)
     assert [case["settings"]["turns"] for case in report["cases"]] == [1, 3]
     completion, group = report["settings"]["completion"], report["settings"]["group"]
     for case in report["cases"]:
@@ -82,8 +86,8 @@ def test_rollout_plays_the_same_turns_in_both_and_reads_less_of_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_step_takes_the_same_steps(tmp_path):
-    report = run("training_step", tmp_path)
+def test_training_step_takes_the_same_steps(run):
+    report = run("training_step")
     step, start, imports = report["cases"]
     assert values(step, "largest_difference") == pytest.approx([0.0, 0.0], abs=1e-6)  # of loss and reward
     assert list(start["variants"]) == ["trl", "mem1"]
@@ -92,8 +96,8 @@ def test_training_step_takes_the_same_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_environments_answer_the_same_by_both_ways(tmp_path):
-    report = run("environments", tmp_path)
+def test_environments_answer_the_same_by_both_ways(run):
+    report = run("environments")
     *searches, loop = report["cases"]
     assert len(searches) == 4
     for case in searches:
@@ -103,8 +107,8 @@ def test_environments_answer_the_same_by_both_ways(tmp_path):
 
 
 @pytest.mark.slow
-def test_learning_speed_measures_before_and_after(tmp_path):
-    report = run("learning_speed", tmp_path)
+def test_learning_speed_measures_before_and_after(run):
+    report = run("learning_speed")
     (case,) = report["cases"]
     assert list(case["variants"]) == ["ppo", "grpo"]
     assert values(case, "steps") == [1, 1] and values(case, "reached") == [False, False]
@@ -117,25 +121,23 @@ def test_learning_speed_measures_before_and_after(tmp_path):
 
 
 def test_repetitions_run_forwards_and_backwards(modules):
-    common, _ = modules
     calls = []
     variants = {name: (lambda name=name: calls.append(name)) for name in "abc"}
-    timings = common.compare(variants, repeats=2, baseline="a", warmup=1)
+    timings = modules.timing.compare(variants, repeats=2, baseline="a", warmup=1)
     assert "".join(calls) == "cba" + "abc" + "cba"
     assert [len(timing.seconds) for timing in timings.values()] == [2, 2, 2]
     with pytest.raises(ValueError, match="none of the variants a, b, c"):
-        common.compare(variants, repeats=1, baseline="d")
+        modules.timing.compare(variants, repeats=1, baseline="d")
 
 
 def test_ratios_are_of_pairs(modules):
-    common, _ = modules
-    assert common.ratios(common.Timing([1.0, 6.0, 3.0]), common.Timing([2.0, 2.0, 3.0])) == [0.5, 3.0, 1.0]
+    timing = modules.timing
+    assert timing.ratios(timing.Timing([1.0, 6.0, 3.0]), timing.Timing([2.0, 2.0, 3.0])) == [0.5, 3.0, 1.0]
 
 
 def test_flops_of_matrices_and_of_attention(modules):
-    common, _ = modules
     a, b = torch.randn(3, 5), torch.randn(5, 7)
-    assert common.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert modules.memory_and_flops.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
     def attend(causal: bool) -> None:
         q, k, v = (torch.randn(2, 4, 16, 8, requires_grad=True) for _ in range(3))
@@ -143,12 +145,11 @@ def test_flops_of_matrices_and_of_attention(modules):
 
     # Two matrix products forward; five backward, one of them the scores again
     per_pair = 2 * 4 * 7 * 2 * 8
-    assert common.count_flops(lambda: attend(False)) == per_pair * 16 * 16
-    assert common.count_flops(lambda: attend(True)) == per_pair * 16 * 17 // 2
+    assert modules.memory_and_flops.count_flops(lambda: attend(False)) == per_pair * 16 * 16
+    assert modules.memory_and_flops.count_flops(lambda: attend(True)) == per_pair * 16 * 17 // 2
 
 
 def test_peak_memory_counts_what_is_held_at_once(modules):
-    common, _ = modules
 
     def one_after_the_other() -> None:
         for _ in range(3):
@@ -158,15 +159,15 @@ def test_peak_memory_counts_what_is_held_at_once(modules):
         kept = [torch.zeros(1000, 250) for _ in range(3)]
         del kept
 
-    assert common.peak_memory(one_after_the_other) == pytest.approx(1e6, rel=0.01)
-    assert common.peak_memory(together) == pytest.approx(3e6, rel=0.01)
+    assert modules.memory_and_flops.peak_memory(one_after_the_other) == pytest.approx(1e6, rel=0.01)
+    assert modules.memory_and_flops.peak_memory(together) == pytest.approx(3e6, rel=0.01)
 
 
 def test_summary_comes_from_the_files(modules, tmp_path):
-    common, summarize = modules
+    summarize, timing = modules.summarize, modules.timing
     args = type("Args", (), {"smoke": False, "repeats": 2, "device": "cpu", "clock": "wall"})
-    report = common.Report("probe", args, {"hidden_size": 1024})
-    timings = {"slow": common.Timing([2.0, 4.0], [1.0, 1.0]), "fast": common.Timing([1.0, 1.0], [1.0, 1.0])}
+    report = modules.report.Report("probe", args, {"hidden_size": 1024})
+    timings = {"slow": timing.Timing([2.0, 4.0], [1.0, 1.0]), "fast": timing.Timing([1.0, 1.0], [1.0, 1.0])}
     report.add("case", timings, "slow", values={"fast": {"peak_bytes": 5_000_000}})
     (tmp_path / "probe.json").write_text(json.dumps(report.as_dict()))
     text = "a\n<!-- results: probe -->\nold\n<!-- end -->\nb\n<!-- results: none -->\n<!-- end -->\n"
@@ -183,7 +184,7 @@ def test_summary_comes_from_the_files(modules, tmp_path):
 
 
 def test_readme_is_what_the_files_say(modules):
-    _, summarize = modules
+    summarize = modules.summarize
     text = summarize.README.read_text()
     assert summarize.fill(text, BENCHMARKS / "results") == text
     for path in (BENCHMARKS / "results").glob("*.json"):
@@ -192,8 +193,8 @@ def test_readme_is_what_the_files_say(modules):
 
 
 @pytest.mark.slow
-def test_retrieval_finds_the_same_by_every_way(tmp_path):
-    report = run("retrieval", tmp_path)
+def test_retrieval_finds_the_same_by_every_way(run):
+    report = run("retrieval")
     build, memory, keywords, questions, http = report["cases"]
     [built] = build["variants"].values()
     assert built["values"]["passages"] == 2000 and built["values"]["entries"] > 2000 * 50

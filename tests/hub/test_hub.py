@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load
+from support.forking import ForkServer
 from support.hub_server import hub
 from support.trainer_helpers import SHORT, LookupEnvironment
 
@@ -24,76 +22,82 @@ from mem1_trl.hub.model_card import CardFacts, draw_curves, environment_stub, ev
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def python(server, tmp_path: Path, *arguments: str) -> str:
+@pytest.fixture(scope="module")
+def server():
+    with hub() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def python(server, tmp_path_factory):
+    """What a script prints that talks to the server, in a process of its own with a cache that holds nothing of the tests."""
     environment = {
-        **os.environ, "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "cache"),
-        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("cache")),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    # These are read when huggingface_hub is imported
+    with ForkServer(environment) as processes:
+
+        def run(script: Path, *arguments: str | Path) -> str:
+            done = processes.run(script, *arguments)
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout
+
+        yield run
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
-def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, kind):
-    with hub() as server:
-        python(server, tmp_path, str(SCRIPTS / "push_to_hub.py"), actor_path, kind, "me/agent", str(tmp_path / "run"))
-        files = server.files["me/agent"]
-        wanted = {"README.md", "training_curves.png", "mem1_protocol.json", "mem1_agent.json", "model.safetensors"}
-        assert wanted | {"config.json", "tokenizer.json"} <= files.keys()
-        assert not [name for name in files if "critic" in name or "value_head" in name or "run_state" in name]
-        pushed, local = load(files["model.safetensors"]), load((tmp_path / "run" / "model.safetensors").read_bytes())
-        assert pushed.keys() == local.keys() and all(torch.equal(pushed[name], local[name]) for name in pushed)
-        assert files["training_curves.png"].startswith(b"\x89PNG")
+def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, server, python, kind):
+    repository = f"me/agent-{kind}"
+    python(SCRIPTS / "push_to_hub.py", actor_path, kind, repository, tmp_path / "run")
+    files = server.files[repository]
+    wanted = {"README.md", "training_curves.png", "mem1_protocol.json", "mem1_agent.json", "model.safetensors"}
+    assert wanted | {"config.json", "tokenizer.json"} <= files.keys()
+    assert not [name for name in files if "critic" in name or "value_head" in name or "run_state" in name]
+    pushed, local = load(files["model.safetensors"]), load((tmp_path / "run" / "model.safetensors").read_bytes())
+    assert pushed.keys() == local.keys() and all(torch.equal(pushed[name], local[name]) for name in pushed)
+    assert files["training_curves.png"].startswith(b"\x89PNG")
 
-        conversational = "conversational" if kind == "grpo" else "text"
-        use = python(server, tmp_path, str(SCRIPTS / "use_from_hub.py"), "me/agent", conversational)
-        played = json.loads(use.splitlines()[-1])
-        assert played["prompt"] == ("terse!user:q1?;assistant:" if kind == "grpo" else "q1?")
-        assert (played["max_turns"], played["max_observation_length"], played["max_completion_length"]) == (3, 40, 12)
-        assert played["protocol"] == json.loads(json.dumps(SHORT.to_dict()))
-        agent = Mem1Agent.from_pretrained(str(tmp_path / "run"))
-        task = [{"role": "user", "content": "q1?"}] if kind == "grpo" else "q1?"
-        here = agent.run(task, LookupEnvironment(), secret="2")
-        assert (
-            played["tokens"] == [list(turn.completion_ids) for turn in here.turns] and played["reward"] == here.reward
-        )
+    conversational = "conversational" if kind == "grpo" else "text"
+    use = python(SCRIPTS / "use_from_hub.py", repository, conversational)
+    played = json.loads(use.splitlines()[-1])
+    assert played["prompt"] == ("terse!user:q1?;assistant:" if kind == "grpo" else "q1?")
+    assert (played["max_turns"], played["max_observation_length"], played["max_completion_length"]) == (3, 40, 12)
+    assert played["protocol"] == json.loads(json.dumps(SHORT.to_dict()))
+    agent = Mem1Agent.from_pretrained(str(tmp_path / "run"))
+    task = [{"role": "user", "content": "q1?"}] if kind == "grpo" else "q1?"
+    here = agent.run(task, LookupEnvironment(), secret="2")
+    assert played["tokens"] == [list(turn.completion_ids) for turn in here.turns] and played["reward"] == here.reward
 
-        card = ModelCard(files["README.md"].decode())
-        assert {"trl", "mem1", kind} <= set(card.data.tags)
-        assert card.data.datasets == "me/lookups" or card.data.datasets == ["me/lookups"]
-        metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
-        history = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
-        assert history and 0.0 <= metrics["reward"] <= 1.0 and metrics["peak_tokens"] > 8 and metrics["turns"] >= 1
-        assert {result.dataset_name for result in card.data.eval_results} == {"me/lookups"}
-        for text in (
-            "zhou2025mem1",
-            "vonwerra2020trl",
-            "![training curves](training_curves.png)",
-            "`max_turns` | `3`",
-            "| `lr_scheduler_type` | `linear` |",
-        ):
-            assert text in card.text
-        assert ("`value_learning_rate`" in card.text) == (kind == "ppo")
-        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
-        assert 'from_pretrained("me/agent")' in snippet
-        out = python(server, tmp_path, "-c", snippet)
-        assert "peak_tokens" in out
+    card = ModelCard(files["README.md"].decode())
+    assert {"trl", "mem1", kind} <= set(card.data.tags)
+    assert card.data.datasets == "me/lookups" or card.data.datasets == ["me/lookups"]
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    history = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert history and 0.0 <= metrics["reward"] <= 1.0 and metrics["peak_tokens"] > 8 and metrics["turns"] >= 1
+    assert {result.dataset_name for result in card.data.eval_results} == {"me/lookups"}
+    for text in (
+        "zhou2025mem1",
+        "vonwerra2020trl",
+        "![training curves](training_curves.png)",
+        "`max_turns` | `3`",
+        "| `lr_scheduler_type` | `linear` |",
+    ):
+        assert text in card.text
+    assert ("`value_learning_rate`" in card.text) == (kind == "ppo")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    assert f'from_pretrained("{repository}")' in snippet
+    (tmp_path / "snippet.py").write_text(snippet)
+    assert "peak_tokens" in python(tmp_path / "snippet.py")
 
 
-def test_an_adapter_is_pushed_as_one(tmp_path, actor_path):
-    with hub() as server:
-        run = tmp_path / "run"
-        python(server, tmp_path, str(SCRIPTS / "push_to_hub.py"), actor_path, "adapter", "me/adapter", str(run))
-        files = server.files["me/adapter"]
-        assert "adapter_model.safetensors" in files and "model.safetensors" not in files
-        assert ModelCard(files["README.md"].decode()).data.library_name == "peft"
-        played = json.loads(
-            python(server, tmp_path, str(SCRIPTS / "use_from_hub.py"), "me/adapter", "text").splitlines()[-1]
-        )
-        assert played["turns"] >= 1 and played["prompt"] == "q1?"
+def test_an_adapter_is_pushed_as_one(tmp_path, actor_path, server, python):
+    python(SCRIPTS / "push_to_hub.py", actor_path, "adapter", "me/adapter", tmp_path / "run")
+    files = server.files["me/adapter"]
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+    assert ModelCard(files["README.md"].decode()).data.library_name == "peft"
+    played = json.loads(python(SCRIPTS / "use_from_hub.py", "me/adapter", "text").splitlines()[-1])
+    assert played["turns"] >= 1 and played["prompt"] == "q1?"
 
 
 # The parts of the card

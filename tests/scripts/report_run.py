@@ -1,4 +1,4 @@
-"""Train two steps that are reported: `report_run.py MODEL TRACKER DIRECTORY`; the episodes go to DIRECTORY/played.jsonl, too."""
+"""Train two steps that are reported: `report_run.py MODEL TRACKER,... DIRECTORY`; the episodes go to DIRECTORY/played.jsonl, too."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ torch.set_num_threads(1)
 
 
 def main() -> None:
-    model, tracker, directory = sys.argv[1:]
+    model, trackers, directory = sys.argv[1:]
     settings = {
-        "max_turns": 3, "max_observation_length": 40, "max_steps": 2, "num_generations": 2, "report_to": tracker,
+        "max_turns": 3, "max_observation_length": 40, "max_steps": 2, "num_generations": 2, "report_to": trackers.split(","),
         "log_completions": True, "num_completions_to_print": 2, "run_name": "lookups", "project": "mem1",
     }  # fmt: skip
     trainer = Mem1GRPOTrainer(

@@ -1,4 +1,4 @@
-"""A failing environment in one process does not hang the other, and both train on the same."""
+"""A failing environment in one process does not hang the other, and both train on the same. Launched by torchrun itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "scripts" / "failing_rank.py"
 
 
+@pytest.mark.slow
 def test_failures_of_one_process_are_the_business_of_all(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "true", "CUDA_VISIBLE_DEVICES": ""}

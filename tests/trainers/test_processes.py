@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,22 +11,18 @@ import torch
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def run(tmp_path: Path, kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0) -> dict:
-    output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
-    numbers = map(str, (per_device, accumulation, max_tokens))
-    done = launch(processes, "gradient_of_one_step.py", kind, str(output), *numbers)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(output, weights_only=False)
+@pytest.fixture
+def run(tmp_path, fork_server):
+    """One optimizer step of a kind of training: its gradient and its log, from `gradient_of_one_step.py`."""
 
+    def step(kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0) -> dict:
+        output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
+        numbers = map(str, (per_device, accumulation, max_tokens))
+        done = fork_server.run(SCRIPTS / "gradient_of_one_step.py", kind, output, *numbers, ranks=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return torch.load(output, weights_only=False)
 
-def launch(processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a script in one process, or under torchrun in several."""
-    command = [sys.executable, str(SCRIPTS / script), *arguments]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = launcher + command[1:]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "true", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return step
 
 
 def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -41,15 +34,15 @@ def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
-    whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
+def test_gradient_is_independent_of_micro_batches_and_processes(run, kind):
+    whole = run(kind, processes=1, per_device=8, accumulation=1)
     assert whole["log"]["episode/turns"] > 1.5, "the episodes must have several turns, and differ"
     assert "micro_batch/parts" not in whole["log"]
     others = {
-        "split": run(tmp_path, kind, processes=1, per_device=2, accumulation=4),
-        "parallel": run(tmp_path, kind, processes=2, per_device=2, accumulation=2),
-        "by tokens": run(tmp_path, kind, processes=1, per_device=8, accumulation=1, max_tokens=400),
-        "parallel by tokens": run(tmp_path, kind, processes=2, per_device=4, accumulation=1, max_tokens=200),
+        "split": run(kind, processes=1, per_device=2, accumulation=4),
+        "parallel": run(kind, processes=2, per_device=2, accumulation=2),
+        "by tokens": run(kind, processes=1, per_device=8, accumulation=1, max_tokens=400),
+        "parallel by tokens": run(kind, processes=2, per_device=4, accumulation=1, max_tokens=200),
     }
     assert {name: other["processes"] for name, other in others.items() if other["processes"] > 1} == {
         "parallel": 2,
@@ -67,9 +60,9 @@ def test_gradient_is_independent_of_micro_batches_and_processes(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(tmp_path, kind):
-    whole = run(tmp_path, kind, processes=1, per_device=8, accumulation=1)
-    parallel = run(tmp_path, kind, processes=2, per_device=2, accumulation=2)
+def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(run, kind):
+    whole = run(kind, processes=1, per_device=8, accumulation=1)
+    parallel = run(kind, processes=2, per_device=2, accumulation=2)
     assert parallel["processes"] == 2
     of_critic = {name.split(".")[0] for name in whole["gradient"]["critic"]}
     assert of_critic == ({"backbone", "head"} if kind == "adapter" else {"head"})
@@ -79,12 +72,12 @@ def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(tmp
         assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
 
 
-def test_an_evaluation_that_does_not_divide_counts_every_row_once(tmp_path, actor_path):
+def test_an_evaluation_that_does_not_divide_counts_every_row_once(tmp_path, actor_path, fork_server):
     """Seven rows in batches of two, on one process and on two, where accelerate fills up the last batch with the first rows."""
     found = {}
     for processes in (1, 2):
         directory = tmp_path / str(processes)
-        done = launch(processes, "evaluate_rows.py", actor_path, str(directory))
+        done = fork_server.run(SCRIPTS / "evaluate_rows.py", actor_path, directory, ranks=processes)
         assert done.returncode == 0, done.stderr[-3000:]
         record = json.loads((directory / "metrics.json").read_text())
         assert record["processes"] == processes
@@ -101,9 +94,9 @@ def test_an_evaluation_that_does_not_divide_counts_every_row_once(tmp_path, acto
     assert found[1] == found[2]
 
 
-def test_a_loss_that_averages_over_rows_adds_up_over_parts(tmp_path):
-    whole = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1)
-    parts = run(tmp_path, "grpo_mean", processes=1, per_device=8, accumulation=1, max_tokens=400)
+def test_a_loss_that_averages_over_rows_adds_up_over_parts(run):
+    whole = run("grpo_mean", processes=1, per_device=8, accumulation=1)
+    parts = run("grpo_mean", processes=1, per_device=8, accumulation=1, max_tokens=400)
     assert parts["log"]["micro_batch/parts"] > 1
     assert relative_error(whole["gradient"]["policy"], parts["gradient"]["policy"]) < 1e-5
     assert parts["log"]["loss"] == pytest.approx(whole["log"]["loss"], abs=1e-6)

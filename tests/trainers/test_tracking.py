@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
-import subprocess
-import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,38 +17,58 @@ from support.trainer_helpers import chat_tokenizer
 from mem1_trl import Trajectory
 from mem1_trl.trainers.tracking import evenly_spaced, log_trajectories, print_trajectories, turn_rows
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "report_run.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TRACKERS = [name for name in ("tensorboard", "wandb", "trackio") if find_spec(name) is not None]
 
 
-def report(tmp_path: Path, actor_path: str, tracker: str) -> tuple[str, list[list[Trajectory]]]:
-    """What a run printed, and its episodes at each step."""
+@dataclass
+class Reported:
+    """
+    A run that reported to all installed trackers.
+
+    Attributes:
+        directory: Where they wrote.
+        environment: Variables that say so.
+        printed: The run's standard output.
+        steps: Its episodes at each step.
+    """
+
+    directory: Path
+    environment: dict[str, str]
+    printed: str
+    steps: list[list[Trajectory]]
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory, actor_path, fork_server) -> Reported:
+    directory = tmp_path_factory.mktemp("reported")
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100", "WANDB_MODE": "offline",
-        "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "HF_HUB_OFFLINE": "1", "TENSORBOARD_LOGGING_DIR": str(tmp_path / "board"),
+        "COLUMNS": "100", "WANDB_MODE": "offline", "WANDB_DIR": str(directory), "WANDB_SILENT": "true",
+        "TENSORBOARD_LOGGING_DIR": str(directory / "board"),
     }  # fmt: skip
-    command = [sys.executable, str(SCRIPT), actor_path, tracker, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = fork_server.run(
+        SCRIPTS / "report_run.py", actor_path, ",".join(TRACKERS), directory, environment=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     steps: list[list[Trajectory]] = [[], []]
-    for line in (tmp_path / "played.jsonl").read_text().splitlines():
+    for line in (directory / "played.jsonl").read_text().splitlines():
         record = json.loads(line)
         steps[record["step"]].append(Trajectory.from_dict(record))
     assert [len(step) for step in steps] == [4, 4]
-    return done.stdout, steps
+    return Reported(directory, environment, done.stdout, steps)
 
 
 def texts(trajectories: list[Trajectory]) -> list[str]:
     return [turn.text for trajectory in trajectories for turn in trajectory.turns]
 
 
-def test_tensorboard_gets_numbers_and_turns(tmp_path, actor_path):
+def test_tensorboard_gets_numbers_and_turns(reported):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
-    printed, steps = report(tmp_path, actor_path, "tensorboard")
-    events = EventAccumulator(str(tmp_path / "board"), size_guidance={"tensors": 0})
+    printed, steps = reported.printed, reported.steps
+    events = EventAccumulator(str(reported.directory / "board"), size_guidance={"tensors": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("train/episode/turns")] == [1, 2]
     turns = [sum(len(t.turns) for t in step) / len(step) for step in steps]
@@ -69,10 +88,10 @@ def test_tensorboard_gets_numbers_and_turns(tmp_path, actor_path):
     assert all(text.strip() in printed for text in texts(shown))
 
 
-def test_wandb_gets_a_table_of_turns(tmp_path, actor_path):
+def test_wandb_gets_a_table_of_turns(reported):
     pytest.importorskip("wandb")
-    _, steps = report(tmp_path, actor_path, "wandb")
-    files = sorted(tmp_path.glob("wandb/offline-run-*/files/media/table/trajectories_*.table.json"))
+    steps = reported.steps
+    files = sorted(reported.directory.glob("wandb/offline-run-*/files/media/table/trajectories_*.table.json"))
     tables = [json.loads(path.read_text()) for path in files]
     assert len(tables) == 2
     for step in range(2):
@@ -85,21 +104,10 @@ def test_wandb_gets_a_table_of_turns(tmp_path, actor_path):
             assert row["context_tokens"] == len(turn.prompt_ids) and row["observation"] == (turn.observation or "")
 
 
-READ_TRACKIO = """
-import json
-from trackio.sqlite_storage import SQLiteStorage
-(run,) = SQLiteStorage.get_runs("mem1")
-print(json.dumps({"logs": SQLiteStorage.get_logs("mem1", run), "traces": SQLiteStorage.get_traces("mem1", run)}, default=str))
-"""
-
-
-def test_trackio_gets_a_table_and_traces(tmp_path, actor_path):
+def test_trackio_gets_a_table_and_traces(reported, fork_server):
     pytest.importorskip("trackio")
-    _, steps = report(tmp_path, actor_path, "trackio")
-    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", READ_TRACKIO], env=environment, capture_output=True, text=True, check=False
-    )
+    steps = reported.steps
+    done = fork_server.run(SCRIPTS / "read_trackio.py", environment=reported.environment)
     assert done.returncode == 0, done.stderr[-2000:]
     stored = json.loads(done.stdout.splitlines()[-1])
     tables = [entry["trajectories"]["_value"] for entry in stored["logs"] if "trajectories" in entry]
