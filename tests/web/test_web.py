@@ -576,13 +576,13 @@ def test_a_failing_engine_is_an_error_and_a_failing_page_is_not(site):
 
 def test_the_factory_checks_what_it_is_given():
     web = LocalWeb(PAGES)
-    with pytest.raises(TypeError, match=r"without a method `search"):
+    with pytest.raises(TypeError, match=r"must have a method `search\(query, top_k\)`, got a"):
         WebQAEnvironment.factory(object())
-    with pytest.raises(TypeError, match=r"without a method `fetch"):
+    with pytest.raises(TypeError, match=r"must have a method `fetch\(url\)`, got a"):
         WebQAEnvironment.factory(web, fetcher=object())
-    with pytest.raises(ValueError, match="at least one result"):
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         WebQAEnvironment.factory(web, top_k=0)
-    with pytest.raises(ValueError, match="at least one character"):
+    with pytest.raises(ValueError, match="page_length must be at least 1, got 0"):
         WebQAEnvironment.factory(web, page_length=0)
 
 
