@@ -218,7 +218,9 @@ def test_an_environment_without_words_is_refused():
         ValueError, match="observations of this environment are a Discrete, not text: pass `describe=`"
     ):
         GymnasiumEnvironment("FrozenLake-v1")
-    with pytest.raises(ValueError, match="`actions` must name every action of the environment, got 2 names for 4 actions"):
+    with pytest.raises(
+        ValueError, match="`actions` must name every action of the environment, got 2 names for 4 actions"
+    ):
         GymnasiumEnvironment("FrozenLake-v1", render_mode="ansi", actions=["left", "right"])
     with pytest.raises(ValueError, match="actions of this environment are a Box and have no names"):
         GymnasiumEnvironment("Pendulum-v1", describe=lambda observation, info: "x")
@@ -373,7 +375,7 @@ def test_a_fatal_mistake_ends_the_episode_without_reward(science):
 def test_unknown_tasks_and_variations_are_refused(science):
     with pytest.raises(ValueError, match="Unknown taskName"):
         science.reset(task="bake")
-    with pytest.raises(ValueError, match="variation must be between 0 and 299 for the task .*, got 300"):
+    with pytest.raises(ValueError, match=r"variation must be between 0 and 299 for the task .*, got 300"):
         science.reset(variation=300)
     with pytest.raises(ValueError, match="Unknown simplification"):
         science.reset(simplifications="free")
