@@ -169,22 +169,25 @@ def fit_lengths(trainer: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
         return [task for task in tasks for _ in range(args.group)]
 
     seen: list[int] = []
-    tokenize = trainer._tokenize_prompts
+    if hasattr(trainer, "player"):
+        seen.extend(len(episode.prompt_ids) for episode in trainer.player.start(rows(0), trainer.pool))
+    else:
+        tokenize = trainer._tokenize_prompts
 
-    class Measured(Exception):
-        pass
+        class Measured(Exception):
+            pass
 
-    def measure(prompts: list[Any]) -> Any:
-        seen.extend(len(ids) for ids in tokenize(prompts)[0])
-        raise Measured
+        def measure(prompts: list[Any]) -> Any:
+            seen.extend(len(ids) for ids in tokenize(prompts)[0])
+            raise Measured
 
-    trainer._tokenize_prompts = measure
-    try:
-        trainer._generate_and_score_completions(rows(0))
-    except Measured:
-        pass
-    finally:
-        del trainer._tokenize_prompts
+        trainer._tokenize_prompts = measure
+        try:
+            trainer._generate_and_score_completions(rows(0))
+        except Measured:
+            pass
+        finally:
+            del trainer._tokenize_prompts
     if args.prompt < max(seen):
         raise SystemExit(f"--prompt {args.prompt} is less than the template needs: give {max(seen)} or more")
     if environment is Mem1Lookup:
