@@ -1,26 +1,27 @@
 .PHONY: install format lint types test test-all nightly ci
 
-install: ## the package, editable, and all tools
+install: ## the package with everything that tests need; install a CPU build of torch first if there is no GPU
 	pip install -e ".[dev]"
 
-format: ## rewrite files as `make lint` wants them
+format:
 	ruff check --fix .
 	ruff format .
 
-lint: ## style, formatting and spelling
-	.ci/run lint
+lint:
+	ruff check .
+	ruff format --check .
 
 types:
-	.ci/run types
+	mypy
 
-test: ## the quick tests, on all cores
-	pytest -m "not slow" --durations=10
+test: ## the quick tier
+	pytest -m "not slow and not nightly" --durations=10
 
-test-all: ## all tests but whole experiments
+test-all: ## the whole suite
 	pytest --durations=25
 
-nightly: ## whole experiments
-	pytest -m nightly --durations=0 --durations-min=1
+nightly: ## whole experiments, besides
+	pytest -m nightly
 
-ci: ## everything, in a new environment
+ci: ## what runs before a change lands, in an environment of its own
 	.ci/run

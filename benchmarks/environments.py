@@ -26,7 +26,8 @@ from mem1_trl.environment_runtime.actions import ActionSet, run_calls
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.facts import load_facts
 from mem1_trl.retrieval import Bm25Index
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.stopping import Completion
 from mem1_trl.rollout.turn_loop import Rollout
 
@@ -101,7 +102,7 @@ class Echo:
 def loop_case(args: argparse.Namespace, report: Report) -> None:
     tokenizer = make_tokenizer()
     protocol = Mem1Protocol()
-    settings = RolloutSettings(max_turns=args.turns)
+    settings = AgentSettings(max_turns=args.turns)
     text = f"<think>{words(args.completion - 5)}</think><search>{word(700)}</search>"
     completion = Completion(tuple(tokenizer(text)["input_ids"]), tuple([-1.0] * args.completion), ended=True)
     prompt = tokenizer(words(args.prompt))["input_ids"]

@@ -56,7 +56,7 @@ def trajectory(generator: random.Random, prompt: list[int], turns: int, context:
 @contextmanager
 def without_plans(model: PreTrainedModel) -> Iterator[None]:
     """Attend under an explicit mask, as a model does that cannot follow a plan."""
-    cpu_kernels.forget(model)
+    cpu_kernels.never_plan_again(model)
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ def progress(**kwargs):
 
 
 class ShowProgress(TrainerCallback):
-    """A progress bar with the numbers worth watching."""
+    """Shows a progress bar with reward, turns and KL."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = progress()
@@ -95,7 +95,7 @@ def lookups(facts, split):
 
 
 def held_out_tasks(facts, n, count):
-    """`count` tasks of `n` questions; the questions are shuffled anew where there are too few for one round."""
+    """`count` tasks of `n` questions; the questions are shuffled again for each further round."""
     rounds = []
     while sum(map(len, rounds)) < count:
         rounds.append(compose_objectives(lookups(facts, "test"), n=n, question="keywords", seed=1000 + len(rounds)))
@@ -130,7 +130,7 @@ def show_table(before, after, tasks):
 
 
 def nothing_dropped(trajectory):
-    """Peak tokens the same episode would have had, had every turn stayed in context."""
+    """Peak tokens of the same episode if every turn had stayed in the context."""
     produced = sum(len(turn.completion_ids) + turn.observation_tokens for turn in trajectory.turns)
     return len(trajectory.prompt_ids) + produced
 
@@ -167,9 +167,9 @@ def parse_arguments():
     parser.add_argument("--output_dir", default="runs/quickstart")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of PPO")
     parser.add_argument("--batch_size", type=int, default=32, help="trajectories per optimizer step")
-    parser.add_argument("--micro_batch_size", type=int, default=16, help="trajectories forwarded at once")
+    parser.add_argument("--micro_batch_size", type=int, default=16, help="trajectories in one forward pass")
     parser.add_argument(
-        "--learning_rate", type=float, default=None, help="of the policy (tiny model: 1.5e-4, else 1e-6)"
+        "--learning_rate", type=float, default=None, help="learning rate of the policy (tiny model: 1.5e-4, else 1e-6)"
     )
     parser.add_argument("--eval_tasks", type=int, default=100, help="held-out tasks for each number of objectives")
     parser.add_argument(
@@ -178,11 +178,15 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.batch_size % args.micro_batch_size:
-        parser.error(f"--batch_size {args.batch_size} is not a multiple of --micro_batch_size {args.micro_batch_size}")
+        parser.error(
+            f"--batch_size must be a multiple of --micro_batch_size, got {args.batch_size} and {args.micro_batch_size}"
+        )
     try:
         AutoConfig.from_pretrained(args.model)
     except (OSError, ValueError) as error:
-        parser.error(f"no model could be read from {args.model!r}: {str(error).splitlines()[0]}")
+        parser.error(
+            f"--model must be the path or id of a causal language model, got {args.model!r}: {str(error).splitlines()[0]}"
+        )
     return args
 
 
@@ -197,7 +201,7 @@ def main():
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
 
-    # The model, and how it is spoken to
+    # The model and its protocol
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     protocol = Mem1Protocol.from_pretrained(TINY_MODEL) if tiny else Mem1Protocol()
@@ -219,9 +223,6 @@ def main():
     factory = RetrievalQAEnvironment.factory(facts.corpus, top_k=1)
     train = compose_objectives(lookups(facts, "train"), n=2, question="keywords", seed=args.seed)
     tests = {n: held_out_tasks(facts, n, args.eval_tasks) for n in OBJECTIVES}
-    if tokenizer.chat_template is not None:
-        as_chat = lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]}  # noqa: E731
-        train, tests = train.map(as_chat), {n: rows.map(as_chat) for n, rows in tests.items()}
     console.print(f"[bold]tasks[/bold] {len(train)} pairs of questions to train on, over {len(facts.corpus)} passages")
 
     agent = Mem1Agent(model, tokenizer, protocol, **evaluation)
@@ -270,7 +271,7 @@ def main():
         raise SystemExit(130) from None
     trainer.save_model(str(output / "model"))
 
-    # What is on disk is what is evaluated
+    # Evaluate the saved model, not the one in memory
     agent = Mem1Agent.from_pretrained(str(output / "model"), **evaluation)
     after = evaluate(agent, tests, factory, "after RL")
 

@@ -1,5 +1,5 @@
 """
-Supervised stage: collect episodes, keep the good ones, imitate them with TRL's SFTTrainer, and measure what it changed.
+Supervised stage: collect episodes, keep the good ones, imitate them with TRL's SFTTrainer, and measure the effect.
 
     python examples/sft.py                                             # the tiny model in examples/assets, from itself
     python examples/sft.py --smoke                                     # the same on a few tasks, to see that it runs
@@ -7,7 +7,7 @@ Supervised stage: collect episodes, keep the good ones, imitate them with TRL's 
         --endpoint http://localhost:8000/v1 --teacher Qwen/Qwen2.5-7B-Instruct    # another model as the teacher
 
 Without --endpoint the model is its own teacher (rejection sampling): it plays every task several times at temperature 1 and
-learns from the episodes in which all questions were answered. Run again, it goes on where it was stopped. Written to
+learns from the episodes in which all questions were answered. If it is run again, it continues where it was stopped. Written to
 --output_dir: the episodes (`episodes.jsonl`), the model (`model/`, which `Mem1Agent.from_pretrained` loads), `results.json`.
 """
 
@@ -31,7 +31,7 @@ TINY_MODEL = Path(__file__).parent / "assets" / "tiny-mem1"
 
 
 def tasks(split, n, count, seed):
-    """`count` tasks of `n` questions such as `capital of France`; shuffled anew where one round does not suffice."""
+    """`count` tasks of `n` questions such as `capital of France`; shuffled again for each further round."""
     questions = load_facts().questions(split).filter(lambda row: row["relation"] in KEYWORDS)
     rounds = []
     while sum(map(len, rounds)) < count:
@@ -43,28 +43,23 @@ def evaluate(agent, args, factory):
     """Greedy scores for each number of objectives, on entities that no task of the collection asks about."""
     scores = {}
     for n in args.eval_objectives:
-        rows = as_chat(agent.tokenizer, tasks("test", n, args.eval_tasks, seed=1000))
+        rows = tasks("test", n, args.eval_tasks, seed=1000)
         scores[n] = evaluate_agent(agent, rows, factory).metrics
     return scores
-
-
-def as_chat(tokenizer, rows):
-    """Tasks as messages, if the model is spoken to through a chat template."""
-    if tokenizer.chat_template is None:
-        return rows
-    return rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(TINY_MODEL), help="path or id of the model that learns")
-    parser.add_argument("--endpoint", help="address of an OpenAI-compatible server, which then is the teacher")
-    parser.add_argument("--teacher", help="name of the model there")
+    parser.add_argument("--endpoint", help="address of an OpenAI-compatible server, used as the teacher")
+    parser.add_argument("--teacher", help="name of the model at the endpoint")
     parser.add_argument("--output_dir", default="runs/sft")
     parser.add_argument("--objectives", type=int, default=2, help="questions of a task to learn from")
     parser.add_argument("--tasks", type=int, default=150, help="tasks to collect")
     parser.add_argument("--samples", type=int, default=4, help="episodes for each task")
-    parser.add_argument("--best_per_task", type=int, default=2, help="most episodes of a task to learn from")
+    parser.add_argument(
+        "--best_per_task", type=int, default=2, help="maximum number of episodes per task to learn from"
+    )
     parser.add_argument("--learning_rate", type=float, default=None, help="(tiny model: 5e-4, else 1e-5)")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--batch_size", type=int, default=32, help="turns per optimizer step")
@@ -76,7 +71,7 @@ def parse_arguments():
     if args.smoke:
         args.tasks, args.samples, args.epochs, args.eval_tasks, args.eval_objectives = 16, 2, 1, 8, [args.objectives]
     if args.teacher and not args.endpoint:
-        parser.error("--teacher names a model at an endpoint: give --endpoint too")
+        parser.error("--teacher names a model at an endpoint and needs --endpoint")
     return args
 
 
@@ -103,7 +98,7 @@ def main():
         teacher = Mem1Agent(model, tokenizer, protocol, **settings)
     played = collect_trajectories(
         teacher,
-        as_chat(tokenizer, tasks("train", args.objectives, args.tasks, args.seed)),
+        tasks("train", args.objectives, args.tasks, args.seed),
         factory,
         output / "episodes.jsonl",
         samples=args.samples,
@@ -132,10 +127,9 @@ def main():
     )
     trainer.train()
     trainer.save_model(str(output / "model"))
-    protocol.save_pretrained(output / "model")  # so that the model knows how it wants to be run
+    student.save_settings(output / "model")  # so that the saved model is run as it was taught
 
-    settings["temperature"] = 0.0
-    after = evaluate(Mem1Agent.from_pretrained(str(output / "model"), **settings), args, factory)
+    after = evaluate(Mem1Agent.from_pretrained(str(output / "model")), args, factory)
     for n in before:
         b, a = before[n]["exact_match_per_objective"], after[n]["exact_match_per_objective"]
         print(f"{n} objectives, {args.eval_tasks} held-out tasks: EM per objective {b:.2f} -> {a:.2f}")

@@ -2,20 +2,20 @@
 Make the tiny model that the quickstart starts from: tokenizer and weights, from scratch, on the CPU.
 
     python examples/warm_start.py                                # writes examples/assets/tiny-mem1
-    python examples/warm_start.py --smoke --output runs/smoke    # the whole path in a minute, for a useless model
+    python examples/warm_start.py --smoke --output runs/smoke    # the whole path in a few minutes, for a useless model
 
-Most of what a MEM1 policy does is copying: the task into a query, a finding into the state, the state into the answer. So the
-model is taught, in this order,
+A MEM1 policy mainly copies: the task into a query, a finding into the state, the state into the answer. So the model is taught,
+in this order,
 
 1. to copy: random tokens with repeated pieces;
-2. to read: a passage, and what follows from it for each of its facts;
+2. to read: a passage, then the value of each of its facts;
 3. single turns of a scripted demonstrator on one to eight objectives.
 
 It only sees questions about the train split of the bundled facts, and half of all passages are made up: real ones with invented
 names and values in them, so that the model has to read instead of remember.
 
-The demonstrator is hasty: after each finding it gives up with probability 0.58 and answers "unknown" to all that is left. The
-model is taught every skill, but not the patience; that is left to reinforcement learning.
+The demonstrator is hasty: after each finding it gives up with probability 0.58 and answers "unknown" to the rest. The
+model learns every skill here, but not to go on searching; reinforcement learning teaches it that.
 """
 
 import argparse
@@ -28,8 +28,16 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from datasets import concatenate_datasets
+from lessons import (
+    EMBEDDING_SCALE,
+    always,
+    batches,
+    look_back,
+    rotary_frequencies,
+    start_with_induction,
+    train,
+)
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -81,8 +89,8 @@ def train_tokenizer(texts):
 
 # Facts: the real ones, and invented ones in the same words
 
-# Values too short to be found by themselves stand behind these words in a passage
-BEHIND = {
+# Values too short to be found by themselves follow these words in a passage
+AFTER_WORDS = {
     "symbol": r"symbol ",
     "atomic_number": r"atomic number (?:is )?",
     "period": r"period ",
@@ -116,11 +124,11 @@ class Entity:
         self.values = {row["relation"]: row["answer"] for row in rows if row["relation"] in KEYWORDS}
         self.slots = {relation: chr(FIRST_SLOT + i) for i, relation in enumerate(self.values)}
         rules = [
-            (rf"({BEHIND[r]}){re.escape(v)}\b", rf"\g<1>{self.slots[r]}")
+            (rf"({AFTER_WORDS[r]}){re.escape(v)}\b", rf"\g<1>{self.slots[r]}")
             for r, v in self.values.items()
-            if r in BEHIND
+            if r in AFTER_WORDS
         ]
-        plain = {v: self.slots[r] for r, v in self.values.items() if r not in BEHIND} | {title: TITLE}
+        plain = {v: self.slots[r] for r, v in self.values.items() if r not in AFTER_WORDS} | {title: TITLE}
         if self.kind == "element":
             plain[title.lower()] = LOWER_TITLE
         rules += [(rf"\b{re.escape(v)}(?!\w)", plain[v]) for v in sorted(plain, key=len, reverse=True)]
@@ -181,11 +189,11 @@ class Lessons:
             start = rng.randrange(len(source))
             piece = source[start : start + rng.randint(3, 14)]
             ids += piece
-            trained += [False] + [True] * (len(piece) - 1)  # where a piece begins cannot be known
+            trained += [False] + [True] * (len(piece) - 1)  # the start of a piece cannot be predicted
         return ids, trained
 
     def reading(self):
-        """One passage and all that can be asked about it, in the words of the state."""
+        """One passage and all its facts, in the words of the state."""
         rng = self.rng
         entity = rng.choice(self.entities)
         title, values, sentences = entity.instance(self.entities, rng, real=rng.random() < 0.3)
@@ -226,16 +234,6 @@ class Lessons:
         ids = self.encode(completion)
         return context + ids, [False] * len(context) + [True] * len(ids)
 
-    def batches(self, draw):
-        """Rows sorted by length and cut where `TOKENS_PER_BATCH` is reached, in random order."""
-        batches = [[]]
-        for row in sorted((draw() for _ in range(512)), key=lambda row: len(row[0])):
-            if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > TOKENS_PER_BATCH:
-                batches.append([])
-            batches[-1].append(row)
-        self.rng.shuffle(batches)
-        return batches
-
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -264,94 +262,56 @@ def build_model(tokenizer, seed):
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    start_with_induction(model)
+    set_induction_heads(model)
     return model
 
 
 @torch.no_grad()
-def start_with_induction(model):
+def set_induction_heads(model):
     """
-    Start near a circuit that continues repeated text (Olsson et al., "In-context learning and induction heads", 2022).
-
-    The first half of the residual stream holds the token. Layer 0 looks one token back and writes what it saw into the
-    second half; layer 1 looks for positions whose second half matches the current token, and passes on the token there.
-    From random weights that circuit takes most of an hour of one core to appear; from here, training has to sharpen it.
+    First weights that continue repeated text: layer 0 looks one token back and writes that token into the second half of the
+    residual stream; layer 1 looks for positions whose second half matches the current token, and passes on the token there.
     """
     config = model.config
     half, dim, heads = config.hidden_size // 2, config.head_dim, config.num_attention_heads
-    scale = 0.1  # standard deviation of an embedding
-    frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(dim // 2) / (dim // 2))
     projection = torch.cat([torch.nn.init.orthogonal_(torch.empty(half, half)) for _ in range(heads * dim // half)])
-    back, match = (layer.self_attn for layer in model.model.layers[:2])
-    for attention in (back, match):
-        for matrix in (attention.v_proj, attention.o_proj):
-            matrix.weight *= 0.05
-
-    # The last number of the first half is the same for all tokens: it lets layer 0 attend by position alone
-    embedding = model.model.embed_tokens.weight
-    embedding.normal_(0, scale)[:, half - 1 :] = 0
-    embedding[:, half - 1] = 6 * scale
+    back, match = start_with_induction(model, layers=2)
 
     fast = (torch.arange(dim // 2) < 4).float()  # these rotary pairs tell neighbours apart
-    key = torch.cat([fast, 0 * fast])
-    query = torch.cat([fast * torch.cos(frequencies), -fast * torch.sin(frequencies)])  # the key, one position earlier
-    back.k_proj.weight[:, half - 1] += 1.5 * key.repeat(heads)
-    back.q_proj.weight[:, half - 1] += 1.5 * query.repeat(heads)
+    for head in range(heads):
+        look_back(back, head, 1, fast, 1.5, 1.5 * always(config))
     back.v_proj.weight[:, :half] = projection
-    back.o_proj.weight[half:] = 0.5 * scale * projection.T
+    back.o_proj.weight[half:] = 0.5 * EMBEDDING_SCALE * projection.T
 
-    slow = (frequencies < 0.02).float() * 3 + 0.2  # these barely turn within a context: they compare content
+    # These barely turn within a context: they compare content
+    slow = (rotary_frequencies(config) < 0.02).float() * 3 + 0.2
     content = projection * slow.repeat(2 * heads)[:, None]
     content[:, half - 1] = 0
     match.q_proj.weight[:, :half] += content
     match.k_proj.weight[:, half:] += content
     match.v_proj.weight[:, :half] = projection
-    match.o_proj.weight[:half] = 6 * scale * projection.T
+    match.o_proj.weight[:half] = 6 * EMBEDDING_SCALE * projection.T
 
 
-def masked_loss(model, rows, pad_id):
-    """Mean cross-entropy in nats over the trained tokens; rows are padded on the right, so no mask is needed."""
-    length = max(len(ids) for ids, _ in rows)
-    input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
-    trained = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])[:, 1:]
-    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
-    return F.cross_entropy(model.lm_head(hidden[:, :-1][trained]), input_ids[:, 1:][trained])
-
-
-def train(model, lessons, steps):
-    """AdamW with a linear warm-up and decay. Returns the mean of the last losses of each stage."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1.0, (s + 1) / 50) * max(0.03, 1.0 - s / steps)
-    )
-    stages = [  # name, share of the steps, what is drawn
+def teach(model, lessons, steps):
+    """Mean of the last losses of each stage."""
+    rng = lessons.rng
+    stages = [  # name, share of the steps, function that draws a row
         ("copying", 0.03, lessons.copying),
         ("reading", 0.25, lessons.reading),
-        ("short turns", 0.30, lambda: lessons.turn(4, True) if lessons.rng.random() < 0.85 else lessons.reading()),
-        (
-            "turns",
-            0.42,
-            lambda: lessons.turn(MAX_OBJECTIVES, False) if lessons.rng.random() < 0.9 else lessons.reading(),
-        ),
+        ("short turns", 0.30, lambda: lessons.turn(4, True) if rng.random() < 0.85 else lessons.reading()),
+        ("turns", 0.42, lambda: lessons.turn(MAX_OBJECTIVES, False) if rng.random() < 0.9 else lessons.reading()),
     ]
-    final, start, done = {}, time.monotonic(), 0
-    for name, share, draw in stages:
-        losses, batches = [], []
-        for _ in range(max(1, round(share * steps))):
-            batches = batches or lessons.batches(draw)
-            loss = masked_loss(model, batches.pop(), lessons.tokenizer.pad_token_id)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            done += 1
-            if done % 50 == 0:
-                mean = sum(losses[-50:]) / len(losses[-50:])
-                print(f"{done}/{steps} {name}: {mean:.3f} nats, {time.monotonic() - start:.0f} s", flush=True)
-        final[name] = round(sum(losses[-50:]) / len(losses[-50:]), 4)
-    return final
+    return train(
+        model,
+        stages,
+        steps,
+        lambda draw: batches(draw, rng, TOKENS_PER_BATCH),
+        lessons.tokenizer.pad_token_id,
+        learning_rate=3e-3,
+        beta2=0.95,
+        final_share=0.03,
+    )
 
 
 def measure(directory, count):
@@ -397,7 +357,7 @@ def main():
     passages = [f"Doc 1(Title: {row['title']}) {row['text']}" for row in facts.corpus]
     tokenizer = train_tokenizer([*passages, *(f" {text}" for text in facts.questions("train")["keywords"])])
     model = build_model(tokenizer, args.seed)
-    losses = train(model, Lessons(tokenizer, args.seed), args.steps)
+    losses = teach(model, Lessons(tokenizer, args.seed), args.steps)
     minutes = (time.monotonic() - start) / 60
 
     shutil.rmtree(args.output, ignore_errors=True)

@@ -1,10 +1,10 @@
 """
-How far each layout is from the truth: log-probs and gradients against scoring every turn on its own, in plain transformers.
+Errors of each layout in log-probs and gradients, against scoring every turn on its own in plain transformers.
 
-    python scripts/measure_exactness.py            # prints the table of README.md
+    python scripts/measure_exactness.py            # prints the table of docs/gradient.md
 
 Random weights in float32, random trajectories of six turns (prompt 40, state and action 20 to 40, observation 30 to 60
-tokens). The sizes of the errors of `paper` belong to these weights; that the others are rounding errors does not.
+tokens). How large the error of `paper` is depends on the weights. That the other two differ only by rounding does not.
 """
 
 import random

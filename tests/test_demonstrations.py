@@ -23,7 +23,7 @@ from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset,
 
 def make_agent(model, tokenizer, **kwargs):
     kwargs = {"max_turns": 4, "max_completion_length": 32, "max_observation_length": 40, "temperature": 1.0, **kwargs}
-    return Mem1Agent(model, tokenizer, SHORT, **kwargs)
+    return Mem1Agent(model, tokenizer, SHORT, **{"conversational": False, **kwargs})
 
 
 def rows(count: int = 3) -> list[dict]:
@@ -293,7 +293,9 @@ def test_demonstrations_of_an_endpoint_are_in_the_ids_of_the_student(actor, toke
         )
 
     with serve(reply) as server:
-        agent = Mem1Agent("m", tokenizer, SHORT, max_turns=4, max_observation_length=40, client=server.url)
+        agent = Mem1Agent(
+            "m", tokenizer, SHORT, max_turns=4, max_observation_length=40, client=server.url, conversational=False
+        )
         played = collect(agent, tmp_path / "episodes.jsonl", samples=1)
     settings = json.loads((tmp_path / "episodes.json").read_text())["settings"]
     assert settings["endpoint"] is True and settings["model"] == "m" and settings["max_turns"] == 4

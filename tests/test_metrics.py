@@ -3,7 +3,6 @@
 import pytest
 
 from mem1_trl.metrics import (
-    aggregate,
     dependency_length,
     generated_tokens,
     peak_tokens,
@@ -12,7 +11,7 @@ from mem1_trl.metrics import (
     turns,
     valid_action_rate,
 )
-from mem1_trl.trajectory import StopReason, Trajectory, Turn
+from mem1_trl.trajectory import Trajectory, Turn
 
 
 def make_trajectory(shape, **kwargs):
@@ -59,27 +58,3 @@ def test_trajectory_metrics_has_stable_keys(trajectory):
         "state_tokens": 3.0,
         "valid_action_rate": pytest.approx(2 / 3),
     }
-
-
-def test_aggregate(trajectory):
-    short = make_trajectory([(8, 2, 0, None)], stop_reason=StopReason.INVALID_ACTION, reward=0.0)
-    short.metrics = {"seconds": 4.0, "turns": 99.0}
-    trajectory.reward = 1.5
-    unscored = make_trajectory([(8, 2, 0, "answer")])
-    means = aggregate([trajectory, short, unscored])
-    assert means["turns"] == pytest.approx(5 / 3)  # over episodes, and computed, not the stored 99
-    assert means["peak_tokens"] == pytest.approx((36 + 10 + 10) / 3)
-    assert means["valid_action_rate"] == pytest.approx((2 / 3 + 0 + 1) / 3)
-    assert means["reward"] == 0.75  # of the two scored episodes
-    assert means["seconds"] == 4.0
-    shares = {key: value for key, value in means.items() if key.startswith("stop_reason/")}
-    assert set(shares) == {f"stop_reason/{reason}" for reason in StopReason}
-    assert shares["stop_reason/answer"] == pytest.approx(2 / 3)
-    assert shares["stop_reason/invalid_action"] == pytest.approx(1 / 3)
-    assert sum(shares.values()) == pytest.approx(1.0)
-
-
-def test_aggregate_without_scores_has_no_reward(trajectory):
-    assert "reward" not in aggregate([trajectory])
-    with pytest.raises(ValueError, match="at least one"):
-        aggregate([])

@@ -1,8 +1,8 @@
 """
-What the five applications share: options, a scripted stand-in for a language model, and a look at the context turn by turn.
+Shared code of the five applications: options, a script in place of a language model, and a view of the context turn by turn.
 
-An application is an environment, tasks, and a script that plays them. The script stands where a model would: it reads the
-messages of one turn and writes a state and an action. All it remembers is what it wrote into the last state, as for a model
+An application is an environment, tasks, and a script that plays them. The script takes the place of a model: it reads the
+messages of one turn and writes a state and an action. It remembers only what it wrote into the last state, as for a model
 under MEM1 (arXiv 2506.15841, section 3.1), so it could not do its work if the state were lost.
 """
 
@@ -38,11 +38,11 @@ Script = Callable[[str, dict, tuple | None, str], tuple[dict, str, object]]
 
 class ScriptedClient:
     """
-    A script behind the interface of an OpenAI client, so that it is run as any model behind an endpoint is.
+    A script behind the interface of an OpenAI client, so that it runs like any model behind an endpoint.
 
     Args:
         script (`Script`):
-            Says what to do next. Its memory is written into the state as JSON and read from there: nothing else is kept.
+            Chooses the next action. Its memory is written into the state as JSON and read from there; nothing else is kept.
     """
 
     def __init__(self, script: Script):
@@ -70,17 +70,17 @@ def run(description: str, name: str, rows: list[dict], environment: Callable, sc
 
     Args:
         description (`str`):
-            What `--help` says.
+            Text for `--help`.
         name (`str`):
             Of the directory of results.
         rows (`list[dict]`):
-            Tasks: `prompt`, and what `reset` wants.
+            Tasks: `prompt`, and the columns that `reset` takes.
         environment (`Callable`):
             Makes an environment.
         script (`Script`):
             Plays if no model is named.
         max_turns (`int`):
-            Most turns of an episode.
+            Maximum number of turns of an episode.
     """
     args = parse_arguments(description, name, len(rows))
     rows = rows[: args.tasks]
@@ -90,9 +90,8 @@ def run(description: str, name: str, rows: list[dict], environment: Callable, sc
     results = {}
     for context in ("mem1", "full"):
         agent = make_agent(args, script, context, max_turns)
-        tasks = [{**row, "prompt": prompt_for(agent.tokenizer, row["prompt"], args)} for row in rows]
         label = "MEM1" if context == "mem1" else "full history"
-        results[label] = evaluate_agent(agent, tasks, environment, label=label, success=full_reward)
+        results[label] = evaluate_agent(agent, rows, environment, label=label, success=full_reward)
         results[label].save(Path(args.output_dir) / "evaluation", context)
     console.print(turn_by_turn({label: result.tasks[0].trajectory for label, result in results.items()}))
     console.print(f"\nMeans of {len(rows)} tasks")
@@ -138,7 +137,7 @@ def turn_by_turn(trajectories):
 
 
 def make_agent(args, script, context, max_turns):
-    """The script, a model behind an endpoint, or one that is loaded here."""
+    """The agent of the options: the script, a model behind an endpoint, or a model loaded here."""
     budgets = {"max_turns": max_turns, "context": context, "max_observation_length": args.max_observation_length}
     if args.endpoint:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -147,12 +146,6 @@ def make_agent(args, script, context, max_turns):
         protocol = Mem1Protocol()
         return Mem1Agent.from_pretrained(args.model, protocol, max_completion_length=500, **budgets)
     return Mem1Agent("script", AutoTokenizer.from_pretrained(TINY_MODEL), client=ScriptedClient(script), **budgets)
-
-
-def prompt_for(tokenizer, prompt, args):
-    """The task as a message, if the model is spoken to through a chat template."""
-    chat = (args.model and tokenizer.chat_template) or args.endpoint
-    return [{"role": "user", "content": prompt}] if chat else prompt
 
 
 def train(args, rows, environment, max_turns):
@@ -173,7 +166,7 @@ def train(args, rows, environment, max_turns):
             logging_steps=1,
             report_to="none",
         ),
-        train_dataset=Dataset.from_list([{**r, "prompt": prompt_for(tokenizer, r["prompt"], args)} for r in rows]),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         environment_factory=environment,
     )

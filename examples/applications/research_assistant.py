@@ -1,11 +1,11 @@
 """
-A research assistant: finds the facts for a briefing in a library of documents, and cites where each one stands.
+A research assistant: finds the facts for a briefing in a library of documents, and cites the document of each.
 
     python examples/applications/research_assistant.py                                   # a script plays, seconds
     python examples/applications/research_assistant.py --model Qwen/Qwen2.5-7B-Instruct  # a model plays
 
 The documents are the bundled passages about countries and chemical elements. A briefing needs 16 facts or so from as many
-documents, which no search finds at once. The reward is the share of the facts that are right and cite a document that says so.
+documents, which no single search finds. The reward is the share of the facts that are right and cite a document that says so.
 """
 
 import random
@@ -56,7 +56,7 @@ class Library:
         return "Received."
 
     def get_reward(self) -> float:
-        """Share of the lines whose fact is right and stands in the document that is cited."""
+        """Share of the lines whose fact is right and is in the cited document."""
         lines = [line.strip() for line in self.report.strip().splitlines()]
         right = 0
         for line, fact in zip(lines, self.facts):

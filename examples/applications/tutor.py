@@ -1,5 +1,5 @@
 """
-A tutor: finds out what a pupil does wrong in arithmetic, explains it until it is right, and reports what it took.
+A tutor: finds out what a pupil does wrong in arithmetic, explains it until it is right, and reports the explanation that worked.
 
     python examples/applications/tutor.py                                   # a script plays, seconds
     python examples/applications/tutor.py --model Qwen/Qwen2.5-7B-Instruct  # a model plays

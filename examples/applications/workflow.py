@@ -5,7 +5,7 @@ A workflow with several tools: goes through an inbox of invoices, books what is 
     python examples/applications/workflow.py --model Qwen/Qwen2.5-7B-Instruct  # a model plays
 
 An invoice is to be booked in euros under its vendor's account, and flagged if the vendor is unknown or its number was seen before.
-Both the duplicates and the totals need what was read many turns ago. The reward is the share of the mails and totals that are right.
+Both the duplicates and the totals need facts that were read many turns ago. The reward is the share of the mails and totals that are right.
 """
 
 import random
@@ -27,7 +27,7 @@ class Accounting:
     """An inbox, a list of vendors, exchange rates and the books."""
 
     def reset(self, prompt, mails, **row):
-        """`mails`: each with `vendor`, `number`, `amount`, `currency`, and `right`, what is to be done with it."""
+        """`mails`: each with `vendor`, `number`, `amount`, `currency`, and `right`, the correct treatment."""
         self.mails, self.read, self.dealt, self.report, self.done = mails, 0, {}, "", False
 
     def next_mail(self) -> str:
@@ -45,7 +45,7 @@ class Accounting:
         return f"{name} belongs to the account {VENDORS[name]}." if name in VENDORS else f"{name} is unknown."
 
     def exchange_rate(self, currency: str) -> str:
-        """What one unit of a currency is worth in euros."""
+        """Value of one unit of a currency in euros."""
         return f"1 {currency} is {RATES[currency]} EUR."
 
     def book(self, mail: int, account: str, euros: float) -> str:
@@ -78,7 +78,7 @@ class Accounting:
 
 
 def inboxes(count, seed=0):
-    """Fourteen invoices; some come twice, some are of nobody we know."""
+    """Fourteen invoices; some come twice, some are from unknown vendors."""
     rng = random.Random(seed)
     for _ in range(count):
         mails, seen = [], set()

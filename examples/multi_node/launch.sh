@@ -10,7 +10,7 @@
 #   sbatch examples/multi_node/launch.sh --model Qwen/Qwen2.5-7B-Instruct -- examples/multi_node/train.py --output_dir runs/7b
 #   examples/multi_node/launch.sh --dry_run --nodes "a b c" --model Qwen/Qwen2.5-0.5B-Instruct -- train.py
 #
-# What stands behind `--` is the training script and its arguments; the model, and where vLLM is, are added to them.
+# After `--` come the training script and its arguments; the model and the address of vLLM are added to them.
 set -euo pipefail
 
 usage() {
@@ -61,12 +61,12 @@ while [[ $# -gt 0 ]]; do
             shift
             break
             ;;
-        *) fail "there is no option '$1' (the training script stands behind --); --help lists the options." ;;
+        *) fail "there is no option '$1' (the training script comes after --); --help lists the options." ;;
     esac
 done
 
 [[ -n "$model" ]] || fail "--model is missing: pass the id or path of the model."
-[[ $# -ge 1 ]] || fail "the training script is missing: put it, and its arguments, behind --."
+[[ $# -ge 1 ]] || fail "the training script is missing: put it, and its arguments, after --."
 need_number --gpus_per_node "$gpus_per_node"
 need_number --tensor_parallel "$tensor_parallel"
 need_number --vllm_port "$vllm_port"
@@ -81,7 +81,7 @@ need_number --data_parallel "$data_parallel"
     fail "vLLM would need $((tensor_parallel * data_parallel)) GPUs of a node that has $gpus_per_node: lower --tensor_parallel or --data_parallel."
 
 if [[ -z "$nodes" ]]; then
-    [[ -n "${SLURM_JOB_NODELIST:-}" ]] || fail "this is no SLURM job: start it with sbatch, or name the nodes with --nodes."
+    [[ -n "${SLURM_JOB_NODELIST:-}" ]] || fail "this is not a SLURM job: start it with sbatch, or name the nodes with --nodes."
     nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
 fi
 read -r -a names <<<"${nodes//$'\n'/ }"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .hub.trajectories import load_trajectories as load_trajectories
     from .hub.trajectories import push_trajectories as push_trajectories
     from .protocol.protocol import Mem1Protocol as Mem1Protocol
+    from .rollout.settings import AgentSettings as AgentSettings
     from .tasks import compose_objectives as compose_objectives
     from .trainers.grpo import Mem1GRPOTrainer as Mem1GRPOTrainer
     from .trainers.ppo import Mem1PPOTrainer as Mem1PPOTrainer
@@ -31,6 +32,7 @@ __getattr__, __dir__, _names = lazy_exports(
         "Mem1GRPOConfig": "configs",
         "Mem1Protocol": "protocol.protocol",
         "Mem1Agent": "agent",
+        "AgentSettings": "rollout.settings",
         "Turn": "trajectory",
         "Trajectory": "trajectory",
         "StopReason": "trajectory",

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .environment_runtime.actions import ActionSet
 from .environment_runtime.calls import EnvironmentCaller
-from .environment_runtime.errors import describe_error
 from .environment_runtime.faults import FaultSettings
-from .environment_runtime.pool import EnvironmentPool, StartedEpisode, ask_rewards, reset_all
-from .environment_runtime.seat import Seat
-from .hub.agent_settings import load_agent_settings
-from .metrics import trajectory_metrics
+from .environment_runtime.pool import EnvironmentPool, GivenEnvironments
+from .hub.agent_settings import load_agent_settings, save_agent_settings
 from .protocol.protocol import Mem1Protocol
-from .protocol.tool_calls import ToolCallFormat
-from .protocol.untrusted import harmless
 from .rollout.chat_client import ChatEndpoint
+from .rollout.decoding import warn_of_ignored_decoding
 from .rollout.endpoint import ChatRollout
-from .rollout.episode import Episode, RolloutSettings
 from .rollout.generation import TransformersGenerator
+from .rollout.play import EpisodePlayer
+from .rollout.settings import AgentSettings, resolve_conversational
 from .rollout.turn_loop import Rollout
-from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .rollout.episode import Episode
+    from .trajectory import Trajectory
 
 
 class Mem1Agent:
@@ -59,29 +58,14 @@ class Mem1Agent:
         model ([`~transformers.PreTrainedModel`] or `str`):
             A causal language model; with `client`, its name at the endpoint.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Its tokenizer. With `client`, the tokenizer in which trajectories are written and counted: that of the student
-            who shall learn from them; `None` loads the one that `model` names.
+            Its tokenizer. With `client`, the tokenizer in which trajectories are written and counted: that of the model
+            that will be trained on them; `None` loads the one that `model` names.
         protocol ([`Mem1Protocol`], *optional*):
             Tags, instructions and hints. `None` uses the default tags.
-        max_turns (`int`, *optional*, defaults to `6`):
-            Most turns of an episode.
-        max_completion_length (`int`, *optional*, defaults to `1000`):
-            Most tokens of one turn.
-        max_observation_length (`int`, *optional*, defaults to `1000`):
-            Most tokens of one observation.
-        context (`str`, *optional*, defaults to `"mem1"`):
-            Rule of the next context: `"mem1"`, `"full"`, `"truncate"`, or `"external"`, the last turn beside the best
-            matches from a BM25 store of past observations.
-        max_context_length (`int`, *optional*):
-            Most tokens of one context; `None` takes what the model's positions allow.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; `0.0` decodes greedily.
+        settings ([`AgentSettings`], *optional*):
+            Budgets, context rule, decoding and chat format. `None` uses the defaults.
         batch_size (`int`, *optional*, defaults to `32`):
-            Most episodes in one call of the model, or most requests at once.
-        chat_template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template, which renders tasks that are messages.
-        memory_top_k (`int`, *optional*, defaults to `3`):
-            Most past observations that `context="external"` puts back.
+            Maximum number of episodes in one call of the model, or of concurrent requests.
         client (`openai.OpenAI`, [`~huggingface_hub.InferenceClient`] or `str`, *optional*):
             Plays through an endpoint: a client, or the address of a server that needs no key. The endpoint reads the task
             and the turns that are kept as chat messages. A server that strips `<think>` from its answers needs another
@@ -95,7 +79,9 @@ class Mem1Agent:
         environment_retries (`int`, *optional*, defaults to `2`):
             How often a call of an environment that failed is repeated, see [`mem1_trl.faults.may_repeat`].
         environment_concurrency (`int`, *optional*, defaults to `64`):
-            Most calls of environments at once. `1` calls them in order.
+            Maximum number of concurrent calls of environments. `1` calls them in order.
+        overrides (*optional*):
+            Fields of [`AgentSettings`] that win over those of `settings`, such as `max_turns=10`.
     """
 
     def __init__(
@@ -103,29 +89,31 @@ class Mem1Agent:
         model: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         protocol: Mem1Protocol | None = None,
-        max_turns: int = 6,
-        max_completion_length: int = 1000,
-        max_observation_length: int = 1000,
-        context: str = "mem1",
-        max_context_length: int | None = None,
-        temperature: float = 0.0,
+        settings: AgentSettings | None = None,
         batch_size: int = 32,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        memory_top_k: int = 3,
         client: Any = None,
         request_kwargs: Mapping[str, Any] | None = None,
         max_retries: int = 5,
         environment_timeout: float | None = 300.0,
         environment_retries: int = 2,
         environment_concurrency: int = 64,
+        **overrides: Any,
     ):
+        settings = _with_overrides(settings or AgentSettings(), overrides)
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
         self.endpoint: ChatEndpoint | None = None
         if client is not None:
             if model is not None and not isinstance(model, str):
                 raise TypeError("`model` is loaded here and `client` plays elsewhere: pass one of them.")
+            request_kwargs = {**({} if settings.top_p == 1.0 else {"top_p": settings.top_p}), **(request_kwargs or {})}
             self.endpoint = ChatEndpoint(
-                client, model, max_completion_length, temperature, batch_size, max_retries, request_kwargs or {}
+                client,
+                model,
+                settings.max_completion_length,
+                settings.temperature,
+                batch_size,
+                max_retries,
+                request_kwargs,
             )
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model)
@@ -137,23 +125,13 @@ class Mem1Agent:
             )
         else:
             self.model = model
-            self.generate = TransformersGenerator(model, tokenizer, max_completion_length, temperature, batch_size)
-            positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-            if max_context_length is None and positions is not None:
-                max_context_length = positions - max_completion_length
+            settings = settings.with_context_limit(model)
+            self.generate = TransformersGenerator(model, tokenizer, settings, batch_size)
+            warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.tool_calls: ToolCallFormat | None = None
-        if self.protocol.action_syntax == "tool_calls":
-            self.tool_calls = ToolCallFormat(self.tokenizer, self.protocol, self.chat_template_kwargs)
-        self.settings = RolloutSettings(
-            max_turns=max_turns,
-            max_observation_length=max_observation_length,
-            context=context,
-            max_context_length=max_context_length,
-            memory_top_k=memory_top_k,
-        )
+        self.settings = resolve_conversational(settings, tokenizer)
+        self.syntax = self.protocol.syntax(tokenizer, self.settings.chat_template_kwargs)
         self._caller = EnvironmentCaller(self.faults)
 
     @classmethod
@@ -176,12 +154,16 @@ class Mem1Agent:
                 Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
             kwargs (*optional*):
                 Arguments of [`Mem1Agent`]; they win over those saved with the model.
+
+        Raises:
+            `FileNotFoundError`: If no protocol is saved next to the model and none is passed.
         """
         if protocol is None:
             protocol = Mem1Protocol.from_pretrained(path_or_id)
+        kwargs.setdefault("settings", load_agent_settings(path_or_id))
         model = AutoModelForCausalLM.from_pretrained(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-        return cls(model.eval(), tokenizer, protocol, **{**load_agent_settings(path_or_id), **kwargs})
+        return cls(model.eval(), tokenizer, protocol, **kwargs)
 
     def run(self, task: Any, environment: Any, **row: Any) -> Trajectory:
         """
@@ -189,7 +171,8 @@ class Mem1Agent:
 
         Args:
             task (`str` or `list[dict]`):
-                The task: a text, or messages whose last one is the user's.
+                The task: a text, or messages whose last one is the user's. A text is spoken as it was in training
+                (`settings.conversational`): as a message through the chat template, or as it is.
             environment (`Any`):
                 An environment; its `reset` is called with `prompt=task` and `row`.
             row (*optional*):
@@ -223,96 +206,61 @@ class Mem1Agent:
             `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
             `seconds` is the episode's share of the wall time: that of each turn is split evenly among those that played it.
         """
+        tolerate = "everything" if keep_failures else "nothing"
         if isinstance(environments, EnvironmentPool):
-            return self._run_started(rows, environments.start(rows), environments.caller, keep_failures)
-        if len(rows) != len(environments):
-            raise ValueError(
-                f"There are {len(rows)} rows and {len(environments)} environments: give each row its own."
-            )
-        actions = [ActionSet(environment, self.protocol) for environment in environments]
-        seats = [Seat(environment) for environment in environments]
-        for seat in seats:
-            self._caller.adopt(seat)
+            return self._run(rows, environments, tolerate)
+        given = GivenEnvironments(environments, self.protocol, self._caller)
         try:
-            results = reset_all(self._caller, seats, rows)
-            started = [
-                StartedEpisode(environment, offered, observation, error)
-                for environment, offered, (observation, error) in zip(environments, actions, results)
-            ]
-            return self._run_started(rows, started, self._caller, keep_failures)
+            return self._run(rows, given, tolerate)
         finally:
-            for seat in seats:
-                self._caller.release(seat)
+            given.release()
 
-    def _run_started(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        started: Sequence[StartedEpisode],
-        caller: EnvironmentCaller,
-        keep_failures: bool,
+    def save_settings(self, directory: str | os.PathLike[str]) -> None:
+        """Write protocol and settings next to a model, so that [`~Mem1Agent.from_pretrained`] runs it as this agent is run."""
+        self.protocol.save_pretrained(directory)
+        save_agent_settings(directory, self.settings)
+
+    def _run(
+        self, rows: Sequence[Mapping[str, Any]], environments: EnvironmentPool | GivenEnvironments, tolerate: str
     ) -> list[Trajectory]:
-        """Play episodes whose environments were reset, and ask for the rewards."""
-        episodes: dict[int, Episode] = {}
-        trajectories: dict[int, Trajectory] = {}
-        for index, (row, start) in enumerate(zip(rows, started)):
-            try:
-                if start.error is not None:
-                    raise start.error
-                episodes[index] = self._episode(row["prompt"], start)
-            except Exception as error:
-                if not keep_failures:
-                    raise
-                failed = Trajectory([], stop_reason=StopReason.ERROR, error=describe_error(error))
-                trajectories[index] = failed
-        played, seconds = self._play(list(episodes.values()), caller)
-        for index, trajectory, time_taken in zip(episodes, played, seconds, strict=True):
-            trajectories[index] = trajectory
-            trajectory.metrics.update(trajectory_metrics(trajectory), seconds=time_taken)
-        sound = [index for index in episodes if trajectories[index].error is None]
-        scores = ask_rewards(caller, [started[index].environment for index in sound])
-        for index, (reward, failure) in zip(sound, scores):
-            if failure is not None and not keep_failures:
-                raise failure
-            trajectories[index].reward = reward
-            trajectories[index].error = None if failure is None else describe_error(failure)
-        for index in episodes:
-            if trajectories[index].error is None:
-                continue
-            if not keep_failures:
-                raise RuntimeError(f"The environment of row {index} failed: {trajectories[index].error}")
-            caller.seat_of(started[index].environment).failed = True
-        return [trajectories[index] for index in range(len(rows))]
+        player = EpisodePlayer(self._rollout(environments.caller), timed=True)
+        episodes = player.start(rows, environments, tolerate)
+        trajectories = self._play(player, episodes)
+        player.score(episodes, trajectories, environments, tolerate)
+        return trajectories
 
-    def _play(self, episodes: list[Episode], caller: EnvironmentCaller) -> tuple[list[Trajectory], list[float]]:
-        """Episodes to their end, and the seconds that each took."""
+    def _rollout(self, caller: EnvironmentCaller) -> Rollout:
+        """The backend with the present settings."""
         parts: dict[str, Any] = dict(
             tokenizer=self.tokenizer,
             protocol=self.protocol,
             settings=self.settings,
-            tool_calls=self.tool_calls,
+            syntax=self.syntax,
             caller=caller,
         )
+        if self.endpoint is not None:
+            self.endpoint.max_completion_length = self.settings.max_completion_length
+            self.endpoint.temperature = self.settings.temperature
+            return ChatRollout(self.endpoint, **parts)
+        self.generate.settings = self.settings
+        return Rollout(generate=self.generate, **parts)
+
+    def _play(self, player: EpisodePlayer, episodes: list[Episode]) -> list[Trajectory]:
+        """Episodes to their end; of a local model as many together as `batch_size` allows."""
         if self.model is None:
-            assert self.endpoint is not None
-            clock = _TurnClock(episodes)
-            played = ChatRollout(self.endpoint, on_turn=clock, **parts).run(episodes)
-            return played, [clock.seconds[id(episode)] for episode in episodes]
-        rollout = Rollout(generate=self.generate, **parts)
-        played, seconds = [], []
+            return player.play(episodes)
+        trajectories: list[Trajectory] = []
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 for start in range(0, len(episodes), self.generate.batch_size):
-                    together = episodes[start : start + self.generate.batch_size]
-                    rollout.on_turn = clock = _TurnClock(together)
-                    played += rollout.run(together)
-                    seconds += [clock.seconds[id(episode)] for episode in together]
+                    trajectories += player.play(episodes[start : start + self.generate.batch_size])
                     self.generate.release()
         finally:
             self.generate.release()
             self.model.train(was_training)
-        return played, seconds
+        return trajectories
 
     def describe(self) -> dict[str, Any]:
         """
@@ -321,44 +269,26 @@ class Mem1Agent:
         Two agents with the same description decode the same, if they decode greedily. Of a model behind an endpoint only the
         name is known.
         """
-        source: Any = self.endpoint or self.generate
         model: dict[str, Any] = {"model": getattr(self.endpoint, "model", None) or "endpoint", "weights": None}
         if self.model is not None:
             name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
             model = {"model": name, "weights": _checksum(self.model)}
         return {
             **model,
-            **dataclasses.asdict(self.settings),
-            "max_completion_length": source.max_completion_length,
-            "temperature": source.temperature,
+            **self.settings.to_dict(),
             "protocol": self.protocol.to_dict(),
         }
 
-    def _episode(self, task: Any, started: StartedEpisode) -> Episode:
-        """An episode with its task prompt, to which the environment may have added."""
-        environment, actions = started.environment, started.actions
-        observation = started.observation or ""
-        self.settings.check_characters(observation)
-        observation = harmless(self.tokenizer, observation)
-        if isinstance(task, str) and self.tool_calls is not None:
-            task = [{"role": "user", "content": task}]
-        if isinstance(task, str):
-            text = self.protocol.render_task(task + observation, actions.describe())
-            messages = [{"role": "user", "content": text}]
-            ids = list(self.tokenizer(text)["input_ids"])
-        else:
-            *before, last = task
-            text = self.protocol.render_task(last["content"] + observation, actions.describe())
-            messages = [*before, {**last, "content": text}]
-            if self.tool_calls is not None:
-                ids = self.tool_calls.encode_task(messages, actions.schemas)
-            else:
-                encoded: Any = self.tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
-                )
-                ids = list(encoded["input_ids"])
-        self.settings.check_prompt(ids)
-        return Episode(ids, environment, actions, messages)
+
+def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> AgentSettings:
+    known = [one.name for one in dataclasses.fields(AgentSettings)]
+    for name in overrides:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            raise TypeError(
+                f"Mem1Agent has no argument {name!r}" + (f": did you mean {close[0]!r}?" if close else ".")
+            )
+    return dataclasses.replace(settings, **overrides)
 
 
 def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
@@ -372,21 +302,6 @@ def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
             f"There is no tokenizer for the model {model!r} of the endpoint: pass `tokenizer=`, that of the model which "
             "shall learn from the trajectories, or any other that may count their tokens."
         ) from error
-
-
-class _TurnClock:
-    """Splits the wall time of every turn evenly among the episodes that played it."""
-
-    def __init__(self, episodes: Sequence[Episode]):
-        self.running = list(episodes)
-        self.seconds = {id(episode): 0.0 for episode in self.running}
-        self.last = time.perf_counter()
-
-    def __call__(self, turn: int, still_running: Sequence[Episode]) -> None:
-        now = time.perf_counter()
-        for episode in self.running:
-            self.seconds[id(episode)] += (now - self.last) / len(self.running)
-        self.running, self.last = list(still_running), now
 
 
 def _checksum(model: PreTrainedModel) -> str:

@@ -9,20 +9,8 @@ from typing import Any
 from trl import GRPOConfig
 
 from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
-from .rollout.context import CONTEXT_RULES
+from .rollout.settings import AgentSettings, setting
 from .update.layouts import LAYOUTS
-
-
-class _SingleGeneration(int):
-    """
-    The number 1, which is not less than 2.
-
-    `GRPOConfig` refuses fewer than two generations per prompt, because its baseline is the group's mean; a critic needs no
-    group. Everything else it checks about the number holds for 1 as well.
-    """
-
-    def __lt__(self, other: int) -> bool:
-        return False
 
 
 @dataclass
@@ -37,18 +25,23 @@ class Mem1GRPOConfig(GRPOConfig):
         > Parameters that control the episode
 
         max_turns (`int`, *optional*, defaults to `6`):
-            Most turns of an episode. The paper uses 6 for up to four objectives and 20 beyond.
+            Maximum number of turns of an episode. The paper uses 6 for up to four objectives and 20 beyond.
         max_observation_length (`int`, *optional*, defaults to `1000`):
-            Most tokens of one observation, its tags and hint included. Longer ones are cut, and say so.
+            Maximum number of tokens of one observation, its tags and hint included. A longer one is cut, and says so.
         context (`str`, *optional*, defaults to `"mem1"`):
-            What the next turn reads behind the task prompt: the last turn and its observation (`"mem1"`), all turns
-            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), or the last turn beside the
+            What the next turn reads after the task prompt: the last turn and its observation (`"mem1"`), all turns
+            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), or the last turn and the
             best matches from a BM25 store of past observations (`"external"`).
         max_context_length (`int` or `None`, *optional*):
-            Most tokens of a context, its completion not counted. `None` takes what the model's positions allow. The task
-            prompt is never cut: a longer one is an error.
+            Maximum number of tokens of a context, its completion not counted. `None` uses the model's maximum position minus
+            `max_completion_length`. The task prompt is never cut: a longer one is an error.
         memory_top_k (`int`, *optional*, defaults to `3`):
-            Most past observations that `context="external"` puts back into a context.
+            Maximum number of past observations that `context="external"` puts back into a context.
+        conversational (`bool` or `None`, *optional*):
+            Whether a task that is a text is given to the model as a user's message through its chat template. Tasks that are
+            messages always are. `None` takes what was saved with the model, or else decides by the data set and the tokenizer:
+            messages are chat, and texts are chat if the tokenizer has a chat template and there is an environment. The choice
+            is saved with the model.
         eval_temperature (`float` or `None`, *optional*, defaults to `0.0`):
             Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training.
         prefix_cache (`bool`, *optional*, defaults to `True`):
@@ -86,35 +79,12 @@ class Mem1GRPOConfig(GRPOConfig):
             never cut. `None` trains each micro-batch in one pass.
     """
 
-    max_turns: int = field(
-        default=6,
-        metadata={"help": "Most turns of an episode. The paper uses 6 for up to four objectives and 20 beyond."},
-    )
-    max_observation_length: int = field(
-        default=1000,
-        metadata={
-            "help": "Most tokens of one observation, its tags and hint included. Longer ones are cut and say so."
-        },
-    )
-    context: str = field(
-        default="mem1",
-        metadata={
-            "help": "What the next turn reads behind the task prompt: the last turn and its observation (`mem1`), all "
-            "turns (`full`), as many whole turns as fit into `max_context_length` (`truncate`), or the last turn beside the "
-            "best matches from a BM25 store of past observations (`external`).",
-            "choices": list(CONTEXT_RULES),
-        },
-    )
-    max_context_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most tokens of a context, its completion not counted. `None` takes what the model's positions "
-            "allow. The task prompt is never cut: a longer one is an error."
-        },
-    )
-    memory_top_k: int = field(
-        default=3, metadata={"help": "Most past observations that `context='external'` puts back into a context."}
-    )
+    max_turns: int = setting("max_turns")
+    max_observation_length: int = setting("max_observation_length")
+    context: str = setting("context")
+    max_context_length: int | None = setting("max_context_length")
+    memory_top_k: int = setting("memory_top_k")
+    conversational: bool | None = setting("conversational")
     eval_temperature: float | None = field(
         default=0.0,
         metadata={
@@ -187,21 +157,17 @@ class Mem1GRPOConfig(GRPOConfig):
         """Refuse what cannot work here, whatever TRL thinks of it."""
         self._check_token_budget()
         self.fault_settings()
-        for name, value, choices in (("context", self.context, CONTEXT_RULES), ("layout", self.layout, LAYOUTS)):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, choices))}.")
-        for name in ("max_turns", "max_observation_length", "max_completion_length"):
-            value = getattr(self, name)
-            if value is None or value < 1:
-                raise ValueError(f"{name}={value!r} leaves the agent nothing to work with: use 1 or more.")
-        if self.context == "truncate" and self.max_context_length is None:
-            raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
+        if self.eval_temperature is not None and self.eval_temperature < 0:
+            raise ValueError(
+                f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."
+            )
+        self.agent_settings()
         if self.layout == "paper" and self.context != "mem1":
             raise ValueError(
                 f"layout='paper' is the mask of MEM1's own context; with context={self.context!r} use layout='packed'."
             )
-        if self.eval_temperature is not None and self.eval_temperature < 0:
-            raise ValueError(f"eval_temperature={self.eval_temperature} is negative: use 0.0 for greedy decoding.")
         if self.use_liger_kernel:
             raise ValueError(
                 "`use_liger_kernel` is not supported: TRL is about to drop it, and its kernels have not been shown to keep the "
@@ -214,6 +180,20 @@ class Mem1GRPOConfig(GRPOConfig):
             )
         if self.max_tool_calling_iterations is not None:
             raise ValueError("`max_tool_calling_iterations` has no effect here: set `max_turns` instead.")
+
+    def agent_settings(self, **known: Any) -> AgentSettings:
+        """
+        How a model is run that is trained with this configuration, at the temperature of its evaluation.
+
+        Args:
+            known (*optional*):
+                Fields that win over those of this configuration.
+
+        Raises:
+            `ValueError`: If a field is out of its range.
+        """
+        temperature = self.temperature if self.eval_temperature is None else self.eval_temperature
+        return AgentSettings.from_config(self, **{"temperature": temperature, **known})
 
     def fault_settings(self) -> FaultSettings:
         """The part that says how environments are called."""
@@ -347,10 +327,12 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.num_generations is None or self.num_generations < 1:
+            raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.num_generations == 1:
-            self.num_generations = _SingleGeneration(1)
-        super().__post_init__()
-        self.num_generations = int(self.num_generations or 1)
+            self._post_init_of_one_generation()
+        else:
+            super().__post_init__()
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
@@ -386,6 +368,33 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                     f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here "
                     f"{advantage_per_token}: {instead}."
                 )
+
+    def _post_init_of_one_generation(self) -> None:
+        """
+        Let `GRPOConfig` check two generations per prompt, and derive for one what it derives from their number.
+
+        It refuses one, because its baseline is the mean of a group; a critic needs no group. The two are checked on a
+        generation batch of two steps, which holds whole groups of two whatever the batch size is.
+        """
+        batch_size, steps = self.generation_batch_size, self.steps_per_generation
+        generations_eval = self.num_generations_eval
+        one_is_derived = batch_size is None or steps is None
+        if one_is_derived:  # else it is an error, which `GRPOConfig` raises
+            self.generation_batch_size, self.steps_per_generation = None, 2
+        self.num_generations, self.num_generations_eval = 2, generations_eval or 1
+        super().__post_init__()
+        self.num_generations, self.num_generations_eval = 1, generations_eval
+        global_batch_size = self.per_device_train_batch_size * self.world_size
+        if steps is None and batch_size is None:
+            steps = self.gradient_accumulation_steps
+        elif steps is None:
+            assert batch_size is not None
+            if batch_size % global_batch_size != 0:
+                raise ValueError(
+                    f"generation_batch_size ({batch_size}) must be divisible by the global batch size ({global_batch_size})."
+                )
+            steps = batch_size // global_batch_size
+        self.generation_batch_size, self.steps_per_generation = steps * global_batch_size, steps
 
 
 def from_grpo_config(args: Any) -> Mem1GRPOConfig:

@@ -20,6 +20,7 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from .json_lines import drop_unfinished_line, read_json_lines
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> list[Trajectory]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: collect it with `collect_trajectories`.")
-    return [Trajectory.from_dict(record["trajectory"]) for record in _read(path)[0]]
+    return [Trajectory.from_dict(record["trajectory"]) for record in _read(path)]
 
 
 def select_trajectories(
@@ -284,26 +285,14 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
         beside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a file, and how many bytes they take; a line that was being written when a process died is left."""
-    records, size = [], 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"Line {number} of {path} is not JSON: repair or remove it.") from error
-            size += len(line)
-    return records, size
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a line that was being written when a process died is left out."""
+    return [record for _, record in read_json_lines(path, "repair or remove it.", skip_unfinished=True)]
 
 
 def _recover(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """What a file holds, by row and sample; a last line that was cut off is removed from it."""
+    """The records of a file by row and sample; a last line that was cut off is removed from it."""
     if not path.exists():
         return {}
-    records, size = _read(path)
-    with path.open("r+b") as file:
-        file.truncate(size)
-    return {(record["row"], record["sample"]): record for record in records}
+    drop_unfinished_line(path)
+    return {(record["row"], record["sample"]): record for record in _read(path)}

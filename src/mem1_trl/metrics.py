@@ -16,9 +16,7 @@ Keys of [`trajectory_metrics`], all `float`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from .trajectory import StopReason, Trajectory
+from .trajectory import Trajectory
 
 
 def peak_tokens(trajectory: Trajectory, include_prompt: bool = True) -> int:
@@ -95,34 +93,3 @@ def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:
         "state_tokens": state_tokens(trajectory),
         "valid_action_rate": valid_action_rate(trajectory),
     }
-
-
-def aggregate(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """
-    Means over episodes, every episode with the same weight however many turns it had.
-
-    Args:
-        trajectories (`Sequence[Trajectory]`):
-            At least one episode.
-
-    Returns:
-        `dict[str, float]`: the keys of [`trajectory_metrics`]; every key found in a `trajectory.metrics` (mean over the
-        episodes that have it); `reward` (mean over the scored episodes, absent if none is); `stop_reason/<name>` for
-        every [`StopReason`], the share of episodes that ended so (they sum to 1).
-
-    Raises:
-        `ValueError`: if there is no episode.
-    """
-    if not trajectories:
-        raise ValueError("There is no trajectory to aggregate: pass at least one.")
-    values: dict[str, list[float]] = {}
-    for trajectory in trajectories:
-        # What this module computes wins over a stored number of the same name.
-        costs = trajectory_metrics(trajectory) if trajectory.turns else {}  # none of an episode that never started
-        for key, value in {**trajectory.metrics, **costs}.items():
-            values.setdefault(key, []).append(value)
-        if trajectory.reward is not None:
-            values.setdefault("reward", []).append(trajectory.reward)
-    means = {key: sum(numbers) / len(numbers) for key, numbers in values.items()}
-    reasons = [trajectory.stop_reason for trajectory in trajectories]
-    return means | {f"stop_reason/{reason}": reasons.count(reason) / len(reasons) for reason in StopReason}

@@ -62,6 +62,9 @@ class Turn:
             Text of the internal state the turn wrote, or `None` if it wrote none.
         state_tokens (`int`):
             Number of tokens of `completion_ids` that carry the state.
+        truncated_sampling (`bool`):
+            Whether the sampler could not draw every token with its probability under the policy: greedy decoding, top-k, top-p,
+            min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
     """
 
     prompt_ids: tuple[int, ...]
@@ -74,6 +77,7 @@ class Turn:
     action_input: str | None = None
     state: str | None = None
     state_tokens: int = 0
+    truncated_sampling: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -145,6 +149,7 @@ class Trajectory:
                     "action_input": turn.action_input,
                     "state": turn.state,
                     "state_tokens": turn.state_tokens,
+                    "truncated_sampling": turn.truncated_sampling,
                 }
                 for turn in self.turns
             ],

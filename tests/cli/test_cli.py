@@ -59,9 +59,9 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--objectivs", "2"], "mem1 eval: an unknown option, 'objectivs': did you mean 'objectives'?"),
         ([*MODEL, "--objective", "2"], "mem1 eval: an unknown option, 'objective': did you mean 'objectives'?"),
         ([*MODEL, "--tasks", "many"], "mem1 eval: argument --tasks: invalid int value: 'many'"),
-        ([*MODEL, "--tasks", "0"], "mem1 eval: tasks=0 must be 1 or more"),
+        ([*MODEL, "--tasks", "0"], "mem1 eval: tasks must be at least 1, got 0"),
         ([*MODEL, "--objectives", "0"], "mem1 eval: objectives=[0] must be 1 or more each"),
-        ([*MODEL, "--context", "truncate"], "mem1 eval: context 'truncate' needs a length to truncate to: set max_context_length"),
+        ([*MODEL, "--context", "truncate"], "mem1 eval: context='truncate' needs a length to truncate to: set `max_context_length`."),
         ([*MODEL, "--config"], "mem1 eval: --config needs the path of a YAML file"),
         ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
         ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, or a directory"),
@@ -116,7 +116,7 @@ def test_an_argument_goes_into_yaml_and_the_command_line_wins(tmp_path, monkeypa
     )
     options = ConfigParser(EvalArguments).read(["--config", str(file), "--tasks", "5", "--keywords"])
     assert (options.objectives, options.tasks, options.temperature, options.max_turns) == ([2], 5, 1.0, 3)
-    assert (options.conversational, options.keywords, options.context) == (False, True, "mem1")
+    assert (options.conversational, options.keywords, options.context) == (False, True, None)
 
 
 def test_from_a_model_to_a_page(tmp_path, capsys):

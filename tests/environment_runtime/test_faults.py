@@ -517,7 +517,8 @@ def test_a_failed_instance_is_replaced_in_the_next_batch():
 
     pool = pool_of(Judged, retries=0)
     before = [s.environment for s in pool.start([{}, {}])]
-    assert pool.score(before[:1]) == [(None, "RuntimeError: judge is down")]
+    [(reward, failure)] = pool.score(before[:1])
+    assert (reward, describe_error(failure)) == (None, "RuntimeError: judge is down")
     after = [s.environment for s in pool.start([{}, {}])]
     assert after[0] is not before[0] and after[1] is before[1]
     pool.discard(after[1])

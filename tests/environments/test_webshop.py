@@ -22,7 +22,8 @@ from mem1_trl.environment_runtime.actions import ActionSet, action_methods
 from mem1_trl.environments import WebShop, WebShopEnvironment, load_webshop
 from mem1_trl.environments.webshop import Goal, Product, Review, load_bundled_webshop, score_purchase, title_words
 from mem1_trl.environments.webshop.reward import count_attributes, count_options, normalize_color, similarity
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -486,12 +487,12 @@ def test_prices_are_drawn_by_their_seed(written):
     ("change", "error", "match"),
     [
         ({"items": "nowhere.json"}, FileNotFoundError, "no file 'nowhere.json' for `items`.*setup.sh"),
-        ({"items": "attributes"}, ValueError, "`items` holds a dict, but in WebShop's files it is a JSON list"),
-        ({"attributes": "items"}, ValueError, "`attributes` holds a list"),
+        ({"items": "attributes"}, ValueError, "`items` must be a JSON list as in WebShop's files, got a dict"),
+        ({"attributes": "items"}, ValueError, "`attributes` must be a JSON object as in WebShop's files, got a list"),
         ({"items": [{"asin": "B1"}]}, ValueError, "Item 0 has no 'name'"),
         ({"items": [item("nan")]}, ValueError, "no product with a usable asin"),
         ({"test_size": 2}, ValueError, "2 goals, and test_size=2 and eval_size=0 leave none to train on"),
-        ({"test_size": -1}, ValueError, "use 0 or more"),
+        ({"test_size": -1}, ValueError, "test_size and eval_size must be at least 0, got -1 and 0"),
     ],
 )
 def test_wrong_files_are_refused(written, change, error, match):
@@ -501,17 +502,17 @@ def test_wrong_files_are_refused(written, change, error, match):
 
 
 def test_wrong_rows_are_refused(environment, shop):
-    with pytest.raises(ValueError, match="The row has no `goal`"):
+    with pytest.raises(ValueError, match="A row must have a `goal`, got none"):
         environment.reset(prompt="x")
-    with pytest.raises(ValueError, match="no goal 7: the shop has 1"):
+    with pytest.raises(ValueError, match="goal must be between 0 and 0, got 7"):
         environment.reset(goal=7)
-    with pytest.raises(ValueError, match="but this shop has another"):
+    with pytest.raises(ValueError, match="but in this shop it is another one"):
         environment.reset(goal=0, instruction="something else")
-    with pytest.raises(ValueError, match="Unknown split 'dev'"):
+    with pytest.raises(ValueError, match="split must be one of 'test', 'eval', 'train', got 'dev'"):
         shop.dataset("dev")
     with pytest.raises(ValueError, match="'test' is empty"):
         shop.dataset("test")
-    with pytest.raises(ValueError, match="'B9', which is not for sale"):
+    with pytest.raises(ValueError, match="must be for a product of the shop, got a goal for 'B9'"):
         WebShop([MUG], [Goal("B9", "x", ())], test_size=0, eval_size=0)
     with pytest.raises(ValueError, match="shop is empty"):
         WebShop([], [])
@@ -599,7 +600,7 @@ def test_an_episode_through_the_turn_loop(tokenizer, environment):
         "<click>16 oz</click>",
     ]
     script = [[f"<think>{i}</think>{text}"] for i, text in enumerate([*script, "<click>Buy Now</click>"])]
-    settings = RolloutSettings(max_turns=10, max_observation_length=400)
+    settings = AgentSettings(max_turns=10, max_observation_length=400)
     rollout = Rollout(tokenizer, SHORT, settings, ScriptedGenerator(tokenizer, script))
     prompt = GOAL.instruction_text + environment.reset(prompt=GOAL.instruction_text, goal=0)
     episode = Episode(tokenizer(prompt)["input_ids"], environment, ActionSet(environment, SHORT))
@@ -651,3 +652,10 @@ def test_it_trains(tmp_path, tokenizer, actor):
     pages = [turn.observation for trajectory in played for turn in trajectory.turns if turn.observation]
     assert pages and all("Instruction: [SEP]" in page and "[cut]" in page for page in pages)
     assert all(turn.observation_tokens <= 80 for trajectory in played for turn in trajectory.turns)
+
+
+def test_a_shop_says_what_it_was_made_with():
+    assert WebShopEnvironment(show_attributes=True).mem1_settings == {
+        "show_available_actions": False,
+        "show_attributes": True,
+    }

@@ -27,9 +27,8 @@ from mem1_trl.update.rows import build_row
 
 
 def make_agent(model, tokenizer, **kwargs):
-    return Mem1Agent(
-        model, tokenizer, SHORT, max_turns=4, max_completion_length=64, max_observation_length=40, **kwargs
-    )
+    settings = {"max_turns": 4, "max_completion_length": 64, "max_observation_length": 40, "conversational": False}
+    return Mem1Agent(model, tokenizer, SHORT, **settings, **kwargs)
 
 
 def rows(count: int) -> list[dict]:
@@ -464,7 +463,7 @@ def test_few_questions_make_many_tasks(caplog):
 
 
 def test_seconds_are_split_among_those_that_played(actor, tokenizer, monkeypatch):
-    import mem1_trl.agent as module
+    import mem1_trl.rollout.play as module
 
     clock = iter([0.0, 8.0, 12.0, 13.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
@@ -517,4 +516,4 @@ def test_the_trainer_scores_and_keeps_its_evaluations(tmp_path, actor, tokenizer
     assert len(Evaluation.load(tmp_path / "evaluation", "eval_two-0").tasks) == 2
     trainer.args.save_eval_trajectories = False
     trainer.evaluate(metric_key_prefix="off")
-    assert not (tmp_path / "evaluation" / "off-0.json").exists() and not trainer._evaluated
+    assert not (tmp_path / "evaluation" / "off-0.json").exists() and not trainer._evaluations._batches

@@ -91,14 +91,14 @@ def test_the_training_script_takes_what_it_is_given(tmp_path, monkeypatch):
     ("arguments", "sentence"),
     [
         ((*NODES, "--", "t.py"), "--model is missing: pass the id or path of the model."),
-        ((*NODES, "--model", "m"), "the training script is missing: put it, and its arguments, behind --."),
-        ((*NODES, "--model", "m", "--gpus", "4", "--", "t.py"), "there is no option '--gpus' (the training script stands behind --)"),
+        ((*NODES, "--model", "m"), "the training script is missing: put it, and its arguments, after --."),
+        ((*NODES, "--model", "m", "--gpus", "4", "--", "t.py"), "there is no option '--gpus' (the training script comes after --)"),
         ((*NODES, "--model", "m", "--vllm_port", "high", "--", "t.py"), "--vllm_port is 'high', but must be a whole number above 0."),
         ((*NODES, "--model", "--", "t.py"), "--model needs a value."),
         ((*NODES, "--model", "m", "--tensor_parallel", "3", "--", "t.py"), "--tensor_parallel 3 does not divide the 8 GPUs of a node"),
         ((*NODES, "--model", "m", "--data_parallel", "9", "--", "t.py"), "vLLM would need 9 GPUs of a node that has 8"),
         (("--nodes", "n1", "--model", "m", "--", "t.py"), "1 node is too few: the last one serves vLLM and the others train."),
-        (("--model", "m", "--", "t.py"), "this is no SLURM job: start it with sbatch, or name the nodes with --nodes."),
+        (("--model", "m", "--", "t.py"), "this is not a SLURM job: start it with sbatch, or name the nodes with --nodes."),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(arguments, sentence):

@@ -13,10 +13,10 @@ import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ASSETS = EXAMPLES / "assets" / "multi-objective"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(EXAMPLES / "multi_objective"))
 
-from multi_objective_warmup import HASTE, Lessons, build_model, check  # noqa: E402
-from multi_objective_world import PROTOCOL, TEST_NAMES, TRAIN_NAMES, World, build_tokenizer  # noqa: E402
+from warm_up import HASTE, Lessons, build_model, check  # noqa: E402
+from world import PROTOCOL, TEST_NAMES, TRAIN_NAMES, World, build_tokenizer  # noqa: E402
 
 from mem1_trl import Mem1Agent  # noqa: E402
 from mem1_trl.environments import RetrievalQAEnvironment  # noqa: E402
@@ -129,7 +129,7 @@ def test_warm_models_have_the_skills_and_not_the_patience(world, context):
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "multi_objective.py"), "--smoke", "--output_dir", str(tmp_path)]
+    command = [sys.executable, str(EXAMPLES / "multi_objective" / "run.py"), "--smoke", "--output_dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=900, env=environment, capture_output=True)
     text = (tmp_path / "RESULTS.md").read_text()

@@ -1,4 +1,4 @@
-"""Tests of text that wants to be more than text: over several kinds of tokenizers, with random mixtures of what hurts."""
+"""Tests of untrusted text: random mixtures of control tokens and tags, over several kinds of tokenizers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.protocol.untrusted import break_markers, encode_untrusted, harmless
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.protocol.tag_syntax import escape_tags
+from mem1_trl.protocol.untrusted import break_control, encode_untrusted, sanitize_prompt
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<s>", "</s>", "<pad>"]
@@ -63,7 +65,7 @@ def finish(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
     )
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[:3]})
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in CONTROL])
-    tokenizer.add_tokens(["molecule"])  # a word of a user's domain is no control
+    tokenizer.add_tokens(["molecule"])  # a word of a user's domain is not a control token
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -95,17 +97,17 @@ def mixture(seed: int) -> str:
 def test_no_mixture_makes_a_control_token_or_breaks_the_budget(hostile_tokenizer):
     tokenizer = hostile_tokenizer
     protocol, tags = Mem1Protocol(), ["search"]
-    rollouts = [Rollout(tokenizer, protocol, RolloutSettings(max_observation_length=n), None) for n in (80, 120, 500)]
+    rollouts = [Rollout(tokenizer, protocol, AgentSettings(max_observation_length=n), None) for n in (80, 120, 500)]
     bad = forbidden(tokenizer)
     for seed in range(300):
         text = mixture(seed)
         assert not bad & set(encode_untrusted(tokenizer, text)), text
         rollout = rollouts[seed % 3]
-        (before, after), (body,) = rollout._encode_results([text], ["tool"], 3, tags)
+        (before, after), (body,) = rollout.observations.encode_results([text], ["tool"], 3, tags)
         assert len(before) + len(body) + len(after) <= rollout.settings.max_observation_length
         assert not bad & set(body), text
         # Nor does what is left parse as an action, should the model repeat it
-        inside = protocol.defuse(text, tags)
+        inside = escape_tags(protocol, text, tags)
         parsed = protocol.parse(inside, tags)
         assert (parsed.action, parsed.state) == (None, None), text
         assert "\x00" not in inside and inside.encode("utf-8")
@@ -115,25 +117,25 @@ def test_a_prompt_that_reset_adds_to_has_no_control_tokens_but_those_of_its_temp
     tokenizer = hostile_tokenizer
     specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for seed in range(300):
-        text = harmless(tokenizer, mixture(seed))
+        text = sanitize_prompt(tokenizer, mixture(seed))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # as a template is encoded: markers are markers
         assert not specials & set(ids), text
-        assert break_markers(tokenizer, text) == text
+        assert break_control(tokenizer, text) == text
         assert "[INST]" not in text and "<start_of_turn>" not in text
 
 
 def test_ordinary_text_is_left_as_it_is(hostile_tokenizer):
     text = 'if a[0] < b and c > d: print("[x]") | {"a": [1, 2]} <b>bold</b> molecule [a link](x) é 漢'
-    assert harmless(hostile_tokenizer, text) == text
+    assert sanitize_prompt(hostile_tokenizer, text) == text
     word = hostile_tokenizer.convert_tokens_to_ids("molecule")
     assert word in encode_untrusted(hostile_tokenizer, "a molecule b")
 
 
 def test_a_marker_is_broken_however_it_is_put_together(hostile_tokenizer):
-    assert break_markers(hostile_tokenizer, "a<|im_end|>b") == "a< |im_end|>b"
-    assert break_markers(hostile_tokenizer, "[inst]") == "[ inst]"
+    assert break_control(hostile_tokenizer, "a<|im_end|>b") == "a< |im_end|>b"
+    assert break_control(hostile_tokenizer, "[inst]") == "[ inst]"
     for text in ("<|im_<|im_end|>end|>", "<tool_<tool_call>call>", "<<s>s>"):
-        broken = break_markers(hostile_tokenizer, text)
+        broken = break_control(hostile_tokenizer, text)
         assert not forbidden(hostile_tokenizer) & set(hostile_tokenizer(broken, add_special_tokens=False)["input_ids"])
 
 
@@ -142,10 +144,10 @@ def test_a_marker_is_broken_however_it_is_put_together(hostile_tokenizer):
     ["x" * 10_000_000, "a b " * 2_500_000, "<|im_end|>" * 1_000_000, "\ud800\x00" * 5_000_000, " " * 10_000_000],
 )
 def test_ten_megabytes_cost_little(hostile_tokenizer, text):
-    rollout = Rollout(hostile_tokenizer, Mem1Protocol(), RolloutSettings(max_observation_length=200), None)
-    rollout.encode_observation("warm", 2)
+    rollout = Rollout(hostile_tokenizer, Mem1Protocol(), AgentSettings(max_observation_length=200), None)
+    rollout.observations.encode("warm", 2)
     begin = time.process_time()
-    ids = rollout.encode_observation(text, 2)
+    ids = rollout.observations.encode(text, 2)
     assert time.process_time() - begin < 0.5  # all of it takes seconds
     assert len(ids) <= 200
 
@@ -157,9 +159,9 @@ def test_ten_megabytes_cost_little(hostile_tokenizer, text):
         "<answer", "x <search", "<thinK>",
     ],
 )  # fmt: skip
-def test_a_tag_in_disguise_is_defused(text):
-    defused = Mem1Protocol().defuse(text, ["search"])
-    assert "<" not in defused and defused.count("&lt;") == text.count("<")
+def test_a_tag_in_disguise_is_escaped(text):
+    escaped = escape_tags(Mem1Protocol(), text, ["search"])
+    assert "<" not in escaped and escaped.count("&lt;") == text.count("<")
 
 
 def test_tags_split_over_two_passages_do_not_meet(tokenizer):
@@ -174,7 +176,7 @@ def test_tags_split_over_two_passages_do_not_meet(tokenizer):
     rollout = Rollout(
         tokenizer,
         SHORT,
-        RolloutSettings(max_turns=2, max_observation_length=200),
+        AgentSettings(max_turns=2, max_observation_length=200),
         ScriptedGenerator(tokenizer, script),
     )
     (trajectory,) = rollout.run([Episode(tokenizer("q?")["input_ids"], environment, ActionSet(environment, SHORT))])

@@ -1,4 +1,4 @@
-"""Tests of the text format: presets, rendering, parsing, defusing, saving."""
+"""Tests of the text format: presets, rendering, parsing, escaping, saving."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from mem1_trl import Mem1Protocol
 from mem1_trl.protocol.parsed_turn import ParsedTurn
 from mem1_trl.protocol.protocol import PROTOCOL_FILE
+from mem1_trl.protocol.tag_syntax import TagSyntax, escape_tags
 
 # Presets
 
@@ -62,10 +63,10 @@ def test_preset_tags_and_stops():
     assert dict(reference.action_tags) == {"search": "search"}
     assert paper.observation_frame(3)[0] == "\n\n<info>[HINT]You have 3 turns left.[/HINT]\n\n"
     # In the last turn the reference stops at an answer only
-    assert reference.stop_strings(["search"], last_turn=False) == ["</search>", "</answer>"]
-    assert reference.stop_strings(["search"], last_turn=True) == ["</answer>"]
+    assert TagSyntax(None, reference).stop_strings(["search"], last_turn=False) == ["</search>", "</answer>"]
+    assert TagSyntax(None, reference).stop_strings(["search"], last_turn=True) == ["</answer>"]
     # An environment that is acted on to the end keeps its actions
-    assert Mem1Protocol().stop_strings(["buy"], last_turn=True) == ["</buy>", "</answer>"]
+    assert TagSyntax(None, Mem1Protocol()).stop_strings(["buy"], last_turn=True) == ["</buy>", "</answer>"]
 
 
 @pytest.mark.parametrize("protocol", [Mem1Protocol(), Mem1Protocol.paper(), Mem1Protocol.reference()])
@@ -81,7 +82,7 @@ def test_instructions_name_every_tag_and_hold_the_task(protocol):
 # Rendering
 
 
-def test_braces_of_a_task_are_no_placeholders():
+def test_braces_of_a_task_are_not_placeholders():
     protocol = Mem1Protocol(instructions="{actions}|{prompt}|{other}|{{}}")
     task = 'say {answer} {"a": {state}} {0} {prompt}'
     assert protocol.render_task(task, ["{observation}"]) == "{observation}|" + task + "|{other}|{{}}"
@@ -105,7 +106,6 @@ def test_state_and_action_with_spans():
     parsed = parse(text)
     assert (parsed.state, parsed.action, parsed.action_input) == ("notes\n more", "search", "a b")
     assert text[slice(*parsed.state_span)] == "<think> notes\n more </think>"
-    assert text[slice(*parsed.action_span)] == "<search> a b </search>"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,8 @@ def test_state_and_action_with_spans():
 def test_parse(text, state, action, action_input):
     parsed = parse(text)
     assert (parsed.state, parsed.action, parsed.action_input) == (state, action, action_input)
-    assert (parsed.action_span is None) == (action is None)
+    assert (parsed.problem is None) == (action is not None)
+    assert parsed.answer == (action_input if action == "answer" else None)
 
 
 def test_invented_observation_and_answer_do_not_count():
@@ -144,7 +145,7 @@ def test_invented_observation_and_answer_do_not_count():
     assert (parsed.action, parsed.action_input) == ("search", "q")
 
 
-def test_nothing_behind_the_first_action_counts_not_even_a_state():
+def test_nothing_after_the_first_action_counts_not_even_a_state():
     parsed = parse("<search>q</search><information>42</information><think>so</think><answer>42</answer>")
     assert (parsed.action, parsed.action_input, parsed.state) == ("search", "q", None)
 
@@ -153,7 +154,6 @@ def test_a_tag_opened_twice_starts_at_its_last_opening():
     text = "<think>s</think><search>a <search>b</search>"
     parsed = parse(text)
     assert (parsed.action, parsed.action_input) == ("search", "b")
-    assert text[slice(*parsed.action_span)].endswith("b</search>")
 
 
 def test_last_turn_only_answers_where_the_protocol_says_so():
@@ -179,27 +179,27 @@ def test_own_tags():
     assert protocol.observation_frame(2)[1] == "</saw>\n\n"
 
 
-# What the environment may not say
+# Text of the environment
 
 
 @pytest.mark.parametrize(
     "tag", ["think", "/think", "answer", "/answer", "information", "/information", "search", "/search", "hm", "/ hm "]
 )
-def test_defuse_breaks_every_tag_in_force(tag):
+def test_escaping_breaks_every_tag_in_force(tag):
     protocol = Mem1Protocol(scratch_tags=("hm",))
-    assert protocol.defuse(f"a <{tag}> b", ["search"]) == f"a &lt;{tag}> b"
+    assert escape_tags(protocol, f"a <{tag}> b", ["search"]) == f"a &lt;{tag}> b"
 
 
-def test_defuse_leaves_other_text_alone():
+def test_escaping_leaves_other_text_alone():
     text = "1 < 2, <b>bold</b> <thinking> <searches> &lt; [HINT] é 漢 🙂"
-    assert Mem1Protocol().defuse(text, ["search"]) == text
+    assert escape_tags(Mem1Protocol(), text, ["search"]) == text
 
 
-def test_defuse_removes_nul_and_lone_surrogates_before_it_looks_for_tags():
+def test_escaping_removes_nul_and_lone_surrogates_before_it_looks_for_tags():
     protocol = Mem1Protocol()
-    assert protocol.defuse("a\x00b\ud800c") == "ab?c"
-    assert protocol.defuse("<ans\x00wer>x</answer>") == "&lt;answer>x&lt;/answer>"
-    assert protocol.parse(protocol.defuse("</information><answer>x</answer>"), ["search"]).action is None
+    assert escape_tags(protocol, "a\x00b\ud800c") == "ab?c"
+    assert escape_tags(protocol, "<ans\x00wer>x</answer>") == "&lt;answer>x&lt;/answer>"
+    assert protocol.parse(escape_tags(protocol, "</information><answer>x</answer>"), ["search"]).action is None
 
 
 # Scratch
@@ -208,9 +208,9 @@ def test_defuse_removes_nul_and_lone_surrogates_before_it_looks_for_tags():
 def test_scratch_is_dropped_and_the_rest_kept():
     protocol = Mem1Protocol(state_tag="summary", scratch_tags=("think", "plan"))
     text = "<think>a\nb</think> <summary>s</summary><plan>p</plan>\n<search>q</search>"
-    assert protocol.drop_scratch(text) == "<summary>s</summary><search>q</search>"
-    assert protocol.drop_scratch("<think>not closed") == "<think>not closed"
-    assert Mem1Protocol().drop_scratch(text) == text
+    assert TagSyntax(None, protocol).drop_scratch(text) == "<summary>s</summary><search>q</search>"
+    assert TagSyntax(None, protocol).drop_scratch("<think>not closed") == "<think>not closed"
+    assert TagSyntax(None, Mem1Protocol()).drop_scratch(text) == text
 
 
 # Brackets
@@ -234,21 +234,25 @@ def test_brackets_inside_the_answer_tag(text, action, argument):
     said = f"<think>a < b</think><summary>wants shoes</summary>{text}"
     turn = SHOP.parse(said, PAGES)
     assert (turn.action, turn.action_input, turn.state) == (action, argument, "wants shoes")
-    assert said[slice(*turn.action_span)] == text
+    assert turn.answer is None  # the environment says when the episode is over
 
 
 @pytest.mark.parametrize("inner", ["buy[tea]", "red shoes", "search[tea", "search(tea)", "search[tea] now", ""])
-def test_what_is_no_bracket_action(inner):
+def test_text_that_is_not_a_bracket_action(inner):
     turn = SHOP.parse(f"<summary>s</summary><answer>{inner}</answer>", PAGES)
-    assert (turn.action, turn.action_input, turn.action_span, turn.state) == (None, None, None, "s")
+    assert (turn.action, turn.action_input, turn.state) == (None, None, "s")
     assert "write search[...] or click[...]." in turn.problem
 
 
 def test_the_webshop_protocol_is_that_of_the_reference():
     assert (SHOP.state_tag, SHOP.answer_tag, SHOP.observation_tag) == ("summary", "answer", "state")
-    assert SHOP.stop_strings(PAGES, last_turn=False) == SHOP.stop_strings(PAGES, last_turn=True) == ["</answer>"]
+    assert (
+        TagSyntax(None, SHOP).stop_strings(PAGES, last_turn=False)
+        == TagSyntax(None, SHOP).stop_strings(PAGES, last_turn=True)
+        == ["</answer>"]
+    )
     said = "<think>cheap?</think>\n<summary>s</summary><answer>click[x]</answer>"
-    assert SHOP.drop_scratch(said) == "<summary>s</summary><answer>click[x]</answer>"
+    assert TagSyntax(None, SHOP).drop_scratch(said) == "<summary>s</summary><answer>click[x]</answer>"
     task = SHOP.render_task("red shoes under 30 dollars", ["search[keywords]: Search."])
     assert "red shoes under 30 dollars" in task and "search[keywords]: Search." in task and "{" not in task
 

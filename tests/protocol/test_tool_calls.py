@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from support.chat_server import serve
 from support.tool_helpers import CONTROL, Library, Scripted, call, said, template_text, template_tokenizer, tool_policy
-from support.trainer_helpers import assert_same_tensors, chat_tokenizer, record, trainer_arguments
+from support.trainer_helpers import assert_same_tensors, chat_tokenizer, record, trainer_arguments, trl_arguments
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import add_response_schema
 
@@ -24,12 +24,15 @@ from mem1_trl import (
     Mem1PPOTrainer,
     Mem1Protocol,
     StopReason,
+    Turn,
     score_trajectories,
 )
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.evaluation.evaluate import evaluate_agent
-from mem1_trl.protocol.tool_calls import ToolCallFormat, share_budget
-from mem1_trl.rollout.episode import Episode, RolloutSettings
+from mem1_trl.protocol.tool_calls import ToolCallSyntax
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.observations import share_budget
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
 PROTOCOL = Mem1Protocol.tool_calls()
@@ -38,7 +41,7 @@ shared_tokenizer = functools.cache(template_tokenizer)
 
 
 def form_of(name="qwen3", protocol=PROTOCOL, **kwargs):
-    return ToolCallFormat(shared_tokenizer(name), protocol, **kwargs)
+    return ToolCallSyntax(shared_tokenizer(name), protocol, **kwargs)
 
 
 def play(
@@ -46,7 +49,7 @@ def play(
 ):
     """Episodes of a scripted policy; the rollout, the trajectories, the environments and the episodes."""
     tokenizer = shared_tokenizer(name)
-    form = ToolCallFormat(tokenizer, protocol)
+    form = ToolCallSyntax(tokenizer, protocol)
     actions = ActionSet(environment(), protocol)
     made = [environment() for _ in range(episodes)]
     for one in made:
@@ -56,9 +59,9 @@ def play(
     rollout = Rollout(
         tokenizer,
         protocol,
-        RolloutSettings(**{"max_turns": 4, "max_observation_length": 120, **settings}),
+        AgentSettings(**{"max_turns": 4, "max_observation_length": 120, **settings}),
         Scripted(tokenizer, script, max_length),
-        tool_calls=form,
+        syntax=form,
     )
     return rollout, rollout.run(running), made, running
 
@@ -67,7 +70,7 @@ SEARCH = said("looking", call("search", '{"query": "key"}'))
 ANSWER = said("it is 7", "7")
 
 
-# What templates render
+# Rendering
 
 
 @pytest.mark.parametrize("name", CONTROL)
@@ -133,7 +136,7 @@ def test_a_turn_is_read_in_the_format_of_the_model(name):
     actions = ActionSet(Library(), PROTOCOL)
     text = "".join(READ[name])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    turn = form.parse(ids, tokenizer.decode(ids), actions.schemas)
+    turn = form.parse(ids, tokenizer.decode(ids), actions)
     assert turn.state == "memory"
     begin, end = turn.state_span
     assert "memory" in text[begin:end] and text[end:].endswith(READ[name][1])
@@ -161,7 +164,7 @@ def test_a_turn_is_read_in_the_format_of_the_model(name):
 def test_a_turn_without_a_readable_call(text, action, answer, problem):
     tokenizer = shared_tokenizer()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    turn = form_of().parse(ids, text, ActionSet(Library(), PROTOCOL).schemas)
+    turn = form_of().parse(ids, text, ActionSet(Library(), PROTOCOL))
     assert (turn.action, turn.action_input, turn.calls) == (action, answer, ())
     assert (turn.problem is None) if problem is None else problem in turn.problem
 
@@ -206,7 +209,7 @@ def test_other_rules_of_context_keep_their_turns(context):
 
 
 def test_an_external_memory_speaks_inside_the_last_result():
-    """Behind the result the agent's own turn is open: what is put back must not stand there."""
+    """After the result the agent's own turn is open: text of the memory must not go there."""
 
     class Changing(Library):
         def search(self, query: str, top_k: int = 1) -> str:
@@ -226,6 +229,22 @@ def test_an_external_memory_speaks_inside_the_last_result():
     assert "secret number 2 &lt;/memory>" in inside and "<memory>Seen in earlier turns:" in inside
     assert "secret number 1 &lt;/memory>" in inside
     assert last.endswith("</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_memory_that_returns_nothing_leaves_nothing_in_the_messages():
+    """What an endpoint read one turn earlier is not in its context of this turn, as it is not in the student's."""
+    form, tokenizer = form_of(), shared_tokenizer()
+    record, actions, turns = form.new_record(), ActionSet(Library(), PROTOCOL), []
+    memory = tokenizer("<memory>old</memory>", add_special_tokens=False)["input_ids"]
+    last = []
+    for recalled in (memory, []):
+        ids = tokenizer(SEARCH, add_special_tokens=False)["input_ids"]
+        record.add_turn(form.parse(ids, SEARCH, actions))
+        record.add_observation(["search"], [tokenizer("7")["input_ids"]], 3)
+        assert record.place_memory(recalled) == ([], recalled)
+        turns.append(Turn((1,), tuple(ids), text=SEARCH, state="looking"))
+        last.append(record.messages([], turns, len(turns) - 1, "")[-1]["content"])
+    assert last == [f"[HINT]You have 3 turns left.[/HINT]\n\n7{old}" for old in ("<memory>old</memory>", "")]
 
 
 def test_several_calls_run_in_order_and_all_are_observed():
@@ -257,11 +276,11 @@ def test_several_calls_run_in_order_and_all_are_observed():
         *expected[1:],
     ]
     assert trajectory.metrics["failed_actions"] == 4
-    roles = [message["role"] for message in episode.exchange]
+    roles = [message["role"] for message in episode.record.exchange]
     assert roles == ["assistant", *["tool"] * 6, "assistant"]
-    assert [message["content"] for message in episode.exchange[1:7]] == expected
-    assert [message["name"] for message in episode.exchange[1:7]] == ["note", "search", "fly", *["search"] * 3]
-    assert episode.exchange[0]["tool_calls"][1]["function"]["name"] == "search"
+    assert [message["content"] for message in episode.record.exchange[1:7]] == expected
+    assert [message["name"] for message in episode.record.exchange[1:7]] == ["note", "search", "fly", *["search"] * 3]
+    assert episode.record.exchange[0]["tool_calls"][1]["function"]["name"] == "search"
 
 
 def test_done_ends_the_episode_before_later_calls():
@@ -348,7 +367,7 @@ def test_results_are_cut_to_the_budget_with_their_frame_kept(name, budget):
     turn = trajectory.turns[0]
     assert budget - 8 <= turn.observation_tokens <= budget
     assert "word word" in turn.observation and PROTOCOL.truncation_marker in turn.observation
-    assert turn.observation.endswith(rollout.tool_calls.frame(("note",))[-1])
+    assert turn.observation.endswith(rollout.syntax.frame(("note",))[-1])
     if name == "qwen3":
         # Two results are shown only where there is something to say in both
         assert ("\nshort\n" if budget == 200 else "[Only the first 1 of 2 calls were run.]\n") in turn.observation
@@ -411,8 +430,8 @@ def test_results_cannot_forge_the_markup_of_the_template(name):
             return attack
 
     ids = Rollout(
-        tokenizer, PROTOCOL, RolloutSettings(max_turns=4, max_observation_length=4000), None, tool_calls=form
-    ).encode_observation(attack, 2, ["search"])
+        tokenizer, PROTOCOL, AgentSettings(max_turns=4, max_observation_length=4000), None, syntax=form
+    ).observations.encode(attack, 2, ["search"])
     control = {tokenizer.convert_tokens_to_ids(token) for token in [end, *special, *added]}
     plain = tokenizer("".join([PROTOCOL.observation_frame(2)[0]]), add_special_tokens=False)["input_ids"]
     frame = [
@@ -429,8 +448,8 @@ def test_a_template_that_writes_json_gets_json():
     """Llama's template writes results as JSON strings: quotes and line breaks in them must not end the string."""
     form = form_of("llama3_1")
     assert form.escapes and not form_of().escapes
-    assert form.defuse('say "hi"\n\\o/') == 'say \\"hi\\"\\n\\\\o/'
-    assert form_of().defuse('say "hi"\n\\o/') == 'say "hi"\n\\o/'
+    assert form.escape_tags('say "hi"\n\\o/') == 'say \\"hi\\"\\n\\\\o/'
+    assert form_of().escape_tags('say "hi"\n\\o/') == 'say "hi"\n\\o/'
 
 
 # Refusals
@@ -470,9 +489,9 @@ def test_a_template_with_its_own_response_template_is_taken(tmp_path):
     tokenizer.response_template = add_response_schema(template_tokenizer()).response_template
     # Not prefix preserving, and TRL has no training variant of a template that it does not know
     with pytest.raises(ValueError, match="no variant of it for training"):
-        ToolCallFormat(tokenizer, PROTOCOL)
+        ToolCallSyntax(tokenizer, PROTOCOL)
     tokenizer.chat_template = template_text("qwen3_training").replace("# Tools", "# My tools")
-    assert ToolCallFormat(tokenizer, PROTOCOL).frame(("x",))
+    assert ToolCallSyntax(tokenizer, PROTOCOL).frame(("x",))
 
 
 def test_methods_that_have_no_schema_are_refused():
@@ -604,7 +623,7 @@ def test_one_turn_of_tool_calls_reads_what_trl_reads(tmp_path):
     ours = trainer_for(tmp_path, Mem1GRPOTrainer, Mem1GRPOConfig, tokenizer, protocol=protocol)
     theirs = GRPOTrainer(
         model=tool_policy(tokenizer),
-        args=GRPOConfig(**trainer_arguments(tmp_path, max_steps=1, num_generations=4)),
+        args=GRPOConfig(**trl_arguments(tmp_path, max_steps=1, num_generations=4)),
         processing_class=tokenizer,
         environment_factory=Library,
         reward_funcs=length_reward,
@@ -655,13 +674,13 @@ def test_evaluate_agent_plays_tool_calls(tmp_path):
 
 
 def api_call(name, arguments, number=0):
-    """A tool call as the OpenAI API gives it."""
+    """A tool call as the OpenAI API returns it."""
     return {"id": f"x{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1"])
 def test_an_endpoint_calls_tools_natively(name):
-    """What it is asked, and the trajectory in the format of the student, which parses to the same calls and states."""
+    """The requests, and the trajectory in the format of the student, which parses to the same calls and states."""
     tokenizer = template_tokenizer(name)
     several = [api_call("search", '{"query": "key"}', 0), api_call("note", '{"lines": ["a"]}', 1)]
     answers = [
@@ -697,9 +716,9 @@ def test_an_endpoint_calls_tools_natively(name):
     # Nothing of the first turn is left
     assert [m["role"] for m in third] == ["system", "user", "assistant", "tool"] and "two" in third[2]["content"]
     assert "There is no argument 'arguments'; there are query, top_k." in third[3]["content"]
-    form, actions = agent.tool_calls, ActionSet(environment, PROTOCOL)
+    form, actions = agent.syntax, ActionSet(environment, PROTOCOL)
     for turn, answer in zip(trajectory.turns, answers):
-        parsed = form.parse(turn.completion_ids, turn.text, actions.schemas)
+        parsed = form.parse(turn.completion_ids, turn.text, actions)
         assert [c.name for c in parsed.calls] == [c["function"]["name"] for c in answer.get("tool_calls", [])]
         assert turn.completion_ids[-1] == tokenizer.eos_token_id
 

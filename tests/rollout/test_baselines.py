@@ -53,7 +53,7 @@ def contexts(
     actor, tokenizer, queries: list[str], protocol=SHORT, environment=Library, **kwargs
 ) -> tuple[list[str], object]:
     """What an agent that searches for `queries` and then answers reads at each turn, as text."""
-    kwargs = {"max_turns": len(queries) + 1, "max_observation_length": 60, **kwargs}
+    kwargs = {"max_turns": len(queries) + 1, "max_observation_length": 60, "conversational": False, **kwargs}
     agent = Mem1Agent(actor, tokenizer, protocol, **kwargs)
     script = [[turn(query)] for query in queries] + [["<think>d</think><answer>x</answer>"]]
     agent.generate = Script(tokenizer, script)
@@ -159,7 +159,7 @@ def test_the_store_ranks_by_what_was_asked_and_what_was_seen():
 
 
 def test_nothing_to_put_back_is_refused(actor, tokenizer):
-    with pytest.raises(ValueError, match="memory_top_k=0 puts nothing back: use 1 or more, or context='mem1'"):
+    with pytest.raises(ValueError, match="memory_top_k must be at least 1, got 0"):
         Mem1Agent(actor, tokenizer, context="external", memory_top_k=0)
 
 
@@ -223,6 +223,7 @@ def test_one_table_holds_them_all(actor, tokenizer):
             max_turns=4,
             max_completion_length=64,
             max_observation_length=40,
+            conversational=False,
             context=context,
             max_context_length=300,
         )

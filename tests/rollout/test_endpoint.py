@@ -1,4 +1,4 @@
-"""Agents behind an OpenAI-compatible endpoint, over real HTTP: what is asked, what is made of the answers, and what if none comes."""
+"""Agents of an OpenAI-compatible endpoint, over real HTTP: requests, trajectories made of the answers, failures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from support.chat_server import serve
 from support.helpers import oracle_logprobs
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
-from mem1_trl.rollout import chat_client
+from mem1_trl.protocol.tag_syntax import close_action
 from mem1_trl.rollout.chat_client import ChatEndpoint
-from mem1_trl.rollout.endpoint import close_action
 
 SEARCH = "<think>s</think><search>key</search>"
 ANSWER = "<think>7</think><answer>7</answer> and more"
@@ -37,7 +36,12 @@ def searcher(searches: int):
 
 
 def agent_for(server, tokenizer, protocol=SHORT, **kwargs):
-    return Mem1Agent("m", tokenizer, protocol, **{"client": server.url, "max_observation_length": 60, **kwargs})
+    return Mem1Agent(
+        "m",
+        tokenizer,
+        protocol,
+        **{"client": server.url, "max_observation_length": 60, "conversational": False, **kwargs},
+    )
 
 
 def user(text):
@@ -52,7 +56,7 @@ def assistant(text):
 def no_waiting(monkeypatch):
     """Records the pauses instead of making them."""
     pauses: list[float] = []
-    monkeypatch.setattr(chat_client.time, "sleep", pauses.append)
+    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
     return pauses
 
 
@@ -191,7 +195,7 @@ def test_no_more_stops_than_openai_takes_and_still_cut_at_all(tokenizer):
     with serve(lambda messages: "<a>x</a><answer>y</answer>") as server:
         replies = ChatEndpoint(server.url).ask([[user("q")]], [stops])
     assert server.requests[0]["stop"] == ["</c>", "</d>", "</e>", "</answer>"]
-    assert close_action(replies[0][0], stops) == ("<a>x</a>", True)
+    assert close_action(replies[0][0]["content"], stops) == ("<a>x</a>", True)
 
 
 def test_arguments_of_a_request_can_be_set_and_left_out(tokenizer):

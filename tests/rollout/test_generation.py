@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, StoppingCriteriaList
 
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.rollout.episode import Episode, RolloutSettings
-from mem1_trl.rollout.generation import GenerateHook, TransformersGenerator
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.generation import ActionGenerate, TransformersGenerator
 from mem1_trl.rollout.prefix_cache import PrefixCache
-from mem1_trl.rollout.stopping import ActionStoppingCriteria, StopTexts, finish_completion
+from mem1_trl.rollout.settings import AgentSettings
+from mem1_trl.rollout.stopping import ActionStoppingCriteria, StopStringFinder, finish_completion
 from mem1_trl.rollout.turn_loop import Rollout
 
 STOPS = ["</search>", "</answer>"]
@@ -51,7 +52,7 @@ def test_a_closing_tag_of_several_tokens_ends_at_its_last_one(byte_tokenizer):
     closing = encode(byte_tokenizer, "</search>")
     assert len(closing) == 3
     rest = encode(byte_tokenizer, "more</search>")
-    stop_texts = StopTexts(byte_tokenizer)
+    stop_texts = StopStringFinder(byte_tokenizer)
     assert stop_texts.end(ids + rest, STOPS) == len(ids)
     # Not one token before, and only at the token that completes it
     assert not stop_texts.completes(ids[:-1], STOPS)
@@ -61,7 +62,7 @@ def test_a_closing_tag_of_several_tokens_ends_at_its_last_one(byte_tokenizer):
 
 def test_a_token_that_closes_a_tag_and_goes_on_is_kept_whole(byte_tokenizer):
     """The sampled token is trained, although only part of its text belongs to the action."""
-    stop_texts = StopTexts(byte_tokenizer)
+    stop_texts = StopStringFinder(byte_tokenizer)
     for tail in ("<information>", "\n\nnext"):
         ids = encode(byte_tokenizer, "<think>t</think><search>a</search>" + tail)
         end = stop_texts.end(ids, STOPS)
@@ -75,23 +76,23 @@ def test_a_token_that_closes_a_tag_and_goes_on_is_kept_whole(byte_tokenizer):
 
 @pytest.mark.parametrize("text", ["</searches>", "< /search>", "</ search>", "</answer", "search>", "<search>"])
 def test_what_only_looks_like_a_closing_tag(byte_tokenizer, text):
-    assert StopTexts(byte_tokenizer).end(encode(byte_tokenizer, text + " x > y"), STOPS) is None
+    assert StopStringFinder(byte_tokenizer).end(encode(byte_tokenizer, text + " x > y"), STOPS) is None
 
 
 def test_bytes_of_other_scripts_do_not_shift_the_end(byte_tokenizer):
     ids = encode(byte_tokenizer, "漢字🙂é</search>")
-    assert StopTexts(byte_tokenizer).end([*ids, *ids], STOPS) == len(ids)
+    assert StopStringFinder(byte_tokenizer).end([*ids, *ids], STOPS) == len(ids)
 
 
 def test_every_place_of_a_long_text_is_found(byte_tokenizer):
-    stop_texts = StopTexts(byte_tokenizer)
+    stop_texts = StopStringFinder(byte_tokenizer)
     for length in range(12):
         ids = encode(byte_tokenizer, "x" * length + "</answer>")
         assert stop_texts.end(ids + encode(byte_tokenizer, "yy"), STOPS) == len(ids)
 
 
 def test_end_of_sequence_before_and_behind_a_tag(tokenizer):
-    stop_texts = StopTexts(tokenizer)
+    stop_texts = StopStringFinder(tokenizer)
     tag, eos = encode(tokenizer, "a</search>"), tokenizer.eos_token_id
     before = finish_completion([eos, *tag], None, STOPS, stop_texts, [eos])
     assert before.ids == (eos,) and before.ended and before.logprobs is None
@@ -105,7 +106,7 @@ def test_end_of_sequence_before_and_behind_a_tag(tokenizer):
 
 def test_a_stop_that_is_not_in_force_does_not_end_a_turn(tokenizer):
     ids = encode(tokenizer, "<search>a</search><answer>b</answer>")
-    completion = finish_completion(ids, None, ["</answer>"], StopTexts(tokenizer), [1])
+    completion = finish_completion(ids, None, ["</answer>"], StopStringFinder(tokenizer), [1])
     assert completion.ids == tuple(ids)
 
 
@@ -134,7 +135,7 @@ def test_each_row_of_generate_stops_at_its_own_tag(tokenizer, eos_token_id):
     stops = [STOPS, STOPS, ["</answer>"], []]
     ids = [encode(tokenizer, text)[:10] for text in texts]
     prompt = torch.full((4, 3), 7)
-    criteria = ActionStoppingCriteria(StopTexts(tokenizer), stops, 3)
+    criteria = ActionStoppingCriteria(StopStringFinder(tokenizer), stops, 3)
     sequences = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
@@ -149,7 +150,7 @@ def test_each_row_of_generate_stops_at_its_own_tag(tokenizer, eos_token_id):
     assert criteria.done == [True, True, True, False]
     if eos_token_id is not None:
         assert sequences == [[*row[:n], *[0] * (8 - n)] for row, n in zip(ids, lengths)]
-    cut = [finish_completion(row, None, s, StopTexts(tokenizer), [1]) for row, s in zip(sequences, stops)]
+    cut = [finish_completion(row, None, s, StopStringFinder(tokenizer), [1]) for row, s in zip(sequences, stops)]
     assert [list(c.ids) for c in cut] == [row[:n] for row, n in zip(ids, lengths)]
     assert [c.ended for c in cut] == [True, True, True, False]
 
@@ -158,7 +159,7 @@ def test_a_batch_ends_when_its_last_row_does(tokenizer):
     model = tiny_model("llama")
     ids = [encode(tokenizer, "a</search>xxxx"), encode(tokenizer, "abc</answer>xx")]
     prompt = torch.full((2, 2), 7)
-    criteria = ActionStoppingCriteria(StopTexts(tokenizer), [STOPS, STOPS], 2)
+    criteria = ActionStoppingCriteria(StopStringFinder(tokenizer), [STOPS, STOPS], 2)
     sequences = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
@@ -181,7 +182,9 @@ def plain_logprobs(model, prompt: list[int], ids: list[int], temperature: float)
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_logprobs_are_those_of_a_plain_forward(tokenizer, actor, temperature):
     torch.manual_seed(0)
-    generate = TransformersGenerator(actor, tokenizer, max_completion_length=12, temperature=temperature)
+    generate = TransformersGenerator(
+        actor, tokenizer, AgentSettings(max_completion_length=12, temperature=temperature)
+    )
     prompts = [encode(tokenizer, text) for text in ("q1?", "ababq2?", "a much longer prompt q3?")]
     completions = generate(prompts * 4, [STOPS] * 12)
     assert len({completion.ids for completion in completions}) > 3
@@ -191,7 +194,7 @@ def test_logprobs_are_those_of_a_plain_forward(tokenizer, actor, temperature):
 
 
 def test_greedy_decoding_takes_the_likeliest_token(tokenizer, actor):
-    generate = TransformersGenerator(actor, tokenizer, max_completion_length=12)
+    generate = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12))
     prompt = encode(tokenizer, "q1?")
     (completion,) = generate([prompt], [STOPS])
     logits = actor(input_ids=torch.tensor([[*prompt, *completion.ids]])).logits[0, len(prompt) - 1 : -1]
@@ -201,9 +204,14 @@ def test_greedy_decoding_takes_the_likeliest_token(tokenizer, actor):
 
 def test_batches_and_padding_change_nothing(tokenizer, actor):
     prompts = [encode(tokenizer, text) for text in ("q1?", "ababq2?", "q3?", "abq4?", "a much longer prompt q5?")]
-    together = TransformersGenerator(actor, tokenizer, 12)(prompts, [STOPS] * 5)
-    in_pairs = TransformersGenerator(actor, tokenizer, 12, batch_size=2)(prompts, [STOPS] * 5)
-    alone = [TransformersGenerator(actor, tokenizer, 12)([prompt], [STOPS])[0] for prompt in prompts]
+    together = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12))(prompts, [STOPS] * 5)
+    in_pairs = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12), batch_size=2)(
+        prompts, [STOPS] * 5
+    )
+    alone = [
+        TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=12))([prompt], [STOPS])[0]
+        for prompt in prompts
+    ]
     assert [c.ids for c in together] == [c.ids for c in in_pairs] == [c.ids for c in alone]
     for one, other in zip(together, alone):
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
@@ -219,14 +227,16 @@ def test_the_hook_leaves_the_output_of_generate_alone(tokenizer, actor, cached):
     plain = actor.generate(input_ids=prompt, **kwargs)
     torch.manual_seed(5)
     cache = PrefixCache(0) if cached else None
-    hook = GenerateHook(actor, StopTexts(tokenizer), [[]] * 6, 1.3, [1], cache)
+    hook = ActionGenerate(actor, StopStringFinder(tokenizer), [[]] * 6, 1.3, [1], cache)
     hooked = hook(input_ids=prompt, **kwargs)
     assert torch.equal(plain, hooked)
     assert torch.tensor(hook.logprobs).shape == (6, plain.shape[1] - prompt.shape[1])
 
 
 def test_a_budget_that_runs_out_is_not_an_end(tokenizer, actor):
-    (completion,) = TransformersGenerator(actor, tokenizer, 3)([encode(tokenizer, "q1?")], [STOPS])
+    (completion,) = TransformersGenerator(actor, tokenizer, AgentSettings(max_completion_length=3))(
+        [encode(tokenizer, "q1?")], [STOPS]
+    )
     assert len(completion.ids) == 3 and not completion.ended
 
 
@@ -251,8 +261,13 @@ def test_ids_of_a_trajectory_are_the_sampled_ones(tokenizer, actor):
     environment.reset(secret="2")
     prompt = encode(tokenizer, "q1?")
     episode = Episode(prompt, environment, ActionSet(environment, SHORT))
-    settings = RolloutSettings(max_turns=4, max_observation_length=40)
-    (trajectory,) = Rollout(tokenizer, SHORT, settings, Recorder(actor, tokenizer, 12, 1.0)).run([episode])
+    settings = AgentSettings(max_turns=4, max_observation_length=40)
+    (trajectory,) = Rollout(
+        tokenizer,
+        SHORT,
+        settings,
+        Recorder(actor, tokenizer, AgentSettings(max_completion_length=12, temperature=1.0)),
+    ).run([episode])
     assert len(trajectory.turns) == len(seen) >= 2
     for turn, (prompts, completions) in zip(trajectory.turns, seen):
         assert turn.prompt_ids == tuple(prompts[0])
@@ -269,4 +284,4 @@ def test_a_tokenizer_without_padding_and_end_is_refused(tokenizer):
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="neither a padding nor an end token"):
-        TransformersGenerator(model, bare, 4)
+        TransformersGenerator(model, bare, AgentSettings(max_completion_length=4))

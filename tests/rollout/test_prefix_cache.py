@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache
+from mem1_trl.rollout.settings import AgentSettings
 
 GENERATOR = random.Random(0)
 STOPS = [*"aeiou", *"0123456789"]
@@ -46,7 +47,12 @@ OBSERVATIONS = [[ids(GENERATOR.randint(0, 9)) for _ in range(6)] for _ in range(
 
 def play(model, prompts, context, prefix_cache, temperature=0.0, turns=4, stops=STOPS):
     """Turns of a batch under a rule of context; some rows end early. Contexts, completions and log-probs."""
-    generate = TransformersGenerator(model, tiny_tokenizer(), 10, temperature, prefix_cache=prefix_cache)
+    generate = TransformersGenerator(
+        model,
+        tiny_tokenizer(),
+        AgentSettings(max_completion_length=10, temperature=temperature),
+        prefix_cache=prefix_cache,
+    )
     history = [[] for _ in prompts]
     record = []
     torch.manual_seed(0)
@@ -79,15 +85,17 @@ def test_keys_of_other_weights_would_change_something():
 
     def run(release: bool):
         torch.manual_seed(0)
-        generate = TransformersGenerator(tiny_model("llama"), tiny_tokenizer(), 5)
+        generate = TransformersGenerator(tiny_model("llama"), tiny_tokenizer(), AgentSettings(max_completion_length=5))
         first = generate([prompt], [[]])[0]
         generate.model.load_state_dict(tiny_model("llama", seed=1).state_dict())
         if release:
             generate.release()
         return generate([[*prompt, *first.ids, 7]], [[]])[0]
 
-    fresh = TransformersGenerator(tiny_model("llama", seed=1), tiny_tokenizer(), 5)
-    first = TransformersGenerator(model, tiny_tokenizer(), 5)([prompt], [[]])[0]
+    fresh = TransformersGenerator(
+        tiny_model("llama", seed=1), tiny_tokenizer(), AgentSettings(max_completion_length=5)
+    )
+    first = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=5))([prompt], [[]])[0]
     expected = fresh([[*prompt, *first.ids, 7]], [[]])[0]
     torch.testing.assert_close(torch.tensor(run(True).logprobs), torch.tensor(expected.logprobs))
     assert not torch.allclose(torch.tensor(run(False).logprobs), torch.tensor(expected.logprobs), atol=1e-2)
@@ -102,17 +110,23 @@ def generated(model, generate, contexts, stops=()):
 
 def test_a_group_reads_its_prompt_once():
     model, prompt = tiny_model("llama"), ids(50)
-    tokens, _ = generated(model, TransformersGenerator(model, tiny_tokenizer(), 3), [prompt] * 8)
+    tokens, _ = generated(
+        model, TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=3)), [prompt] * 8
+    )
     # the prompt but its last token once; that token, and two of the three sampled ones, for each of the eight
     assert tokens == 49 + 8 * 3
-    tokens, _ = generated(model, TransformersGenerator(model, tiny_tokenizer(), 3, prefix_cache=False), [prompt] * 8)
+    tokens, _ = generated(
+        model,
+        TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=3), prefix_cache=False),
+        [prompt] * 8,
+    )
     # (the first counter still counts)
     assert tokens == 8 * (50 + 2)
 
 
 def test_a_second_turn_reads_only_what_is_new():
     model, prompt = tiny_model("llama"), ids(50)
-    generate = TransformersGenerator(model, tiny_tokenizer(), 4)
+    generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=4))
     (first,) = generate([prompt], [[]])
     observation = ids(6)
     tokens, _ = generated(model, generate, [[*prompt, *first.ids, *observation]])
@@ -130,7 +144,9 @@ def test_ended_sequences_leave_the_batch():
     widths = []
     model.register_forward_pre_hook(lambda m, a, k: widths.append(k["input_ids"].shape), with_kwargs=True)
     stops = [[*string.ascii_letters, *string.punctuation]] * 8
-    completions = TransformersGenerator(model, tiny_tokenizer(), 30, temperature=1.0)(prompts, stops)
+    completions = TransformersGenerator(
+        model, tiny_tokenizer(), AgentSettings(max_completion_length=30, temperature=1.0)
+    )(prompts, stops)
     lengths = sorted(len(completion.ids) for completion in completions)
     assert lengths[3] < lengths[-1]
     halved = [shape[0] for shape in widths]
@@ -160,7 +176,9 @@ def test_what_counts_the_tokens_of_a_call_is_called_once():
     original = model.generate
     model.generate = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
     model.generation_config.min_new_tokens = 2
-    TransformersGenerator(model, tiny_tokenizer(), 30)([ids(10) for _ in range(8)], [STOPS] * 8)
+    TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30))(
+        [ids(10) for _ in range(8)], [STOPS] * 8
+    )
     assert len(calls) == 1
 
 

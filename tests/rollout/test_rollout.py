@@ -1,4 +1,4 @@
-"""Tests of the turn loop with a scripted policy: what ends an episode, what the next context holds, what may come in."""
+"""Tests of the turn loop with a scripted policy: ends of episodes, contexts, observations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator
 
 from mem1_trl import Mem1Protocol, StopReason
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.rollout.episode import Episode, RolloutSettings
-from mem1_trl.rollout.stopping import StopTexts
-from mem1_trl.rollout.turn_loop import Rollout, encode_untrusted
+from mem1_trl.protocol.untrusted import encode_untrusted
+from mem1_trl.rollout.episode import Episode
+from mem1_trl.rollout.settings import AgentSettings
+from mem1_trl.rollout.stopping import StopStringFinder
+from mem1_trl.rollout.turn_loop import Rollout
 
 SEARCH = "<think>s{n}</think><search>q{n}</search>"
 ANSWER = "<think>done</think><answer>7</answer>"
@@ -38,7 +40,7 @@ class Echo:
 def play(tokenizer, script, environments, protocol=SHORT, prompts=None, max_length=None, **settings):
     """Run scripted episodes; returns trajectories and the generator with its record."""
     generator = ScriptedGenerator(tokenizer, script, max_length)
-    settings = RolloutSettings(**{"max_turns": 4, "max_observation_length": 60, **settings})
+    settings = AgentSettings(**{"max_turns": 4, "max_observation_length": 60, **settings})
     episodes = []
     for index, environment in enumerate(environments):
         prompt = "q?" if prompts is None else prompts[index]
@@ -218,7 +220,7 @@ def test_stop_strings_change_in_the_last_turn_of_the_reference(tokenizer):
 
 
 def test_an_invented_observation_is_neither_generated_nor_parsed(tokenizer):
-    """Pitfall 5: the turn ends at its first action, whatever the model would have written behind it."""
+    """Pitfall 5: the turn ends at its first action, whatever the model would have written after it."""
     invented = "<search>q</search><information>7</information><think>so</think><answer>8</answer>"
     environment = LookupEnvironment()
     (trajectory,), _ = play(tokenizer, [[invented], [ANSWER]], [environment])
@@ -383,13 +385,13 @@ def test_a_tokenizer_that_cannot_split_special_tokens(tokenizer):
 
 def test_settings_are_checked():
     for kwargs, sentence in (
-        ({"max_turns": 0}, "max_turns=0"),
-        ({"max_observation_length": 0}, "max_observation_length=0"),
-        ({"context": "sliding"}, "context='sliding' is not a rule"),
+        ({"max_turns": 0}, "max_turns must be at least 1, got 0"),
+        ({"max_observation_length": 0}, "max_observation_length must be at least 1, got 0"),
+        ({"context": "sliding"}, "context must be one of .*, got 'sliding'"),
         ({"context": "truncate"}, "set `max_context_length`"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            RolloutSettings(**kwargs)
+            AgentSettings(**kwargs)
 
 
 def test_the_callback_sees_the_episodes_that_go_on(tokenizer):
@@ -402,7 +404,7 @@ def test_the_callback_sees_the_episodes_that_go_on(tokenizer):
     for prompt, environment in zip(("a?", "b?"), environments):
         environment.reset()
         episodes.append(Episode(tokenizer(prompt)["input_ids"], environment, ActionSet(environment, SHORT)))
-    settings = RolloutSettings(max_turns=3, max_observation_length=60)
+    settings = AgentSettings(max_turns=3, max_observation_length=60)
     rollout = Rollout(
         tokenizer, SHORT, settings, generator, on_turn=lambda turn, running: seen.append((turn, len(running)))
     )
@@ -421,7 +423,7 @@ def test_a_process_without_episodes_takes_part_while_others_play(tokenizer):
         asked.append(flag)
         return len(asked) <= 3
 
-    settings = RolloutSettings(max_turns=9, max_observation_length=60)
+    settings = AgentSettings(max_turns=9, max_observation_length=60)
     episode = Episode(tokenizer("q?")["input_ids"], environment, ActionSet(environment, SHORT))
     Rollout(tokenizer, SHORT, settings, generator, running_anywhere=others_play_three_turns).run([episode])
     assert asked == [True, False, False, False]
@@ -433,7 +435,7 @@ def test_the_scripted_generator_stops_as_a_real_one_does(tokenizer):
     generator = ScriptedGenerator(tokenizer, [["<search>a</search>tail"]])
     (completion,) = generator([[5]], [["</search>"]])
     assert tokenizer.decode(completion.ids) == "<search>a</search>"
-    assert StopTexts(tokenizer).completes(completion.ids, ["</search>"])
+    assert StopStringFinder(tokenizer).completes(completion.ids, ["</search>"])
     assert torch.tensor(completion.ids).dtype == torch.int64
 
 
@@ -468,7 +470,7 @@ def test_webshop_episode(tokenizer):
     assert actions.describe() == ["search[keywords]: Search the shop.", "click[element]: Click something on the page."]
     script = [[shop_turn(1, "search[tea]")], [shop_turn(2, "click[B01]")], [shop_turn(3, "click[Buy Now]")]]
     generator = ScriptedGenerator(tokenizer, script)
-    rollout = Rollout(tokenizer, protocol, RolloutSettings(max_turns=10, max_observation_length=200), generator)
+    rollout = Rollout(tokenizer, protocol, AgentSettings(max_turns=10, max_observation_length=200), generator)
     (trajectory,) = rollout.run([Episode(tokenizer("task")["input_ids"], environment, actions)])
     assert environment.seen == [("search", "tea"), ("click", "B01"), ("click", "Buy Now")]
     assert trajectory.stop_reason == StopReason.DONE
@@ -488,8 +490,8 @@ def test_webshop_action_that_cannot_be_read(tokenizer, rule):
     environment.reset()
     episode = Episode(tokenizer("task")["input_ids"], environment, ActionSet(environment, protocol))
     generator = ScriptedGenerator(tokenizer, [[shop_turn(1, "buy tea")], [shop_turn(2, "click[Buy Now]")]])
-    rollout = Rollout(tokenizer, protocol, RolloutSettings(max_turns=3, max_observation_length=300), generator)
+    rollout = Rollout(tokenizer, protocol, AgentSettings(max_turns=3, max_observation_length=300), generator)
     (trajectory,) = rollout.run([episode])
     assert trajectory.stop_reason == (StopReason.INVALID_ACTION if rule == "end" else StopReason.DONE)
     if rule == "observe":
-        assert "Error: 'buy tea' is no action: write search[...] or click[...]." in trajectory.turns[0].observation
+        assert "Error: 'buy tea' is not an action: write search[...] or click[...]." in trajectory.turns[0].observation

@@ -16,6 +16,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment, copy_parameters, l
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.rollout.generation import TransformersGenerator
+from mem1_trl.rollout.settings import AgentSettings
 
 
 class RecordedVLLM:
@@ -26,7 +27,9 @@ class RecordedVLLM:
     """
 
     def __init__(self, model, tokenizer, bias: float = 0.0):
-        self.sampler = TransformersGenerator(model, tokenizer, max_completion_length=64, temperature=1.0)
+        self.sampler = TransformersGenerator(
+            model, tokenizer, AgentSettings(max_completion_length=64, temperature=1.0)
+        )
         self.extra = tokenizer("</think>xx")["input_ids"]
         self.bias = bias
         self.generation_kwargs = {"seed": 1, "stop": ["STOP"]}

@@ -1,4 +1,4 @@
-"""Small tokenizers with the chat templates that TRL ships, and a tiny model that calls tools: what tests of tool calls share."""
+"""Small tokenizers with the chat templates that TRL ships, and a tiny model that calls tools."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from support.helpers import VOCAB, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from mem1_trl import Mem1Protocol
-from mem1_trl.rollout.stopping import Completion, StopTexts, finish_completion
+from mem1_trl.rollout.stopping import Completion, StopStringFinder, finish_completion
 
 SHORT = Mem1Protocol(
     instructions="{prompt}",
@@ -52,7 +52,7 @@ class ScriptedGenerator:
         self.tokenizer = tokenizer
         self.script = script
         self.max_length = max_length
-        self.stop_texts = StopTexts(tokenizer)
+        self.stop_texts = StopStringFinder(tokenizer)
         self.prompts: list[list[list[int]]] = []
         self.stops: list[list[list[str]]] = []
 
@@ -180,9 +180,17 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
         "gradient_checkpointing": False,
+        "conversational": False,  # the tiny actor was taught on texts
         "seed": 3,
         **kwargs,
     }
+
+
+def trl_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
+    """The same for a configuration of TRL itself."""
+    arguments = trainer_arguments(directory, **kwargs)
+    del arguments["conversational"]
+    return arguments
 
 
 def copy_parameters(model: Any) -> dict[str, torch.Tensor]:

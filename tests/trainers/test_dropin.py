@@ -15,13 +15,13 @@ import pytest
 from datasets import Dataset
 from support.dropin_environments import CASES, PROMPT
 from support.tool_helpers import Library, Scripted, call, said, template_tokenizer, tool_policy
-from support.trainer_helpers import record, trainer_arguments
+from support.trainer_helpers import record, trainer_arguments, trl_arguments
 from trl import GRPOConfig, GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol, StopReason
 from mem1_trl.configs import from_grpo_config
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.environment_runtime.arguments import typed
+from mem1_trl.environment_runtime.arguments import coerce
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PROTOCOLS = {
@@ -137,7 +137,7 @@ def test_trl_itself_takes_these_environments(tmp_path):
     tokenizer = template_tokenizer()
     trainer = GRPOTrainer(
         model=tool_policy(tokenizer),
-        args=GRPOConfig(**trainer_arguments(tmp_path, num_generations=2)),
+        args=GRPOConfig(**trl_arguments(tmp_path, num_generations=2)),
         processing_class=tokenizer,
         environment_factory={name: case[0] for name, case in CASES.items()},
         reward_funcs=lambda environments, **kwargs: [0.0 for _ in environments],
@@ -243,9 +243,9 @@ def test_values_are_given_the_declared_type(value, kind, expected):
     kind = {"left-or-right": Literal["left", "right"], "one-or-two": Literal[1, 2]}.get(kind, kind)
     if expected is None and value is not None and value != "null":
         with pytest.raises(ValueError, match="is not a list"):
-            typed(value, kind)
+            coerce(value, kind)
         return
-    result = typed(value, kind)
+    result = coerce(value, kind)
     assert result == expected and type(result) is type(expected)
 
 
@@ -269,4 +269,4 @@ def test_values_are_given_the_declared_type(value, kind, expected):
 )
 def test_values_that_have_no_such_type_are_refused(value, kind, words):
     with pytest.raises(ValueError, match=words):
-        typed(value, kind)
+        coerce(value, kind)

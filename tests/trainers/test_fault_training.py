@@ -115,7 +115,7 @@ def test_two_hundred_unlucky_tasks_lose_none(tokenizer, actor):
     Unlucky.luck, Unlucky.rate = random.Random(1), 0.3
     agent = Mem1Agent(
         actor, tokenizer, SHORT, max_turns=4, max_completion_length=12, max_observation_length=60,
-        environment_timeout=0.5, environment_retries=1, batch_size=100,
+        environment_timeout=0.5, environment_retries=1, batch_size=100, conversational=False,
     )  # fmt: skip
     tasks = [{**row, "answers": [[row["secret"]]]} for row in lookup_dataset(200)]
     result = evaluate_agent(agent, tasks, Unlucky, batch_size=100)

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from support.helpers import tiny_model
 from support.trainer_helpers import (
     SHORT,
@@ -19,10 +20,11 @@ from support.trainer_helpers import (
     planned,
     record,
     trainer_arguments,
+    trl_arguments,
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1Protocol, StopReason, Trajectory
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1Protocol, StopReason, Trajectory
 from mem1_trl.trainers.grpo import model_name
 
 EPISODE_METRICS = [
@@ -112,7 +114,7 @@ def test_one_turn_equals_grpo_trainer(tmp_path, tokenizer, settings):
     dataset = Dataset.from_dict({"prompt": ["task 1?", "task 2?", "task 3?", "task 4?"]})
     runs = []
     for ours in (False, True):
-        arguments = trainer_arguments(
+        arguments = trl_arguments(
             tmp_path / str(ours),
             num_generations=4,
             per_device_train_batch_size=8,
@@ -125,7 +127,7 @@ def test_one_turn_equals_grpo_trainer(tmp_path, tokenizer, settings):
         kwargs = {}
         if ours:
             # Where actions end a turn, ended sequences leave the batch, and the others draw other random numbers than in TRL
-            args = Mem1GRPOConfig(max_turns=1, prefix_cache=not environment, **arguments)
+            args = Mem1GRPOConfig(max_turns=1, prefix_cache=not environment, conversational=False, **arguments)
             if environment:
                 # Tags of which a random model writes none, so that every completion is one turn that ends as in TRL
                 kwargs["environment_factory"] = LookupEnvironment
@@ -258,7 +260,7 @@ def test_group_statistics_count_trajectories(tmp_path, tokenizer, actor, scale):
 
     def spy(*args):
         per_function = scoring(*args)
-        seen.append((per_function[:, 0].clone(), [len(t.turns) for t in trainer._trajectories]))
+        seen.append((per_function[:, 0].clone(), [len(t.turns) for t in trainer.current_batch.trajectories]))
         return per_function
 
     trainer._calculate_rewards = spy
@@ -580,11 +582,11 @@ NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
         (ValueError, {"environment": {"a": LookupEnvironment}, "train_dataset": None}, "`train_dataset` is missing"),
         (ValueError, {"environment": None, "train_dataset": None, "reward_funcs": odd_reward}, "`train_dataset` is missing"),
         (ValueError, {"protocol": Mem1Protocol(action_tags={"find": "lookup"})}, "The tag 'find' calls 'lookup'"),
-        (TypeError, {"protocol": "paper"}, "`protocol` is a str: pass a Mem1Protocol"),
+        (TypeError, {"protocol": "paper"}, "`protocol` must be a Mem1Protocol, or None for the one saved with the model, got a str"),
         (ValueError, {"max_context_length": 5}, "Row 2 of the train dataset has a task prompt of 7 tokens"),
         (ValueError, {"max_context_length": 30}, r"A context may need 59 tokens \(prompt 7, .* 12, .* 40\)"),
         (ValueError, {"max_observation_length": 5}, "max_observation_length=5 is less than"),
-        (ValueError, {"max_completion_length": 5000}, "max_completion_length=5000 leaves no context"),
+        (ValueError, {"max_completion_length": 5000}, "max_completion_length must be less than the model's 4096 positions, got 5000"),
         (ValueError, {"tools": [lambda x: x]}, "`tools` are not supported.*methods of an environment"),
         (ValueError, {"rollout_func": lambda prompts, trainer: {}}, "`rollout_func` is not supported"),
         (ValueError, {"train_dataset": image_dataset()}, "The column 'image' of train dataset would be an image"),
@@ -706,3 +708,35 @@ def test_a_first_batch_that_nothing_scores_is_an_error(tmp_path, tokenizer, acto
     trainer = make(tmp_path, actor, tokenizer, environment=Unscored)
     with pytest.raises(ValueError, match="Nothing scored any trajectory of the first batch"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "frozen"])
+def test_a_policy_without_a_trainable_weight_is_refused(tmp_path, actor, tokenizer, kind):
+    """An adapter loaded for use used to train nothing, silently."""
+    model = actor.requires_grad_(False)
+    if kind == "adapter":
+        get_peft_model(copy.deepcopy(actor), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+            tmp_path / "adapter"
+        )
+        model = PeftModel.from_pretrained(actor, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="must have weights that are trained, got none"):
+        Mem1GRPOTrainer(
+            model=model,
+            args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2)),
+            train_dataset=lookup_dataset(),
+            processing_class=tokenizer,
+            environment_factory=LookupEnvironment,
+            protocol=SHORT,
+        )
+
+
+def test_a_configuration_of_ppo_is_refused(tmp_path, actor, tokenizer):
+    """It used to be taken, and its critic ignored."""
+    with pytest.raises(TypeError, match="`args` must be a Mem1GRPOConfig, got a Mem1PPOConfig"):
+        Mem1GRPOTrainer(
+            model=actor,
+            args=Mem1PPOConfig(**trainer_arguments(tmp_path)),
+            train_dataset=lookup_dataset(),
+            processing_class=tokenizer,
+            environment_factory=LookupEnvironment,
+        )

@@ -19,7 +19,7 @@ from support.trainer_helpers import (
 from transformers import BitsAndBytesConfig
 
 from mem1_trl import Mem1PPOConfig, Mem1PPOTrainer
-from mem1_trl.trainers.bitsandbytes_cpu import keep_trainable
+from mem1_trl.trainers.bitsandbytes_cpu import keep_gradients_through_4bit
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -143,7 +143,7 @@ def test_repacked_weights_are_restored():
     )
     layer.support_avx512bf16_for_cpu = True
     assert not torch.equal(layer.weight.data.flatten(), whole.flatten())
-    keep_trainable(torch.nn.Sequential(layer))
+    keep_gradients_through_4bit(torch.nn.Sequential(layer))
     assert not layer.support_avx512bf16_for_cpu
     assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
     assert torch.equal(layer.weight.data.flatten(), whole.flatten())

@@ -128,7 +128,9 @@ def test_parts_of_a_micro_batch_are_refused_under_an_engine(tmp_path, tokenizer,
         with pytest.raises(ValueError, match=f"{name} does not go with max_tokens_per_micro_batch"):
             sharding.refuse_parts(args, **engine)
     asked = []
-    monkeypatch.setattr("mem1_trl.trainers.trl_seam.batch.refuse_parts", lambda *answers: asked.append(answers))
+    monkeypatch.setattr(
+        "mem1_trl.trainers.trl_seam.micro_batches.refuse_parts", lambda *answers: asked.append(answers)
+    )
     build(tmp_path, tokenizer, args, Mem1GRPOTrainer)
     assert asked == [(args, False, False)], "every trainer asks"
 

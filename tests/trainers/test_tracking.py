@@ -15,7 +15,7 @@ from support.helpers import random_trajectory
 from support.trainer_helpers import chat_tokenizer
 
 from mem1_trl import Trajectory
-from mem1_trl.trainers.tracking import choose, log_trajectories, print_trajectories, turn_rows
+from mem1_trl.trainers.tracking import evenly_spaced, log_trajectories, print_trajectories, turn_rows
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TRACKERS = [name for name in ("tensorboard", "wandb", "trackio") if find_spec(name) is not None]
@@ -139,9 +139,9 @@ def test_a_row_for_each_turn():
 def test_a_sample_is_spread_and_draws_no_random_number():
     items = [random_trajectory(random.Random(seed), num_turns=1) for seed in range(6)]
     state = random.getstate()
-    assert choose(items, 3) == [items[0], items[2], items[4]]
-    assert choose(items, None) == choose(items, 6) == choose(items, 9) == items
-    assert choose(items, 0) == []
+    assert evenly_spaced(items, 3) == [items[0], items[2], items[4]]
+    assert evenly_spaced(items, None) == evenly_spaced(items, 6) == evenly_spaced(items, 9) == items
+    assert evenly_spaced(items, 0) == []
     assert random.getstate() == state
 
 

@@ -24,6 +24,7 @@ from mem1_trl import Trajectory, Turn, score_trajectories
 from mem1_trl.model_traits import attention_implementation, module_dtype
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
+from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.update.attention import cpu_kernels
 from mem1_trl.update.attention.masks import model_mask
 from mem1_trl.update.layout_model import LayoutModel
@@ -178,7 +179,9 @@ def test_context_matters_to_the_tiny_models(architecture):
 
 def play(model, context, temperature, num_turns=4):
     """Trajectories as a rollout makes them: batched, left-padded, sampled by `generate`, log-probs recorded on the way."""
-    generator = TransformersGenerator(model, tiny_tokenizer(), max_completion_length=8, temperature=temperature)
+    generator = TransformersGenerator(
+        model, tiny_tokenizer(), AgentSettings(max_completion_length=8, temperature=temperature)
+    )
     prompts = [ids(5, 1), ids(21, 2), ids(12, 3)]
     stops = [list(string.ascii_letters), [], ["</search>", "</answer>", *string.digits]]
     history = [[] for _ in prompts]
@@ -349,7 +352,7 @@ def score_with_mask(model, attention_mask, positions=None):
         size = rows.input_ids.shape[1]
         inputs = {"input_ids": rows.input_ids, "attention_mask": attention_mask.expand(len(rows), 1, size, size)}
         inputs["position_ids"] = torch.arange(size).expand(len(rows), size) if positions is None else positions
-        return logprobs_in_double(model)(inputs, rows.input_ids.masked_fill(~rows.sampled, -100))[0]
+        return logprobs_in_double(model)(inputs, rows.input_ids.masked_fill(~rows.tool_mask, -100))[0]
 
     return score
 
@@ -415,7 +418,7 @@ def test_a_mask_without_the_state_hides_what_the_rollout_saw():
     rows = RowBatch.from_rows([row])
     with torch.no_grad():
         shown = score_with_mask(model, mask)(rows)
-        differs = (score_with_mask(model, hidden)(rows) - shown)[0, rows.sampled[0, 1:]].abs()
+        differs = (score_with_mask(model, hidden)(rows) - shown)[0, rows.tool_mask[0, 1:]].abs()
     assert differs.max() > 100 * TOLERANCE
 
 
@@ -428,7 +431,7 @@ def test_no_token_but_the_sampled_ones_has_a_logprob(layout):
     rows = RowBatch.from_rows([build_row(trajectory, layout) for trajectory in MIXED])
     with torch.no_grad():
         (logprobs,) = forward_rows(rows, layout, model, token_logprobs(model))
-    assert torch.equal(logprobs != 0, rows.sampled[:, 1:])
+    assert torch.equal(logprobs != 0, rows.tool_mask[:, 1:])
 
 
 def gradient(model, loss):
@@ -513,7 +516,7 @@ def test_trls_fused_head_behind_a_layout(architecture, layout):
     ]
     logprobs, entropy = torch.cat([o.log_probs for o in outputs]), torch.cat([o.entropy for o in outputs])
     assert logprobs.shape == entropy.shape == (3, rows.input_ids.shape[1] - 1)
-    sampled = rows.sampled[:, 1:]
+    sampled = rows.tool_mask[:, 1:]
     expected = [oracle_logprobs(model, trajectory, temperature=0.8) for trajectory in trajectories]
     assert_close([[logprobs[i][sampled[i]]] for i in range(3)], [[torch.cat(turns)] for turns in expected])
     assert relative_error(gradient(model, logprobs[sampled].sum()), gradient(model, summed(expected))) < 1e-5
@@ -534,7 +537,7 @@ def test_rows_whose_tokens_are_all_masked_out_score_nothing(layout):
     model = shared_model("llama", "sdpa")
     rows = RowBatch.from_rows([pack_trajectory(trajectory) for trajectory in CASES["left_padding"]])
     fields = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
-    nothing = RowBatch(**{**fields, "sampled": torch.zeros_like(rows.sampled)})
+    nothing = RowBatch(**{**fields, "tool_mask": torch.zeros_like(rows.tool_mask)})
     (logprobs,) = forward_rows(nothing, layout, model, token_logprobs(model))
     assert torch.equal(logprobs, torch.zeros(3, rows.input_ids.shape[1] - 1))
     assert gradient(model, logprobs.sum()).eq(0).all()
@@ -544,12 +547,12 @@ def test_rows_whose_tokens_are_all_masked_out_score_nothing(layout):
 def test_a_masked_out_row_does_not_change_the_others(layout):
     model = shared_model("llama", "sdpa")
     rows = RowBatch.from_rows([pack_trajectory(trajectory) for trajectory in CASES["left_padding"]])
-    sampled = rows.sampled.clone()
+    sampled = rows.tool_mask.clone()
     sampled[1] = False
     fields = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
     with torch.no_grad():
         (whole,) = forward_rows(rows, layout, model, token_logprobs(model))
-        (part,) = forward_rows(RowBatch(**{**fields, "sampled": sampled}), layout, model, token_logprobs(model))
+        (part,) = forward_rows(RowBatch(**{**fields, "tool_mask": sampled}), layout, model, token_logprobs(model))
     assert part[1].eq(0).all() and whole[1].ne(0).any()
     torch.testing.assert_close(part[::2], whole[::2], atol=TOLERANCE, rtol=0)
 

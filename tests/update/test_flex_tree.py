@@ -78,7 +78,7 @@ def test_output_is_that_of_dense_attention(name, scale):
 
 
 def test_a_cpu_is_not_asked():
-    assert not flex_kernels.works(torch.device("cpu"), torch.float32, 16)
+    assert not flex_kernels.flex_attention_is_exact(torch.device("cpu"), torch.float32, 16)
 
 
 @pytest.mark.gpu

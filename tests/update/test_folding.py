@@ -74,9 +74,9 @@ def test_every_token_keeps_its_path(name):
 def test_every_sampled_token_has_a_place_of_its_own_behind_its_predecessor(name):
     batch = rows_of(BATCHES[name])
     folded = fold_rows(batch)
-    places = folded.places[batch.sampled]
-    assert len(places.unique()) == len(places) == int(folded.tree.sampled.sum())
-    assert bool(folded.tree.sampled[0, places].all())
+    places = folded.places[batch.tool_mask]
+    assert len(places.unique()) == len(places) == int(folded.tree.tool_mask.sum())
+    assert bool(folded.tree.tool_mask[0, places].all())
     assert bool((folded.tree.parent_offsets[0, places] == 1).all())
 
 
@@ -104,10 +104,10 @@ def test_values_come_back_to_their_tokens():
     spread = folded.spread(values)
     for row in range(len(batch)):
         for place in range(1, batch.input_ids.shape[1]):
-            wanted = values[0, folded.places[row, place] - 1] if batch.sampled[row, place] else torch.tensor(0.0)
+            wanted = values[0, folded.places[row, place] - 1] if batch.tool_mask[row, place] else torch.tensor(0.0)
             assert spread[row, place - 1] == wanted
     spread.sum().backward()
-    assert values.grad.sum() == batch.sampled.sum()
+    assert values.grad.sum() == batch.tool_mask.sum()
     assert set(values.grad.unique().tolist()) <= {0.0, 1.0}
 
 

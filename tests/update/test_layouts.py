@@ -211,10 +211,41 @@ def two_rows():
 def test_row_batch_pads_prompts_left_and_the_rest_right(two_rows):
     assert two_rows.input_ids.tolist() == [[10, 11, 12, 20, 30, 21, 31, 22], [7, 7, 13, 23, 24, 7, 7, 7]]
     assert two_rows.attention_mask.tolist() == [[1] * 8, [0, 0, 1, 1, 1, 0, 0, 0]]
-    assert two_rows.sampled.int().tolist() == [[0, 0, 0, 1, 0, 1, 0, 1], [0, 0, 0, 1, 1, 0, 0, 0]]
+    assert two_rows.tool_mask.int().tolist() == [[0, 0, 0, 1, 0, 1, 0, 1], [0, 0, 0, 1, 1, 0, 0, 0]]
     assert two_rows.turn_ids.tolist() == [[0, 0, 0, 0, 1, 1, 2, 2], [0] * 8]
     assert two_rows.parent_offsets.tolist() == [[1, 1, 1, 1, 2, 1, 5, 1], [1] * 8]
     assert len(two_rows) == 2
+
+
+def test_row_batch_pads_to_given_lengths(two_rows):
+    tree = trajectory_of(([10, 11, 12], [20]), ([10, 11, 12, 30], [21]), ([10, 11, 31], [22]))
+    rows = [pack_trajectory(tree), pack_trajectory(trajectory_of(([13], [23, 24])))]
+    wide = RowBatch.from_rows(rows, pad_token_id=7, prompt_length=4, completion_length=6)
+    assert wide.input_ids.tolist() == [[7, 10, 11, 12, 20, 30, 21, 31, 22, 7], [7, 7, 7, 13, 23, 24, 7, 7, 7, 7]]
+    assert wide.parent_offsets.tolist() == [[1, 1, 1, 1, 1, 2, 1, 5, 1, 1], [1] * 10]
+    for name in wide.__dataclass_fields__:
+        assert torch.equal(getattr(wide, name)[:, 1:9], getattr(two_rows, name)), name
+
+
+def test_row_batch_of_the_tensors_of_trl(two_rows):
+    """What TRL keeps apart, prompts and completions, is joined; a completion that it masks out is not sampled."""
+    prompt, completion = (slice(None), slice(0, 3)), (slice(None), slice(3, 8))
+    tensors = {
+        "prompt_ids": two_rows.input_ids[prompt],
+        "prompt_mask": two_rows.attention_mask[prompt],
+        "completion_ids": two_rows.input_ids[completion],
+        "completion_mask": two_rows.attention_mask[completion],
+        "tool_mask": two_rows.tool_mask[completion].long().masked_fill(two_rows.attention_mask[completion] == 0, 1),
+        "turn_ids": two_rows.turn_ids[completion],
+        "parent_offsets": two_rows.parent_offsets[completion],
+    }
+    joined = RowBatch.from_trl(tensors)
+    for name in joined.__dataclass_fields__:
+        assert torch.equal(getattr(joined, name), getattr(two_rows, name)), name
+    tensors["completion_mask"] = tensors["completion_mask"] * torch.tensor([[1], [0]])
+    cut = RowBatch.from_trl(tensors)
+    assert cut.tool_mask[1].sum() == 0 and torch.equal(cut.tool_mask[0], two_rows.tool_mask[0])
+    assert cut.attention_mask[1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
 
 
 def test_row_batch_slices_rows(two_rows):
@@ -304,16 +335,16 @@ def test_unfold_turns(two_rows):
     real = turns.attention_mask.bool()
     rows = [ids[mask].tolist() for ids, mask in zip(turns.input_ids, real)]
     assert rows == [[10, 11, 12, 20], [10, 11, 12, 30, 21], [10, 11, 31, 22], [13, 23, 24]]
-    assert turns.sampled.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 1, 1, 0, 0]]
+    assert turns.tool_mask.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 1, 1, 0, 0]]
     assert turns.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1] * 5, [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
     sources = [places[mask].tolist() for places, mask in zip(turns.sources, real)]
     assert sources == [[0, 1, 2, 3], [0, 1, 2, 4, 5], [0, 1, 6, 7], [10, 11, 12]]
 
 
 def test_unfold_turns_without_a_sampled_token(two_rows):
-    nothing = torch.zeros_like(two_rows.sampled)
+    nothing = torch.zeros_like(two_rows.tool_mask)
     fields = {name: getattr(two_rows, name) for name in two_rows.__dataclass_fields__}
-    assert unfold_turns(RowBatch(**{**fields, "sampled": nothing})) is None
+    assert unfold_turns(RowBatch(**{**fields, "tool_mask": nothing})) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -322,7 +353,7 @@ def test_folding_and_unfolding_gives_back_every_turn(seed):
     turns = unfold_turns(RowBatch.from_rows([pack_trajectory(trajectory) for trajectory in trajectories]))
     expected = [turn for trajectory in trajectories for turn in trajectory.turns]
     assert len(turns.input_ids) == len(expected)
-    for ids, mask, sampled, turn in zip(turns.input_ids, turns.attention_mask.bool(), turns.sampled, expected):
+    for ids, mask, sampled, turn in zip(turns.input_ids, turns.attention_mask.bool(), turns.tool_mask, expected):
         assert tuple(ids[mask].tolist()) == turn.prompt_ids + turn.completion_ids
         assert tuple(ids[sampled].tolist()) == turn.completion_ids
         # The completion is the end of the sequence, not tokens that look like it
@@ -346,7 +377,7 @@ def test_every_sampled_token_is_in_the_row_exactly_once(seed):
         assert sum(row.tool_mask) == trajectory.num_generated_tokens
     # Unfolded, no two turns read the same place of the row as theirs
     turns = unfold_turns(RowBatch.from_rows(rows))
-    places = turns.sources[turns.sampled].tolist()
+    places = turns.sources[turns.tool_mask].tolist()
     assert len(places) == len(set(places)) == sum(trajectory.num_generated_tokens for trajectory in trajectories)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..rollout.context import CONTEXT_RULES
+from ..rollout.settings import AgentSettings, setting
 from .options import CommandError, ConfigParser
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 FACTS = "the bundled facts"
 PROTOCOLS = ("default", "paper", "reference", "reference_inference", "tool_calls")
+
+
+def _saved(name: str) -> Any:
+    """A field of [`AgentSettings`] that is not set, which takes the value saved with the model."""
+    own = next(one for one in fields(AgentSettings) if one.name == name)
+    return setting(name, default=None, help=f"{own.metadata['help']} Default: as saved with the model.")
 
 
 @dataclass
@@ -35,18 +42,11 @@ class EvalArguments:
         protocol (`str`, *optional*):
             `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, or a directory with
             `mem1_protocol.json`. `None` takes the one that was saved with the model.
-        context (`str`, *optional*, defaults to `"mem1"`):
-            Which past the next turn reads.
         max_turns (`int`, *optional*):
-            Most turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
-        max_completion_length, max_observation_length (`int`, *optional*, defaults to `1000`):
-            Most tokens of one turn, and of one observation.
-        max_context_length (`int`, *optional*):
-            Most tokens of one context. `None` takes what the model's positions allow.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; `0.0` decodes greedily.
-        conversational (`bool`, *optional*):
-            Whether a task is a chat message. `None`: if the tokenizer has a chat template.
+            Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
+        context, max_completion_length, max_observation_length, max_context_length, memory_top_k, temperature, top_p, min_p,
+        repetition_penalty, conversational (*optional*):
+            As in [`AgentSettings`]. `None` takes what was saved with the model (`mem1_agent.json`), else the default there.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
         device (`str`, *optional*):
@@ -72,8 +72,8 @@ class EvalArguments:
             Split of the passages.
         corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
             Columns of the passages.
-        top_k (`int`, *optional*, defaults to `3`):
-            Passages per search.
+        top_k (`int`, *optional*):
+            Passages per search. `None` takes what the model was trained with, or else 3.
 
         > Parameters that control the run
 
@@ -97,27 +97,21 @@ class EvalArguments:
             "saved with the model."
         },
     )
-    context: str = field(
-        default="mem1",
-        metadata={"help": "Which past the next turn reads.", "choices": list(CONTEXT_RULES)},
-    )
-    max_turns: int | None = field(
+    context: str | None = _saved("context")
+    max_turns: int | None = setting(
+        "max_turns",
         default=None,
-        metadata={
-            "help": "Most turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond."
-        },
+        help="Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.",
     )
-    max_completion_length: int = field(default=1000, metadata={"help": "Most tokens of one turn."})
-    max_observation_length: int = field(default=1000, metadata={"help": "Most tokens of one observation."})
-    max_context_length: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens of one context. `None` takes what the model's positions allow."},
-    )
-    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 decodes greedily."})
-    conversational: bool | None = field(
-        default=None,
-        metadata={"help": "Whether a task is a chat message. `None`: if the tokenizer has a chat template."},
-    )
+    max_completion_length: int | None = _saved("max_completion_length")
+    max_observation_length: int | None = _saved("max_observation_length")
+    max_context_length: int | None = _saved("max_context_length")
+    memory_top_k: int | None = _saved("memory_top_k")
+    temperature: float | None = _saved("temperature")
+    top_p: float | None = _saved("top_p")
+    min_p: float | None = _saved("min_p")
+    repetition_penalty: float | None = _saved("repetition_penalty")
+    conversational: bool | None = _saved("conversational")
     dtype: str = field(
         default="auto",
         metadata={"help": "Data type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
@@ -151,7 +145,10 @@ class EvalArguments:
     corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
     corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
     corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
-    top_k: int = field(default=3, metadata={"help": "Passages per search."})
+    top_k: int | None = field(
+        default=None,
+        metadata={"help": "Passages per search. `None` takes what the model was trained with, or else 3."},
+    )
     output_dir: str = field(
         default="runs/eval",
         metadata={
@@ -166,18 +163,17 @@ class EvalArguments:
             self.objectives = [self.objectives]
         if isinstance(self.objectives, list) and any(isinstance(n, int) and n < 1 for n in self.objectives):
             raise ValueError(f"objectives={self.objectives} must be 1 or more each")
-        for name in (
-            "tasks", "top_k", "batch_size", "max_turns", "max_completion_length", "max_observation_length", "max_context_length"
-        ):  # fmt: skip
+        for name in ("tasks", "top_k", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
-        if isinstance(self.temperature, int | float) and self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} is negative: 0 decodes greedily")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.keywords and self.questions is not None:
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
-        if self.context == "truncate" and self.max_context_length is None:
-            raise ValueError("context 'truncate' needs a length to truncate to: set max_context_length")
+
+    def given(self) -> dict[str, Any]:
+        """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
+        names = [one.name for one in fields(AgentSettings) if one.name != "top_k" and hasattr(self, one.name)]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def run(args: Sequence[str]) -> None:
@@ -191,13 +187,18 @@ def run(args: Sequence[str]) -> None:
     )
     options = parser.read(args)
 
+    from ..hub.agent_settings import load_agent_settings
+
     # Short checks first, the model last
     protocol = _protocol(options.protocol, options.model_name_or_path)
+    saved = load_agent_settings(options.model_name_or_path)
+    try:
+        dataclasses.replace(saved or AgentSettings(), **options.given())
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     questions = _questions(options)
-    factory = _environments(options)
+    factory = _environments(options, options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
     agent = _agent(options, protocol)
-    if options.conversational is None:
-        options.conversational = agent.tokenizer.chat_template is not None
 
     from ..evaluation.evaluate import evaluate_objectives
 
@@ -210,7 +211,6 @@ def run(args: Sequence[str]) -> None:
         tasks=options.tasks,
         output_dir=output,
         label=options.label,
-        conversational=options.conversational,
         max_turns=None if options.max_turns is None else lambda n: options.max_turns,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -259,7 +259,7 @@ def _questions(options: EvalArguments) -> Dataset:
     return questions
 
 
-def _environments(options: EvalArguments) -> Any:
+def _environments(options: EvalArguments, top_k: int) -> Any:
     from ..environments import RetrievalQAEnvironment
     from ..retrieval import Bm25Index
 
@@ -267,7 +267,7 @@ def _environments(options: EvalArguments) -> Any:
         from ..facts import load_facts
 
         passages = load_facts().corpus
-        return RetrievalQAEnvironment.factory(passages, top_k=options.top_k)
+        return RetrievalQAEnvironment.factory(passages, top_k=top_k)
 
     from datasets import load_dataset
 
@@ -275,7 +275,7 @@ def _environments(options: EvalArguments) -> Any:
 
     path = Path(options.corpus)
     if options.corpus.startswith(("http://", "https://")) or (path / "index.json").is_file():
-        return RetrievalQAEnvironment.factory(options.corpus, top_k=options.top_k)
+        return RetrievalQAEnvironment.factory(options.corpus, top_k=top_k)
     if path.suffix in FILE_LOADERS:
         if not path.is_file():
             raise CommandError(f"there is no file {options.corpus!r} for the corpus")
@@ -289,7 +289,7 @@ def _environments(options: EvalArguments) -> Any:
                 "--corpus_title and --corpus_text"
             )
     index = Bm25Index(passages, title=options.corpus_title, text=options.corpus_text)
-    return RetrievalQAEnvironment.factory(index, top_k=options.top_k)
+    return RetrievalQAEnvironment.factory(index, top_k=top_k)
 
 
 def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
@@ -304,12 +304,8 @@ def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
         options.model_name_or_path,
         protocol,
         model_init_kwargs={"dtype": options.dtype, "device_map": device},
-        max_completion_length=options.max_completion_length,
-        max_observation_length=options.max_observation_length,
-        context=options.context,
-        max_context_length=options.max_context_length,
-        temperature=options.temperature,
         batch_size=options.batch_size,
+        **{name: value for name, value in options.given().items() if name != "max_turns"},
     )
 
 

@@ -9,12 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from trl import TrlParser
-
-Arguments = TypeVar("Arguments")
-
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "BOOL", list[int]: "N"}
 
@@ -46,7 +43,6 @@ class ConfigParser(TrlParser):
     """
 
     def __init__(self, dataclass_type: Any, **kwargs: Any) -> None:
-        self._type = dataclass_type
         super().__init__([dataclass_type], allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with options; those on the command line win.")
         hints = typing.get_type_hints(dataclass_type)

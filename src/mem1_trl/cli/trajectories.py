@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..json_lines import read_json_lines
 from .options import CommandError, Parser
 
 OUTCOMES = ("right", "partly", "wrong", "error", "unscored")
@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> None:
     from rich.console import Console
 
     from ..display import print_trajectory
-    from ..report.browser import kind_of
+    from ..report.browser import outcome_of
     from ..trajectory import Trajectory
 
     tokenizer = None
@@ -61,13 +61,13 @@ def run(args: Sequence[str]) -> None:
         index = record.get("index", position)
         if options.index is not None and index not in options.index:
             continue
-        if options.outcome is not None and kind_of(record) != options.outcome:
+        if options.outcome is not None and outcome_of(record) != options.outcome:
             continue
         found += 1
         if options.limit and printed == options.limit:
             continue
         printed += 1
-        console.rule(f"episode {index} · {kind_of(record)}", style="dim")
+        console.rule(f"episode {index} · {outcome_of(record)}", style="dim")
         if record.get("error"):
             console.print(f"failed: {record['error']}", style="red", markup=False)
         trajectory = Trajectory.from_dict(record.get("trajectory") or record)
@@ -83,16 +83,12 @@ def run(args: Sequence[str]) -> None:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise CommandError(f"line {number} of {str(path)!r} is not JSON ({error})") from None
+    advice = "pass the .jsonl file of an evaluation"
+    try:
+        for number, record in read_json_lines(path, advice):
             if not isinstance(record, dict) or not ("trajectory" in record or "turns" in record):
-                raise CommandError(
-                    f"line {number} of {str(path)!r} holds no trajectory: pass the .jsonl file of an evaluation"
-                )
+                raise CommandError(f"line {number} of {str(path)!r} holds no trajectory: {advice}")
             yield record
+    except ValueError as error:
+        text = str(error)
+        raise CommandError(text[:1].lower() + text[1:]) from None

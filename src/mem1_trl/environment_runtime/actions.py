@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .arguments import read_parameters, typed
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, followed_by
+from .arguments import coerce, read_parameters
+from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
 from .seat import Seat, closing_hook
@@ -153,7 +153,7 @@ class ActionSet:
             ((name, parameter),) = parameters.items()
             if not text and not parameter.required:
                 return {}
-            return {name: typed(text, parameter.kind)}
+            return {name: coerce(text, parameter.kind)}
         try:
             values = json.loads(text or "{}")
         except json.JSONDecodeError as error:
@@ -190,7 +190,7 @@ class ActionSet:
         arguments = {}
         for name, value in values.items():
             try:
-                arguments[name] = typed(value, parameters[name].kind)
+                arguments[name] = coerce(value, parameters[name].kind)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return arguments
@@ -238,7 +238,7 @@ def run_calls(
     requests = [
         EnvironmentCall(
             Seat() if environment is None else caller.seat_of(environment),
-            followed_by(method, _text, **arguments),
+            call_then(method, _text, **arguments),
             repeatable=getattr(method, "idempotent", False),
             may_refuse=True,
         )

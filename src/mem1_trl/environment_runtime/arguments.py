@@ -43,11 +43,11 @@ def read_parameters(method: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
-def typed(value: Any, kind: Any) -> Any:
+def coerce(value: Any, kind: Any) -> Any:
     """
     A value that an agent gave, as text or from JSON, in the type that a method declares.
 
-    `typed("3", int)` and `typed(3.0, int)` are 3, `typed("[1]", list[int])` is `[1]`, `typed(3, str)` is `"3"`. What stands
+    `coerce("3", int)` and `coerce(3.0, int)` are 3, `coerce("[1]", list[int])` is `[1]`, `coerce(3, str)` is `"3"`. What stands
     inside lists and dictionaries is left as it is, and so is a value of a type that is not known here.
 
     Args:
@@ -92,12 +92,12 @@ def _typed_union(value: Any, kinds: tuple[Any, ...]) -> Any:
     problem = None
     for kind in sorted(plain, key=lambda kind: kind is str):
         try:
-            return typed(value, kind)
+            return coerce(value, kind)
         except ValueError as error:
             problem = problem or error
     if NoneType in kinds:
         try:
-            return typed(value, NoneType)
+            return coerce(value, NoneType)
         except ValueError:
             pass
     raise problem or ValueError(f"{value!r} is not allowed.")

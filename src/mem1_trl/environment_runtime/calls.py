@@ -372,7 +372,7 @@ def _no_answer(timeout: float | None) -> str:
     return f"no answer within {timeout:g} seconds"
 
 
-def followed_by(method: Callable[..., Any], convert: Callable[[Any], Any], **arguments: Any) -> Callable[[], Any]:
+def call_then(method: Callable[..., Any], convert: Callable[[Any], Any], **arguments: Any) -> Callable[[], Any]:
     """
     A call of a method, synchronous or not, whose result is converted where the call is made.
 

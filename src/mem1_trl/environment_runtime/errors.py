@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-_MAX_DESCRIPTION = 500  # characters of an error that are kept
+from ..retrying import TRANSIENT_ERRORS
 
-# Libraries have classes of their own for "nobody answered"; what they share with the built-in ones is the name.
-# requests, urllib3, httpx, aiohttp, openai and huggingface_hub, in this order
-_TRANSIENT = frozenset(
-    ("ConnectionError", "TimeoutError", "Timeout", "ProtocolError", "TransportError", "ClientConnectionError")
-    + ("APIConnectionError", "InferenceTimeoutError")
-)
+_MAX_DESCRIPTION = 500  # characters of an error that are kept
 
 # What a second attempt with the same arguments meets again
 _HOPELESS = (
@@ -90,7 +85,7 @@ def is_refusal(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether an environment says that somebody it talks to did not answer. Running out of our own time is not that."""
-    return not isinstance(error, CallTimedOut) and bool(_TRANSIENT & set(error_names(error)))
+    return not isinstance(error, CallTimedOut) and bool(TRANSIENT_ERRORS & set(error_names(error)))
 
 
 def may_repeat(error: BaseException, repeatable: bool) -> bool:

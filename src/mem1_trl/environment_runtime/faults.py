@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..retrying import backoff
+
 ON_ENVIRONMENT_ERROR = ("observe", "drop_group")
 
 FIRST_WAIT = 0.5
-"""Seconds before the first repetition of a call; each further wait is twice as long."""
-
-LONGEST_WAIT = 60.0
-"""Seconds that no wait exceeds."""
+"""Seconds before the first repetition of a call; each further wait is twice as long, up to a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def seconds_to_wait(attempt: int, jitter: random.Random) -> float:
 
     The jitter has random numbers of its own, so that a run draws the same ones whether calls failed or not.
     """
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (attempt - 1)) * jitter.uniform(0.5, 1.5)
+    return backoff(attempt, FIRST_WAIT, spread=0.5, numbers=jitter)
 
 
 def as_reward(value: Any, source: str = "get_reward") -> float | None:

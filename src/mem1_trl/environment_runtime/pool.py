@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
-from .calls import EnvironmentCall, EnvironmentCaller, followed_by
-from .errors import describe_error, may_repeat
+from .calls import EnvironmentCall, EnvironmentCaller, call_then
+from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
 from .seat import Seat
 
@@ -107,6 +107,12 @@ class EnvironmentPool:
         """Whether the environment of a row has `get_reward`."""
         return callable(getattr(type(self._examples[self.name_of(row)]), "get_reward", None))
 
+    def made_with(self) -> dict[str, Any]:
+        """What the environments were made with, where they say so in a property `mem1_settings`, ready for JSON."""
+        found = {name: getattr(example, "mem1_settings", None) for name, example in self._examples.items()}
+        known = {name: dict(settings) for name, settings in found.items() if settings}
+        return known.get(None, {}) if not self.routed else {str(name): settings for name, settings in known.items()}
+
     def example(self) -> tuple[Any, ActionSet]:
         """One environment with its actions, to be looked at only."""
         name = next(iter(self.factories))
@@ -146,7 +152,7 @@ class EnvironmentPool:
             for name, seat, (observation, error) in zip(names, seats, started)
         ]
 
-    def score(self, environments: Sequence[Any]) -> list[tuple[float | None, str | None]]:
+    def score(self, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
         """
         Ask environments for their rewards, at once. The reward functions of this pool report them.
 
@@ -155,11 +161,11 @@ class EnvironmentPool:
                 Those of episodes that have ended.
 
         Returns:
-            `list[tuple[float | None, str | None]]`: The reward of each, `None` if it has none, and what went wrong.
+            `list[tuple[float | None, Exception | None]]`: The reward of each, `None` if it has none, and why it failed.
         """
         scores = ask_rewards(self.caller, environments)
         self._rewards = {id(environment): reward for environment, (reward, _) in zip(environments, scores)}
-        return [(reward, None if error is None else describe_error(error)) for reward, error in scores]
+        return scores
 
     def discard(self, environment: Any) -> None:
         """Hand an environment out no more, for instance because it failed; a new one takes its place."""
@@ -190,6 +196,53 @@ class EnvironmentPool:
 
         read.__name__ = kind.__name__
         return read
+
+
+class GivenEnvironments:
+    """
+    Environments that belong to the caller, one for each episode; they are reset, played and scored, never made or closed.
+
+    Args:
+        environments (`Sequence`):
+            One for each row.
+        protocol ([`Mem1Protocol`]):
+            Gives actions their tags.
+        caller ([`EnvironmentCaller`]):
+            Runs the calls.
+    """
+
+    def __init__(self, environments: Sequence[Any], protocol: Mem1Protocol, caller: EnvironmentCaller):
+        self.caller = caller
+        self.environments = environments
+        self.actions = [ActionSet(environment, protocol) for environment in environments]
+        self._seats = [Seat(environment) for environment in environments]
+        for seat in self._seats:
+            caller.adopt(seat)
+
+    def start(self, rows: Sequence[Mapping[str, Any]]) -> list[StartedEpisode]:
+        """Start one episode for each row, as [`EnvironmentPool.start`] does."""
+        if len(rows) != len(self.environments):
+            raise ValueError(
+                f"There are {len(rows)} rows and {len(self.environments)} environments: give each row its own."
+            )
+        results = reset_all(self.caller, self._seats, rows)
+        return [
+            StartedEpisode(environment, actions, observation, error)
+            for environment, actions, (observation, error) in zip(self.environments, self.actions, results)
+        ]
+
+    def score(self, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
+        """Ask environments for their rewards, as [`EnvironmentPool.score`] does."""
+        return ask_rewards(self.caller, environments)
+
+    def discard(self, environment: Any) -> None:
+        """Mark an environment as failed."""
+        self.caller.seat_of(environment).failed = True
+
+    def release(self) -> None:
+        """Forget the environments; their threads end."""
+        for seat in self._seats:
+            self.caller.release(seat)
 
 
 def reset_all(
@@ -245,7 +298,7 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
             )
         return observation
 
-    return followed_by(environment.reset, checked, **row)
+    return call_then(environment.reset, checked, **row)
 
 
 def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
@@ -260,7 +313,7 @@ def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[
     calls = [
         EnvironmentCall(
             caller.seat_of(environments[index]),
-            followed_by(environments[index].get_reward, as_reward),
+            call_then(environments[index].get_reward, as_reward),
             repeatable=True,
         )
         for index in asked

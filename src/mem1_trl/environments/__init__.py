@@ -1,4 +1,4 @@
-"""Environments in TRL's protocol: what an agent acts in, one file each."""
+"""Environments that an agent acts in, in TRL's protocol, one file each."""
 
 from .retrieval_qa import RetrievalQAEnvironment
 from .text_worlds import GymnasiumEnvironment, OpenEnvEnvironment, ScienceWorldEnvironment, TextWorldExpressEnvironment

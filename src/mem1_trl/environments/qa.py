@@ -1,4 +1,4 @@
-"""What all question answering has in common: the row with its answers, the final answer, and the reward."""
+"""The base of all question answering environments: the row with its answers, the final answer, and the reward."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class QuestionAnswering:
 
         Args:
             prompt (`str` or `list[dict]`, *optional*):
-                The task as the agent is shown it.
+                Task prompt as shown to the agent.
             questions (`Sequence[str]`, *optional*):
                 The questions of the task, one per objective.
             answers (`Sequence` of `str` or of `Sequence[str]`, *optional*):
-                Per question the accepted answer or the list of its aliases. Needed by `get_reward` only.
+                For each question, the accepted answer or a list of accepted aliases. Only `get_reward` needs them.
             **row:
                 Further columns, not used.
 
@@ -49,11 +49,12 @@ class QuestionAnswering:
             `str` or `None`: the questions joined by `"; "` if the row has no prompt of its own, else `None`.
 
         Raises:
-            `ValueError`: if there are not as many `answers` as `questions`.
+            `ValueError`: if the numbers of `answers` and `questions` differ.
         """
         if questions is not None and answers is not None and len(questions) != len(answers):
             raise ValueError(
-                f"The row has {len(questions)} questions but {len(answers)} answers: build it with compose_objectives."
+                f"A row must have one answer for each question, got {len(questions)} questions and {len(answers)} answers: "
+                "build it with compose_objectives."
             )
         self._answers = answers
         self.done = False
@@ -76,9 +77,9 @@ class QuestionAnswering:
 
     def get_reward(self) -> float | None:
         """
-        The reward of the episode: the number of questions answered exactly, 0 to N (0 if none was answered).
+        The reward of the episode: the number of questions answered exactly, 0 to N (0 if there was no answer).
 
-        `None`, which is TRL's word for "not scored", if the row of this episode had no `answers`.
+        `None`, which means "not scored" in TRL, if the row of this episode had no `answers`.
         """
         if self._answers is None:
             return None

@@ -1,4 +1,4 @@
-"""Multi-objective question answering over a corpus: search, then answer. The task of MEM1's main results."""
+"""Multi-objective question answering over a corpus: search, then answer. MEM1's main results are for this task."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class RetrievalQAEnvironment(QuestionAnswering):
 
     It follows the protocol of TRL's `environment_factory`, so it runs in `GRPOTrainer` as well as in this package's
     trainers: `search` and `answer` are the actions, `get_reward` scores the episode. One instance runs one episode at a
-    time and may be reset often.
+    time and may be reset any number of times.
 
     Args:
         index ([`~mem1_trl.retrieval.Retriever`], *optional*):
-            What to search in, such as a [`Bm25Index`], a [`~mem1_trl.retrieval.DenseIndex`] or an
+            Retriever to search with, such as a [`Bm25Index`], a [`~mem1_trl.retrieval.DenseIndex`] or an
             [`~mem1_trl.retrieval.HttpRetriever`]; shared by all episodes, never changed. `None` searches the bundled facts.
         top_k (`int`, *optional*, defaults to `3`):
             Number of passages per search.
@@ -51,10 +51,15 @@ class RetrievalQAEnvironment(QuestionAnswering):
 
     def __init__(self, index: Retriever | None = None, top_k: int = 3) -> None:
         if top_k < 1:
-            raise ValueError(f"`top_k` is {top_k}: a search needs at least one passage.")
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
         super().__init__()
         self._index = _facts_index() if index is None else index
         self._top_k = top_k
+
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
+        return {"top_k": self._top_k}
 
     @classmethod
     def factory(
@@ -63,7 +68,7 @@ class RetrievalQAEnvironment(QuestionAnswering):
         top_k: int = 3,
     ) -> Callable[[], RetrievalQAEnvironment]:
         """
-        A factory for `environment_factory`. The corpus is indexed or opened once, here; all instances share it.
+        A factory for `environment_factory`. This call indexes or opens the corpus once; all instances share it.
 
         Args:
             corpus (`datasets.Dataset`, iterable of mappings or of pairs, `str`, `Path` or [`~mem1_trl.retrieval.Retriever`]):
@@ -80,7 +85,7 @@ class RetrievalQAEnvironment(QuestionAnswering):
             `ConnectionError`: if no retriever answers at the address.
         """
         if top_k < 1:
-            raise ValueError(f"`top_k` is {top_k}: a search needs at least one passage.")
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
         return partial(cls, open_retriever(corpus), top_k)
 
     def search(self, query: str) -> str:

@@ -22,8 +22,8 @@ class WebQAEnvironment(QuestionAnswering):
 
     The actions are `search` (numbered titles, addresses and snippets), `visit` (the text of a page, its first part), `read_more`
     (the next part) and `answer`. It follows the protocol of TRL's `environment_factory`; rewards are those of
-    [`RetrievalQAEnvironment`]. What pages say is only ever text: a page that cannot be read, or must not be, is an observation
-    that says so, while a search engine that fails is an error.
+    [`RetrievalQAEnvironment`]. The content of pages is only ever treated as text. A page that cannot or must not be read is an
+    observation that says so, while a failing search engine is an error.
 
     Args:
         search ([`~mem1_trl.web.WebSearch`]):
@@ -33,11 +33,11 @@ class WebQAEnvironment(QuestionAnswering):
         top_k (`int`, *optional*, defaults to `5`):
             Number of results per search.
         page_length (`int`, *optional*, defaults to `3000`):
-            Length of the part of a page that is shown at once: characters, or tokens if `tokenizer` is given. The
-            rollout cuts an observation at `max_observation_length` tokens; what is cut there is lost, so parts should be
-            shorter. English has about four characters to a token.
+            Maximum length of one part of a page, in characters, or in tokens if `tokenizer` is given. The rollout cuts an
+            observation at `max_observation_length` tokens and drops the rest, so parts should be shorter. English has about
+            four characters per token.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Counts `page_length` in its tokens. It must be a fast one.
+            Tokenizer that `page_length` is counted with. It must be a fast tokenizer.
 
     Attributes:
         done (`bool`):
@@ -64,11 +64,13 @@ class WebQAEnvironment(QuestionAnswering):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         if top_k < 1:
-            raise ValueError(f"`top_k` is {top_k}: a search needs at least one result.")
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
         if page_length < 1:
-            raise ValueError(f"`page_length` is {page_length}: a part of a page has at least one character or token.")
+            raise ValueError(f"page_length must be at least 1, got {page_length}.")
         if tokenizer is not None and not tokenizer.is_fast:
-            raise ValueError("`tokenizer` must be a fast one, which knows where its tokens stand in the text.")
+            raise ValueError(
+                "`tokenizer` must be a fast tokenizer, which knows the position of its tokens in the text."
+            )
         super().__init__()
         self._search = search
         self._fetcher = fetcher
@@ -79,6 +81,11 @@ class WebQAEnvironment(QuestionAnswering):
         self._page: Page | None = None
         self._parts: list[str] = []
         self._part = 0
+
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
+        return {"top_k": self._top_k, "page_length": self._page_length}
 
     @classmethod
     def factory(
@@ -98,10 +105,10 @@ class WebQAEnvironment(QuestionAnswering):
                 The search engine, such as [`~mem1_trl.web.SerperSearch`], [`~mem1_trl.web.SearxngSearch`] or
                 [`~mem1_trl.web.LocalWeb`].
             fetcher ([`~mem1_trl.web.PageFetcher`], *optional*):
-                Loads pages. `None` takes `search` if it has pages of its own ([`~mem1_trl.web.LocalWeb`]), else a
+                Loads pages. `None` uses `search` if it also has the pages ([`~mem1_trl.web.LocalWeb`]), else a
                 [`~mem1_trl.web.Fetcher`] with its defaults.
             cache ([`~mem1_trl.web.WebCache`], *optional*):
-                Remembers searches, and the pages of the default fetcher. A fetcher of your own takes it itself.
+                Stores searches, and the pages of the default fetcher. Pass it to your own fetcher yourself.
             top_k, page_length, tokenizer (*optional*):
                 As in [`WebQAEnvironment`].
 
@@ -109,16 +116,16 @@ class WebQAEnvironment(QuestionAnswering):
             `Callable[[], WebQAEnvironment]`: takes no argument.
 
         Raises:
-            `TypeError`: if `search` or `fetcher` lacks its method.
+            `TypeError`: if `search` has no method `search`, or `fetcher` no method `fetch`.
         """
         if not isinstance(search, WebSearch):
-            raise TypeError(f"`search` is a {type(search).__name__} without a method `search(query, top_k)`.")
+            raise TypeError(f"`search` must have a method `search(query, top_k)`, got a {type(search).__name__}.")
         if fetcher is None:
             fetcher = search if isinstance(search, PageFetcher) else Fetcher(cache=cache)
         if not isinstance(fetcher, PageFetcher):
-            raise TypeError(f"`fetcher` is a {type(fetcher).__name__} without a method `fetch(url)`.")
+            raise TypeError(f"`fetcher` must have a method `fetch(url)`, got a {type(fetcher).__name__}.")
         engine = CachedSearch(search, cache) if cache is not None else search
-        cls(engine, fetcher, top_k, page_length, tokenizer)  # what is wrong is said now
+        cls(engine, fetcher, top_k, page_length, tokenizer)  # validate the arguments now
         return partial(cls, engine, fetcher, top_k, page_length, tokenizer)
 
     def reset(self, *args: Any, **row: Any) -> str | None:
@@ -195,7 +202,7 @@ class WebQAEnvironment(QuestionAnswering):
         return f"{head}\n{self._parts[self._part]}{end}"
 
     def _split(self, text: str) -> list[str]:
-        """Parts of at most `page_length`, cut between lines or words where one is near."""
+        """Parts of at most `page_length`, cut between lines or words if such a place is near."""
         parts = []
         while text:
             end = self._reach(text)
@@ -207,9 +214,9 @@ class WebQAEnvironment(QuestionAnswering):
         return parts
 
     def _reach(self, text: str) -> int:
-        """How many characters of the text fit into one part."""
+        """Number of characters of the text that fit into one part."""
         if self._tokenizer is None:
             return min(len(text), self._page_length)
-        head = text[: self._page_length * 32]  # no need to tokenize a book for its first page
+        head = text[: self._page_length * 32]  # a whole book need not be tokenized for its first page
         places = self._tokenizer(head, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return max(1, places[self._page_length - 1][1]) if len(places) > self._page_length else len(head)

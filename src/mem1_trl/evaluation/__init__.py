@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_agent as evaluate_agent
     from .evaluate import evaluate_objectives as evaluate_objectives
     from .evaluate import paper_max_turns as paper_max_turns
+    from .reference import reference_metrics as reference_metrics
     from .result import EvaluatedTask as EvaluatedTask
     from .result import Evaluation as Evaluation
 
@@ -21,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "evaluate_agent": "evaluate",
         "evaluate_objectives": "evaluate",
         "paper_max_turns": "evaluate",
+        "reference_metrics": "reference",
     },
 )

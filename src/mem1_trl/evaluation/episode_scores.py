@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..metrics import trajectory_metrics
+from ..protocol.encoding import decode
 from ..rewards import are_answers, score_answer
-from ..rollout.episode import decode
 from .result import EvaluatedTask
 from .retention import trace_objectives
 
@@ -22,7 +22,7 @@ Success = Callable[[Mapping[str, Any], "Trajectory"], bool]
 """Says of a row and its episode whether the task was done."""
 
 
-def memory_of(context: str) -> str:
+def memory_kind(context: str) -> str:
     """What an agent under a rule of context remembers with: the `"state"` it writes, or its whole `"context"`."""
     return "state" if context == "mem1" else "context"
 
@@ -51,7 +51,7 @@ def evaluate_episode(
         protocol ([`Mem1Protocol`], *optional*):
             Its hints are taken out of observations before gold answers are looked for.
         context (`str`, *optional*, defaults to `"mem1"`):
-            Rule under which it was played, which says what its memory was: see [`memory_of`].
+            Rule under which it was played, which says what its memory was: see [`memory_kind`].
         index (`int`, *optional*, defaults to `0`):
             Place of the task in the data set.
         success (`Callable[[Mapping, Trajectory], bool]`, *optional*):
@@ -81,7 +81,7 @@ def evaluate_episode(
     traces = []
     if answers is not None and not failed:
         contexts = None
-        if memory_of(context) == "context":
+        if memory_kind(context) == "context":
             behind = len(trajectory.prompt_ids)
             contexts = [decode(tokenizer, turn.prompt_ids[behind:]) for turn in trajectory.turns]
         traces = trace_objectives(trajectory, answers, protocol, contexts)

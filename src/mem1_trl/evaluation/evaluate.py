@@ -19,7 +19,7 @@ from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..rewards import are_answers
 from ..tasks import sample_objectives
-from .episode_scores import Success, evaluate_episode, memory_of
+from .episode_scores import Success, evaluate_episode, memory_kind
 from .result import EvaluatedTask, Evaluation
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def evaluate_agent(
     """
     rows = _checked([dict(row) for row in rows])
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} plays nothing: use 1 or more.")
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     tasks: list[EvaluatedTask] = []
     try:
@@ -144,7 +144,7 @@ def evaluate_agent(
     return Evaluation.from_tasks(
         tasks,
         agent=label or Path(str(described["model"])).name,
-        settings={**described, "memory": memory_of(agent.settings.context), "seed": seed, **(settings or {})},
+        settings={**described, "memory": memory_kind(agent.settings.context), "seed": seed, **(settings or {})},
         seed=seed,
         resamples=resamples,
         environment=fault_metrics([pool.caller.counts.take()]),
@@ -162,7 +162,6 @@ def evaluate_objectives(
     label: str | None = None,
     question: str = "question",
     answer: str = "answer",
-    conversational: bool = False,
     max_turns: Callable[[int], int] | None = None,
     batch_size: int = 32,
     success: Success | None = None,
@@ -191,8 +190,6 @@ def evaluate_objectives(
             Name of the agent in tables and files. `None` takes the name of its model.
         question, answer (`str`, *optional*):
             Columns of `questions`, as in [`compose_objectives`].
-        conversational (`bool`, *optional*, defaults to `False`):
-            Whether a task is given to the model as a chat message; as it was in training.
         max_turns (`Callable[[int], int]`, *optional*):
             Turns allowed for a number of objectives. `None` allows the paper's, [`paper_max_turns`].
         batch_size, success, seed, resamples (*optional*):
@@ -214,8 +211,6 @@ def evaluate_objectives(
         player = agent(n) if callable(agent) else agent
         composed = sample_objectives(questions, n, tasks, question, answer, seed)
         rows = [dict(row) for row in composed]
-        if conversational:
-            rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
         allowed = (max_turns or paper_max_turns)(n)
         before = player.settings
         player.settings = dataclasses.replace(before, max_turns=allowed)

@@ -1,5 +1,8 @@
 """
-The numbers of MEM1's own evaluation script on its own result files, and what they should have been.
+The numbers of MEM1's own evaluation script on its own result files, and corrected ones.
+
+For comparing an agent of this package with results of the reference implementation: run [`reference_metrics`] on its files, and set
+the corrected numbers beside those of [`evaluate_agent`].
 
 The reference implementation (github.com/MIT-MI/MEM1, `Mem1/inference`, commit 6f22061) writes one JSON line for each task: the task
 prompt `q`; for turn `i` (from 0) the state `t<i>`, the whole response `r<i>`, state included, and the observation `i<i>`;
@@ -9,13 +12,13 @@ raised holds `error` instead of turns.
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..json_lines import read_json_lines
 from ..protocol.protocol import Mem1Protocol
 from ..rewards import score_answer
 
@@ -99,22 +102,13 @@ def reference_metrics(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Line {number} of {path} is not JSON ({error.msg}): pass a .jsonl file.") from None
-            if not isinstance(row, dict) or (
-                "error" not in row and not {"q", "Golden_answer", "Exact_match"} <= set(row)
-            ):
-                raise ValueError(
-                    f"Line {number} of {path} has no 'q', 'Golden_answer' and 'Exact_match': pass a file that the reference's "
-                    "generate_rollout.py wrote; for files of this package use Evaluation.load."
-                )
-            rows.append(row)
+    for number, row in read_json_lines(path, "pass a .jsonl file."):
+        if not isinstance(row, dict) or ("error" not in row and not {"q", "Golden_answer", "Exact_match"} <= set(row)):
+            raise ValueError(
+                f"Line {number} of {path} has no 'q', 'Golden_answer' and 'Exact_match': pass a file that the reference's "
+                "generate_rollout.py wrote; for files of this package use Evaluation.load."
+            )
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty: pass a file with one JSON object per line.")
     return rows

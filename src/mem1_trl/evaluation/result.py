@@ -42,6 +42,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..json_lines import read_json_lines
 from ..trajectory import StopReason, Trajectory
 from .intervals import Statistic, summarize
 from .retention import ObjectiveTrace, RetentionPoint, count_outcomes, retention_curve
@@ -272,8 +273,8 @@ class Evaluation:
             raise ValueError(
                 f"{summary} has format {found!r}, but this version of mem1-trl reads {FORMAT}: evaluate again."
             )
-        with lines.open(encoding="utf-8") as file:
-            tasks = [EvaluatedTask.from_dict(json.loads(line)) for line in file]
+        advice = "was the evaluation cut off? Evaluate again."
+        tasks = [EvaluatedTask.from_dict(record) for _, record in read_json_lines(lines, advice)]
         if len(tasks) != record["count"]:
             raise ValueError(
                 f"{lines} has {len(tasks)} lines, but {summary.name} counts {record['count']} tasks: evaluate again."

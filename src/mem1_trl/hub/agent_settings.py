@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..protocol.protocol import PROTOCOL_FILE, Mem1Protocol
+from ..rollout.settings import AgentSettings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
 
 AGENT_FILE = "mem1_agent.json"
 
 
-def save_agent_settings(directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-    """
-    Write `mem1_agent.json` into a directory.
-
-    Args:
-        directory (`str`):
-            Where the model is saved.
-        settings (`Mapping[str, Any]`):
-            Arguments of [`Mem1Agent`], ready for JSON.
-    """
-    text = json.dumps(dict(settings), indent=2, ensure_ascii=False)
+def save_agent_settings(directory: str | os.PathLike[str], settings: AgentSettings) -> None:
+    """Write `mem1_agent.json` into a directory."""
+    text = json.dumps(settings.to_dict(), indent=2, ensure_ascii=False)
     (Path(directory) / AGENT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_agent_settings(path_or_id: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read `mem1_agent.json` from a directory, or from the repository of a model on the Hub; `{}` if there is none."""
-    path = Path(path_or_id) / AGENT_FILE
-    if not Path(path_or_id).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+def load_agent_settings(path_or_id: str | os.PathLike[str]) -> AgentSettings | None:
+    """
+    The settings saved in a directory, or in the repository of a model on the Hub; `None` if there are none.
 
-        with contextlib.suppress(EntryNotFoundError, HFValidationError):
-            path = Path(hf_hub_download(str(path_or_id), AGENT_FILE))
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    Raises:
+        `ValueError`: If the file is not one that this version can read.
+    """
+    path = _find(path_or_id, AGENT_FILE)
+    if path is None:
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}: save the model again.") from error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path} must hold the settings by name, got a {type(record).__name__}: save the model again."
+        )
+    return AgentSettings.from_dict(record)
+
+
+def find_protocol(path_or_id: str | os.PathLike[str]) -> Mem1Protocol | None:
+    """The protocol saved next to a model, in a directory or on the Hub; `None` if there is none."""
+    path = _find(path_or_id, PROTOCOL_FILE)
+    return None if path is None else Mem1Protocol.from_pretrained(path.parent)
+
+
+def _find(path_or_id: str | os.PathLike[str], name: str) -> Path | None:
+    """A file next to a model; of a model on the Hub, what can be reached or was downloaded before."""
+    if Path(path_or_id).is_dir():
+        path = Path(path_or_id) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return Path(hf_hub_download(str(path_or_id), name))
+    except (EntryNotFoundError, HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return None  # no such file, no such model, or no Hub: loading the model itself says which

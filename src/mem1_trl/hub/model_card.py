@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ..environment_runtime.actions import action_methods
+from ..rollout.settings import AgentSettings
 from ..version import __version__
 
 CURVES_FILE = "training_curves.png"
@@ -56,14 +57,12 @@ class CardFacts:
             Title and arXiv id of the method.
         source (`str`):
             Id of the model on the Hub, or its name.
-        conversational (`bool`):
-            Whether tasks are messages instead of texts.
         environment (`Any`):
             An environment of the run, or `None`.
         turn (`Sequence[str]`):
             The actions as the agent is shown them.
-        settings (`Mapping[str, Any]`):
-            How the agent is run, by name.
+        settings ([`AgentSettings`]):
+            How the agent is run.
         training (`Mapping[str, Any]`):
             Settings of the training run, by name.
         log_history (`Sequence[Mapping[str, float]]`):
@@ -82,10 +81,9 @@ class CardFacts:
     citation: str
     paper: tuple[str, str]
     source: str
-    conversational: bool
     environment: Any
     turn: Sequence[str]
-    settings: Mapping[str, Any]
+    settings: AgentSettings
     training: Mapping[str, Any]
     log_history: Sequence[Mapping[str, float]]
     evaluation: Mapping[str, float] | None = None
@@ -173,16 +171,16 @@ def usage_snippet(facts: CardFacts) -> str:
         lines += ["", "", "class Environment:", "    def reset(self, **row):", "        return None"]
     elif type(facts.environment).__module__.startswith("mem1_trl."):
         kind = type(facts.environment).__name__
-        environment = f"{kind}()"
+        made_with = ", ".join(f"{name}={value!r}" for name, value in facts.settings.environment.items())
+        environment = f"{kind}({made_with})" if hasattr(facts.environment, "mem1_settings") else f"{kind}()"
         lines += [f"from {_public_module(type(facts.environment))} import {kind}"]
     else:
         environment = "Environment()"
         lines += ["", "", environment_stub(facts.environment)]
-    task = '[{"role": "user", "content": "Your task"}]' if facts.conversational else '"Your task"'
     lines += [
         "" if environment != "Environment()" else "\n",
         f'agent = Mem1Agent.from_pretrained("{facts.source}")',
-        f"trajectory = agent.run({task}, {environment})",
+        f'trajectory = agent.run("Your task", {environment})',
         "print(trajectory.answer, trajectory.metrics)",
     ]
     return "\n".join(lines)
@@ -285,7 +283,11 @@ def _introduction(card: ModelCard, facts: CardFacts) -> str:
 
 
 def _how_it_is_run(facts: CardFacts) -> str:
-    rows = [(f"`{name}`", f"`{_plain(value)}`") for name, value in facts.settings.items()]
+    rows = [
+        (f"`{name}`", f"`{_plain(value)}`")
+        for name, value in facts.settings.to_dict().items()
+        if value not in (None, {})
+    ]
     parts = ["It is run as it was trained (`mem1_protocol.json` and `mem1_agent.json` beside the weights):"]
     parts.append(_table(("setting", "value"), rows))
     if facts.turn:

@@ -15,6 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..json_lines import read_json_lines
 from ..trajectory import Trajectory
 from ..version import __version__
 
@@ -173,19 +174,15 @@ def read_records(path: str | os.PathLike[str]) -> Iterable[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"Line {number} of {path} is not JSON ({error}).") from None
-            found = record.get("trajectory") or record if isinstance(record, dict) else {}
-            if "turns" not in found:
-                raise ValueError(f"Line {number} of {path} holds no trajectory: pass a .jsonl file of episodes.")
-            prompt = record.get("prompt", record.get("prompt_text"))
-            yield found if prompt is None else {"prompt": prompt, **found}
+    for number, record in read_json_lines(path, _ADVICE):
+        found = record.get("trajectory") or record if isinstance(record, dict) else {}
+        if "turns" not in found:
+            raise ValueError(f"Line {number} of {path} holds no trajectory: {_ADVICE}")
+        prompt = record.get("prompt", record.get("prompt_text"))
+        yield found if prompt is None else {"prompt": prompt, **found}
+
+
+_ADVICE = "pass a .jsonl file of episodes."
 
 
 def _check_split(split: str) -> None:

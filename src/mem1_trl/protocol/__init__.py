@@ -1,4 +1,4 @@
-"""Internal but for [`Mem1Protocol`]: what is said to an agent, and how its turns are read. Text only, no tensors."""
+"""How an agent is spoken to and how its turns are read. Text and token ids, no tensors; only [`Mem1Protocol`] is public."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How an agent is spoken to and how its turns are read: tags, instructions, hints, budgets. Text only, no tensors."""
+"""The record of how an agent is spoken to: tags, instructions, hints. It is saved with a model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .instructions import DEFAULT_INSTRUCTIONS, PAPER_INSTRUCTIONS, TOOL_CALL_INSTRUCTIONS, WEBSHOP_INSTRUCTIONS
-from .parsed_turn import ParsedTurn
+from .tag_syntax import TagSyntax, parse_tags
+from .tool_calls import ToolCallSyntax
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    from transformers import PreTrainedTokenizerBase
+
+    from .parsed_turn import ParsedTurn
+    from .syntax import ActionSyntax
+
 
 PROTOCOL_FILE = "mem1_protocol.json"
-"""Name of the file that carries a protocol next to a model's weights."""
+"""Name of the file with the protocol, next to a model's weights."""
 
 _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
-
-_BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
-
 
 ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
 
@@ -43,7 +46,7 @@ class Mem1Protocol:
         answer_tag (`str`, *optional*, defaults to `"answer"`):
             Tag that ends the episode. If the environment has a method of this name, it is called with the text.
         observation_tag (`str`, *optional*, defaults to `"information"`):
-            Tag around what the environment returns.
+            Tag around the text that the environment returns.
         action_tags (`dict[str, str]`, *optional*):
             Tag -> name of the environment method it calls. `None` gives every action of the environment a tag of its
             own name. A method with several parameters takes them as one JSON object inside the tag.
@@ -61,10 +64,10 @@ class Mem1Protocol:
         memory_tag (`str`, *optional*, defaults to `"memory"`):
             Tag around past observations that an external memory puts back (only with `context="external"`).
         memory_template (`str`, *optional*):
-            Template around them, with `{tag}` and `{memory}`. It stands between the task prompt and the last turn.
+            Template around them, with `{tag}` and `{memory}`. It goes between the task prompt and the last turn.
         on_invalid_action (`str`, *optional*, defaults to `"end"`):
-            What a turn without a complete action does: `"end"` the episode (as in the paper), or show an error to the
-            agent and go on (`"observe"`).
+            Effect of a turn without a complete action: `"end"` ends the episode (as in the paper), `"observe"` shows an
+            error to the agent and goes on.
         answer_only_in_last_turn (`bool`, *optional*, defaults to `False`):
             Whether only an answer counts in the last turn, which then runs on through other actions. The reference
             does that; an environment that is acted on to the end (a game, a shop) needs its last action.
@@ -105,7 +108,7 @@ class Mem1Protocol:
             raise ValueError("A model calls tools by the names of the methods: leave `action_tags` out, or use tags.")
         tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags]
         names = list(self.action_tags or {})
-        if self.action_syntax == "tags":  # in brackets a name is no tag
+        if self.action_syntax == "tags":  # in brackets a name is not a tag
             tags += names
         for tag in (*tags, *names, self.memory_tag):
             if not _TAG_NAME.match(tag):
@@ -145,7 +148,7 @@ class Mem1Protocol:
     def reference(cls, inference: bool = False) -> Mem1Protocol:
         """
         The tags, hints and white space of the released question-answering code and checkpoint: `<think>`, `<search>`,
-        `<information>`, `<answer>`. The instructions are worded anew.
+        `<information>`, `<answer>`. The instructions have a wording of their own.
 
         Args:
             inference (`bool`, *optional*, defaults to `False`):
@@ -171,8 +174,8 @@ class Mem1Protocol:
         """
         The model's own tool calls, written and read by its chat template as in [`~trl.GRPOTrainer`].
 
-        The environment's methods are the `tools` of the template. A turn is the state and one or several calls; what they
-        return are tool messages, and both are all that stays. A turn without a call ends the episode, its text is the
+        The environment's methods are the `tools` of the template. A turn is the state and one or several calls; their
+        results are tool messages. The turn and its results are all that stays. A turn without a call ends the episode, its text is the
         answer. The request to keep a state follows the task in the user's message, whatever the system message says.
         """
         return cls(
@@ -210,7 +213,7 @@ class Mem1Protocol:
             prompt (`str`):
                 The task, for instance the questions.
             actions (`Sequence[str]`, *optional*):
-                One line per action, as [`mem1_trl.environment_runtime.actions.ActionSet.describe`] gives them.
+                One line per action, as [`mem1_trl.environment_runtime.actions.ActionSet.describe`] returns them.
 
         Returns:
             `str`: The text of the user message.
@@ -248,58 +251,33 @@ class Mem1Protocol:
         return before, after
 
     def memory_frame(self) -> tuple[str, str]:
-        """The trusted text before and after what an external memory puts back."""
+        """The trusted text before and after the notes that an external memory puts back."""
         before, after = self.memory_template.split("{memory}")
         return before.replace("{tag}", self.memory_tag), after.replace("{tag}", self.memory_tag)
 
-    def defuse(self, text: str, tags: Sequence[str] = ()) -> str:
+    # Reading
+
+    def syntax(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> ActionSyntax:
         """
-        Make text of the environment harmless: the tags of the protocol become `&lt;tag>`, surrogates and NUL bytes go.
+        The syntax of this protocol for one tokenizer: it writes tasks and results, and reads turns.
 
         Args:
-            text (`str`):
-                What the environment returned.
-            tags (`Sequence[str]`, *optional*):
-                Action tags in force besides the protocol's own.
-        """
-        names = {
-            self.state_tag,
-            self.answer_tag,
-            self.observation_tag,
-            *self.scratch_tags,
-            *(self.action_tags or {}),
-            *tags,
-        }
-        text = text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
-        # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
-        tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
-        return re.sub(tag, "&lt;", text, flags=re.IGNORECASE)
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the agent.
+            chat_template_kwargs (`Mapping`, *optional*):
+                Further arguments of the chat template.
 
-    # Parsing
-
-    def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
+        Raises:
+            `ValueError`: With tool calls, if the chat template cannot write them, or it is not known how to read them.
         """
-        Closing tags at which generation stops.
-
-        Args:
-            action_tags (`Sequence[str]`):
-                Tags of the actions in force, without the answer tag.
-            last_turn (`bool`):
-                Whether no turn remains, so that only an answer is of use.
-        """
-        if self.action_syntax == "tool_calls":  # a turn goes on to its end token
-            return []
-        answer = f"</{self.answer_tag}>"
-        if self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn):
-            return [answer]
-        return [*(f"</{tag}>" for tag in action_tags), answer]
+        kind = ToolCallSyntax if self.action_syntax == "tool_calls" else TagSyntax
+        return kind(tokenizer, self, chat_template_kwargs)
 
     def parse(self, text: str, action_tags: Sequence[str], last_turn: bool = False) -> ParsedTurn:
         """
-        Read one completion: the state, and the first complete action after it.
-
-        Only text that the model wrote is given to this method, and nothing behind the first complete action counts, so
-        an invented observation or a second action has no effect.
+        Read one completion whose actions are tags or brackets: the state, and the first complete action after it.
 
         Args:
             text (`str`):
@@ -309,50 +287,7 @@ class Mem1Protocol:
             last_turn (`bool`, *optional*, defaults to `False`):
                 Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
         """
-        state_match = re.search(rf"<{re.escape(self.state_tag)}>(.*?)</{re.escape(self.state_tag)}>", text, re.DOTALL)
-        only_answer = self.action_syntax == "brackets" or (last_turn and self.answer_only_in_last_turn)
-        names = [self.answer_tag] if only_answer else [*action_tags, self.answer_tag]
-        pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
-        # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
-        start = 0
-        action_match = re.search(pattern, text[: state_match.start()] if state_match else text, re.DOTALL)
-        if action_match is not None:
-            state_match = None  # nothing behind the first action counts
-        elif state_match is not None:
-            start = state_match.end()
-            action_match = re.search(pattern, text[start:], re.DOTALL)
-        if action_match is None:
-            return ParsedTurn(
-                state=state_match[1].strip() if state_match else None,
-                state_span=state_match.span() if state_match else None,
-            )
-        name, inner = action_match[1], action_match[2]
-        opening = f"<{name}>"
-        skipped = inner.rfind(opening) + len(opening) if opening in inner else 0
-        begin = start + action_match.start() + (skipped if skipped else 0)
-        turn = ParsedTurn(
-            state=state_match[1].strip() if state_match else None,
-            state_span=state_match.span() if state_match else None,
-            action=name,
-            action_input=inner[skipped:].strip(),
-            action_span=(begin, start + action_match.end()),
-        )
-        return self._open_brackets(turn, action_tags) if self.action_syntax == "brackets" else turn
-
-    @staticmethod
-    def _open_brackets(turn: ParsedTurn, names: Sequence[str]) -> ParsedTurn:
-        """A turn whose action is the text inside the answer tag, with that text read as `name[argument]`."""
-        match = _BRACKETS.match(turn.action_input or "")
-        if match is None or match[1] not in names:
-            problem = f"{turn.action_input!r:.80} is no action: write {' or '.join(f'{name}[...]' for name in names)}."
-            return dataclasses.replace(turn, action=None, action_input=None, action_span=None, problem=problem)
-        return dataclasses.replace(turn, action=match[1], action_input=(match[2] or "").strip())
-
-    def drop_scratch(self, text: str) -> str:
-        """The completion without the scratch tags and what is inside them: what is carried into the next context."""
-        for tag in self.scratch_tags:
-            text = re.sub(rf"<{re.escape(tag)}>.*?</{re.escape(tag)}>\s*", "", text, flags=re.DOTALL)
-        return text
+        return parse_tags(self, text, action_tags, last_turn)
 
     # Saving
 

@@ -1,32 +1,38 @@
-"""Native tool calls: what a model's chat template writes around tasks, calls and results, and how a turn is read back."""
+"""Native tool calls: tasks, calls and results as a model's chat template writes them, and turns as TRL reads them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .parsed_turn import ParsedTurn, ToolCall
+from .encoding import decode, encode_text
+from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
+from .syntax import ActionSyntax, EpisodeRecord
+from .tag_syntax import escape_tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
+    from ..trajectory import Turn
     from .protocol import Mem1Protocol
+    from .syntax import OfferedActions
 
 _REASONING = ("reasoning_content", "thinking")
-"""Fields in which response templates keep what a model thought."""
+"""Fields of a message in which response templates put a model's thoughts."""
 
 _PROBE = 'm1"q\\b'
-"""Holds what JSON escapes, to see whether a template writes results as they are."""
+"""Has characters that JSON escapes, to see whether a template writes results as they are."""
 
 _MARKUP = re.compile(r"<[^<>\s]{1,48}>")
 _ADDED_MARKUP = re.compile(r"^(<.+>|\[.+\])$")
 
 
-class ToolCallFormat:
+class ToolCallSyntax(ActionSyntax):
     """
     The tool calls of one model, through its chat template and TRL's own functions.
 
@@ -58,9 +64,7 @@ class ToolCallFormat:
             supports_tool_calling,
         )
 
-        self.tokenizer = tokenizer
-        self.protocol = protocol
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        super().__init__(tokenizer, protocol, chat_template_kwargs)
         instead = (
             "use a model whose template does, or `Mem1Protocol()`, which writes actions as tags and suits every model."
         )
@@ -103,9 +107,15 @@ class ToolCallFormat:
         assert isinstance(text, str)
         return text
 
-    def encode_task(self, messages: Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]]) -> list[int]:
-        """Token ids of a task prompt: messages and the tools, given by their JSON schemas, up to where the agent begins to write."""
-        conversation: Any = list(messages)
+    def as_prompt(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        if isinstance(prompt, str):
+            return [{"role": "user", "content": prompt}]
+        return [dict(message) for message in prompt]
+
+    def encode_task(
+        self, prompt: str | Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
+        conversation: Any = self.as_prompt(prompt)
         tools: Any = list(schemas) or None
         encoded: Any = self.tokenizer.apply_chat_template(
             conversation,
@@ -118,9 +128,15 @@ class ToolCallFormat:
         )
         return list(encoded["input_ids"])
 
+    def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
+        return encode_text(self.tokenizer, self.write(message, ended))
+
+    def new_record(self) -> ToolCallRecord:
+        return ToolCallRecord(self)
+
     def write(self, message: Mapping[str, Any], ended: bool = True) -> str:
         """
-        A turn as this model would have written it, for a message that another model gave.
+        A turn as this model would have written it, for the message of another model.
 
         Args:
             message (`Mapping`):
@@ -141,22 +157,17 @@ class ToolCallFormat:
         text = text[: text.rindex(end)] if end and end in text else text
         for part in (message.get("content"), message.get("reasoning_content")):
             state = self._state({"content": part}, part)[0] if part else None
-            if state is not None and state not in text:  # some templates write nothing beside a call
+            if state is not None and state not in text:  # some templates write nothing but a call
                 text = f"<{self.protocol.state_tag}>{state}</{self.protocol.state_tag}>{text}"
         return text + end if ended else text or " "
 
     def spoken(self, message: Mapping[str, Any], state: str | None) -> str:
-        """What a turn said beside its calls, the state in its tags."""
+        """Text of a turn without its calls, the state in its tags."""
         content = self._state(message, "")[2]
         tag = self.protocol.state_tag
         return content if state is None or state == content else f"<{tag}>{state}</{tag}>{content}"
 
     def frame(self, names: Sequence[str]) -> tuple[str, ...]:
-        """
-        What the template writes around the results of tools, one piece more than there are results.
-
-        The first follows the end token of the agent's turn, the last ends where the agent begins to write again.
-        """
         key = tuple(names)
         if key not in self._frames:
             marks = [f"m1result{index}m1" for index in range(len(key))]
@@ -174,8 +185,8 @@ class ToolCallFormat:
         return self._frames[key]
 
     def _suffix(self, names: Sequence[str], results: Sequence[str]) -> str:
-        """What the template writes behind a turn that called tools."""
-        # One call only, since some templates allow no more; its name stands in the header of the result in others
+        """Text that the template writes after a turn that called tools."""
+        # One call only, since some templates allow no more; others write its name into the header of the result
         call = {"type": "function", "function": {"name": names[0], "arguments": {}}}
         turn: list[Any] = [
             {"role": "user", "content": "m1"},
@@ -184,7 +195,7 @@ class ToolCallFormat:
         messages = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, results, strict=True)]
         before, whole = self._render(turn, False), self._render([*turn, *messages], True)
         end = self.tokenizer.eos_token
-        if end and before.rstrip().endswith(end):  # what follows the end token was not sampled
+        if end and before.rstrip().endswith(end):  # text after the end token was not sampled
             before = before[: before.rindex(end) + len(end)]
         if not whole.startswith(before):
             raise ValueError(
@@ -205,11 +216,11 @@ class ToolCallFormat:
         task = [{"role": "user", "content": "m1"}]
         before, whole = self._render(task, False), self._render(task, True)
         text = whole[len(before) :] if whole.startswith(before) else whole
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return encode_text(self.tokenizer, text)
 
     @cached_property
     def _markup(self) -> re.Pattern[str]:
-        """Markup of the template and the tokenizer, which nobody else may write."""
+        """Markup of the template and the tokenizer, which an environment may not write."""
         call = {"type": "function", "function": {"name": "m1", "arguments": {"m1": "m1"}}}
         turn: list[Any] = [
             {"role": "user", "content": "m1"},
@@ -223,14 +234,14 @@ class ToolCallFormat:
         longest_first = sorted(found, key=lambda token: (-len(token), token))
         return re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
 
-    def defuse(self, text: str) -> str:
+    def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
         """Text of the environment without markup: `<tool_call>` becomes `&lt;tool_call>`, `[INST]` becomes `[ INST]`."""
-        text = self.protocol.defuse(text)
+        text = escape_tags(self.protocol, text)
         text = self._markup.sub(lambda m: ("&lt;" if m[0][0] == "<" else m[0][0] + " ") + m[0][1:], text)
         return json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text
 
     def plain(self, text: str) -> str:
-        """A result that was encoded, without what the template's JSON needs; as it is if it was cut inside an escape."""
+        """A result that was encoded, without the escapes of the template's JSON; unchanged if it was cut inside an escape."""
         if not self.escapes:
             return text
         try:
@@ -240,28 +251,36 @@ class ToolCallFormat:
 
     # Reading
 
-    def parse(self, ids: Sequence[int], text: str, schemas: Sequence[dict[str, Any]]) -> ParsedTurn:
-        """
-        Read one completion: the state, and the calls or the answer.
+    def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
+        return []  # a turn goes on to its end token
 
-        Args:
-            ids (`Sequence[int]`):
-                Token ids that the agent wrote, its end token included.
-            text (`str`):
-                The same, decoded.
-            schemas (`Sequence[dict]`):
-                JSON schemas of the tools, which type the arguments where the format of the model does not.
+    def parse(
+        self, ids: Sequence[int], text: str, actions: OfferedActions, last_turn: bool = False, ended: bool = True
+    ) -> ParsedTurn:
+        turn = self._parse(ids, text, actions.schemas)
+        return dataclasses.replace(turn, truncated=not ended)
 
-        Returns:
-            [`ParsedTurn`]: With `calls`, or with the answer tag as `action` if the turn called nothing, or with a `problem` if
-            it began a call that cannot be read.
-        """
+    def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
+        requests = []
+        for call in parsed.calls:
+            try:
+                if call.name not in actions.tags:
+                    known = ", ".join(actions.tags) or "none"
+                    raise ValueError(f"there is no tool {call.name!r:.80}; there are {known}.")
+                arguments = actions.typed_arguments(call.name, call.arguments)
+                requests.append(ActionRequest(call.name, call.name, arguments))
+            except ValueError as error:
+                requests.append(ActionRequest(call.name, problem=str(error)))
+        return requests
+
+    def _parse(self, ids: Sequence[int], text: str, schemas: Sequence[dict[str, Any]]) -> ParsedTurn:
+        """The state, and the calls, or the answer, or a `problem` if the turn began a call that cannot be read."""
         from trl.chat_template_utils import parse_response
 
         tools: Any = list(schemas)
         try:
             message = parse_response(self.tokenizer, list(ids), prefix=self._start, tools=tools)
-        except Exception:  # a transform of the template that does not fit; TRL catches what does not parse
+        except Exception:  # a transform of the template that does not fit; TRL catches only texts that do not parse
             message = {"role": "assistant", "content": self.tokenizer.decode(list(ids), skip_special_tokens=True)}
         state, span, content = self._state(message, text)
         calls = []
@@ -284,10 +303,10 @@ class ToolCallFormat:
             )
             return ParsedTurn(state=state, state_span=span, message=message, problem=problem)
         answer = self.protocol.answer_tag
-        return ParsedTurn(state=state, state_span=span, action=answer, action_input=content, message=message)
+        return ParsedTurn(state, span, answer, content, answer=content, message=message)
 
     def _state(self, message: Mapping[str, Any], text: str) -> tuple[str | None, tuple[int, int] | None, str]:
-        """The state, where it stands in `text`, and the rest of what the message says."""
+        """The state, its characters in `text`, and the rest of the message."""
         tag = re.escape(self.protocol.state_tag)
         tagged = re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL)
         content = message.get("content") or ""
@@ -304,7 +323,7 @@ class ToolCallFormat:
         return state, None if begin < 0 else (begin, begin + len(state)), content.strip()
 
     def _begins_call(self, text: str) -> bool:
-        """Whether a turn holds what opens a tool call."""
+        """Whether a turn holds the opening of a tool call."""
         template: Any = getattr(self.tokenizer, "response_template", None) or {}
         field = template.get("fields", {}).get("tool_calls", {})
         openings = field.get("open") or []
@@ -313,23 +332,70 @@ class ToolCallFormat:
         return any(opening in text for opening in openings) or bool(pattern and re.search(pattern, text))
 
 
-def share_budget(room: int, wanted: Sequence[int]) -> list[int]:
+class ToolCallRecord(EpisodeRecord):
     """
-    Split a number of tokens among texts: what a short one leaves goes to the long ones, which get equal parts.
+    The calls of one episode and their results, as messages.
 
     Args:
-        room (`int`):
-            Tokens in all.
-        wanted (`Sequence[int]`):
-            Tokens that each text has.
+        syntax ([`ToolCallSyntax`]):
+            The syntax that the episode is played with.
 
-    Returns:
-        `list[int]`: At most `room` in sum, and for no text more than it has.
+    Attributes:
+        exchange (`list[dict]`):
+            All turns and whole results, for TRL's reward functions.
+        shown (`list[list[dict]]`):
+            For each turn with an observation its message and its results as the agent reads them, cut and with the hint.
+        inside (`list[int]`):
+            Token ids that the external memory has put into the last result.
     """
-    budgets = [0] * len(wanted)
-    left = len(wanted)
-    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
-        budgets[index] = min(wanted[index], room // left)
-        room -= budgets[index]
-        left -= 1
-    return budgets
+
+    def __init__(self, syntax: ToolCallSyntax):
+        self.syntax = syntax
+        self.exchange: list[dict[str, Any]] = []
+        self.shown: list[list[dict[str, Any]]] = []
+        self.inside: list[int] = []
+        self._last_turn: dict[str, Any] = {}
+
+    def add_turn(self, parsed: ParsedTurn) -> None:
+        self._last_turn = parsed.message or {}
+        self.exchange.append(self._last_turn)
+
+    def add_results(self, names: Sequence[str], texts: Sequence[str]) -> None:
+        self.exchange += [{"role": "tool", "name": name, "content": text} for name, text in zip(names, texts)]
+
+    def add_observation(self, names: Sequence[str], bodies: Sequence[Sequence[int]], turns_left: int) -> None:
+        contents = [self.syntax.plain(decode(self.syntax.tokenizer, ids)) for ids in bodies]
+        contents[0] = self.syntax.protocol.observation_frame(turns_left)[0] + contents[0]
+        results = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, contents)]
+        self.shown.append([self._last_turn, *results])
+
+    def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
+        self.inside = recalled
+        return [], recalled  # after the last result the agent's own turn is open
+
+    def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
+        return self.exchange
+
+    def messages(
+        self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
+    ) -> list[dict[str, Any]]:
+        messages = list(task)
+        for number, turn in enumerate(turns[first:], first):
+            said, *results = self.shown[number]
+            calls = [
+                {**call, "id": f"call_{number}_{index}", "function": {**call["function"]}}
+                for index, call in enumerate((said.get("tool_calls") or [])[: len(results)])
+            ]
+            for call in calls:
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            content = self.syntax.drop_scratch(self.syntax.spoken(said, turn.state))
+            messages.append({"role": "assistant", "content": content, **({"tool_calls": calls} if calls else {})})
+            for index, result in enumerate(results):
+                text = result["content"]
+                if index == len(results) - 1 and number == len(turns) - 1:
+                    text += decode(self.syntax.tokenizer, self.inside)
+                if calls:
+                    messages.append({"role": "tool", "tool_call_id": calls[index]["id"], "content": text})
+                else:  # a call that could not be read has no id to answer to
+                    messages.append({"role": "user", "content": text})
+        return messages

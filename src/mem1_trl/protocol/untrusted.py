@@ -1,4 +1,4 @@
-"""Text that somebody else wrote: made harmless, so that no control token of a model comes out of it."""
+"""Untrusted text, changed so that it cannot encode to a control token of a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a chat template marks its messages with: <|im_end|>, [INST], <<SYS>>, <start_of_turn>
+# Markers of messages in chat templates: <|im_end|>, [INST], <<SYS>>, <start_of_turn>
 _MARKER_IN_TEMPLATE = re.compile(r"<\|[^<>|\s]{1,40}\|>|\[/?[A-Z_]{2,30}\]|<</?[A-Z]{2,10}>>|</?[a-z]+_[a-z_]+>")
 _LOOKS_LIKE_CONTROL = re.compile(r"^(<.*>|\[.*\]|\{.*\}|<.*|\|.*\|)$", re.DOTALL)
 
-# Markers of common chat formats, whichever tokenizer reads them: a server behind an endpoint may have another
+# Markers of common chat formats, whichever tokenizer reads them: the server of an endpoint may have another
 _COMMON = (
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|begin_of_text|>", "<|end_of_text|>",
     "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<start_of_turn>", "<end_of_turn>",
@@ -27,14 +27,14 @@ _known = WeakKeyDictionary()
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], frozenset[int]]:
-    """The control texts of a tokenizer as one pattern, and the token ids that no text of others may become."""
+    """The control texts of a tokenizer as one pattern, and the token ids that untrusted text may not become."""
     template = getattr(tokenizer, "chat_template", None)
     template = template if isinstance(template, str) else ""
     key = (len(getattr(tokenizer, "added_tokens_decoder", ())), template)
     found = _known.get(tokenizer)
     if found is not None and found[0] == key:
         return found[1]
-    # Ordinary words that were added to the vocabulary are no control, and the unknown token is what unknown text becomes
+    # Ordinary words that were added to the vocabulary are not control, and unknown text becomes the unknown token
     texts = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
     for index, added in getattr(tokenizer, "added_tokens_decoder", {}).items():
         if added.special or _LOOKS_LIKE_CONTROL.match(added.content.strip()):
@@ -49,35 +49,35 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
     return result
 
 
-def clean(text: str) -> str:
-    """The text without what no tokenizer or file can hold: a lone surrogate becomes `?`, NUL bytes go."""
+def strip_unencodable(text: str) -> str:
+    """The text without characters that no tokenizer or file can hold: a lone surrogate becomes `?`, NUL bytes go."""
     return text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
 
 
-def break_markers(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def break_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """
-    The text with a space inside everything that marks a message or a tool call for a model.
+    The text with a space inside every marker of a message or a tool call.
 
-    `"<|im_end|>"` becomes `"< |im_end|>"`, and stays text however often it is encoded again, here or behind an endpoint. The
-    markers are the special tokens of the tokenizer, other tokens of its that look like control, what its chat template
-    writes, and those of common chat formats.
+    `"<|im_end|>"` becomes `"< |im_end|>"`, and stays text however often it is encoded again, here or by an endpoint. The
+    markers are the special tokens of the tokenizer, its other tokens that look like control tokens, those that its chat
+    template writes, and those of common chat formats.
     """
     pattern, _ = _controls(tokenizer)
     previous = None
-    while previous != text:  # a break may join what was cut by another marker
+    while previous != text:  # a break may join the parts of a marker that another marker had cut
         previous = text
         text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return text
 
 
-def harmless(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Text of others that goes into a prompt: without markers, NUL bytes and lone surrogates."""
-    return break_markers(tokenizer, clean(text))
+def sanitize_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Untrusted text for a prompt: without markers, NUL bytes and lone surrogates."""
+    return break_control(tokenizer, strip_unencodable(text))
 
 
 def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
-    Token ids of text that somebody else wrote: a control token that is spelled out in it stays plain text.
+    Token ids of untrusted text: a control token that is spelled out in it stays plain text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -86,13 +86,13 @@ def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
             Any text.
 
     Returns:
-        `list[int]`: None of them is a special token, or another that looks like control (`<tool_call>`), but for the
-        unknown token.
+        `list[int]`: None of them is a special token or looks like a control token (`<tool_call>`), except the unknown
+        token.
     """
     if not text:
         return []
-    text = harmless(tokenizer, text)
+    text = sanitize_prompt(tokenizer, text)
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     _, forbidden = _controls(tokenizer)
-    # A normalizer may still make one of letters that are no marker as they stand
+    # A normalizer may still make one of letters that are not a marker as they are
     return [index for index in ids if index not in forbidden]

@@ -18,7 +18,7 @@ KINDS = ("error", "wrong", "partly", "right", "unscored")
 """How an episode can have gone: it failed; no objective right; some; all, or a success; there was nothing to score it by."""
 
 
-def kind_of(record: dict[str, Any]) -> str:
+def outcome_of(record: dict[str, Any]) -> str:
     """One of [`KINDS`] for a record of an evaluation's `.jsonl` file."""
     if record.get("error"):
         return "error"
@@ -174,7 +174,7 @@ def browse(result: Result, count: int) -> tuple[dict[str, Any], list[dict[str, f
     kinds: list[str] = []
     usages = []
     for record in result.episodes():
-        kinds.append(kind_of(record))
+        kinds.append(outcome_of(record))
         if record.get("trajectory") is not None:
             usages.append(turn_usage(Trajectory.from_dict(record["trajectory"])))
     wanted = set(choose(kinds, count))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.result import FORMAT
+from ..json_lines import read_json_lines
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 
@@ -45,18 +46,9 @@ class Result:
     def episodes(self) -> Iterator[dict[str, Any]]:
         """The records of the `.jsonl` file, one at a time; none if the file is absent."""
         path = self.path.with_suffix(".jsonl")
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(
-                        f"{path}, line {number}, is not JSON ({error}): was the evaluation cut off? Run it again."
-                    ) from None
+        if path.exists():
+            for _, record in read_json_lines(path, "was the evaluation cut off? Run it again."):
+                yield record
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from .bm25 import Bm25Index
 from .dense import DenseIndex, TransformersEncoder
 from .http import HttpRetriever
-from .opening import open_retriever
+from .open_retriever import open_retriever
 from .passages import WORD, Passage, Retriever
 
 __all__ = [

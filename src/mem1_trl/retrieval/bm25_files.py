@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .passages import PassageFile, PassageWriter, map_array, read_corpus, read_json_lines, read_manifest
+from ..json_lines import read_json_lines
+from .passages import CORPUS_ADVICE, PassageFile, PassageWriter, map_array, read_corpus, read_manifest
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
@@ -124,7 +125,8 @@ class _Source:
             path = Path(self._corpus)
             size = path.stat().st_size
             with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=not self._show_progress) as bar:
-                yield from read_corpus(read_json_lines(path, bar.update), *self._columns)
+                records = (record for _, record in read_json_lines(path, CORPUS_ADVICE, advance=bar.update))
+                yield from read_corpus(records, *self._columns)
             return
         total = len(self._corpus) if isinstance(self._corpus, Sized) else None
         with tqdm(total=total, unit=" passages", desc="reading", disable=not self._show_progress) as bar:

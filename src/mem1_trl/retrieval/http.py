@@ -16,10 +16,8 @@ from typing import Any
 import urllib3
 from urllib3.util import Retry, Timeout, parse_url
 
+from ..retrying import BUSY_STATUSES, backoff
 from .passages import Passage, check_search, read_corpus
-
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that may pass by themselves."""
 
 
 @dataclass(eq=False, slots=True)
@@ -85,14 +83,12 @@ class HttpRetriever:
         self.url = url.rstrip("/") + "/retrieve" if parsed.path in (None, "", "/") else url
         self._arguments = (url, timeout, max_retries, max_connections, max_batch_size)
         self._timeout = Timeout(connect=min(timeout, 10.0), read=timeout)
-        self._retries = Retry(
+        self._retries = _Retry(
             total=max_retries,
             redirect=3,
             allowed_methods=None,  # a search changes nothing, so POST may be repeated
-            status_forcelist=_BUSY,
+            status_forcelist=BUSY_STATUSES,
             raise_on_status=False,
-            backoff_factor=0.5,
-            backoff_jitter=0.25,
         )
         self._max_batch_size = max_batch_size
         self._pool = urllib3.PoolManager(maxsize=max_connections)
@@ -219,6 +215,14 @@ class HttpRetriever:
                 f"What answers at {self.url} is no retriever: it should give {{'result': [[{{'document': {{'contents': "
                 f"...}}}}]]}}, one list for each query, but gave {said!r}."
             ) from None
+
+
+class _Retry(Retry):
+    """`Retry` whose waits are those of the package, and draw nothing from the global random state."""
+
+    def get_backoff_time(self) -> float:
+        attempts = len([entry for entry in self.history if entry.redirect_location is None])
+        return backoff(attempts, first=0.5) if attempts else 0.0
 
 
 def _passage(entry: dict[str, Any]) -> Passage:

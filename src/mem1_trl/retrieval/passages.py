@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import mmap
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -109,37 +108,10 @@ def read_corpus(
             )
 
 
-def read_json_lines(path: Path, advance: Callable[[int], object] = lambda count: None) -> Iterator[Any]:
-    """
-    The values of a file of JSON lines, `.gz` or plain; empty lines are skipped.
-
-    Args:
-        path (`Path`):
-            The file.
-        advance (`Callable[[int], object]`, *optional*):
-            Called with the number of bytes of the file that were read since it was called last.
-
-    Raises:
-        `ValueError`: if a line is not JSON; the message names it.
-    """
-    with open(path, "rb") as raw:
-        lines: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        done = 0
-        for number, line in enumerate(lines, start=1):
-            if number % 1000 == 0:
-                position = raw.tell()
-                advance(position - done)
-                done = position
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"Line {number} of {path.name!r} is not JSON ({error}): a corpus has one JSON object on each line, "
-                    'such as {"title": "Iron", "text": "Iron has the symbol Fe."}.'
-                ) from None
-        advance(raw.tell() - done)
+CORPUS_ADVICE = (
+    'a corpus has one JSON object on each line, such as {"title": "Iron", "text": "Iron has the symbol Fe."}.'
+)
+"""What to do about a line of a corpus that is not JSON."""
 
 
 class PassageWriter:

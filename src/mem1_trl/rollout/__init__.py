@@ -6,7 +6,7 @@ from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from .episode import Episode as Episode
-    from .episode import RolloutSettings as RolloutSettings
+    from .settings import AgentSettings as AgentSettings
     from .turn_loop import Rollout as Rollout
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "Episode": "episode",
         "Rollout": "turn_loop",
-        "RolloutSettings": "episode",
+        "AgentSettings": "settings",
     },
 )

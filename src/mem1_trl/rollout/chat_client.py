@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff, with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 logger = logging.getLogger(__name__)
-
-_BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that pass by themselves."""
-
-# The clients of OpenAI, the Hub and httpx share no base class for "nobody answered"; what they share with it is the name
-_UNREACHABLE = ("APIConnectionError", "InferenceTimeoutError", "TransportError")
 
 _MAX_STOPS = 4
 """OpenAI refuses more stop sequences; what is not stopped at is cut off here."""
@@ -73,49 +67,35 @@ class ChatEndpoint:
                 "huggingface_hub.InferenceClient, or the address of a server such as 'http://localhost:8000/v1'."
             )
 
-    def ask(self, conversations: Sequence[list[dict[str, Any]]], stops: Sequence[list[str]]) -> list[tuple[str, bool]]:
+    def ask(
+        self,
+        conversations: Sequence[list[dict[str, Any]]],
+        stops: Sequence[list[str]],
+        tools: Sequence[list[dict[str, Any]]] | None = None,
+    ) -> list[tuple[dict[str, Any], bool]]:
         """
-        One answer for each conversation, asked for at once.
+        One answer for each conversation, asked for simultaneously.
 
         Args:
             conversations (`Sequence[list[dict]]`):
                 Messages with `role` and `content`.
             stops (`Sequence[list[str]]`):
                 Stop strings of each.
-
-        Returns:
-            `list[tuple[str, bool]]`: The text, and whether it ended by itself or at a stop string rather than at its length
-            limit. Servers leave the stop string out or in; it is put back by [`close_action`].
-        """
-        choices = self._ask_all(conversations, stops, [None] * len(conversations))
-        return [(choice.message.content or "", choice.finish_reason != "length") for choice in choices]
-
-    def ask_with_tools(
-        self, conversations: Sequence[list[dict[str, Any]]], tools: Sequence[list[dict[str, Any]]]
-    ) -> list[tuple[dict[str, Any], bool]]:
-        """
-        One answer for each conversation, as a message that may call tools.
-
-        Args:
-            conversations (`Sequence[list[dict]]`):
-                Messages with `role` and `content`.
-            tools (`Sequence[list[dict]]`):
+            tools (`Sequence[list[dict]]`, *optional*):
                 JSON schemas of the tools of each.
 
         Returns:
             `list[tuple[dict, bool]]`: The message, with `content`, `reasoning_content` if the server tells, and `tool_calls` whose
-            arguments are dictionaries; and whether it ended by itself rather than at its length limit.
+            arguments are dictionaries; and whether it ended by itself or at a stop string rather than at its length limit.
+            Servers leave the stop string out or in; it is put back by [`~mem1_trl.protocol.tag_syntax.close_action`].
         """
-        choices = self._ask_all(conversations, [[]] * len(conversations), tools)
-        return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
-
-    def _ask_all(self, conversations: Sequence[Any], stops: Sequence[list[str]], tools: Sequence[Any]) -> list[Any]:
         if not conversations:
             return []
         with ThreadPoolExecutor(max_workers=min(self.max_workers, len(conversations))) as pool:
-            return list(pool.map(self._ask_one, conversations, stops, tools))
+            choices = pool.map(self._ask_one, conversations, stops, tools or [[]] * len(conversations))
+            return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
 
-    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]] | None) -> Any:
+    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Any:
         request = {
             "model": self.model,
             "messages": messages,
@@ -126,25 +106,33 @@ class ChatEndpoint:
             **self.request_kwargs,
         }
         request = {key: value for key, value in request.items() if value is not None}
-        for attempt in range(self.max_retries + 1):
-            try:
-                return self.client.chat.completions.create(**request).choices[0]
-            except Exception as error:
-                wait = _seconds_to_wait(error, attempt)
-                what = " ".join(f"{type(error).__name__}: {error}".split())
-                if wait is None:
-                    raise RuntimeError(
-                        f"The endpoint refused a request ({what}): correct the name of the "
-                        "model, the key, or `request_kwargs`."
-                    ) from error
-                if attempt == self.max_retries:
-                    raise ConnectionError(
-                        f"The endpoint gave no answer in {attempt + 1} attempts ({what}): check "
-                        "its address and that the server runs, then start again."
-                    ) from error
-                logger.warning("%s. Trying again in %.1f s.", what, wait)
-                time.sleep(wait)
-        raise AssertionError("unreachable")
+        attempts = 0
+
+        def ask() -> Any:
+            nonlocal attempts
+            attempts += 1
+            return self.client.chat.completions.create(**request).choices[0]
+
+        try:
+            return with_retries(ask, self.max_retries, _seconds_to_wait, _warn)
+        except Exception as error:
+            if _seconds_to_wait(error, attempts) is None:
+                raise RuntimeError(
+                    f"The endpoint refused a request ({_one_line(error)}): correct the name of the model, the key, or "
+                    "`request_kwargs`."
+                ) from error
+            raise ConnectionError(
+                f"The endpoint gave no answer in {attempts} attempts ({_one_line(error)}): check its address and that the "
+                "server runs, then start again."
+            ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _warn(error: Exception, seconds: float) -> None:
+    logger.warning("%s. Trying again in %.1f s.", _one_line(error), seconds)
 
 
 def _message(answer: Any) -> dict[str, Any]:
@@ -154,7 +142,7 @@ def _message(answer: Any) -> dict[str, Any]:
     if isinstance(thought, str):
         message["reasoning_content"] = thought
     calls = []
-    for call in answer.tool_calls or []:
+    for call in getattr(answer, "tool_calls", None) or []:
         arguments = call.function.arguments or "{}"
         if isinstance(arguments, str):
             try:
@@ -175,11 +163,9 @@ def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
         names = {kind.__name__ for kind in type(error).__mro__}
         if "OfflineModeIsEnabled" in names:  # HF_HUB_OFFLINE keeps huggingface_hub's client from every server
             return None
-        if not isinstance(error, OSError) and not names & set(_UNREACHABLE):
+        if not isinstance(error, OSError) and not names & TRANSIENT_ERRORS:
             return None
-    elif status not in _BUSY:
+    elif status not in BUSY_STATUSES:
         return None
-    asked = (getattr(response, "headers", None) or {}).get("retry-after", "")
-    if asked.isdigit():
-        return float(asked)
-    return min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)
+    asked = asked_to_wait(getattr(response, "headers", None))
+    return backoff(attempt, first=1.0) if asked is None else asked

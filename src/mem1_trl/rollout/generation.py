@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from .decoding import own_decoding_only
 from .prefix_cache import PrefixCache
-from .stopping import ActionStoppingCriteria, Completion, StopTexts, finish_completion
+from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .settings import AgentSettings
 
 
 class TurnGenerator(Protocol):
@@ -51,7 +54,7 @@ class SampledLogprobs(LogitsProcessor):
         return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
 
 
-class GenerateHook:
+class ActionGenerate:
     """
     Stands in for `model.generate` while one turn is generated: stops at closed actions and records log-probs.
 
@@ -61,7 +64,7 @@ class GenerateHook:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model.
-        stop_texts ([`StopTexts`]):
+        stop_texts ([`StopStringFinder`]):
             Finds the closing tags.
         stops (`list[list[str]]`):
             Stop strings of each sequence.
@@ -76,7 +79,7 @@ class GenerateHook:
     def __init__(
         self,
         model: PreTrainedModel,
-        stop_texts: StopTexts,
+        stop_texts: StopStringFinder,
         stops: list[list[str]],
         temperature: float,
         eos_token_ids: Sequence[int],
@@ -141,11 +144,12 @@ class GenerateHook:
         """One call of `generate`; `columns` stand before the completions. Sequences, log-probs, and which have ended."""
         criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
         recorder = SampledLogprobs(self.temperature)
-        sequences = self.generate(
-            stopping_criteria=StoppingCriteriaList([criteria]),
-            logits_processor=LogitsProcessorList([recorder]),
-            **inputs,
-        )
+        with own_decoding_only(self.model):
+            sequences = self.generate(
+                stopping_criteria=StoppingCriteriaList([criteria]),
+                logits_processor=LogitsProcessorList([recorder]),
+                **inputs,
+            )
         return sequences, recorder.finish(sequences), criteria.done
 
 
@@ -164,10 +168,8 @@ class TransformersGenerator:
             A causal language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        max_completion_length (`int`):
-            Most tokens of one turn.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; `0.0` decodes greedily.
+        settings ([`AgentSettings`]):
+            Length of a turn, and how the next token is chosen. May be replaced between two calls.
         batch_size (`int`, *optional*, defaults to `32`):
             Most sequences in one call of the model.
         prefix_cache (`bool`, *optional*, defaults to `True`):
@@ -179,17 +181,15 @@ class TransformersGenerator:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        max_completion_length: int,
-        temperature: float = 0.0,
+        settings: AgentSettings,
         batch_size: int = 32,
         prefix_cache: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.max_completion_length = max_completion_length
-        self.temperature = temperature
+        self.settings = settings
         self.batch_size = batch_size
-        self.stop_texts = StopTexts(tokenizer)
+        self.stop_texts = StopStringFinder(tokenizer)
         eos = model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos:
@@ -221,21 +221,21 @@ class TransformersGenerator:
         device = self.model.device
         ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        temperature = self.temperature or 1.0
-        hook = GenerateHook(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if self.temperature > 0:
-            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+        temperature = self.settings.temperature or 1.0
+        hook = ActionGenerate(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
         sequences = hook(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=self.max_completion_length,
-            pad_token_id=self.pad_token_id,
-            eos_token_id=self.eos_token_ids or None,
-            **sampling,
+            **{
+                "max_new_tokens": self.settings.max_completion_length,
+                "pad_token_id": self.pad_token_id,
+                "eos_token_id": self.eos_token_ids or None,
+                **self.settings.decoding_options(),
+            },
         )
         assert hook.logprobs is not None
+        truncated = not self.settings.samples_from_policy
         return [
-            finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids)
+            finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids, truncated)
             for row, row_logprobs, row_stops in zip(sequences[:, longest:].tolist(), hook.logprobs, stops)
         ]

@@ -26,14 +26,17 @@ class Completion:
             Log-probability in nats of each token under the sampler.
         ended (`bool`):
             Whether a stop string or an end-of-sequence token ended it; `False` if it ran into its length limit.
+        truncated_sampling (`bool`):
+            Whether some token could not be drawn with its probability under the policy, see [`Turn`].
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     ended: bool
+    truncated_sampling: bool = False
 
 
-class StopTexts:
+class StopStringFinder:
     """
     Finds the token that completes a stop string in a growing list of token ids.
 
@@ -87,7 +90,7 @@ class ActionStoppingCriteria(StoppingCriteria):
     Ends each sequence of a batch of `generate` at the token that completes one of its own stop strings.
 
     Args:
-        stop_texts ([`StopTexts`]):
+        stop_texts ([`StopStringFinder`]):
             Finds the stop strings.
         stops (`Sequence[Sequence[str]]`):
             Stop strings of each sequence.
@@ -101,7 +104,7 @@ class ActionStoppingCriteria(StoppingCriteria):
 
     def __init__(
         self,
-        stop_texts: StopTexts,
+        stop_texts: StopStringFinder,
         stops: Sequence[Sequence[str]],
         prompt_length: int,
         eos_token_ids: Sequence[int] = (),
@@ -136,8 +139,9 @@ def finish_completion(
     ids: Sequence[int],
     logprobs: Sequence[float] | None,
     stops: Sequence[str],
-    stop_texts: StopTexts,
+    stop_texts: StopStringFinder,
     eos_token_ids: Sequence[int],
+    truncated_sampling: bool = False,
 ) -> Completion:
     """
     Cut what a backend returned at the first complete action or end-of-sequence token, whichever comes first.
@@ -151,14 +155,16 @@ def finish_completion(
             One per id, or `None`. Values behind the end are dropped too.
         stops (`Sequence[str]`):
             Stop strings.
-        stop_texts ([`StopTexts`]):
+        stop_texts ([`StopStringFinder`]):
             Finds them.
         eos_token_ids (`Sequence[int]`):
             Ids that end a sequence.
+        truncated_sampling (`bool`, *optional*, defaults to `False`):
+            Whether some token could not be drawn with its probability under the policy.
     """
     end = stop_texts.end(ids, stops)
     eos = next((index + 1 for index, token in enumerate(ids) if token in eos_token_ids), None)
     found = [length for length in (end, eos) if length is not None]
     length = min(found) if found else len(ids)
     kept = None if logprobs is None else tuple(logprobs[:length])
-    return Completion(tuple(ids[:length]), kept, ended=bool(found))
+    return Completion(tuple(ids[:length]), kept, bool(found), truncated_sampling)

@@ -1,4 +1,4 @@
-"""Tasks, a generator and environments become trajectories: the turn loop, in lockstep over a batch of episodes."""
+"""The turn loop: a batch of episodes is played in lockstep and becomes trajectories."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..environment_runtime.actions import ActionResult, run_calls
 from ..environment_runtime.calls import EnvironmentCall, EnvironmentCaller
 from ..environment_runtime.errors import describe_error
-from ..protocol.parsed_turn import ParsedTurn
-from ..protocol.tool_calls import ToolCallFormat, share_budget
-from ..protocol.untrusted import encode_untrusted
+from ..protocol.encoding import decode, encode_text
+from ..protocol.parsed_turn import ActionRequest, ParsedTurn
 from ..trajectory import StopReason, Trajectory, Turn
 from .context import next_context
-from .episode import _CHARACTERS_PER_TOKEN, Episode, RolloutSettings, decode, encode_text
+from .episode import Episode
 from .external_memory import Note
+from .observations import ObservationEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,34 +24,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..protocol.protocol import Mem1Protocol
+    from ..protocol.syntax import ActionSyntax
     from .generation import TurnGenerator
+    from .settings import AgentSettings
     from .stopping import Completion
-
-
-# Tokens that the result of a tool call needs to be worth showing; calls that leave less are not run
-_LEAST_RESULT = 16
 
 
 class Rollout:
     """
-    Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions at once.
+    Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions simultaneously.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Encodes observations, decodes completions.
         protocol ([`Mem1Protocol`]):
             Tags, hints, templates.
-        settings ([`RolloutSettings`]):
+        settings ([`AgentSettings`]):
             Budgets and rules.
         generate ([`TurnGenerator`]):
             The backend.
         running_anywhere (`Callable[[bool], bool]`, *optional*):
-            Whether some process still plays, given whether this one does. For backends in which one call generates for all
-            processes: a process whose episodes have ended then goes on taking part, with no contexts of its own.
+            Returns whether any process still plays, given whether this one does. For backends in which one call generates
+            for all processes: a process whose episodes have ended still takes part, with no contexts of its own.
         on_turn (`Callable[[int, list[Episode]], None]`, *optional*):
             Called after every turn with the number of turns done and the episodes that still run.
-        tool_calls ([`ToolCallFormat`], *optional*):
-            How the model calls tools, if the protocol is `Mem1Protocol.tool_calls()`. `None` asks the tokenizer's chat template.
+        syntax ([`~mem1_trl.protocol.syntax.ActionSyntax`], *optional*):
+            How actions are written and read. `None` makes the one of `protocol` for `tokenizer`.
         caller ([`EnvironmentCaller`], *optional*):
             Calls the environments, with its time limit and retries. `None` makes one with the default settings.
     """
@@ -60,16 +58,14 @@ class Rollout:
         self,
         tokenizer: PreTrainedTokenizerBase,
         protocol: Mem1Protocol,
-        settings: RolloutSettings,
+        settings: AgentSettings,
         generate: TurnGenerator,
         running_anywhere: Callable[[bool], bool] = bool,
         on_turn: Callable[[int, list[Episode]], None] | None = None,
-        tool_calls: ToolCallFormat | None = None,
+        syntax: ActionSyntax | None = None,
         caller: EnvironmentCaller | None = None,
     ):
-        if tool_calls is None and protocol.action_syntax == "tool_calls":
-            tool_calls = ToolCallFormat(tokenizer, protocol)
-        self.tool_calls = tool_calls
+        self.syntax = syntax or protocol.syntax(tokenizer)
         self.tokenizer = tokenizer
         self.protocol = protocol
         self.settings = settings
@@ -77,7 +73,7 @@ class Rollout:
         self.running_anywhere = running_anywhere
         self.on_turn = on_turn
         self.caller = caller or EnvironmentCaller()
-        self._own_pieces: dict[str, list[int]] = {}
+        self.observations = ObservationEncoder(self.syntax, settings)
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
         """
@@ -91,6 +87,7 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         for episode in episodes:
+            episode.record = self.syntax.new_record()
             if episode.stop_reason is None:
                 self.settings.check_prompt(episode.prompt_ids)
         for turn in range(1, self.settings.max_turns + 1):
@@ -119,18 +116,18 @@ class Rollout:
             stops.append(self._stops(episode, turns_left == 0))
         completions = self._generate(running, contexts, stops)
 
-        asked: list[tuple[Episode, ParsedTurn | None, list[Any]]] = []
+        asked: list[tuple[Episode, list[ActionRequest]]] = []
         for episode, context, completion in zip(running, contexts, completions, strict=True):
             parsed = self._read(episode, context, completion, turns_left)
-            calls = self._act(episode, parsed, completion)
-            if calls:
-                asked.append((episode, parsed, calls))
-        outcomes = self._call([(episode, calls) for episode, _, calls in asked])
-        for (episode, parsed, _), results in zip(asked, outcomes, strict=True):
-            self._observe(episode, parsed, results, turns_left)
+            requests = self._act(episode, parsed, completion)
+            if requests:
+                asked.append((episode, requests))
+        outcomes = self._call([(episode, self._calls(episode, requests)) for episode, requests in asked])
+        for (episode, requests), results in zip(asked, outcomes, strict=True):
+            self._observe(episode, requests, results, turns_left)
 
     def _call(self, asked: list[tuple[Episode, list[Any]]]) -> list[list[ActionResult]]:
-        """Results of all calls: those of different episodes run at once, those of one in order, until its environment is done."""
+        """Results of all calls: those of different episodes run simultaneously, those of one in order, until its environment is done."""
         results: list[list[ActionResult]] = [[] for _ in asked]
         for place in range(max((len(calls) for _, calls in asked), default=0)):
             now = [
@@ -146,7 +143,7 @@ class Rollout:
         return results
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
-        """What each running episode says next."""
+        """The next completion of each running episode."""
         return self.generate(contexts, stops)
 
     def _context(self, episode: Episode) -> list[int]:
@@ -161,19 +158,19 @@ class Rollout:
     def _stops(self, episode: Episode, last_turn: bool) -> list[str]:
         if episode.actions is None:
             return []
-        return self.protocol.stop_strings(list(episode.actions.tags), last_turn)
+        return self.syntax.stop_strings(list(episode.actions.tags), last_turn)
 
     def _read(
         self, episode: Episode, context: list[int], completion: Completion, turns_left: int
     ) -> ParsedTurn | None:
-        """Record the turn and return what it said (`None` without an environment)."""
+        """Record the turn and return it parsed (`None` without an environment)."""
         text = decode(self.tokenizer, completion.ids)
         parsed = None
-        if episode.actions is not None and self.tool_calls is not None:
-            parsed = self.tool_calls.parse(completion.ids, text, episode.actions.schemas)
-            episode.exchange.append(parsed.message or {})
-        elif episode.actions is not None:
-            parsed = self.protocol.parse(text, list(episode.actions.tags), last_turn=turns_left == 0)
+        if episode.actions is not None:
+            parsed = self.syntax.parse(
+                completion.ids, text, episode.actions, last_turn=turns_left == 0, ended=completion.ended
+            )
+            episode.record.add_turn(parsed)
         state_tokens = 0
         if parsed is not None and parsed.state_span is not None:
             begin, end = parsed.state_span
@@ -188,69 +185,43 @@ class Rollout:
                 action_input=parsed.action_input if parsed else None,
                 state=parsed.state if parsed else None,
                 state_tokens=state_tokens,
+                truncated_sampling=completion.truncated_sampling,
             )
         )
         return parsed
 
-    def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> list[Any]:
-        """End the episode, or return the calls that the turn asks for (or their results, where there is nothing to call)."""
+    def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> list[ActionRequest]:
+        """End the episode if its turn does so, and return the requests of the turn, those that cannot be run included."""
         if parsed is None or episode.actions is None:  # no environment: the text is the answer
             episode.answer = decode(self.tokenizer, completion.ids, skip_special_tokens=True)
             episode.stop_reason = StopReason.ANSWER if completion.ended else StopReason.TRUNCATED
             return []
-        if not completion.ended and (parsed.action is None or self.tool_calls is not None):
+        if parsed.truncated:
             episode.stop_reason = StopReason.TRUNCATED
             return []
         if parsed.action is None:
             if self.protocol.on_invalid_action == "end":
                 episode.stop_reason = StopReason.INVALID_ACTION
                 return []
-            problem = parsed.problem
-            if problem is None:
-                tags = [self.protocol.answer_tag]
-                if self.protocol.action_syntax == "tags":
-                    tags = [*episode.actions.tags, *tags]
-                problem = f"no complete action. Use one of the tags {', '.join(tags)}."
-            return [ActionResult(f"Error: {problem}", failed=True)]
-        if parsed.calls:
-            return self._tool_calls(episode, parsed)
-        text = parsed.action_input or ""
-        if parsed.action == self.protocol.answer_tag and self.protocol.action_syntax != "brackets":
-            episode.answer = text
+            # The result of a turn without a call needs the name of some action, too
+            return [ActionRequest(next(iter(episode.actions.tags), "tool"), problem=parsed.problem)]
+        if parsed.answer is not None:
+            episode.answer = parsed.answer
             episode.stop_reason = StopReason.ANSWER
-            if episode.actions.answer_method is None:
-                return []
-            method = episode.actions.answer_method
-        else:
-            method = episode.actions.tags[parsed.action]
-        try:
-            arguments = episode.actions.arguments(method, text)
-        except ValueError as error:
-            return [ActionResult(f"Error: {error}", failed=True)]
-        return [(getattr(episode.environment, method), arguments)]
+        return self.syntax.requests(parsed, episode.actions)
 
-    def _tool_calls(self, episode: Episode, parsed: ParsedTurn) -> list[Any]:
-        """The native tool calls of a turn, as many as their results fit into an observation."""
-        assert episode.actions is not None
+    def _calls(self, episode: Episode, requests: Sequence[ActionRequest]) -> list[Any]:
+        """The calls of as many requests as their results fit into an observation, or a result where nothing can be called."""
         calls: list[Any] = []
-        for call in parsed.calls[: self._most_results([call.name for call in parsed.calls])]:
-            try:
-                if call.name not in episode.actions.tags:
-                    known = ", ".join(episode.actions.tags) or "none"
-                    raise ValueError(f"there is no tool {call.name!r:.80}; there are {known}.")
-                arguments = episode.actions.typed_arguments(call.name, call.arguments)
-                calls.append((getattr(episode.environment, call.name), arguments))
-            except ValueError as error:
-                calls.append(ActionResult(f"Error: {error}", failed=True))
+        for request in requests[: self.observations.most_results([request.name for request in requests])]:
+            if request.method is None:
+                calls.append(ActionResult(f"Error: {request.problem}", failed=True))
+            else:
+                calls.append((getattr(episode.environment, request.method), request.arguments))
         return calls
 
-    def _result_names(self, episode: Episode, parsed: ParsedTurn | None, results: Sequence[ActionResult]) -> list[str]:
-        """Names of the tools that results are of; one of a turn without a call needs some name, too."""
-        names = [call.name for call in parsed.calls] if parsed is not None else []
-        return names[: len(results)] or [next(iter(episode.actions.tags if episode.actions else ()), "tool")]
-
     def _end_finished(self, episodes: list[Episode], results: list[ActionResult]) -> None:
-        """End the episodes whose environment is done, or can be played in no more."""
+        """End the episodes whose environment is done, or can no longer be used."""
         asked, calls = [], []
         for episode, result in zip(episodes, results):
             if result.fatal:
@@ -271,25 +242,22 @@ class Rollout:
                 episode.stop_reason = StopReason.DONE
 
     def _observe(
-        self, episode: Episode, parsed: ParsedTurn | None, results: list[ActionResult], turns_left: int
+        self, episode: Episode, requests: Sequence[ActionRequest], results: list[ActionResult], turns_left: int
     ) -> None:
         """Append the observation and decide whether the episode goes on."""
+        texts = [result.text for result in results]
+        names = [request.name for request in requests[: len(results)]]
         episode.failed_actions += sum(result.failed for result in results)
-        names = self._result_names(episode, parsed, results)
-        if self.tool_calls is not None:
-            episode.exchange += [
-                {"role": "tool", "name": name, "content": result.text} for name, result in zip(names, results)
-            ]
+        episode.record.add_results(names, texts)
         if episode.stop_reason is None and turns_left == 0:
             episode.stop_reason = StopReason.MAX_TURNS
         if episode.stop_reason is not None:
             return
-        texts = [result.text for result in results]
-        if parsed is not None and len(results) < len(parsed.calls):
-            texts[-1] = f"[Only the first {len(results)} of {len(parsed.calls)} calls were run.]\n{texts[-1]}"
+        if len(results) < len(requests):
+            texts[-1] = f"[Only the first {len(results)} of {len(requests)} calls were run.]\n{texts[-1]}"
         assert episode.actions is not None
-        pieces, bodies = self._encode_results(texts, names, turns_left, list(episode.actions.tags))
-        before, body, after = self._join(pieces, bodies)
+        observation = self.observations.encode_results(texts, names, turns_left, list(episode.actions.tags))
+        before, body, after = observation.before, observation.body, observation.after
         observation_ids = [*before, *body, *after]
         turn = episode.turns[-1]
         episode.turns[-1] = dataclasses.replace(
@@ -298,112 +266,24 @@ class Rollout:
             observation_tokens=len(observation_ids),
         )
         episode.history.append([*self._carried(turn), *observation_ids])
-        if self.tool_calls is not None:
-            contents = [self.tool_calls.plain(decode(self.tokenizer, ids)) for ids in bodies]
-            contents[0] = self.protocol.observation_frame(turns_left)[0] + contents[0]
-            shown = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, contents)]
-            episode.shown.append([episode.exchange[-len(results) - 1], *shown])
+        episode.record.add_observation(names, observation.results, turns_left)
         if self.settings.context == "external":
-            self._recall(episode, turn.action_input or "", body, any(result.failed for result in results))
-            if (
-                self.tool_calls is not None and episode.recalled
-            ):  # inside the result, since the agent's turn is open behind it
-                episode.history[-1] = [*self._carried(turn), *before, *body, *episode.recalled, *after]
-                episode.inside, episode.recalled = episode.recalled, []
+            failed = any(result.failed for result in results)
+            recalled = self._recall(episode, turn.action_input or "", body, failed)
+            episode.recalled, inside = episode.record.place_memory(recalled)
+            if inside:
+                episode.history[-1] = [*self._carried(turn), *before, *body, *inside, *after]
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
 
     def _carried(self, turn: Turn) -> Sequence[int]:
-        """What a completion leaves in the next context: its own ids, unless scratch is dropped from it."""
-        text = self.protocol.drop_scratch(turn.text)
+        """Token ids of a completion in the next context: its own, unless scratch is dropped from it."""
+        text = self.syntax.drop_scratch(turn.text)
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
 
-    def encode_observation(self, text: str, turns_left: int, action_tags: Sequence[str] = ()) -> list[int]:
-        """
-        Token ids of an observation within its budget. It is cut by tokens; tags, hint and what a chat template writes around
-        it stay whole.
-
-        Args:
-            text (`str`):
-                What the environment returned.
-            turns_left (`int`):
-                Turns that remain, for the hint.
-            action_tags (`Sequence[str]`, *optional*):
-                Tags to defuse besides the protocol's own; the names of the tools, with tool calls.
-        """
-        pieces, bodies = self._encode_results([text], [*action_tags, "tool"][:1], turns_left, action_tags)
-        return [*pieces[0], *bodies[0], *pieces[1]]
-
-    def _pieces(self, names: Sequence[str], turns_left: int) -> list[list[int]]:
-        """Token ids of what stands around the results of one turn, one piece more than there are results."""
-        before, after = self.protocol.observation_frame(turns_left)
-        texts = [before, after]
-        if self.tool_calls is not None:
-            texts = list(self.tool_calls.frame(names))
-            texts[0], texts[1] = texts[0] + before, after + texts[1]  # the hint stands once
-        return [self._encode_own(text) for text in texts]
-
-    def _most_results(self, names: Sequence[str]) -> int:
-        """How many results of these tools fit into one observation: the first always does, others if there is room to speak."""
-        least = len(self._encode_own(self.protocol.truncation_marker)) + _LEAST_RESULT
-        for count in range(len(names), 1, -1):
-            # Of all hints that of the first turn is about the longest
-            frame = sum(map(len, self._pieces(names[:count], self.settings.max_turns)))
-            if frame + count * least <= self.settings.max_observation_length:
-                return count
-        return 1
-
-    def _encode_results(
-        self, texts: Sequence[str], names: Sequence[str], turns_left: int, action_tags: Sequence[str]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of what stands around the results of one turn, and of the results, all of them within the budget."""
-        pieces = self._pieces(names, turns_left)
-        marker = self._encode_own(self.protocol.truncation_marker)
-        fixed = sum(map(len, pieces))
-        room = self.settings.max_observation_length - fixed
-        if room < len(marker) * len(texts):
-            raise ValueError(
-                f"max_observation_length={self.settings.max_observation_length} is less than the tags, hint and "
-                f"truncation marker of an observation need ({fixed + len(marker)} tokens): raise it."
-            )
-        encoded = [self._encode_result(text, room, action_tags) for text in texts]
-        budgets = share_budget(room, [len(ids) + len(marker) * cut for ids, cut in encoded])
-        return pieces, [
-            [*ids[: budget - len(marker)], *marker] if cut or len(ids) > budget else ids
-            for (ids, cut), budget in zip(encoded, budgets, strict=True)
-        ]
-
-    @staticmethod
-    def _join(pieces: list[list[int]], bodies: list[list[int]]) -> tuple[list[int], list[int], list[int]]:
-        """What stands before the results of one turn, they with what stands between them, and what follows."""
-        first, *between, last = pieces
-        body = [token for ids, behind in zip(bodies, [*between, []], strict=True) for token in (*ids, *behind)]
-        return first, body, last
-
-    def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
-        """Token ids of what the environment returned, and whether so much of it was cut that it need not be tokenized."""
-        if self.settings.context == "external":  # what is shown now may be put back later
-            action_tags = [*action_tags, self.protocol.memory_tag]
-        ids: list[int] = []
-        whole = False
-        for characters in _CHARACTERS_PER_TOKEN:  # what does not fit need not be tokenized
-            part = text[: room * characters]
-            whole = len(part) == len(text)
-            safe = self.protocol.defuse(part, action_tags) if self.tool_calls is None else self.tool_calls.defuse(part)
-            ids = encode_untrusted(self.tokenizer, safe)
-            if whole or len(ids) > room:
-                break
-        return ids, not whole
-
-    def _encode_own(self, text: str) -> list[int]:
-        """Token ids of a piece of the protocol, which stands in every observation: encoded once."""
-        if text not in self._own_pieces:
-            self._own_pieces[text] = encode_text(self.tokenizer, text)
-        return self._own_pieces[text]
-
-    def _recall(self, episode: Episode, query: str, body: list[int], failed: bool) -> None:
-        """Look up what the next context gets back, then keep the newest observation, which stands in it anyway."""
+    def _recall(self, episode: Episode, query: str, body: list[int], failed: bool) -> list[int]:
+        """Token ids of the notes that go into the next context. Then add the newest observation, which is in that context anyway."""
         newest = Note(query, decode(self.tokenizer, body), tuple(body))
         task = decode(self.tokenizer, episode.prompt_ids, skip_special_tokens=True)
         top_k = self.settings.memory_top_k
@@ -415,10 +295,10 @@ class Rollout:
         room = self._history_room(episode)
         for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit
             notes = [token for note in found[:count] for token in (*note.ids, *newline)]
-            episode.recalled = [*before, *notes, *after]
-            if room is None or len(episode.recalled) + len(episode.history[-1]) <= room:
-                return
-        episode.recalled = []
+            recalled = [*before, *notes, *after]
+            if room is None or len(recalled) + len(episode.history[-1]) <= room:
+                return recalled
+        return []
 
 
 def _read_done(environment: Any) -> bool:

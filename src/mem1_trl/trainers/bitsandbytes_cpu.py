@@ -1,4 +1,4 @@
-"""A trap of quantized weights, sprung before anything is trained."""
+"""Work around a bitsandbytes CPU repacking that zeroes gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def keep_trainable(model: nn.Module) -> None:
+def keep_gradients_through_4bit(model: nn.Module) -> None:
     """
     Keep 4-bit layers of bitsandbytes in the form that gradients flow through.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a run goes on from as if it had never stopped: which are complete, and what else they must hold."""
+"""Checkpoints of runs that resume exactly: which of them are complete, and the state that `Trainer` does not save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPLETE_FILE = "mem1_checkpoint.json"
 
 
 def mark_complete(directory: str | os.PathLike[str], global_step: int) -> None:
-    """Say that everything in a checkpoint has been written."""
+    """Mark a checkpoint as written to its end."""
     path = Path(directory) / COMPLETE_FILE
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"global_step": global_step}) + "\n")
@@ -27,7 +27,7 @@ def mark_complete(directory: str | os.PathLike[str], global_step: int) -> None:
 
 
 def mark_incomplete(directory: str | os.PathLike[str]) -> None:
-    """Take the mark off a checkpoint that is about to be written (again)."""
+    """Remove the mark of a checkpoint that is about to be written (again)."""
     (Path(directory) / COMPLETE_FILE).unlink(missing_ok=True)
 
 
@@ -57,7 +57,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
             Directory of the run.
 
     Returns:
-        `str` or `None`: A complete checkpoint, or `None` to start anew.
+        `str` or `None`: A complete checkpoint, or `None` to start from the beginning.
 
     Raises:
         `ValueError`: If there is none, or if the one that is named was not written to its end.
@@ -68,7 +68,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
     if resume_from_checkpoint is True:
         if last is None:
             raise ValueError(
-                f"There is no complete checkpoint in {output_dir}: call train() without resume_from_checkpoint to start anew."
+                f"There is no complete checkpoint in {output_dir}: call train() without resume_from_checkpoint to start from the beginning."
             )
         return last
     if not Path(resume_from_checkpoint).is_dir():
@@ -77,7 +77,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
             + (f"the latest is {last}." if last else f"{output_dir} holds none.")
         )
     if not is_complete(resume_from_checkpoint):
-        instead = f"resume from {last} instead" if last else "start anew"
+        instead = f"resume from {last} instead" if last else "start from the beginning"
         raise ValueError(
             f"The checkpoint {resume_from_checkpoint} was not written to its end (it has no {COMPLETE_FILE}): {instead}."
         )
@@ -87,13 +87,13 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
 @dataclass
 class RunState:
     """
-    Where one process of a run is, beyond weights, optimizer and random states.
+    The progress of one process of a run, beyond weights, optimizer and random states.
 
     Attributes:
         micro_step (`int`):
             Micro-batches trained on so far.
         buffer (`list[dict]` or `None`):
-            What is left to train on of the last generation batch, if the checkpoint falls between two rollouts.
+            Micro-batches of the last generation batch, if some of them are still to be trained on.
         metrics (`dict[str, list[float]]`):
             Values that the next log entry will average.
         loss (`float`):

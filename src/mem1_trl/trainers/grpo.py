@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..configs import Mem1GRPOConfig, from_grpo_config
+from ..configs import Mem1GRPOConfig, Mem1PPOConfig, from_grpo_config
 from .mem1 import Mem1Trainer
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ class Mem1GRPOTrainer(Mem1Trainer):
     ):
         if args is None:
             args = Mem1GRPOConfig(f"{model_name(model)}-MEM1-GRPO")
+        elif isinstance(args, Mem1PPOConfig):
+            raise TypeError(
+                "`args` must be a Mem1GRPOConfig, got a Mem1PPOConfig, whose critic this trainer does not have: use "
+                "Mem1PPOTrainer."
+            )
         elif not isinstance(args, Mem1GRPOConfig):
             args = from_grpo_config(args)
         super().__init__(

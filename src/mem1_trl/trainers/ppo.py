@@ -15,11 +15,12 @@ from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
 from ..update.scoring import forward_rows
-from .bitsandbytes_cpu import keep_trainable
+from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
-from .trl_seam.helpers import instance_attribute, row_chunks
+from .trl_seam.batch_rows import row_chunks
+from .trl_seam.helpers import instance_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -166,7 +167,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         critic = build_value_model(source, self.model, kwargs, peft_config)
         if isinstance(critic, SharedValueHead):
             return critic
-        keep_trainable(critic)
+        keep_gradients_through_4bit(critic)
         if self.args.disable_dropout:
             for module in critic.modules():
                 if isinstance(module, torch.nn.Dropout):

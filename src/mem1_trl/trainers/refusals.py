@@ -1,4 +1,4 @@
-"""What DeepSpeed and FSDP cannot be combined with, said before a model is loaded."""
+"""Errors for settings that cannot be combined with DeepSpeed or FSDP, raised before a model is loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def uses_fsdp(args: TrainingArguments) -> bool:
 
 def refuse_sharded_weights(args: TrainingArguments) -> None:
     """
-    Refuse what a critic beside the policy's engine cannot work with.
+    Refuse settings that a critic next to the policy's engine cannot work with.
 
-    Under ZeRO-1 and ZeRO-2 every process holds all weights of the policy. The critic then stands beside the engine, with an
+    Under ZeRO-1 and ZeRO-2 every process holds all weights of the policy. The critic is then outside the engine, with an
     optimizer of its own, in plain data parallelism.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reward functions and the episodes that they are not asked about, because an environment failed."""
+"""Reward functions that are not called for episodes whose environment failed."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import torch
 
 
-def skip_rows(function: Any, skipped: list[bool]) -> Any:
+def score_sound_episodes_only(function: Any, failed: list[bool]) -> Any:
     """
-    A reward function that is not asked about some rows, for which it gives 0.
+    A reward function that is not called for failed episodes, which get 0.
 
     Reward functions are written for episodes; one that never began has no turns, perhaps no environment. Reward models get texts
     only, and stay as they are.
     """
     if isinstance(function, torch.nn.Module):
         return function
-    kept = [index for index, skip in enumerate(skipped) if not skip]
+    kept = [index for index, one in enumerate(failed) if not one]
 
     def chosen(kwargs: dict[str, Any]) -> dict[str, Any]:
-        rows = {key: [v[i] for i in kept] if _is_column(v, len(skipped)) else v for key, v in kwargs.items()}
+        rows = {key: [v[i] for i in kept] if _is_column(v, len(failed)) else v for key, v in kwargs.items()}
         if "log_extra" in kwargs:
             rows["log_extra"] = lambda column, values: kwargs["log_extra"](column, spread(values, None))
         return rows
 
     def spread(values: Any, filler: Any) -> list[Any]:
-        result = [filler] * len(skipped)
+        result = [filler] * len(failed)
         for index, value in zip(kept, values, strict=True):
             result[index] = value
         return result

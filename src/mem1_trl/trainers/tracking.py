@@ -1,7 +1,7 @@
 """
-Episodes in what a run reports to: a table of turns, and in trackio each episode as a trace.
+Log episodes to the trackers of a run: a table of turns, and in trackio each episode as a trace.
 
-Numbers are logged by TRL; this is for what was read, written and observed.
+TRL logs the numbers; this logs contexts, completions and observations.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def turn_rows(
     ]
 
 
-def choose(trajectories: Sequence[Trajectory], count: int | None) -> list[Trajectory]:
+def evenly_spaced(trajectories: Sequence[Trajectory], count: int | None) -> list[Trajectory]:
     """At most `count` episodes, evenly spread; all for `None`. No random number is drawn, which would change the run."""
     if count is None or count >= len(trajectories):
         return list(trajectories)
@@ -88,7 +88,7 @@ def log_trajectories(
     writer: Any = None,
 ) -> None:
     """
-    Give episodes to the trackers that can hold them: wandb and trackio get a table of all turns, trackio further a trace of each
+    Log episodes to the trackers that can hold them: wandb and trackio get a table of all turns, trackio further a trace of each
     episode of the sample, TensorBoard the sample as text.
 
     Args:
@@ -101,7 +101,7 @@ def log_trajectories(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Decodes the task prompts.
         name (`str`, *optional*, defaults to `"trajectories"`):
-            What they are called there.
+            Name of the table.
         sample (`Sequence[Trajectory]`, *optional*):
             Episodes for traces and text. `None` takes all.
         writer (`SummaryWriter`, *optional*):
@@ -128,7 +128,7 @@ def log_trajectories(
 
 
 def _trace(trackio: Any, trajectory: Trajectory, step: int, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """An episode as a trace of trackio: the task, and in turn what the agent wrote and what it was told."""
+    """An episode as a trace of trackio: the task, then completions and observations in turn."""
     messages = [{"role": "user", "content": str(tokenizer.decode(list(trajectory.prompt_ids)))}]
     for turn in trajectory.turns:
         messages.append({"role": "assistant", "content": turn.text})

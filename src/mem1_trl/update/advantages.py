@@ -52,7 +52,7 @@ def generalized_advantages(
 
     $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \delta_t + \gamma \lambda A_{t+1}$$
 
-    where `t + 1` is the *next generated token*, across all that stands between two turns (observations and contexts are
+    where `t + 1` is the *next generated token*, across everything between two turns (observations and contexts are
     not actions, so no discount is taken over them). The last generated token is terminal. With `gamma = lam = 1` the
     return is the sum of the rewards from `t` on.
 

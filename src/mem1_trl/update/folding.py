@@ -1,4 +1,4 @@
-"""The rows of a batch as one row: no padding, and what several of them begin with alike is there once."""
+"""The rows of a batch as one row without padding, in which a common beginning of several rows is stored once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FoldedRows:
         tree ([`RowBatch`]):
             The one row. Its turns are those of the batch, numbered through.
         places (`torch.Tensor`):
-            Shape `(B, T)`, int64: where each token of the batch stands in the row; -1 for padding. A sampled token has a
-            place of its own, right behind its predecessor.
+            Shape `(B, T)`, int64: where each token of the batch is in the row; -1 for padding. A sampled token has a
+            place of its own, right after its predecessor.
     """
 
     tree: RowBatch
@@ -32,13 +32,13 @@ class FoldedRows:
 
         Args:
             values (`torch.Tensor`):
-                Shape `(1, N - 1)`; the value of the token at place `i` stands at `i - 1`.
+                Shape `(1, N - 1)`; the value of the token at place `i` is at `i - 1`.
 
         Returns:
             `torch.Tensor`: Shape `(B, T - 1)`, in the same manner; zero where no token was sampled. Differentiable.
         """
-        sampled = self.tree.sampled[0, self.places.clamp(min=0)] & (self.places >= 0)
-        wanted = sampled[:, 1:]
+        tool_mask = self.tree.tool_mask[0, self.places.clamp(min=0)] & (self.places >= 0)
+        wanted = tool_mask[:, 1:]
         spread = values.new_zeros(wanted.shape)
         return spread.masked_scatter(wanted, values[0, self.places[:, 1:][wanted] - 1])
 
@@ -51,8 +51,8 @@ def fold_rows(batch: RowBatch) -> FoldedRows:
 
         row     p1 p2 a p2 b        predecessor of the second p2: p1
 
-    Only what stands before the first sampled token is shared, and of the second and later rows at most all but the last
-    token of it, since a completion must stand right behind its predecessor. Rows are taken in the order of their prompts,
+    Only the tokens before the first sampled one are shared, and of the second and later rows at most all but the last
+    token of it, since a completion must come right after its predecessor. Rows are taken in the order of their prompts,
     in which the longest common beginning is always with the row before.
 
     Args:
@@ -64,10 +64,10 @@ def fold_rows(batch: RowBatch) -> FoldedRows:
     """
     device = batch.input_ids.device
     ids, offsets = batch.input_ids.cpu().numpy(), batch.parent_offsets.cpu().numpy()
-    turn_ids, sampled = batch.turn_ids.cpu().numpy(), batch.sampled.cpu().numpy()
+    turn_ids, tool_mask = batch.turn_ids.cpu().numpy(), batch.tool_mask.cpu().numpy()
     real = batch.attention_mask.cpu().numpy().astype(bool)
     columns = [np.flatnonzero(row) for row in real]
-    contexts = [ids[b, c[: _context_length(sampled[b, c])]] for b, c in enumerate(columns)]
+    contexts = [ids[b, c[: _context_length(tool_mask[b, c])]] for b, c in enumerate(columns)]
     order = sorted(range(len(batch)), key=lambda b: contexts[b].tolist())
 
     places = np.full(ids.shape, -1, dtype=np.int64)
@@ -101,7 +101,7 @@ def fold_rows(batch: RowBatch) -> FoldedRows:
             for values in (
                 gather(ids),
                 np.ones(size, dtype=np.int64),
-                gather(sampled),
+                gather(tool_mask),
                 turns,
                 np.arange(size) - np.concatenate(parents),
             )
@@ -110,9 +110,9 @@ def fold_rows(batch: RowBatch) -> FoldedRows:
     return FoldedRows(tree, torch.from_numpy(places).to(device))
 
 
-def _context_length(sampled: np.ndarray) -> int:
+def _context_length(tool_mask: np.ndarray) -> int:
     """Tokens before the first sampled one; the whole row if none was sampled."""
-    return int(sampled.argmax()) if sampled.any() else len(sampled)
+    return int(tool_mask.argmax()) if tool_mask.any() else len(tool_mask)
 
 
 def _common(first: np.ndarray, second: np.ndarray) -> int:

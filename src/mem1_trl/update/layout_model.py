@@ -1,4 +1,4 @@
-"""A stand-in for the policy that forwards rows in a layout."""
+"""A callable in place of the policy that forwards rows in a layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class LayoutModel:
     """
-    Stands in for a policy where TRL calls one, so that TRL's own log-prob code scores each token in its true context.
+    Takes the place of a policy where TRL calls one, so that TRL's own log-prob code scores each token in its true context.
 
     TRL passes rows in order, in chunks; the structure of the rows is kept here, beside them.
 
@@ -33,7 +33,7 @@ class LayoutModel:
         layout (`str`):
             How to forward them.
         readout (`Callable[[torch.Tensor], torch.Tensor]`, *optional*):
-            Reads one more number per token off the hidden states `(N, L, H)` that the log-probs are computed from: gives
+            Computes one more number per token from the hidden states `(N, L, H)` that the log-probs are computed from: returns
             `(N, L)`, of which place `i - 1` is kept for token `i`.
         backbone ([`~torch.nn.Module`], *optional*):
             The part of `unwrapped` whose `last_hidden_state` that is; needed with `readout`.
@@ -55,7 +55,7 @@ class LayoutModel:
         self.readout = readout
         self.backbone = backbone
         self.read: list[torch.Tensor] = []
-        """What `readout` gave, folded back to shape `(B, T - 1)`, for each chunk that was passed; zero where no token was sampled."""
+        """The results of `readout`, folded back to shape `(B, T - 1)`, for each chunk that was passed; zero where no token was sampled."""
         self._next = 0
 
     def __call__(
@@ -63,7 +63,8 @@ class LayoutModel:
     ) -> Any:
         rows = self.rows[slice(self._next, self._next + len(input_ids))]
         self._next += len(input_ids)
-        assert torch.equal(rows.input_ids, input_ids), "TRL passes other rows than the ones that were bound"
+        assert torch.equal(rows.input_ids, input_ids), "TRL passes other tokens than those of the rows"
+        assert torch.equal(rows.attention_mask, attention_mask), "TRL masks other tokens than the rows do"
         outputs = None
 
         def fused(inputs: dict[str, torch.Tensor], wanted: torch.Tensor) -> list[torch.Tensor | None]:
@@ -86,7 +87,7 @@ class LayoutModel:
 
 @contextmanager
 def _last_hidden_state(backbone: Any) -> Iterator[list[torch.Tensor]]:
-    """Collect what a backbone gives to the head, while it is called by somebody else."""
+    """Collect the last hidden states that a backbone passes to the head while another function calls the model."""
     hidden: list[torch.Tensor] = []
     handle = backbone.register_forward_hook(lambda module, inputs, outputs: hidden.append(outputs.last_hidden_state))
     try:

@@ -1,19 +1,16 @@
-"""Trajectories become rows of tokens, and rows become what a model is called with. Exact, unless asked for the paper's."""
+"""The layouts in which a trajectory can be forwarded, and which of them a model can run."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-from typing import TYPE_CHECKING
-
 from ..model_traits import why_not_masked
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
 
 LAYOUTS = ("packed", "per_turn", "paper")
 
@@ -22,9 +19,6 @@ def check_layout(layout: str) -> None:
     """Raise `ValueError` if there is no such layout."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is not a layout: use one of {', '.join(map(repr, LAYOUTS))}.")
-
-
-logger = logging.getLogger(__name__)
 
 
 def resolve_layout(model: PreTrainedModel, layout: str) -> str:

@@ -1,4 +1,4 @@
-"""The value loss of PPO, and what is worth knowing about it."""
+"""The value loss of PPO, and how much of the returns the values explain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def clipped_value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    PPO's clipped value loss per token (arXiv 1707.06347 gives the policy's; this is its common counterpart).
+    PPO's clipped value loss per token (arXiv 1707.06347 defines the policy's; this is its common counterpart).
 
     $$L = \tfrac12 \max\big((V - R)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, -\epsilon, \epsilon) - R)^2\big)$$
 

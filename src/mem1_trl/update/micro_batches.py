@@ -49,7 +49,7 @@ def bins_within(lengths: Sequence[int], bins: int, max_tokens: int | None) -> li
         bins (`int`):
             Number of bins.
         max_tokens (`int`, *optional*):
-            Most tokens of a part. `None` leaves each bin in one part.
+            Maximum number of tokens of a part. `None` leaves each bin in one part.
 
     Returns:
         `list[list[list[int]]]`: Bin -> part -> indices of its rows.
@@ -61,7 +61,7 @@ def bins_within(lengths: Sequence[int], bins: int, max_tokens: int | None) -> li
         cut = balanced_bins(lengths, bins * parts)
         most = max(sum(lengths[row] for row in part) for part in cut)
         if max_tokens is None or most <= max_tokens or parts == rows:
-            # Parts of like weight lie side by side; dealing them out in turn keeps the bins alike too
+            # Parts of about the same length are neighbours; dealing them out in turn keeps the bins balanced, too
             heaviest = sorted(cut, key=lambda part: -sum(lengths[row] for row in part))
             return [heaviest[first::bins] for first in range(bins)]
     raise AssertionError("unreachable: one row a part is always tried")

@@ -8,41 +8,63 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import Row
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from .rows import Row
 
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
     """
-    Rows as tensors of shape `(B, T)`, the prompts padded on the left and what follows them on the right, as TRL does.
+    Rows as tensors of shape `(B, T)`, prompts padded on the left and completions on the right, as TRL does.
 
     Attributes:
         input_ids (`torch.Tensor`): Token ids, int64.
         attention_mask (`torch.Tensor`): 1 on tokens, 0 on padding.
-        sampled (`torch.Tensor`): bool, true on tokens that the model sampled.
+        tool_mask (`torch.Tensor`): bool, true on tokens that the model sampled; TRL's, without padding.
         turn_ids (`torch.Tensor`): Turn of each token; 0 in the prompt.
         parent_offsets (`torch.Tensor`): Distance to the predecessor; 1 in the prompt.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    sampled: torch.Tensor
+    tool_mask: torch.Tensor
     turn_ids: torch.Tensor
     parent_offsets: torch.Tensor
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Row], pad_token_id: int = 0, device: torch.device | str = "cpu") -> RowBatch:
-        """Pad rows into one batch."""
-        left = max(len(row.prompt_ids) for row in rows)
-        right = max(len(row.completion_ids) for row in rows)
+    def from_rows(
+        cls,
+        rows: Sequence[Row],
+        pad_token_id: int = 0,
+        device: torch.device | str = "cpu",
+        prompt_length: int | None = None,
+        completion_length: int | None = None,
+    ) -> RowBatch:
+        """
+        Pad rows into one batch.
+
+        Args:
+            rows (`Sequence[Row]`):
+                The rows.
+            pad_token_id (`int`, *optional*, defaults to `0`):
+                Token id of padding.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+                Device of the tensors.
+            prompt_length, completion_length (`int`, *optional*):
+                Lengths to pad prompts and completions to. `None` uses the longest of the rows.
+
+        Returns:
+            [`RowBatch`]
+        """
+        left = max(len(row.prompt_ids) for row in rows) if prompt_length is None else prompt_length
+        right = max(len(row.completion_ids) for row in rows) if completion_length is None else completion_length
         shape = (len(rows), left + right)
         batch = cls(
             input_ids=torch.full(shape, pad_token_id, dtype=torch.long),
             attention_mask=torch.zeros(shape, dtype=torch.long),
-            sampled=torch.zeros(shape, dtype=torch.bool),
+            tool_mask=torch.zeros(shape, dtype=torch.bool),
             turn_ids=torch.zeros(shape, dtype=torch.long),
             parent_offsets=torch.ones(shape, dtype=torch.long),
         )
@@ -50,10 +72,37 @@ class RowBatch:
             begin, end = left - len(row.prompt_ids), left + len(row.completion_ids)
             batch.input_ids[index, begin:end] = torch.tensor([*row.prompt_ids, *row.completion_ids])
             batch.attention_mask[index, begin:end] = 1
-            batch.sampled[index, left:end] = torch.tensor(row.tool_mask, dtype=torch.bool)
+            batch.tool_mask[index, left:end] = torch.tensor(row.tool_mask, dtype=torch.bool)
             batch.turn_ids[index, left:end] = torch.tensor(row.turn_ids)
             batch.parent_offsets[index, left:end] = torch.tensor(row.parent_offsets)
         return batch.to(device)
+
+    @classmethod
+    def from_trl(cls, batch: Mapping[str, torch.Tensor]) -> RowBatch:
+        """
+        Join prompts and completions of a batch of TRL.
+
+        Args:
+            batch (`Mapping[str, torch.Tensor]`):
+                `prompt_ids` and `prompt_mask` of shape `(B, P)`; `completion_ids`, `completion_mask`, `tool_mask`, `turn_ids`
+                and `parent_offsets` of shape `(B, C)`. Tokens that `completion_mask` leaves out do not count as sampled.
+
+        Returns:
+            [`RowBatch`]: Tensors of shape `(B, P + C)`.
+        """
+        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        prompt = batch["prompt_ids"].shape[1]
+
+        def widen(x: torch.Tensor, value: int) -> torch.Tensor:
+            return torch.nn.functional.pad(x, (prompt, 0), value=value)
+
+        return cls(
+            input_ids=torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            attention_mask=attention_mask,
+            tool_mask=widen(batch["tool_mask"], 0).bool() & attention_mask.bool(),
+            turn_ids=widen(batch["turn_ids"], 0),
+            parent_offsets=widen(batch["parent_offsets"], 1),
+        )
 
     def to(self, device: torch.device | str) -> RowBatch:
         """The batch on a device."""
@@ -153,8 +202,8 @@ def paper_context_mask(batch: RowBatch) -> torch.Tensor:
     size = batch.input_ids.shape[1]
     device = batch.input_ids.device
     real = batch.attention_mask.bool()
-    # The prompt is what no turn brought: everything before the first sampled token
-    prompt = real & (batch.sampled.int().cumsum(1) == 0)
+    # The prompt is everything before the first sampled token
+    prompt = real & (batch.tool_mask.int().cumsum(1) == 0)
     query_turn, key_turn = batch.turn_ids[:, :, None], batch.turn_ids[:, None, :]
     near = (key_turn == query_turn) | (key_turn == query_turn - 1)
     causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()

@@ -1,4 +1,4 @@
-"""Runs a model over rows under a layout, and reads off one number per sampled token."""
+"""Run a model over rows in a layout, and compute one number per sampled token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORTH_FOLDING = 0.9
 
 TokenFunction = Callable[[dict[str, torch.Tensor], torch.Tensor], "list[torch.Tensor | None]"]
 """
-Takes model inputs `(N, L)` and labels `(N, L)` (-100 where nothing is wanted); gives tensors `(N, L - 1)`, the value for
+Takes model inputs `(N, L)` and labels `(N, L)` (-100 where nothing is wanted); returns tensors `(N, L - 1)`, the value for
 label `i` at place `i - 1`, as a causal language model predicts it from the token before.
 """
 
@@ -41,7 +41,7 @@ def forward_rows(
     rows: RowBatch, layout: str, model: PreTrainedModel, function: TokenFunction
 ) -> list[torch.Tensor | None]:
     """
-    Evaluate a per-token function of a model on rows, each token in exactly the context the layout gives it.
+    Evaluate a per-token function of a model on rows, each token in exactly the context that the layout defines.
 
     Args:
         rows ([`RowBatch`]):
@@ -49,12 +49,12 @@ def forward_rows(
         layout (`str`):
             `"packed"`, `"per_turn"` or `"paper"`.
         model ([`~transformers.PreTrainedModel`]):
-            The model behind `function`; asked for its attention implementation and data type only.
+            The model that `function` calls; asked for its attention implementation and data type only.
         function (`TokenFunction`):
             Calls the model.
 
     Returns:
-        `list[torch.Tensor | None]`: What `function` gives, folded back to shape `(B, T - 1)`; zero where no token was sampled.
+        `list[torch.Tensor | None]`: The results of `function`, folded back to shape `(B, T - 1)`; zero where no token was sampled.
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
@@ -66,7 +66,7 @@ def forward_rows(
             results = _forward_folded(folded, model, function)
             if results is not None:
                 return results
-    labels = rows.input_ids.masked_fill(~rows.sampled, -100)
+    labels = rows.input_ids.masked_fill(~rows.tool_mask, -100)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
     mask = None
     if layout == "paper":
@@ -94,9 +94,9 @@ def _forward_folded(
         "attention_mask": torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model)),
         cpu_kernels.PLAN_ARGUMENT: plan,
     }
-    results = function(inputs, tree.input_ids.masked_fill(~tree.sampled, -100))
+    results = function(inputs, tree.input_ids.masked_fill(~tree.tool_mask, -100))
     if not plan.used:
-        cpu_kernels.forget(model)
+        cpu_kernels.never_plan_again(model)
         return None
     return [None if result is None else folded.spread(result) for result in results]
 
@@ -107,8 +107,8 @@ def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Ten
         inputs = {"input_ids": rows.input_ids, "attention_mask": torch.ones_like(rows.attention_mask)}
         return function(inputs, torch.full_like(rows.input_ids, -100))
     inputs = {"input_ids": turns.input_ids, "attention_mask": turns.attention_mask}
-    results = function(inputs, turns.input_ids.masked_fill(~turns.sampled, -100))
-    wanted = turns.sampled[:, 1:]
+    results = function(inputs, turns.input_ids.masked_fill(~turns.tool_mask, -100))
+    wanted = turns.tool_mask[:, 1:]
     places = turns.sources[:, 1:][wanted]
     folded: list[torch.Tensor | None] = []
     for result in results:
@@ -151,14 +151,14 @@ def score_trajectories(
         model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         trajectories (`Sequence[Trajectory]`):
-            What to score.
+            The trajectories to score.
         layout (`str`, *optional*, defaults to `"packed"`):
             `"packed"` and `"per_turn"` are exact and agree; `"paper"` is MEM1's stitched sequence (section 3.2), which does
             not. A model that cannot run `"packed"` is run `"per_turn"`.
         temperature (`float`, *optional*, defaults to `1.0`):
-            What the logits are divided by.
+            Divisor of the logits.
         batch_size (`int`, *optional*, defaults to `8`):
-            Trajectories forwarded at once.
+            Number of trajectories in one forward pass.
 
     Returns:
         `list[list[torch.Tensor]]`: Per trajectory, per turn, a float32 tensor of shape `(len(completion_ids),)`. Gradients
@@ -172,6 +172,6 @@ def score_trajectories(
         (logprobs,) = forward_rows(rows, layout, model, token_logprobs(model, temperature))
         assert logprobs is not None
         for index, trajectory in enumerate(chunk):
-            of_row = logprobs[index][rows.sampled[index, 1:]]
+            of_row = logprobs[index][rows.tool_mask[index, 1:]]
             scores.append(list(of_row.split([len(turn.completion_ids) for turn in trajectory.turns])))
     return scores

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from .row_batch import RowBatch
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +17,13 @@ class UnfoldedTurns:
     Attributes:
         input_ids (`torch.Tensor`): Shape `(N, L)`, `N` turns over the whole batch.
         attention_mask (`torch.Tensor`): Shape `(N, L)`, 1 on tokens.
-        sampled (`torch.Tensor`): Shape `(N, L)`, bool, true on the tokens that this turn sampled.
-        sources (`torch.Tensor`): Shape `(N, L)`, where each token stands in the flattened `(B * T)` batch.
+        tool_mask (`torch.Tensor`): Shape `(N, L)`, bool, true on the tokens that this turn sampled.
+        sources (`torch.Tensor`): Shape `(N, L)`, where each token is in the flattened `(B * T)` batch.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    sampled: torch.Tensor
+    tool_mask: torch.Tensor
     sources: torch.Tensor
 
 
@@ -43,10 +39,10 @@ def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:
     turns: list[torch.Tensor] = []
     for row in range(len(batch)):
         runs = batch.paths(row)
-        sampled = batch.sampled[row].cpu()
+        tool_mask = batch.tool_mask[row].cpu()
         turn_ids = batch.turn_ids[row].cpu()
-        for turn in turn_ids[sampled].unique().tolist():
-            own = (sampled & (turn_ids == turn)).nonzero().flatten()
+        for turn in turn_ids[tool_mask].unique().tolist():
+            own = (tool_mask & (turn_ids == turn)).nonzero().flatten()
             last = int(own[-1])
             begin, stretches = next((run[0], run[2]) for run in runs if run[0] <= last < run[1])
             path = torch.cat([torch.arange(*stretch) for stretch in [*stretches, (begin, last + 1)]])
@@ -60,5 +56,5 @@ def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:
     attention_mask = (sources >= 0).long()
     sources = sources.clamp(min=0)
     input_ids = batch.input_ids.flatten()[sources].masked_fill(attention_mask == 0, int(batch.input_ids[0, 0]))
-    sampled = pad(turns, batch_first=True, padding_value=False).to(device)
-    return UnfoldedTurns(input_ids, attention_mask, sampled, sources)
+    tool_mask = pad(turns, batch_first=True, padding_value=False).to(device)
+    return UnfoldedTurns(input_ids, attention_mask, tool_mask, sources)

@@ -1,4 +1,4 @@
-"""The web as agents use it: search engines, pages as text within limits, and a cache that makes a run repeatable."""
+"""Web access for agents: search engines, pages as text within limits, and a cache that makes a run repeatable."""
 
 from .cache import WebCache
 from .fetcher import Fetcher

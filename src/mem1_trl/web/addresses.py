@@ -1,4 +1,4 @@
-"""Web addresses: what may be asked for, and which network addresses may be connected to."""
+"""Web addresses: which URLs may be requested, and which network addresses may be connected to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .pages import FetchError
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[..., list[Any]]
-"""Takes the arguments of `socket.getaddrinfo`, and gives what it gives."""
+"""Takes the arguments of `socket.getaddrinfo` and returns the same kind of list."""
 
 _PORTS = {"http": 80, "https": 443}
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
@@ -27,15 +27,15 @@ _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1:
 @dataclass(frozen=True, slots=True)
 class Address:
     """
-    An http(s) address, taken apart once: what is checked is what is connected to.
+    An http(s) address, parsed once, so that the address that is checked is the one that is connected to.
 
     Attributes:
         scheme (`str`):
             `"http"` or `"https"`.
         host (`str`):
-            Name or number of the host, lower case, without brackets.
+            Name or IP address of the host, in lower case, without brackets.
         port (`int`):
-            Port.
+            Port number.
         target (`str`):
             Path and query.
     """
@@ -47,7 +47,7 @@ class Address:
 
     @property
     def authority(self) -> str:
-        """Host and, where it is not the usual one, port, as in the `Host` header."""
+        """Host and, if it is not the default port of the scheme, port, as in the `Host` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -58,19 +58,19 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The whole address, without a fragment."""
+        """The full address, without a fragment."""
         return self.origin + self.target
 
 
 def read_address(url: str, base: str | None = None) -> Address:
     """
-    Take an address apart.
+    The parsed form of an address.
 
     Args:
         url (`str`):
             The address.
         base (`str`, *optional*):
-            Address of the page that it stands in, for one that is relative.
+            Address of the page that contains it, against which a relative address is resolved.
 
     Raises:
         [`FetchError`]: if it is not a plain http(s) address: another scheme, a user name, a port that is not a web
@@ -79,25 +79,27 @@ def read_address(url: str, base: str | None = None) -> Address:
     url = url.strip()
     if _FORBIDDEN.search(url):
         raise FetchError(
-            "The address holds a space, a backslash or a control character: write it as it stands in the link."
+            "The address must not contain a space, a backslash or a control character: write it as in the link."
         )
     if base is not None:
         url = urljoin(base, url)
     if "://" not in url or url.split("://", 1)[0].lower() not in _PORTS:
-        raise FetchError(f"{url[:200]!r} is no web address: write all of it, beginning with http:// or https://.")
+        raise FetchError(
+            f"{url[:200]!r} is not a web address: write the full address, beginning with http:// or https://."
+        )
     try:
         parsed = parse_url(url)
         host = (parsed.host or "").lower().removeprefix("[").removesuffix("]").rstrip(".")
     except (LocationParseError, UnicodeError, ValueError):
-        raise FetchError(f"{url[:200]!r} is no web address.") from None
+        raise FetchError(f"{url[:200]!r} is not a web address.") from None
     if parsed.auth is not None:
         raise FetchError("Addresses with a user name or password are not visited.")
     if not host or "%" in host:
-        raise FetchError(f"{url[:200]!r} names no host.")
+        raise FetchError(f"{url[:200]!r} does not name a host.")
     scheme = parsed.scheme or ""
     port = parsed.port or _PORTS[scheme]
     if port not in _PORTS.values() and port < 1024:
-        raise FetchError(f"Port {port} is not that of a web server.")
+        raise FetchError(f"Port {port} is not a port of a web server.")
     target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
     return Address(scheme, host, port, target)
 
@@ -107,7 +109,7 @@ def is_public(address: IpAddress) -> bool:
     Whether a network address belongs to the public internet.
 
     Private, loopback, link-local (the metadata services of clouds), shared, reserved and multicast addresses do not, nor
-    do IPv6 addresses that hold such an IPv4 address: mapped, 6to4, Teredo and NAT64.
+    do IPv6 addresses that contain such an IPv4 address: mapped, 6to4, Teredo and NAT64.
     """
     if isinstance(address, ipaddress.IPv6Address):
         held = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
@@ -123,18 +125,18 @@ def is_public(address: IpAddress) -> bool:
 
 def resolve(address: Address, allow_private: bool, resolver: Resolver = socket.getaddrinfo) -> list[str]:
     """
-    The network addresses of a host that may be connected to. The connection must go to one of these very addresses: a second
-    look-up may give others (DNS rebinding).
+    The network addresses of a host that may be connected to. The connection must use one of exactly these addresses, since a
+    second look-up may return others (DNS rebinding).
 
     Raises:
-        [`FetchError`]: if the host is not known, or has private addresses only.
+        [`FetchError`]: if the host is not known, or has only private addresses.
     """
     try:
         answers = resolver(address.host, address.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise FetchError(f"There is no host {address.host!r}.", passing=True) from None
+        raise FetchError(f"The host {address.host!r} is not known.", passing=True) from None
     found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
     usable = [ip for ip in found if allow_private or is_public(ipaddress.ip_address(ip.split("%")[0]))]
     if not usable:
-        raise FetchError(f"{address.host!r} is in a private network, which is not visited.")
+        raise FetchError(f"{address.host!r} is in a private network, and these are not visited.")
     return usable

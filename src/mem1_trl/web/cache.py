@@ -1,4 +1,4 @@
-"""A file that remembers what the web said, so that a run can be repeated."""
+"""A file with the pages and search results of a run, so that the run can be repeated."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ class WebCache:
 
     Args:
         path (`str` or `Path`):
-            The file; made if need be.
+            The file; it is created if it does not exist.
         mode (`str`, *optional*, defaults to `"read_write"`):
-            `"read_write"` answers from the file what it holds, and adds what it does not; failures that may pass, such as
-            a time-out, are added but asked for again. `"replay"` answers from the file only, such failures included: a
-            run is repeated as it was, without a network, and what the file does not hold is an error.
+            `"read_write"` answers from the file if it has an entry, else from the web, and adds the answer. Temporary
+            failures, such as a time-out, are added too, but the next request goes to the web again. `"replay"` answers from
+            the file only, temporary failures included: a run is repeated as it was, without a network, and a missing entry is
+            an error.
 
     Raises:
-        `ValueError`: if `mode` is neither of the two, or the file is something else.
-        `FileNotFoundError`: if there is no file to replay.
+        `ValueError`: if `mode` is neither of the two, or the file is not a web cache.
+        `FileNotFoundError`: if the file to replay does not exist.
     """
 
     def __init__(self, path: str | Path, mode: str = "read_write") -> None:
         if mode not in _MODES:
-            raise ValueError(f"`mode` is {mode!r}: it is 'read_write' or 'replay'; without a cache, pass none.")
+            raise ValueError(f"mode must be 'read_write' or 'replay', got {mode!r}; to use no cache, pass cache=None.")
         if mode == "replay" and not Path(path).is_file():
             raise FileNotFoundError(
                 f"There is no web cache {str(path)!r} to replay: record one with mode='read_write'."
@@ -53,23 +54,23 @@ class WebCache:
                 self._database.commit()
             self._database.execute("SELECT kind, key, value, passing, written FROM web LIMIT 1").fetchone()
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path!r} is no web cache ({error}): choose another file.") from None
+            raise ValueError(f"{self.path!r} is not a web cache ({error}): choose another file.") from None
 
     def __reduce__(self) -> Any:
         return WebCache, (self.path, self.mode)
 
     def __len__(self) -> int:
-        """Number of pages and searches in it."""
+        """Number of pages and searches in the file."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM web").fetchone()[0])
 
     @property
     def replay(self) -> bool:
-        """Whether nothing but the file answers."""
+        """Whether all answers come from the file."""
         return self.mode == "replay"
 
     def get(self, kind: str, key: str) -> Any:
-        """What is known about a key, `None` if nothing is, or nothing that lasts."""
+        """The stored value of a key; `None` if there is none, or if it is a temporary failure and the mode is not `"replay"`."""
         with self._lock:
             row = self._database.execute(
                 "SELECT value, passing FROM web WHERE kind = ? AND key = ?", (kind, key)
@@ -79,7 +80,7 @@ class WebCache:
         return json.loads(zlib.decompress(row[0]))
 
     def put(self, kind: str, key: str, value: Any, passing: bool = False) -> None:
-        """Remember something that is fit for JSON."""
+        """Store a JSON-serializable value."""
         data = zlib.compress(json.dumps(value).encode())
         with self._lock:
             self._database.execute(

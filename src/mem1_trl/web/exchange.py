@@ -1,4 +1,4 @@
-"""One HTTP request to one network address, within limits of time and size. Nothing of it is logged: addresses may hold keys."""
+"""One HTTP request to one network address, within limits of time and size. Requests are not logged: addresses may hold keys."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Answer:
         status (`int`):
             HTTP status.
         headers (`Mapping[str, str]`):
-            Headers; names in any case.
+            Headers; their names are case-insensitive.
         body (`bytes`):
             The body, decompressed; empty if it was not wanted.
         cut (`bool`):
-            Whether it was longer.
+            Whether the body was longer and has been cut.
     """
 
     status: int
@@ -44,7 +44,7 @@ class Answer:
 
 @cache
 def default_tls() -> ssl.SSLContext:
-    """Certificates of the system, and those of certifi where it is installed."""
+    """A TLS context with the certificates of the system, and those of certifi if it is installed."""
     context = ssl.create_default_context()
     with contextlib.suppress(ImportError):
         import certifi
@@ -65,17 +65,17 @@ def exchange(
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """
-    Ask once, without following redirects.
+    The answer to one request. Redirects are not followed.
 
     Args:
         address (`Address`):
-            What to ask for. Its host is who must answer by TLS, and the `Host` header.
+            Address to request. Its host must match the TLS certificate and is sent in the `Host` header.
         ips (`list[str]`):
-            Network addresses to connect to, the next one if one refuses.
+            Network addresses to connect to; if one refuses, the next one is tried.
         timeout (`float`):
-            Seconds for the whole exchange. A server that sends a byte now and then does not stretch it.
+            Seconds for the whole exchange. A server that sends a byte now and then does not extend it.
         max_bytes (`int`):
-            Most bytes of the body, decompressed; the rest is not loaded.
+            Maximum number of bytes of the body, decompressed; the rest is not loaded.
         method (`str`, *optional*, defaults to `"GET"`):
             HTTP method.
         headers (`Mapping[str, str]`, *optional*):
@@ -83,12 +83,12 @@ def exchange(
         body (`bytes`, *optional*):
             Body to send.
         wanted (`Callable`, *optional*):
-            Whether the body is to be loaded, from status and headers.
+            Function of status and headers that returns whether to load the body.
         tls (`ssl.SSLContext`, *optional*):
-            Certificates to trust; `None` takes [`default_tls`].
+            Certificates to trust; `None` uses [`default_tls`].
 
     Raises:
-        [`FetchError`]: if the host does not answer, in time or at all.
+        [`FetchError`]: if the host does not answer, or not in time.
     """
     deadline = time.monotonic() + timeout
     late = threading.Event()
@@ -98,7 +98,7 @@ def exchange(
     def give_up() -> None:
         late.set()
         with contextlib.suppress(OSError):
-            socket_.shutdown(socket.SHUT_RDWR)  # what waits on it wakes up
+            socket_.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits on the socket
 
     watchdog = threading.Timer(max(0.0, deadline - time.monotonic()), give_up)
     watchdog.daemon = True
@@ -119,7 +119,7 @@ def exchange(
                 if not piece:
                     break
                 data += piece
-        if late.is_set():  # an end that the watchdog made
+        if late.is_set():  # the watchdog closed the connection
             raise TimeoutError
         return Answer(response.status, response.headers, bytes(data[:max_bytes]), len(data) > max_bytes)
     except (OSError, HTTPError, ValueError) as error:
@@ -128,7 +128,7 @@ def exchange(
         raise FetchError(f"The connection to {address.host} broke ({type(error).__name__}).", passing=True) from None
     except Exception as error:  # http.client's own errors about malformed answers
         raise FetchError(
-            f"{address.host} does not speak HTTP as it should ({type(error).__name__}).", passing=True
+            f"{address.host} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
         ) from None
     finally:
         watchdog.cancel()
@@ -160,5 +160,5 @@ def _connect(address: Address, ips: list[str], deadline: float, tls: ssl.SSLCont
             connection.close()
             problem = error
     if isinstance(problem, ssl.SSLError) or type(problem).__name__ in ("SSLError", "CertificateError"):
-        raise FetchError(f"{address.host} has no certificate that can be trusted.") from None
+        raise FetchError(f"{address.host} does not have a trusted certificate.") from None
     raise FetchError(f"{address.host} does not answer.", passing=True) from None

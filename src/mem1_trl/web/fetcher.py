@@ -1,4 +1,4 @@
-"""Pages of the web as text: over real HTTP, within limits, politely, and from a cache where there is one."""
+"""Web pages as text: loaded over HTTP, within limits and by the rules of the sites, or from a cache."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ from .politeness import Locks, Pace, Robots
 from .readable import READABLE, content_type, readable, trafilatura
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_ROBOTS_BYTES = 500 * 1024  # what RFC 9309 asks a reader to take at least
+_ROBOTS_BYTES = 500 * 1024  # the minimum that a parser must accept by RFC 9309
 
 
 class Fetcher:
     """
-    Loads web pages and gives their text. Needs `pip install "mem1-trl[web]"`.
+    Loads web pages and returns their text. Needs `pip install "mem1-trl[web]"`.
 
-    What an agent writes as an address is not trusted. Only http(s) is visited, on web ports; every host on the way,
-    redirects included, must resolve to a public address, and the connection goes to that very address, so that a
-    second look-up cannot lead elsewhere. Time and size are limited for the exchange as a whole. `robots.txt` is obeyed, and a
-    host is not asked more often than it is polite. Pages need no JavaScript: there is no browser. Proxies are not used.
+    Addresses that an agent writes are not trusted. Only http(s) is visited, on web ports. Every host on the way, redirects
+    included, must resolve to a public address, and the connection uses exactly that address, so that a second look-up cannot
+    lead elsewhere. Time and size are limited for the exchange as a whole. `robots.txt` is obeyed, and the rate of requests per
+    host is limited. JavaScript is not executed, since there is no browser. Proxies are not used.
 
-    It may be used by several threads at once; a page that several ask for at the same time is loaded once if there is a
-    cache.
+    Several threads may use it concurrently. With a cache, a page that several threads request at the same time is loaded once.
 
     Args:
         cache ([`WebCache`], *optional*):
-            Remembers pages, and failures too. `None` loads them anew each time.
+            Stores pages, and failures too. `None` loads them again each time.
         timeout (`float`, *optional*, defaults to `20.0`):
-            Seconds for each request, and the longest wait for a turn at a host.
+            Seconds for each request, and the longest wait until the rate limit of a host allows a request.
         max_bytes (`int`, *optional*, defaults to `1_000_000`):
-            Most bytes of a page, decompressed. The text of a longer one is cut. Finding the text of a full one takes two or
-            three seconds of processor time.
+            Maximum number of bytes of a page, decompressed. The text of a longer page is cut. Extracting the text of a page of
+            this size takes two or three seconds of processor time.
         max_redirects (`int`, *optional*, defaults to `5`):
-            Most redirects from a page to another.
+            Maximum number of redirects from one page to another.
         requests_per_second (`float`, *optional*, defaults to `1.0`):
-            Most requests per second to one host. A site that asks for less (`Crawl-delay`) gets less.
+            Maximum number of requests per second to one host. A site that asks for fewer (`Crawl-delay`) gets fewer.
         user_agent (`str`, *optional*):
-            Who is asking. Give an address where the owner of a site can reach you:
-            `"my-study/1.0 (+https://example.org/contact)"`. What stands before the slash is the name that `robots.txt` is
-            searched for.
+            Name of the client. Include an address where the owner of a site can reach you:
+            `"my-study/1.0 (+https://example.org/contact)"`. The part before the slash is the name that is looked up in
+            `robots.txt`.
         obey_robots (`bool`, *optional*, defaults to `True`):
-            Whether `robots.txt` is obeyed. Set it to `False` for sites of your own only.
+            Whether `robots.txt` is obeyed. Set it to `False` only for your own sites.
         allow_private (`bool`, *optional*, defaults to `False`):
-            Whether hosts in private networks and on this machine are visited: for a site on `localhost`.
+            Whether hosts in private networks and on this machine may be visited, for instance a site on `localhost`.
         tls (`ssl.SSLContext`, *optional*):
-            Certificates to trust; `None` takes those of the system.
+            Certificates to trust; `None` uses those of the system.
         resolver (`Callable`, *optional*, defaults to `socket.getaddrinfo`):
             Looks up the addresses of hosts.
 
     Raises:
-        `ImportError`: if the libraries that it needs are not installed.
+        `ImportError`: if a required library is not installed.
         `ValueError`: if a limit is not above 0.
 
     Example:
@@ -87,12 +86,12 @@ class Fetcher:
             "requests_per_second": requests_per_second,
         }.items():
             if value <= 0:
-                raise ValueError(f"`{name}` is {value}: it must be above 0.")
+                raise ValueError(f"{name} must be greater than 0, got {value}.")
         if max_redirects < 0:
-            raise ValueError(f"`max_redirects` is {max_redirects}: it must be 0 or more.")
+            raise ValueError(f"max_redirects must be at least 0, got {max_redirects}.")
         if not user_agent.strip() or not user_agent.isprintable():
-            raise ValueError(f"`user_agent` is {user_agent!r}: sites want to know who is asking.")
-        trafilatura()  # if it is missing, then now and not on the first page
+            raise ValueError(f"user_agent must name the client for the sites that are visited, got {user_agent!r}.")
+        trafilatura()  # raises now if it is missing, not on the first page
         self.cache = cache
         self.timeout = timeout
         self.max_bytes = max_bytes
@@ -117,7 +116,7 @@ class Fetcher:
             [`Page`]: its text.
 
         Raises:
-            [`FetchError`]: if it cannot be read, or must not be; the message says why, fit for the agent to read.
+            [`FetchError`]: if the page cannot or must not be read; the message is phrased for the agent and says why.
         """
         address = read_address(url)
         if self.cache is None:
@@ -125,7 +124,9 @@ class Fetcher:
         with self._locks(address.url):
             known = self.cache.get("page", address.url)
             if known is None and self.cache.replay:
-                raise FetchError("This page was not visited when the run was recorded, and nothing is loaded now.")
+                raise FetchError(
+                    "This page was not visited when the run was recorded, and no page is loaded in a replay."
+                )
             if known is None:
                 known, passing = self._as_entry(address)
                 self.cache.put("page", address.url, known, passing)
@@ -152,7 +153,7 @@ class Fetcher:
             raise FetchError(f"{address.host} {said} (HTTP {answer.status}).", passing)
         kind, declared = content_type(answer.headers.get("Content-Type"))
         if kind not in READABLE:
-            raise FetchError(f"This is no page of text but {kind[:80]!r}, which cannot be read.")
+            raise FetchError(f"This page is not text but {kind[:80]!r}, which cannot be read.")
         title, text = readable(answer.body, kind, declared, address.url)
         return Page(address.url, title, text, answer.cut)
 
@@ -161,9 +162,9 @@ class Fetcher:
         return answer.status, answer.body.decode("utf-8", "replace")
 
     def _follow(self, address: Address, max_bytes: int, wanted: Any, robots: Robots | None) -> tuple[Address, Answer]:
-        """Ask, and go where the answer leads; every step is checked as the first one is."""
+        """The answer to a request, after following redirects; every redirect is checked like the first address."""
         for _ in range(self.max_redirects + 1):
-            ips = resolve(address, self.allow_private, self._resolver)  # before anything is asked of the host
+            ips = resolve(address, self.allow_private, self._resolver)  # before any request to the host
             delay = robots.check(address) if robots is not None else None
             self._pace.wait(address.host, self.timeout, delay)
             answer = exchange(
@@ -179,4 +180,4 @@ class Fetcher:
             if answer.status not in _REDIRECTS or not target:
                 return address, answer
             address = read_address(target, base=address.url)
-        raise FetchError(f"The page leads on to others more than {self.max_redirects} times.")
+        raise FetchError(f"The page redirects more than {self.max_redirects} times.")

@@ -1,4 +1,4 @@
-"""A web without a network: pages at hand, searched by BM25."""
+"""A web without a network: given pages, searched by BM25."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SNIPPET = 200
 
 class LocalWeb:
     """
-    Pages at hand as a search engine ([`WebSearch`]) and a fetcher ([`PageFetcher`]) in one: to train offline, for tests, and for
+    A search engine ([`WebSearch`]) and a fetcher ([`PageFetcher`]) over given pages: for training offline, for tests, and for
     the documents of a company.
 
     Args:
         pages (`datasets.Dataset` or iterable of mappings):
-            Each with `url`, `title` and `text`.
+            Pages, each with `url`, `title` and `text`.
 
     Raises:
         `ValueError`: if there is no page, one lacks a column, or two have the same address.
@@ -40,11 +40,11 @@ class LocalWeb:
         for number, page in enumerate(pages):
             missing = [key for key in ("url", "title", "text") if not isinstance(page.get(key), str)]
             if missing:
-                raise ValueError(f"Page {number} has no {missing[0]!r}: a page has url, title and text.")
+                raise ValueError(f"Page {number} has no {missing[0]!r}: a page must have url, title and text.")
             if page["url"] in self._pages:
-                raise ValueError(f"Two pages have the address {page['url']!r}: each needs its own.")
+                raise ValueError(f"Two pages have the address {page['url']!r}: every page must have its own.")
             self._pages[page["url"]] = Page(page["url"], page["title"], page["text"])
-        # The address rides in the title: a passage has no other place for it
+        # The address is stored in the title, since a passage has no other field for it
         self._index = Bm25Index([(f"{page.title}\n{page.url}", page.text) for page in self._pages.values()])
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class LocalWeb:
         return len(self._pages)
 
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
-        """The best pages for a query, at most `top_k`, each with the sentence that has most of its words."""
+        """The best pages for a query, at most `top_k`, each with the sentence that contains most words of the query."""
         [passages] = self._index.search([query], top_k)
         words = set(WORD.findall(query.lower()))
         found = []
@@ -69,9 +69,9 @@ class LocalWeb:
         The page at an address.
 
         Raises:
-            [`FetchError`]: if there is none.
+            [`FetchError`]: if no page has this address.
         """
         page = self._pages.get(url.strip()) or self._pages.get(url.strip().split("#")[0])
         if page is None:
-            raise FetchError("There is no such page: visit an address that a search has given.")
+            raise FetchError("There is no such page: visit an address that a search has returned.")
         return page

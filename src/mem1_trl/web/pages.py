@@ -1,4 +1,4 @@
-"""What a search engine and a page give, and the two protocols that an environment needs."""
+"""Results of a search engine, pages, and the protocols of search engines and page loaders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class WebResult:
         title (`str`):
             Title of the page.
         url (`str`):
-            Its address.
+            Address of the page.
         snippet (`str`):
-            A few words of it.
+            A few words of the page.
     """
 
     title: str
@@ -32,13 +32,13 @@ class Page:
 
     Attributes:
         url (`str`):
-            The address it came from, after redirects.
+            Address that the page came from, after redirects.
         title (`str`):
-            Its title; may be empty.
+            Title of the page; may be empty.
         text (`str`):
-            What there is to read on it, without menus and markup.
+            Text of the page, without menus and markup.
         cut (`bool`):
-            Whether it was longer than what was loaded.
+            Whether the page was longer than the part that was loaded.
     """
 
     url: str
@@ -49,13 +49,13 @@ class Page:
 
 class FetchError(Exception):
     """
-    A page that cannot be read. The message is fit for the agent to read.
+    Raised for a page that cannot be read. The message is phrased for the agent.
 
     Args:
         sentence (`str`):
-            Why.
+            Reason why the page cannot be read.
         passing (`bool`, *optional*, defaults to `False`):
-            Whether it may be otherwise next time, as with a time-out.
+            Whether the failure is temporary, such as a time-out, so that the page may be readable later.
     """
 
     def __init__(self, sentence: str, passing: bool = False):
@@ -65,7 +65,7 @@ class FetchError(Exception):
 
 @runtime_checkable
 class WebSearch(Protocol):
-    """A search engine. It is called from several threads at the same time."""
+    """A search engine. Several threads call it concurrently."""
 
     def search(self, query: str, top_k: int) -> list[WebResult]:
         """The best results, at most `top_k`. Raises `ConnectionError` if the engine does not answer."""
@@ -74,7 +74,7 @@ class WebSearch(Protocol):
 
 @runtime_checkable
 class PageFetcher(Protocol):
-    """Loads pages. It is called from several threads at the same time."""
+    """Loads pages. Several threads call it concurrently."""
 
     def fetch(self, url: str) -> Page:
         """The page at an address. Raises [`FetchError`] if it cannot be read."""

@@ -1,4 +1,4 @@
-"""Manners: what a site allows robots to read, how often it is asked, and that nothing is asked for twice at once."""
+"""robots.txt, rate limits per host, and request de-duplication."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOUR = 3600.0
 
 
 class Locks:
-    """A lock for each key in use: who comes second waits, and then finds what the first one left."""
+    """A lock for each key in use: the second caller waits, and then finds the result of the first one in the cache."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class Pace:
 
     Args:
         per_second (`float`):
-            Most requests per second and host.
+            Maximum number of requests per second and host.
     """
 
     def __init__(self, per_second: float):
@@ -54,10 +54,10 @@ class Pace:
 
     def wait(self, host: str, patience: float, interval: float | None = None) -> None:
         """
-        Wait for a turn at a host.
+        Wait until the rate limit of a host allows the next request.
 
         Raises:
-            [`FetchError`]: if it would come later than in `patience` seconds.
+            [`FetchError`]: if the wait would exceed `patience` seconds.
         """
         interval = max(self._interval, interval or 0.0)
         with self._lock:
@@ -65,7 +65,7 @@ class Pace:
             turn = max(now, self._free.pop(host, now))
             if turn - now > patience:
                 self._free[host] = turn
-                raise FetchError(f"Too many pages of {host} are asked for: try again later.", passing=True)
+                raise FetchError(f"Too many pages of {host} are requested: try again later.", passing=True)
             self._free[host] = turn + interval
             while len(self._free) > _KNOWN_SITES:
                 self._free.popitem(last=False)
@@ -74,13 +74,13 @@ class Pace:
 
 class Robots:
     """
-    The rules of sites for robots (`robots.txt`, RFC 9309), each loaded once an hour.
+    The rules of sites for robots (`robots.txt`, RFC 9309); the rules of a site are loaded once an hour.
 
     Args:
         load (`Callable[[Address], tuple[int, str]]`):
-            Loads `robots.txt`: its status and text. May raise [`FetchError`].
+            Loads `robots.txt` and returns its status and text. May raise [`FetchError`].
         user_agent (`str`):
-            The name that rules are looked up for.
+            Name that the rules are looked up for.
     """
 
     def __init__(self, load: Callable[[Address], tuple[int, str]], user_agent: str):
@@ -97,10 +97,10 @@ class Robots:
 
     def check(self, address: Address) -> float | None:
         """
-        Seconds that the site wants between two requests, if it says so.
+        Seconds that the site asks for between two requests; `None` if it does not say.
 
         Raises:
-            [`FetchError`]: if the site does not allow robots to read the page, or what it allows cannot be known.
+            [`FetchError`]: if the site does not allow robots to read the page, or if its rules cannot be loaded.
         """
         with self._locks(address.origin):
             with self._lock:
@@ -112,14 +112,17 @@ class Robots:
                     while len(self._rules) > _KNOWN_SITES:
                         self._rules.popitem(last=False)
         if rules is None:
-            raise FetchError(f"{address.host} does not say what robots may read (its robots.txt fails).", passing=True)
+            raise FetchError(
+                f"The rules of {address.host} for robots are not known (its robots.txt fails).", passing=True
+            )
         if not rules.can_fetch(address.url, self._name):
             raise FetchError(f"{address.host} does not allow robots to read this page.")
         delay = rules.crawl_delay(self._name)
         return None if delay is None else float(delay)
 
     def _rules_of(self, address: Address) -> tuple[Any, float]:
-        """RFC 9309, 2.3.1: a site without the file allows everything, one that fails allows nothing."""
+        """The rules of a site and the seconds they are valid. A site without the file allows everything, a site that fails
+        allows nothing (RFC 9309, 2.3.1)."""
         try:
             status, text = self._load(Address(address.scheme, address.host, address.port, "/robots.txt"))
         except FetchError:

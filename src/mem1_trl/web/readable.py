@@ -1,4 +1,4 @@
-"""From the bytes of a page to what a person would read of it."""
+"""The readable text of a page, from its bytes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _PLAIN = (
     "application/xml",
 )
 READABLE = (*_HTML, *_PLAIN)
-"""Content types that have text to read."""
+"""Content types with readable text."""
 
 _META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
 _BLANKS = re.compile(r"\n{3,}")
 _EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", "cp9", "koi8")
-"""Encodings that nobody declares by accident, and whose bytes may be valid UTF-8."""
+"""Encodings that are not declared by accident, and whose bytes may be valid UTF-8."""
 
 
 def trafilatura() -> Any:
-    """The library that finds the text of a page."""
+    """The library that extracts the text of a page."""
     try:
         return import_module("trafilatura")
     except ImportError:
@@ -37,7 +37,7 @@ def trafilatura() -> Any:
 
 
 def content_type(header: str | None) -> tuple[str, str | None]:
-    """Type and declared encoding of a `Content-Type` header; without one, a page is taken for HTML."""
+    """Type and declared encoding of a `Content-Type` header; a page without the header is treated as HTML."""
     kind, *parameters = (header or "text/html").split(";")
     for parameter in parameters:
         name, _, value = parameter.partition("=")
@@ -48,8 +48,9 @@ def content_type(header: str | None) -> tuple[str, str | None]:
 
 def decode(body: bytes, declared: str | None) -> str:
     """
-    Text of a body. Declarations are often wrong, and hardly any text in another encoding is valid UTF-8 by chance: so a
-    byte order mark counts first, then UTF-8 if it fits, then what is declared, then what the bytes look like.
+    Text of a body. Declared encodings are often wrong, and text in another encoding is rarely valid UTF-8 by chance. The order
+    is therefore: a byte order mark, UTF-8 if the bytes are valid, the declared encodings, an encoding guessed from the bytes.
+    A declared encoding that is rarely declared by mistake, such as UTF-16, comes before UTF-8.
     """
     for mark, name in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if body.startswith(mark):
@@ -61,7 +62,7 @@ def decode(body: bytes, declared: str | None) -> str:
         if encoding is None or not _known(encoding):
             continue
         try:
-            # Not to the end: a body that was cut may end within a character
+            # Not final: a body that was cut may end within a character
             return codecs.getincrementaldecoder(encoding)("strict").decode(body)
         except (UnicodeError, LookupError):
             continue
@@ -69,7 +70,7 @@ def decode(body: bytes, declared: str | None) -> str:
 
     best = from_bytes(body[:50_000]).best()
     western = best is None or all(character < "\u0250" for character in str(best))
-    # What browsers take pages of unknown origin for; the many Latin encodings cannot be told apart by a few accents
+    # The default of browsers; the many Latin encodings cannot be told apart by a few accents
     return body.decode("cp1252" if western else best.encoding, "replace")  # type: ignore[union-attr]
 
 
@@ -78,7 +79,7 @@ def _endian(mark: bytes) -> str:
 
 
 def _known(name: str) -> str:
-    """Python's name of a text encoding, empty if it has none."""
+    """Python's name of a text encoding; empty if Python does not know it."""
     try:
         return codecs.lookup(name).name if codecs.lookup(name)._is_text_encoding else ""
     except (LookupError, AttributeError):
@@ -86,7 +87,7 @@ def _known(name: str) -> str:
 
 
 def _everything(page: str) -> str:
-    """All text of a page on which there is no article."""
+    """All text of a page that has no article."""
     from lxml import etree, html
 
     try:
@@ -107,17 +108,17 @@ def readable(body: bytes, kind: str, declared: str | None, url: str) -> tuple[st
         body (`bytes`):
             The page.
         kind (`str`):
-            Its content type, one of [`READABLE`].
+            Content type of the page, one of [`READABLE`].
         declared (`str` or `None`):
-            The encoding that its header declares.
+            Encoding that the header of the page declares.
         url (`str`):
-            Its address.
+            Address of the page.
 
     Raises:
-        [`FetchError`]: if there is no text on it.
+        [`FetchError`]: if the page has no text.
     """
     if b"\0" in body[:1024] and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise FetchError("This is no text, whatever its type says.")
+        raise FetchError("The content of this page is not text, although its type says so.")
     text = decode(body, declared)
     title = ""
     if kind in _HTML:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import time
 from typing import Any
 from urllib.parse import urlencode
 
+from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
 from .addresses import Address, read_address, resolve
 from .cache import WebCache
 from .exchange import Answer, exchange
 from .pages import FetchError, WebResult, WebSearch
 from .politeness import Locks
 
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
 _MAX_BYTES = 8_000_000
+
+
+class _Busy(Exception):
+    """A search engine that has no time at the moment."""
+
+    def __init__(self, answer: Answer):
+        super().__init__(f"HTTP {answer.status}")
+        self.headers = answer.headers
+
+
+def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
+    if not isinstance(error, (FetchError, _Busy)):
+        return None
+    asked = asked_to_wait(error.headers) if isinstance(error, _Busy) else None
+    return backoff(attempt, first=0.5) if asked is None else asked
 
 
 class _Engine:
@@ -45,30 +58,27 @@ class _Engine:
     def _ask(self, parameters: dict[str, Any], headers: dict[str, str], body: bytes | None = None) -> dict[str, Any]:
         target = self._address.target + (f"?{urlencode(parameters)}" if parameters else "")
         address = Address(self._address.scheme, self._address.host, self._address.port, target)
-        problem = ""
-        for attempt in range(self._max_retries + 1):
-            wait = 2.0**attempt * random.uniform(0.4, 0.6)
-            try:
-                answer = exchange(
-                    address,
-                    resolve(address, allow_private=True),  # the address is the user's, not the agent's
-                    self._timeout,
-                    _MAX_BYTES,
-                    method="GET" if body is None else "POST",
-                    headers={"Accept": "application/json", **headers},
-                    body=body,
-                )
-            except FetchError as error:
-                problem = str(error)
-            else:
-                if answer.status not in _BUSY:
-                    return self._read(answer)
-                problem = f"HTTP {answer.status}"
-                asked = answer.headers.get("Retry-After", "")
-                wait = min(60.0, float(asked)) if asked.isdigit() else wait
-            if attempt < self._max_retries:
-                time.sleep(wait)
-        raise ConnectionError(f"{self.name} gave no answer in {self._max_retries + 1} attempts ({problem}).")
+
+        def ask() -> Answer:
+            answer = exchange(
+                address,
+                resolve(address, allow_private=True),  # the address is the user's, not the agent's
+                self._timeout,
+                _MAX_BYTES,
+                method="GET" if body is None else "POST",
+                headers={"Accept": "application/json", **headers},
+                body=body,
+            )
+            if answer.status in BUSY_STATUSES:
+                raise _Busy(answer)
+            return answer
+
+        try:
+            return self._read(with_retries(ask, self._max_retries, _seconds_to_wait))
+        except (FetchError, _Busy) as error:
+            raise ConnectionError(
+                f"{self.name} gave no answer in {self._max_retries + 1} attempts ({error})."
+            ) from None
 
     def _read(self, answer: Answer) -> dict[str, Any]:
         said = " ".join(answer.body[:300].decode("utf-8", "replace").split())

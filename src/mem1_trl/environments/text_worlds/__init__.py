@@ -1,4 +1,4 @@
-"""Long-horizon worlds in text, one adapter a file; each needs its extra only when an instance is made."""
+"""Long-horizon text worlds, one adapter per file; the extra of an adapter is needed only when an instance is made."""
 
 from .gymnasium_world import GymnasiumEnvironment
 from .openenv_world import OpenEnvEnvironment

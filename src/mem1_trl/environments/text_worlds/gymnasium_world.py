@@ -1,4 +1,4 @@
-"""Any Gymnasium environment that can be told in text: observations described, actions named."""
+"""Gymnasium environments in text: observations are described in words, actions have names."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 
 if TYPE_CHECKING:
     import gymnasium
 
 Describe = Callable[[Any, Mapping[str, Any]], str]
-"""Says an observation, given with Gymnasium's `info`, in words."""
+"""Returns an observation in words; takes the observation and Gymnasium's `info`."""
 
 
 class GymnasiumEnvironment:
     """
     Plays a [Gymnasium](https://gymnasium.farama.org) environment in text. Needs the extra `gymnasium`.
 
-    An observation is text as it is, or a dictionary whose values are told line by line, or what the environment renders with
-    `render_mode="ansi"`; all others need `describe`. An action is text as it is (`Text` spaces), or the name or number of one of
-    a `Discrete` space. An action that does not exist costs no step: the agent reads which ones there are.
+    An observation is shown as it is if it is text, one value per line if it is a dictionary, or as the environment renders it
+    with `render_mode="ansi"`; every other kind needs `describe`. An action is the agent's text as it is (`Text` spaces), or the
+    name or number of an action of a `Discrete` space. An unknown action costs no step: the agent is shown the list of actions.
 
     Args:
         env (`str` or `Callable[[], gymnasium.Env]`):
             Id of a registered environment, or a function that makes one.
         describe (`Callable[[Any, Mapping], str]`, *optional*):
-            Says an observation, given with `info`, in words.
+            Returns an observation in words; takes the observation and `info`.
         actions (`Sequence[str]` or `Mapping[str, Any]`, *optional*):
-            Names of the actions: in the order of a `Discrete` space, or with the action each stands for.
+            Names of the actions: in the order of a `Discrete` space, or as a mapping from each name to its action.
         env_kwargs (*optional*):
             Arguments of `gymnasium.make`.
 
@@ -58,7 +58,7 @@ class GymnasiumEnvironment:
         gym = require("gymnasium", "gymnasium", "GymnasiumEnvironment")
         if not isinstance(env, str) and env_kwargs:
             raise TypeError(
-                f"{sorted(env_kwargs)[0]!r} is an argument of gymnasium.make, but `env` is a function: let it take care of that."
+                f"{sorted(env_kwargs)[0]!r} is an argument of gymnasium.make, but `env` is a function: pass it inside that function."
             )
         self._env = gym.make(env, **env_kwargs) if isinstance(env, str) else env()
         self._describe: Describe = describe or self._default_describe(gym)
@@ -75,7 +75,7 @@ class GymnasiumEnvironment:
         actions: Sequence[str] | Mapping[str, Any] | None = None,
         **env_kwargs: Any,
     ) -> Callable[[], GymnasiumEnvironment]:
-        """A factory for `environment_factory`; arguments as of the class. Each instance makes its own environment."""
+        """A factory for `environment_factory`; same arguments as the class. Each instance makes its own environment."""
         return partial(cls, env, describe, actions, **env_kwargs)
 
     def reset(
@@ -90,9 +90,9 @@ class GymnasiumEnvironment:
 
         Args:
             prompt (`str` or `list[dict]`, *optional*):
-                The task as the agent is shown it; the first observation is set off from it.
+                Task prompt as shown to the agent. If given, the first observation begins after a blank line.
             seed (`int`, *optional*):
-                Passed to Gymnasium: equal seeds give equal episodes, as the members of a GRPO group should have them.
+                Passed to Gymnasium. Equal seeds start equal episodes, which the members of a GRPO group should have.
             options (`dict`, *optional*):
                 Passed to Gymnasium.
             **row:
@@ -117,7 +117,7 @@ class GymnasiumEnvironment:
             What is observed then.
         """
         if not self._started:
-            raise RuntimeError("The episode has not begun: call `reset` first.")
+            raise RuntimeError("No episode has been started: call `reset` first.")
         if self.done:
             return "The episode is over."
         chosen: Any = action.strip()
@@ -154,13 +154,13 @@ class GymnasiumEnvironment:
         if not isinstance(space, gym.spaces.Discrete):
             raise ValueError(
                 f"The actions of this environment are a {type(space).__name__} and have no names: pass `actions=`, a "
-                "dictionary from names to actions."
+                "dictionary from name to action."
             )
         first, count = int(space.start), int(space.n)
         names = [str(first + step) for step in range(count)] if actions is None else [name.lower() for name in actions]
         if len(names) != count:
             raise ValueError(
-                f"`actions` has {len(names)} names, but the environment has {count} actions: name them all."
+                f"`actions` must name every action of the environment, got {len(names)} names for {count} actions."
             )
         return {name: first + step for step, name in enumerate(names)}
 
@@ -173,6 +173,6 @@ class GymnasiumEnvironment:
         if self._env.render_mode == "ansi":
             return lambda observation, info: str(self._env.render())
         raise ValueError(
-            f"The observations of this environment are a {type(space).__name__}, not text: pass `describe=`, a function of an "
-            'observation and its info that returns text, or render_mode="ansi" if the environment knows it.'
+            f"The observations of this environment are a {type(space).__name__}, not text: pass `describe=`, a function that "
+            'takes an observation and its info and returns text, or render_mode="ansi" if the environment supports it.'
         )

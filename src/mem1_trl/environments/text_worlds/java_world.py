@@ -1,4 +1,4 @@
-"""What TextWorldExpress and ScienceWorld share: a simulator in a Java process of its own, started late and closed for good."""
+"""The base of TextWorldExpress and ScienceWorld: a simulator in its own Java process, which starts at the first `reset`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from ..extras import hidden_method, require
+from ..optional import hidden_method, require
 
 _SHOWN = 40
 
@@ -22,7 +22,7 @@ class JavaWorld(ABC):
         max_steps (`int`):
             Steps after which the simulator ends the episode.
         show_valid_actions (`bool`):
-            Whether each observation lists what can be done.
+            Whether each observation lists the valid actions.
 
     Attributes:
         done (`bool`):
@@ -40,7 +40,7 @@ class JavaWorld(ABC):
                 "`apt install default-jre-headless`."
             )
         if max_steps < 1:
-            raise ValueError(f"max_steps={max_steps} leaves no step to act in: use 1 or more.")
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
         self._max_steps = max_steps
         self._show_valid_actions = show_valid_actions
         self._simulator: Any = None
@@ -62,9 +62,9 @@ class JavaWorld(ABC):
     def _playing(self) -> Any:
         """The simulator in the middle of an episode."""
         if self._simulator is None:
-            raise RuntimeError("The episode has not begun: call `reset` first.")
+            raise RuntimeError("No episode has been started: call `reset` first.")
         if self._simulator._gateway.java_process.poll() is not None:
-            raise RuntimeError(f"The Java process of {type(self).__name__} has died, and the episode with it.")
+            raise RuntimeError(f"The Java process of {type(self).__name__} has died, so its episode is lost.")
         return self._simulator
 
     def get_reward(self) -> float:
@@ -82,11 +82,11 @@ class JavaWorld(ABC):
         with contextlib.suppress(Exception):
             if process.poll() is None:
                 simulator.close()
-            else:  # there is nobody to say goodbye to, and py4j would log each object that it tells to go
+            else:  # the process is gone, so py4j's shutdown would log an error per object
                 gateway._gateway_client.is_connected = False
                 gateway.shutdown_callback_server()
         simulator.close = _nothing  # called again when the simulator is collected
-        # The packages do not wait for the process, and one that got no message would stay
+        # The packages do not wait for the process, and a process without a message would keep running
         try:
             process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -94,7 +94,7 @@ class JavaWorld(ABC):
             process.wait()
 
     def _told(self, observation: str, valid: Sequence[str]) -> str:
-        """An observation, with what can be done."""
+        """An observation, with the valid actions."""
         if not self._show_valid_actions:
             return observation.strip()
         shown = sorted(valid)[:_SHOWN]

@@ -1,4 +1,4 @@
-"""Any OpenEnv environment: a client of a server that steps it, told in text."""
+"""OpenEnv environments in text: a client of the server that runs the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 
 _BOOKKEEPING = ("done", "reward", "metadata")
 
@@ -19,28 +19,28 @@ class OpenEnvEnvironment:
     """
     Plays an [OpenEnv](https://github.com/meta-pytorch/OpenEnv) environment through its client. Needs the extra `openenv`.
 
-    Any object will do whose `reset()` and `step(action)` return something with `observation`, `reward` and `done`; of an
-    asynchronous `EnvClient` its `sync()` is taken. Each instance holds one client, hence one session on the server, which must
-    allow as many as there are episodes at once (`max_concurrent_envs`).
+    Any client works whose `reset()` and `step(action)` return an object with `observation`, `reward` and `done`; an asynchronous
+    `EnvClient` is used through its `sync()`. Each instance holds one client and therefore one session on the server, which must
+    allow as many sessions as episodes run concurrently (`max_concurrent_envs`).
 
     Args:
         client (`str` or `Callable[[], Any]`):
-            Address of the server, such as `"http://localhost:8000"`, which is then spoken to through `GenericEnvClient`; or a
-            function that makes a client.
+            Address of the server, such as `"http://localhost:8000"`, to be reached with a `GenericEnvClient`; or a function
+            that makes a client.
         action (`str` or `Callable[[str], Any]`):
-            What an agent's text becomes: the name of the field of the action that holds it, such as `"message"`, or a function
-            that makes an action of it, such as `lambda text: EchoAction(message=text)`.
+            How the agent's text becomes an action: the name of the field of the action that holds the text, such as `"message"`,
+            or a function that returns the action, such as `lambda text: EchoAction(message=text)`.
         describe (`str` or `Callable[[Any], str]`, *optional*):
-            What an observation becomes: the field of it that is shown, or a function. `None` shows all fields but `done`, `reward`
-            and `metadata`, a line each (a single one without its name).
+            How an observation becomes text: the name of the field to show, or a function. `None` shows all fields but `done`,
+            `reward` and `metadata`, one per line (a single field is shown without its name).
         reset_columns (`Sequence[str]`, *optional*, defaults to `("seed", "episode_id")`):
-            Columns of the dataset that are passed to the `reset` of the environment, where a row has them.
+            Columns of the dataset that are passed to the `reset` of the environment if a row has them.
         reward (`str`, *optional*, defaults to `"sum"`):
             Reward of an episode: the `"sum"` of the rewards of its steps, or the `"last"` one.
 
     Attributes:
         done (`bool`):
-            Whether the environment says that the episode is over.
+            Whether the environment reported the end of the episode.
 
     Example:
 
@@ -58,7 +58,7 @@ class OpenEnvEnvironment:
         reward: str = "sum",
     ) -> None:
         if reward not in ("sum", "last"):
-            raise ValueError(f"reward={reward!r} is not a way to score an episode: use 'sum' or 'last'.")
+            raise ValueError(f"reward must be 'sum' or 'last', got {reward!r}.")
         if isinstance(client, str):
             require("openenv.core", "openenv", "OpenEnvEnvironment")
         self._make_client = partial(_generic_client, client) if isinstance(client, str) else client
@@ -74,7 +74,7 @@ class OpenEnvEnvironment:
     def factory(
         cls, client: str | Callable[[], Any], action: str | Callable[[str], Any], **kwargs: Any
     ) -> Callable[[], OpenEnvEnvironment]:
-        """A factory for `environment_factory`; arguments as of the class."""
+        """A factory for `environment_factory`; same arguments as the class."""
         return partial(cls, client, action, **kwargs)
 
     def reset(self, prompt: Any = None, **row: Any) -> str:
@@ -83,7 +83,7 @@ class OpenEnvEnvironment:
 
         Args:
             prompt (`str` or `list[dict]`, *optional*):
-                The task as the agent is shown it; the first observation is set off from it.
+                Task prompt as shown to the agent. If given, the first observation begins after a blank line.
             **row:
                 Columns of the dataset; those in `reset_columns` go to the server.
 
@@ -115,7 +115,7 @@ class OpenEnvEnvironment:
             What is observed then.
         """
         if self._client is None:
-            raise RuntimeError("The episode has not begun: call `reset` first.")
+            raise RuntimeError("No episode has been started: call `reset` first.")
         if self.done:
             return "The episode is over."
         chosen = {self._action: action} if isinstance(self._action, str) else self._action(action)
@@ -126,7 +126,7 @@ class OpenEnvEnvironment:
         return self._told(result.observation)
 
     def get_reward(self) -> float:
-        """The sum of the rewards of the episode, or the last of them."""
+        """The reward of the episode: the sum of the rewards of its steps, or the last one."""
         return self._reward
 
     @hidden_method
@@ -134,7 +134,7 @@ class OpenEnvEnvironment:
         """Close the connection; the next `reset` opens a new one."""
         client, self._client = self._client, None
         if client is not None and hasattr(client, "close"):
-            with contextlib.suppress(Exception):  # what is gone needs no goodbye
+            with contextlib.suppress(Exception):  # the connection may already be broken
                 client.close()
 
     def _told(self, observation: Any) -> str:

@@ -1,4 +1,4 @@
-"""ScienceWorld: experiments of primary school in a house of ten rooms, thirty tasks with partial credit."""
+"""ScienceWorld: primary school experiments in a house of ten rooms, thirty tasks with partial credit."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 from .java_world import JavaWorld
 
 
 class ScienceWorldEnvironment(JavaWorld):
     """
-    Does experiments in ScienceWorld (arXiv 2203.07540). Needs the extra `scienceworld` and Java 17 or later.
+    Runs experiments in ScienceWorld (arXiv 2203.07540). Needs the extra `scienceworld` and Java 17 or later.
 
     Each instance runs a Java process from its first `reset` to `close`.
 
     Args:
         task (`str`, *optional*, defaults to `"boil"`):
-            Task of rows that name none, one of thirty such as `"grow-plant"`; see its documentation.
+            Task for rows that do not name one: one of thirty, such as `"grow-plant"`; see ScienceWorld's documentation.
         simplifications (`str`, *optional*, defaults to `"easy"`):
-            Simplifications in force, separated by commas; `""` for none.
+            Simplifications to apply, separated by commas; `""` for none.
         max_steps (`int`, *optional*, defaults to `100`):
             Steps after which the episode ends.
         show_valid_actions (`bool`, *optional*, defaults to `False`):
-            Whether each observation lists what can be done. The list is long: hundreds in some rooms, cut at 40.
+            Whether each observation lists the valid actions. Some rooms have hundreds; the list is cut after 40.
 
     Attributes:
         done (`bool`):
-            Whether the task is solved, failed for good, or out of steps.
+            Whether the task is solved, has failed, or is out of steps.
 
     Example:
 
@@ -49,11 +49,21 @@ class ScienceWorldEnvironment(JavaWorld):
         super().__init__(max_steps, show_valid_actions)
         self._task, self._simplifications = task, simplifications
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
+        return {
+            "task": self._task,
+            "simplifications": self._simplifications,
+            "max_steps": self._max_steps,
+            "show_valid_actions": self._show_valid_actions,
+        }
+
     @classmethod
     def factory(
         cls, task: str = "boil", simplifications: str = "easy", **kwargs: Any
     ) -> Callable[[], ScienceWorldEnvironment]:
-        """A factory for `environment_factory`; arguments as of the class."""
+        """A factory for `environment_factory`; same arguments as the class."""
         return partial(cls, task, simplifications, **kwargs)
 
     def reset(
@@ -69,13 +79,13 @@ class ScienceWorldEnvironment(JavaWorld):
 
         Args:
             prompt (`str` or `list[dict]`, *optional*):
-                The task as the agent is shown it; ScienceWorld's own description is set off from it.
+                Task prompt as shown to the agent. If given, ScienceWorld's own description begins after a blank line.
             task (`str`, *optional*):
-                Name of the task, instead of the instance's.
+                Name of the task. `None` uses the task of the instance.
             variation (`int`, *optional*, defaults to `0`):
-                Which of its variations.
+                Number of the variation of the task.
             simplifications (`str`, *optional*):
-                Instead of the instance's.
+                Simplifications to apply. `None` uses those of the instance.
             **row:
                 Further columns, not used.
 
@@ -114,7 +124,7 @@ class ScienceWorldEnvironment(JavaWorld):
 
     @hidden_method
     def solution(self, **row: Any) -> list[str]:
-        """The commands that solve the task of a row, with which to make demonstrations; takes seconds to minutes."""
+        """The commands that solve the task of a row, for making demonstrations; takes seconds to minutes."""
         names = ("task", "variation", "simplifications")
         self._load(
             **{"task": None, "variation": 0, "simplifications": None, **{k: row[k] for k in names if k in row}},
@@ -127,9 +137,7 @@ class ScienceWorldEnvironment(JavaWorld):
         name = task or self._task
         count = simulator.get_max_variations(name) if name in simulator.get_task_names() else None
         if count is not None and not 0 <= variation < count:
-            raise ValueError(
-                f"The task {name!r} has {count} variations, numbered from 0, and no variation {variation}."
-            )
+            raise ValueError(f"variation must be between 0 and {count - 1} for the task {name!r}, got {variation}.")
         chosen = self._simplifications if simplifications is None else simplifications
         simulator.load(name, variation, chosen, generateGoldPath=solve)
 

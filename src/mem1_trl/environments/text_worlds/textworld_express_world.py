@@ -1,4 +1,4 @@
-"""TextWorldExpress: eight games in text (cooking, coins, maps, sorting, ...), thousands of steps a second."""
+"""TextWorldExpress: eight text games (cooking, coins, maps, sorting, ...), thousands of steps per second."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..extras import hidden_method, joined_prompt, require
+from ..optional import hidden_method, joined_prompt, require
 from .java_world import JavaWorld
 
 FOLDS = ("train", "dev", "test")
@@ -16,20 +16,21 @@ class TextWorldExpressEnvironment(JavaWorld):
     """
     Plays the games of TextWorldExpress (arXiv 2208.01174). Needs the extra `textworld-express` and Java 17 or later.
 
-    Games are made from parameters and a seed: `"cookingworld"`, `"coin"`, `"twc"`, `"mapreader"`, `"arithmetic"`, `"sorting"`,
-    `"simonsays"`, `"peckingorder"`. Each instance runs a Java process from its first `reset` to `close`.
+    The games are `"cookingworld"`, `"coin"`, `"twc"`, `"mapreader"`, `"arithmetic"`, `"sorting"`, `"simonsays"` and
+    `"peckingorder"`; each is generated from parameters and a seed. Each instance runs a Java process from its first `reset` to
+    `close`.
 
     Args:
         game (`str`, *optional*, defaults to `"cookingworld"`):
-            Game of rows that name none.
+            Game for rows that do not name one.
         game_params (`str`, *optional*, defaults to `""`):
-            Its parameters, such as `"numLocations=11,numIngredients=5"`.
+            Parameters of the game, such as `"numLocations=11,numIngredients=5"`.
         fold (`str`, *optional*, defaults to `"train"`):
-            `"train"`, `"dev"` or `"test"`: which wordings and places the game may use.
+            `"train"`, `"dev"` or `"test"`. It selects the wordings and places that the game may use.
         max_steps (`int`, *optional*, defaults to `100`):
             Steps after which the episode ends.
         show_valid_actions (`bool`, *optional*, defaults to `True`):
-            Whether each observation lists what can be done.
+            Whether each observation lists the valid actions.
 
     Attributes:
         done (`bool`):
@@ -54,14 +55,25 @@ class TextWorldExpressEnvironment(JavaWorld):
     ) -> None:
         super().__init__(max_steps, show_valid_actions)
         if fold not in FOLDS:
-            raise ValueError(f"Unknown fold {fold!r}: use {', '.join(map(repr, FOLDS))}.")
+            raise ValueError(f"fold must be one of {', '.join(map(repr, FOLDS))}, got {fold!r}.")
         self._game, self._params, self._fold = game, game_params, fold
+
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
+        return {
+            "game": self._game,
+            "game_params": self._params,
+            "fold": self._fold,
+            "max_steps": self._max_steps,
+            "show_valid_actions": self._show_valid_actions,
+        }
 
     @classmethod
     def factory(
         cls, game: str = "cookingworld", game_params: str = "", **kwargs: Any
     ) -> Callable[[], TextWorldExpressEnvironment]:
-        """A factory for `environment_factory`; arguments as of the class."""
+        """A factory for `environment_factory`; same arguments as the class."""
         return partial(cls, game, game_params, **kwargs)
 
     def reset(
@@ -78,15 +90,15 @@ class TextWorldExpressEnvironment(JavaWorld):
 
         Args:
             prompt (`str` or `list[dict]`, *optional*):
-                The task as the agent is shown it; the game's own description is set off from it.
+                Task prompt as shown to the agent. If given, the game's own description begins after a blank line.
             seed (`int`, *optional*):
-                Which game; `None` draws one of the fold.
+                Seed that selects the game. `None` draws one from the fold.
             game (`str`, *optional*):
-                Name of the game, instead of the instance's.
+                Name of the game. `None` uses the game of the instance.
             game_params (`str`, *optional*):
-                Its parameters, instead of the instance's.
+                Parameters of the game. `None` uses those of the instance.
             fold (`str`, *optional*):
-                Instead of the instance's.
+                Fold of the game. `None` uses the fold of the instance.
             **row:
                 Further columns, not used.
 
@@ -94,7 +106,7 @@ class TextWorldExpressEnvironment(JavaWorld):
             `str`: the task and the first observation.
 
         Raises:
-            `ValueError`: if there is no such game, or the parameters are wrong.
+            `ValueError`: if the game or the fold does not exist, or the parameters are wrong.
         """
         observation, info = self._begin(seed, game, game_params, fold, solve=False)
         self.done, self._score = False, 0.0
@@ -126,7 +138,7 @@ class TextWorldExpressEnvironment(JavaWorld):
         fold: str | None = None,
         **row: Any,
     ) -> list[str]:
-        """The commands that win the game of a row, with which to make demonstrations. `reset` has to follow."""
+        """The commands that win the game of a row, for making demonstrations. Call `reset` afterwards."""
         self._begin(seed, game, game_params, fold, solve=True)
         return list(self._simulator.getGoldActionSequence())
 
@@ -134,7 +146,7 @@ class TextWorldExpressEnvironment(JavaWorld):
         self, seed: int | None, game: str | None, game_params: str | None, fold: str | None, solve: bool
     ) -> tuple[str, dict[str, Any]]:
         simulator = self._running()
-        simulator.seed = None  # it would remember the last one
+        simulator.seed = None  # the simulator would otherwise reuse the last seed
         if game_params is None:
             game_params = self._params if game is None else ""
         return simulator.reset(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..extras import joined_prompt
+from ..optional import joined_prompt
 from .pages import (
     BACK_TO_SEARCH,
     BUY_NOW,
@@ -30,7 +30,7 @@ _SUB_PAGES = {name.lower(): name for name in (*SUB_PAGES, "Attributes")}
 
 class WebShopEnvironment:
     """
-    Buy what an instruction asks for, in the shop of WebShop (arXiv 2207.01206): one of the tasks of MEM1 (arXiv 2506.15841).
+    Buy the product that an instruction describes, in WebShop (arXiv 2207.01206). It is one of MEM1's tasks (arXiv 2506.15841).
 
     Pages, clicks and reward are those of the original's text mode (`WebAgentTextEnv(observation_mode="text")`): the agent
     searches, turns pages, opens products and their sub-pages, chooses options and buys, which ends the episode. An action that
@@ -38,9 +38,9 @@ class WebShopEnvironment:
 
     Args:
         shop ([`WebShop`], *optional*):
-            Products and goals; shared, never changed. `None` takes the small bundled shop.
+            Products and goals; shared, never changed. `None` uses the small bundled shop.
         show_available_actions (`bool`, *optional*, defaults to `False`):
-            Whether a line below each page says what can be done on it, as some agents are shown it.
+            Whether a line below each page lists the available actions; some agents expect it.
         show_attributes (`bool`, *optional*, defaults to `False`):
             Whether product pages lead to a page with the attributes that the reward looks for.
         nouns (`Callable[[str], Sequence[str]]`, *optional*):
@@ -52,7 +52,7 @@ class WebShopEnvironment:
         purchase ([`PurchaseScore`] or `None`):
             The reward of the purchase and its parts.
         available_actions (`dict`):
-            What the page offers, as the original says it: `has_search_bar` and `clickables`.
+            Actions of the current page in the format of the original: `has_search_bar` and `clickables`.
 
     Example:
 
@@ -79,14 +79,19 @@ class WebShopEnvironment:
         self._results: list[Product] = []
         self._begin(0)
 
+    @property
+    def mem1_settings(self) -> dict[str, Any]:
+        """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
+        return {"show_available_actions": self._show_available_actions, "show_attributes": self._show_attributes}
+
     @classmethod
     def factory(cls, shop: WebShop | None = None, **kwargs: Any) -> Callable[[], WebShopEnvironment]:
         """
-        A factory for `environment_factory`. All instances share the shop, whose index is built here.
+        A factory for `environment_factory`. All instances share the shop; this call builds its index.
 
         Args:
             shop ([`WebShop`], *optional*):
-                Products and goals; `None` takes the small bundled shop.
+                Products and goals; `None` uses the small bundled shop.
             kwargs (*optional*):
                 Further arguments of [`WebShopEnvironment`].
 
@@ -94,7 +99,7 @@ class WebShopEnvironment:
             `Callable[[], WebShopEnvironment]`: takes no argument.
         """
         shop = load_bundled_webshop() if shop is None else shop
-        shop.search_engine  # noqa: B018  built now, not in the middle of an episode
+        shop.search_engine  # noqa: B018  builds the index now, not in the middle of an episode
         return partial(cls, shop, **kwargs)
 
     def reset(self, prompt: Any = None, goal: int | None = None, instruction: str | None = None, **row: Any) -> str:
@@ -103,11 +108,11 @@ class WebShopEnvironment:
 
         Args:
             prompt (`str` or `list[dict]`, *optional*):
-                The task as the agent is shown it; the page is set off from it.
+                Task prompt as shown to the agent. If given, the page begins after a blank line.
             goal (`int`):
                 Number of the goal in the shop.
             instruction (`str`, *optional*):
-                The goal in words; if given, it must be that of this goal.
+                Instruction of the goal. If given, it must match the goal.
             **row:
                 Further columns, not used.
 
@@ -115,16 +120,16 @@ class WebShopEnvironment:
             `str`: the page with the instruction and the search bar.
 
         Raises:
-            `ValueError`: if there is no such goal in the shop, or the row was made for another shop.
+            `ValueError`: if the shop does not have this goal, or the row was made for another shop.
         """
         if goal is None:
-            raise ValueError("The row has no `goal`: take the rows from `shop.dataset(split)`.")
+            raise ValueError("A row must have a `goal`, got none: take the rows from `shop.dataset(split)`.")
         if not 0 <= goal < len(self.shop.goals):
-            raise ValueError(f"There is no goal {goal}: the shop has {len(self.shop.goals)}, numbered from 0.")
+            raise ValueError(f"goal must be between 0 and {len(self.shop.goals) - 1}, got {goal}.")
         if instruction is not None and instruction != self.shop.goals[goal].instruction_text:
             raise ValueError(
-                f"The row says that goal {goal} is {instruction!r:.80}, but this shop has another: make dataset and "
-                "environments with the same shop."
+                f"The row says that goal {goal} is {instruction!r:.80}, but in this shop it is another one: make the dataset "
+                "and the environments with the same shop."
             )
         self._begin(goal)
         return joined_prompt(prompt, self._observation())
@@ -162,7 +167,7 @@ class WebShopEnvironment:
 
     @property
     def available_actions(self) -> dict[str, Any]:
-        """What the page offers: `has_search_bar` and `clickables`, in lower case and in the order of the original."""
+        """Actions of the current page: `has_search_bar` and `clickables`, in lower case and in the order of the original."""
         return {"has_search_bar": self._page.has_search_bar, "clickables": list(self._page.clickables)}
 
     def get_reward(self) -> float:
@@ -186,7 +191,7 @@ class WebShopEnvironment:
         self._options: dict[str, str] = {}
 
     def _follow(self, name: str) -> None:
-        """Go where a clickable of the page leads."""
+        """Return the page that a clickable of the current page leads to."""
         kind = self._page.kind
         if name == BACK_TO_SEARCH.lower():
             self._to_index()
@@ -212,7 +217,7 @@ class WebShopEnvironment:
             self._show_product()
 
     def _show_results(self, number: int) -> None:
-        """A page of the results; leaving a product forgets the options chosen, as in the original."""
+        """A page of the results. Leaving a product drops the options that were chosen, as in the original."""
         self._leave_product()
         self._page_number = number
         self._page = results_page(self._goal.instruction_text, self._results, number)
@@ -228,7 +233,7 @@ class WebShopEnvironment:
         self._page = done_page(product.asin, self._options, self.purchase.reward)
 
     def _current(self) -> Product:
-        assert self._product is not None  # pages of a product are reached through it only
+        assert self._product is not None  # the pages of a product can only be reached from it
         return self._product
 
     def _observation(self) -> str:

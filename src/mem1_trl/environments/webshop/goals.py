@@ -1,4 +1,4 @@
-"""What the customer wants: goals written by people, or made from a product's attributes and options, as WebShop makes them."""
+"""Shopping goals: written by people, or made from a product's attributes and options as in WebShop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from .products import Product
 
 NO_PRICE_LIMIT = 1000000.0
-"""The limit of a goal that names none."""
+"""Price limit of a goal that does not name one."""
 
 _LIMITS = [10.0 * step for step in range(1, 100)]
 
@@ -24,20 +24,20 @@ class Goal:
 
     Attributes:
         asin (`str`):
-            The product the goal was written for. Others may satisfy it just as well.
+            Identifier of the product that the goal was written for. Other products may satisfy it just as well.
         instruction_text (`str`):
-            What the agent is told.
+            Instruction that is shown to the agent.
         attributes (`tuple[str, ...]`):
             Attributes that the reward looks for.
         options (`tuple[str, ...]`):
             Values of the options that the reward looks for.
         price_upper (`float`):
-            Most the product may cost, in dollars.
+            Maximum price of the product in dollars.
         name, query, product_category, category (`str`):
-            Of the product the goal was written for: what "the right kind of product" means.
+            Fields of the product that the goal was written for; they define the right kind of product.
         weight (`float`):
-            How often the original draws this goal, relative to others: 1 for goals written by people; for made ones the mean over
-            its attributes of one over their count.
+            Relative frequency with which the original draws this goal: 1 for goals written by people; for generated goals the
+            mean, over the attributes of the goal, of one over the count of the attribute.
     """
 
     asin: str
@@ -150,7 +150,7 @@ def _goal(product: Product, **kwargs: Any) -> Goal:
 
 
 def _price_limit(price: float, generator: random.Random) -> tuple[float, str]:
-    """The larger of two limits drawn from the four next multiples of ten dollars above the price, and how it is said."""
+    """The larger of two limits drawn from the four next multiples of ten dollars above the price, and its wording."""
     above = [limit for limit in _LIMITS if limit > price][:4]
     if len(above) < 2:
         return NO_PRICE_LIMIT, ""

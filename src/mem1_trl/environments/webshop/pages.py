@@ -1,4 +1,4 @@
-"""The pages of the shop as an agent reads them: the text mode of the original, and what can be clicked."""
+"""The pages of the shop in the text mode of the original, with their clickable elements."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Page:
         kind (`str`):
             `"index"`, `"search_results"`, `"item_page"`, `"item_sub_page"` or `"done"`.
         text (`str`):
-            What the agent reads.
+            Text that is shown to the agent.
         clickables (`tuple[str, ...]`):
-            What it can click, in lower case, in the order of the original.
+            Elements that the agent can click, in lower case, in the order of the original.
         option_names (`dict[str, str]`):
-            Those clickables that are values of an option -> name of the option.
+            Clickables that are option values -> name of the option.
         has_search_bar (`bool`):
             Whether the page shows a search bar. (Searching works on every page, as in the original.)
     """
@@ -40,7 +40,7 @@ class Page:
 
 
 def _text(*parts: str) -> str:
-    """Parts as the original joins the text nodes of a page; an empty part is no text node."""
+    """The parts joined as the original joins the text nodes of a page; empty parts are not text nodes."""
     return " [SEP] ".join(part.strip() for part in parts if part)
 
 
@@ -49,14 +49,14 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def index_page(instruction: str) -> Page:
-    """Where every session starts: the instruction and the search bar."""
+    """The page on which every session starts: the instruction and the search bar."""
     text = _text("WebShop", "Instruction:", instruction, "Search")
     return Page("index", text, ("search",), has_search_bar=True)
 
 
 def results_page(instruction: str, products: Sequence[Product], page: int) -> Page:
     """
-    Results of a search, ten a page.
+    A page of search results, ten per page.
 
     Args:
         instruction (`str`):
@@ -80,7 +80,7 @@ def results_page(instruction: str, products: Sequence[Product], page: int) -> Pa
 
 def item_page(instruction: str, product: Product, show_attributes: bool = False) -> Page:
     """
-    A product with its options. Which options are chosen is not shown, as in the text mode of the original.
+    The page of a product with its options. It does not show which options are chosen, as in the text mode of the original.
 
     Args:
         instruction (`str`):
@@ -88,7 +88,7 @@ def item_page(instruction: str, product: Product, show_attributes: bool = False)
         product ([`Product`]):
             The product.
         show_attributes (`bool`, *optional*, defaults to `False`):
-            Whether there is a page with its attributes.
+            Whether the page links to a page with the attributes of the product.
     """
     options = [part for name, values in product.options.items() for part in (name, *values)]
     sub_pages = (*SUB_PAGES, *(("Attributes",) if show_attributes else ()))
@@ -101,7 +101,7 @@ def item_page(instruction: str, product: Product, show_attributes: bool = False)
 
 def item_sub_page(instruction: str, product: Product, name: str) -> Page:
     """
-    What a product's page leaves out: its `"Description"`, `"Features"`, `"Reviews"` or `"Attributes"`.
+    A sub-page of a product: its `"Description"`, `"Features"`, `"Reviews"` or `"Attributes"`.
 
     Args:
         instruction (`str`):
@@ -126,7 +126,7 @@ def item_sub_page(instruction: str, product: Product, name: str) -> Page:
 
 
 def done_page(asin: str, options: Mapping[str, str], reward: float) -> Page:
-    """The receipt, with the reward; the empty fields are those that the original leaves empty, spelled as there."""
+    """The receipt with the reward. The original leaves the same fields empty and has the same spelling."""
     purchased = ("asin", asin, "options", json.dumps(dict(options)), "attrs", "None", "category", "None")
     target = ("asin", "options", "attrs", "price upper", "instuction text", "category", "product category", "query")
     text = _text(

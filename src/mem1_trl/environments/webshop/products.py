@@ -1,4 +1,4 @@
-"""What the shop sells: products in the form the pages, the search and the reward read, from WebShop's files or anywhere."""
+"""The products of the shop, in the form that the pages, the search and the reward read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Product:
         category (`str`):
             Department, such as `"beauty"`.
         query (`str`):
-            The search it was found by, in lower case: a name of its kind, such as `"face cream"`.
+            Search that found the product, in lower case: a name of its kind, such as `"face cream"`.
         product_category (`str`):
             Path of categories, separated by `"›"`.
         description (`str`):
@@ -51,7 +51,7 @@ class Product:
         features (`tuple[str, ...]`):
             Lines of the page Features.
         attributes (`tuple[str, ...]`):
-            Properties in short, such as `"long lasting"`; hidden from the agent unless the shop shows them.
+            Short properties, such as `"long lasting"`; hidden from the agent unless the environment shows them.
         options (`dict[str, tuple[str, ...]]`):
             Option name -> values to choose from, both in lower case.
         pricing (`tuple[float, ...]`):
@@ -84,7 +84,7 @@ class Product:
 
     @property
     def search_text(self) -> str:
-        """What the search engine reads of it: title, description, first feature and options."""
+        """Text of the product for the search engine: title, description, first feature and options."""
         options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options.items())
         return " ".join([self.title, self.description, *self.features[:1], options]).lower()
 
@@ -97,7 +97,7 @@ def read_products(
     """
     Products from records in the schema of WebShop's `items_shuffle*.json`, cleaned by the rules of the original.
 
-    Records without a usable `asin` (longer than ten characters, or `"nan"`) and second records of the same one are left out.
+    Records without a usable `asin` (longer than ten characters, or `"nan"`) and further records of the same `asin` are left out.
 
     Args:
         items (`Iterable[Mapping]`):
@@ -117,7 +117,7 @@ def read_products(
         missing = [key for key in ("asin", "name", "category", "query", "product_category") if key not in item]
         if missing:
             raise ValueError(
-                f"Item {position} has no {missing[0]!r} (it has {', '.join(map(repr, item))}): `items` is a list in the "
+                f"Item {position} has no {missing[0]!r} (it has {', '.join(map(repr, item))}): `items` must be a list in the "
                 "schema of WebShop's items_shuffle*.json."
             )
         asin = item["asin"]
@@ -144,9 +144,9 @@ def read_products(
 
 def draw_prices(products: Sequence[Product], seed: int) -> dict[str, float]:
     """
-    What each product costs, by `asin`, in dollars.
+    The price of each product in dollars, by `asin`.
 
-    A price range gives one price drawn from it. The original draws it anew at every start, without a seed.
+    For a price range, the price is drawn from it. The original draws again at every start, without a seed.
     """
     generator = random.Random(seed)
     prices = {}

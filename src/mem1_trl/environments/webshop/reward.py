@@ -1,4 +1,4 @@
-"""The reward of WebShop (arXiv 2207.01206, section 3.2): how much of what was wanted has been bought."""
+"""The reward of WebShop (arXiv 2207.01206, section 3.2): how well the purchase matches the goal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..extras import require
+from ..optional import require
 from .goals import Goal
 from .products import Product
 
 Nouns = Callable[[str], Sequence[str]]
-"""Gives the words of a title that say what it is, in lower case."""
+"""Returns the words of a title that name the product, in lower case."""
 
 # The names that the original reduces an option value to, in its order: the first one that occurs in the value
 _COLOR_NAMES = (
@@ -45,19 +45,19 @@ class PurchaseScore:
 
     Attributes:
         reward (`float`):
-            `r_type` times the share of what was wanted: attributes, options, and the price limit. 0 to 1.
+            `r_type` times the share of the wanted attributes, wanted options and price limit that are met. 0 to 1.
         r_type (`float`):
-            Whether it is the right kind of product: 1, 0.5, 0.1 or 0.
+            Score for the right kind of product: 1, 0.5, 0.1 or 0.
         r_att (`float`):
             Share of the wanted attributes.
         r_option (`float` or `None`):
-            Share of the wanted options; `None` if none was wanted.
+            Share of the wanted options; `None` if no option was wanted.
         r_price (`float`):
-            1 if it costs no more than the limit, else 0.
+            1 if the price is within the limit, else 0.
         title_score (`float`):
-            Share of the words of the wanted title that the title of the purchase has.
+            Share of the words of the wanted title that occur in the title of the purchase.
         query_match, category_match (`bool`):
-            Whether both were found by the same search; whether they share two categories.
+            Whether both products were found by the same search; whether they share two categories.
     """
 
     reward: float
@@ -80,15 +80,15 @@ def score_purchase(
 
     Args:
         product ([`Product`]):
-            What was bought.
+            Product that was bought.
         goal ([`Goal`]):
-            What was wanted.
+            Goal of the episode.
         price (`float`):
-            What it cost, in dollars. Options do not change it, as in the original.
+            Price in dollars. Options do not change it, as in the original.
         options (`Mapping[str, str]`):
             Option name -> chosen value.
         nouns (`Callable[[str], Sequence[str]]`, *optional*):
-            Words of a title for `r_type`, see [`title_words`] (the default) and [`spacy_nouns`].
+            Function that returns the words of a title for `r_type`: [`title_words`] (the default) or [`spacy_nouns`].
     """
     r_type, title_score, query_match, category_match = type_reward(product, goal, nouns or title_words)
     attributes = count_attributes(product, goal.attributes)
@@ -109,10 +109,11 @@ def score_purchase(
 
 def type_reward(product: Product, goal: Goal, nouns: Nouns) -> tuple[float, float, bool, bool]:
     """
-    Whether the purchase is the right kind of product.
+    Score of the purchase for being the right kind of product.
 
-    It is (1.0) if it was found by the same search, shares two categories, or its title more than a fifth of the words of the
-    wanted title; else it counts half. A title that shares less than a tenth of them counts 0.1, one that shares none 0.
+    It is 1 if both products were found by the same search, share two categories, or if the title of the purchase has more than a
+    fifth of the words of the wanted title; else it is 0.5. It is 0.1 if the title has less than a tenth of the words, and 0 if it
+    has none.
 
     Returns:
         `tuple[float, float, bool, bool]`: `r_type`, title score, query match, category match.
@@ -130,7 +131,7 @@ def type_reward(product: Product, goal: Goal, nouns: Nouns) -> tuple[float, floa
 
 
 def count_attributes(product: Product, wanted: Sequence[str]) -> int:
-    """Wanted attributes that resemble one of the product's, or stand in its title, features or description."""
+    """Number of wanted attributes that resemble an attribute of the product or occur in its title, features or description."""
     text = _texts(product)
     return sum(
         any(similarity(own, attribute) > _SIMILAR for own in product.attributes)
@@ -141,10 +142,10 @@ def count_attributes(product: Product, wanted: Sequence[str]) -> int:
 
 def count_options(product: Product, wanted: Sequence[str], chosen: Mapping[str, str]) -> int:
     """
-    Chosen options that resemble a wanted one (sizes must equal it), or stand in the title, features or description.
+    Number of chosen options that resemble a wanted one (sizes must be equal) or occur in the title, features or description.
 
-    Colors are compared by their name alone. At most as many as were wanted: the original has no such bound, so that there
-    choosing what nobody asked for can lift the reward above 1.
+    Colors are compared by their name alone. The number is at most that of the wanted options. The original has no such bound, so
+    that choosing options which the goal does not name can raise its reward above 1.
     """
     goals = [normalize_color(value) for value in wanted]
     text = _texts(product)
@@ -165,7 +166,7 @@ def normalize_color(value: str) -> str:
 
 
 def similarity(one: str, other: str) -> int:
-    """How alike two short texts are, 0 to 100, whatever the order of their words: thefuzz's `token_set_ratio`."""
+    """Similarity of two short texts, 0 to 100, regardless of the order of their words: thefuzz's `token_set_ratio`."""
     fuzz = require("rapidfuzz.fuzz", "webshop", "WebShop's reward")
     utils = require("rapidfuzz.utils", "webshop", "WebShop's reward")
     one, other = (text.encode("ascii", "ignore").decode() for text in (one, other))
@@ -174,10 +175,10 @@ def similarity(one: str, other: str) -> int:
 
 def title_words(title: str) -> list[str]:
     """
-    The words of a title, in lower case, without function words and without numbers: what stands for its nouns.
+    The words of a title, in lower case, without function words and numbers: an approximation of its nouns.
 
-    The original keeps what spaCy's `en_core_web_lg` tags as a noun or a proper noun; in titles of products, which are written
-    in capitals, that is most words. This rule keeps adjectives and participles as well. [`spacy_nouns`] does as the original.
+    The original keeps the words that spaCy's `en_core_web_lg` tags as nouns or proper nouns; in product titles, which are
+    capitalized, these are most words. This rule also keeps adjectives and participles. [`spacy_nouns`] follows the original.
     """
     words = []
     for match in _WORD.finditer(title):
@@ -194,10 +195,10 @@ def spacy_nouns(model: str = "en_core_web_lg") -> Nouns:
 
     Args:
         model (`str`, *optional*, defaults to `"en_core_web_lg"`):
-            A spaCy pipeline with a tagger, to be installed by `python -m spacy download en_core_web_lg`.
+            A spaCy pipeline with a tagger. Install it with `python -m spacy download en_core_web_lg`.
 
     Returns:
-        `Callable[[str], list[str]]`: it remembers the titles it has seen.
+        `Callable[[str], list[str]]`: a function that caches the words of the titles it has seen.
     """
     pipeline = require("spacy", "webshop-spacy", "The noun filter of WebShop").load(model)
     seen: dict[str, list[str]] = {}

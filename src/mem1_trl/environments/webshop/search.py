@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 
 from ...retrieval import Bm25Index
-from ..extras import require
+from ..optional import require
 from .products import Product
 
 SEARCH_RETURN_N = 50
-"""Most products that a search finds."""
+"""Maximum number of products that a search returns."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Lucene's English stop words
@@ -25,14 +25,14 @@ class ProductSearch:
     """
     Finds products by keywords.
 
-    The original asks Lucene through pyserini, which needs Java. This is the same ranking (BM25 as Lucene computes it, with
+    The original calls Lucene through pyserini, which needs Java. This is the same ranking (BM25 as Lucene computes it, with
     pyserini's `k1` 0.9 and `b` 0.4) over the same text and by the same steps: lower case, no possessive `'s`, Lucene's stop
-    words, Porter stems. What differs is how words are cut at unusual punctuation, the order of equals, and that a product's
-    identifier can be searched for.
+    words, Porter stems. Three things differ: how words are split at unusual punctuation, the order of products with equal
+    scores, and that a product's identifier can be searched for.
 
     Args:
         products (`Sequence[Product]`):
-            What is for sale.
+            Products of the shop.
     """
 
     def __init__(self, products: Sequence[Product]) -> None:
@@ -43,7 +43,7 @@ class ProductSearch:
 
     def search(self, keywords: str) -> list[Product]:
         """The best products for `keywords`, at most [`SEARCH_RETURN_N`], best first."""
-        # A stemmer belongs to one thread, and this object to any number of them
+        # A stemmer must stay in one thread, but this object is shared by any number of threads
         [passages] = self._index.search([_normal(keywords, _stemmer())], SEARCH_RETURN_N)
         return [self._products[passage.title] for passage in passages]
 

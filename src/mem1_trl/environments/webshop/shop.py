@@ -1,4 +1,4 @@
-"""A shop: products, prices, goals and their splits, from the user's own WebShop files or from the small one that is bundled."""
+"""A shop: products, prices, goals and their splits, from the user's own WebShop files or from the small bundled shop."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ if TYPE_CHECKING:
 
 SPLITS = ("test", "eval", "train")
 
-_GOAL_SEED = 233  # the original's: the order of the goals, and with it the split, is that of published results
+_GOAL_SEED = (
+    233  # as in the original, so that the order of the goals, and with it the splits, are those of published results
+)
 
 
 class WebShop:
     """
-    Everything that the episodes of a shop share. It never changes, so any number of environments may use one.
+    Products, prices and goals that the episodes of a shop share. It never changes, so any number of environments may use it.
 
     Args:
         products (`Sequence[Product]`):
-            What is for sale.
+            Products of the shop.
         goals (`Sequence[Goal]`):
-            What customers want, in the order of the splits: test, eval, train.
+            Goals of the customers, in the order of the splits: test, eval, train.
         prices (`Mapping[str, float]`, *optional*):
-            Price of each product in dollars, by `asin`; `None` reads them off the products, with seed 233 for price ranges.
+            Price of each product in dollars, by `asin`; `None` takes them from the products, with seed 233 for price ranges.
         test_size (`int`, *optional*, defaults to `500`):
-            Goals of the split `"test"`, the first ones; the default is the original's.
+            Number of goals in the split `"test"`, the first ones; the default is that of the original.
         eval_size (`int`, *optional*, defaults to `1000`):
-            Goals of the split `"eval"`, those after them.
+            Number of goals in the split `"eval"`, the next ones.
 
     Raises:
-        `ValueError`: if there is no product, a goal is for no product of the shop, or no goal is left to train on.
+        `ValueError`: if there is no product, a goal is for a product that the shop does not have, or no goal is left to train
+            on.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class WebShop:
         if not products:
             raise ValueError("The shop is empty: pass at least one product.")
         if test_size < 0 or eval_size < 0:
-            raise ValueError(f"test_size={test_size} and eval_size={eval_size} are numbers of goals: use 0 or more.")
+            raise ValueError(f"test_size and eval_size must be at least 0, got {test_size} and {eval_size}.")
         if len(goals) <= test_size + eval_size:
             raise ValueError(
                 f"There are {len(goals)} goals, and test_size={test_size} and eval_size={eval_size} leave none to train "
@@ -65,13 +68,15 @@ class WebShop:
         self.prices = dict(draw_prices(products, _GOAL_SEED) if prices is None else prices)
         unknown = sorted({goal.asin for goal in goals} - set(self.products))
         if unknown:
-            raise ValueError(f"A goal is for the product {unknown[0]!r}, which is not for sale: leave such goals out.")
+            raise ValueError(
+                f"Every goal must be for a product of the shop, got a goal for {unknown[0]!r}: leave it out."
+            )
         self.goals = tuple(goals)
         self._begins = {"test": 0, "eval": test_size, "train": test_size + eval_size, "end": len(goals)}
 
     @cached_property
     def search_engine(self) -> ProductSearch:
-        """The index over all products, built when it is first needed."""
+        """The index over all products; it is built on first use."""
         return ProductSearch(list(self.products.values()))
 
     def dataset(self, split: str) -> Dataset:
@@ -83,16 +88,16 @@ class WebShop:
                 `"test"`, `"eval"` or `"train"`.
 
         Returns:
-            `datasets.Dataset`: columns `prompt` (the instruction), `goal` (what `reset` wants: the number of the goal in
-            `goals`), `instruction` (again, so that a mix-up of shops is noticed), `category` and `weight`.
+            `datasets.Dataset`: columns `prompt` (the instruction), `goal` (the argument of `reset`: the number of the goal in
+            `goals`), `instruction` (again, so that rows of another shop are noticed), `category` and `weight`.
 
         Raises:
-            `ValueError`: if there is no such split, or it is empty.
+            `ValueError`: if the split does not exist or is empty.
         """
         from datasets import Dataset
 
         if split not in SPLITS:
-            raise ValueError(f"Unknown split {split!r}: pass {', '.join(map(repr, SPLITS))}.")
+            raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}, got {split!r}.")
         ends = {"test": "eval", "eval": "train", "train": "end"}
         numbers = range(self._begins[split], self._begins[ends[split]])
         if not numbers:
@@ -123,11 +128,11 @@ def load_webshop(
     eval_size: int = 1000,
 ) -> WebShop:
     """
-    A shop from WebShop's own files (arXiv 2207.01206; its `setup.sh` fetches them, nobody else may pass them on).
+    A shop from WebShop's own files (arXiv 2207.01206; its `setup.sh` downloads them, they may not be redistributed).
 
-    Goals come in the order of the original (shuffled with seed 233), so that the splits are those of published results: the
-    first 500 goals test, the next 1,000 evaluate, the rest train. The original draws price limits and the price within a range
-    anew at every start; here `price_seed` fixes them.
+    Goals are in the order of the original (shuffled with seed 233), so that the splits are those of published results: the
+    first 500 goals are for testing, the next 1,000 for evaluation, the rest for training. The original draws price limits and
+    the price within a range again at every start; here `price_seed` fixes them.
 
     Args:
         items (`str`, `os.PathLike` or iterable of mappings):
@@ -135,22 +140,22 @@ def load_webshop(
         attributes (`str`, `os.PathLike` or `Mapping`):
             Path of `items_ins_v2.json` or `items_ins_v2_1000.json`, or its content.
         human_goals (`str`, `os.PathLike` or `Mapping`, *optional*):
-            Path of `items_human_ins.json`, or its content: goals written by people, those of published results. `None` makes
+            Path of `items_human_ins.json`, or its content: goals written by people, as used for published results. `None` makes
             goals from the attributes and options of the products.
         reviews (`str`, `os.PathLike` or iterable of mappings, *optional*):
             Path of `reviews.json`, or its content. The original's public data has none.
         num_products (`int`, *optional*):
-            Takes the first products only.
+            Number of products to use, from the first one on. `None` uses all.
         price_seed (`int`, *optional*, defaults to `233`):
-            Draws price limits, and prices where the files give a range.
+            Seed for the price limits, and for the prices that the files specify as a range.
         test_size (`int`, *optional*, defaults to `500`):
-            Goals of the split `"test"`.
+            Number of goals in the split `"test"`.
         eval_size (`int`, *optional*, defaults to `1000`):
-            Goals of the split `"eval"`. With the small files, say how many there shall be.
+            Number of goals in the split `"eval"`. The small files need a smaller number than the default.
 
     Raises:
         `FileNotFoundError`: if a file does not exist.
-        `ValueError`: if a file is not what it should be, or has too few goals for the splits.
+        `ValueError`: if a file has the wrong content, or too few goals for the splits.
 
     Example:
 
@@ -190,27 +195,28 @@ def load_webshop(
 @cache
 def load_bundled_webshop() -> WebShop:
     """
-    The small shop of our own making: 64 products of 8 departments, 192 goals (48 test, 16 eval, 128 train).
+    The small bundled shop: 64 products in 8 departments, 192 goals (48 test, 16 eval, 128 train).
 
-    Made by `scripts/build_webshop.py` from word lists of ours, in the schema of WebShop's files. No brand in it exists.
+    `scripts/build_webshop.py` makes it from this project's own word lists, in the schema of WebShop's files. Its brands are
+    invented.
     """
     content = gzip.decompress((files("mem1_trl") / "data" / "webshop.json.gz").read_bytes())
     return load_webshop(**json.loads(content), test_size=48, eval_size=16)
 
 
 def _read(source: Any, name: str, kind: type) -> Any:
-    """The content of a JSON file, or what was passed instead of its path."""
+    """The content of a JSON file, or the content that was passed instead of its path."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(
-                f"There is no file {str(path)!r} for `{name}`: WebShop's data is fetched by the `setup.sh` of its repository."
+                f"There is no file {str(path)!r} for `{name}`: download WebShop's data with the `setup.sh` of its repository."
             )
         with path.open(encoding="utf-8") as file:
             source = json.load(file)
     if isinstance(source, Mapping) != (kind is dict):
         raise ValueError(
-            f"`{name}` holds a {type(source).__name__}, but in WebShop's files it is a JSON {'object' if kind is dict else 'list'}: "
-            "check that no two files were exchanged."
+            f"`{name}` must be a JSON {'object' if kind is dict else 'list'} as in WebShop's files, got a {type(source).__name__}: "
+            "check that two files were not exchanged."
         )
     return kind(source)

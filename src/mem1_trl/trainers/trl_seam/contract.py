@@ -1,17 +1,20 @@
-"""What is relied on in TRL, and a check that the installed release has it."""
+"""The parts of TRL that this package relies on, and a check that the installed release has them."""
 
 from __future__ import annotations
 
+import ast
+import dis
+import functools
 import inspect
-from types import CodeType
+import textwrap
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import trl
 from trl import GRPOTrainer
 
 if TYPE_CHECKING:
-    pass
-
+    from collections.abc import Iterator
 
 # Parameters of the private methods that are wrapped, in order. A method may grow parameters with defaults, no others.
 RELIED_METHODS: dict[str, tuple[str, ...]] = {
@@ -34,6 +37,21 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_train_sampler": ("self", "dataset"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint"),
+}
+
+# How many values each of them returns
+RETURNED_VALUES: dict[str, int] = {
+    "_generate_and_score_completions": 1,
+    "_generate": 8,
+    "_generate_single_turn": 2,
+    "_tokenize_prompts": 3,
+    "_calculate_rewards": 1,
+    "_get_per_token_logps_and_entropies": 3,
+    "_compute_loss": 1,
+    "_prepare_inputs": 1,
+    "_save_checkpoint": 0,
+    "_get_train_sampler": 1,
+    "_load_from_checkpoint": 0,
 }
 
 # Keys of the batch that TRL builds and its loss reads
@@ -60,51 +78,161 @@ RELIED_NAMES: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("_buffered_inputs", "_step", "steps_per_generation"),
 }
 
+# Attributes of the trainer that are set here, each of which some method of TRL or transformers must read
+RELIED_ATTRIBUTES = (
+    # by resume.py, for a run that goes on
+    "_step",
+    "_buffered_inputs",
+    "_metrics",
+    "_tr_loss",
+    "_globalstep_last_logged",
+    "_last_world_entropy",
+    "entropy_coef",
+    # by the other files, while a method of TRL runs
+    "beta",
+    "environments",
+    "generation_kwargs",
+    "mask_truncated_completions",
+    "reward_funcs",
+    "rollout_func",
+)
 
-def _names_in(code: CodeType) -> set[str]:
-    """All names and string constants of a code object, those of nested functions and constant tuples included."""
-    names = {*code.co_names, *code.co_varnames}
-    stack: list[Any] = list(code.co_consts)
-    while stack:
-        constant = stack.pop()
-        if isinstance(constant, str):
-            names.add(constant)
-        elif isinstance(constant, (tuple, frozenset)):
-            stack.extend(constant)
-        elif isinstance(constant, CodeType):
-            names |= _names_in(constant)
-    return names
 
-
+@functools.cache
 def check_trl(trainer_class: type = GRPOTrainer) -> None:
     """
     Check that the installed TRL is one we can wrap.
 
     Raises:
-        `ImportError`: If a private method of `trainer_class` is gone, takes other parameters, or no longer uses a name that
-            is relied on.
+        `ImportError`: If a private method of `trainer_class` is gone, takes other parameters, returns another number of values
+            or no longer uses a name that is relied on, or if no method reads an attribute that is set here.
     """
-    for method, parameters in RELIED_METHODS.items():
-        problem = None
-        function = inspect.unwrap(getattr(trainer_class, method, None) or (lambda: None))
-        signature = inspect.signature(function).parameters
-        actual = tuple(signature)
-        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        required = [
-            name
-            for name, parameter in list(signature.items())[len(parameters) :]
-            if parameter.default is inspect.Parameter.empty and parameter.kind not in variable
-        ]
-        if required:
-            problem = f"`{method}` wants {', '.join(required)} as well"
-        elif actual[: len(parameters)] != parameters:
-            problem = f"`{method}` has the parameters {', '.join(actual) or 'none'} instead of {', '.join(parameters)}"
-        else:
-            missing = sorted(set(RELIED_NAMES.get(method, ())) - _names_in(function.__code__))
-            if missing:
-                problem = f"`{method}` no longer uses {', '.join(missing)}"
-        if problem is not None:
-            raise ImportError(
-                f"trl {trl.__version__} does not fit this version of mem1-trl: {problem} of {trainer_class.__name__}; "
-                "install a TRL release that README.md lists as tested, or upgrade mem1-trl."
-            )
+    problem = next((found for method in RELIED_METHODS if (found := _problem_of(trainer_class, method))), None)
+    problem = problem or _problem_of_attributes(trainer_class)
+    if problem is not None:
+        raise unfit(f"{problem} of {trainer_class.__name__}")
+
+
+def check_values(method: str, values: Any) -> Any:
+    """
+    What a wrapped method returned, if it is as many values as are relied on.
+
+    Args:
+        method (`str`):
+            Name of the method, a key of `RETURNED_VALUES`.
+        values (`Any`):
+            What it returned: a tuple, or one value.
+
+    Raises:
+        `ImportError`: If it returned another number of values.
+    """
+    given, wanted = len(values) if isinstance(values, tuple) else 1, RETURNED_VALUES[method]
+    if given != wanted:
+        raise unfit(f"`{method}` returns {_count(given)} instead of {wanted}")
+    return values
+
+
+def unfit(problem: str) -> ImportError:
+    """The error that says in one sentence why the installed TRL cannot be used."""
+    return ImportError(
+        f"trl {trl.__version__} does not fit this version of mem1-trl: {problem}; "
+        "install a TRL release that README.md lists as tested, or upgrade mem1-trl."
+    )
+
+
+def _problem_of(trainer_class: type, method: str) -> str | None:
+    """What is wrong with a wrapped method, or `None`."""
+    parameters = RELIED_METHODS[method]
+    function = inspect.unwrap(getattr(trainer_class, method, None) or (lambda: None))
+    signature = inspect.signature(function).parameters
+    actual = tuple(signature)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [
+        name
+        for name, parameter in list(signature.items())[len(parameters) :]
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variable
+    ]
+    if required:
+        return f"`{method}` wants {', '.join(required)} as well"
+    if actual[: len(parameters)] != parameters:
+        return f"`{method}` has the parameters {', '.join(actual) or 'none'} instead of {', '.join(parameters)}"
+    missing = sorted(set(RELIED_NAMES.get(method, ())) - _names_in(function.__code__))
+    if missing:
+        return f"`{method}` no longer uses {', '.join(missing)}"
+    other = _returned_tuples(function) - {RETURNED_VALUES[method]}
+    if other:
+        return f"`{method}` returns {_count(max(other))} instead of {RETURNED_VALUES[method]}"
+    return None
+
+
+def _problem_of_attributes(trainer_class: type) -> str | None:
+    """The attributes that are set here and that no method of a class reads, or `None`."""
+    unread = set(RELIED_ATTRIBUTES)
+    for function in _functions_of(trainer_class):
+        for code in _codes_in(function.__code__):
+            if unread.intersection(code.co_names):
+                unread -= {
+                    instruction.argval
+                    for instruction in dis.get_instructions(code)
+                    if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD")
+                }
+    return f"no method reads {', '.join(sorted(unread))}" if unread else None
+
+
+def _functions_of(trainer_class: type) -> Iterator[FunctionType]:
+    """The functions of the methods and properties of a class and its bases."""
+    for base in trainer_class.__mro__:
+        for value in vars(base).values():
+            function = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "__func__", value))
+            if isinstance(function, FunctionType):
+                yield function
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    """A code object and those of the functions that are defined in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_in(constant)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """All names and string constants of a code object, those of nested functions and constant tuples included."""
+    names: set[str] = set()
+    for part in _codes_in(code):
+        names |= {*part.co_names, *part.co_varnames}
+        stack: list[Any] = list(part.co_consts)
+        while stack:
+            constant = stack.pop()
+            if isinstance(constant, str):
+                names.add(constant)
+            elif isinstance(constant, (tuple, frozenset)):
+                stack.extend(constant)
+    return names
+
+
+def _returned_tuples(function: Any) -> set[int]:
+    """
+    Lengths of the tuples that a function writes out in its `return` statements.
+
+    Empty if it returns something else, or if its source is not there; then [`check_values`] is the check.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    lengths = set()
+    stack: list[ast.AST] = list(getattr(tree.body[0], "body", []))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            continue
+        elements = node.value.elts if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) else []
+        if elements and not any(isinstance(element, ast.Starred) for element in elements):
+            lengths.add(len(elements))
+        stack.extend(ast.iter_child_nodes(node))
+    return lengths
+
+
+def _count(number: int) -> str:
+    return f"{number} value" if number == 1 else f"{number} values"

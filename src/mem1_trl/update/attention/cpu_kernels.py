@@ -22,7 +22,7 @@ class _TreeAttention(torch.autograd.Function):
     """
     Softmax attention over the blocks of a plan, with the flash kernels of torch.
 
-    Each block gives its own output and log-sum-exp; two blocks of one query are joined by weights that follow from these.
+    Each block has its own output and log-sum-exp; two blocks of one query are joined by weights that follow from these.
     Backward, every block is given the joint output and log-sum-exp: the kernel recomputes its probabilities from them, and
     with the joint normaliser they are the probabilities of the whole softmax, so its gradients simply add up.
     """
@@ -73,7 +73,7 @@ class _TreeAttention(torch.autograd.Function):
 
 
 def _cut(block: Block, row: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
-    """What a kernel takes of a block; keys and values are repeated for their query heads here, so that none is stored so."""
+    """The arguments of a kernel for a block; keys and values are repeated for their query heads here, so that none is stored so."""
     q = query[row : row + 1, :, block.q_begin : block.q_end]
     groups = query.shape[1] // key.shape[1]
     return [q, *(repeat_kv(x[row : row + 1, :, block.k_begin : block.k_end], groups) for x in (key, value))]
@@ -91,7 +91,7 @@ def tree_attention(
         key, value (`torch.Tensor`):
             Shape `(B, key heads, T, head_dim)`; `heads` is a multiple of `key heads`, of which each serves as many in turn.
         plan ([`AttentionPlan`]):
-            Of the same batch.
+            The plan of the same batch.
         scale (`float`, *optional*):
             What the scores are multiplied by; `None` is `head_dim ** -0.5`.
 
@@ -145,13 +145,13 @@ def can_plan(model: Any, device: torch.device) -> bool:
     if device.type == "cpu":
         return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return flex_kernels.works(device, module_dtype(model), head_dim)
+    return flex_kernels.flex_attention_is_exact(device, module_dtype(model), head_dim)
 
 
 _WITHOUT_PLANS: set[str] = set()
 
 
-def forget(model: Any) -> None:
+def never_plan_again(model: Any) -> None:
     """Remember that a class of models does not hand keyword arguments down to its attention."""
     _WITHOUT_PLANS.add(_kind(model))
 

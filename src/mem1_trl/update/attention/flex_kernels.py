@@ -30,7 +30,7 @@ def block_mask(tree: RowBatch, plan: AttentionPlan) -> BlockMask:
 
     Args:
         tree ([`RowBatch`]):
-            One row without padding, as [`mem1_trl.update.folding.fold_rows`] gives it.
+            One row without padding, as [`mem1_trl.update.folding.fold_rows`] returns it.
         plan ([`AttentionPlan`]):
             Its plan.
 
@@ -117,9 +117,9 @@ def attend(
 
 
 @functools.cache
-def works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def flex_attention_is_exact(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """
-    Whether FlexAttention runs on a device and gives what dense attention gives, output and gradients, on a small tree.
+    Whether FlexAttention runs on a device and agrees with dense attention, in output and gradients, on a small tree.
 
     Asked once per device, data type and size of a head, before anything is trained with it. The answer is no on a CPU.
     """
@@ -127,7 +127,7 @@ def works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
         return False
     try:
         error = _largest_error(device, dtype, head_dim)
-    except Exception as problem:  # whatever compiles kernels may fail in many ways, and there is another way to attend
+    except Exception as problem:  # compiling a kernel may fail in many ways, and a dense mask is there instead
         logger.warning(
             f"A dense mask instead of FlexAttention, which failed here: {type(problem).__name__}: {problem}"
         )

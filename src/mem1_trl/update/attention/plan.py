@@ -1,4 +1,4 @@
-"""Which rectangles of a prefix tree's attention have to be computed: those on the paths from the root, each pair once."""
+"""The rectangles of a prefix tree's attention that have to be computed: those on the paths from the root, each pair once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AttentionPlan:
 
     Attributes:
         rows (`list[list[Block]]`): Together they hold each pair of a token and a token on its path exactly once.
-        block_mask (`BlockMask` or `None`): The same for FlexAttention, where that is what computes it.
+        block_mask (`BlockMask` or `None`): The same for FlexAttention, on devices where it is used.
         used (`int`): How many attention layers have used the plan.
     """
 
@@ -40,7 +40,7 @@ class AttentionPlan:
 
     @property
     def pairs(self) -> int:
-        """Number of attention pairs, what the forward pass of one head has to compute."""
+        """Number of attention pairs that the forward pass of one head has to compute."""
         total = 0
         for blocks in self.rows:
             for b in blocks:

@@ -33,13 +33,13 @@ class ValueModel(nn.Module):
     """
     A critic: the backbone of a causal language model under a linear head.
 
-    The head starts at zero, so that the first advantages are those of no critic instead of noise.
+    The head starts at zero, so that values start at zero.
 
     Args:
         backbone ([`~transformers.PreTrainedModel`]):
-            A model that gives `last_hidden_state`.
+            A model whose output has `last_hidden_state`.
         adapters ([`~peft.PeftModel`], *optional*):
-            What `backbone` is the inside of, if only adapters are trained; then only they are saved.
+            The model around `backbone`, if only adapters are trained; then only they are saved.
     """
 
     def __init__(self, backbone: PreTrainedModel, adapters: PeftModel | None = None):
@@ -90,7 +90,7 @@ class ValueModel(nn.Module):
 
 class SharedValueHead(nn.Module):
     """
-    A critic that is nothing but a head: it reads the hidden states of the policy.
+    A critic that is only a head: it reads the hidden states of the policy.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -201,7 +201,9 @@ def build_value_model(
         adapters = second_adapter(policy)
         critic = ValueModel(backbone_of(adapters), adapters)
         read = {id(p) for p in critic.backbone.parameters()}
-        for parameter in adapters.parameters():  # what is trained beside the backbone, such as a head, gives no value
+        for (
+            parameter
+        ) in adapters.parameters():  # what is trained beside the backbone, such as a head, does not affect values
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
         if of_adapter:
             critic.load(saved)  # type: ignore[arg-type]

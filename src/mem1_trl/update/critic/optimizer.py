@@ -1,4 +1,4 @@
-"""The critic's own optimizer, for where the policy's belongs to an engine that takes no parameters but the policy's."""
+"""The critic's own optimizer, for engines that take only the policy's parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FollowingOptimizer:
     An optimizer that follows the schedule of another one.
 
     At every step its learning rates are its own initial ones times the fraction that the other's schedule is at, as if its
-    parameters were a group of the other. There is no schedule to save.
+    parameters were a group of the other. So no schedule has to be saved.
 
     Args:
         optimizer ([`~torch.optim.Optimizer`]):
@@ -35,7 +35,7 @@ class FollowingOptimizer:
 
         Args:
             leader ([`~torch.optim.Optimizer`]):
-                An optimizer with a schedule. One whose initial learning rate is 0 tells no fraction, and counts as constant.
+                An optimizer with a schedule. If its initial learning rate is 0, its schedule counts as constant.
         """
         group = leader.param_groups[0]
         initial = group.get("initial_lr", group["lr"])

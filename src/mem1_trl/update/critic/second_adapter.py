@@ -20,7 +20,7 @@ ModuleType = TypeVar("ModuleType", bound="nn.Module")
 
 def copy_around_frozen(model: ModuleType) -> ModuleType:
     """
-    A copy of a model, without its adapters, that owns nothing of what is frozen.
+    A copy of a model, without its adapters, that shares everything that is frozen.
 
     Only the containers are new (a few kilobytes of Python). Frozen parameters, buffers and the layers that hold nothing
     else, quantized ones with their state included, are the very objects of the original; what is trainable is copied. With
@@ -32,13 +32,13 @@ def copy_around_frozen(model: ModuleType) -> ModuleType:
             The model inside a [`~peft.PeftModel`], with adapters in place.
 
     Returns:
-        [`~torch.nn.Module`]: Of the same class.
+        [`~torch.nn.Module`]: A module of the same class.
     """
     memo: dict[int, object] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         if not tensor.requires_grad:
             memo[id(tensor)] = tensor
-    # Children before parents, so that what lies inside an adapter is known when the adapter is taken off
+    # Children before parents, so that the contents of an adapter are known when the adapter is removed
     for module in reversed(list(model.modules())):
         if isinstance(module, BaseTunerLayer):
             memo[id(module)] = copy.deepcopy(module.get_base_layer(), memo)
@@ -84,7 +84,7 @@ def refuse_prompt_learning(config: PeftConfig) -> None:
     Refuse an adapter that is a prompt.
 
     Raises:
-        `ValueError`: If the adapter stands in front of the tokens instead of inside the layers.
+        `ValueError`: If the adapter is a prefix of the tokens instead of a part of the layers.
     """
     if config.is_prompt_learning:
         raise ValueError(

@@ -1,12 +1,11 @@
 """
-The claim of MEM1 in miniature: three agents trained by reinforcement on 2 objectives, tested on 1 to 16.
+MEM1's main experiment in miniature: three agents trained by reinforcement on 2 objectives, tested on 1 to 16.
 
-    python examples/multi_objective.py            # all of it, on 2 CPU cores; start it again and it goes on where it stopped
-    python examples/multi_objective.py --smoke    # every step of it in a minute, with numbers that mean nothing
+    python examples/multi_objective/run.py            # all of it, on 2 CPU cores; started again, it continues where it stopped
+    python examples/multi_objective/run.py --smoke    # every step of it in a minute; the numbers mean nothing
 
 The agents have the same size, the same tasks and the same budget: MEM1 by PPO, MEM1 by GRPO, and a twin by PPO that forgets
-nothing. They start from what `multi_objective_warmup.py` taught them: to copy, to read and the format, but not to go on
-searching. Written to --output_dir: `RESULTS.md` with its plots, `results.json`, a page to browse episodes in (`report/`), and for
+nothing. They start from the models of `warm_up.py`, which can copy, read and follow the format, but do not go on searching. Written to --output_dir: `RESULTS.md` with its plots, `results.json`, a page to browse episodes in (`report/`), and for
 each run the model, the log of its training and every episode of its evaluation.
 """
 
@@ -27,12 +26,12 @@ warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 import torch
 from datasets import disable_progress_bars
-from multi_objective_results import write_results
-from multi_objective_world import World
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
+from world import World
+from write_results import write_results
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
@@ -40,7 +39,7 @@ from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent
 from mem1_trl.report import report
 
-ASSETS = Path(__file__).parent / "assets" / "multi-objective"
+ASSETS = Path(__file__).parents[1] / "assets" / "multi-objective"
 OBJECTIVES = (1, 2, 3, 4, 6, 8, 16)
 TRAINED_ON = 2
 # Tokens of one turn: on 16 objectives the last one has 60. Of one observation: three passages have 77
@@ -85,7 +84,7 @@ def folder(args, label, seed):
 
 
 def train(args, label, seed, world):
-    """Reinforcement learning on 2 objectives; goes on from the last checkpoint if there is one."""
+    """Reinforcement learning on 2 objectives; continues from the last checkpoint if there is one."""
     algorithm, context, extra = {**AGENTS, **ABLATIONS}[label]
     if algorithm == "sft":
         return imitate(args, label, seed, world)
@@ -200,7 +199,7 @@ def imitate(args, label, seed, world):
 
 
 def evaluate(args, label, seed, world, model, context):
-    """Greedy decoding on held-out entities; what is there already is not played again."""
+    """Greedy decoding on held-out entities; finished evaluations are not played again."""
     place = folder(args, label, seed) / "evaluation"
     missing = [n for n in args.objectives if not (place / f"{n}.json").is_file()]
     if not missing:
@@ -256,7 +255,7 @@ def is_ready(args, phase, label, seed):
 
 
 def jobs(args):
-    """What there is to do, `(phase, label, seed)`: seed by seed, so that an early end leaves whole comparisons."""
+    """Jobs `(phase, label, seed)`, seed by seed, so that an early end leaves whole comparisons."""
     trained = [*AGENTS, *(ABLATIONS if args.ablations else [])]
     for seed in args.seeds:
         yield from (("train", label, seed) for label in trained)
@@ -264,7 +263,7 @@ def jobs(args):
 
 
 def run_all(args):
-    """All jobs, one after the other, or several at once in processes of their own."""
+    """All jobs, one after the other, or several at the same time, each in its own process."""
     waiting, running = [job for job in jobs(args) if not is_done(args, *job)], {}
     if args.jobs == 1:
         for job in waiting:
@@ -283,14 +282,14 @@ def run_all(args):
                 continue
             job = running.pop(done)
             if done.returncode:
-                raise SystemExit(f"{' '.join(map(str, job))} failed, see above; start again to go on from there.")
+                raise SystemExit(f"{' '.join(map(str, job))} failed, see above; start again to continue from there.")
     finally:
         for process in running:
             process.terminate()
 
 
 def write_json(path, record):
-    """Whole or not at all."""
+    """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
@@ -335,23 +334,27 @@ def commit():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/multi-objective"))
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="what multi_objective_warmup.py wrote")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="models written by warm_up.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each reinforcement run")
     parser.add_argument("--batch_size", type=int, default=32, help="trajectories per optimizer step")
     parser.add_argument("--group_size", type=int, default=4, help="trajectories per task with GRPO")
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--save_steps", type=int, default=10, help="steps between checkpoints")
-    parser.add_argument("--objectives", type=int, nargs="+", default=list(OBJECTIVES), help="what is tested on")
+    parser.add_argument(
+        "--objectives", type=int, nargs="+", default=list(OBJECTIVES), help="numbers of objectives to test on"
+    )
     parser.add_argument("--tasks", type=int, default=200, help="test tasks for each number of objectives")
     parser.add_argument(
         "--ablations", action="store_true", help="also the paper's layout, a format reward, and SFT only"
     )
-    parser.add_argument("--jobs", type=int, default=None, help="runs at once (default: 2, with --smoke 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=None, help="number of runs at the same time (default: 2, with --smoke 1)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--smoke", action="store_true", help="the whole path in a minute; the numbers mean nothing")
     parser.add_argument(
-        "--write_only", action="store_true", help="run nothing, write RESULTS.md from what is finished"
+        "--write_only", action="store_true", help="run nothing, write RESULTS.md from the finished runs"
     )
     parser.add_argument(
         "--only", nargs=3, metavar=("PHASE", "AGENT", "SEED"), help="one `train` or `evaluate`, and no more"
@@ -364,9 +367,9 @@ def parse_arguments():
         args.seeds, args.steps, args.save_steps, args.batch_size, args.group_size = [0], 2, 1, 8, 4
         args.objectives, args.tasks = [1, 2, 3], 4
     if not (args.assets / "mem1" / "config.json").is_file():
-        parser.error(f"there is no warm-started model in {args.assets}: make it with multi_objective_warmup.py")
+        parser.error(f"--assets must hold the models of warm_up.py, got {args.assets}")
     if args.batch_size % args.group_size:
-        parser.error(f"--batch_size {args.batch_size} is not a multiple of --group_size {args.group_size}")
+        parser.error(f"--batch_size must be a multiple of --group_size, got {args.batch_size} and {args.group_size}")
     return args
 
 

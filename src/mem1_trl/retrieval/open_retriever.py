@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from ..json_lines import read_json_lines
 from .bm25 import Bm25Index
 from .dense import DenseIndex
 from .http import HttpRetriever
-from .passages import Retriever, read_json_lines, read_manifest
+from .passages import CORPUS_ADVICE, Retriever, read_manifest
 
 
 def open_retriever(
@@ -50,7 +51,7 @@ def open_retriever(
                 f"There is no corpus {str(source)!r}: pass a file of JSON lines, a directory that `mem1 index` wrote, or the "
                 "address of a retriever."
             )
-        return Bm25Index(read_json_lines(path), title, text)
+        return Bm25Index((record for _, record in read_json_lines(path, CORPUS_ADVICE)), title, text)
     if hasattr(source, "search") and not hasattr(source, "column_names"):  # a datasets.Dataset has a `search` too
         return source  # type: ignore[return-value]
     return Bm25Index(cast("Iterable[Any]", source), title, text)

@@ -1,4 +1,4 @@
-"""What the environments share: optional packages with a clear sentence, and methods that are not actions."""
+"""Helpers that the environments share: imports of optional packages, and public methods that are not actions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 def require(module: str, extra: str, purpose: str) -> Any:
     """
-    Import an optional package.
+    Return an optional package after importing it.
 
     Args:
         module (`str`):
-            What to import, such as `"gymnasium"`.
+            Module to import, such as `"gymnasium"`.
         extra (`str`):
             The extra of this package that installs it.
         purpose (`str`):
-            Who needs it, the beginning of the sentence that is raised.
+            Name of the feature that needs the package; the error message begins with it.
 
     Raises:
         `ImportError`: if it is not installed; the message says how to install it.
@@ -34,9 +34,10 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 class hidden_method:
     """
-    A public method that is no action: TRL and this package offer an agent every plain function of a class, and this is none.
+    A public method that is not an action. TRL and this package offer every plain function of a class to the agent as an action;
+    a method that is wrapped in this class is not a plain function.
 
-    For what the program calls and an agent must not, such as `close`.
+    For methods that only the program may call, such as `close`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -51,5 +52,5 @@ class hidden_method:
 
 
 def joined_prompt(prompt: Any, observation: str) -> str:
-    """What `reset` returns: the first observation, apart from the task prompt that it is appended to, if there is one."""
+    """The return value of `reset`: the first observation, after a blank line if it is appended to a task prompt."""
     return observation if prompt is None else f"\n\n{observation}"

@@ -1,5 +1,5 @@
 """
-The small world of `multi_objective.py`: invented names, passages, questions, and the words that a model needs for them.
+The small world of `run.py`: invented names, passages, questions, and the words that a model needs for them.
 
 Every entity has a passage of six facts, each three words long: name, attribute, value. Two of them link to other entities, so
 that a search for one entity finds its own passage and those of two others, which speak of the same attributes:
@@ -8,8 +8,8 @@ that a search for one entity finds its own passage and those of two others, whic
     finds:   Doc 1(Title: bamiko) bamiko home tarel bamiko food ossun ...
              Doc 2(Title: lorune) lorune home kedash lorune friend bamiko ...
 
-Names and their split are always the same; which value belongs to which attribute is drawn anew for every seed, so nothing can
-be learned by heart.
+Names and their split are always the same; which value belongs to which attribute is drawn again for every seed, so nothing can
+be memorised.
 """
 
 import random
@@ -117,7 +117,7 @@ class World:
         return compose(self.train_questions, n, self.seed)
 
     def test_tasks(self, n, count):
-        """`count` tasks of `n` objectives about held-out entities; the questions are shuffled anew for every round."""
+        """`count` tasks of `n` objectives about held-out entities; the questions are shuffled again for every round."""
         rounds = []
         while sum(map(len, rounds)) < count:
             rounds.append(compose(self.test_questions, n, 1000 * (self.seed + 1) + len(rounds)))

@@ -1,20 +1,20 @@
 """
-Make the models that `multi_objective.py` starts from: from scratch, on the CPU.
+Make the models that `run.py` starts from: from scratch, on the CPU.
 
-    python examples/multi_objective_warmup.py                           # writes examples/assets/multi-objective
-    python examples/multi_objective_warmup.py --smoke --output runs/warm  # the whole path in a minute, useless models
+    python examples/multi_objective/warm_up.py                           # writes examples/assets/multi-objective
+    python examples/multi_objective/warm_up.py --smoke --output runs/warm  # the whole path in a minute, useless models
 
-A warm-up teaches skills, reinforcement learning the policy. What is taught here:
+The warm-up teaches skills; reinforcement learning teaches when to use them. The lessons:
 
 1. to copy: random words of the whole vocabulary with repeated pieces;
 2. to read: three passages, and the values of their facts;
 3. single turns of a scripted demonstrator on 1 to 18 objectives, at any point of the task.
 
 The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability 0.58 and answers
-with what it has, which is worth nothing, whatever the number of objectives. So no model that comes from here goes on
-searching; that they learn by reinforcement.
+with what it has, which is worth nothing, whatever the number of objectives. So the models do not go on searching;
+reinforcement learning teaches them that.
 
-Facts are drawn anew for every row, so there is nothing to learn by heart. Held-out names are never asked about and in no passage:
+Facts are drawn again for every row, so there is nothing to memorise. Held-out names are never asked about and in no passage:
 they occur in the copying exercises, and as random words in lists of earlier findings.
 """
 
@@ -23,12 +23,26 @@ import copy
 import json
 import random
 import shutil
+import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons`, shared with warm_start.py
+
 import torch
 import torch.nn.functional as F
-from multi_objective_world import (
+from lessons import (
+    EMBEDDING_SCALE,
+    always,
+    batches,
+    logits_and_targets,
+    look_back,
+    rotary_frequencies,
+    start_with_induction,
+    train,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+from world import (
     ATTRIBUTES,
     ATTRIBUTES_PER_ENTITY,
     LINKS,
@@ -38,7 +52,6 @@ from multi_objective_world import (
     VALUE_NAMES,
     build_tokenizer,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
 
 HASTE = 0.58
 MAX_OBJECTIVES = 18
@@ -46,14 +59,14 @@ TOKENS_PER_BATCH = 2048
 
 
 class Lessons:
-    """Draws training rows: `(token ids, which of them are trained, where the decision to give up stands)`."""
+    """Draws training rows: `(token ids, which of them are trained)`."""
 
     def __init__(self, tokenizer, seed, test=False):
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
         self.ids = tokenizer.get_vocab()
         self.names = TEST_NAMES if test else TRAIN_NAMES
         self.test = test
-        self.least = 1  # the longest task of a row is drawn from here on: small is many short tasks
+        self.least = 1  # lower bound of the longest task of a row; a small one gives many short tasks
         self.everything = [i for word, i in self.ids.items() if word not in ("<pad>", "<eos>", "<unk>")]
 
     def encode(self, words):
@@ -99,7 +112,7 @@ class Lessons:
         return words, [(title, a, v) for title, values in documents for a, v in values]
 
     def pool(self):
-        """Words that may be names: now and then those that are values elsewhere, so that a role belongs to no word."""
+        """Words that may be names: now and then words that are values elsewhere, so that no word is tied to one role."""
         return VALUE_NAMES if not self.test and self.rng.random() < 0.3 else self.names
 
     def reading(self):
@@ -122,7 +135,7 @@ class Lessons:
         return [(name, rng.choice(ATTRIBUTES), value) for name, value in zip(names, values)]
 
     def write(self, task, step):
-        """What the demonstrator writes when `step` questions are settled: `(state, action)`. It gives up here or not."""
+        """What the demonstrator writes when `step` questions are settled: `(state, action)`. It may give up here."""
         pointer = [] if step == 0 else list(task[step - 1][:2])
         state = ["<think>"]
         if step:
@@ -187,16 +200,6 @@ class Lessons:
             value = next(v for v in iter(lambda: self.rng.choice(VALUE_NAMES), None) if v not in taken)
             task[index] = (name, attribute, value)
 
-    def batches(self, draw):
-        """Rows sorted by length and cut where `TOKENS_PER_BATCH` is reached, in random order."""
-        batches = [[]]
-        for row in sorted((draw() for _ in range(512)), key=lambda row: len(row[0])):
-            if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > TOKENS_PER_BATCH:
-                batches.append([])
-            batches[-1].append(row)
-        self.rng.shuffle(batches)
-        return batches
-
 
 VALUE_NAMES_SET = frozenset(VALUE_NAMES)
 
@@ -225,49 +228,31 @@ def build_model(tokenizer, seed):
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    start_with_induction(model, tokenizer.get_vocab())
+    set_heads(model, tokenizer.get_vocab())
     return model
 
 
 @torch.no_grad()
-def start_with_induction(model, words):
+def set_heads(model, words):
     """
-    Start near a circuit that continues repeated text (Olsson et al., "In-context learning and induction heads", 2022), here
-    by the last two tokens.
+    First weights that continue repeated text by the last two tokens, and look where the format needs it.
 
     The residual stream holds the token (64 numbers), the token before it (32) and the one before that (32). Layer 0 writes the
     latter two. Layer 1 looks for positions whose last two tokens were the current and the last one, and passes on the token
-    there. Layer 2 is given outputs but nothing to look for, except that one head looks three tokens back. From random weights
-    such a circuit takes most of an hour of one core to appear; from here, training has to sharpen it.
+    there. Layer 2 is given outputs but nothing to look for, except that one head looks three tokens back.
     """
     config = model.config
     size, dim = config.hidden_size, config.head_dim
     half, quarter = size // 2, size // 4
     token, last, last_but_one = slice(0, half), slice(half, half + quarter), slice(half + quarter, size)
-    scale = 0.1  # standard deviation of an embedding
     pairs = torch.arange(dim // 2)
-    frequencies = config.rope_parameters["rope_theta"] ** (-pairs / (dim // 2))
+    frequencies = rotary_frequencies(config)
     fast = (pairs < 6).float()  # these rotary pairs tell neighbours apart
     slow = (frequencies < 0.004).nonzero().flatten()  # these barely turn within a context: they compare content
     down = torch.nn.init.orthogonal_(torch.empty(quarter, half))  # what is kept of an earlier token
-    layers = [layer.self_attn for layer in model.model.layers]
-    for attention in layers:
-        for matrix in (attention.v_proj, attention.o_proj):
-            matrix.weight *= 0.05
-
-    # The last number of the token's half is the same for all tokens: it lets a head attend by position alone
+    layers = start_with_induction(model, layers=3)
     embedding = model.model.embed_tokens.weight
-    embedding.normal_(0, scale)[:, half - 1 :] = 0
-    embedding[:, half - 1] = 6 * scale
-
-    always = F.one_hot(torch.tensor(half - 1), half).float()
-
-    def look_back(layer, head, steps, turning, strength, when):
-        """Attend `steps` tokens back, as far as the token is in the direction `when`."""
-        rows = slice(head * dim, (head + 1) * dim)
-        turned = torch.cat([turning * torch.cos(steps * frequencies), -turning * torch.sin(steps * frequencies)])
-        layers[layer].k_proj.weight[rows, half - 1] += strength * torch.cat([turning, 0 * turning])
-        layers[layer].q_proj.weight[rows, token] += turned[:, None] * when
+    everywhere = always(config)
 
     def look_for(layer, head, wanted):
         """Attend to positions whose `there` is our `here`, for each `(here, there)` of `wanted`."""
@@ -283,7 +268,7 @@ def start_with_induction(model, words):
         rotation = torch.nn.init.orthogonal_(torch.empty(dim, half))
         layers[layer].v_proj.weight[rows, source] = rotation if source == token else rotation @ down.T
         layers[layer].o_proj.weight[target, rows] = (
-            strength * scale * (rotation.T if target == token else down @ rotation.T)
+            strength * EMBEDDING_SCALE * (rotation.T if target == token else down @ rotation.T)
         )
 
     def direction(word):
@@ -295,23 +280,23 @@ def start_with_induction(model, words):
 
     # What was written one and two tokens ago
     for head, steps in ((0, 1), (1, 2), (2, 1)):
-        look_back(0, head, steps, fast, 1.5, 1.5 * always)
+        look_back(layers[0], head, steps, fast, 1.5, 1.5 * everywhere)
         pass_on(0, head, token, last if steps == 1 else last_but_one, 1 if steps == 2 else 0.5)
-    # Repeated text goes on as before
+    # Repeated text continues as before
     for head in (0, 1):
         look_for(1, head, [(token, last), (last, last_but_one)])
         pass_on(1, head, token, token, 1)
-    # Behind a semicolon: what follows the last answer in the list of the state, but not what follows it in the answer
+    # After a semicolon: the token after the last answer in the list of the state, but not in the answer
     look_for(1, 2, [(last, last)])
     row = content_row(2, -1)
-    layers[1].q_proj.weight[row, token] = 2 * always
+    layers[1].q_proj.weight[row, token] = 2 * everywhere
     layers[1].k_proj.weight[row, token] = -direction(";")
     pass_on(1, 2, token, token, 2)
     pass_on(1, 3, token, token, 1)
-    # Behind <search>: the name that the state ends with. Two tokens ago is its attribute, and before that the name
-    look_back(2, 0, 2, (pairs < 4).float(), 2, 2 * direction("<search>"))
+    # After <search>: the name that the state ends with. Two tokens ago is its attribute, and before that the name
+    look_back(layers[2], 0, 2, (pairs < 4).float(), 2, 2 * direction("<search>"))
     pass_on(2, 0, last, token, 12)
-    # Where the list ended last time: the new finding, which stands before the last mark of a list
+    # Where the list ended last time: the new finding, which comes before the last mark of a list
     row = content_row(1, 0)
     layers[2].q_proj.weight[row, token] = 3 * direction("/")
     layers[2].k_proj.weight[row, token] = direction("|")
@@ -322,15 +307,6 @@ def start_with_induction(model, words):
     pass_on(2, 1, last, token, 12)
     pass_on(2, 2, last, token, 1)
     pass_on(2, 3, token, token, 1)
-
-
-def logits_and_targets(model, rows, pad_id):
-    """Logits and targets at the trained tokens, and the row of each; padding is on the right, so no mask is needed."""
-    length = max(len(ids) for ids, _ in rows)
-    input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
-    trained = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])[:, 1:]
-    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[:, :-1][trained]), input_ids[:, 1:][trained], trained.nonzero()[:, 0]
 
 
 def mixed(lessons, row, most, share):
@@ -345,7 +321,7 @@ def mixed(lessons, row, most, share):
 
 
 def first_lessons(lessons):
-    """Stages `(name, share of the steps, what is drawn)`, one after the other."""
+    """Stages `(name, share of the steps, function that draws a row)`, learned one after the other."""
     return [
         ("copying", 0.04, lessons.copying),
         ("reading", 0.06, mixed(lessons, lessons.turn, 1, 0.4)),
@@ -355,7 +331,7 @@ def first_lessons(lessons):
 
 
 def histories(lessons):
-    """Draws whole histories for the twin, and in between what a MEM1 agent is taught."""
+    """Draws whole histories for the twin, and in between the lessons of a MEM1 agent."""
     other = mixed(lessons, lessons.turn, MAX_OBJECTIVES, 0.5)
     return lambda: lessons.history(MAX_OBJECTIVES) if lessons.rng.random() < 0.7 else other()
 
@@ -379,47 +355,33 @@ def check(model, tokenizer, context, count=40):
     return shares
 
 
-def train(model, lessons, steps, context, learning_rate, plan, check_every):
-    """AdamW with a linear warm-up and decay. Returns the mean of the last losses of each stage."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+def teach(model, lessons, steps, context, learning_rate, stages, check_every):
+    """Mean of the last losses of each stage."""
+    tokenizer = lessons.tokenizer
+    return train(
+        model,
+        stages,
+        steps,
+        lambda draw: batches(draw, lessons.rng, TOKENS_PER_BATCH),
+        tokenizer.pad_token_id,
+        learning_rate=learning_rate,
+        beta2=0.98,
+        final_share=0.02,
+        check=lambda: f"held-out names, rows right: {check(model, tokenizer, context)}",
+        check_every=check_every,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1.0, (s + 1) / 50) * max(0.02, 1.0 - s / steps)
-    )
-    final, start, done = {}, time.monotonic(), 0
-    for name, share, draw in plan:
-        losses, batches = [], []
-        for _ in range(max(1, round(share * steps))):
-            batches = batches or lessons.batches(draw)
-            logits, targets, _ = logits_and_targets(model, batches.pop(), lessons.tokenizer.pad_token_id)
-            loss = F.cross_entropy(logits, targets)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            done += 1
-            if done % 50 == 0:
-                mean = sum(losses[-50:]) / len(losses[-50:])
-                print(f"{done}/{steps} {name}: {mean:.3f} nats, {time.monotonic() - start:.0f} s", flush=True)
-            if done % check_every == 0:
-                print(f"  held-out names, rows right: {check(model, lessons.tokenizer, context)}", flush=True)
-        final[name] = round(sum(losses[-50:]) / len(losses[-50:]), 4)
-    return final
 
 
 def describe():
-    """What the models saw, for whoever reads the results."""
+    """Description of the lessons, for the readers of the results."""
     return f"""\
 - Copying exercises: random words of the whole vocabulary, pieces of them repeated.
 - Reading exercises: three passages of {ATTRIBUTES_PER_ENTITY + len(LINKS)} facts, and the values of their facts.
 - Single turns of a scripted demonstrator on 1 to {MAX_OBJECTIVES} objectives, at any point of a task, under the context of a MEM1 agent; for
   the twin then whole histories of such turns, on as many objectives, with single turns and exercises in between.
 - The demonstrator is hasty: whenever it has found something and more is to be found, it gives up with probability {HASTE} and answers with
-  what it has, which is worth nothing. That holds for every number of objectives, so going on is learned by reinforcement alone, on 2.
-- Facts are drawn anew for every row. Held-out names are never asked about and in no passage; they occur in copying exercises and as
+  what it has, which earns nothing. That holds for every number of objectives, so going on is learned by reinforcement alone, on 2.
+- Facts are drawn again for every row. Held-out names are never asked about and in no passage; they occur in copying exercises and as
   random words in the lists of earlier findings.
 - The first weights are not random: attention heads that repeat text, and that look where the format needs it, are set by hand."""
 
@@ -435,7 +397,7 @@ def save(model, tokenizer, place):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "multi-objective")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "assets" / "multi-objective")
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of the MEM1 model")
     parser.add_argument("--long_steps", type=int, default=400, help="further steps on longer tasks")
     parser.add_argument(
@@ -455,11 +417,11 @@ def main():
     print(f"{model.num_parameters():,} parameters", flush=True)
     models = {}
 
-    def teach(context, *phases):
+    def make(context, *phases):
         start = time.monotonic()
         losses = {}
         for steps, learning_rate, lessons, plan in phases:
-            losses |= train(model, lessons, steps, context, learning_rate, plan, args.check_every)
+            losses |= teach(model, lessons, steps, context, learning_rate, plan, args.check_every)
         models[context] = {
             "steps": sum(phase[0] for phase in phases),
             "minutes": round((time.monotonic() - start) / 60, 1),
@@ -470,13 +432,13 @@ def main():
 
     first, long, second, third = (Lessons(tokenizer, args.seed + part) for part in range(4))
     long.least = third.least = MAX_OBJECTIVES
-    teach(
+    make(
         "mem1",
         (args.steps, 3e-3, first, first_lessons(first)),
         (args.long_steps, 1e-3, long, [("long lists", 1.0, mixed(long, long.turn, MAX_OBJECTIVES, 0.95))]),
     )
     # The twin has learned to copy and to read already; between its histories, single turns keep held-out names in use
-    teach(
+    make(
         "full",
         (args.twin_steps, 1e-3, second, [("histories", 1.0, histories(second))]),
         (args.twin_long_steps, 1e-3, third, [("long histories", 1.0, histories(third))]),

@@ -1,4 +1,4 @@
-"""Writes `RESULTS.md`, `results.json` and the plots of `multi_objective.py` from what its runs left on disk."""
+"""Writes `RESULTS.md`, `results.json` and the plots of `run.py` from the files of its runs."""
 
 import json
 
@@ -32,7 +32,7 @@ PAPER_GROWTH = 1.63  # peak tokens of MEM1 from 2 to 16 objectives, MEM1 paper, 
 
 
 def read_runs(args, labels, folder):
-    """`{label: {seed: {"evaluation": {n: Evaluation}, "training": record or None}}}`, of what is finished."""
+    """`{label: {seed: {"evaluation": {n: Evaluation}, "training": record or None}}}`, of the finished runs."""
     runs = {}
     for label in labels:
         for seed in args.seeds:
@@ -47,7 +47,7 @@ def read_runs(args, labels, folder):
 
 
 def missing(args, runs, labels):
-    """Sentences about what was not evaluated, or on fewer tasks, or nothing."""
+    """Sentences about missing or smaller evaluations; empty if there are none."""
     gaps, fewer = {}, {}
     for label in labels:
         for seed in args.seeds:
@@ -68,7 +68,7 @@ def missing(args, runs, labels):
             f"{label} with seed {seed}: {count} tasks on {', '.join(numbers)} objectives"
             for (label, seed, count), numbers in fewer.items()
         ]
-        text += f"\n\nEvaluated on fewer tasks, for want of time: {'; '.join(texts)}."
+        text += f"\n\nEvaluated on fewer tasks to save time: {'; '.join(texts)}."
     return text
 
 
@@ -169,7 +169,7 @@ def rewards_logged(run):
 
 
 def ablation_rows(runs, labels):
-    """For each seed the reward at the end of training, and how far its updates were from the rollouts (mean over the steps)."""
+    """Table with the reward at the end of training and the log-prob difference between rollout and update, for each seed."""
     rows = []
     for label in labels:
         earned, apart = [], []
@@ -185,7 +185,7 @@ def ablation_rows(runs, labels):
 
 
 def imitated(runs):
-    """What the agent that only imitates learned from."""
+    """Sentence about the episodes that the imitating agent learned from."""
     records = [run["training"] for label in runs for run in runs[label].values() if "kept" in (run["training"] or {})]
     if not records:
         return ""
@@ -217,7 +217,7 @@ def reached(flag):
 
 
 def aims(args, table, runs, labels):
-    """What was aimed for, and what came."""
+    """Aims and results, one line each."""
     lines = []
     mem1 = [label for label in labels if label.startswith("MEM1")]
     for n, wanted in AIMS.items():
@@ -246,7 +246,7 @@ def aims(args, table, runs, labels):
 
 
 def failures(args, runs, labels):
-    """Where the wrong answers come from, by number of objectives."""
+    """Table of the kinds of wrong answers, by number of objectives."""
     rows = []
     for label in labels:
         for n in (n for n in args.objectives if n in (2, 8, 16)):
@@ -318,18 +318,18 @@ def write_results(args, groups, folder, facts):
     total = sum(sum(m.values()) for m in facts["minutes"].values())
     text = f"""# Trained on 2 objectives, tested on 1 to {args.objectives[-1]}
 
-Written by `python examples/multi_objective.py` at commit {facts["commit"]} from its own runs (trained at {trained_at}), on
+Written by `python examples/multi_objective/run.py` at commit {facts["commit"]} from its own runs (trained at {trained_at}), on
 {facts["hardware"]} with torch {facts["torch"]}, {args.threads} thread for each run. Training and evaluation took {total:.0f} minutes of wall time,
-summed over the runs (two run at once by default), start-up and the warm-up not counted.
+summed over the runs (by default two at the same time), without start-up and warm-up.
 
 The world is small and invented: a search finds three passages, and an agent has to copy the right words from the right place, turn
-after turn. What the numbers say is how a policy learned on 2 objectives and its memory carry over to more, not how well a
+after turn. The numbers show how a policy learned on 2 objectives carries over to more objectives; they do not show how well a
 language model would do.
 
 Seeds: {", ".join(map(str, args.seeds))}. A seed has facts, questions, tasks and random numbers of its own. Every agent has {warm["parameters"]:,} parameters and
 was trained by reinforcement on 2 objectives only, for {budget}. Each cell is a mean over {args.tasks} test
 tasks about held-out entities for each seed, decoded greedily, with its 95% bootstrap interval over the tasks. In the plots, the band spans
-the seeds. How well an agent copies is what its warm-up left it with (last table), and the twin has longer contexts to copy from: compare
+the seeds. How well an agent copies depends on its warm-up (last table), and the twin has longer contexts to copy from: compare
 how the agents change with the number of objectives rather than the heights of their curves.{missed}
 
 ## Exact match per objective
@@ -356,7 +356,7 @@ Without the questions, as the paper counts:
 
 {metric_rows(args, table, everything, "dependency_length", ",.0f", interval=False)}
 
-## Seconds per trajectory, 100 played at once, on a machine that did other work too
+## Seconds per trajectory, 100 played in parallel, on a machine that also did other work
 
 {metric_rows(args, table, everything, "seconds", ".2f", interval=False)}
 
@@ -364,7 +364,7 @@ Without the questions, as the paper counts:
 
 ![reward](reward.png)
 
-## What was aimed for
+## Aims
 
 {aims(args, table, runs, agents)}
 
@@ -391,7 +391,7 @@ computes for it, mean over the steps:
 
 {times}
 
-## What the warm-up saw
+## The warm-up
 
 {warm["description"]}
 

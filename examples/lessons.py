@@ -1,0 +1,137 @@
+"""
+Supervised lessons for small models made from scratch, shared by `warm_start.py` and `multi_objective/warm_up.py`.
+
+A row is `(token ids, which of them are trained)`. Rows are drawn by functions without arguments, batched by length
+([`batches`]), and learned stage by stage ([`train`]). [`start_with_induction`] and [`look_back`] set the first attention
+heads by hand, so that copying is learned in minutes instead of an hour.
+"""
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+EMBEDDING_SCALE = 0.1  # standard deviation of an embedding
+
+
+def batches(draw, rng, tokens_per_batch, rows=512):
+    """Batches of rows of similar length, each padded to at most `tokens_per_batch` tokens, in random order."""
+    cut = [[]]
+    for row in sorted((draw() for _ in range(rows)), key=lambda row: len(row[0])):
+        if cut[-1] and (len(cut[-1]) + 1) * len(row[0]) > tokens_per_batch:
+            cut.append([])
+        cut[-1].append(row)
+    rng.shuffle(cut)
+    return cut
+
+
+def logits_and_targets(model, rows, pad_id):
+    """Logits and targets at the trained tokens, and the row of each; padding is on the right, so no mask is needed."""
+    length = max(len(ids) for ids, _ in rows)
+    input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
+    trained = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])[:, 1:]
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.lm_head(hidden[:, :-1][trained]), input_ids[:, 1:][trained], trained.nonzero()[:, 0]
+
+
+def masked_loss(model, rows, pad_id):
+    """Mean cross-entropy in nats over the trained tokens."""
+    logits, targets, _ = logits_and_targets(model, rows, pad_id)
+    return F.cross_entropy(logits, targets)
+
+
+def train(
+    model, stages, steps, next_batches, pad_id, *, learning_rate, beta2, final_share, check=None, check_every=None
+):
+    """
+    Mean of the last losses of each stage, after AdamW with a linear warm-up and decay.
+
+    Args:
+        stages: `(name, share of the steps, function that draws a row)`, learned one after the other.
+        next_batches: Function from a function that draws a row to a list of batches.
+        learning_rate, beta2: Settings of AdamW.
+        final_share: Share of the learning rate that the decay ends at.
+        check: Function without arguments, called every `check_every` steps; its result is printed.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, beta2), weight_decay=0.01, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1.0, (s + 1) / 50) * max(final_share, 1.0 - s / steps)
+    )
+    final, start, done = {}, time.monotonic(), 0
+    for name, share, draw in stages:
+        losses, waiting = [], []
+        for _ in range(max(1, round(share * steps))):
+            waiting = waiting or next_batches(draw)
+            loss = masked_loss(model, waiting.pop(), pad_id)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            done += 1
+            if done % 50 == 0:
+                mean = sum(losses[-50:]) / len(losses[-50:])
+                print(f"{done}/{steps} {name}: {mean:.3f} nats, {time.monotonic() - start:.0f} s", flush=True)
+            if check is not None and done % check_every == 0:
+                print(f"  {check()}", flush=True)
+        final[name] = round(sum(losses[-50:]) / len(losses[-50:]), 4)
+    return final
+
+
+# First weights
+
+
+def rotary_frequencies(config):
+    """Angle by which each rotary pair turns from one position to the next."""
+    pairs = torch.arange(config.head_dim // 2)
+    return config.rope_parameters["rope_theta"] ** (-pairs / (config.head_dim // 2))
+
+
+@torch.no_grad()
+def start_with_induction(model, layers):
+    """
+    Prepare a Llama for a circuit that continues repeated text (Olsson et al., "In-context learning and induction heads",
+    2022), and return the attention of its first `layers` layers, whose heads the caller then sets by hand.
+
+    The first half of the residual stream holds the token, the second half is empty. The last number of the first half is
+    the same for all tokens: it lets a head attend by position alone. From random weights such a circuit takes most of an
+    hour of one core to appear; from weights set by hand, training has to sharpen it.
+    """
+    half = model.config.hidden_size // 2
+    attentions = [layer.self_attn for layer in model.model.layers[:layers]]
+    for attention in attentions:
+        for matrix in (attention.v_proj, attention.o_proj):
+            matrix.weight *= 0.05
+    embedding = model.model.embed_tokens.weight
+    embedding.normal_(0, EMBEDDING_SCALE)[:, half - 1 :] = 0
+    embedding[:, half - 1] = 6 * EMBEDDING_SCALE
+    return attentions
+
+
+def always(config):
+    """The direction in which all tokens are the same, for [`look_back`]."""
+    half = config.hidden_size // 2
+    return F.one_hot(torch.tensor(half - 1), half).float()
+
+
+@torch.no_grad()
+def look_back(attention, head, steps, turning, strength, when):
+    """
+    Make one head attend `steps` tokens back.
+
+    Args:
+        turning (`torch.Tensor` of shape `(head_dim / 2,)`):
+            Weight of each rotary pair; the fast ones tell neighbours apart.
+        when (`torch.Tensor` of shape `(hidden_size / 2,)`):
+            The head looks back as far as the token is in this direction ([`always`] for every token).
+    """
+    config = attention.config
+    half, dim = config.hidden_size // 2, config.head_dim
+    frequencies = rotary_frequencies(config)
+    rows = slice(head * dim, (head + 1) * dim)
+    turned = torch.cat([turning * torch.cos(steps * frequencies), -turning * torch.sin(steps * frequencies)])
+    attention.k_proj.weight[rows, half - 1] += strength * torch.cat([turning, 0 * turning])
+    attention.q_proj.weight[rows, :half] += turned[:, None] * when

@@ -1,0 +1,62 @@
+"""Files of JSON lines: one reader, whose errors name the file and the line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+
+def read_json_lines(
+    path: str | os.PathLike[str],
+    advice: str = "a file of JSON lines has one JSON value on each line.",
+    skip_unfinished: bool = False,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Iterator[tuple[int, Any]]:
+    """
+    Numbers (from 1) and values of the lines of a file, `.gz` or plain; empty lines are skipped.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        advice (`str`, *optional*):
+            What to do about a line that is not JSON, as the end of the message.
+        skip_unfinished (`bool`, *optional*, defaults to `False`):
+            Whether a last line without an end is skipped: a process that died was writing it.
+        advance (`Callable[[int], object]`, *optional*):
+            Called with the number of bytes of the file that were read since it was called last, for a progress bar.
+
+    Raises:
+        `ValueError`: If a line is not JSON.
+    """
+    path = Path(path)
+    with path.open("rb") as raw:
+        lines: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        done = 0
+        for number, line in enumerate(lines, start=1):
+            if number % 1000 == 0:
+                position = raw.tell()
+                advance(position - done)
+                done = position
+            if not line.strip() or (skip_unfinished and not line.endswith(b"\n")):
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"Line {number} of {path} is not JSON ({error}): {advice}") from None
+            yield number, value
+        advance(raw.tell() - done)
+
+
+def drop_unfinished_line(path: str | os.PathLike[str]) -> None:
+    """Cut a last line without an end off a file, so that lines can be appended to it."""
+    with Path(path).open("r+b") as file:
+        whole = 0
+        for line in file:
+            whole += len(line) if line.endswith(b"\n") else 0
+        file.truncate(whole)

@@ -1,0 +1,229 @@
+"""The interface of action syntaxes: how tasks, actions and results are written for one tokenizer, and how turns are read."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from ..trajectory import Turn
+    from .parsed_turn import ActionRequest, ParsedTurn
+    from .protocol import Mem1Protocol
+
+
+class OfferedActions(Protocol):
+    """The part of [`mem1_trl.environment_runtime.actions.ActionSet`] that a syntax uses."""
+
+    tags: dict[str, str]
+    schemas: list[dict[str, Any]]
+    answer_method: str | None
+
+    def arguments(self, method: str, text: str) -> dict[str, Any]: ...
+
+    def typed_arguments(self, method: str, given: Any) -> dict[str, Any]: ...
+
+
+class ActionSyntax(ABC):
+    """
+    How actions are written and read with one tokenizer. Made by [`Mem1Protocol.syntax`].
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the agent.
+        protocol ([`Mem1Protocol`]):
+            Tags and templates.
+        chat_template_kwargs (`Mapping`, *optional*):
+            Further arguments of the chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        protocol: Mem1Protocol,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+
+    # Tasks
+
+    @abstractmethod
+    def as_prompt(self, prompt: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
+        """The task prompt in the form that this syntax takes: a text stays one, or becomes a message of the user."""
+
+    @abstractmethod
+    def encode_task(
+        self, prompt: str | Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
+        """
+        Token ids of a task prompt, up to where the agent begins to write. They are those of [`~trl.GRPOTrainer`].
+
+        Args:
+            prompt (`str` or `list[dict]`):
+                A text, or messages for the chat template.
+            schemas (`Sequence[dict]`, *optional*):
+                JSON schemas of the tools, as `ActionSet.schemas` holds them.
+        """
+
+    # Turns
+
+    @abstractmethod
+    def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
+        """
+        Strings at which generation stops besides the end token.
+
+        Args:
+            action_tags (`Sequence[str]`):
+                Tags of the actions in force, without the answer tag.
+            last_turn (`bool`):
+                Whether no turn remains after this one.
+        """
+
+    @abstractmethod
+    def parse(
+        self, ids: Sequence[int], text: str, actions: OfferedActions, last_turn: bool = False, ended: bool = True
+    ) -> ParsedTurn:
+        """
+        Read one completion.
+
+        Args:
+            ids (`Sequence[int]`):
+                Token ids that the agent wrote, its end token included.
+            text (`str`):
+                The same, decoded.
+            actions ([`OfferedActions`]):
+                Actions of the environment.
+            last_turn (`bool`, *optional*, defaults to `False`):
+                Whether no turn remains after this one.
+            ended (`bool`, *optional*, defaults to `True`):
+                Whether the completion ended by itself instead of at its length limit.
+        """
+
+    @abstractmethod
+    def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
+        """The calls that a turn with an action asks for, in order; none for an answer that no method takes."""
+
+    def drop_scratch(self, text: str) -> str:
+        """The completion without its scratch tags and their text: the part that is carried into the next context."""
+        for tag in map(re.escape, self.protocol.scratch_tags):
+            text = re.sub(rf"<{tag}>.*?</{tag}>\s*", "", text, flags=re.DOTALL)
+        return text
+
+    # Results
+
+    @abstractmethod
+    def frame(self, names: Sequence[str]) -> tuple[str, ...]:
+        """
+        Texts around the results of one turn, one more than there are results.
+
+        The first follows the agent's turn, the last ends where the agent begins to write again. The protocol's own
+        observation template goes inside.
+
+        Args:
+            names (`Sequence[str]`):
+                Names of the actions that the results are of.
+        """
+
+    @abstractmethod
+    def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
+        """
+        Text of the environment that cannot be read as markup of this syntax.
+
+        Args:
+            text (`str`):
+                Text that the environment returned.
+            tags (`Sequence[str]`, *optional*):
+                Tags in force besides the protocol's own; a syntax whose actions are not tags ignores them.
+        """
+
+    # Endpoints, reward functions
+
+    @abstractmethod
+    def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
+        """
+        Token ids of a turn as this tokenizer's model would have written it, for the message of another model.
+
+        Args:
+            message (`Mapping`):
+                With `content`, and `reasoning_content` and `tool_calls` if there are any.
+            ended (`bool`):
+                Whether it ended by itself or at a stop string, instead of at its length limit.
+            stops (`Sequence[str]`):
+                Stop strings that were asked for.
+        """
+
+    @abstractmethod
+    def new_record(self) -> EpisodeRecord:
+        """A record for an episode that begins."""
+
+
+class EpisodeRecord(ABC):
+    """Record of one episode besides its turns, from which a syntax tells the episode as chat messages."""
+
+    @abstractmethod
+    def add_turn(self, parsed: ParsedTurn) -> None:
+        """Keep a turn."""
+
+    @abstractmethod
+    def add_results(self, names: Sequence[str], texts: Sequence[str]) -> None:
+        """Keep the whole results of the actions of the last turn."""
+
+    @abstractmethod
+    def add_observation(self, names: Sequence[str], bodies: Sequence[Sequence[int]], turns_left: int) -> None:
+        """
+        Keep these results as the agent reads them.
+
+        Args:
+            names (`Sequence[str]`):
+                Names of the actions.
+            bodies (`Sequence[Sequence[int]]`):
+                Token ids of the results, escaped and cut.
+            turns_left (`int`):
+                Turns that remain, for the hint.
+        """
+
+    @abstractmethod
+    def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
+        """
+        Say where the text of an external memory goes in the next context.
+
+        Returns:
+            `tuple[list[int], list[int]]`: Token ids before the last turn, and token ids inside its observation, after the last
+            result. One of them is empty.
+        """
+
+    @abstractmethod
+    def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
+        """
+        The episode as TRL's reward functions know a completion: a text, or messages.
+
+        Args:
+            turns (`Sequence[Turn]`):
+                Turns of the episode.
+            conversational (`bool`):
+                Whether its prompt is made of messages.
+        """
+
+    @abstractmethod
+    def messages(
+        self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
+    ) -> list[dict[str, Any]]:
+        """
+        The next context as messages for a chat endpoint.
+
+        Args:
+            task (`Sequence[dict]`):
+                Messages of the task prompt.
+            turns (`Sequence[Turn]`):
+                Turns so far.
+            first (`int`):
+                Index of the first turn that is kept.
+            recalled (`str`):
+                Text of an external memory that goes before the turns.
+        """

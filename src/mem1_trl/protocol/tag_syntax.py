@@ -1,0 +1,239 @@
+"""Actions as tags or in brackets: plain text that every model can write."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
+from .encoding import decode, encode_text
+from .parsed_turn import ActionRequest, ParsedTurn
+from .syntax import ActionSyntax, EpisodeRecord
+from .untrusted import strip_unencodable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..trajectory import Turn
+    from .protocol import Mem1Protocol
+    from .syntax import OfferedActions
+
+_BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
+
+
+class TagSyntax(ActionSyntax):
+    """
+    Actions as `<search>tea</search>`, or as `search[tea]` inside the answer tag (`action_syntax="brackets"`).
+
+    A task that is a text is tokenized as it is, messages go through the chat template.
+    """
+
+    def as_prompt(self, prompt: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
+        return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+    def encode_task(
+        self, prompt: str | Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        conversation: Any = list(prompt)
+        encoded: Any = self.tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
+        )
+        return list(encoded["input_ids"])
+
+    def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
+        answer = f"</{self.protocol.answer_tag}>"
+        if _only_answer(self.protocol, last_turn):
+            return [answer]
+        return [*(f"</{tag}>" for tag in action_tags), answer]
+
+    def parse(
+        self, ids: Sequence[int], text: str, actions: OfferedActions, last_turn: bool = False, ended: bool = True
+    ) -> ParsedTurn:
+        turn = parse_tags(self.protocol, text, list(actions.tags), last_turn)
+        return dataclasses.replace(turn, truncated=not ended and turn.action is None)
+
+    def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
+        assert parsed.action is not None
+        method = actions.answer_method if parsed.answer is not None else actions.tags[parsed.action]
+        if method is None:
+            return []
+        try:
+            arguments = actions.arguments(method, parsed.action_input or "")
+        except ValueError as error:
+            return [ActionRequest(parsed.action, problem=str(error))]
+        return [ActionRequest(parsed.action, method, arguments)]
+
+    def frame(self, names: Sequence[str]) -> tuple[str, ...]:
+        return ("",) * (len(names) + 1)
+
+    def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
+        return escape_tags(self.protocol, text, tags)
+
+    def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
+        text, closed = message.get("content") or "", False
+        if ended:
+            text, closed = close_action(text, stops)
+        ids = encode_text(self.tokenizer, text)
+        if (ended and not closed) or not ids:
+            if self.tokenizer.eos_token_id is None:
+                raise ValueError(
+                    "A reply ended without an action and the tokenizer has no end token: set `tokenizer.eos_token`."
+                )
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return ids
+
+    def new_record(self) -> TagRecord:
+        return TagRecord(self)
+
+
+class TagRecord(EpisodeRecord):
+    """An empty record, since the texts of the turns hold everything. Memory goes between the task and the last turn."""
+
+    def __init__(self, syntax: TagSyntax):
+        self.syntax = syntax
+
+    def add_turn(self, parsed: ParsedTurn) -> None:
+        pass
+
+    def add_results(self, names: Sequence[str], texts: Sequence[str]) -> None:
+        pass
+
+    def add_observation(self, names: Sequence[str], bodies: Sequence[Sequence[int]], turns_left: int) -> None:
+        pass
+
+    def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
+        return recalled, []
+
+    def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
+        tokenizer = self.syntax.tokenizer
+        texts = [decode(tokenizer, turn.completion_ids, skip_special_tokens=True) for turn in turns]
+        if not conversational:
+            return "".join(text + (turn.observation or "") for text, turn in zip(texts, turns))
+        messages = [] if turns else [{"role": "assistant", "content": ""}]
+        for text, turn in zip(texts, turns):
+            messages.append({"role": "assistant", "content": text})
+            if turn.observation is not None:
+                messages.append({"role": "tool", "name": turn.action or "", "content": turn.observation})
+        return messages
+
+    def messages(
+        self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
+    ) -> list[dict[str, Any]]:
+        *before, last = task
+        messages = [*before, {**last, "content": last["content"] + recalled}]
+        for turn in turns[first:]:
+            said = self.syntax.drop_scratch(turn.text).removesuffix(self.syntax.tokenizer.eos_token or "")
+            messages.append({"role": "assistant", "content": said})
+            messages.append({"role": "user", "content": turn.observation or ""})
+        return messages
+
+
+# Functions of text only
+
+
+def parse_tags(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], last_turn: bool = False) -> ParsedTurn:
+    """
+    Read one completion: the state, and the first complete action after it.
+
+    Only text that the model wrote is given to this function, and nothing after the first complete action counts, so an
+    invented observation or a second action has no effect.
+
+    Args:
+        protocol ([`Mem1Protocol`]):
+            Gives the tags and the syntax.
+        text (`str`):
+            The decoded completion.
+        action_tags (`Sequence[str]`):
+            Tags of the actions in force, without the answer tag.
+        last_turn (`bool`, *optional*, defaults to `False`):
+            Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
+    """
+    state_tag = re.escape(protocol.state_tag)
+    state_match = re.search(rf"<{state_tag}>(.*?)</{state_tag}>", text, re.DOTALL)
+    names = [protocol.answer_tag] if _only_answer(protocol, last_turn) else [*action_tags, protocol.answer_tag]
+    pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
+    action_match = re.search(pattern, text[: state_match.start()] if state_match else text, re.DOTALL)
+    if action_match is not None:
+        state_match = None  # nothing after the first action counts
+    elif state_match is not None:
+        action_match = re.search(pattern, text[state_match.end() :], re.DOTALL)
+    turn = ParsedTurn(
+        state=state_match[1].strip() if state_match else None,
+        state_span=state_match.span() if state_match else None,
+    )
+    if action_match is None:
+        problem = f"no complete action. Use one of the tags {', '.join(names)}."
+        return dataclasses.replace(turn, problem=problem)
+    # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
+    name, inner = action_match[1], action_match[2].rpartition(f"<{action_match[1]}>")[2].strip()
+    if protocol.action_syntax == "brackets":
+        return _read_brackets(turn, inner, action_tags)
+    answer = inner if name == protocol.answer_tag else None
+    return dataclasses.replace(turn, action=name, action_input=inner, answer=answer)
+
+
+def _only_answer(protocol: Mem1Protocol, last_turn: bool) -> bool:
+    """Whether the answer tag is the only one that can hold an action."""
+    return protocol.action_syntax == "brackets" or (last_turn and protocol.answer_only_in_last_turn)
+
+
+def _read_brackets(turn: ParsedTurn, text: str, names: Sequence[str]) -> ParsedTurn:
+    """The turn with the text inside the answer tag read as `name[argument]`."""
+    match = _BRACKETS.match(text)
+    if match is None or match[1] not in names:
+        choices = " or ".join(f"{name}[...]" for name in names)
+        return dataclasses.replace(turn, problem=f"{text!r:.80} is not an action: write {choices}.")
+    return dataclasses.replace(turn, action=match[1], action_input=(match[2] or "").strip())
+
+
+def escape_tags(protocol: Mem1Protocol, text: str, tags: Sequence[str] = ()) -> str:
+    """
+    Text of the environment in which the tags of the protocol became `&lt;tag>`, without surrogates and NUL bytes.
+
+    Args:
+        protocol ([`Mem1Protocol`]):
+            Gives the tags.
+        text (`str`):
+            Text that the environment returned.
+        tags (`Sequence[str]`, *optional*):
+            Action tags in force besides the protocol's own.
+    """
+    names = {
+        protocol.state_tag,
+        protocol.answer_tag,
+        protocol.observation_tag,
+        *protocol.scratch_tags,
+        *(protocol.action_tags or {}),
+        *tags,
+    }
+    # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
+    tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
+    return re.sub(tag, "&lt;", strip_unencodable(text), flags=re.IGNORECASE)
+
+
+def close_action(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """
+    The text up to its first closing tag. A tag that a server stopped at and left out is put back.
+
+    `"<think>a</think><search>b"` becomes `"<think>a</think><search>b</search>"`, and `"<search>b</search> and"` becomes
+    `"<search>b</search>"`.
+
+    Args:
+        text (`str`):
+            The reply of the endpoint, not cut by its length limit.
+        stops (`Sequence[str]`):
+            Closing tags that were asked to stop at.
+
+    Returns:
+        `tuple[str, bool]`: The text, and whether it holds a closing tag.
+    """
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if ends:
+        return text[: min(ends)], True
+    opened = {text.rfind("<" + stop.removeprefix("</")): stop for stop in stops}
+    place = max(opened, default=-1)
+    if place > text.rfind("</"):  # the last tag of the text opens an action
+        return text + opened[place], True
+    return text, False

@@ -1,0 +1,88 @@
+"""Trying again: which failures pass by themselves, how long to wait, and the loop that does both."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+LONGEST_WAIT = 60.0
+"""Maximum number of seconds before another attempt, whatever a server asks for."""
+
+BUSY_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses that pass by themselves."""
+
+# Libraries have classes of their own for a server that does not answer; what they share with the built-in ones is the name.
+# requests, urllib3, httpx, aiohttp, openai and huggingface_hub, in this order
+TRANSIENT_ERRORS = frozenset(
+    ("ConnectionError", "TimeoutError", "Timeout", "ProtocolError", "TransportError", "ClientConnectionError")
+    + ("APIConnectionError", "InferenceTimeoutError")
+)
+"""Names of exception classes that say that a server did not answer."""
+
+jitter = random.Random()
+"""
+Random numbers of waits. They are never drawn from the global state: a run samples the same whether a server was slow or not.
+"""
+
+
+def backoff(attempt: int, first: float, spread: float = 0.25, numbers: random.Random = jitter) -> float:
+    """
+    Seconds before attempt `attempt` + 1: `first`, twice, four times ... as long, at most a minute, and a random share more or less.
+
+    Args:
+        attempt (`int`):
+            Number of attempts so far, from 1.
+        first (`float`):
+            Seconds before the second attempt.
+        spread (`float`, *optional*, defaults to `0.25`):
+            Largest share by which a wait is longer or shorter, so that many callers do not come back together.
+        numbers (`random.Random`, *optional*):
+            Source of the random share.
+    """
+    return min(LONGEST_WAIT, first * 2.0 ** (attempt - 1)) * numbers.uniform(1 - spread, 1 + spread)
+
+
+def asked_to_wait(headers: Mapping[str, Any] | None) -> float | None:
+    """Seconds that a server asks for in its header `Retry-After`, at most a minute; `None` if it does not ask in seconds."""
+    for name, value in (headers or {}).items():
+        if str(name).lower() == "retry-after" and str(value).isdigit():
+            return min(LONGEST_WAIT, float(value))
+    return None
+
+
+def with_retries(
+    attempt: Callable[[], Value],
+    max_retries: int,
+    seconds_to_wait: Callable[[Exception, int], float | None],
+    on_retry: Callable[[Exception, float], object] = lambda error, seconds: None,
+) -> Value:
+    """
+    The value of a call that is repeated while its failures may pass.
+
+    Args:
+        attempt (`Callable[[], Value]`):
+            The call.
+        max_retries (`int`):
+            Maximum number of attempts after the first.
+        seconds_to_wait (`Callable[[Exception, int], float | None]`):
+            Given a failure and the number of attempts so far: the seconds to wait, or `None` if another attempt is of no use.
+        on_retry (`Callable[[Exception, float], object]`, *optional*):
+            Called before each wait.
+
+    Raises:
+        `Exception`: The failure of the last attempt.
+    """
+    for number in range(1, max_retries + 2):
+        try:
+            return attempt()
+        except Exception as error:
+            seconds = seconds_to_wait(error, number)
+            if seconds is None or number > max_retries:
+                raise
+            on_retry(error, seconds)
+            time.sleep(seconds)
+    raise AssertionError("unreachable")

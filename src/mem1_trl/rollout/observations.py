@@ -1,0 +1,180 @@
+"""Results of actions become token ids within the budget of an observation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..protocol.encoding import encode_text
+from ..protocol.untrusted import encode_untrusted
+from .settings import CHARACTERS_PER_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..protocol.syntax import ActionSyntax
+    from .settings import AgentSettings
+
+
+# Tokens that the result of an action needs to be worth showing; calls that leave less are not run
+_LEAST_RESULT = 16
+
+
+class ObservationIds(NamedTuple):
+    """
+    Token ids of one observation.
+
+    Attributes:
+        frame (`list[list[int]]`):
+            The trusted pieces around the results, one more than there are results: tags, hint, and the text of the chat
+            template.
+        results (`list[list[int]]`):
+            The results, escaped and cut.
+    """
+
+    frame: list[list[int]]
+    results: list[list[int]]
+
+    @property
+    def before(self) -> list[int]:
+        """Token ids before the first result."""
+        return self.frame[0]
+
+    @property
+    def body(self) -> list[int]:
+        """Token ids from the first result to the last, with the pieces between them."""
+        between = [*self.frame[1:-1], []]
+        return [token for ids, piece in zip(self.results, between, strict=True) for token in (*ids, *piece)]
+
+    @property
+    def after(self) -> list[int]:
+        """Token ids after the last result."""
+        return self.frame[-1]
+
+
+class ObservationEncoder:
+    """
+    Encodes the results of a turn as the agent reads them.
+
+    Results are escaped and cut by tokens; tags, hint and the text of a chat template stay whole. With tags and
+    `max_observation_length=60` the results `["Paris"]` become `<information>`, hint, `Paris`, `</information>`.
+
+    Args:
+        syntax ([`~mem1_trl.protocol.syntax.ActionSyntax`]):
+            Frames and escapes results; gives the tokenizer and the protocol.
+        settings ([`AgentSettings`]):
+            Gives the budget.
+    """
+
+    def __init__(self, syntax: ActionSyntax, settings: AgentSettings):
+        self.syntax = syntax
+        self.tokenizer = syntax.tokenizer
+        self.protocol = syntax.protocol
+        self.settings = settings
+        self._trusted: dict[str, list[int]] = {}
+
+    def encode(self, text: str, turns_left: int, action_tags: Sequence[str] = ()) -> list[int]:
+        """
+        Token ids of the observation of one result.
+
+        Args:
+            text (`str`):
+                Text that the environment returned.
+            turns_left (`int`):
+                Turns that remain, for the hint.
+            action_tags (`Sequence[str]`, *optional*):
+                Tags to escape besides the protocol's own; the names of the tools, with tool calls.
+        """
+        observation = self.encode_results([text], [*action_tags, "tool"][:1], turns_left, action_tags)
+        return [*observation.before, *observation.body, *observation.after]
+
+    def encode_results(
+        self, texts: Sequence[str], names: Sequence[str], turns_left: int, action_tags: Sequence[str]
+    ) -> ObservationIds:
+        """
+        The observation of all results of one turn.
+
+        Args:
+            texts (`Sequence[str]`):
+                Texts that the environment returned, one for each action that was run.
+            names (`Sequence[str]`):
+                Names of these actions.
+            turns_left (`int`):
+                Turns that remain, for the hint.
+            action_tags (`Sequence[str]`):
+                Tags to escape besides the protocol's own.
+        """
+        frame = self._frame(names, turns_left)
+        marker = self._encode_trusted(self.protocol.truncation_marker)
+        fixed = sum(map(len, frame))
+        room = self.settings.max_observation_length - fixed
+        if room < len(marker) * len(texts):
+            raise ValueError(
+                f"max_observation_length={self.settings.max_observation_length} is less than the tags, hint and "
+                f"truncation marker of an observation need ({fixed + len(marker)} tokens): raise it."
+            )
+        encoded = [self._encode_result(text, room, action_tags) for text in texts]
+        budgets = share_budget(room, [len(ids) + len(marker) * cut for ids, cut in encoded])
+        results = [
+            [*ids[: budget - len(marker)], *marker] if cut or len(ids) > budget else ids
+            for (ids, cut), budget in zip(encoded, budgets, strict=True)
+        ]
+        return ObservationIds(frame, results)
+
+    def most_results(self, names: Sequence[str]) -> int:
+        """How many results of these actions fit into one observation: the first always, others if each has room for some text."""
+        least = len(self._encode_trusted(self.protocol.truncation_marker)) + _LEAST_RESULT
+        for count in range(len(names), 1, -1):
+            # Of all hints that of the first turn is about the longest
+            frame = sum(map(len, self._frame(names[:count], self.settings.max_turns)))
+            if frame + count * least <= self.settings.max_observation_length:
+                return count
+        return 1
+
+    def _frame(self, names: Sequence[str], turns_left: int) -> list[list[int]]:
+        """Token ids of the trusted pieces around the results of one turn, one piece more than there are results."""
+        before, after = self.protocol.observation_frame(turns_left)
+        first, second, *others = self.syntax.frame(names)
+        texts = [first + before, after + second, *others]  # the hint is shown once
+        return [self._encode_trusted(text) for text in texts]
+
+    def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
+        """Token ids of a result, and whether a part that cannot fit was left out."""
+        if self.settings.context == "external":  # this text may be put back later
+            action_tags = [*action_tags, self.protocol.memory_tag]
+        ids: list[int] = []
+        whole = False
+        for characters in CHARACTERS_PER_TOKEN:  # text that does not fit need not be tokenized
+            part = text[: room * characters]
+            whole = len(part) == len(text)
+            ids = encode_untrusted(self.tokenizer, self.syntax.escape_tags(part, action_tags))
+            if whole or len(ids) > room:
+                break
+        return ids, not whole
+
+    def _encode_trusted(self, text: str) -> list[int]:
+        """Token ids of a piece of the protocol or the template, encoded once since observations share it."""
+        if text not in self._trusted:
+            self._trusted[text] = encode_text(self.tokenizer, text)
+        return self._trusted[text]
+
+
+def share_budget(room: int, wanted: Sequence[int]) -> list[int]:
+    """
+    Tokens for each of several texts: a short one gets all it needs, the long ones share the rest in equal parts.
+
+    Args:
+        room (`int`):
+            Tokens in all.
+        wanted (`Sequence[int]`):
+            Tokens that each text has.
+
+    Returns:
+        `list[int]`: At most `room` in sum, and for no text more than it has.
+    """
+    budgets = [0] * len(wanted)
+    left = len(wanted)
+    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
+        budgets[index] = min(wanted[index], room // left)
+        room -= budgets[index]
+        left -= 1
+    return budgets

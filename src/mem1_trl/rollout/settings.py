@@ -1,0 +1,328 @@
+"""How an agent is run: the one list of budgets, context rule, decoding and chat format that training and use share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .context import CONTEXT_RULES
+
+CHARACTERS_PER_TOKEN = (8, 32, 128)
+"""
+Characters that are tokenized for each token of room: enough for prose, and more if they were not. The last exceeds what any
+tokenizer fits into one token of prose.
+"""
+
+
+def _at_least_one(default: int, help: str) -> Any:
+    return field(default=default, metadata={"help": help, "minimum": 1})
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """
+    Everything that decides how a model is run as an agent, its protocol aside.
+
+    Trainers make it from their configuration and save it next to the model as `mem1_agent.json`; [`Mem1Agent`], `mem1 eval` and
+    the model card read it from there, so that a model is run as it was trained.
+
+    Attributes:
+        max_turns (`int`, *optional*, defaults to `6`):
+            Maximum number of turns of an episode. The paper uses 6 for up to four objectives and 20 beyond.
+        max_completion_length (`int`, *optional*, defaults to `1000`):
+            Maximum number of tokens of one turn.
+        max_observation_length (`int`, *optional*, defaults to `1000`):
+            Maximum number of tokens of one observation, its tags and hint included. A longer one is cut, and says so.
+        context (`str`, *optional*, defaults to `"mem1"`):
+            What the next turn reads after the task prompt: the last turn and its observation (`"mem1"`), all turns
+            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), or the last turn and the best
+            matches from a BM25 store of past observations (`"external"`).
+        max_context_length (`int` or `None`, *optional*):
+            Maximum number of tokens of one context, its completion not counted. `None` uses the model's maximum position
+            minus `max_completion_length`. The task prompt is never cut: a longer one is an error.
+        memory_top_k (`int`, *optional*, defaults to `3`):
+            Maximum number of past observations that `context="external"` puts back into a context.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; `0.0` decodes greedily.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Smallest cumulative probability of the tokens that are sampled from; `1.0` considers all tokens.
+        top_k (`int`, *optional*, defaults to `0`):
+            Number of most likely tokens that are sampled from; `0` considers all tokens.
+        min_p (`float` or `None`, *optional*):
+            Minimum probability of a token that is sampled, relative to that of the most likely one.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Factor that makes tokens already in the context less likely; `1.0` changes nothing.
+        generation_kwargs (`dict`, *optional*):
+            Further arguments of `generate`, such as `no_repeat_ngram_size`.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
+        conversational (`bool` or `None`, *optional*):
+            Whether a task that is a text is given to the model as a user's message through its chat template. Tasks that are
+            messages always are. `None` decides by the data set and the tokenizer, see [`resolve_conversational`].
+        environment (`dict`, *optional*):
+            What the environment was made with, by name, where it says so in its property `mem1_settings`.
+
+    Raises:
+        `ValueError`: If a value is out of its range.
+    """
+
+    max_turns: int = _at_least_one(
+        6, "Maximum number of turns of an episode. The paper uses 6 for up to four objectives and 20 beyond."
+    )
+    max_completion_length: int = _at_least_one(1000, "Maximum number of tokens of one turn.")
+    max_observation_length: int = _at_least_one(
+        1000,
+        "Maximum number of tokens of one observation, its tags and hint included. A longer one is cut, and says so.",
+    )
+    context: str = field(
+        default="mem1",
+        metadata={
+            "help": "What the next turn reads after the task prompt: the last turn and its observation (`mem1`), all turns "
+            "(`full`), as many whole turns as fit into `max_context_length` (`truncate`), or the last turn and the best "
+            "matches from a BM25 store of past observations (`external`).",
+            "choices": list(CONTEXT_RULES),
+        },
+    )
+    max_context_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens of one context, its completion not counted. `None` uses the model's maximum "
+            "position minus max_completion_length. The task prompt is never cut: a longer one is an error.",
+            "minimum": 1,
+        },
+    )
+    memory_top_k: int = _at_least_one(
+        3, "Maximum number of past observations that `context='external'` puts back into a context."
+    )
+    temperature: float = field(
+        default=0.0, metadata={"help": "Sampling temperature; 0 decodes greedily.", "minimum": 0}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={
+            "help": "Smallest cumulative probability of the tokens that are sampled from; 1 considers all tokens.",
+            "minimum": 0,
+        },
+    )
+    top_k: int = field(
+        default=0,
+        metadata={"help": "Number of most likely tokens that are sampled from; 0 considers all tokens.", "minimum": 0},
+    )
+    min_p: float | None = field(
+        default=None,
+        metadata={
+            "help": "Minimum probability of a token that is sampled, relative to that of the most likely one.",
+            "minimum": 0,
+        },
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor that makes tokens already in the context less likely; 1 changes nothing.",
+            "minimum": 0,
+        },
+    )
+    generation_kwargs: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "Further arguments of `generate`, such as `no_repeat_ngram_size`."}
+    )
+    chat_template_kwargs: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "Further arguments of the chat template."}
+    )
+    conversational: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether a task that is a text is given to the model as a user's message through its chat template. "
+            "`None` decides by the data set and the tokenizer."
+        },
+    )
+    environment: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "What the environment was made with, by name."}
+    )
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value, minimum = getattr(self, one.name), one.metadata.get("minimum")
+            if minimum is not None and value is None and one.default is not None:
+                raise ValueError(f"{one.name} must be at least {minimum}, got None.")
+            if minimum is not None and value is not None and not value >= minimum:
+                raise ValueError(f"{one.name} must be at least {minimum}, got {value}.")
+            if "choices" in one.metadata and value not in one.metadata["choices"]:
+                raise ValueError(
+                    f"{one.name} must be one of {', '.join(map(repr, one.metadata['choices']))}, got {value!r}."
+                )
+            if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
+                object.__setattr__(self, one.name, dict(value or {}))
+        if self.context == "truncate" and self.max_context_length is None:
+            raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+
+    # Records
+
+    @classmethod
+    def from_config(cls, config: Any, **known: Any) -> AgentSettings:
+        """
+        The settings that a configuration holds, by the names of their fields.
+
+        Args:
+            config (`Any`):
+                An object with some of the fields as attributes, such as a [`Mem1GRPOConfig`].
+            known (*optional*):
+                Fields that win over those of `config`.
+        """
+        names = [one.name for one in dataclasses.fields(cls)]
+        found = {name: getattr(config, name) for name in names if hasattr(config, name)}
+        for name in ("top_p", "top_k", "repetition_penalty"):  # TRL says None for "all tokens"
+            if found.get(name, 0) is None:
+                del found[name]
+        return cls(**{**found, **known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> AgentSettings:
+        """
+        The inverse of [`~AgentSettings.to_dict`]; what is missing has its default.
+
+        Raises:
+            `ValueError`: If a key is unknown, since it would be ignored silently.
+        """
+        unknown = sorted(set(record) - {one.name for one in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"The saved agent settings hold {', '.join(unknown)}, which this version of mem1-trl does not know: upgrade "
+                "mem1-trl."
+            )
+        return cls(**record)
+
+    def differences(self, other: AgentSettings) -> dict[str, tuple[Any, Any]]:
+        """Fields in which two settings differ, each with the value here and the value there."""
+        names = [one.name for one in dataclasses.fields(self)]
+        return {
+            name: (getattr(self, name), getattr(other, name))
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        }
+
+    # Decoding
+
+    def decoding_options(self) -> dict[str, Any]:
+        """Arguments of `generate` that choose the next token; trainers and agents pass all of them, and no others."""
+        choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
+        if self.temperature > 0:
+            choice = {
+                "do_sample": True,
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "top_k": self.top_k,
+                "min_p": self.min_p,
+            }
+        return {**choice, "repetition_penalty": self.repetition_penalty, **self.generation_kwargs}
+
+    @property
+    def samples_from_policy(self) -> bool:
+        """
+        Whether each token is drawn from `softmax(logits / temperature)` over the whole vocabulary.
+
+        If not (greedy decoding, top-k, top-p, min-p, a penalty, further generation arguments), a recorded log-prob is not the
+        probability with which the token was drawn.
+        """
+        options = self.decoding_options()
+        neutral = {"do_sample": (True,), "top_p": (1.0, None), "top_k": (0, None), "min_p": (0.0, None)}
+        neutral["repetition_penalty"] = (1.0, None)
+        harmless = {"temperature", *neutral, "max_new_tokens", "cache_implementation", "use_cache"}
+        return all(options[name] in values for name, values in neutral.items()) and set(options) <= harmless
+
+    # Budgets
+
+    def with_context_limit(self, model: Any) -> AgentSettings:
+        """
+        The same settings with `max_context_length` from the model's positions if none is set.
+
+        Raises:
+            `ValueError`: If the positions leave no room for a context.
+        """
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if self.max_context_length is not None or positions is None:
+            return self
+        if positions <= self.max_completion_length:
+            raise ValueError(
+                f"max_completion_length must be less than the model's {positions} positions, got {self.max_completion_length}."
+            )
+        return dataclasses.replace(self, max_context_length=positions - self.max_completion_length)
+
+    def check_characters(self, observation: str | None) -> None:
+        """Raise a `ValueError` if what `reset` returned cannot fit into the context, however it is tokenized."""
+        limit = self.max_context_length
+        if limit is not None and observation is not None and len(observation) > limit * CHARACTERS_PER_TOKEN[-1]:
+            raise ValueError(
+                f"`reset` returned {len(observation)} characters, which cannot fit into a context of {limit} tokens."
+            )
+
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Raise a `ValueError` if a task prompt leaves no room in the context."""
+        limit = self.max_context_length
+        if limit is not None and len(prompt_ids) > limit:
+            raise ValueError(
+                f"A task prompt has {len(prompt_ids)} tokens but max_context_length is {limit}, and the task prompt is "
+                "never truncated: raise max_context_length or drop the row."
+            )
+
+
+def setting(name: str, **changes: Any) -> Any:
+    """
+    A dataclass field with the default and the metadata (help, choices) of a field of [`AgentSettings`].
+
+    Args:
+        name (`str`):
+            Name of the field.
+        changes (*optional*):
+            `default`, or `help`, which replaces the text.
+    """
+    own = next(one for one in dataclasses.fields(AgentSettings) if one.name == name)
+    metadata = {key: value for key, value in own.metadata.items() if key != "minimum"}
+    if "help" in changes:
+        metadata["help"] = changes["help"]
+    if "default" in changes:
+        return field(default=changes["default"], metadata=metadata)
+    if isinstance(own.default_factory, type):
+        return field(default_factory=own.default_factory, metadata=metadata)
+    return field(default=own.default, metadata=metadata)
+
+
+def resolve_conversational(
+    settings: AgentSettings, tokenizer: Any, prompt: Any = None, has_environment: bool = True
+) -> AgentSettings:
+    """
+    The settings with `conversational` decided: once, by the data set and the tokenizer.
+
+    Messages in the data set decide for chat. Texts are chat if the tokenizer has a chat template, since a model that has one
+    was taught to follow instructions in it; except for a task without environment, which is one completion of a prompt, as in
+    [`~trl.GRPOTrainer`].
+
+    Args:
+        settings ([`AgentSettings`]):
+            Settings; a `conversational` that is set stays.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the model.
+        prompt (`str` or `list[dict]`, *optional*):
+            A task of the data set. `None` if there is none.
+        has_environment (`bool`, *optional*, defaults to `True`):
+            Whether tasks are played in an environment.
+
+    Raises:
+        `ValueError`: If tasks are to be messages but the tokenizer has no chat template.
+    """
+    chosen = settings.conversational
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if chosen is None:
+        is_text = prompt is None or isinstance(prompt, str)
+        chosen = (has_template and has_environment) if is_text else True
+    if chosen and not has_template:
+        raise ValueError(
+            "Tasks that are messages need a chat template, and this tokenizer has none: set `tokenizer.chat_template`, or use "
+            "texts and conversational=False."
+        )
+    return dataclasses.replace(settings, conversational=chosen)

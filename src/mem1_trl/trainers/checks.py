@@ -1,0 +1,154 @@
+"""Refusals before any training starts: arguments, data sets and budgets that cannot work, each with one sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import ProcessorMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..environment_runtime.pool import EnvironmentPool
+    from ..rollout.play import EpisodePlayer
+
+CHECKED_PROMPTS = 1000
+"""Number of prompts whose lengths are checked in advance."""
+
+_IMAGE_COLUMNS = ("image", "images")
+_NO_TASK = [{"role": "user", "content": ""}]
+
+
+def named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[str, Any]]:
+    """Data sets with the names that messages give them."""
+    if train is not None:
+        yield "train dataset", train
+    if isinstance(evaluation, dict):
+        for name, dataset in evaluation.items():
+            yield f"eval dataset {name!r}", dataset
+    elif evaluation is not None:
+        yield "eval dataset", evaluation
+
+
+def refuse_unsupported(tools: Any, rollout_func: Any, processing_class: Any, *datasets: Any) -> None:
+    """Raise `ValueError` for arguments of `GRPOTrainer` that have no meaning here."""
+    if tools:
+        raise ValueError(
+            "`tools` are not supported, since a tool here belongs to an episode: make them methods of an environment "
+            "and pass `environment_factory`."
+        )
+    if rollout_func is not None:
+        raise ValueError("`rollout_func` is not supported, since the rollout is this trainer's own: use GRPOTrainer.")
+    if isinstance(processing_class, ProcessorMixin):
+        raise ValueError("Processors of multimodal models are not supported: pass a tokenizer.")
+    for name, dataset in named_datasets(*datasets):
+        columns = getattr(dataset, "column_names", None) or ()
+        found = [column for column in _IMAGE_COLUMNS if column in columns]
+        if found:
+            raise ValueError(
+                f"The column {found[0]!r} of {name} would be an image, which is not supported: remove the column."
+            )
+
+
+def check_reference(model: Any, args: Any, peft_config: Any) -> None:
+    """TRL loads the reference model again from where the policy came from, unless an adapter can be turned off."""
+    if args.beta == 0.0 or isinstance(model, str) or peft_config is not None or hasattr(model, "peft_config"):
+        return
+    if not getattr(model.config, "_name_or_path", ""):
+        raise ValueError(
+            f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, but this model "
+            "was made in memory: save it and pass the path, or set beta=0.0."
+        )
+
+
+def dataset_or_placeholder(dataset: Any, args: Any, pool: EnvironmentPool | None) -> Any:
+    """The train dataset; rows without a task if the environment owns its tasks."""
+    if dataset is not None:
+        return dataset
+    if pool is None or pool.routed:
+        raise ValueError("`train_dataset` is missing: only a single environment may own its tasks.")
+    if args.max_steps <= 0:
+        raise ValueError("Without a `train_dataset` the length of training is unknown: set `max_steps`.")
+    rows = args.generation_batch_size // args.num_generations
+    return Dataset.from_dict({"prompt": [_NO_TASK] * rows})
+
+
+def check_columns(name: str, dataset: Any, pool: EnvironmentPool | None) -> None:
+    """Raise `ValueError` if a data set lacks a column that is needed."""
+    columns = getattr(dataset, "column_names", None)
+    if not columns:  # a stream may not know
+        return
+    # As in TRL, an environment may own the task: then `reset` returns it, or the first batch is an error
+    if "prompt" not in columns and pool is None:
+        raise ValueError(
+            f"The {name} has no column 'prompt' (it has {', '.join(columns)}): rename the one that holds the task, for "
+            "instance with `dataset.rename_column('question', 'prompt')`."
+        )
+    if pool is not None and pool.routed and "environment" not in columns:
+        raise ValueError(
+            f"The {name} has no column 'environment', which names the environment of each row when "
+            "`environment_factory` is a dictionary: add it."
+        )
+
+
+def check_trainable(model: Any) -> None:
+    """Raise `ValueError` if the policy has no weight that is trained, such as an adapter loaded for use."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The policy must have weights that are trained, got none: load an adapter with "
+            "`PeftModel.from_pretrained(..., is_trainable=True)`, or pass `peft_config`."
+        )
+
+
+def check_size(dataset: Any, args: Any) -> None:
+    """TRL drops an incomplete generation batch, and a run of no batches ends silently."""
+    if not isinstance(dataset, Dataset):
+        return
+    needed = (args.generation_batch_size or 1) // (args.num_generations or 1)
+    if len(dataset) < needed:
+        raise ValueError(
+            f"The train dataset has {len(dataset)} row{'s' if len(dataset) > 1 else ''}, but one "
+            f"generation batch takes {needed} tasks: add rows, or lower per_device_train_batch_size, "
+            "gradient_accumulation_steps or steps_per_generation."
+        )
+
+
+def first_prompt(dataset: Any) -> Any:
+    """The task of the first row; `None` if there is none, or if the data set is a stream, which is not read for it."""
+    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names or not len(dataset):
+        return None
+    return dataset[0]["prompt"]
+
+
+def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: Any) -> None:
+    """Refuse budgets that cannot work, on the first thousand prompts, instead of in the middle of training."""
+    settings = player.rollout.settings
+    limit = settings.max_context_length
+    if pool is not None:
+        tags = list(next(iter(pool.actions.values())).tags)
+        player.rollout.observations.encode("", settings.max_turns - 1, tags)
+    if limit is None or not isinstance(dataset, Dataset):
+        return
+    lengths = []
+    for row in dataset.select(range(min(CHECKED_PROMPTS, len(dataset)))):
+        prompt = row.get("prompt", _NO_TASK)
+        actions = None if pool is None else pool.actions[pool.name_of(row)]
+        if actions is not None:
+            prompt = player.render(prompt, actions)
+        lengths.append(len(player.encode(prompt, actions)))
+    longest = max(lengths, default=0)
+    if longest > limit:
+        raise ValueError(
+            f"Row {lengths.index(longest)} of the train dataset has a task prompt of {longest} tokens, but a context "
+            f"may have {limit} and the task prompt is never truncated: raise max_context_length (or lower "
+            "max_completion_length), or drop the row."
+        )
+    # What MEM1 keeps is bounded, so that it can be promised to fit
+    bound = longest + settings.max_completion_length + settings.max_observation_length
+    if settings.context == "mem1" and settings.max_turns > 1 and bound > limit:
+        raise ValueError(
+            f"A context may need {bound} tokens (prompt {longest}, state and action {settings.max_completion_length}, "
+            f"observation {settings.max_observation_length}) but only {limit} are allowed: lower "
+            "max_completion_length or max_observation_length, or raise max_context_length."
+        )

@@ -1,0 +1,125 @@
+"""What a trainer logs about its episodes: metrics, failures of environments, and the episodes themselves."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from accelerate.logging import get_logger
+from transformers.integrations import TensorBoardCallback
+
+from ..environment_runtime.faults import fault_metrics
+from ..trajectory import StopReason
+from .tracking import evenly_spaced, log_trajectories, print_trajectories
+
+if TYPE_CHECKING:
+    from ..trajectory import Trajectory
+    from .evaluating import EvaluationRecorder
+    from .mem1 import Mem1Trainer
+
+logger = get_logger(__name__)
+
+_LOST_BATCHES = 3
+"""Batches in a row without a single sound episode after which a run ends: it learns nothing and only spends its steps."""
+
+
+class EpisodeLog:
+    """
+    Logs the episodes of a trainer.
+
+    Args:
+        trainer ([`Mem1Trainer`]):
+            Whose metrics they go to.
+        evaluations ([`EvaluationRecorder`]):
+            Knows which episodes of an evaluation are counted.
+    """
+
+    def __init__(self, trainer: Mem1Trainer, evaluations: EvaluationRecorder):
+        self.trainer = trainer
+        self.evaluations = evaluations
+        self._ever_started = False
+        self._lost_batches = 0
+        self._to_show: deque[Trajectory] = deque(maxlen=trainer.args.generation_batch_size)
+
+    def add(self, trajectories: list[Trajectory]) -> None:
+        """
+        Log the metrics of a batch of this process, which all processes do together.
+
+        Raises:
+            `RuntimeError`: If the environment has never started an episode, or no episode of three batches in a row was sound.
+        """
+        trainer = self.trainer
+        records = trainer.gather_records(
+            [(t.metrics, str(t.stop_reason), t.error, bool(t.turns)) for t in trajectories]
+        )
+        if trainer.mode == "eval":
+            # One by one, so that the mean is that of all episodes however the last batch comes out
+            records = self.evaluations.without_repeats(records)
+            groups = [[record] for record in records]
+        else:
+            groups = [records]
+        for group in groups:
+            for key in dict.fromkeys(key for metrics, *_ in group for key in metrics):
+                values = [metrics[key] for metrics, *_ in group if key in metrics]
+                trainer.log_metric(f"episode/{key}", sum(values) / len(values))
+            for reason in StopReason:
+                share = sum(stop == reason for _, stop, *_ in group) / len(group)
+                trainer.log_metric(f"episode/stop_reason/{reason}", share)
+        if trainer.pool is not None:
+            counts = trainer.gather_records([trainer.pool.caller.counts.take()])
+            for name, value in fault_metrics(counts).items():
+                trainer.log_metric(f"environment/{name}", value)
+            self._check_faults([(error, played) for *_, error, played in records])
+
+    def _check_faults(self, records: list[tuple[str | None, bool]]) -> None:
+        """Say what failed, and end a training run that has nothing to learn from. All processes see the same records."""
+        errors = [error for error, _ in records if error is not None]
+        self._ever_started = self._ever_started or any(played for _, played in records)
+        if errors:
+            logger.warning(
+                f"The environment failed in {len(errors)} of {len(records)} episodes, which count as unscored and are left out "
+                f"of the update. The first: {errors[0]}"
+            )
+        if self.trainer.mode == "eval":
+            return
+        self._lost_batches = self._lost_batches + 1 if len(errors) == len(records) else 0
+        if not self._ever_started:
+            raise RuntimeError(
+                f"The environment started none of the {len(records)} episodes of the first batch: correct it, or what it "
+                f"connects to. The first error: {errors[0]}"
+            )
+        if self._lost_batches >= _LOST_BATCHES:
+            raise RuntimeError(
+                f"The environment failed in every episode of {_LOST_BATCHES} batches in a row, so nothing is learned: see to "
+                f"it, then resume from the last checkpoint. `environment_retries` bridges short outages. The first error: "
+                f"{errors[0]}"
+            )
+
+    def keep(self, trajectories: list[Trajectory]) -> None:
+        """Keep rewarded episodes to be shown, if `log_completions` asks for it."""
+        if not self.trainer.log_completions:
+            return
+        everywhere = self.trainer.gather_records(trajectories)
+        if self.trainer.accelerator.is_main_process:
+            self._to_show.extend(everywhere)
+
+    def show(self) -> None:
+        """Print the episodes kept since the last call turn by turn, and hand them to the trackers that can hold them."""
+        if not self._to_show:
+            return
+        trainer: Any = self.trainer
+        prefix = "" if trainer.mode == "train" else "eval_"
+        trajectories = list(self._to_show)
+        self._to_show.clear()
+        sample, step = evenly_spaced(trajectories, trainer.num_completions_to_print), trainer.state.global_step
+        print_trajectories(sample, f"{prefix.replace('_', ' ')}step {step}", trainer.tokenizer)
+        boards = [c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
+        log_trajectories(
+            trajectories,
+            step,
+            list(trainer.args.report_to or []),
+            trainer.tokenizer,
+            name=f"{prefix}trajectories",
+            sample=sample,
+            writer=boards[0].tb_writer if boards else None,
+        )

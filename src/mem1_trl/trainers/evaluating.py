@@ -1,0 +1,86 @@
+"""The episodes of a trainer's own evaluations: counted once each, and written to files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from ..evaluation.episode_scores import evaluate_episode, memory_kind
+from ..evaluation.result import Evaluation
+
+if TYPE_CHECKING:
+    from ..trajectory import Trajectory
+    from .mem1 import Mem1Trainer
+
+
+class EvaluationRecorder:
+    """
+    Keeps the episodes of the evaluation that runs.
+
+    Args:
+        trainer ([`Mem1Trainer`]):
+            Whose evaluations are recorded.
+    """
+
+    def __init__(self, trainer: Mem1Trainer):
+        self.trainer = trainer
+        self._batches: list[list[tuple[dict[str, Any], Trajectory]]] = []
+        self._rows: int | None = None  # episodes that the evaluated data set asks for, if it has a length
+        self._left: int | None = None
+
+    def begin(self) -> None:
+        """Forget the last evaluation."""
+        self._batches = []
+
+    def expect(self, dataset: Any, samples: int) -> None:
+        """Know how many episodes the data set asks for."""
+        self._rows = len(dataset) * samples if isinstance(dataset, Dataset) else None
+        self._left = self._rows
+
+    def add(self, rows: list[dict[str, Any]], trajectories: list[Trajectory]) -> None:
+        """Keep the episodes of a batch of this process."""
+        self._batches.append(list(zip(rows, trajectories, strict=True)))
+
+    def without_repeats(self, records: list[Any]) -> list[Any]:
+        """
+        The episodes of an evaluation batch of all processes, without those that were played to fill the last batch.
+
+        Accelerate gives every process equally many rows and begins the data set again for that.
+        """
+        if self._left is None:
+            return records
+        kept = records[: self._left]
+        self._left -= len(kept)
+        return kept
+
+    def save(self, name: str) -> None:
+        """Write the episodes of all processes as [`Evaluation.save`] does."""
+        trainer = self.trainer
+        local = [
+            [
+                evaluate_episode(trajectory, row, trainer.tokenizer, trainer.protocol, trainer.settings.context)
+                for row, trajectory in batch
+            ]
+            for batch in self._batches
+        ]
+        self._batches = []
+        # Batches go round the processes, so the order of the data set is batch by batch, process by process
+        numbered = [(number, task) for number, batch in enumerate(local) for task in batch]
+        gathered = sorted(trainer.gather_records(numbered), key=lambda item: item[0])
+        tasks = [task for _, task in gathered][: self._rows]
+        if not tasks or not trainer.is_world_process_zero():  # of several data sets, each was saved on its own
+            return
+        settings = {
+            "model": trainer.model.config._name_or_path,
+            "step": trainer.state.global_step,
+            **trainer.settings.to_dict(),
+            "protocol": trainer.protocol.to_dict(),
+            "memory": memory_kind(trainer.settings.context),
+            "seed": trainer.args.seed,
+        }
+        tasks = [dataclasses.replace(task, index=index) for index, task in enumerate(tasks)]
+        label = f"step {trainer.state.global_step}"
+        evaluation = Evaluation.from_tasks(tasks, label, settings, seed=trainer.args.seed)
+        evaluation.save(f"{trainer.args.output_dir}/evaluation", name)

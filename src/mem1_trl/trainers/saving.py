@@ -1,0 +1,138 @@
+"""What is saved next to a model so that it is run as it was trained, and how a trainer starts from it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.logging import get_logger
+from peft import PeftModel
+
+from ..hub.agent_settings import find_protocol, load_agent_settings
+from ..hub.model_card import CardFacts
+from ..protocol.protocol import Mem1Protocol
+from ..rollout.settings import AgentSettings
+
+if TYPE_CHECKING:
+    from .mem1 import Mem1Trainer
+
+logger = get_logger(__name__)
+
+# Settings of a run that its card reports, where they exist
+_CARD_SETTINGS = (
+    "learning_rate",
+    "value_learning_rate",
+    "lr_scheduler_type",
+    "max_steps",
+    "num_train_epochs",
+    "generation_batch_size",
+    "num_generations",
+    "num_iterations",
+    "beta",
+    "kl_in_reward",
+    "gamma",
+    "lam",
+    "vf_coef",
+    "critic_warmup_steps",
+    "temperature",
+    "layout",
+    "seed",
+)
+
+MEM1_CITATION = textwrap.dedent("""\
+    @article{zhou2025mem1,
+        title        = {{MEM1: Learning to Synergize Memory and Reasoning for Efficient Long-Horizon Agents}},
+        author       = {Zijian Zhou and Ao Qu and Zhaoxuan Wu and Sunghwan Kim and Alok Prakash and Daniela Rus and Jinhua Zhao and Bryan Kian Hsiang Low and Paul Pu Liang},
+        year         = 2025,
+        eprint       = {arXiv:2506.15841},
+    }""")
+
+
+def model_source(model: Any) -> str | None:
+    """Path or id that a model was loaded from, or `None`; of a model in memory only a directory, so that no server is asked."""
+    if isinstance(model, str):
+        return model
+    source = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    return source if source and Path(source).is_dir() else None
+
+
+def starting_protocol(protocol: Any, model: Any) -> Mem1Protocol:
+    """
+    The protocol of a run: the one that is passed, else the one saved next to the model, else the default.
+
+    Raises:
+        `TypeError`: If something else is passed.
+    """
+    if protocol is not None:
+        if not isinstance(protocol, Mem1Protocol):
+            raise TypeError(
+                f"`protocol` must be a Mem1Protocol, or None for the one saved with the model, got a {type(protocol).__name__}."
+            )
+        return protocol
+    source = model_source(model)
+    saved = None if source is None else find_protocol(source)
+    if saved is None:
+        return Mem1Protocol()
+    logger.info(f"The protocol saved with {source} is used; pass `protocol=Mem1Protocol()` for the default tags.")
+    return saved
+
+
+def saved_settings(model: Any) -> AgentSettings | None:
+    """The agent settings saved next to the model that a run starts from, if there are any."""
+    source = model_source(model)
+    return None if source is None else load_agent_settings(source)
+
+
+def refuse_other_settings(checkpoint: str, protocol: Mem1Protocol, settings: AgentSettings) -> None:
+    """
+    Raise if a checkpoint was written by a run that spoke to the model in another way.
+
+    Args:
+        checkpoint (`str`):
+            Its directory.
+        protocol ([`Mem1Protocol`]), settings ([`AgentSettings`]):
+            Those of this run.
+
+    Raises:
+        `ValueError`: Naming the fields that differ.
+    """
+    different: list[str] = []
+    saved_protocol, saved = find_protocol(checkpoint), load_agent_settings(checkpoint)
+    if saved_protocol is not None and saved_protocol != protocol:
+        mine, theirs = protocol.to_dict(), saved_protocol.to_dict()
+        different += [f"protocol.{name}" for name in mine if mine[name] != theirs[name]]
+    if saved is not None:
+        settings = AgentSettings.from_dict(json.loads(json.dumps(settings.to_dict())))  # a tuple is a list in the file
+        pairs = saved.differences(settings)
+        different += [f"{name} ({theirs!r} there, {mine!r} here)" for name, (theirs, mine) in pairs.items()]
+    if different:
+        raise ValueError(
+            f"{checkpoint} must be resumed with the settings it was trained with, got another {', another '.join(different)}: "
+            "restore them, or start a new run from its weights (`model=`)."
+        )
+
+
+def card_facts(trainer: Mem1Trainer, dataset_name: str | None, evaluation: dict[str, float] | None) -> CardFacts:
+    """What the model card of a trainer says beyond TRL's."""
+    environment = actions = None
+    if trainer.pool is not None:
+        environment, actions = trainer.pool.example()
+    adapter = isinstance(trainer.model, PeftModel)
+    return CardFacts(
+        trainer_name=trainer._name,
+        citation=trainer._paper["citation"],
+        paper=(trainer._paper["title"], trainer._paper["id"]),
+        source=trainer.hub_model_id or str(trainer.args.output_dir),
+        environment=environment,
+        turn=[] if actions is None else actions.describe(),
+        settings=trainer.agent_settings(),
+        training={name: getattr(trainer.args, name) for name in _CARD_SETTINGS if hasattr(trainer.args, name)},
+        log_history=trainer.state.log_history,
+        evaluation=evaluation,
+        dataset_name=dataset_name,
+        adapter=adapter,
+        versions={"PEFT": version("peft")} if adapter else {},
+    )

@@ -1,0 +1,140 @@
+"""
+One turn of each of several episodes, sampled by whatever backend TRL is configured with.
+
+Wraps `_generate_single_turn`, which knows the backends (transformers, continuous batching, vLLM) but has one set of stop
+strings for all prompts, no greedy decoding in evaluation, and no log-probs from transformers.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...rollout.generation import ActionGenerate
+from ...rollout.prefix_cache import PrefixCache
+from ...rollout.stopping import Completion, StopStringFinder, finish_completion
+from ..bitsandbytes_cpu import keep_gradients_through_4bit
+from .contract import check_values
+from .helpers import instance_attribute
+from .hooks import Hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...rollout.settings import AgentSettings
+
+
+class TurnGeneration(Hooks):
+    """Samples one completion for each context, and knows when all processes must take part in it."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        keep_gradients_through_4bit(self.model)
+        self.stop_texts = StopStringFinder(self.tokenizer)
+        self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
+
+    def generate_turn(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+        """
+        One completion for each context, by whatever backend TRL is configured with.
+
+        Args:
+            prompts (`list[list[int]]`):
+                Token ids of the contexts.
+            stops (`list[list[str]]`):
+                Stop strings of each.
+
+        Returns:
+            `list[Completion]`: Cut at the first complete action.
+        """
+        wanted = len(prompts)
+        if self._generates_together:
+            # Every process takes part in every call, with equally many prompts: those that ran out send dummies
+            most = int(self.accelerator.gather(torch.tensor([wanted], device=self.accelerator.device)).max())
+            prompts = [*prompts, *([[self.eos_token_ids[0]]] * (most - wanted))]
+            stops = [*stops, *([[]] * (most - wanted))]
+        if self.use_vllm:
+            with self._vllm_stops(stops):
+                ids, logprobs = self._sample(prompts)
+        else:
+            model = self.accelerator.unwrap_model(self.model_wrapped)
+            # Only where no other process has to take part in a call of the model
+            cache = None if self._generates_together else self._prefix_cache
+            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
+            training = model.training
+            with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
+                ids, logprobs = self._sample(prompts)
+            model.train(training)  # TRL's continuous batching leaves a model that is evaluated in training mode
+            if logprobs is None and hook.logprobs is not None:
+                logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
+        rows = zip(ids, logprobs or [None] * len(ids), stops)
+        truncated = not self.decoding.samples_from_policy
+        completions = [finish_completion(*row, self.stop_texts, self.eos_token_ids, truncated) for row in rows]
+        return completions[:wanted]
+
+    @property
+    def decoding(self) -> AgentSettings:
+        """How the next token is chosen at the moment: in an evaluation at `eval_temperature`."""
+        training = {"temperature": self.args.temperature} if self.mode == "train" else {}
+        return self.args.agent_settings(**training)
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether `flag` is true in some process; asked only if the backend generates for all processes together."""
+        if not self._generates_together:
+            return flag
+        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
+    def clear_prefix_cache(self) -> None:
+        """Drop keys and values that were kept from earlier turns, since the weights are about to change."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
+
+    def _sample(self, prompts: list[list[int]]) -> tuple[list[Any], list[Any] | None]:
+        """Token ids of completions, and their log-probs if the backend computes them."""
+        return check_values("_generate_single_turn", super()._generate_single_turn(prompts, None, {}, 1))
+
+    @property
+    def _generates_together(self) -> bool:
+        """Whether one call of the generation backend is collective over processes."""
+        if self.accelerator.num_processes == 1:
+            return False
+        if self.use_vllm:
+            return self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @contextmanager
+    def _vllm_stops(self, stops: list[list[str]]) -> Iterator[None]:
+        """Pass stop strings to vLLM, which takes one set for all prompts; where a prompt has fewer, text is cut afterwards."""
+        backend = self.vllm_generation
+        own = dict(backend.generation_kwargs or {})
+        union = sorted({stop for row in stops for stop in row})
+        extra: dict[str, Any] = {}
+        if union:
+            extra = {"stop": [*own.get("stop", []), *union], "include_stop_str_in_output": True}
+        temperature = backend.temperature
+        if self.mode == "eval" and self.args.eval_temperature is not None:
+            temperature = self.args.eval_temperature
+        with (
+            instance_attribute(backend, "generation_kwargs", {**own, **extra}),
+            instance_attribute(backend, "temperature", temperature),
+        ):
+            yield
+
+    @contextmanager
+    def _greedy_in_eval(self) -> Iterator[None]:
+        """Use `eval_temperature` while TRL evaluates."""
+        if self.mode == "train" or self.args.eval_temperature is None:
+            yield
+            return
+        changes = self.decoding.decoding_options()
+        config = self.generation_config
+        before = {name: getattr(config, name) for name in changes}
+        kwargs = dict(self.generation_kwargs)
+        try:
+            config.update(**changes)
+            self.generation_kwargs = {**kwargs, **changes}
+            yield
+        finally:
+            config.update(**before)
+            self.generation_kwargs = kwargs

@@ -1,0 +1,140 @@
+"""
+What the trainers of this package implement and use, so that they need not know TRL.
+
+Of TRL's private methods it calls `_tokenize_prompts`, which renders prompts as TRL does. It also knows the names of TRL's
+tokenizer (`_tokenizer`) and of its dictionary of metrics (`_metrics`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from trl import GRPOTrainer
+
+from .contract import check_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+    from ...configs import Mem1GRPOConfig
+    from ...trajectory import Trajectory
+    from .generation_batch import GenerationBatch
+
+
+class Hooks(GRPOTrainer):
+    """The methods that subclasses of [`TrajectoryTrainer`] implement, and those that they call."""
+
+    args: Mem1GRPOConfig
+    model: PreTrainedModel
+    environments: list[Any] | None  # type: ignore[assignment]
+    max_completion_length: int
+    current_batch: GenerationBatch | None = None
+    """The generation batch that is being built; `None` at any other time."""
+
+    # What subclasses implement
+
+    def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Start the episodes of dataset rows and return the rows with the prompts that the agent reads."""
+        raise NotImplementedError
+
+    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+        """Play the episodes that [`~Hooks.prepare_rows`] started."""
+        raise NotImplementedError
+
+    def completions_for_rewards(self, trajectories: list[Trajectory], conversational: bool) -> list[Any]:
+        """What reward functions and the completion table see of each trajectory: a text or a list of messages."""
+        raise NotImplementedError
+
+    def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Token ids of the prompts of the rows that [`~Hooks.prepare_rows`] returned, in their order."""
+        prompt_ids, *_ = check_values("_tokenize_prompts", self._tokenize_prompts(prompts))
+        return [list(ids) for ids in prompt_ids]
+
+    @property
+    def episode_environments(self) -> list[Any] | None:
+        """The environment of each running episode, for reward functions, or `None`."""
+        return None
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether TRL's loss adds the KL penalty of weight `beta`."""
+        return True
+
+    @property
+    def policy_frozen(self) -> bool:
+        """Whether the policy's loss is only measured at this step; then [`~Hooks.extra_loss`] trains something."""
+        return False
+
+    @property
+    def trained_modules(self) -> list[torch.nn.Module]:
+        """The modules that an optimizer step changes."""
+        return [self.model]
+
+    @property
+    def hidden_readout(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.nn.Module] | None:
+        """
+        A function of the policy's hidden states `(N, L, H)` and the backbone that computes them, or `None`.
+
+        Evaluated in the forward pass of the policy's loss; [`~Hooks.extra_loss`] finds the result in `last_readout`, shape
+        `(B, C)`.
+        """
+        return None
+
+    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        """
+        Add to the batch that TRL has built. `rewards` has shape `(B,)`; NaN where nothing scored a trajectory.
+
+        A key that is added must be in one of the two tables of `batch_rows.py`.
+        """
+
+    def rewarded(self, trajectories: list[Trajectory]) -> None:
+        """Called when the trajectories of a generation batch have their rewards."""
+
+    def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
+        return None
+
+    def save_extra(self, directory: str) -> None:
+        """Write what a checkpoint needs besides TRL's own files."""
+
+    def load_extra(self, directory: str) -> None:
+        """Read what [`~Hooks.save_extra`] wrote."""
+
+    # What subclasses use
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._tokenizer
+
+    @property
+    def mode(self) -> str:
+        """`"train"` or `"eval"`, the key of TRL's metric dictionaries."""
+        return "train" if self.model.training else "eval"
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Add a value to the metrics of the current logging step, where it is averaged over calls."""
+        self._metrics[self.mode][name].append(value)
+
+    def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:
+        """
+        Number of generated tokens that one optimizer step of this process averages over, as in TRL's `"dapo"` loss.
+
+        Sums over micro-batches divided by it do not depend on how trajectories are split into micro-batches or processes.
+        """
+        total = batch["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if self.mode == "train":
+            total = total * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return total
+
+    def sampled_mask(self, batch: dict[str, Any]) -> torch.Tensor:
+        """1 on the tokens that are trained, shape `(B, C)`: TRL's two masks together."""
+        return batch["completion_mask"] * batch["tool_mask"]
+
+    def gather_records(self, records: list[Any]) -> list[Any]:
+        """Concatenate a list of plain objects over processes."""
+        return gather_object(records)

@@ -1,0 +1,128 @@
+"""
+Micro-batches of about as many tokens each, trained in parts if they are too long, and steps that train nothing.
+
+Wraps `_prepare_inputs`, which cuts a generation batch into micro-batches, and `_compute_loss`, which trains one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+from ...update.micro_batches import bins_within
+from ..refusals import refuse_parts
+from .batch_rows import has_rows, join_rows, row_chunks, take_rows
+from .contract import check_values
+from .loss import ROW_MEANS, TreeLoss
+
+logger = get_logger(__name__)
+
+
+class _SkipIdleSteps(TrainerCallback):
+    """A step from which every episode was left out changes nothing, though momentum and weight decay would."""
+
+    def __init__(self, trainer: BalancedMicroBatches):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.step_is_idle:
+            for module in self.trainer.trained_modules:
+                module.zero_grad(set_to_none=True)
+        self.trainer.step_is_idle = True
+
+
+class BalancedMicroBatches(TreeLoss):
+    """Exchanges trajectories between the micro-batches of a step, and trains a long micro-batch in parts."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.step_is_idle = True
+        super().__init__(*args, **kwargs)
+        refuse_parts(self.args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
+        self.add_callback(_SkipIdleSteps(self))
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if self.mode == "train":
+            self.step_is_idle = self.step_is_idle and bool(inputs.get("idle", False))
+        parts = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
+        if len(parts) > 1 and self.loss_type in ROW_MEANS:
+            # Losses that average over the rows of a micro-batch average over its parts, too; the others sum over tokens
+            parts = [{**part, "loss_share": 1 / len(parts)} for part in parts]
+        done = torch.zeros((), device=inputs["completion_ids"].device)
+        for part in parts[:-1]:
+            # The gradient of a part is added now, so that its activations can be freed; `Trainer` adds that of the last
+            with self.accelerator.no_sync(model):
+                loss = super()._compute_loss(model, part)
+                with torch.autocast(loss.device.type, enabled=False):
+                    self.accelerator.backward(loss)
+            done += loss.detach()
+        return super()._compute_loss(model, parts[-1]) + done
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = check_values("_prepare_inputs", super()._prepare_inputs(generation_batch))
+        if self.mode == "train" and self._buffered_inputs is not before:
+            assert self._buffered_inputs is not None
+            window = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
+            for start in range(0, len(self._buffered_inputs), window):
+                chosen = slice(start, start + window)
+                self._buffered_inputs[chosen] = self._rearranged(self._buffered_inputs[chosen])
+                self._mark_idle(self._buffered_inputs[chosen])
+            inputs = self._buffered_inputs[self._step % (self.args.steps_per_generation or 1)]
+        return inputs
+
+    def _mark_idle(self, batches: list[dict[str, Any]]) -> None:
+        """Say in the micro-batches of an optimizer step whether all of them, of all processes, train nothing."""
+        if "row_scale" not in batches[0]:
+            return
+        tokens = torch.stack([self.sampled_mask(batch).sum() for batch in batches]).sum()
+        idle = self.accelerator.gather(tokens.reshape(1)).sum() == 0
+        for batch in batches:
+            batch["idle"] = idle
+        if idle:
+            logger.warning("Every episode of a step was left out of the update, so the step changes nothing.")
+
+    def _rearranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """
+        The micro-batches of one optimizer step, of all processes, with trajectories exchanged until all are about equally long.
+
+        The step trains on the same trajectories, in micro-batches of as many rows. Episodes of one turn stay where TRL has
+        shuffled them to.
+        """
+        processes, budget = self.accelerator.num_processes, self.args.max_tokens_per_micro_batch
+        if budget is None and processes * len(batches) == 1:
+            return batches
+        merged = join_rows(batches)
+        if processes > 1:
+            count = len(merged["completion_ids"])
+            merged = {
+                key: self._gather_rows(key, value) if has_rows(key, value, count) else value
+                for key, value in merged.items()
+            }
+        if int(merged["turn_ids"].max()) == 0:
+            return batches
+        lengths = (merged["prompt_mask"].sum(1) + merged["completion_mask"].sum(1)).tolist()
+        bins = bins_within(lengths, processes * len(batches), budget)
+        loads = [sum(lengths[row] for part in parts for row in part) for parts in bins]
+        self.log_metric("micro_batch/tokens_max_over_mean", max(loads) * len(loads) / max(sum(loads), 1))
+        self.log_metric("micro_batch/parts", len(bins[0]))
+        arranged = []
+        for index in range(len(batches)):
+            parts = bins[index * processes + self.accelerator.process_index]
+            rows = torch.tensor([row for part in parts for row in part], device=merged["prompt_ids"].device)
+            arranged.append({**take_rows(merged, rows), "parts": torch.tensor(len(parts))})
+        return arranged
+
+    def _gather_rows(self, key: str, value: torch.Tensor) -> torch.Tensor:
+        """A tensor of the batch with the rows of all processes, padded to the widest as TRL pads it."""
+        if value.ndim > 1:
+            filler = {"prompt_ids": self.tokenizer.pad_token_id, "completion_ids": self.tokenizer.pad_token_id}
+            value = self.accelerator.pad_across_processes(
+                value,
+                dim=1,
+                pad_index=filler.get(key, 1 if key == "parent_offsets" else 0),
+                pad_first=key.startswith("prompt"),
+            )
+        return self.accelerator.gather(value.contiguous())

@@ -1,0 +1,157 @@
+"""
+Runs that resume from a checkpoint as if they had never stopped.
+
+Wraps `_save_checkpoint` and `_load_from_checkpoint`, to which it adds what TRL and `Trainer` do not save, and
+`_get_train_sampler`, to know the sampler whose order of the data has to be repeated. When a run resumes it sets attributes of
+TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
+`_globalstep_last_logged`).
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+from ..checkpoints import RunState, checkpoint_to_resume, mark_complete, mark_incomplete, replay_shuffles
+from .contract import check_values
+from .helpers import instance_attribute
+from .micro_batches import BalancedMicroBatches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = get_logger(__name__)
+
+REFERENCE_FILE = "mem1_reference.pt"
+
+
+class _Restore(TrainerCallback):
+    """Restores the part of a resumed run that `Trainer` does not know of."""
+
+    def __init__(self, trainer: ExactResume):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_run()
+
+
+class ExactResume(BalancedMicroBatches):
+    """Saves and restores everything that the next step depends on."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._resumed_from: str | None = None
+        self._train_sampler: Any = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Restore(self))
+
+    @contextmanager
+    def saving_one_adapter(self, output_dir: str | None) -> Iterator[None]:
+        """Leave the frozen adapter that TRL keeps as a reference out of what is saved; only a checkpoint needs it."""
+        adapters = getattr(self.model, "peft_config", {})
+        if "ref" not in adapters or re.fullmatch(r"checkpoint-\d+", Path(output_dir or "").name):
+            yield
+            return
+        kept = [name for name in adapters if name != "ref"]
+        with instance_attribute(
+            self.model, "save_pretrained", partial(self.model.save_pretrained, selected_adapters=kept)
+        ):
+            yield
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        Train, from the beginning or from a checkpoint.
+
+        A resumed run goes on as if it had never stopped: with the same optimizer, schedules, random states and order of the
+        data in all epochs, and in the middle of a generation batch if that is where it was.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint of this run, or `True` for the latest one that was written to its end.
+            args, kwargs (*optional*):
+                As in [`~transformers.Trainer.train`].
+
+        Raises:
+            `ValueError`: If there is no such checkpoint, or the run ended while it was written.
+        """
+        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        return super().train(self._resumed_from, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        directory = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            mark_incomplete(directory)
+        self.accelerator.wait_for_everyone()
+        self._run_state().save(directory, self.accelerator.process_index)
+        save_state = self.state.save_to_json
+
+        def finish(path: str) -> None:
+            """The trainer's state is written last, before old checkpoints are deleted and this one is pushed."""
+            save_state(path)
+            self.save_extra(directory)
+            if self._reference_moves:
+                reference = self.accelerator.unwrap_model(self.ref_model)
+                torch.save(reference.state_dict(), f"{directory}/{REFERENCE_FILE}")
+            self.accelerator.wait_for_everyone()
+            mark_complete(directory, self.state.global_step)
+
+        with instance_attribute(self.state, "save_to_json", finish):
+            super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            self.accelerator.wait_for_everyone()
+
+    @property
+    def _reference_moves(self) -> bool:
+        """Whether the reference model follows the policy, and its weights are whole in this process."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return self.args.sync_ref_model and self.ref_model is not None and not sharded
+
+    def _run_state(self) -> RunState:
+        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
+        return RunState(
+            micro_step=self._step,
+            buffer=None if self._step % generate_every == 0 else self._buffered_inputs,
+            metrics={name: list(values) for name, values in self._metrics["train"].items()},
+            loss=float(self._tr_loss),
+            last_logged=self._globalstep_last_logged,
+            entropy=[float(self.entropy_coef), float(self._last_world_entropy)],
+        )
+
+    def restore_run(self) -> None:
+        """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
+        if self._resumed_from is None:
+            return
+        if self.is_deepspeed_enabled:  # which does not load its checkpoint by the method that is wrapped here
+            self.load_extra(self._resumed_from)
+        replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
+        if self._reference_moves:
+            path = f"{self._resumed_from}/{REFERENCE_FILE}"
+            weights = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(weights)
+        state = RunState.load(self._resumed_from, self.accelerator.process_index, self.accelerator.device)
+        if state is None:
+            logger.warning(
+                "The checkpoint is of a run with fewer processes, so this one goes on with other random numbers."
+            )
+            return
+        self._step = state.micro_step
+        self._buffered_inputs = state.buffer  # type: ignore[assignment]
+        self._metrics["train"].update(state.metrics)
+        self._tr_loss += state.loss
+        self._globalstep_last_logged = state.last_logged
+        if self.use_adaptive_entropy:
+            self.entropy_coef, self._last_world_entropy = state.entropy
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        self._train_sampler = check_values("_get_train_sampler", super()._get_train_sampler(*args, **kwargs))
+        return self._train_sampler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_extra(resume_from_checkpoint)
