@@ -52,9 +52,9 @@ def parse_arguments(
     parser.set_defaults(**defaults)
     args = parser.parse_args()
     if args.repeats < 1:
-        parser.error(f"--repeats {args.repeats} measures nothing: give 1 or more")
+        parser.error(f"--repeats must be at least 1, got {args.repeats}")
     if args.device.split(":")[0] not in ("cpu", "cuda"):
-        parser.error(f"--device {args.device} is not known: give cpu or cuda")
+        parser.error(f"--device must be cpu or cuda, got {args.device}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device")
     if args.clock == "cpu" and args.device != "cpu":

@@ -111,9 +111,9 @@ def build_model(args: Any, positions: int) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=64 if args.smoke else args.hidden_size,
-        intermediate_size=2 * (64 if args.smoke else args.hidden_size),
-        num_hidden_layers=1 if args.smoke else args.layers,
+        hidden_size=args.hidden_size,
+        intermediate_size=2 * args.hidden_size,
+        num_hidden_layers=args.layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=positions,
@@ -166,7 +166,10 @@ def main() -> None:
         parser.add_argument("--gradient_checkpointing", action="store_true")
         parser.add_argument("--max_turns", type=int, default=64, help="longest trajectory of the `turns` case")
 
+    global STATE, ACTION, OBSERVATION
     args = parse_arguments(__doc__, add)
+    if args.smoke:
+        STATE, ACTION, OBSERVATION, args.hidden_size, args.layers = 15, 5, 50, 64, 1
     settings = {name: getattr(args, name) for name in ("hidden_size", "layers", "gradient_checkpointing")}
     settings |= {"state": STATE, "action": ACTION, "observation": OBSERVATION, "vocabulary": VOCAB}
     report = Report("update_step", args, settings)
@@ -193,7 +196,15 @@ def compare_turns(report: Report, args: Any) -> None:
     for turns in (2, 4) if args.smoke else (4, 16, 64):
         if turns <= args.max_turns:
             history = ["full history"] if turns <= 16 else []
-            layouts(report, args, f"growth: {turns} turns", 400, turns, ["packed", *history], "packed")
+            layouts(
+                report,
+                args,
+                f"growth: {turns} turns",
+                40 if args.smoke else 400,
+                turns,
+                ["packed", *history],
+                "packed",
+            )
 
 
 def compare_groups(report: Report, args: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.forking import ForkServer
 
 APPLICATIONS = Path(__file__).parents[2] / "examples" / "applications"
 README = APPLICATIONS / "README.md"
@@ -17,30 +17,20 @@ NAMES = ("research_assistant", "support_chat", "web_automation", "tutor", "workf
 MOST_LINES = 150
 
 
-# One process for all of them: importing the libraries takes longer than playing
-PLAY_ALL = """
-import runpy, sys
-folder, output, *names = sys.argv[1:]
-sys.path.insert(0, folder)
-for name in names:
-    sys.argv = [name, "--output_dir", f"{output}/{name}"]
-    print(f"== {name}")
-    runpy.run_path(f"{folder}/{name}.py", run_name="__main__")
-"""
-
-
-def play_all(directory: Path) -> dict[str, str]:
+def play_all(server: ForkServer, directory: Path) -> dict[str, str]:
     """Run every application; returns what each printed."""
-    command = [sys.executable, "-c", PLAY_ALL, str(APPLICATIONS), str(directory), *NAMES]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(NAMES, done.stdout.split("== ")[1:], strict=True))
+    printed = {}
+    for name in NAMES:
+        done = server.run(APPLICATIONS / f"{name}.py", "--output_dir", directory / name)
+        assert done.returncode == 0, done.stderr[-2000:]
+        printed[name] = done.stdout
+    return printed
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(tmp_path_factory, fork_server):
     directory = tmp_path_factory.mktemp("applications")
-    return directory, play_all(directory)
+    return directory, play_all(fork_server, directory)
 
 
 def row(name: str, directory: Path) -> str:
@@ -112,6 +102,7 @@ if __name__ == "__main__":  # write the table of the README from a run
     text = README.read_text()
     table = text[text.index("| application |") :]
     place = Path(tempfile.mkdtemp())
-    play_all(place)
+    with ForkServer() as server:
+        play_all(server, place)
     lines = [*table.splitlines()[:2], *(row(name, place / name) for name in NAMES)]
     README.write_text(text.replace(table, "\n".join(lines) + "\n"))

@@ -127,6 +127,7 @@ def test_warm_models_have_the_skills_and_not_the_patience(world, context):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_experiment_runs_and_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, str(EXAMPLES / "multi_objective" / "run.py"), "--smoke", "--output_dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

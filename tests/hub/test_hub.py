@@ -46,6 +46,7 @@ def python(server, tmp_path_factory):
         yield run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, server, python, kind):
     repository = f"me/agent-{kind}"
@@ -91,6 +92,7 @@ def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, ser
     assert "peak_tokens" in python(tmp_path / "snippet.py")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_pushed_as_one(tmp_path, actor_path, server, python):
     python(SCRIPTS / "push_to_hub.py", actor_path, "adapter", "me/adapter", tmp_path / "run")
     files = server.files["me/adapter"]

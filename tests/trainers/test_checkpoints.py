@@ -64,6 +64,7 @@ def check(report: dict, places: list[str]) -> None:
         assert resumed_end["checkpoints"] == end["checkpoints"] == ["checkpoint-5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "places"),
     [

@@ -62,6 +62,7 @@ def texts(trajectories: list[Trajectory]) -> list[str]:
     return [turn.text for trajectory in trajectories for turn in trajectory.turns]
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_numbers_and_turns(reported):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -88,6 +89,7 @@ def test_tensorboard_gets_numbers_and_turns(reported):
     assert all(text.strip() in printed for text in texts(shown))
 
 
+@pytest.mark.slow
 def test_wandb_gets_a_table_of_turns(reported):
     pytest.importorskip("wandb")
     steps = reported.steps
@@ -104,6 +106,7 @@ def test_wandb_gets_a_table_of_turns(reported):
             assert row["context_tokens"] == len(turn.prompt_ids) and row["observation"] == (turn.observation or "")
 
 
+@pytest.mark.slow
 def test_trackio_gets_a_table_and_traces(reported, fork_server):
     pytest.importorskip("trackio")
     steps = reported.steps
