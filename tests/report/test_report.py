@@ -20,7 +20,7 @@ from mem1_trl.evaluation.retention import trace_objectives
 from mem1_trl.metrics import trajectory_metrics
 from mem1_trl.report import build as build_module
 from mem1_trl.report import report
-from mem1_trl.report.browser import choose, completion_parts, kind_of, mean_usage
+from mem1_trl.report.browser import choose, completion_parts, mean_usage, outcome_of
 from mem1_trl.report.page import data_block
 from mem1_trl.report.plots import retention_curve, running_mean
 from mem1_trl.report.run_directory import read_run
@@ -216,13 +216,13 @@ def test_parts_of_a_completion_join_to_its_text(turn, kinds):
 
 def test_kinds_of_episodes():
     details = [{"correct": True}, {"correct": False}]
-    assert kind_of({"scores": {"exact_match": 2.0}, "objectives_detail": details}) == "right"
-    assert kind_of({"scores": {"exact_match": 1.0}, "objectives_detail": details}) == "partly"
-    assert kind_of({"scores": {"exact_match": 0.0}, "objectives_detail": [{"correct": False}]}) == "wrong"
-    assert kind_of({"scores": {"exact_match": 2.0}, "objectives_detail": details, "error": "x"}) == "error"
-    assert kind_of({"scores": {}, "objectives_detail": []}) == "unscored"
-    assert kind_of({"scores": {"success": 1.0}, "objectives_detail": []}) == "right"
-    assert kind_of({"scores": {"success": 0.0}, "objectives_detail": []}) == "wrong"
+    assert outcome_of({"scores": {"exact_match": 2.0}, "objectives_detail": details}) == "right"
+    assert outcome_of({"scores": {"exact_match": 1.0}, "objectives_detail": details}) == "partly"
+    assert outcome_of({"scores": {"exact_match": 0.0}, "objectives_detail": [{"correct": False}]}) == "wrong"
+    assert outcome_of({"scores": {"exact_match": 2.0}, "objectives_detail": details, "error": "x"}) == "error"
+    assert outcome_of({"scores": {}, "objectives_detail": []}) == "unscored"
+    assert outcome_of({"scores": {"success": 1.0}, "objectives_detail": []}) == "right"
+    assert outcome_of({"scores": {"success": 0.0}, "objectives_detail": []}) == "wrong"
 
 
 def test_the_choice_starts_with_the_first_and_finds_the_rare():
@@ -287,7 +287,7 @@ def test_what_cannot_be_read_is_said(tmp_path):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path)
-    with pytest.raises(ValueError, match="is negative"):
+    with pytest.raises(ValueError, match="max_trajectories must be at least 0, got -1"):
         report(tmp_path, max_trajectories=-1)
 
 

@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> None:
     from rich.console import Console
 
     from ..display import print_trajectory
-    from ..report.browser import kind_of
+    from ..report.browser import outcome_of
     from ..trajectory import Trajectory
 
     tokenizer = None
@@ -61,13 +61,13 @@ def run(args: Sequence[str]) -> None:
         index = record.get("index", position)
         if options.index is not None and index not in options.index:
             continue
-        if options.outcome is not None and kind_of(record) != options.outcome:
+        if options.outcome is not None and outcome_of(record) != options.outcome:
             continue
         found += 1
         if options.limit and printed == options.limit:
             continue
         printed += 1
-        console.rule(f"episode {index} · {kind_of(record)}", style="dim")
+        console.rule(f"episode {index} · {outcome_of(record)}", style="dim")
         if record.get("error"):
             console.print(f"failed: {record['error']}", style="red", markup=False)
         trajectory = Trajectory.from_dict(record.get("trajectory") or record)
