@@ -287,7 +287,7 @@ def test_what_cannot_be_read_is_said(tmp_path):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path)
-    with pytest.raises(ValueError, match="is negative"):
+    with pytest.raises(ValueError, match="max_trajectories must be at least 0, got -1"):
         report(tmp_path, max_trajectories=-1)
 
 

@@ -1,7 +1,7 @@
 """
-Exact match and F1 of the paper as metrics of the `evaluate` library, to be combined with others.
+Exact match and F1 of the paper as metrics of the `evaluate` library, which can be combined with other metrics.
 
-They need no network: `ExactMatch()` is a metric, and so is `evaluate.load(EXACT_MATCH_PATH)`.
+They do not need a network: `ExactMatch()` is a metric, and so is `evaluate.load(EXACT_MATCH_PATH)`.
 
 Example:
 
@@ -21,9 +21,9 @@ from .exact_match import ExactMatch
 from .f1 import F1
 
 EXACT_MATCH_PATH = str(Path(__file__).with_name("exact_match.py"))
-"""What `evaluate.load` takes for [`ExactMatch`]."""
+"""Argument of `evaluate.load` for [`ExactMatch`]."""
 
 F1_PATH = str(Path(__file__).with_name("f1.py"))
-"""What `evaluate.load` takes for [`F1`]."""
+"""Argument of `evaluate.load` for [`F1`]."""
 
 __all__ = ["EXACT_MATCH_PATH", "F1", "F1_PATH", "ExactMatch"]

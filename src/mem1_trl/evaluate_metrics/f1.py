@@ -1,4 +1,4 @@
-"""F1 over the objectives of a task, as a metric of the `evaluate` library. A file of its own, so that `evaluate.load` takes it."""
+"""F1 over the objectives of a task, as a metric of the `evaluate` library. Its own file, since `evaluate.load` takes a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datasets import Features, List, Value
 
 from mem1_trl.rewards import f1
 
-_DESCRIPTION = """F1 over the sets of normalised words, best alias per objective, summed over objectives; 0 unless there is one answer for each."""
+_DESCRIPTION = """F1 over the sets of normalised words, best alias per objective, summed over objectives; 0 unless each objective has one answer."""
 
 _INPUTS = """
 Args:
-    predictions (`list[str]`): answers, those to several objectives separated by semicolons, in order.
-    references (`list[list[list[str]]]` or `list[list[str]]`): for each objective its accepted answers, or the only one.
+    predictions (`list[str]`): answers; the answers to several objectives are separated by semicolons, in order.
+    references (`list[list[list[str]]]` or `list[list[str]]`): for each objective, its accepted answers or its only answer.
 Returns:
     f1 (`float`): mean over tasks of the sum over objectives, 0 to N.
     f1_per_objective (`float`): the same with each task divided by its number of objectives, 0 to 1.
@@ -25,7 +25,7 @@ class F1(evaluate.Metric):
     """
     F1 over sets of words, summed over objectives, see [`mem1_trl.rewards.f1`].
 
-    Takes `predictions`, a list of answers, and `references`, for each the accepted answers of its objectives.
+    Takes `predictions`, a list of answers, and `references`, the accepted answers to the objectives of each task.
     """
 
     def _info(self) -> evaluate.MetricInfo:

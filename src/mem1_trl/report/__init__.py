@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that opens without a network, and its plots."""
+"""The report of a run: one HTML page that does not need a network, and its plots."""
 
 from .build import report
 

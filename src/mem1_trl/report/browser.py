@@ -1,4 +1,4 @@
-"""What the page's trajectory browser shows: a choice of episodes, cut into what was kept, dropped, generated and observed."""
+"""Data of the page's trajectory browser: a selection of episodes, each turn split into kept, dropped, generated and observed text."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from .run_directory import Result
 
 KINDS = ("error", "wrong", "partly", "right", "unscored")
-"""How an episode can have gone: it failed; no objective right; some; all, or a success; there was nothing to score it by."""
+"""Outcomes of an episode: it failed; no objective is right; some are; all are, or it is a success; it could not be scored."""
 
 
 def outcome_of(record: dict[str, Any]) -> str:
-    """One of [`KINDS`] for a record of an evaluation's `.jsonl` file."""
+    """The outcome, one of [`KINDS`], for a record of an evaluation's `.jsonl` file."""
     if record.get("error"):
         return "error"
     scores = record.get("scores") or {}
     exact_match, details = scores.get("exact_match"), record.get("objectives_detail") or []
-    if exact_match is None or not details:  # no references; the caller may have said what success is
+    if exact_match is None or not details:  # no references; the caller may have defined success
         success = scores.get("success")
         return "unscored" if success is None else "right" if success >= 1 else "wrong"
     if exact_match >= len(details):
@@ -34,18 +34,18 @@ def outcome_of(record: dict[str, Any]) -> str:
 
 def choose(kinds: Sequence[str], count: int) -> list[int]:
     """
-    Which episodes to show, the same ones every time.
+    Positions of the episodes to show. The choice is deterministic.
 
-    One half are the first ones, so that agents can be compared on the same tasks. The other half goes to the kind that has been
-    shown least, so that a rare failure is not missed.
+    The first half are the first episodes, so that agents can be compared on the same tasks. The second half is filled one by one
+    with an episode of the outcome that has been chosen least so far, so that rare failures are shown.
 
-    With the kinds `right, right, right, right, wrong` and `count=2`, these are 0 and 4.
+    With the outcomes `right, right, right, right, wrong` and `count=2`, the positions are 0 and 4.
 
     Args:
         kinds (`Sequence[str]`):
-            Kind of every episode.
+            Outcome of every episode.
         count (`int`):
-            How many to show.
+            Number of episodes to show.
 
     Returns:
         `list[int]`: ascending positions, `min(count, len(kinds))` of them.
@@ -62,7 +62,7 @@ def choose(kinds: Sequence[str], count: int) -> list[int]:
 
 def completion_parts(text: str, state: str | None, action: str | None, action_input: str | None) -> list[list[str]]:
     """
-    Cut a completion into `["state", ..]`, `["action", ..]` and `["text", ..]` pieces that give `text` when joined.
+    The `["state", ..]`, `["action", ..]` and `["text", ..]` pieces of a completion, which yield `text` when joined.
 
     Args:
         text (`str`):
@@ -94,7 +94,7 @@ def completion_parts(text: str, state: str | None, action: str | None, action_in
 
 
 def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]:
-    """One episode as the page's script reads it."""
+    """One episode in the format of the page's script."""
     task = record.get("task") or {}
     questions = task.get("questions")
     trajectory = None if record.get("trajectory") is None else Trajectory.from_dict(record["trajectory"])
@@ -147,7 +147,7 @@ def _objective(detail: dict[str, Any], number: int, questions: Sequence[Any] | N
 
 
 def _task_text(prompt: Any) -> str:
-    """A prompt as text, whether it is one or a list of messages."""
+    """A prompt, which is a text or a list of messages, as text."""
     if isinstance(prompt, list):
         return "\n".join(str(message.get("content", "")) for message in prompt if isinstance(message, dict))
     return "" if prompt is None else str(prompt)
@@ -159,17 +159,17 @@ def _is_number(value: Any) -> bool:
 
 def browse(result: Result, count: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """
-    Read the episodes of one evaluation once: those to show, and where the tokens of all of them went.
+    The episodes of one evaluation to show, and the mean token usage of all its episodes.
 
     Args:
         result ([`Result`][mem1_trl.report.run_directory.Result]):
             The evaluation.
         count (`int`):
-            How many episodes to show.
+            Number of episodes to show.
 
     Returns:
-        `tuple`: what the page's script reads, with `total`, `kinds` (kind -> episodes in the file) and `episodes`; and the mean
-        token usage of every turn, as [`mean_usage`] gives it.
+        `tuple`: the data of the page's script, with `total`, `kinds` (outcome -> number of episodes in the file) and `episodes`;
+        and the mean token usage of every turn, as returned by [`mean_usage`].
     """
     kinds: list[str] = []
     usages = []
@@ -202,7 +202,7 @@ def mean_usage(usages: Iterable[Sequence[TurnUsage]]) -> list[dict[str, float]]:
             One sequence per episode.
 
     Returns:
-        `list[dict[str, float]]`: per turn the keys of `PARTS` and `episodes`.
+        `list[dict[str, float]]`: one per turn, with the keys of `PARTS` and `episodes`.
     """
     turns: list[dict[str, float]] = []
     for usage in usages:

@@ -1,4 +1,4 @@
-"""Puts a report together: reads the run, draws the pictures, writes the page."""
+"""Builds a report: reads the run, draws the plots, writes the page."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from .plots import Plot, failure_plots, log_plot, metric_plot, retention_plot, t
 from .run_directory import Result, RunDirectory, read_run
 
 MAX_EPISODE_BYTES = 20_000_000
-"""Most bytes of episodes on one page. A browser opens that in about a second; beyond it fewer episodes are shown."""
+"""Maximum number of bytes of episodes on one page, which a browser opens in about a second. A longer page shows fewer episodes."""
 
 Usage = dict[tuple[str, int | None], list[dict[str, float]]]
 
 
 def report(run_dir: str | Path, output: str | Path | None = None, max_trajectories: int = 50) -> Path:
     """
-    Write what a run found as one HTML page that needs no network, with its plots as PNG files beside it.
+    Write the results of a run as one HTML page that does not need a network, with its plots as PNG files in the same directory.
 
     The page shows the metrics of every evaluation with their intervals, exact match and peak tokens against the number of
-    objectives (MEM1, arXiv 2506.15841, Figure 4), how long answers stay in memory and how objectives fail, where the tokens
-    of each turn go, the curves of training, and episodes turn by turn.
+    objectives (MEM1, arXiv 2506.15841, Figure 4), how long answers stay in memory and how objectives fail, the tokens of each
+    turn by part, the curves of training, and episodes turn by turn.
 
     Args:
         run_dir (`str` or `Path`):
-            Directory with `evaluation/<name>.json` and `<name>.jsonl` (as `mem1 eval` writes them) and, if a trainer wrote
-            one, `trainer_state.json`; also in subdirectories, one for each agent or seed.
+            Directory with `evaluation/<name>.json` and `<name>.jsonl` (as written by `mem1 eval`) and, if a trainer wrote one,
+            `trainer_state.json`. They may also be in subdirectories, one for each agent or seed.
         output (`str` or `Path`, *optional*):
-            The page, if it ends in `.html`; else a directory for `report.html`. `None` is `run_dir/report`.
+            Path of the page if it ends in `.html`, else a directory for `report.html`. `None` means `run_dir/report`.
         max_trajectories (`int`, *optional*, defaults to `50`):
-            Most episodes that the page shows of each evaluation. The metrics are always over all of them.
+            Maximum number of episodes that the page shows for each evaluation. The metrics always include all episodes.
 
     Returns:
-        `Path`: the page.
+        `Path`: the path of the page.
 
     Raises:
-        `FileNotFoundError`: if there is nothing to report in `run_dir`.
+        `FileNotFoundError`: if `run_dir` has nothing to report.
         `ValueError`: if a file cannot be read, or `max_trajectories` is negative.
 
     Example:
@@ -51,7 +51,7 @@ def report(run_dir: str | Path, output: str | Path | None = None, max_trajectori
     ```
     """
     if max_trajectories < 0:
-        raise ValueError(f"max_trajectories={max_trajectories} is negative: use 0 to show no episodes.")
+        raise ValueError(f"max_trajectories must be at least 0, got {max_trajectories}.")
     run = read_run(run_dir)
     page = _page_path(Path(run_dir), output)
     blocks, usage = _read_episodes(run, max_trajectories)
@@ -72,12 +72,12 @@ def _page_path(run_dir: Path, output: str | Path | None) -> Path:
     if output.suffix.lower() in (".html", ".htm"):
         return output
     if output.is_file():
-        raise ValueError(f"output={str(output)!r} is a file: name a directory, or a file that ends in .html.")
+        raise ValueError(f"output must be a directory or a file that ends in .html, got the file {str(output)!r}.")
     return output / "report.html"
 
 
 def _read_episodes(run: RunDirectory, count: int) -> tuple[list[dict[str, Any]], Usage]:
-    """Episodes to show, at most `count` of each evaluation and fewer if the page would grow too large, and mean tokens."""
+    """The episodes to show, at most `count` per evaluation and fewer if the page would become too large, and mean tokens."""
     while True:
         blocks: list[dict[str, Any]] = []
         usage: Usage = {}
@@ -131,7 +131,7 @@ def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list
             "peak_tokens_without_prompt",
             "Peak tokens without the task prompt",
             "tokens",
-            "As the paper counts. Flat: a memory that is rewritten. Rising: a context that grows.",
+            "As counted in the paper. Flat: a memory that is rewritten. Rising: a context that grows.",
         ),
     ]
     training = [
@@ -144,27 +144,27 @@ def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list
         (
             "objectives",
             "Score and context",
-            "What more objectives per task do to the score, and to the context.",
+            "How the score and the context change with the number of objectives per task.",
             [plot for plot in score if plot is not None],
         ),
         (
             "memory",
             "Memory",
-            "What the agents found out, whether they still knew it later, and what became of every objective.",
+            "Which answers the agents found, whether they still had them in memory later, and the outcome of every objective.",
             [plot for plot in [retention_plot(run)] if plot is not None] + failure_plots(run),
         ),
         (
             "tokens",
             "Tokens",
-            "What stands in context in each turn, and what the turn writes; the same scale for each agent.",
+            "The context of each turn, and the text that the turn writes, by part. All agents have the same scale.",
             token_plots(run, _comparable(run, usage)),
         ),
-        ("training", "Training", "What the trainers logged.", [plot for plot in training if plot is not None]),
+        ("training", "Training", "Metrics logged by the trainers.", [plot for plot in training if plot is not None]),
     ]
 
 
 def _comparable(run: RunDirectory, usage: Usage) -> dict[str, tuple[int | None, list[dict[str, float]]]]:
-    """For each agent its turns on the most objectives that all were evaluated on, or else on its own most."""
+    """For each agent, its turns at the largest number of objectives that all agents were evaluated on, or else its own largest."""
     by_agent = {agent: {n: turns for (a, n), turns in usage.items() if a == agent} for agent in run.agents}
     by_agent = {agent: found for agent, found in by_agent.items() if found}
     common = (

@@ -1,5 +1,5 @@
 "use strict";
-// The trajectory browser. All text of agents and environments goes through textContent: none of it is ever read as HTML.
+// The trajectory browser. All text of agents and environments is set as textContent, so that it is never interpreted as HTML.
 (() => {
   const byId = (id) => document.getElementById(id);
   if (!byId("episodes-index")) return;
@@ -28,7 +28,7 @@
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
   const objectivesLabel = (n) => (n === null ? "any" : String(n));
 
-  // Right answers are marked where they stand as whole words
+  // Right answers are marked where they occur as whole words
   const goldPattern = (episode) => {
     const golds = [...new Set(episode.objectives.flatMap((o) => o.gold))].filter((gold) => gold.trim()).slice(0, 200);
     if (!golds.length) return null;

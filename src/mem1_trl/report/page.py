@@ -1,4 +1,4 @@
-"""The HTML page: everything in one file, nothing loaded from anywhere, and no text of an episode ever read as HTML."""
+"""The HTML page: one file that loads no other file, and that never interprets the text of an episode as HTML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .plots import Plot
 if TYPE_CHECKING:
     from .run_directory import Result, RunDirectory
 
-# Metric -> heading and explanation. The first table shows these in this order, the second one whatever else was measured.
+# Metric -> heading and explanation. The first table shows these in this order, the second one all other metrics.
 MAIN_METRICS = {
     "exact_match": ("EM", "exact matches, summed over the objectives of a task"),
     "exact_match_per_objective": ("EM per objective", "exact matches, share of the objectives"),
@@ -25,7 +25,7 @@ MAIN_METRICS = {
     "success": ("Success", "share of tasks with every objective right"),
     "reward": ("Reward", "of the environment or the reward functions"),
     "peak_tokens": ("Peak tokens", "largest context plus output of any turn"),
-    "peak_tokens_without_prompt": ("Peak without prompt", "the same without the task prompt, as the paper counts"),
+    "peak_tokens_without_prompt": ("Peak without prompt", "the same without the task prompt, as counted in the paper"),
     "dependency_length": ("Dependency length", "pairs of a generated token and a token it attends to"),
     "turns": ("Turns", "calls of the model"),
     "seconds": ("Seconds", "time per episode"),
@@ -43,7 +43,7 @@ def data_block(identifier: str, data: Any) -> str:
     """
     `data` as a JSON block of the page.
 
-    A script element ends at the first `</script>` whatever stands around it, so `<`, `>` and `&` are written as JSON escapes.
+    A script element ends at the first `</script>`, even inside a string, so `<`, `>` and `&` are written as JSON escapes.
 
     Args:
         identifier (`str`):
@@ -67,7 +67,7 @@ def render_page(
         run ([`RunDirectory`][mem1_trl.report.run_directory.RunDirectory]):
             The run.
         sections (`Sequence[tuple]`):
-            Id, heading, introduction and pictures of every section with pictures; those without pictures are left out.
+            Id, heading, introduction and plots of every section; sections without plots are left out.
         blocks (`Sequence[dict]`):
             Episodes of each evaluation, as [`mem1_trl.report.browser.browse`] gives them.
 
@@ -93,7 +93,7 @@ def render_page(
         body.append(_episodes(shown))
     script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
     style = files(__package__).joinpath("page.css").read_text(encoding="utf-8") + _agent_rules(run)
-    # Only this very script and style may run, whatever an episode manages to smuggle in; nothing is ever fetched
+    # Only this script and style may run, even if an episode contains a script; nothing is loaded from elsewhere
     policy = (
         f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -173,7 +173,7 @@ def _results(run: RunDirectory) -> str:
     tables = [
         _table(
             "results-table",
-            "Mean over the tasks, and below it its 95% bootstrap interval.",
+            "Mean over the tasks, with its 95% bootstrap interval below.",
             run,
             {
                 "Tasks": [f"{r.summary['count']:,}" for r in run.results],
@@ -191,7 +191,7 @@ def _results(run: RunDirectory) -> str:
             reason.replace("_", " "): [_share((r.summary.get("stop_reasons") or {}).get(reason)) for r in run.results]
             for reason in reasons
         }
-        table = _table("stop-table", "Share of the episodes that ended so.", run, shares, {})
+        table = _table("stop-table", "Share of the episodes that ended for each reason.", run, shares, {})
         tables.append(f"<details><summary>How the episodes ended</summary>{table}</details>")
     settings = {_row_name(result): result.summary.get("settings") or {} for result in run.results}
     text = escape(json.dumps(settings, indent=2, ensure_ascii=False))
@@ -265,13 +265,13 @@ def _figure(plot: Plot) -> str:
 def _episodes(blocks: Sequence[dict[str, Any]]) -> str:
     index = [
         {key: block[key] for key in ("agent", "objectives", "total", "kinds", "source")} for block in blocks
-    ]  # read at once; the episodes of a file only when it is shown
+    ]  # read immediately; the episodes of a file are read only when it is shown
     data = [data_block("episodes-index", index)]
     data += [data_block(f"episodes-{number}", block["episodes"]) for number, block in enumerate(blocks)]
     return (
         '<section id="episodes"><h2>Episodes</h2>\n'
-        "<p>What each turn kept, dropped, generated and observed. Right answers are marked where they stand.</p>\n"
-        "<noscript><p>The episodes need JavaScript; everything above does not.</p></noscript>\n"
+        "<p>The text that each turn kept, dropped, generated and observed. Right answers are marked in the text.</p>\n"
+        "<noscript><p>The episodes need JavaScript; the rest of the page does not.</p></noscript>\n"
         '<div class="controls" id="episodes-controls" hidden>\n'
         '<label>Agent <select id="pick-agent"></select></label>\n'
         '<label>Objectives <select id="pick-objectives"></select></label>\n'

@@ -1,4 +1,4 @@
-"""Colours of the report, the same in every picture and on the page. Safe for colour-blind readers."""
+"""Colours of the report, the same in every plot and on the page. Safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = {
     "other": "#CC79A7",
     "generated": "#D55E00",
 }
-"""Part of a turn -> colour. `other` is context that is none of the agent's past, `generated` what the turn writes."""
+"""Part of a turn -> colour. `other` is context that is not from the agent's past, `generated` is the text that the turn writes."""
 
 OUTCOMES = {
     "correct": "#009E73",
@@ -28,12 +28,12 @@ OUTCOMES = {
     "forgotten": "#D55E00",
     "never_found": "#8A8F98",
 }
-"""What became of an objective -> colour, best first."""
+"""Outcome of an objective -> colour, best first."""
 
 
 def agent_style(agent: str, agents: Sequence[str]) -> dict[str, str]:
     """
-    Colour, marker and line of an agent. Never the colour alone: no two of the first 24 agents share all three.
+    Colour, marker and line of an agent. No two of the first 24 agents share all three, so that colour is not the only difference.
 
     Args:
         agent (`str`):
@@ -42,7 +42,7 @@ def agent_style(agent: str, agents: Sequence[str]) -> dict[str, str]:
             All agents of the report, in a fixed order.
 
     Returns:
-        `dict[str, str]`: `color`, `marker` and `linestyle`, as matplotlib takes them.
+        `dict[str, str]`: `color`, `marker` and `linestyle`, in matplotlib's format.
     """
     place = list(agents).index(agent)
     return {

@@ -1,4 +1,4 @@
-"""The pictures of a report: one axes each, so that they still read on a phone."""
+"""The plots of a report: one axes each, so that they are readable on a phone."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
     from .run_directory import RunDirectory
 
-_SIZE = (4.6, 3.3)  # inches; two of them stand side by side on a desktop page
+_SIZE = (4.6, 3.3)  # inches; two of them fit side by side on a desktop page
 _DPI = 160
 
 THEMES = {
     "light": {"background": "#ffffff", "ink": "#1c2330", "grid": "#d9dde3"},
     "dark": {"background": "#1a1f29", "ink": "#e3e7ee", "grid": "#3a4250"},
 }
-"""Theme -> colours of a picture; those of the page in `page.css`."""
+"""Theme -> colours of a plot, the same as those of the page in `page.css`."""
 
 
 @dataclass(frozen=True)
 class Plot:
     """
-    A picture that can be drawn for either theme.
+    A plot that can be drawn for either theme.
 
     Attributes:
         name (`str`):
-            File name without ending.
+            File name without extension.
         title (`str`):
-            What it shows.
+            Title.
         note (`str`):
-            How to read it, for the caption.
+            Explanation for the caption.
         text (`str`):
-            The same in words and numbers, for who does not see the picture.
+            Content in words and numbers, for readers who do not see the plot.
         draw (`Callable[[Axes], None]`):
             Draws into empty axes.
     """
@@ -88,13 +88,13 @@ class Plot:
             self.draw(axes)
             axes.set_title(_plain(self.title), loc="left")
             buffer = io.BytesIO()
-            # Without the version of matplotlib in it
+            # Without the version of matplotlib in the metadata
             FigureCanvasAgg(figure).print_figure(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib finds no formula, short enough to leave room for the picture."""
+    """Text that matplotlib does not parse as a formula, short enough to leave room for the plot."""
     return (text if len(text) <= 44 else f"{text[:43]}…").replace("$", r"\$")
 
 
@@ -118,7 +118,7 @@ def _numbers(pairs: Sequence[tuple[Any, float]]) -> str:
 
 
 def metric_plot(run: RunDirectory, metric: str, name: str, title: str, label: str, note: str) -> Plot | None:
-    """One metric against the number of objectives, a line per agent, with its intervals. `None` if it was never measured."""
+    """One metric against the number of objectives, with intervals, one line per agent. `None` if it was never measured."""
     lines = {}
     for agent in run.agents:
         points = [(r.objectives, r.metrics[metric]) for r in run.of_agent(agent) if metric in r.metrics]
@@ -162,7 +162,7 @@ def retention_curve(run: RunDirectory, agent: str) -> list[tuple[int, float, int
 
 
 def retention_plot(run: RunDirectory) -> Plot | None:
-    """Share of the found answers that still stand in the state, against the turns since they were seen."""
+    """Share of the found answers that are still in memory, against the number of turns since they were seen."""
     curves = {agent: curve for agent in run.agents if (curve := retention_curve(run, agent))}
     if not curves:
         return None
@@ -184,15 +184,15 @@ def retention_plot(run: RunDirectory) -> Plot | None:
     return Plot(
         "retention",
         "Answers that stay in memory",
-        "Of the right answers that an observation showed, the share still in memory later: in the state, or in the text that "
-        "the agent carries along. All numbers of objectives together; few cases remain at the right end.",
+        "Of the right answers that an observation contained, the share still in memory later: in the state, or in the text that "
+        "the agent carries along. Over all numbers of objectives; few cases remain at the right end.",
         f"Share of observed answers still in memory, by turns since. {text}.",
         draw,
     )
 
 
 def failure_plots(run: RunDirectory) -> list[Plot]:
-    """What became of the objectives, one picture per agent."""
+    """Outcomes of the objectives, one plot per agent."""
     plots = []
     names = _unique_slugs(run.agents)
     for agent in run.agents:
@@ -225,9 +225,9 @@ def failure_plots(run: RunDirectory) -> list[Plot]:
             Plot(
                 f"failures-{names[agent]}",
                 f"{agent}: outcomes",
-                "Misreported: in memory at the end, but not in the answer. Forgotten: an observation showed it, but it was no longer "
+                "Misreported: in memory at the end, but not in the answer. Forgotten: an observation contained it, but it was no longer "
                 "in memory at the end.",
-                f"{agent}, what became of the objectives. {text}.",
+                f"{agent}, outcomes of the objectives. {text}.",
                 draw,
             )
         )
@@ -236,7 +236,7 @@ def failure_plots(run: RunDirectory) -> list[Plot]:
 
 def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[str, float]]]]) -> list[Plot]:
     """
-    Where the tokens of each turn go, one picture per agent, all on one scale.
+    Tokens of each turn by part, one plot per agent, all with the same scale.
 
     Args:
         run ([`RunDirectory`]):
@@ -283,7 +283,7 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
 
 
 def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> Plot | None:
-    """A number that training logged, against the optimizer step: every entry, and a running mean over a tenth of them."""
+    """A metric of the training log against the optimizer step: every entry, and a running mean over a tenth of them."""
     curves = {}
     for log in run.logs:
         steps, values = log.series(key)
@@ -312,14 +312,14 @@ def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> 
     return Plot(
         name,
         title,
-        "Thin: every logged value. Thick: the mean of the last tenth of the run up to there.",
+        "Thin: every logged value. Thick: running mean, at each point over the preceding tenth of the run.",
         f"{title}. {text}.",
         draw,
     )
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those before it, over a tenth of the sequence (at least one value)."""
+    """Running mean: for each value, the mean over it and those before it, over a tenth of the sequence (at least one value)."""
     window = max(1, len(values) // 10)
     return [
         sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
@@ -328,7 +328,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _legend_below(axes: Axes) -> None:
-    """A legend outside of the axes: bars leave no room inside."""
+    """Draw a legend below the axes, since bars leave no room inside."""
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(
         handles,

@@ -1,4 +1,4 @@
-"""What stood in the context of every turn of an episode, and what had been dropped by then, counted in tokens."""
+"""Token counts of the context of every turn of an episode, and of the text that had been dropped by then."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class TurnUsage:
         state (`int`):
             Tokens of internal states of earlier turns that are still in context.
         action (`int`):
-            Tokens that earlier turns wrote besides their state and that are still in context: actions, thinking aloud.
+            Tokens that earlier turns wrote outside their state and that are still in context: actions, reasoning.
         observation (`int`):
             Tokens of earlier observations that are still in context.
         other (`int`):
-            Tokens of the context that belong to none of these, for instance what an external memory put back.
+            Tokens of the context that belong to none of these, for instance notes from an external memory.
         new_state (`int`):
             Tokens of internal state that this turn wrote.
         new_action (`int`):
-            Tokens that this turn wrote besides its state.
+            Tokens that this turn wrote outside its state.
         kept (`tuple[int, ...]`):
             Earlier turns (0 is the first) whose text is in context.
         dropped (`tuple[int, ...]`):
-            Earlier turns whose text is not.
+            Earlier turns whose text is not in context.
         dropped_tokens (`int`):
             Tokens of the earlier turns, written or observed, that are not in context.
     """
@@ -61,7 +61,7 @@ class TurnUsage:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """What a turn left behind in the context of the next one: its completion (without scratch) and its observation."""
+    """The part of a turn that the next context contains: its completion (without scratch) and its observation."""
 
     ids: tuple[int, ...]
     state: int
@@ -71,13 +71,13 @@ class _Left:
 
 def turn_usage(trajectory: Trajectory) -> list[TurnUsage]:
     """
-    Count, for every turn, what its context was made of.
+    Token counts of the parts of every turn's context.
 
-    Token ids tell it, not the rule that built the context: an earlier turn is kept if what it left behind stands in the
-    context behind the task prompt. So MEM1's rule, a full and a truncated history are all read the same way.
+    They are derived from token ids, not from the rule that built the context: an earlier turn counts as kept if its tokens occur
+    in the context after the task prompt. So MEM1's rule, a full history and a truncated one are all counted the same way.
 
-    With a prompt of 10 tokens and turns that leave 5 tokens each, MEM1's third turn reads `prompt=10`, 5 tokens of turn 2,
-    `kept=(1,)`, `dropped=(0,)` and `dropped_tokens=5`; with the full history it is `kept=(0, 1)` and nothing dropped.
+    With a prompt of 10 tokens and turns that leave 5 tokens each, MEM1's third turn has `prompt=10`, 5 tokens of turn 2,
+    `kept=(1,)`, `dropped=(0,)` and `dropped_tokens=5`; with the full history it has `kept=(0, 1)` and nothing dropped.
 
     Args:
         trajectory ([`Trajectory`]):
@@ -116,17 +116,17 @@ def turn_usage(trajectory: Trajectory) -> list[TurnUsage]:
 
 
 def _read_body(body: tuple[int, ...], left: Sequence[_Left], last: Turn) -> tuple[int, _Left]:
-    """First turn that is kept in `body` (the context behind the prompt), and what the last turn left behind."""
+    """First turn that is kept in `body` (the context after the prompt), and the part of the last turn that is in it."""
     whole = len(last.completion_ids) + last.observation_tokens
     for first in range(len(left) + 1):
         older = tuple(token for piece in left[first:] for token in piece.ids)
         if len(older) + last.observation_tokens > len(body) or body[: len(older)] != older:
             continue
         rest = body[len(older) :]
-        carried = len(rest) - last.observation_tokens  # fewer than were written if scratch is not carried on
+        carried = len(rest) - last.observation_tokens  # fewer than were written if scratch is dropped
         if len(rest) <= whole and (carried < len(last.completion_ids) or rest[:carried] == last.completion_ids):
             return first, _left_behind(rest, carried, last)
-    # Neither of the known rules: look for the last turn itself, the rest was put there by somebody else
+    # None of the known rules: look for the last turn itself; the rest does not come from the agent's turns
     written = last.completion_ids
     for begin in range(len(body) - whole + 1):
         if body[begin : begin + len(written)] == written:
