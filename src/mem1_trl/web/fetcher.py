@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from ..retrying import BUSY_STATUSES
 from ..version import __version__
 from .addresses import Address, Resolver, read_address, resolve
 from .cache import WebCache
@@ -147,7 +148,7 @@ class Fetcher:
 
         address, answer = self._follow(address, self.max_bytes, wanted, self._robots)
         if answer.status != 200:
-            passing = answer.status in (408, 425, 429) or answer.status >= 500
+            passing = answer.status in BUSY_STATUSES or answer.status >= 500
             what = {401: "asks for a password", 403: "refuses", 404: "has no such page", 410: "has removed this page"}
             said = what.get(answer.status, "does not give this page")
             raise FetchError(f"{address.host} {said} (HTTP {answer.status}).", passing)
