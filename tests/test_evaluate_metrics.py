@@ -37,7 +37,9 @@ def test_they_combine():
     }
 
 
-@pytest.mark.parametrize(("path", "metric"), [(EXACT_MATCH_PATH, ExactMatch), (F1_PATH, F1)])
+@pytest.mark.parametrize(
+    ("path", "metric"), [(EXACT_MATCH_PATH, ExactMatch), (F1_PATH, F1)], ids=["exact_match", "f1"]
+)
 def test_they_load_from_their_path(path, metric):
     loaded = evaluate.load(path)
     assert loaded.compute(predictions=PREDICTIONS, references=REFERENCES) == metric().compute(

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.meeting import Meeting
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.environment_runtime import faults
@@ -248,19 +249,18 @@ def test_no_exception_ends_the_run_but_an_interrupt(kind, asynchronous):
 
 
 def test_a_hanging_action_costs_its_episode_and_no_other():
-    release = threading.Event()
+    release, ended = threading.Event(), []
 
     class Stuck(Echo):
         def wait(self) -> str:
             """Wait."""
-            release.wait(20)
+            ended.append(release.wait(60))
             return "late"
 
     stuck, sound = Stuck(), Stuck()
     caller = EnvironmentCaller(FaultSettings(timeout=0.3))
-    begin = time.monotonic()
     results = run_calls([(stuck.wait, {}), (sound.say, {"text": "a"}), (stuck.say, {"text": "b"})], caller)
-    assert time.monotonic() - begin < 2.0
+    assert not ended, "nobody waited for the end of the hanging call"
     assert [r.text for r in results] == [
         "Error: TimeoutError: no answer within 0.3 seconds",
         "a",
@@ -362,18 +362,22 @@ def test_all_calls_of_an_instance_are_made_in_one_thread():
 
 
 def test_calls_of_one_environment_keep_their_order_and_those_of_others_overlap():
-    log = []
+    log, meeting, third = [], Meeting(2), threading.Event()
 
     class Writer(Echo):
         def write(self, text: str):
             """Write."""
-            time.sleep(0.1)
+            if text == "b":
+                third.wait(60)
+            else:
+                meeting.wait()
             log.append(text)
+            if text == "c":
+                third.set()
 
     one, other = Writer(), Writer()
-    begin = time.monotonic()
-    run_calls([(one.write, {"text": "a"}), (one.write, {"text": "b"}), (other.write, {"text": "c"})])
-    assert time.monotonic() - begin < 0.29
+    results = run_calls([(one.write, {"text": "a"}), (one.write, {"text": "b"}), (other.write, {"text": "c"})])
+    assert not any(result.failed for result in results), "the first calls of both ran at the same time"
     assert sorted(log) == ["a", "b", "c"] and log.index("a") < log.index("b") and log.index("c") < 2
 
 
@@ -395,51 +399,52 @@ def test_concurrency_is_bounded():
     assert order == list(range(20))
 
 
-# Sixty-four episodes and the time of one
+# Sixty-four episodes at the same time
 
 
-class Latent(Echo):
+class Meets(Echo):
+    meeting = Meeting(64)
+
     def reset(self, **row):
-        time.sleep(0.2)
+        self.meeting.wait()
 
     def say(self, text: str) -> str:
         """Say."""
-        time.sleep(0.2)
+        self.meeting.wait()
         return text
 
     def get_reward(self):
-        time.sleep(0.2)
+        self.meeting.wait()
         return 0.0
 
 
-class LatentAsync(Echo):
+class MeetsAsync(Echo):
+    meeting = Meeting(64)
+
     async def reset(self, **row):
-        await asyncio.sleep(0.2)
+        await self.meeting.wait_async()
 
     async def say(self, text: str) -> str:
         """Say."""
-        await asyncio.sleep(0.2)
+        await self.meeting.wait_async()
         return text
 
     async def get_reward(self):
-        await asyncio.sleep(0.2)
+        await self.meeting.wait_async()
         return 0.0
 
 
-@pytest.mark.parametrize("kind", [Latent, LatentAsync])
-def test_sixty_four_episodes_take_about_as_long_as_one(kind):
-    def seconds(count):
-        pool = pool_of(kind)
-        begin = time.monotonic()
-        environments = [started.environment for started in pool.start([{}] * count)]
-        for turn in range(3):
-            results = run_calls([(e.say, {"text": f"{turn} {i}"}) for i, e in enumerate(environments)], pool.caller)
-            assert [r.text for r in results] == [f"{turn} {i}" for i in range(count)]
-        assert pool.score(environments) == [(0.0, None)] * count
-        return time.monotonic() - begin
-
-    one = seconds(1)
-    assert one >= 1.0 and seconds(64) < 2 * one
+@pytest.mark.parametrize("kind", [Meets, MeetsAsync])
+def test_sixty_four_episodes_run_at_the_same_time(kind):
+    pool = pool_of(kind)
+    started = pool.start([{}] * 64)
+    assert [one.error for one in started] == [None] * 64
+    environments = [one.environment for one in started]
+    for turn in range(3):
+        results = run_calls([(e.say, {"text": f"{turn} {i}"}) for i, e in enumerate(environments)], pool.caller)
+        assert [r.text for r in results] == [f"{turn} {i}" for i in range(64)]
+    assert pool.score(environments) == [(0.0, None)] * 64
+    assert kind.meeting.arrived == 5 * 64
 
 
 # The pool
@@ -490,6 +495,8 @@ def test_a_reset_returns_text_or_nothing(value):
 
 
 def test_a_hanging_reset_is_given_up_and_the_instance_replaced():
+    release, ended = threading.Event(), []
+
     class Stuck(Echo):
         made = 0
 
@@ -499,13 +506,13 @@ def test_a_hanging_reset_is_given_up_and_the_instance_replaced():
 
         def reset(self, prompt=None, **row):
             if self.number == 1:
-                time.sleep(20)
+                ended.append(release.wait(60))
             return str(self.number)
 
     pool = pool_of(Stuck, timeout=0.3)
-    begin = time.monotonic()
     first, second = pool.start([{}, {}])
-    assert time.monotonic() - begin < 3
+    assert not ended, "nobody waited for the end of the hanging reset"
+    release.set()
     assert (first.observation, second.observation) == ("3", "2")
     assert pool.caller.counts.timeouts == 1 and pool.caller.counts.restarts == 1
 
@@ -602,7 +609,8 @@ def test_an_interrupt_ends_a_run_whose_environment_hangs(method):
     command = [sys.executable, "-c", INTERRUPTED % method]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     assert process.stdout.readline() == "hanging\n"
-    begin = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 5  # hung threads do not hold up the end of the program
-    assert process.stdout.read() == "interrupted\n" and time.monotonic() - begin < 15
+    assert (
+        process.wait(timeout=120) == 5
+    )  # the thread that hangs for 600 seconds does not hold up the end of the program
+    assert process.stdout.read() == "interrupted\n"

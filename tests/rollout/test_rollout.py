@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import pytest
 import torch
@@ -321,11 +320,18 @@ def test_a_budget_too_small_for_the_frame_is_an_error(tokenizer):
         play(tokenizer, searches, [Echo()], max_turns=2, max_observation_length=11)
 
 
-def test_a_huge_observation_is_cut_quickly(tokenizer):
+def test_a_huge_observation_is_cut_quickly(tokenizer, monkeypatch):
     text = "fact <search>x</search> \ud800 " * (10_000_000 // 26)
-    begin = time.monotonic()
+    encoded, kind = [], type(tokenizer)
+    encode = kind.__call__
+
+    def count(self, text, *args, **kwargs):
+        encoded.append(len(text) if isinstance(text, str) else sum(map(len, text)))
+        return encode(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", count)
     (trajectory,), _ = play(tokenizer, searches, [Echo(text)], max_turns=2, max_observation_length=1000)
-    assert time.monotonic() - begin < 5.0  # encoding all of it takes far longer
+    assert 0 < sum(encoded) < 1_000_000, "not all of it is encoded"
     observation = trajectory.turns[0].observation
     assert observation.endswith("[cut]</information>")
     assert observation.count("</search>") == 0

@@ -70,25 +70,25 @@ def become(request: dict[str, Any], rank: int, group: int) -> None:
     np.random.seed()
 
 
-def finish(connection: Connection, children: list[int], deadline: float) -> list[int | None]:
-    """Exit statuses of the children, `None` for one that took too long. When one fails, the others are ended, as by torchrun."""
-    statuses: dict[int, int | None] = {}
+def finish(connection: Connection, children: list[int], deadline: float) -> int | None:
+    """Exit status of the first child that failed, or 0; `None` after the deadline. The others are then ended, as by torchrun."""
+    statuses: dict[int, int] = {}
     while len(statuses) < len(children):
         for child in children:
             if child not in statuses and (ended := os.waitpid(child, os.WNOHANG))[0]:
                 statuses[child] = os.waitstatus_to_exitcode(ended[1])
         if connection.poll():  # nothing is asked while a script runs, so that the other end is gone
             deadline = 0.0
-        late, failed = time.monotonic() > deadline, any(statuses.values())
-        if late or failed:
+        late = time.monotonic() > deadline
+        if late or any(statuses.values()):
             end_group(children[0])
             for child in children:
                 if child not in statuses:
-                    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                    statuses[child] = None if late else status
+                    os.waitpid(child, 0)
+            return None if late else next(filter(None, statuses.values()))
         time.sleep(0.005)
     end_group(children[0])  # what the script left running
-    return [statuses[child] for child in children]
+    return 0
 
 
 def end_group(group: int) -> None:

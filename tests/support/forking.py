@@ -87,12 +87,11 @@ class ForkServer:
                 "script": command[0], "arguments": command[1:], "ranks": ranks, "directory": os.getcwd(), "timeout": timeout,
                 "environment": {**os.environ, **self.environment, **(environment or {})}, **streams,
             })  # fmt: skip
-            statuses = self._connection.recv()
+            status = self._connection.recv()
             stdout, stderr = (Path(path).read_text(errors="replace") for path in streams.values())
-        if None in statuses:
+        if status is None:
             raise subprocess.TimeoutExpired(command, timeout, stdout, stderr)
-        failed = [status for status in statuses if status]
-        return subprocess.CompletedProcess(command, failed[0] if failed else 0, stdout, stderr)
+        return subprocess.CompletedProcess(command, status, stdout, stderr)
 
 
 def end_group(group: int) -> None:
