@@ -19,7 +19,7 @@ from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..rewards import are_answers
 from ..tasks import sample_objectives
-from .episode_scores import Success, evaluate_episode, memory_of
+from .episode_scores import Success, evaluate_episode, memory_kind
 from .result import EvaluatedTask, Evaluation
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def evaluate_agent(
     return Evaluation.from_tasks(
         tasks,
         agent=label or Path(str(described["model"])).name,
-        settings={**described, "memory": memory_of(agent.settings.context), "seed": seed, **(settings or {})},
+        settings={**described, "memory": memory_kind(agent.settings.context), "seed": seed, **(settings or {})},
         seed=seed,
         resamples=resamples,
         environment=fault_metrics([pool.caller.counts.take()]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from ..evaluation.episode_scores import evaluate_episode, memory_of
+from ..evaluation.episode_scores import evaluate_episode, memory_kind
 from ..evaluation.result import Evaluation
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class EvaluationRecorder:
             "step": trainer.state.global_step,
             **trainer.settings.to_dict(),
             "protocol": trainer.protocol.to_dict(),
-            "memory": memory_of(trainer.settings.context),
+            "memory": memory_kind(trainer.settings.context),
             "seed": trainer.args.seed,
         }
         tasks = [dataclasses.replace(task, index=index) for index, task in enumerate(tasks)]
