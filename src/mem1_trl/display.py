@@ -1,4 +1,4 @@
-"""Shows an episode to a person: turn by turn, what the agent read, what it wrote, and what it then forgot."""
+"""Prints an episode turn by turn: the context, the completion, the observation, and the number of tokens forgotten."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def print_trajectory(
     """
     Print an episode turn by turn.
 
-    Each turn shows how many tokens it read and wrote, the text it wrote and what the environment answered. Below it stands
-    what is kept for the next turn and what is dropped for good, in tokens.
+    For each turn, it shows how many tokens the turn read and wrote, how many of earlier turns it kept and forgot, the text that
+    it wrote and the answer of the environment.
 
     Args:
         trajectory ([`Trajectory`]):
@@ -33,9 +33,9 @@ def print_trajectory(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Decodes the task prompt.
         console ([`~rich.console.Console`], *optional*):
-            Where to print; `None` is standard output.
+            Console to print to; `None` means standard output.
         prompt (`str`, *optional*):
-            The task prompt as text, where there is no tokenizer. Without either, only its length is shown.
+            The task prompt as text, if there is no tokenizer. Without either, only its length is shown.
     """
     console = console or Console()
     if tokenizer is not None:
@@ -43,7 +43,7 @@ def print_trajectory(
     elif prompt is None:
         prompt = f"{len(trajectory.prompt_ids)} tokens"
     console.print(Panel(Text(prompt.strip()), title="task prompt, kept in every turn", title_align="left"))
-    produced = 0  # tokens of past turns, had they all been kept
+    produced = 0  # tokens of all past turns, kept or not
     start = len(trajectory.prompt_ids)
     for number, turn in enumerate(trajectory.turns, start=1):
         kept = len(turn.prompt_ids) - start

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from datasets import Dataset
 
-# A question as one would type it into a search box; relations without a line keep the question itself
+# Relation -> question in search words; a relation that is not listed here keeps the question itself
 KEYWORDS = {
     "capital": "capital of {}",
     "currency": "currency code of {}",
@@ -36,13 +36,13 @@ class Facts:
     """
     A small corpus and the questions it answers.
 
-    Every answer stands literally in the passage of its entity, in at most five words. Built from the packages
-    countryinfo and mendeleev (both MIT, see `data/NOTICE`) by `scripts/build_facts.py`.
+    The passage of an entity contains every answer about it literally, in at most five words. `scripts/build_facts.py` builds it
+    from the packages countryinfo and mendeleev (both MIT, see `data/NOTICE`).
 
     Attributes:
         corpus (`datasets.Dataset`):
             One row per entity, columns `title` and `text` (2 to 5 sentences of plain ASCII English). It covers the
-            entities of both splits: what the agent can look up does not depend on what it is asked.
+            entities of both splits, so that the passages an agent can search do not depend on the split of its questions.
         train_questions (`datasets.Dataset`):
             Questions about the entities of the train split; columns as in [`~Facts.questions`].
         test_questions (`datasets.Dataset`):
@@ -55,7 +55,7 @@ class Facts:
 
     def questions(self, split: str) -> Dataset:
         """
-        The questions of one split. The split is by entity: no entity of `"test"` is ever asked about in `"train"`.
+        The questions of one split. The split is by entity: no question of `"train"` is about an entity of `"test"`.
 
         Args:
             split (`str`):
@@ -73,13 +73,13 @@ class Facts:
             return self.train_questions
         if split == "test":
             return self.test_questions
-        raise ValueError(f"Unknown split {split!r}: pass 'train' or 'test'.")
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
 
 
 @cache
 def load_facts() -> Facts:
     """
-    Load the bundled corpus. Read once per process; later calls return the same object.
+    The bundled corpus. The file is read once per process; later calls return the same object.
 
     Example:
 

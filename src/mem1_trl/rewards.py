@@ -1,7 +1,7 @@
 """
-Answers against references: exact match and F1, summed over the objectives of a task (MEM1, arXiv 2506.15841).
+Rewards that compare answers with references: exact match and F1, summed over the objectives of a task (MEM1, arXiv 2506.15841).
 
-There is no format reward: with one the policy converges faster but ends lower.
+There is no format reward: with it, the policy converges faster but to a lower score.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .trajectory import StopReason, Trajectory
 
 ANSWER_SEPARATOR = ";"
 
-# References as a dataset may hold them: per objective one accepted answer or a list of aliases.
+# References of a task: for each objective, one accepted answer or a list of aliases.
 Answers = Sequence[str | Sequence[str]]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -25,7 +25,7 @@ _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 def normalize_answer(text: str) -> str:
     """
-    `text` in the form answers are compared in: lower case, no punctuation, no articles, single spaces.
+    `text` in the form in which answers are compared: lower case, no punctuation, no articles, single spaces.
 
     Example:
 
@@ -39,7 +39,7 @@ def normalize_answer(text: str) -> str:
 
 def split_answers(text: str, n: int) -> list[str] | None:
     """
-    The `n` answers in `text`, which are separated by semicolons and in the order of the questions.
+    The `n` answers in `text`, which are separated by semicolons and are in the order of the questions.
 
     Args:
         text (`str`):
@@ -48,8 +48,8 @@ def split_answers(text: str, n: int) -> list[str] | None:
             Number of objectives of the task.
 
     Returns:
-        `list[str]` or `None`: `n` stripped strings (any of them may be empty), or `None` if `text` does not hold
-        exactly `n` answers: which of them belongs to which question is then unknown.
+        `list[str]` or `None`: `n` stripped strings (any of them may be empty), or `None` if `text` does not contain exactly `n`
+        answers, since they cannot be assigned to the questions then.
     """
     parts = [part.strip() for part in text.split(ANSWER_SEPARATOR)]
     return parts if len(parts) == n else None
@@ -63,13 +63,13 @@ def exact_match(answer_text: str | None, answers: Answers) -> float:
         answer_text (`str` or `None`):
             All answers, separated by semicolons. `None` if the agent gave no answer.
         answers (`Sequence` of `str` or of `Sequence[str]`):
-            Per objective the accepted answer, or the list of its aliases.
+            For each objective, the accepted answer or the list of its aliases.
 
     Returns:
-        `float`: between 0 and `len(answers)`; 0 if the number of answers given differs from that.
+        `float`: between 0 and `len(answers)`; 0 if `answer_text` does not contain exactly `len(answers)` answers.
 
     Raises:
-        `ValueError`: if there is no objective, or one without a reference.
+        `ValueError`: if there is no objective, or an objective without a reference.
     """
     return _sum_over_objectives(_equal, answer_text, answers)
 
@@ -84,19 +84,19 @@ def f1(answer_text: str | None, answers: Answers) -> float:
         answer_text (`str` or `None`):
             All answers, separated by semicolons. `None` if the agent gave no answer.
         answers (`Sequence` of `str` or of `Sequence[str]`):
-            Per objective the accepted answer, or the list of its aliases.
+            For each objective, the accepted answer or the list of its aliases.
 
     Returns:
-        `float`: between 0 and `len(answers)`; 0 if the number of answers given differs from that.
+        `float`: between 0 and `len(answers)`; 0 if `answer_text` does not contain exactly `len(answers)` answers.
 
     Raises:
-        `ValueError`: if there is no objective, or one without a reference.
+        `ValueError`: if there is no objective, or an objective without a reference.
     """
     return _sum_over_objectives(_word_overlap, answer_text, answers)
 
 
 def are_answers(value: Any) -> bool:
-    """Whether `value` can be the references of a task: for each objective an accepted answer, or a list of aliases."""
+    """Whether `value` can be the references of a task: for each objective, an accepted answer or a list of aliases."""
     return (
         isinstance(value, (list, tuple))
         and bool(value)
@@ -110,13 +110,13 @@ def are_answers(value: Any) -> bool:
 
 def score_answer(answer_text: str | None, answers: Answers) -> dict[str, float]:
     """
-    What an answer is worth, by every measure of the paper.
+    The scores of an answer by every metric of the paper.
 
     Args:
         answer_text (`str` or `None`):
             All answers, separated by semicolons. `None` if the agent gave no answer.
         answers (`Sequence` of `str` or of `Sequence[str]`):
-            Per objective the accepted answer, or the list of its aliases; N objectives.
+            For each of the N objectives, the accepted answer or the list of its aliases.
 
     Returns:
         `dict[str, float]`: `exact_match` and `f1` (0 to N), `exact_match_per_objective` and `f1_per_objective` (the same
@@ -143,12 +143,12 @@ def exact_match_reward(
 
     Args:
         completions (`list` of `str` or of `list[dict]`):
-            The completions, as text or as messages. Read only without `trajectories`: the answer is then what stands
-            inside the last `<answer>...</answer>` the model wrote (of messages, those of the assistant).
+            The completions, as text or as messages. They are read only without `trajectories`: the answer is then the text
+            inside the last `<answer>...</answer>` that the model wrote (only messages of the assistant count).
         answers (`list`):
             Column `answers` of the dataset, see [`mem1_trl.tasks.compose_objectives`].
         trajectories (`list[Trajectory]`, *optional*):
-            The episodes, whose `answer` is scored; passed by this package's trainers.
+            The episodes, whose `answer` is scored; this package's trainers pass them.
 
     Returns:
         `list[float]`: one reward per completion, between 0 and its number of objectives.
@@ -175,7 +175,7 @@ def f1_reward(
 
 
 def _comparable(text: str) -> str:
-    # "A" (a blood group) or "+" would normalise to nothing, and would then equal every other such text.
+    # "A" (a blood group) or "+" would normalise to an empty string, and would then equal every other such text.
     return normalize_answer(text) or " ".join(text.lower().split())
 
 
@@ -196,25 +196,25 @@ def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | 
     given = None if answer_text is None else split_answers(answer_text, len(references))
     if given is None:
         return 0.0
-    # An empty answer is no answer, whatever the reference normalises to.
+    # An empty answer is never right, even if the reference normalises to an empty string.
     best = [max(score(answer, alias) for alias in aliases) for answer, aliases in zip(given, references) if answer]
     return float(sum(best))
 
 
 def invalid_action_penalty(completions: list[Any], trajectories: list[Trajectory], **kwargs: Any) -> list[float]:
     """
-    TRL reward function: -1 for an episode that ended because no action could be read, 0 for every other one.
+    TRL reward function: -1 for an episode that ended because no action could be parsed, 0 for every other one.
 
-    The reference code of MEM1 scores WebShop so; its question answering gives such episodes no reward at all. It is added to
-    what the environment gives: `Mem1GRPOTrainer(reward_funcs=invalid_action_penalty, environment_factory=...)`.
+    The reference code of MEM1 uses it for WebShop; in its question answering, such episodes have no reward at all. It is added
+    to the reward of the environment: `Mem1GRPOTrainer(reward_funcs=invalid_action_penalty, environment_factory=...)`.
 
     Args:
         completions (`list`):
-            One for each episode.
+            One completion for each episode.
         trajectories (`list[Trajectory]`):
             The episodes, which the trainers pass.
         kwargs (*optional*):
-            What else TRL passes.
+            Further arguments that TRL passes.
     """
     return [-1.0 if trajectory.stop_reason == StopReason.INVALID_ACTION else 0.0 for trajectory in trajectories]
 
@@ -233,15 +233,15 @@ def _score_batch(
         texts = [trajectory.answer for trajectory in trajectories]
     if not len(texts) == len(answers) == len(completions):
         raise ValueError(
-            f"Got {len(completions)} completions, {len(answers)} rows of answers and {len(texts)} episodes: pass one of "
-            "each per rollout."
+            f"There must be one of each per rollout, got {len(completions)} completions, {len(answers)} rows of answers and "
+            f"{len(texts)} episodes."
         )
     return [score(text, references) for text, references in zip(texts, answers)]
 
 
 def _answer_in_completion(completion: str | list[dict[str, Any]]) -> str | None:
     if not isinstance(completion, str):
-        # Tool messages are left out: what the environment wrote is no answer of the model.
+        # Tool messages are left out: the text of the environment is not an answer of the model.
         contents = [message.get("content") or "" for message in completion if message.get("role") == "assistant"]
         completion = "\n".join(
             content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

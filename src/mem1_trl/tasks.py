@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 QUESTION_SEPARATOR = "; "
 
-# Orders in a row that gave no new task, after which there are taken to be no more
-_MOST_VAIN_ORDERS = 50
+# Give up after this many shuffles without a new task
+_MAX_FRUITLESS_SHUFFLES = 50
 
 Row = tuple[str, list[str]]  # a question and its accepted answers
 
-# In this order: FlashRAG has both `golden_answers` and, in some sets, another `answer`.
+# The order matters: FlashRAG has `golden_answers` and, in some data sets, also a different `answer`.
 ANSWER_COLUMNS = ("golden_answers", "answer", "answers")
 FILE_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -35,11 +35,14 @@ def compose_objectives(
     seed: int | None = None,
 ) -> Dataset:
     """
-    Group single-question rows into tasks of `n` objectives (MEM1, arXiv 2506.15841: "multi-objective task").
+    Tasks of `n` objectives, grouped from single-question rows (MEM1, arXiv 2506.15841: "multi-objective task").
 
     Rows (Q1, A1), (Q2, A2), (Q3, A3), (Q4, A4), (Q5, A5) with `n=2` become the tasks "Q1; Q2" and "Q3; Q4"; the
-    remainder, Q5, is dropped. A question that its group already holds waits for a later group: with Q2 = Q1 the tasks
+    remainder, Q5, is dropped. A question that its group already contains moves to a later group: with Q2 = Q1 the tasks
     are "Q1; Q3" and "Q2; Q4".
+
+    Agents separate the answers of a task by semicolons, so an accepted answer that contains a semicolon is left out, and a row
+    without any other answer is skipped, with a warning.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -49,20 +52,17 @@ def compose_objectives(
         question (`str`, *optional*, defaults to `"question"`):
             Column with the question, a string.
         answer (`str`, *optional*, defaults to `"answer"`):
-            Column with the answer: a string, or a list of strings that are all accepted.
+            Column with the answer: a string, or a list of accepted strings.
         seed (`int`, *optional*):
-            `None` groups consecutive rows, as the reference code does. A number shuffles the rows with it first.
+            Seed for shuffling the rows first. `None` groups consecutive rows, as the reference code does.
 
     Returns:
         `datasets.Dataset`: columns `prompt` (`str`, the questions joined by `"; "`), `questions` (`list[str]`), `answers`
         (`list[list[str]]`, the accepted answers of every objective) and `num_objectives` (`int`).
 
-        The answers of a task are given separated by semicolons, so an accepted answer that holds a semicolon is left
-        out, and a row without any other answer is skipped, with a warning.
-
     Raises:
-        `ValueError`: if `n` is below 1, a column is missing or holds something else than text, or the rows do not suffice
-        for one task.
+        `ValueError`: if `n` is below 1, a column is missing or does not contain text, or there are not enough rows for one
+            task.
         `TypeError`: if `dataset` is not a `datasets.Dataset`.
 
     Example:
@@ -77,11 +77,11 @@ def compose_objectives(
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"`dataset` is a {type(dataset).__name__}: pass one split as a datasets.Dataset, for example "
+            f"`dataset` must be a datasets.Dataset, got a {type(dataset).__name__}: pass one split, for example "
             "load_dataset(..., split='train')."
         )
     if n < 1:
-        raise ValueError(f"`n` is {n}: a task needs at least one objective.")
+        raise ValueError(f"n must be at least 1, got {n}.")
     for column in (question, answer):
         if column not in dataset.column_names:
             raise ValueError(
@@ -95,7 +95,7 @@ def compose_objectives(
     for position, (text, accepted) in enumerate(zip(dataset[question], dataset[answer])):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"Row {position} has the question {text!r}: column {question!r} must hold non-empty text."
+                f"Row {position} has the question {text!r}: column {question!r} must contain non-empty text."
             )
         aliases = [alias for alias in _aliases(accepted, answer) if ANSWER_SEPARATOR not in alias]
         if aliases:
@@ -141,10 +141,10 @@ def sample_objectives(
     seed: int = 0,
 ) -> Dataset:
     """
-    Exactly `count` tasks of `n` objectives, for instance to evaluate on, however few questions there are.
+    Exactly `count` tasks of `n` objectives, for instance for an evaluation, even if there are few questions.
 
-    Questions are grouped by [`compose_objectives`] again and again, each time in another order, until there are enough
-    different tasks. Where there are no more (one objective and fewer questions than tasks), tasks repeat, with a warning.
+    [`compose_objectives`] groups the questions repeatedly, each time in another order, until there are enough different
+    tasks. If there are not enough (one objective and fewer questions than tasks), tasks repeat, with a warning.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -156,22 +156,22 @@ def sample_objectives(
         question, answer (`str`, *optional*):
             Columns, as in [`compose_objectives`].
         seed (`int`, *optional*, defaults to `0`):
-            Of the orders. Other seeds share none of them.
+            Seed for the orders. Different seeds have no order in common.
 
     Returns:
-        `datasets.Dataset`: `count` rows as [`compose_objectives`] makes them.
+        `datasets.Dataset`: `count` rows with the columns of [`compose_objectives`].
     """
     if count < 1:
-        raise ValueError(f"`count` is {count}: ask for one task or more.")
+        raise ValueError(f"count must be at least 1, got {count}.")
     different: dict[tuple[str, ...], dict[str, Any]] = {}
-    features, vain = None, 0
-    for order in SeedSequence(seed).generate_state(_MOST_VAIN_ORDERS * count):
+    features, fruitless = None, 0
+    for order in SeedSequence(seed).generate_state(_MAX_FRUITLESS_SHUFFLES * count):
         tasks = compose_objectives(dataset, n, question, answer, seed=int(order))
         features, before = tasks.features, len(different)
         for task in tasks:
             different.setdefault(tuple(task["questions"]), task)
-        vain = 0 if len(different) > before else vain + 1
-        if len(different) >= count or n == 1 or vain == _MOST_VAIN_ORDERS:
+        fruitless = 0 if len(different) > before else fruitless + 1
+        if len(different) >= count or n == 1 or fruitless == _MAX_FRUITLESS_SHUFFLES:
             break
     rows = list(different.values())
     if len(rows) < count:
@@ -189,23 +189,23 @@ def sample_objectives(
 
 def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: Any) -> Dataset:
     """
-    Load questions with accepted answers, whatever the common schema they come in.
+    Questions with accepted answers, loaded from any of the common schemas.
 
-    Understood are FlashRAG (`question`, `golden_answers`), HotpotQA (`question`, `answer`), NQ-open (`question`, a list
+    Supported are FlashRAG (`question`, `golden_answers`), HotpotQA (`question`, `answer`), NQ-open (`question`, a list
     `answer`), TriviaQA (`answer` with `value` and `aliases`) and SQuAD (`answers` with `text`).
 
     Args:
         path_or_name (`str` or `Path`):
             A local `.jsonl`, `.json`, `.parquet` or `.csv` file, or the name of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a dataset on the Hub. A local file is one split, whatever its name.
+            Split of a dataset on the Hub. A local file is a single split, regardless of its name.
         **kwargs:
-            Passed on to `datasets.load_dataset`, such as `name="distractor"` for a configuration or `field="data"` for
-            rows below a key of a JSON file.
+            Passed to `datasets.load_dataset`, such as `name="distractor"` for a configuration or `field="data"` for rows under
+            a key of a JSON file.
 
     Returns:
-        `datasets.Dataset`: columns `question` (`str`) and `answer` (`list[str]`), rows in the order of the source, those
-        without an answer left out with a warning. Ready for [`compose_objectives`].
+        `datasets.Dataset`: columns `question` (`str`) and `answer` (`list[str]`), rows in the order of the source. Rows without
+        an answer are left out, with a warning. [`compose_objectives`] accepts it.
 
     Raises:
         `FileNotFoundError`: if a path to a file does not exist.
@@ -237,18 +237,18 @@ def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: An
         )
     if len(answered) < len(records):
         logger.warning(
-            "Left out %d of %d rows without question or answer.", len(records) - len(answered), len(records)
+            "Left out %d of %d rows without a question or an answer.", len(records) - len(answered), len(records)
         )
     features = Features({"question": Value("string"), "answer": List(Value("string"))})
     return Dataset.from_list(answered, features=features)
 
 
 def _aliases(accepted: Any, column: str) -> list[str]:
-    """The accepted answers of one question, each once, as a list; empty if there are none."""
+    """The accepted answers of one question as a list without repeats; empty if there are none."""
     if isinstance(accepted, dict):
         if not accepted.keys() & {"value", "aliases", "text"}:
             raise ValueError(
-                f"Column {column!r} holds mappings with the keys {', '.join(map(repr, accepted))}: expected 'value' and "
+                f"Column {column!r} has mappings with the keys {', '.join(map(repr, accepted))}: expected 'value' and "
                 "'aliases', or 'text'."
             )
         # TriviaQA names its main answer `value`; SQuAD lists its answers as `text`.
@@ -260,16 +260,16 @@ def _aliases(accepted: Any, column: str) -> list[str]:
     elif accepted is None or isinstance(accepted, str):
         accepted = [accepted]
     elif not isinstance(accepted, (list, tuple)):
-        raise ValueError(f"Column {column!r} holds {accepted!r}: an answer must be a string or a list of strings.")
+        raise ValueError(f"Column {column!r} has {accepted!r}: an answer must be a string or a list of strings.")
     texts = [alias.strip() for alias in accepted if alias is not None and isinstance(alias, str)]
     if len(texts) < sum(alias is not None for alias in accepted):
-        raise ValueError(f"Column {column!r} holds {accepted!r}: an answer must be a string or a list of strings.")
+        raise ValueError(f"Column {column!r} has {accepted!r}: an answer must be a string or a list of strings.")
     return list(dict.fromkeys(text for text in texts if text))
 
 
 def _groups_without_repeats(rows: Iterable[Row], n: int) -> Iterator[list[Row]]:
-    """Groups of `n` rows with `n` different questions, in order; a repeated question waits for the next group."""
-    waiting: dict[str, deque[Row]] = {}  # by question, in the order they were met
+    """Groups of `n` rows with `n` different questions, in order; a repeated question moves to the next group."""
+    waiting: dict[str, deque[Row]] = {}  # by question, in the order of their first occurrence
     group: dict[str, Row] = {}
     for row in rows:
         if row[0] in group:

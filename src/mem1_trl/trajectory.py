@@ -1,4 +1,4 @@
-"""What an episode is made of: turns, each a context and a completion, under one reward. No torch here."""
+"""The record of an episode: turns, each with a context and a completion, and one reward. It does not import torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class StopReason(StrEnum):
     """The environment set its `done` attribute."""
 
     MAX_TURNS = "max_turns"
-    """The turn budget was spent without an answer."""
+    """The agent used all its turns without an answer."""
 
     INVALID_ACTION = "invalid_action"
-    """A turn held no complete action and the protocol ends the episode on that."""
+    """A turn did not contain a complete action, and the protocol ends the episode in this case."""
 
     TRUNCATED = "truncated"
-    """A turn ran into `max_completion_length` before it closed an action."""
+    """A turn reached `max_completion_length` before it closed an action."""
 
     CONTEXT_OVERFLOW = "context_overflow"
-    """The next context would not have fitted the budget (only with an appended history)."""
+    """The next context would not have fit into the budget (only with an appended history)."""
 
     ERROR = "error"
-    """The environment failed, so that the episode could not be started or played on; only evaluation keeps such episodes."""
+    """The environment failed, so that the episode could not be started or continued; it is excluded from the update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +37,31 @@ class Turn:
     """
     One call of the model: the exact token ids it read and the exact token ids it sampled.
 
-    A policy update is exact only if it scores `completion_ids` under `prompt_ids`, so both are kept as they were and are
-    never decoded and encoded again.
+    A policy update is exact only if it scores `completion_ids` given `prompt_ids`, so both are stored unchanged and are never
+    decoded and encoded again.
 
     Attributes:
         prompt_ids (`tuple[int, ...]`):
-            Token ids of the whole context of this turn: the task prompt and whatever the context rule kept.
+            Token ids of the whole context of this turn: the task prompt and the text that the context rule kept.
         completion_ids (`tuple[int, ...]`):
             Token ids as sampled, the token that closed the action (or the end-of-sequence token) included.
         logprobs (`tuple[float, ...]` or `None`):
-            Log-probability in nats of each token of `completion_ids` under the sampler, or `None` if it gave none.
+            Log-probability in nats of each token of `completion_ids` under the sampler, or `None` if it did not return any.
         text (`str`):
             `completion_ids` decoded, for people and parsers.
         observation (`str` or `None`):
-            What the environment answered, as it was shown to the agent (hint and tags included, after truncation).
+            Answer of the environment, as it was shown to the agent (hint and tags included, after truncation).
             `None` if the episode ended with this turn.
         observation_tokens (`int`):
             Number of tokens of the observation; 0 if there is none.
         action (`str` or `None`):
-            Name of the tag the turn acted with, or `None` if it held no complete action.
+            Name of the tag of the turn's action, or `None` if the turn did not contain a complete action.
         action_input (`str` or `None`):
             Text inside that tag.
         state (`str` or `None`):
-            Text of the internal state the turn wrote, or `None` if it wrote none.
+            Text of the internal state that the turn wrote, or `None` if it did not write one.
         state_tokens (`int`):
-            Number of tokens of `completion_ids` that carry the state.
+            Number of tokens of `completion_ids` that belong to the state.
         truncated_sampling (`bool`):
             Whether the sampler could not draw every token with its probability under the policy: greedy decoding, top-k, top-p,
             min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
@@ -96,21 +96,21 @@ class Turn:
 @dataclass(slots=True)
 class Trajectory:
     """
-    An episode: its turns in order, and what came of it.
+    An episode: its turns in order, and its result.
 
     Attributes:
         turns (`list[Turn]`):
-            At least one turn; none only if the episode could not be started (`stop_reason` `"error"`).
+            At least one turn, unless the episode could not be started (`stop_reason` `"error"`).
         reward (`float` or `None`):
             Reward of the whole episode, or `None` while it is not scored.
         stop_reason ([`StopReason`]):
             Why the episode ended.
         answer (`str` or `None`):
-            Text inside the answer tag of the last turn, or `None` if the agent gave no answer.
+            Text inside the answer tag of the last turn, or `None` if the agent did not answer.
         metrics (`dict[str, float]`):
-            Numbers about the episode, such as peak tokens; see [`mem1_trl.metrics`].
+            Metrics of the episode, such as peak tokens; see [`mem1_trl.metrics`].
         error (`str` or `None`):
-            What the environment raised, if it failed.
+            Error that the environment raised, if it failed.
     """
 
     turns: list[Turn]
@@ -135,7 +135,7 @@ class Trajectory:
         return sum(len(turn.completion_ids) for turn in self.turns)
 
     def to_dict(self) -> dict[str, Any]:
-        """The trajectory as plain lists, numbers and strings, ready for JSON."""
+        """The trajectory as JSON-serializable lists, numbers and strings."""
         return {
             "turns": [
                 {
@@ -162,7 +162,7 @@ class Trajectory:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Trajectory:
-        """The inverse of [`~Trajectory.to_dict`]."""
+        """The trajectory from the result of [`~Trajectory.to_dict`]."""
         turns = [
             Turn(
                 **{

@@ -67,7 +67,7 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, or a directory"),
         ([*MODEL, "--questions", "/nowhere.jsonl"], "mem1 eval: There is no file /nowhere.jsonl: check the path."),
         ([*MODEL, "--corpus", "/nowhere.jsonl"], "mem1 eval: there is no file '/nowhere.jsonl' for the corpus"),
-        ([*MODEL, "--split", "validation"], "mem1 eval: Unknown split 'validation': pass 'train' or 'test'."),
+        ([*MODEL, "--split", "validation"], "mem1 eval: split must be 'train' or 'test', got 'validation'."),
         (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no mem1_protocol.json at '/nowhere': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, or a directory)"),
         (["report", "/nowhere"], "mem1 report: '/nowhere' is not a directory: pass the output directory of a run."),
         (["report", ".", "--outptu", "x"], "mem1 report: an unknown option, 'outptu': did you mean 'output'?"),

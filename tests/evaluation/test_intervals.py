@@ -61,7 +61,7 @@ def test_edges():
         summarize([])
     with pytest.raises(ValueError, match="finite"):
         summarize([1.0, math.nan])
-    with pytest.raises(ValueError, match=r"confidence=95"):
+    with pytest.raises(ValueError, match=r"confidence must be between 0 and 1, such as 0\.95, got 95"):
         summarize([1.0], confidence=95)
-    with pytest.raises(ValueError, match="resamples=0"):
+    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         summarize([1.0], resamples=0)

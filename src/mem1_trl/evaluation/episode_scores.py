@@ -1,4 +1,4 @@
-"""One episode becomes one line of an evaluation: what it answered, what it cost, what it kept in memory."""
+"""The scores of one episode of an evaluation: its answer, its cost and its memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ..trajectory import Trajectory
 
 Success = Callable[[Mapping[str, Any], "Trajectory"], bool]
-"""Says of a row and its episode whether the task was done."""
+"""Returns whether the task was solved; takes a row and its episode."""
 
 
 def memory_kind(context: str) -> str:
-    """What an agent under a rule of context remembers with: the `"state"` it writes, or its whole `"context"`."""
+    """The kind of memory of an agent under a context rule: the `"state"` it writes, or its whole `"context"`."""
     return "state" if context == "mem1" else "context"
 
 
@@ -39,25 +39,25 @@ def evaluate_episode(
     rewarded: bool = True,
 ) -> EvaluatedTask:
     """
-    Score an episode. Its `metrics` are completed with the scores.
+    The scores of an episode, which are also added to its `metrics`.
 
     Args:
         trajectory ([`Trajectory`]):
-            The episode, rewarded. With an `error` it counts 0 in every score of success.
+            The episode with its reward. With an `error`, every score of success is 0.
         row (`Mapping`):
-            Its task; scored against `answers`, if it has any.
+            Task of the episode. The answer is scored against its `answers`, if it has any.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Decodes contexts.
         protocol ([`Mem1Protocol`], *optional*):
-            Its hints are taken out of observations before gold answers are looked for.
+            Protocol whose hints are removed from observations before gold answers are searched for.
         context (`str`, *optional*, defaults to `"mem1"`):
-            Rule under which it was played, which says what its memory was: see [`memory_kind`].
+            Context rule of the episode, which determines its kind of memory: see [`memory_kind`].
         index (`int`, *optional*, defaults to `0`):
-            Place of the task in the data set.
+            Position of the task in the data set.
         success (`Callable[[Mapping, Trajectory], bool]`, *optional*):
-            Whether the task was done. `None`: if all objectives are answered exactly.
+            Function that returns whether the task was solved. `None` means that all objectives must be answered exactly.
         rewarded (`bool`, *optional*, defaults to `True`):
-            Whether the environment gives a reward, so that a failed episode has reward 0.
+            Whether the environment returns rewards, so that a failed episode has reward 0.
 
     Returns:
         [`EvaluatedTask`]
@@ -82,8 +82,8 @@ def evaluate_episode(
     if answers is not None and not failed:
         contexts = None
         if memory_kind(context) == "context":
-            behind = len(trajectory.prompt_ids)
-            contexts = [decode(tokenizer, turn.prompt_ids[behind:]) for turn in trajectory.turns]
+            start = len(trajectory.prompt_ids)
+            contexts = [decode(tokenizer, turn.prompt_ids[start:]) for turn in trajectory.turns]
         traces = trace_objectives(trajectory, answers, protocol, contexts)
     return EvaluatedTask(
         index=index,
@@ -97,7 +97,7 @@ def evaluate_episode(
 
 
 def _text_of(prompt: Any) -> str:
-    """A task that was never tokenized, as text."""
+    """The text of a task that was never tokenized."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(str(message.get("content", "")) for message in prompt)

@@ -1,4 +1,4 @@
-"""A mean with what is known about it: standard error and bootstrap interval."""
+"""Means with their standard error and bootstrap interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Numbers drawn at once, so that a long list of values does not need a matrix of gigabytes
+# Numbers drawn in one call, so that a long list of values does not need a matrix of gigabytes
 _CHUNK = 4_000_000
 
 
@@ -21,7 +21,7 @@ class Statistic:
         mean (`float`):
             Arithmetic mean.
         stderr (`float`):
-            Standard error of the mean, `s / sqrt(count)` with the sample standard deviation `s`. 0 for one value, whose
+            Standard error of the mean, `s / sqrt(count)` with the sample standard deviation `s`. 0 for a single value, since its
             spread is unknown.
         low, high (`float`):
             Bounds of the percentile bootstrap interval.
@@ -40,32 +40,32 @@ def summarize(values: Sequence[float], seed: int = 0, resamples: int = 2000, con
     """
     Mean, standard error and percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13).
 
-    `resamples` times, as many values as there are are drawn with replacement; the interval holds the middle `confidence` of
-    their means. Values are taken as independent: the same task played twice is one task, not two.
+    `resamples` times, it draws `count` values with replacement; the interval contains the middle `confidence` of their means.
+    Values are assumed to be independent: the same task played twice is one task, not two.
 
     Args:
         values (`Sequence[float]`):
             At least one finite number.
         seed (`int`, *optional*, defaults to `0`):
-            Of the draws. Lists of equal length are resampled alike, so that their intervals can be compared.
+            Seed for the bootstrap. Lists of equal length are resampled in the same way, so that their intervals can be compared.
         resamples (`int`, *optional*, defaults to `2000`):
-            Number of means drawn.
+            Number of bootstrap means.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Share of the means inside the interval.
+            Share of the means that lie inside the interval.
 
     Returns:
         [`Statistic`]
 
     Raises:
-        `ValueError`: if there is no value, or one is not finite.
+        `ValueError`: if there is no value, or a value is not finite.
     """
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95.")
+        raise ValueError(f"confidence must be between 0 and 1, such as 0.95, got {confidence}.")
     if resamples < 1:
-        raise ValueError(f"resamples={resamples} draws nothing: use 1 or more, such as 2000.")
+        raise ValueError(f"resamples must be at least 1, got {resamples}.")
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0 or not np.isfinite(array).all():
-        raise ValueError("A mean needs at least one value, and all of them finite: leave missing ones out.")
+        raise ValueError("A mean needs at least one value, and all values must be finite: leave missing ones out.")
     count = array.size
     stderr = float(array.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     generator = np.random.default_rng(seed)

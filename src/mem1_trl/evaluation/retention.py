@@ -1,11 +1,11 @@
 """
-Information loss: what an agent saw and then forgot. The risk of a rewritten context that MEM1 (arXiv 2506.15841) names itself.
+Information loss: answers that an agent saw and then forgot, a risk of rewritten contexts that MEM1 (arXiv 2506.15841) mentions.
 
-A gold answer is *seen* in the first turn whose observation holds it, and *kept* in a later turn if that turn's memory holds
-it. The memory of a turn is the state it wrote; for agents that carry past text along (full or truncated history, an external
-store), it is also what the turn read behind the task prompt, see `contexts` of [`trace_objectives`].
+A gold answer is *seen* in the first turn whose observation contains it, and *kept* in a later turn if that turn's memory
+contains it. The memory of a turn is the state it wrote; for agents that carry past text along (full or truncated history, an
+external store), it is also the text that the turn read after the task prompt, see `contexts` of [`trace_objectives`].
 
-What becomes of an objective:
+Outcomes of an objective:
 
 | outcome | the answer is | the gold answer was |
 |---|---|---|
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ..trajectory import Trajectory
 
 OUTCOMES = ("never_found", "forgotten", "misreported", "correct")
-"""What can become of an objective, see the top of this module."""
+"""Outcomes of an objective, see the top of this module."""
 
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)|(?<=\d),(?=\d{3}(?!\d))")
 _WORD = re.compile(r"[^\W_]+")
 _ARTICLES = frozenset(("a", "an", "the"))
-# Scripts that write words without spaces, or glue particles to them
+# Scripts that write words without spaces, or attach particles to them
 _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 )
@@ -44,19 +44,19 @@ _UNSPACED = re.compile(
 @dataclass(frozen=True, slots=True)
 class ObjectiveTrace:
     """
-    What became of one objective of an episode. Turns are counted from 1.
+    The outcome of one objective of an episode. Turns are counted from 1.
 
     Attributes:
         gold (`tuple[str, ...]`):
             Accepted answers.
         given (`str` or `None`):
-            What the agent answered to this objective; `None` if it gave no answer, or not one for each objective.
+            Answer of the agent to this objective; `None` if there was no answer, or not one for each objective.
         correct (`bool`):
             Whether `given` matches one of `gold` exactly, after normalisation.
         first_seen_turn (`int` or `None`):
-            The first turn whose observation held a gold answer, or `None`.
+            The first turn whose observation contained a gold answer, or `None`.
         kept (`tuple[bool, ...]`):
-            For each turn after that one, whether its memory held a gold answer.
+            For each turn after that one, whether its memory contained a gold answer.
         outcome (`str`):
             One of `OUTCOMES`.
     """
@@ -76,11 +76,11 @@ class RetentionPoint:
 
     Attributes:
         age (`int`):
-            Turns since the answer was first seen; 1 is the turn that read it.
+            Number of turns since the answer was first seen; 1 is the turn that read it.
         kept (`float`):
             Share of the answers seen that many turns ago that were in memory.
         count (`int`):
-            Number of them.
+            Number of answers seen that many turns ago.
     """
 
     age: int
@@ -90,16 +90,16 @@ class RetentionPoint:
 
 def contains_answer(text: str | None, answers: Iterable[str]) -> bool:
     """
-    Whether one of `answers` stands in `text`, as whole words.
+    Whether `text` contains one of `answers` as whole words.
 
     Both are normalised as the paper normalises answers: lower case, no punctuation, no articles. Punctuation inside `text`
-    may also part words ("France=Paris"), but not a number ("3.5", "1,000").
+    may also separate words ("France=Paris"), but does not split a number ("3.5", "1,000").
 
     Args:
         text (`str` or `None`):
-            A state, an observation or any other text. `None` holds nothing.
+            A state, an observation or any other text. `None` contains no answer.
         answers (`Iterable[str]`):
-            Accepted answers. One that normalises to nothing ("A", "+") is looked for as it is written.
+            Accepted answers. An answer that normalises to an empty string ("A", "+") is searched for as it is written.
 
     Returns:
         `bool`
@@ -127,25 +127,27 @@ def trace_objectives(
     contexts: Sequence[str] | None = None,
 ) -> list[ObjectiveTrace]:
     """
-    Follow the gold answer of every objective through an episode: seen, kept, reported.
+    For every objective, when its gold answer was seen, kept in memory and reported in an episode.
 
     Args:
         trajectory ([`Trajectory`]):
             The episode.
         answers (`Sequence` of `str` or of `Sequence[str]`):
-            Per objective the accepted answer, or the list of its aliases.
+            For each objective, the accepted answer or the list of its aliases.
         protocol ([`Mem1Protocol`], *optional*):
-            Its hints are taken out of the observations first: "You have 3 turns left" does not answer anything.
+            Protocol whose hints are removed from the observations first: "You have 3 turns left" is not an answer.
         contexts (`Sequence[str]`, *optional*):
-            For each turn the text it read behind the task prompt. It then counts as memory beside the state the turn wrote.
-            `None` looks at states alone, which is the memory of a MEM1 agent.
+            For each turn, the text it read after the task prompt. It counts as memory in addition to the state that the turn
+            wrote. `None` uses the states alone, which are the memory of a MEM1 agent.
 
     Returns:
         `list[ObjectiveTrace]`: one for each objective.
     """
     turns = trajectory.turns
     if contexts is not None and len(contexts) != len(turns):
-        raise ValueError(f"There are {len(turns)} turns and {len(contexts)} contexts: pass one for each turn.")
+        raise ValueError(
+            f"contexts must have one entry per turn, got {len(turns)} turns and {len(contexts)} contexts."
+        )
     golds = [(aliases,) if isinstance(aliases, str) else tuple(aliases) for aliases in answers]
     given = None if trajectory.answer is None else split_answers(trajectory.answer, len(golds))
     observations = [without_hint(turn.observation, protocol) for turn in turns]
@@ -162,7 +164,7 @@ def trace_objectives(
             outcome = "correct"
         elif seen is None:
             outcome = "never_found"
-        else:  # seen in the very last turn, there was no turn to forget it in
+        else:  # an answer seen in the last turn cannot be forgotten, since no turn follows
             outcome = "forgotten" if kept and not kept[-1] else "misreported"
         traces.append(ObjectiveTrace(gold, answer, correct, seen, kept, outcome))
     return traces
@@ -170,9 +172,9 @@ def trace_objectives(
 
 def retention_curve(traces: Iterable[ObjectiveTrace]) -> list[RetentionPoint]:
     """
-    Share of seen answers still in memory, by the number of turns since they were seen.
+    Share of the seen answers that are still in memory, by the number of turns since they were seen.
 
-    An answer seen in turn 1 of an episode of 3 turns and kept in turn 2 only counts as kept at age 1 and lost at age 2.
+    An answer that is seen in turn 1 of an episode of 3 turns and kept only in turn 2 counts as kept at age 1 and lost at age 2.
 
     Args:
         traces (`Iterable[ObjectiveTrace]`):
@@ -216,7 +218,7 @@ def _holds(text: str, glued: str, parted: str, answer: str) -> bool:
 
 
 def _parted(text: str) -> str:
-    """Lower-case words of `text`, parted by spaces and punctuation alike, numbers whole."""
+    """Lower-case words of `text`, split at spaces and punctuation; numbers are not split."""
     words = _WORD.findall(_DECIMAL_POINT.sub("", text.lower()))
     return " ".join(word for word in words if word not in _ARTICLES)
 
