@@ -2,7 +2,7 @@
 Build `src/mem1_trl/data/facts.jsonl.gz`, the bundled corpus of real facts with questions.
 
 Sources: countryinfo (countries) and mendeleev (chemical elements), both MIT, both read from the installed packages and
-never changed. The same packages give the same file, byte for byte up to the gzip header.
+never changed. The same package versions yield the same file, byte for byte up to the gzip header.
 
     pip install countryinfo mendeleev
     python scripts/build_facts.py            # writes the file
@@ -30,14 +30,14 @@ MAX_ANSWER_WORDS = 5
 
 # --- Countries -------------------------------------------------------------------------------------------------------
 
-# States that no longer exist, and second entries for a place that has a fuller one.
+# States that no longer exist, and duplicate entries of places that have a more complete entry.
 COUNTRY_DROPPED = {
     "Antilles néerlandaises",
     "Holy See (Vatican City State)",
     "Palestine, State of",
     "Serbia and Montenegro",
 }
-# Current or more usual names.
+# Current or more common names.
 COUNTRY_RENAMED = {
     "Cocos (Keeling) Islands": "Cocos Islands",
     "Republic of Macedonia": "North Macedonia",
@@ -50,9 +50,9 @@ COUNTRY_RENAMED = {
     "Virgin Islands, British": "British Virgin Islands",
     "Virgin Islands, U.S.": "United States Virgin Islands",
 }
-# Names spoken with "the" in a sentence, beyond the ones that `with_article` recognises.
+# Names that take "the" in a sentence, in addition to those that `with_article` recognises.
 COUNTRY_WITH_ARTICLE = {"Bahamas", "Comoros", "Gambia", "Maldives", "Netherlands", "Philippines", "Seychelles"}
-# Names that take a plural verb, beyond those that end in "Islands" or "Lands".
+# Names that take a plural verb, in addition to those that end in "Islands" or "Lands".
 COUNTRY_PLURAL = {"Bahamas", "Comoros", "Maldives", "Philippines", "Seychelles"}
 # More than one seat of government, a dispute, no official capital, or a move since the source was written.
 CAPITAL_UNCERTAIN = {
@@ -96,7 +96,7 @@ DEMONYM_UNCERTAIN = {
     "Vatican City",
 }
 CALLING_CODE_UNCERTAIN = {"Svalbard and Jan Mayen", "Vatican City"}
-# The source lists one neighbour where there are none by land, or more.
+# The source lists one neighbour, but there is none by land, or more than one.
 NEIGHBOUR_UNCERTAIN = {"Canada", "Cyprus", "Denmark", "Sri Lanka", "United Kingdom"}
 
 COUNTRY_QUESTIONS = {
@@ -152,12 +152,12 @@ ELEMENT_QUESTIONS = {
 
 
 def draw(key: str, n: int) -> int:
-    """A number in `[0, n)` fixed by `key` alone, so that adding an entity moves no other one."""
+    """A number in `[0, n)` that depends only on `key`, so that adding an entity does not change the others."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % n
 
 
 def to_ascii(text: str) -> str:
-    """`text` without accents: small tokenizers and typed queries then agree on one spelling."""
+    """`text` without accents, so that small tokenizers and typed queries use the same spelling."""
     folded = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     if not folded.isascii():
         raise ValueError(f"{text!r} has no plain ASCII form: rename it in this script.")
@@ -186,7 +186,7 @@ def single(values: Any) -> str | None:
 
 
 def read_countries() -> list[dict[str, str | None]]:
-    """One mapping per country, `None` where the source has no value, several, or one known to be doubtful."""
+    """One mapping per country; a value is `None` if the source has none, several, or one known to be doubtful."""
     folder = package_folder("countryinfo") / "data"
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     records = [record for record in records if record["name"] not in COUNTRY_DROPPED]
@@ -211,7 +211,7 @@ def read_countries() -> list[dict[str, str | None]]:
         if title in CURRENCY_UNCERTAIN or currency in CURRENCY_OUTDATED:
             currency = None
         neighbour = single(record.get("borders"))
-        countries[title] = {  # a title met twice is the same record twice
+        countries[title] = {  # a repeated title is the same record again
             "title": title,
             "name": with_article(title),
             "capital": None if title in CAPITAL_UNCERTAIN else to_ascii(single(record["capital"]) or "") or None,
@@ -237,7 +237,7 @@ def capitalised(sentence: str) -> str:
 
 
 def country_passage(country: dict[str, str | None]) -> str:
-    """Two to five sentences that hold every fact of the country, worded in one of three ways."""
+    """Two to five sentences that contain every fact about the country, worded in one of three ways."""
     title, name = country["title"] or "", country["name"]
     style = draw(f"{title}/style", 3)
     plural = title in COUNTRY_PLURAL or title.endswith(("Islands", "Lands"))
@@ -249,7 +249,7 @@ def country_passage(country: dict[str, str | None]) -> str:
             "{capital} is the capital of {name}.",
             "{name} {have} the capital {capital}.",
         )
-        # The place in the passage varies as well, so that position alone does not give the answer away.
+        # The position in the passage varies as well, so that it does not reveal the answer.
         sentences.insert(0 if style != 1 else 1, wordings[style].format(have="have" if plural else "has", **country))
     if country["neighbour"]:
         wordings = (
@@ -284,7 +284,7 @@ def join_parts(parts: list[str]) -> str:
 
 
 def read_elements() -> list[dict[str, str | None]]:
-    """One mapping per element, `None` where the source has no value or one known to be doubtful."""
+    """One mapping per element; a value is `None` if the source has none, or one known to be doubtful."""
     database = sqlite3.connect(f"{(package_folder('mendeleev') / 'elements.db').as_uri()}?mode=ro", uri=True)
     rows = database.execute(
         "select e.atomic_number, e.symbol, e.name, e.period, e.group_id, e.block, s.name, e.discovery_year, "
@@ -306,7 +306,7 @@ def read_elements() -> list[dict[str, str | None]]:
                 "block": None if symbol in BLOCK_UNCERTAIN else block,
                 "series": None if symbol in SERIES_UNCERTAIN else SERIES[series],
                 "discovery_year": None if year is None or doubtful_discovery else str(year),
-                # Several countries, or a name that no longer says where: ambiguous.
+                # Several countries, or a name that no longer identifies the place: ambiguous.
                 "discovery_place": None if not place or "/" in place or doubtful_discovery else to_ascii(place),
             }
         )
@@ -314,7 +314,7 @@ def read_elements() -> list[dict[str, str | None]]:
 
 
 def element_passage(element: dict[str, str | None]) -> str:
-    """Two to four sentences that hold every fact of the element, worded in one of three ways."""
+    """Two to four sentences that contain every fact about the element, worded in one of three ways."""
     style = draw(f"{element['title']}/style", 3)
     article = "an" if (element["series"] or "element")[0] in "aeiou" else "a"
     kind = f"{article} {element['series']}" if element["series"] else "a chemical element"

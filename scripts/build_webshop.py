@@ -1,7 +1,7 @@
 """
-Build `src/mem1_trl/data/webshop.json.gz`, the small shop that is bundled: 64 products with 192 goals, in the schema of WebShop's files.
+Build `src/mem1_trl/data/webshop.json.gz`, the small bundled shop: 64 products with 192 goals, in the schema of WebShop's files.
 
-Every word is ours and no brand exists. The result depends on nothing but this file:
+All texts were written for this project and the brands are invented. The result depends only on this file:
 
     python scripts/build_webshop.py
 """
@@ -184,7 +184,7 @@ def build() -> dict[str, Any]:
 def instruction(
     generator: random.Random, kind: str, own: list[str], options: dict[str, list[str]], opening: str
 ) -> dict[str, Any]:
-    """What a customer says, with what the reward looks for."""
+    """The instruction of a customer, with the attributes and options that the reward looks for."""
     wanted = generator.sample(own, generator.choice((1, 2, 2)))
     picked = {name: generator.choice(values) for name, values in options.items() if generator.random() < 0.8}
     said = " with " + " and ".join(f"{name} {value}" for name, value in picked.items()) if picked else ""

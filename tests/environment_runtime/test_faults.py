@@ -491,7 +491,7 @@ def test_a_reset_returns_text_or_nothing(value):
             return value
 
     (started,) = pool_of(Odd).start([{}])
-    assert isinstance(started.error, TypeError) and f"returned a {type(value).__name__}" in str(started.error)
+    assert isinstance(started.error, TypeError) and f"got a {type(value).__name__}" in str(started.error)
 
 
 def test_a_hanging_reset_is_given_up_and_the_instance_replaced():

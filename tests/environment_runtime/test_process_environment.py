@@ -122,7 +122,7 @@ def test_what_cannot_be_sent_or_known_is_refused_at_once():
 
     with pytest.raises(TypeError, match="Local and its arguments cannot be sent to another process"):
         ProcessEnvironment.factory(Local)
-    with pytest.raises(TypeError, match="is not a class of environments"):
+    with pytest.raises(TypeError, match="environment must be a class, got "):
         ProcessEnvironment.factory(lambda: Misbehaving())
     kind = ProcessEnvironment.factory(partial(Misbehaving, name="q"))
     assert kind.__name__ == "Misbehaving" and issubclass(kind, ProcessEnvironment)

@@ -76,5 +76,5 @@ def test_the_inputs_are_not_changed():
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match="set `max_context_length`"):
         next_context("truncate", PROMPT, HISTORY)
-    with pytest.raises(ValueError, match="use one of 'mem1', 'full', 'truncate'"):
+    with pytest.raises(ValueError, match="context must be one of 'mem1', 'full', 'truncate'"):
         next_context("window", PROMPT, HISTORY)

@@ -576,8 +576,8 @@ NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
         (ValueError, {"environment": WithoutReward}, "no reward: pass `reward_funcs`"),
         (ValueError, {"environment": None}, "no reward: pass `reward_funcs`"),
         (ValueError, {"environment": {}}, "empty dictionary"),
-        (TypeError, {"environment": LookupEnvironment()}, "`environment_factory` is a LookupEnvironment"),
-        (TypeError, {"environment": {"a": 3}}, r"`environment_factory`\['a'\] is a int"),
+        (TypeError, {"environment": LookupEnvironment()}, "`environment_factory` must be a class or function .* got a LookupEnvironment"),
+        (TypeError, {"environment": {"a": 3}}, r"`environment_factory`\['a'\] must be a class or function .* got a int"),
         (ValueError, {"environment": {"a": LookupEnvironment}}, "no column 'environment'"),
         (ValueError, {"environment": {"a": LookupEnvironment}, "train_dataset": None}, "`train_dataset` is missing"),
         (ValueError, {"environment": None, "train_dataset": None, "reward_funcs": odd_reward}, "`train_dataset` is missing"),
@@ -631,7 +631,7 @@ def test_a_row_that_names_no_environment_is_an_error(tmp_path, tokenizer, actor)
     trainer_of = lambda: make(  # noqa: E731
         tmp_path, actor, tokenizer, environment={"lookup": LookupEnvironment}, train_dataset=dataset, max_steps=4
     )
-    with pytest.raises(ValueError, match="environment='loookup', which is none of 'lookup'"):
+    with pytest.raises(ValueError, match=r"The column `environment` must be one of 'lookup'.*, got 'loookup'"):
         trainer_of().train()
 
 
@@ -666,7 +666,7 @@ def test_reset_that_returns_no_text_is_an_error(tmp_path, tokenizer, actor):
         def reset(self, **row):
             return [{"type": "image"}]
 
-    words = "started none of the 4 episodes of the first batch: .*`reset` of Pictures returned a list: return a string"
+    words = "started none of the 4 episodes of the first batch: .*`reset` of Pictures must return None or a string .* got a list"
     with pytest.raises(RuntimeError, match=words):
         make(tmp_path, actor, tokenizer, environment=Pictures).train()
 

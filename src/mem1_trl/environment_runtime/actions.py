@@ -1,4 +1,4 @@
-"""The actions of an environment: found as TRL finds its tools, called concurrently, errors turned into text."""
+"""The actions of an environment: found by TRL's rule for tools, called concurrently, with errors turned into text."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     Public methods of an environment that an agent may call: all but `reset` and `get_reward`.
 
     The rule is TRL's (`GRPOTrainer(environment_factory=...)`), so that an environment has the same actions here: plain
-    functions on the class, listed there so that properties are never evaluated. One exception: a method `close` without
-    arguments is called when the environment is needed no more, and is no action.
+    functions of the class, which are listed on the class so that properties are never evaluated. One exception: a method `close`
+    without arguments is called when the environment is no longer needed, and is not an action.
     """
     reserved = _RESERVED if closing_hook(environment) is None else (*_RESERVED, "close")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
@@ -38,17 +38,17 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
 @dataclass(frozen=True, slots=True)
 class ActionResult:
     """
-    What an action gave back.
+    The result of an action.
 
     Attributes:
         text (`str`):
-            What the agent reads.
+            Text that is shown to the agent.
         failed (`bool`):
-            Whether the environment raised, or the input of the action could not be read.
+            Whether the environment raised an error, or the input of the action could not be parsed.
         error (`str` or `None`):
-            What went wrong if it was the environment, and not the input, that was at fault.
+            Description of the error if the environment, and not the input, caused it.
         fatal (`bool`):
-            Whether the episode cannot go on.
+            Whether the episode cannot continue.
     """
 
     text: str
@@ -59,13 +59,13 @@ class ActionResult:
 
 class ActionSet:
     """
-    The actions one kind of environment offers under one protocol: tag -> method.
+    The actions that one kind of environment offers under one protocol: tag -> method.
 
     Args:
         environment (`Any`):
-            An instance of the environment, only looked at.
+            An instance of the environment, which is only inspected.
         protocol ([`Mem1Protocol`]):
-            Gives the tags.
+            Protocol that defines the tags.
     """
 
     def __init__(self, environment: Any, protocol: Mem1Protocol):
@@ -137,14 +137,14 @@ class ActionSet:
             method (`str`):
                 Name of the environment's method.
             text (`str`):
-                The one argument itself, or a JSON object if there are several. Nothing stands for a single argument that has a
-                default.
+                The argument itself if there is one, or a JSON object if there are several. Empty text means the default of a
+                single argument that has one.
 
         Returns:
             `dict[str, Any]`: Keyword arguments.
 
         Raises:
-            `ValueError`: If the text is not what the method takes. The message is fit for the agent to read.
+            `ValueError`: If the text does not match the arguments of the method. The message is phrased for the agent.
         """
         parameters = self._parameters[method]
         if not parameters:
@@ -162,18 +162,18 @@ class ActionSet:
 
     def typed_arguments(self, method: str, values: Any) -> dict[str, Any]:
         """
-        Keyword arguments of an action from the object that an agent gave, with the types that the method declares.
+        Keyword arguments of an action from the object that an agent wrote, with the types that the method declares.
 
-        A number that came as text becomes a number, and so on, if nothing is lost; everything else is an error.
+        A number written as text becomes a number, and so on, if the conversion is lossless; everything else is an error.
 
         Args:
             method (`str`):
                 Name of the environment's method.
             values (`Any`):
-                What the agent gave; it should be a mapping.
+                Object that the agent wrote; it should be a mapping.
 
         Raises:
-            `ValueError`: If arguments are missing, unknown or of the wrong type. The message is fit for the agent to read.
+            `ValueError`: If arguments are missing, unknown or of the wrong type. The message is phrased for the agent.
         """
         parameters = self._parameters[method]
         known = ", ".join(parameters) or "none"
@@ -197,7 +197,7 @@ class ActionSet:
 
 
 def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:
-    """The JSON schema of an action, as TRL's tools get it."""
+    """The JSON schema of an action, in the format of TRL's tools."""
     from transformers.utils import get_json_schema
     from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
@@ -216,18 +216,18 @@ def run_calls(
     environments: Sequence[Any] | None = None,
 ) -> list[ActionResult]:
     """
-    Call all methods at once, synchronous ones in threads and asynchronous ones in one event loop.
+    Call all methods concurrently, synchronous ones in threads and asynchronous ones in one event loop.
 
-    Calls of one environment are made one after the other, in their order. Whatever goes wrong does not end the run: the agent
-    reads `Error: ...` instead, as with TRL's tools. What an action returns is shown as text, `None` as nothing.
+    Calls of one environment are made one after the other, in their order. An error does not end the run: the agent reads
+    `Error: ...` instead, as with TRL's tools. The return value of an action is shown as text, `None` as empty text.
 
     Args:
         calls (`Sequence[tuple[Callable, dict]]`):
             Bound methods with their keyword arguments.
         caller ([`EnvironmentCaller`], *optional*):
-            Runs them, by its settings. `None` makes one for these calls.
+            Runs the calls with its settings. `None` makes one for these calls.
         environments (`Sequence`, *optional*):
-            Whose methods they are. `None` takes the objects that they are bound to.
+            Environments of the methods. `None` uses the objects that the methods are bound to.
 
     Returns:
         `list[ActionResult]`: In the order of `calls`.

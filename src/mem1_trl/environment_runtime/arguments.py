@@ -1,4 +1,4 @@
-"""What a method takes, and what an agent wrote as a value of that type."""
+"""The arguments of a method, and conversion of the values that an agent writes to their types."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Parameter:
 
     Attributes:
         kind (`Any`):
-            Its annotated type; `str` if it has none.
+            Annotated type; `str` if there is none.
         required (`bool`):
-            Whether it has no default.
+            Whether the argument has no default.
     """
 
     kind: Any
@@ -29,7 +29,7 @@ class Parameter:
 
 
 def read_parameters(method: Callable[..., Any]) -> dict[str, Parameter]:
-    """The arguments of a method that can be given by name, in order."""
+    """The arguments of a method that can be passed by name, in order."""
     try:
         hints = get_type_hints(method)
     except (NameError, TypeError):  # annotations that only a type checker can resolve
@@ -45,19 +45,19 @@ def read_parameters(method: Callable[..., Any]) -> dict[str, Parameter]:
 
 def coerce(value: Any, kind: Any) -> Any:
     """
-    A value that an agent gave, as text or from JSON, in the type that a method declares.
+    A value that an agent wrote, as text or in JSON, converted to the type that a method declares.
 
-    `coerce("3", int)` and `coerce(3.0, int)` are 3, `coerce("[1]", list[int])` is `[1]`, `coerce(3, str)` is `"3"`. What stands
-    inside lists and dictionaries is left as it is, and so is a value of a type that is not known here.
+    `coerce("3", int)` and `coerce(3.0, int)` are 3, `coerce("[1]", list[int])` is `[1]`, `coerce(3, str)` is `"3"`. The contents of
+    lists and dictionaries are left as they are, and so is a value of a type that is not listed here.
 
     Args:
         value (`Any`):
             Text, number, boolean, list, dictionary or `None`.
         kind (`Any`):
-            The annotation.
+            Annotated type.
 
     Raises:
-        `ValueError`: If it is none. The message is fit for the agent to read.
+        `ValueError`: If the value cannot be converted. The message is phrased for the agent.
     """
     if get_origin(kind) in (Union, UnionType):
         return _typed_union(value, get_args(kind))
@@ -82,7 +82,7 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def _typed_union(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """A value of one of the types stays what it is; else the first type that takes it wins, `str` and `None` last."""
+    """A value that has one of the types is unchanged; else it is converted to the first type that accepts it, `str` and `None` last."""
     plain = [kind for kind in kinds if kind is not NoneType]
     if value is None and NoneType in kinds:
         return None

@@ -25,17 +25,17 @@ EnvironmentFactory = Callable[[], Any]
 @dataclass(frozen=True, slots=True)
 class StartedEpisode:
     """
-    What came of the reset of an environment.
+    Result of resetting one environment.
 
     Attributes:
         environment (`Any`):
             The instance; `None` if it could not be made.
         actions ([`ActionSet`]):
-            Its actions.
+            Actions of the environment.
         observation (`str` or `None`):
-            What `reset` returned.
+            Return value of `reset`.
         error (`Exception` or `None`):
-            Why there is no episode.
+            Error that prevented the episode.
     """
 
     environment: Any
@@ -46,19 +46,19 @@ class StartedEpisode:
 
 class EnvironmentPool:
     """
-    Hands out one environment per episode, as `GRPOTrainer(environment_factory=...)` does.
+    Provides one environment per episode, as `GRPOTrainer(environment_factory=...)` does.
 
     Args:
         factory (`EnvironmentFactory` or `dict[str, EnvironmentFactory]`):
             Makes an environment. With a dictionary, each row names its environment in the column `environment`.
         protocol ([`Mem1Protocol`]):
-            Gives actions their tags.
+            Protocol that defines the tags of actions.
         faults ([`FaultSettings`], *optional*):
             Time limit, retries and concurrency of calls.
 
     Attributes:
         caller ([`EnvironmentCaller`]):
-            Runs the calls, and counts what goes wrong.
+            Runs the calls and counts the failed ones.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class EnvironmentPool:
         else:
             self.factories[None] = factory
         if not self.factories:
-            raise ValueError("`environment_factory` is an empty dictionary: give it at least one environment.")
+            raise ValueError("`environment_factory` must have at least one environment, got an empty dictionary.")
         for name, make in self.factories.items():
             if not callable(make):
                 raise TypeError(
-                    f"`environment_factory`{'' if name is None else f'[{name!r}]'} is a {type(make).__name__}: pass a "
-                    "class or function without arguments that returns a new environment."
+                    f"`environment_factory`{'' if name is None else f'[{name!r}]'} must be a class or function without arguments "
+                    f"that returns a new environment, got a {type(make).__name__}."
                 )
         self._seats = {name: [Seat(factory=make)] for name, make in self.factories.items()}
         first = [seats[0] for seats in self._seats.values()]
         for error in self.caller.make(first):
-            if error is not None:  # what hits the first instance would hit every row
+            if error is not None:  # an error of the first instance would occur for every row
                 raise error
         self._examples = {name: seats[0].environment for name, seats in self._seats.items()}
         self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
@@ -98,8 +98,7 @@ class EnvironmentPool:
         name = row.get("environment")
         if name not in self.factories:
             raise ValueError(
-                f"A row has environment={name!r}, which is none of {', '.join(map(repr, self.factories))}: correct the "
-                "column `environment` of the dataset."
+                f"The column `environment` must be one of {', '.join(map(repr, self.factories))} in every row, got {name!r}."
             )
         return name
 
@@ -108,25 +107,25 @@ class EnvironmentPool:
         return callable(getattr(type(self._examples[self.name_of(row)]), "get_reward", None))
 
     def made_with(self) -> dict[str, Any]:
-        """What the environments were made with, where they say so in a property `mem1_settings`, ready for JSON."""
+        """JSON-serializable settings of the environments, from their property `mem1_settings` if they have it."""
         found = {name: getattr(example, "mem1_settings", None) for name, example in self._examples.items()}
         known = {name: dict(settings) for name, settings in found.items() if settings}
         return known.get(None, {}) if not self.routed else {str(name): settings for name, settings in known.items()}
 
     def example(self) -> tuple[Any, ActionSet]:
-        """One environment with its actions, to be looked at only."""
+        """One environment with its actions, for inspection only."""
         name = next(iter(self.factories))
         return self._examples[name], self.actions[name]
 
     def start(self, rows: Sequence[Mapping[str, Any]]) -> list[StartedEpisode]:
         """
-        Start one episode for each row, all at once, each in an environment of its own.
+        Start one episode for each row, concurrently, each in its own environment.
 
-        An instance that failed its last episode is replaced first. A reset that fails is repeated with a new instance.
+        An instance that failed in its last episode is replaced first. A reset that fails is repeated with a new instance.
 
         Args:
             rows (`Sequence[Mapping]`):
-                Dataset rows; what `reset` gets.
+                Dataset rows, whose columns are the arguments of `reset`.
 
         Returns:
             `list[StartedEpisode]`: In the order of `rows`.
@@ -154,11 +153,11 @@ class EnvironmentPool:
 
     def score(self, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
         """
-        Ask environments for their rewards, at once. The reward functions of this pool report them.
+        The rewards of environments, asked for concurrently. The reward functions of this pool report them.
 
         Args:
             environments (`Sequence`):
-                Those of episodes that have ended.
+                Environments of episodes that have ended.
 
         Returns:
             `list[tuple[float | None, Exception | None]]`: The reward of each, `None` if it has none, and why it failed.
@@ -168,21 +167,21 @@ class EnvironmentPool:
         return scores
 
     def discard(self, environment: Any) -> None:
-        """Hand an environment out no more, for instance because it failed; a new one takes its place."""
+        """Stop using an environment, for instance because it failed; a new one replaces it."""
         for seats in self._seats.values():
             for seat in seats:
                 if seat.environment is environment:
                     seat.failed = True
 
     def close(self) -> None:
-        """Close all environments: their method `close`, if they have one, is called. The next episodes get new ones."""
+        """Close all environments, by calling their method `close` if they have one. The next episodes get new environments."""
         self.caller.close([seat for seats in self._seats.values() for seat in seats])
 
     def reward_functions(self) -> list[Callable[..., Any]]:
         """
         One TRL reward function, named after its class, for each class of environment that has `get_reward`.
 
-        They tell what [`~EnvironmentPool.score`] found.
+        The functions return the rewards that [`~EnvironmentPool.score`] found.
         """
         functions: list[Callable[..., Any]] = []
         for kind in dict.fromkeys(type(example) for example in self._examples.values()):
@@ -204,9 +203,9 @@ class GivenEnvironments:
 
     Args:
         environments (`Sequence`):
-            One for each row.
+            One environment for each row.
         protocol ([`Mem1Protocol`]):
-            Gives actions their tags.
+            Protocol that defines the tags of actions.
         caller ([`EnvironmentCaller`]):
             Runs the calls.
     """
@@ -220,10 +219,10 @@ class GivenEnvironments:
             caller.adopt(seat)
 
     def start(self, rows: Sequence[Mapping[str, Any]]) -> list[StartedEpisode]:
-        """Start one episode for each row, as [`EnvironmentPool.start`] does."""
+        """Start one episode for each row, as in [`EnvironmentPool.start`]."""
         if len(rows) != len(self.environments):
             raise ValueError(
-                f"There are {len(rows)} rows and {len(self.environments)} environments: give each row its own."
+                f"There must be one environment per row, got {len(rows)} rows and {len(self.environments)} environments."
             )
         results = reset_all(self.caller, self._seats, rows)
         return [
@@ -232,7 +231,7 @@ class GivenEnvironments:
         ]
 
     def score(self, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
-        """Ask environments for their rewards, as [`EnvironmentPool.score`] does."""
+        """The rewards of environments, as in [`EnvironmentPool.score`]."""
         return ask_rewards(self.caller, environments)
 
     def discard(self, environment: Any) -> None:
@@ -240,7 +239,7 @@ class GivenEnvironments:
         self.caller.seat_of(environment).failed = True
 
     def release(self) -> None:
-        """Forget the environments; their threads end."""
+        """Release the environments; their threads end."""
         for seat in self._seats:
             self.caller.release(seat)
 
@@ -249,10 +248,10 @@ def reset_all(
     caller: EnvironmentCaller, seats: Sequence[Seat], rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str | None, Exception | None]]:
     """
-    Call `reset` of all environments at once, and again of those that failed, with a fresh instance where one can be made.
+    Call `reset` of all environments concurrently, and again for those that failed, with a new instance if one can be made.
 
     Returns:
-        `list[tuple[str | None, Exception | None]]`: For each seat what `reset` returned, or why it failed in the end.
+        `list[tuple[str | None, Exception | None]]`: For each seat, the return value of `reset`, or the last error.
     """
     results: list[tuple[str | None, Exception | None]] = [(None, None)] * len(seats)
     left = list(range(len(seats)))
@@ -293,8 +292,8 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
     def checked(observation: Any) -> str | None:
         if observation is not None and not isinstance(observation, str):
             raise TypeError(
-                f"`reset` of {type(environment).__name__} returned a {type(observation).__name__}: return a string that "
-                "belongs to the task prompt, or None. Images are not supported."
+                f"`reset` of {type(environment).__name__} must return None or a string that is appended to the task prompt, got a "
+                f"{type(observation).__name__}. Images are not supported."
             )
         return observation
 
@@ -303,11 +302,11 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
 
 def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
     """
-    Call `get_reward` of all environments at once.
+    Call `get_reward` of all environments concurrently.
 
     Returns:
-        `list[tuple[float | None, Exception | None]]`: For each the reward, `None` if it has no `get_reward` or scored nothing,
-        and what went wrong.
+        `list[tuple[float | None, Exception | None]]`: For each environment, the reward, which is `None` without a `get_reward` or
+        without a score, and the error.
     """
     asked = [index for index, e in enumerate(environments) if callable(getattr(type(e), "get_reward", None))]
     calls = [

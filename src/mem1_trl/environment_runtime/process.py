@@ -1,4 +1,4 @@
-"""An environment in a process of its own: a hang can be killed, a crash survived."""
+"""Environments in their own processes, so that the run can kill an environment that hangs and survive one that crashes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from typing import Any
 from .errors import EnvironmentDied, RemoteError, error_names
 from .seat import closing_hook
 
-_CLOSING = 5.0  # seconds that a process has to end by itself
+_CLOSING = 5.0  # seconds that a process has to end on its own before it is killed
 
 _starting = threading.Lock()
 
 
 class ProcessEnvironment:
     """
-    Runs an environment in a process of its own; made by [`~ProcessEnvironment.factory`].
+    Runs an environment in its own process; made by [`~ProcessEnvironment.factory`].
 
     It has the same actions with the same docstrings and signatures, `reset`, `get_reward` if the environment has it, and `done`.
-    Other attributes can be read, as a copy. Asynchronous methods become synchronous, each environment has a thread anyway.
+    Other attributes can be read; their values are copies. Asynchronous methods become synchronous, since each environment has
+    its own thread anyway.
 
-    The process is killed when a call exceeds `environment_timeout`, and a new one takes its place in the next episode. One that
-    dies (a segmentation fault, `os._exit`, out of memory) raises [`mem1_trl.faults.EnvironmentDied`], and is started anew by the
-    next `reset`. Killing it kills what it started, on systems with process groups.
+    The process is killed when a call exceeds `environment_timeout`, and a new process replaces it in the next episode. If the
+    process dies (a segmentation fault, `os._exit`, out of memory), the call raises [`mem1_trl.faults.EnvironmentDied`], and the
+    next `reset` starts a new process. On systems with process groups, killing the process also kills its child processes.
     """
 
     _kind: Callable[..., Any]
@@ -56,34 +57,35 @@ class ProcessEnvironment:
         trainer = Mem1GRPOTrainer(..., environment_factory=ProcessEnvironment.factory(TextWorld, "game.z8"))
         ```
 
-        Processes are started by "spawn": the class and its arguments must be picklable, so the class stands in a module, not in a
-        notebook, and what is large is best loaded by its `__init__`. If it stands in the script that is run, the script needs
+        Processes are started by "spawn", so the class and its arguments must be picklable: define the class in a module, not in a
+        notebook, and load large data in its `__init__`. If the class is defined in the script that is run, the script needs
         `if __name__ == "__main__":`.
 
         Args:
             environment (`type` or `functools.partial` of one):
                 Class of the environment.
             args, kwargs (*optional*):
-                What to make it with.
+                Arguments for making the environment.
 
         Returns:
-            `type`: A class without arguments, of the name of the environment's.
+            `type`: A class without arguments that has the name of the environment's class.
 
         Raises:
-            `TypeError`: If it is neither, so that its actions cannot be known without making one, or cannot be pickled.
+            `TypeError`: If `environment` is neither, since its actions would then be unknown until one is made, or if it cannot be
+                pickled.
         """
         made = functools.partial(environment, *args, **kwargs)
         kind = made.func
         if not inspect.isclass(kind):
             raise TypeError(
-                f"{environment!r} is not a class of environments: pass the class, and what it is made with as further arguments."
+                f"environment must be a class, got {environment!r}: pass the class, followed by the arguments for making it."
             )
         try:
             ForkingPickler.dumps(made)
         except Exception as error:
             raise TypeError(
-                f"{kind.__name__} and its arguments cannot be sent to another process ({error}): define the class at the top of "
-                "a module, and load what is large in its `__init__`."
+                f"{kind.__name__} and its arguments cannot be sent to another process ({error}): define the class at the top level "
+                "of a module, and load large data in its `__init__`."
             ) from error
         members: dict[str, Any] = {
             name: _forward(name, function, isinstance(inspect.getattr_static(kind, name), staticmethod))
@@ -128,22 +130,22 @@ class ProcessEnvironment:
             try:
                 self._connection.send((name, args, kwargs))
             except OSError:
-                raise EnvironmentDied(self._epitaph("is gone")) from None
+                raise EnvironmentDied(self._exit_message("is gone")) from None
             return self._receive("ended")
 
     def _receive(self, what: str) -> Any:
         try:
             status, value, self._done = self._connection.recv()
         except (EOFError, OSError):
-            raise EnvironmentDied(self._epitaph(what)) from None
+            raise EnvironmentDied(self._exit_message(what)) from None
         if status == "error":
             names, message = value
-            if names[0] == "AttributeError":  # `hasattr` wants to know
+            if names[0] == "AttributeError":  # `hasattr` relies on this type
                 raise AttributeError(message)
             raise RemoteError(names, message)
         return value
 
-    def _epitaph(self, what: str) -> str:
+    def _exit_message(self, what: str) -> str:
         self._process.join(_CLOSING)
         code = self._process.exitcode
         with contextlib.suppress(ValueError, TypeError):
@@ -151,7 +153,7 @@ class ProcessEnvironment:
         return f"the process of the environment {what} (exit code {code})"
 
     def _terminate(self) -> None:
-        """Kill the process, and what it started; may be called from any thread, also while a call waits."""
+        """Kill the process and its child processes. It may be called from any thread, also while a call waits."""
         process = self._process
         if process is None or not process.is_alive():
             return
@@ -175,12 +177,12 @@ class ProcessEnvironment:
 
     @property
     def close(self) -> Callable[[], None]:
-        """Close the environment and end its process. A property, since TRL's rule takes every function for an action."""
+        """Close the environment and end its process. A property, since TRL's rule counts every function as an action."""
         return self._end
 
 
 def _forward(name: str, function: Callable[..., Any], static: bool) -> Callable[..., Any]:
-    """A method that calls the one of the same name in the process."""
+    """A method that calls the method of the same name in the process."""
 
     @functools.wraps(function)
     def method(self: ProcessEnvironment, *args: Any, **kwargs: Any) -> Any:
@@ -196,9 +198,9 @@ def _forward(name: str, function: Callable[..., Any], static: bool) -> Callable[
 @contextlib.contextmanager
 def _without_main(kind: Any) -> Iterator[None]:
     """
-    Keep a process that is started from importing the script that is run, unless the class stands there.
+    Prevent a new process from importing the script that is run, unless the script defines the class.
 
-    It would load what the script loads (torch, a model), and run what is not guarded.
+    The import would load everything that the script loads (torch, a model), and run its unguarded code.
     """
     if getattr(kind, "__module__", "__main__") == "__main__":
         yield
@@ -216,9 +218,9 @@ def _without_main(kind: Any) -> Iterator[None]:
 
 
 def _serve(connection: Any, make: Callable[[], Any]) -> None:
-    """Make the environment and do what is asked, until nobody asks any more."""
+    """Make the environment and answer requests, until the parent closes the connection."""
     if hasattr(os, "setsid"):
-        os.setsid()  # a group of its own: an interrupt at the keyboard is not for it, and killing it kills its children
+        os.setsid()  # its own group: a keyboard interrupt does not reach it, and killing it kills its children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     loop: Any = None
@@ -242,7 +244,7 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
             status, value, state = "error", (error_names(error), str(error)), False
         try:
             message = ForkingPickler.dumps((status, value, state))
-        except Exception:  # what cannot be sent is read as text anyway
+        except Exception:  # a value that cannot be pickled is shown as text anyway
             message = ForkingPickler.dumps((status, str(value), state))
         connection.send_bytes(message)
 

@@ -1,4 +1,4 @@
-"""The model card: TRL's, with what an agent's user wants to know, how it learned, and a snippet that runs it."""
+"""The model card: TRL's, extended by the settings of the agent, its training, and a snippet that runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..version import __version__
 
 CURVES_FILE = "training_curves.png"
 
-# Metrics of an evaluation that are worth a row, with the unit that a reader needs; others stay in the logs
+# Metrics of an evaluation that the card shows, with their unit; others are only in the logs
 _METRICS = {
     "reward": "reward",
     "exact_match": "exact match, summed over the objectives of a task",
@@ -33,7 +33,7 @@ _METRICS = {
     "valid_action_rate": "share of turns with a valid action",
 }
 
-# Panels of the figure: title, keys of the log (the first that is there), and whether the axis starts at zero
+# Panels of the figure: title, keys of the log (the first one found is used), and whether the axis starts at zero
 _PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("reward", ("reward",), False),
     ("peak context (tokens)", ("episode/peak_tokens",), True),
@@ -46,11 +46,11 @@ _PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
 @dataclass
 class CardFacts:
     """
-    What a card says beyond TRL's.
+    The content of a card beyond TRL's.
 
     Attributes:
         trainer_name (`str`):
-            For instance `"MEM1 PPO"`.
+            Name of the trainer, for instance `"MEM1 PPO"`.
         citation (`str`):
             BibTeX of the method.
         paper (`tuple[str, str]`):
@@ -60,21 +60,21 @@ class CardFacts:
         environment (`Any`):
             An environment of the run, or `None`.
         turn (`Sequence[str]`):
-            The actions as the agent is shown them.
+            Descriptions of the actions, as shown to the agent.
         settings ([`AgentSettings`]):
-            How the agent is run.
+            Settings that the agent is run with.
         training (`Mapping[str, Any]`):
             Settings of the training run, by name.
         log_history (`Sequence[Mapping[str, float]]`):
             `trainer.state.log_history`.
         evaluation (`Mapping[str, float]`, *optional*):
-            Metrics of a further evaluation.
+            Metrics of a separate evaluation.
         dataset_name (`str`, *optional*):
-            What was evaluated on.
+            Name of the data set of the evaluation.
         adapter (`bool`):
             Whether the weights are those of an adapter.
         versions (`dict[str, str]`):
-            Further libraries of the run.
+            Versions of further libraries of the run, by name.
     """
 
     trainer_name: str
@@ -94,15 +94,15 @@ class CardFacts:
 
 def complete_model_card(path: Path, facts: CardFacts) -> None:
     """
-    Turn the card that TRL wrote into that of an agent, and draw its training curves beside it.
+    Rewrite the card that TRL wrote as the card of an agent, and draw the training curves in the same directory.
 
-    TRL's metadata (base model, data set, tags, tracking links) and its own citation are kept.
+    TRL's metadata (base model, data set, tags, tracking links) and TRL's citation are kept.
 
     Args:
         path (`Path`):
             The `README.md` that TRL wrote.
         facts ([`CardFacts`]):
-            What to say.
+            Content of the card.
     """
     card = ModelCard.load(path)
     name = card.data.model_name or path.parent.name
@@ -136,10 +136,10 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
 
 def evaluation_results(facts: CardFacts) -> list[EvalResult]:
     """
-    The last evaluation as Hub metadata (`model-index`): what was passed explicitly, else what the trainer logged last.
+    The last evaluation as Hub metadata (`model-index`): the metrics that were passed, or else the last ones that the trainer logged.
 
     Returns:
-        `list[EvalResult]`: Empty if nothing was evaluated.
+        `list[EvalResult]`: One result per metric; empty if there was no evaluation.
     """
     metrics = dict(facts.evaluation or {})
     if not metrics:
@@ -164,7 +164,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def usage_snippet(facts: CardFacts) -> str:
-    """Python that loads the model and plays one task; it runs as it stands."""
+    """Python code that loads the model and runs it on one task; it can be executed unchanged."""
     lines = ["from mem1_trl import Mem1Agent"]
     if facts.environment is None:
         environment = "Environment()"
@@ -187,7 +187,7 @@ def usage_snippet(facts: CardFacts) -> str:
 
 
 def environment_stub(environment: Any) -> str:
-    """A class with the actions of an environment, to be connected to the real thing."""
+    """The source of a class with the actions of an environment, whose methods the user fills in."""
     lines = ["class Environment:", "    def reset(self, **row):", "        return None"]
     for name, method in action_methods(environment).items():
         parameters = ", ".join(["self", *inspect.signature(method).parameters])
@@ -198,23 +198,23 @@ def environment_stub(environment: Any) -> str:
             "",
             f"    def {name}({parameters}):",
             f"        {docstring}",
-            '        return ""  # connect it to the real thing',
+            '        return ""  # call the real environment here',
         ]
     return "\n".join(lines)
 
 
 def draw_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
     """
-    Draw reward, context and what else was logged over optimizer steps.
+    Draw reward, context and other logged metrics over the optimizer steps.
 
     Args:
         log_history (`Sequence[Mapping[str, float]]`):
             `trainer.state.log_history`.
         path (`Path`):
-            The picture to write.
+            Image file to write.
 
     Returns:
-        `bool`: Whether there was anything to draw, which takes two log entries.
+        `bool`: Whether there was anything to draw; this needs two log entries.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -257,7 +257,7 @@ def _series(log_history: Sequence[Mapping[str, float]], key: str) -> list[tuple[
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a logged value can be shown; the log holds `None` where there was a NaN."""
+    """Whether a logged value can be shown; the log contains `None` instead of NaN."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -277,7 +277,7 @@ def _introduction(card: ModelCard, facts: CardFacts) -> str:
     title, arxiv = facts.paper
     return (
         f"An agent made from {of} by [TRL](https://github.com/huggingface/trl) and mem1-trl. At every turn it rewrites one "
-        "compact internal state, acts, and forgets everything older, so that its context stays short however long the task "
+        "compact internal state, acts, and forgets everything older, so that its context stays short even if the task is long "
         f"([{title}](https://huggingface.co/papers/{arxiv}))."
     )
 
@@ -288,10 +288,13 @@ def _how_it_is_run(facts: CardFacts) -> str:
         for name, value in facts.settings.to_dict().items()
         if value not in (None, {})
     ]
-    parts = ["It is run as it was trained (`mem1_protocol.json` and `mem1_agent.json` beside the weights):"]
+    parts = [
+        "Run it with the settings it was trained with, which are saved with the weights in `mem1_protocol.json` and "
+        "`mem1_agent.json`:"
+    ]
     parts.append(_table(("setting", "value"), rows))
     if facts.turn:
-        parts.append("Its actions, as its task prompt lists them:")
+        parts.append("Its actions, as listed in its task prompt:")
         parts.append("```\n" + "\n".join(facts.turn) + "\n```")
     return "\n\n".join(parts)
 
@@ -312,7 +315,7 @@ def _training(trl_text: str, facts: CardFacts, curves: bool) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it is written in a configuration."""
+    """The value in the form of a configuration file."""
     return value.value if isinstance(value, Enum) else value
 
 
@@ -328,6 +331,6 @@ def _trl_versions(trl_text: str) -> dict[str, str]:
 
 
 def _public_module(kind: type) -> str:
-    """The package that exports a class of ours."""
+    """The package of this project that exports a class."""
     parent = kind.__module__.rpartition(".")[0]
     return parent if parent != "mem1_trl" else kind.__module__

@@ -1,4 +1,4 @@
-"""Which past is in the next context: MEM1's last turn only, the full history, a truncated one, or an external memory."""
+"""The context of the next turn: the last turn only (MEM1), the full history, a truncated history, or an external memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def first_kept(rule: str, lengths: Sequence[int], max_history_length: int | None
         rule (`str`):
             One of `CONTEXT_RULES`, see [`next_context`].
         lengths (`Sequence[int]`):
-            Number of tokens that each past turn leaves behind, oldest first.
+            Number of tokens that each past turn adds to the history, oldest first.
         max_history_length (`int`, *optional*):
-            Most tokens of history in the context; only `"truncate"` uses it.
+            Maximum number of tokens of history in the context; only `"truncate"` uses it.
 
     Returns:
-        `int`: between 0 and `len(lengths)`, the latter if there is no past.
+        `int`: between 0 and `len(lengths) - 1`; 0 if there are no past turns.
     """
     last = max(len(lengths) - 1, 0)
     if rule in ("mem1", "external"):
@@ -31,7 +31,7 @@ def first_kept(rule: str, lengths: Sequence[int], max_history_length: int | None
     if rule == "full":
         return 0
     if rule != "truncate":
-        raise ValueError(f"context={rule!r} is not a rule: use one of {', '.join(map(repr, CONTEXT_RULES))}.")
+        raise ValueError(f"context must be one of {', '.join(map(repr, CONTEXT_RULES))}, got {rule!r}.")
     if max_history_length is None:
         raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
     first, length = last, sum(lengths[last:])
@@ -49,16 +49,16 @@ def next_context(
     recalled: Sequence[int] = (),
 ) -> list[int]:
     """
-    Build the context of the next turn. The task prompt always stands first and whole.
+    The context of the next turn. It always begins with the whole task prompt.
 
-    With `history = [h1, h2, h3]` (what each past turn leaves behind: its completion and its observation):
+    With `history = [h1, h2, h3]` (the completion and the observation of each past turn):
 
     - `"mem1"` becomes `prompt + h3` (MEM1, section 3.1: everything older than the last turn is discarded);
     - `"full"` becomes `prompt + h1 + h2 + h3`;
     - `"truncate"` becomes `prompt + h2 + h3` if these two fit into `max_history_length` and three do not. Whole turns
       are dropped, oldest first; the last one always stays.
-    - `"external"` becomes `prompt + recalled + h3`, with what [`mem1_trl.rollout.external_memory.ExternalMemory`] found for this
-      turn among the observations before the last.
+    - `"external"` becomes `prompt + recalled + h3`, where `recalled` are the notes that
+      [`mem1_trl.rollout.external_memory.ExternalMemory`] found for this turn among the observations before the last.
 
     Args:
         rule (`str`):
@@ -66,11 +66,11 @@ def next_context(
         prompt_ids (`Sequence[int]`):
             Token ids of the task prompt.
         history (`Sequence[Sequence[int]]`):
-            Token ids that each past turn leaves behind, oldest first.
+            Token ids of the completion and the observation of each past turn, oldest first.
         max_history_length (`int`, *optional*):
-            Most tokens of history in the context; only `"truncate"` uses it.
+            Maximum number of tokens of history in the context; only `"truncate"` uses it.
         recalled (`Sequence[int]`, *optional*):
-            Token ids that an external memory puts back; only `"external"` uses them.
+            Token ids of the notes of an external memory; only `"external"` uses them.
 
     Returns:
         `list[int]`: Token ids of the next context.

@@ -1,8 +1,8 @@
 """
-An external memory: past observations in a BM25 store, of which the best are put back into the context each turn.
+An external memory: past observations in a BM25 store. In each turn, the best matches are put back into the context.
 
-It is a baseline, the stand-in for A-MEM (arXiv 2502.12110) in MEM1's tables: the same idea, notes that are retrieved when
-they match what is being done, without A-MEM's own language model calls that write and link the notes.
+It is a baseline that replaces A-MEM (arXiv 2502.12110) in MEM1's tables. The idea is the same, notes that are retrieved when
+they match the current step, but A-MEM's own language model calls, which write and link the notes, are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Note:
         text (`str`):
             The observation as the agent read it, without tags and hint.
         ids (`tuple[int, ...]`):
-            Its token ids, as they stood in the context.
+            Token ids of the observation, as in the context.
     """
 
     query: str
@@ -38,32 +38,32 @@ class ExternalMemory:
 
     Attributes:
         notes (`list[Note]`):
-            In the order they were made, none twice.
+            Notes in the order they were made, without repeats.
     """
 
     notes: list[Note] = field(default_factory=list)
 
     def add(self, note: Note) -> None:
-        """Keep an observation. One that was seen before moves to the end; one without a word is not kept."""
+        """Store an observation. A repeated observation moves to the end; one that contains no word is not stored."""
         if WORD.search(note.text):
             self.notes = [*(old for old in self.notes if old.text != note.text), note]
 
     def recall(self, query: str, top_k: int) -> list[Note]:
         """
-        The notes that match a query best, by BM25 over what was observed and the query it was observed for.
+        The notes that match a query best, by BM25 over each observation and the query that caused it.
 
         Args:
             query (`str`):
-                What is being done, for instance the task and the last query.
+                Text to match, for instance the task and the last query.
             top_k (`int`):
-                Most notes.
+                Maximum number of notes.
 
         Returns:
-            `list[Note]`: Best first, earlier ones first among equals. Notes that share no word with the query are left out.
+            `list[Note]`: Best first, earlier notes first among equals. Notes that share no word with the query are left out.
         """
         if not self.notes:
             return []
-        # An episode has tens of notes: building the index anew takes less than a millisecond
+        # An episode has tens of notes: building the index again takes less than a millisecond
         index = Bm25Index([(note.query, note.text) for note in self.notes])
         (found,) = index.search([query], top_k)
         by_text = {note.text: note for note in self.notes}

@@ -1,4 +1,4 @@
-"""Token ids in, token ids out: generation that stops at the first complete action, whatever the backend."""
+"""Generation from token ids to token ids that stops at the first complete action, with any backend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TurnGenerator(Protocol):
-    """A backend: one completion for each context. A list of stop strings for each context comes along."""
+    """A backend that returns one completion for each context; each context has its own list of stop strings."""
 
     def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
 
@@ -29,8 +29,9 @@ class SampledLogprobs(LogitsProcessor):
     """
     Records the log-probability of every token that `generate` samples, holding one step of logits at a time.
 
-    It changes nothing. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p; the
-    temperature is applied here, the truncations are not, so the numbers are those that a policy update computes.
+    It does not change the logits. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p.
+    The temperature is applied here but the truncations are not, so the log-probabilities equal those that a policy update
+    computes.
     """
 
     def __init__(self, temperature: float):
@@ -49,17 +50,17 @@ class SampledLogprobs(LogitsProcessor):
             self._previous = None
 
     def finish(self, sequences: torch.Tensor) -> list[list[float]]:
-        """Log-probs of all sampled tokens, shape `(batch, new tokens)`, given what `generate` returned."""
+        """Log-probs of all sampled tokens, shape `(batch, new tokens)`, from the output of `generate`."""
         self._settle(sequences)
         return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
 
 
 class ActionGenerate:
     """
-    Stands in for `model.generate` while one turn is generated: stops at closed actions and records log-probs.
+    Replaces `model.generate` while one turn is generated: stops at closed actions and records log-probs.
 
-    With a cache, what was read before is not read again, and sequences that have ended leave the batch: as soon as half of
-    it has, `generate` is called again for the others, which then cost half.
+    With a cache, prefixes that were read before are not read again, and sequences that have ended are removed from the batch: as
+    soon as half of them have ended, `generate` is called again for the others, at half the cost.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -73,7 +74,7 @@ class ActionGenerate:
         eos_token_ids (`Sequence[int]`):
             Ids that end a sequence.
         cache ([`PrefixCache`], *optional*):
-            Keys and values of earlier calls. Left alone if the model's cannot be kept.
+            Keys and values of earlier calls. It is not used if those of the model cannot be kept.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ActionGenerate:
         self.logprobs: list[list[float]] | None = None
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Shape `(B, prompt + completion)`, as `generate` returns it; padding behind what has ended."""
+        """Prompts and completions, shape `(B, prompt + completion)`, as from `generate`; padded after the end."""
         if self.cache is None or not self.cache.fits(self.model, options):
             columns = input_ids.shape[1]
             sequences, self.logprobs, _ = self._call(
@@ -114,7 +115,7 @@ class ActionGenerate:
     ) -> list[list[int]]:
         config = options.get("generation_config") or self.model.generation_config
         budget = options.pop("max_new_tokens", None) or config.max_new_tokens
-        # What counts the tokens of one call must not be called twice
+        # Options that count the tokens of one call must not be used in two calls
         counts = any(getattr(config, name, None) for name in ("min_new_tokens", "min_length", *_COUNTING_OPTIONS))
         may_leave = budget is not None and not counts and any(self.stops)
         running = list(range(len(prompts)))
@@ -141,7 +142,7 @@ class ActionGenerate:
     def _call(
         self, stops: list[list[str]], columns: int, leave_at: int, **inputs: Any
     ) -> tuple[torch.Tensor, list[list[float]], list[bool]]:
-        """One call of `generate`; `columns` stand before the completions. Sequences, log-probs, and which have ended."""
+        """Sequences, their log-probs, and which have ended, from one call of `generate`. The completions start at `columns`."""
         criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
         recorder = SampledLogprobs(self.temperature)
         with own_decoding_only(self.model):
@@ -153,7 +154,7 @@ class ActionGenerate:
         return sequences, recorder.finish(sequences), criteria.done
 
 
-# Below this many sequences another call costs more than it saves
+# Below this number of sequences, another call costs more than it saves
 _FEWEST_TO_LEAVE = 4
 
 _COUNTING_OPTIONS = ("forced_eos_token_id", "forced_bos_token_id", "exponential_decay_length_penalty", "max_time")
@@ -169,12 +170,12 @@ class TransformersGenerator:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         settings ([`AgentSettings`]):
-            Length of a turn, and how the next token is chosen. May be replaced between two calls.
+            Maximum length of a turn, and decoding options. They may be replaced between two calls.
         batch_size (`int`, *optional*, defaults to `32`):
-            Most sequences in one call of the model.
+            Maximum number of sequences in one call of the model.
         prefix_cache (`bool`, *optional*, defaults to `True`):
-            Whether keys and values are kept from one call to the next, until [`~TransformersGenerator.release`]; only where
-            one call of the model is enough for all prompts.
+            Whether keys and values are kept from one call to the next, until [`~TransformersGenerator.release`]. They are kept
+            only if all prompts fit into one call of the model.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class TransformersGenerator:
         self._cache = PrefixCache(pad) if prefix_cache else None
 
     def release(self) -> None:
-        """Forget the keys and values of past calls: to be called before the model's weights change."""
+        """Drop the keys and values of past calls. Call it before the weights of the model change."""
         if self._cache is not None:
             self._cache.clear()
 
@@ -211,7 +212,7 @@ class TransformersGenerator:
         for start in range(0, len(prompts), self.batch_size):
             chunk = slice(start, start + self.batch_size)
             if len(prompts) > self.batch_size:
-                self.release()  # kept from other prompts
+                self.release()  # drops the keys and values of other prompts
             completions.extend(self._generate(prompts[chunk], stops[chunk]))
         return completions
 

@@ -1,4 +1,4 @@
-"""Keys and values of what a model has read already, kept from one call of `generate` to the next."""
+"""Keys and values of tokens that a model has already read, kept from one call of `generate` to the next."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-_SPARE = 64  # tokens of room that a layer keeps ahead
+_SPARE = 64  # minimum number of spare tokens in the buffer of a layer
 
 
 class GrowingLayer(DynamicLayer):
     """
-    A cache layer that appends in place, into room that it keeps ahead.
+    A cache layer that appends in place, into a buffer with spare room.
 
-    `DynamicLayer` copies all keys and values for every token it appends, which for a small model costs more than the model.
+    `DynamicLayer` copies all keys and values for every token that it appends, which takes longer than a small model itself.
     """
 
     def __init__(self, **kwargs: Any):
@@ -38,12 +38,14 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
         after = before + key_states.shape[-2]
-        in_place = self.keys is self._views[0] and self.values is self._views[1]  # else somebody selected or reordered
+        in_place = (
+            self.keys is self._views[0] and self.values is self._views[1]
+        )  # else the caller selected or reordered rows
         if not in_place or after > self._room[0].shape[-2]:
             room = []
             held: Any
             for held, new in ((self.keys, key_states), (self.values, value_states)):
-                # A quarter more, so that the copies of a long text sum up to a few times its length
+                # A quarter more, so that the copies of a long text add up to a few times its length
                 buffer = new.new_empty(*new.shape[:-2], after + max(_SPARE, after // 4), new.shape[-1])
                 if before:
                     buffer[..., :before, :] = held
@@ -58,29 +60,29 @@ class GrowingLayer(DynamicLayer):
 
 class PrefixCache:
     """
-    Finds, for each context, the longest beginning that was read before, and hands its keys and values to `generate`.
+    Finds, for each context, the longest prefix that was read before, and passes its keys and values to `generate`.
 
-    An agent reads its task prompt in every turn, and the samples of a group read the same one; a full history is read again
-    and again. All of that is computed once. In MEM1 the second turn goes on where the first one ended, later ones where the
-    task prompt ends.
+    An agent reads its task prompt in every turn, the samples of a group read the same one, and a full history is read again in
+    every turn. All of these are computed once. In MEM1, the second turn continues where the first one ended, and later turns
+    continue after the task prompt.
 
-    Keys depend on the weights: [`~PrefixCache.clear`] must be called whenever these may have changed.
+    Keys depend on the weights: [`~PrefixCache.clear`] must be called whenever the weights may have changed.
 
     Args:
         pad_token_id (`int`):
-            Fills the gaps between what is kept and what is new; these are masked.
+            Token that fills the gaps between cached and new tokens; the gaps are masked.
     """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
         self.reused_tokens = 0  # since the last `clear`
         self._cache: DynamicCache | None = None
-        self._ids = np.empty((0, 0), dtype=np.int64)  # of each row of `_cache`: tokens it has read, -1 behind the last
-        self._columns = self._ids  # and the column of each in `_cache`
-        self._next_columns: list[np.ndarray] = []  # of each context that `prepare` was given last, in the new cache
+        self._ids = np.empty((0, 0), dtype=np.int64)  # tokens read by each row of `_cache`, followed by -1
+        self._columns = self._ids  # the column of each of these tokens in `_cache`
+        self._next_columns: list[np.ndarray] = []  # columns in the new cache, for each context of the last `prepare`
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all keys and values."""
         self.__init__(self.pad_token_id)  # type: ignore[misc]
 
     @staticmethod
@@ -92,7 +94,7 @@ class PrefixCache:
             model ([`~transformers.PreTrainedModel`]):
                 The model.
             options (`dict`):
-                What `generate` will be called with: `generation_config`, and what goes before it.
+                Arguments of the call of `generate`: `generation_config`, and options that override it.
         """
         config = options.get("generation_config") or model.generation_config
 
@@ -110,24 +112,24 @@ class PrefixCache:
         adapter = getattr(model, "active_peft_config", None)
         return bool(
             plain
-            and not getattr(adapter, "is_prompt_learning", False)  # brings keys and values of its own
+            and not getattr(adapter, "is_prompt_learning", False)  # has its own keys and values
             and why_not_masked(model) is None
             and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
         )
 
     def prepare(self, model: PreTrainedModel, contexts: Sequence[Sequence[int]]) -> dict[str, Any]:
         """
-        Inputs of `generate` for contexts.
+        The inputs of `generate` for a batch of contexts.
 
         Args:
             model ([`~transformers.PreTrainedModel`]):
                 The model.
             contexts (`Sequence[Sequence[int]]`):
-                Token ids, `B` of them, each with one token or more.
+                `B` sequences of token ids, each with at least one token.
 
         Returns:
-            `dict`: `input_ids` and `attention_mask` of shape `(B, L)`, and `past_key_values` with the first of the `L`
-            columns, those that were read before. In each row the tokens of the context stand in order, with masked gaps.
+            `dict`: `input_ids` and `attention_mask` of shape `(B, L)`, and `past_key_values` for the first of the `L` columns,
+            which were read before. Each row contains the tokens of its context in order, with masked gaps.
         """
         rows = [np.asarray(context, dtype=np.int64) for context in contexts]
         if self._cache is None:
@@ -160,24 +162,24 @@ class PrefixCache:
 
     def keep(self, contexts: Sequence[Sequence[int]], sampled: torch.Tensor, cache: DynamicCache) -> None:
         """
-        Keep what a call of `generate` has read.
+        Store the keys and values that a call of `generate` has computed.
 
         Args:
             contexts (`Sequence[Sequence[int]]`):
-                As given to [`~PrefixCache.prepare`].
+                The contexts that were passed to [`~PrefixCache.prepare`].
             sampled (`torch.Tensor`):
-                Shape `(B, new tokens)`. The last token was sampled, but not read.
+                Sampled tokens, shape `(B, new tokens)`. The last token was sampled, but not read.
             cache ([`~transformers.DynamicCache`]):
                 The `past_key_values` of the call.
         """
-        if cache.get_seq_length() == 0:  # the model made no use of it
+        if cache.get_seq_length() == 0:  # the model did not use the cache
             return
         tokens = sampled[:, :-1].cpu().numpy()
         begin = cache.get_seq_length() - tokens.shape[1]
-        behind = np.arange(begin, begin + tokens.shape[1])
+        added = np.arange(begin, begin + tokens.shape[1])
         self._remember(
             [np.concatenate([np.asarray(c, dtype=np.int64), t]) for c, t in zip(contexts, tokens)],
-            [np.concatenate([places, behind]) for places in self._next_columns],
+            [np.concatenate([places, added]) for places in self._next_columns],
         )
         self._cache = cache
 
@@ -189,7 +191,7 @@ class PrefixCache:
             self._ids[index, : len(row)], self._columns[index, : len(row)] = row, places
 
     def _longest_match(self, row: np.ndarray) -> tuple[int, int]:
-        """`(row of the cache, tokens in common)`; the last token of a context is always read, since it gives the logits."""
+        """`(row of the cache, tokens in common)`; the last token of a context is always read, since it yields the logits."""
         limit = min(len(row) - 1, self._ids.shape[1])
         if self._cache is None or limit == 0:
             return 0, 0
@@ -222,7 +224,7 @@ class PrefixCache:
             self._cache = cache
 
     def _select(self, model: PreTrainedModel, sources: np.ndarray, columns: np.ndarray) -> DynamicCache:
-        """A cache with, in each row, the given columns of a row of the old one, which is used up."""
+        """A cache whose rows have the given columns of the given rows of the old cache, which is consumed."""
         selected = _new_cache(model)
         old, self._cache = self._cache, None
         if old is None or columns.shape[1] == 0:
@@ -233,7 +235,7 @@ class PrefixCache:
             row = torch.from_numpy(sources).to(before.keys.device)[:, None]
             column = torch.from_numpy(columns).to(before.keys.device)
             states = [held[row, :, column].transpose(1, 2) for held in (before.keys, before.values)]
-            before.reset()  # frees a layer before the next one is copied
+            before.reset()  # frees a layer before the next layer is copied
             after.update(*states)
         return selected
 

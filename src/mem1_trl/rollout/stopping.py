@@ -1,4 +1,4 @@
-"""Where a completion ends: at its first complete action or its end token."""
+"""The end of a completion: its first complete action or its end-of-sequence token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """
-    What was sampled in one turn.
+    The tokens that were sampled in one turn.
 
     Attributes:
         ids (`tuple[int, ...]`):
@@ -25,7 +25,7 @@ class Completion:
         logprobs (`tuple[float, ...]` or `None`):
             Log-probability in nats of each token under the sampler.
         ended (`bool`):
-            Whether a stop string or an end-of-sequence token ended it; `False` if it ran into its length limit.
+            Whether a stop string or an end-of-sequence token ended it; `False` if it reached its length limit.
         truncated_sampling (`bool`):
             Whether some token could not be drawn with its probability under the policy, see [`Turn`].
     """
@@ -40,8 +40,8 @@ class StopStringFinder:
     """
     Finds the token that completes a stop string in a growing list of token ids.
 
-    Only tokens that hold the last character of a stop string can complete one, so the ids are decoded at those tokens
-    alone, and only as far back as the string can reach.
+    Only tokens that contain the last character of a stop string can complete it, so the ids are decoded only at those tokens,
+    and only as far back as the string can reach.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -53,7 +53,7 @@ class StopStringFinder:
         self._closers: dict[str, torch.Tensor] = {}
 
     def closers(self, character: str) -> torch.Tensor:
-        """Which token ids hold `character`, as a bool tensor of shape `(vocabulary,)` on the CPU."""
+        """Whether each token id contains `character`, as a bool tensor of shape `(vocabulary,)` on the CPU."""
         if character not in self._closers:
             size = len(self.tokenizer)
             texts = self.tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
@@ -66,7 +66,7 @@ class StopStringFinder:
             token, closers = ids[-1], self.closers(stop[-1])
             if token >= len(closers) or not closers[token]:
                 continue
-            # Every token carries at least one byte, so the string lies within its last len(bytes) tokens
+            # Every token has at least one byte, so the string is within the last len(bytes) tokens
             tail = list(ids[-len(stop.encode()) - 1 :])
             if stop in self.tokenizer.decode(tail, skip_special_tokens=False):
                 return True
@@ -95,11 +95,11 @@ class ActionStoppingCriteria(StoppingCriteria):
         stops (`Sequence[Sequence[str]]`):
             Stop strings of each sequence.
         prompt_length (`int`):
-            Columns before the completions.
+            Number of columns before the completions.
         eos_token_ids (`Sequence[int]`, *optional*):
-            Ids that end a sequence as well.
+            Token ids that also end a sequence.
         leave_at (`int`, *optional*, defaults to `0`):
-            End all sequences as soon as no more than this many go on, so that the caller can go on with these alone.
+            End all sequences as soon as at most this many are unfinished, so that the caller can continue with these alone.
     """
 
     def __init__(
@@ -144,19 +144,19 @@ def finish_completion(
     truncated_sampling: bool = False,
 ) -> Completion:
     """
-    Cut what a backend returned at the first complete action or end-of-sequence token, whichever comes first.
+    The tokens that a backend returned, up to the first complete action or end-of-sequence token, whichever comes first.
 
-    Backends differ in what follows that token: `generate` pads until the longest sequence of its batch has stopped.
+    Backends differ in the tokens after it: `generate` pads until the longest sequence of its batch has stopped.
 
     Args:
         ids (`Sequence[int]`):
-            Sampled token ids, possibly with padding behind the end.
+            Sampled token ids, possibly with padding after the end.
         logprobs (`Sequence[float]` or `None`):
-            One per id, or `None`. Values behind the end are dropped too.
+            Log-probability of each id, or `None`. Values after the end are dropped too.
         stops (`Sequence[str]`):
             Stop strings.
         stop_texts ([`StopStringFinder`]):
-            Finds them.
+            Finds the stop strings.
         eos_token_ids (`Sequence[int]`):
             Ids that end a sequence.
         truncated_sampling (`bool`, *optional*, defaults to `False`):
