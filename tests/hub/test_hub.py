@@ -14,7 +14,7 @@ from support.forking import ForkServer
 from support.hub_server import hub
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent
+from mem1_trl import AgentSettings, Mem1Agent
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.hub.agent_settings import load_agent_settings, save_agent_settings
 from mem1_trl.hub.model_card import CardFacts, draw_curves, environment_stub, evaluation_results, usage_snippet
@@ -108,7 +108,7 @@ def test_an_adapter_is_pushed_as_one(tmp_path, actor_path, server, python):
 def facts(**kwargs) -> CardFacts:
     return CardFacts(**{
         "trainer_name": "MEM1 PPO", "citation": "@article{a}", "paper": ("MEM1", "2506.15841"), "source": "me/agent",
-        "conversational": False, "environment": None, "turn": [], "settings": {}, "training": {}, "log_history": [], **kwargs,
+        "environment": None, "turn": [], "settings": AgentSettings(environment={"top_k": 1}), "training": {}, "log_history": [], **kwargs,
     })  # fmt: skip
 
 
@@ -158,9 +158,9 @@ def test_the_stub_has_the_actions_of_the_environment():
 
 
 def test_the_snippet_names_an_environment_that_ships_with_the_package():
-    snippet = usage_snippet(facts(environment=RetrievalQAEnvironment(), conversational=True))
+    snippet = usage_snippet(facts(environment=RetrievalQAEnvironment()))
     assert "from mem1_trl.environments import RetrievalQAEnvironment\n" in snippet
-    assert 'agent.run([{"role": "user", "content": "Your task"}], RetrievalQAEnvironment())' in snippet
+    assert 'agent.run("Your task", RetrievalQAEnvironment(top_k=1))' in snippet
     compile(snippet, "snippet", "exec")
     compile(usage_snippet(facts(environment=Shop())), "snippet", "exec")
     compile(usage_snippet(facts()), "snippet", "exec")
@@ -178,6 +178,7 @@ def test_curves_need_two_points(tmp_path):
 
 
 def test_settings_of_an_agent_are_kept(tmp_path):
-    assert load_agent_settings(tmp_path) == {}
-    save_agent_settings(tmp_path, {"max_turns": 4, "chat_template_kwargs": {"enable_thinking": False}})
+    assert load_agent_settings(tmp_path) is None
+    settings = AgentSettings(max_turns=4, chat_template_kwargs={"enable_thinking": False})
+    save_agent_settings(tmp_path, settings)
     assert load_agent_settings(str(tmp_path)) == {"max_turns": 4, "chat_template_kwargs": {"enable_thinking": False}}
