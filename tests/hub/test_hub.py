@@ -181,4 +181,4 @@ def test_settings_of_an_agent_are_kept(tmp_path):
     assert load_agent_settings(tmp_path) is None
     settings = AgentSettings(max_turns=4, chat_template_kwargs={"enable_thinking": False})
     save_agent_settings(tmp_path, settings)
-    assert load_agent_settings(str(tmp_path)) == {"max_turns": 4, "chat_template_kwargs": {"enable_thinking": False}}
+    assert load_agent_settings(str(tmp_path)) == settings

@@ -21,7 +21,7 @@ def main() -> None:
         "prompt": agent.tokenizer.decode(trajectory.prompt_ids), "turns": len(trajectory.turns),
         "tokens": [turn.completion_ids for turn in trajectory.turns], "reward": trajectory.reward,
         "max_turns": agent.settings.max_turns, "max_observation_length": agent.settings.max_observation_length,
-        "max_completion_length": agent.generate.max_completion_length, "protocol": agent.protocol.to_dict(),
+        "max_completion_length": agent.settings.max_completion_length, "protocol": agent.protocol.to_dict(),
     }))  # fmt: skip
 
 
