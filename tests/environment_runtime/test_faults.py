@@ -17,7 +17,8 @@ from support.meeting import Meeting
 from mem1_trl import Mem1Protocol
 from mem1_trl.environment_runtime import faults
 from mem1_trl.environment_runtime.actions import action_methods, run_calls
-from mem1_trl.environment_runtime.calls import EnvironmentCall, EnvironmentCaller
+from mem1_trl.environment_runtime.calls import USE_SETTINGS, EnvironmentCall, EnvironmentCaller
+from mem1_trl.environment_runtime.environment_thread import EnvironmentThread
 from mem1_trl.environment_runtime.errors import (
     CallTimedOut,
     EnvironmentDied,
@@ -29,7 +30,6 @@ from mem1_trl.environment_runtime.errors import (
 )
 from mem1_trl.environment_runtime.faults import FaultSettings, as_reward, fault_metrics
 from mem1_trl.environment_runtime.pool import EnvironmentPool
-from mem1_trl.environment_runtime.seat import Seat
 
 
 class Echo:
@@ -136,10 +136,10 @@ def test_a_reward_is_finite_and_may_be_of_any_library():
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"timeout": 0.0}, "environment_timeout=0.0"),
-        ({"timeout": float("nan")}, "environment_timeout=nan"),
-        ({"retries": -1}, "environment_retries=-1"),
-        ({"concurrency": 0}, "environment_concurrency=0"),
+        ({"timeout": 0.0}, r"environment_timeout must be positive or None, got 0\.0\."),
+        ({"timeout": float("nan")}, r"environment_timeout must be positive or None, got nan\."),
+        ({"retries": -1}, r"environment_retries must be at least 0, got -1\."),
+        ({"concurrency": 0}, r"environment_concurrency must be at least 1, got 0\."),
         ({"on_error": "raise"}, "on_environment_error='raise' is unknown: use one of 'observe', 'drop_group'"),
     ],
 )
@@ -206,11 +206,36 @@ def test_actions_are_repeated_where_that_is_safe(method, kind, times, attempts, 
     assert (result.text, environment.attempts) == (text, attempts)
     failed = text.startswith("Error")
     assert result.failed is failed and not result.fatal
-    counts = caller.counts.take()
+    counts = caller.counts.reset()
     assert (counts["calls"], counts["retries"]) == (1, attempts - 1)
     # A refusal is an answer, for which the environment is not to blame
     assert counts["errors"] == (failed and kind is not ValueError)
     assert (result.error is None) is (not failed or kind is ValueError)
+
+
+@pytest.mark.parametrize(
+    ("limits", "attempts"), [({}, 3), ({"retries": USE_SETTINGS}, 3), ({"retries": None}, 1), ({"retries": 1}, 2)]
+)
+def test_a_call_may_have_limits_of_its_own(limits, attempts):
+    made = []
+
+    def fail():
+        made.append(True)
+        raise ConnectionError("away")
+
+    caller = EnvironmentCaller(FaultSettings(retries=2))
+    (outcome,) = caller.run([EnvironmentCall(EnvironmentThread(), fail, **limits)])
+    assert isinstance(outcome.error, ConnectionError) and len(made) == attempts
+
+
+def test_a_call_may_have_no_time_limit():
+    release = threading.Event()
+    caller = EnvironmentCaller(FaultSettings(timeout=0.2))
+    calls = [EnvironmentCall(EnvironmentThread(), lambda: release.wait(20), timeout=None)]
+    calls.append(EnvironmentCall(EnvironmentThread(), lambda: release.wait(20)))
+    threading.Timer(0.5, release.set).start()
+    unlimited, limited = caller.run(calls)
+    assert unlimited.value is True and isinstance(limited.error, CallTimedOut)
 
 
 @pytest.mark.parametrize(
@@ -391,11 +416,11 @@ def test_concurrency_is_bounded():
         now.pop()
 
     caller = EnvironmentCaller(FaultSettings(concurrency=3))
-    assert len(caller.run([EnvironmentCall(Seat(), count) for _ in range(12)])) == 12
+    assert len(caller.run([EnvironmentCall(EnvironmentThread(), count) for _ in range(12)])) == 12
     assert max(most) == 3
     order = []
     caller = EnvironmentCaller(FaultSettings(concurrency=1))
-    caller.run([EnvironmentCall(Seat(), lambda i=i: order.append(i)) for i in range(20)])
+    caller.run([EnvironmentCall(EnvironmentThread(), lambda i=i: order.append(i)) for i in range(20)])
     assert order == list(range(20))
 
 
@@ -469,7 +494,7 @@ def test_a_reset_that_fails_is_repeated_in_a_new_instance():
     pool = pool_of(Moody, retries=2)
     (started,) = pool.start([{}])
     assert started.observation == "instance 3" and started.error is None and started.environment.number == 3
-    assert pool.caller.counts.take() == {"calls": 1, "errors": 0, "timeouts": 0, "retries": 2, "restarts": 2}
+    assert pool.caller.counts.reset() == {"calls": 1, "errors": 0, "timeouts": 0, "retries": 2, "restarts": 2}
     pool.close()
     assert sorted(Moody.closed) == [1, 2, 3]
 

@@ -56,7 +56,13 @@ PUBLIC = {
         "select_trajectories",
     ],
     "mem1_trl.display": ["print_trajectory"],
-    "mem1_trl.environments": ["RetrievalQAEnvironment", "WebQAEnvironment", "WebShopEnvironment"],
+    "mem1_trl.environments": [
+        "ProcessEnvironment",
+        "RetrievalQAEnvironment",
+        "WebQAEnvironment",
+        "WebShopEnvironment",
+        "idempotent",
+    ],
     "mem1_trl.evaluate_metrics": [],
     "mem1_trl.evaluation": [
         "PAPER_OBJECTIVES",

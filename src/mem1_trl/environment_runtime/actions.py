@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import coerce, read_parameters
 from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then
+from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
-from .seat import Seat, closing_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -237,7 +237,7 @@ def run_calls(
         environments = [getattr(method, "__self__", None) for method, _ in calls]
     requests = [
         EnvironmentCall(
-            Seat() if environment is None else caller.seat_of(environment),
+            EnvironmentThread() if environment is None else caller.thread_of(environment),
             call_then(method, _text, **arguments),
             repeatable=getattr(method, "idempotent", False),
             may_refuse=True,
@@ -245,7 +245,7 @@ def run_calls(
         for (method, arguments), environment in zip(calls, environments, strict=True)
     ]
     outcomes = caller.run(requests)
-    return [_result(outcome, call.seat, caller.settings) for call, outcome in zip(requests, outcomes)]
+    return [_result(outcome, call.thread, caller.settings) for call, outcome in zip(requests, outcomes)]
 
 
 def _text(value: Any) -> str:
@@ -256,12 +256,12 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _result(outcome: Outcome, seat: Seat, settings: FaultSettings) -> ActionResult:
+def _result(outcome: Outcome, thread: EnvironmentThread, settings: FaultSettings) -> ActionResult:
     error = outcome.error
     if error is None:
         return ActionResult(outcome.value)
     text = f"Error: {error_text(error)}"
     if is_refusal(error):
         return ActionResult(text, failed=True)
-    fatal = seat.dead or settings.on_error == "drop_group"
+    fatal = thread.dead or settings.on_error == "drop_group"
     return ActionResult(text, failed=True, error=describe_error(error), fatal=fatal)

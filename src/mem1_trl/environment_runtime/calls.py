@@ -1,4 +1,4 @@
-"""Calls of environments: many at once, each with a time limit, repeated where that helps; no failure leaves here raised."""
+"""Calls of environments: many at the same time, each with a time limit, repeated where that helps. A failure is returned, not raised."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from enum import Enum
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
+from .environment_thread import EnvironmentThread, closing_hook, terminate
 from .errors import CallTimedOut, EnvironmentDied, is_refusal, may_repeat
 from .faults import FaultCounts, FaultSettings, seconds_to_wait
-from .seat import Seat, closing_hook, terminate
 
 logger = logging.getLogger(__name__)
 
@@ -28,37 +29,45 @@ _MAKING = 60.0  # seconds that making an instance may take at least: it may load
 _CLOSING = 10.0  # seconds that closing one may take at most
 
 
+class _Default(Enum):
+    USE_SETTINGS = "as the settings say"
+
+
+USE_SETTINGS = _Default.USE_SETTINGS
+"""Value of a limit of [`EnvironmentCall`] that is taken from the [`FaultSettings`]."""
+
+
 @dataclass(slots=True)
 class EnvironmentCall:
     """
     One call.
 
     Attributes:
-        seat ([`Seat`]):
-            Whose environment it calls. Calls of one seat run one after the other, in their order.
+        thread ([`EnvironmentThread`]):
+            Whose environment it calls. Calls of one thread run one after the other, in their order.
         function (`Callable[[], Any]`):
-            What to call. A coroutine function runs in the event loop, any other in the thread of the seat.
+            What to call. A coroutine function runs in the event loop, any other in this thread.
         repeatable (`bool`):
             Whether calling twice does what calling once does, see [`may_repeat`].
         may_refuse (`bool`):
-            Whether a `ValueError` is no failure but an answer.
-        retries (`int` or `None`):
-            How often it is repeated; `None` as the settings say.
-        timeout (`float`, *optional*):
-            Seconds that it may take; 0 stands for what the settings say.
+            Whether a `ValueError` is an answer rather than a failure.
+        retries (`int` or `None`, *optional*, defaults to `USE_SETTINGS`):
+            Maximum number of repetitions; `None` for none.
+        timeout (`float` or `None`, *optional*, defaults to `USE_SETTINGS`):
+            Seconds that it may take; `None` for no limit.
     """
 
-    seat: Seat
+    thread: EnvironmentThread
     function: Callable[[], Any]
     repeatable: bool = False
     may_refuse: bool = False
-    retries: int | None = None
-    timeout: float | None = 0.0
+    retries: int | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
+    timeout: float | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a call: `value`, or the `error` of its last attempt."""
+    """Result of a call: its `value`, or the `error` of its last attempt."""
 
     value: Any = None
     error: Exception | None = None
@@ -79,7 +88,7 @@ class EnvironmentCaller:
     """
     Runs calls of environments.
 
-    Synchronous ones run in the threads of their seats, asynchronous ones in one event loop, which lives as long as the caller
+    Synchronous ones run in the threads of their environments, asynchronous ones in one event loop, which lives as long as the caller
     does, so that a session opened in one turn can be used in the next.
 
     Args:
@@ -88,86 +97,88 @@ class EnvironmentCaller:
 
     Attributes:
         counts ([`FaultCounts`]):
-            What happened so far.
+            Numbers of calls, errors, timeouts, retries and restarts.
     """
 
     def __init__(self, settings: FaultSettings | None = None):
         self.settings = settings or FaultSettings()
         self.counts = FaultCounts()
-        self._seats: dict[int, Seat] = {}
+        self._threads: dict[int, EnvironmentThread] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.jitter = random.Random()
 
-    # Seats
+    # Threads
 
-    def adopt(self, seat: Seat) -> None:
-        """Know the seat of its environment from now on."""
-        self._seats[id(seat.environment)] = seat
+    def adopt(self, thread: EnvironmentThread) -> None:
+        """Remember a thread as the one of its environment."""
+        self._threads[id(thread.environment)] = thread
 
-    def seat_of(self, environment: Any) -> Seat:
-        """The seat of an environment; a new one if it has none yet."""
-        seat = self._seats.get(id(environment))
-        if seat is None:
-            seat = Seat(environment)
-            self.adopt(seat)
-        return seat
+    def thread_of(self, environment: Any) -> EnvironmentThread:
+        """The thread of an environment; a new one if it has none yet."""
+        thread = self._threads.get(id(environment))
+        if thread is None:
+            thread = EnvironmentThread(environment)
+            self.adopt(thread)
+        return thread
 
-    def release(self, seat: Seat) -> None:
-        """Forget an environment that belongs to somebody else."""
-        self._seats.pop(id(seat.environment), None)
-        seat.leave()
+    def release(self, thread: EnvironmentThread) -> None:
+        """Forget an environment that was passed in, and let its thread end."""
+        self._threads.pop(id(thread.environment), None)
+        thread.leave()
 
-    def make(self, seats: Sequence[Seat]) -> list[Exception | None]:
-        """Make the instances that seats lack, at once; returns what went wrong with each."""
-        empty = [seat for seat in seats if seat.environment is None and seat.factory is not None]
+    def make(self, threads: Sequence[EnvironmentThread]) -> list[Exception | None]:
+        """Errors of making the environments that threads lack, `None` where that succeeded; all are made at the same time."""
+        empty = [thread for thread in threads if thread.environment is None and thread.factory is not None]
         limit = None if self.settings.timeout is None else max(_MAKING, self.settings.timeout)
         calls = [
-            EnvironmentCall(seat, seat.factory, retries=0, timeout=limit) for seat in empty if seat.factory is not None
+            EnvironmentCall(thread, thread.factory, retries=None, timeout=limit)
+            for thread in empty
+            if thread.factory is not None
         ]
         outcomes = self.run(calls, counted=False)
         errors = {}
-        for seat, outcome in zip(empty, outcomes):
+        for thread, outcome in zip(empty, outcomes):
             if outcome.error is None:
-                seat.environment = outcome.value
-                self.adopt(seat)
+                thread.environment = outcome.value
+                self.adopt(thread)
             else:
-                errors[id(seat)] = outcome.error
-        return [errors.get(id(seat)) for seat in seats]
+                errors[id(thread)] = outcome.error
+        return [errors.get(id(thread)) for thread in threads]
 
-    def renew(self, seat: Seat) -> None:
-        """Empty a seat, so that the next episode gets a new instance; the old one is closed without waiting for it."""
-        self.counts.restarts += seat.environment is not None
-        self._dispose(seat)
-        seat.dead = seat.failed = False
+    def renew(self, thread: EnvironmentThread) -> None:
+        """Drop the environment of a thread, so that the next episode gets a new one; the old one is closed without waiting for it."""
+        self.counts.restarts += thread.environment is not None
+        self._dispose(thread)
+        thread.dead = thread.failed = False
 
-    def _dispose(self, seat: Seat) -> None:
-        environment, seat.environment = seat.environment, None
-        self._seats.pop(id(environment), None)
-        hook = None if seat.dead else closing_hook(environment)
+    def _dispose(self, thread: EnvironmentThread) -> None:
+        environment, thread.environment = thread.environment, None
+        self._threads.pop(id(environment), None)
+        hook = None if thread.dead else closing_hook(environment)
         if hook is None:
             terminate(environment)
         elif inspect.iscoroutinefunction(hook):
             asyncio.run_coroutine_threadsafe(hook(), self._running_loop())
         else:
-            seat.submit(hook)
-        seat.leave()
+            thread.submit(hook)
+        thread.leave()
 
-    def close(self, seats: Sequence[Seat]) -> None:
-        """Close the environments of seats that were made here, empty the seats, and end the event loop."""
-        alive = [seat for seat in seats if seat.environment is not None and not seat.dead]
+    def close(self, threads: Sequence[EnvironmentThread]) -> None:
+        """Close the environments that were made for these threads, and end the event loop."""
+        alive = [thread for thread in threads if thread.environment is not None and not thread.dead]
         calls = [
-            EnvironmentCall(seat, hook, retries=0, timeout=min(_CLOSING, self.settings.timeout or _CLOSING))
-            for seat in alive
-            if (hook := closing_hook(seat.environment)) is not None
+            EnvironmentCall(thread, hook, retries=None, timeout=min(_CLOSING, self.settings.timeout or _CLOSING))
+            for thread in alive
+            if (hook := closing_hook(thread.environment)) is not None
         ]
         for call, outcome in zip(calls, self.run(calls, counted=False)):
             if outcome.error is not None:
-                logger.warning("Closing a %s failed: %r", type(call.seat.environment).__name__, outcome.error)
-        for seat in seats:
-            terminate(seat.environment)  # what did not end by itself
-            self._seats.pop(id(seat.environment), None)
-            seat.environment, seat.dead, seat.failed = None, False, False
-            seat.leave()
+                logger.warning("Closing a %s failed: %r", type(call.thread.environment).__name__, outcome.error)
+        for thread in threads:
+            terminate(thread.environment)  # a process that did not end by itself
+            self._threads.pop(id(thread.environment), None)
+            thread.environment, thread.dead, thread.failed = None, False, False
+            thread.leave()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
@@ -176,11 +187,11 @@ class EnvironmentCaller:
 
     def run(self, calls: Sequence[EnvironmentCall], counted: bool = True) -> list[Outcome]:
         """
-        Run all calls, at most `concurrency` at once, and wait for what came of them.
+        Run all calls, at most `concurrency` at the same time, and wait for their outcomes.
 
         Args:
             calls (`Sequence[EnvironmentCall]`):
-                Calls of any seats.
+                Calls of any threads.
             counted (`bool`, *optional*, defaults to `True`):
                 Whether they count as `calls`, and as `errors` if they fail.
 
@@ -188,29 +199,29 @@ class EnvironmentCaller:
             `list[Outcome]`: In the order of `calls`.
 
         Raises:
-            `KeyboardInterrupt`: If the user, or an environment, interrupts. What runs is left to itself.
+            `KeyboardInterrupt`: If the user, or an environment, interrupts. Running calls are not waited for.
         """
         outcomes: list[Outcome | None] = [None] * len(calls)
         attempts = [0] * len(calls)
         waiting = deque(range(len(calls)))
         delayed: list[tuple[float, int]] = []
         running: dict[Future[Any], _Running] = {}
-        busy: set[int] = set()  # seats with a call that runs or is to be repeated
+        busy: set[int] = set()  # threads with a call that runs or is to be repeated
         ended: SimpleQueue[Future[Any]] = SimpleQueue()
         try:
             while waiting or delayed or running:
                 while delayed and delayed[0][0] <= time.monotonic():
                     index = heapq.heappop(delayed)[1]
-                    busy.discard(id(calls[index].seat))
+                    busy.discard(id(calls[index].thread))
                     waiting.appendleft(index)
                 for index in self._startable(calls, waiting, busy, self.settings.concurrency - len(running)):
                     call = calls[index]
-                    if call.seat.dead:
+                    if call.thread.dead:
                         outcomes[index] = Outcome(
                             error=EnvironmentDied("an earlier call of this environment never ended")
                         )
                         continue
-                    busy.add(id(call.seat))
+                    busy.add(id(call.thread))
                     attempts[index] += 1
                     future, state = self._begin(index, call)
                     running[future] = state
@@ -218,18 +229,18 @@ class EnvironmentCaller:
                 for future in self._wait(running, delayed, ended):
                     state = running.pop(future)
                     call = calls[state.index]
-                    busy.discard(id(call.seat))
+                    busy.discard(id(call.thread))
                     outcome = self._end(future, state, call)
                     if self._goes_again(outcome.error, call, attempts[state.index]):
                         self.counts.retries += 1
-                        busy.add(id(call.seat))
+                        busy.add(id(call.thread))
                         pause = seconds_to_wait(attempts[state.index], self.jitter)
                         heapq.heappush(delayed, (time.monotonic() + pause, state.index))
                     else:
                         outcomes[state.index] = outcome
         except BaseException:
             for state in running.values():
-                calls[state.index].seat.dead = True
+                calls[state.index].thread.dead = True
             raise
         finished = [outcome for outcome in outcomes if outcome is not None]
         assert len(finished) == len(calls)
@@ -240,14 +251,14 @@ class EnvironmentCaller:
 
     @staticmethod
     def _startable(calls: Sequence[EnvironmentCall], waiting: deque[int], busy: set[int], room: int) -> list[int]:
-        """Take out of `waiting` what can start now: at most `room` calls, one of each seat, and of each its first."""
+        """Take out of `waiting` what can start now: at most `room` calls, one of each thread, and of each its first."""
         chosen: list[int] = []
         passed: list[int] = []
-        seats = set(busy)
+        threads = set(busy)
         while waiting and len(chosen) < room:
             index = waiting.popleft()
-            (passed if id(calls[index].seat) in seats else chosen).append(index)
-            seats.add(id(calls[index].seat))
+            (passed if id(calls[index].thread) in threads else chosen).append(index)
+            threads.add(id(calls[index].thread))
         waiting.extendleft(reversed(passed))
         return chosen
 
@@ -269,10 +280,10 @@ class EnvironmentCaller:
             pass
         now = time.monotonic()
         found += [future for future, state in running.items() if now >= state.deadline]
-        return [future for future in dict.fromkeys(found) if future in running]  # the rest was given up before
+        return [future for future in dict.fromkeys(found) if future in running]  # the others timed out before
 
     def _begin(self, index: int, call: EnvironmentCall) -> tuple[Future[Any], _Running]:
-        timeout = self.settings.timeout if call.timeout == 0.0 else call.timeout
+        timeout = self._timeout_of(call)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         if inspect.iscoroutinefunction(call.function):
             coroutine = _bounded(call.function, timeout)
@@ -289,19 +300,18 @@ class EnvironmentCaller:
                 value = asyncio.run_coroutine_threadsafe(_bounded(finish, timeout), self._running_loop()).result()
             return value
 
-        return call.seat.submit(function), _Running(index, deadline, False)
+        return call.thread.submit(function), _Running(index, deadline, False)
 
     def _end(self, future: Future[Any], state: _Running, call: EnvironmentCall) -> Outcome:
         if not future.done():
             self.counts.timeouts += 1
-            call.seat.dead = True
-            terminate(call.seat.environment)
+            call.thread.dead = True
+            terminate(call.thread.environment)
             if state.asynchronous:
                 future.cancel()
                 self._check_loop()
-            call.seat.leave()
-            timeout = self.settings.timeout if call.timeout == 0.0 else call.timeout
-            return Outcome(error=CallTimedOut(_no_answer(timeout)))
+            call.thread.leave()
+            return Outcome(error=CallTimedOut(_no_answer(self._timeout_of(call))))
         try:
             error = future.exception()
         except CancelledError:
@@ -311,16 +321,19 @@ class EnvironmentCaller:
         if error is None:
             return Outcome(future.result())
         self.counts.timeouts += isinstance(error, CallTimedOut)
-        call.seat.dead = call.seat.dead or isinstance(error, EnvironmentDied)
+        call.thread.dead = call.thread.dead or isinstance(error, EnvironmentDied)
         if not isinstance(error, Exception):  # an environment may not end the run by sys.exit
             error = RuntimeError(f"{type(error).__name__}: {error}")
         return Outcome(error=error)
 
     def _goes_again(self, error: Exception | None, call: EnvironmentCall, attempts: int) -> bool:
-        allowed = self.settings.retries if call.retries is None else call.retries
-        if error is None or call.seat.dead or attempts > allowed:
+        allowed = self.settings.retries if call.retries is USE_SETTINGS else call.retries or 0
+        if error is None or call.thread.dead or attempts > allowed:
             return False
         return may_repeat(error, call.repeatable)
+
+    def _timeout_of(self, call: EnvironmentCall) -> float | None:
+        return self.settings.timeout if call.timeout is USE_SETTINGS else call.timeout
 
     # The event loop
 
@@ -331,7 +344,7 @@ class EnvironmentCaller:
         return self._loop
 
     def _check_loop(self) -> None:
-        """Leave an event loop to itself that some coroutine blocks; the next call gets another."""
+        """Give up an event loop that a coroutine blocks; the next call gets a new one."""
         if self._loop is None:
             return
         answer: Future[None] = Future()
@@ -374,9 +387,9 @@ def _no_answer(timeout: float | None) -> str:
 
 def call_then(method: Callable[..., Any], convert: Callable[[Any], Any], **arguments: Any) -> Callable[[], Any]:
     """
-    A call of a method, synchronous or not, whose result is converted where the call is made.
+    A function that calls a method, synchronous or not, and then converts its result.
 
-    Converting is part of the call: it may fail or take time as well.
+    Converting is part of the call: an error in it is an error of the call, and its time counts.
     """
     if inspect.iscoroutinefunction(method):
 

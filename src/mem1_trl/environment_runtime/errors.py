@@ -84,7 +84,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an environment says that somebody it talks to did not answer. Running out of our own time is not that."""
+    """Whether an environment says that a server did not answer. A call that exceeds `environment_timeout` is not transient."""
     return not isinstance(error, CallTimedOut) and bool(TRANSIENT_ERRORS & set(error_names(error)))
 
 
@@ -97,7 +97,7 @@ def may_repeat(error: BaseException, repeatable: bool) -> bool:
             What it raised.
         repeatable (`bool`):
             Whether calling twice does what calling once does: `reset`, `get_reward` and actions marked with [`idempotent`].
-            They are repeated unless the error would come again (a `TypeError`, say); other actions only if somebody did not
+            They are repeated unless the error would come again (a `TypeError`, say); other actions only if a server did not
             answer.
     """
     if isinstance(error, EnvironmentDied) or not isinstance(error, Exception):

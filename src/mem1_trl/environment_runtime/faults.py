@@ -1,4 +1,4 @@
-"""What may go wrong in an environment, what is done about it, and how often it was. No threads here."""
+"""Settings and counts of failures of environments. No threads here."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class FaultSettings:
         timeout (`float` or `None`):
             Seconds that `reset`, an action or `get_reward` may take. `None` waits forever.
         retries (`int`):
-            How often a call is repeated after a failure that may pass, see [`may_repeat`].
+            Maximum number of repetitions of a call after a failure that may pass, see [`may_repeat`].
         concurrency (`int`):
-            Most calls at once.
+            Maximum number of calls at the same time.
         on_error (`str`):
             `"observe"` shows the error of an action to the agent; `"drop_group"` ends the episode.
     """
@@ -38,11 +38,11 @@ class FaultSettings:
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"environment_timeout={self.timeout} lets no call finish: use seconds above 0, or None.")
+            raise ValueError(f"environment_timeout must be positive or None, got {self.timeout}.")
         if self.retries < 0:
-            raise ValueError(f"environment_retries={self.retries} is negative: use 0 to try once.")
+            raise ValueError(f"environment_retries must be at least 0, got {self.retries}.")
         if self.concurrency < 1:
-            raise ValueError(f"environment_concurrency={self.concurrency} lets no call start: use 1 or more.")
+            raise ValueError(f"environment_concurrency must be at least 1, got {self.concurrency}.")
         if self.on_error not in ON_ENVIRONMENT_ERROR:
             raise ValueError(
                 f"on_environment_error={self.on_error!r} is unknown: use one of "
@@ -53,13 +53,13 @@ class FaultSettings:
 @dataclass(slots=True)
 class FaultCounts:
     """
-    How often what happened.
+    Numbers of calls of environments, and of their failures.
 
     Attributes:
         calls (`int`):
             Calls of `reset`, actions and `get_reward`, a repeated one once.
         errors (`int`):
-            Those that failed in the end. An action that raised `ValueError` refused its input and is none of them.
+            Those that failed in the end. An action that raised `ValueError` refused its input and does not count.
         timeouts (`int`):
             Attempts that took longer than allowed.
         retries (`int`):
@@ -74,7 +74,7 @@ class FaultCounts:
     retries: int = 0
     restarts: int = 0
 
-    def take(self) -> dict[str, int]:
+    def reset(self) -> dict[str, int]:
         """The numbers since the last call of this method, by name."""
         numbers = asdict(self)
         for name in numbers:
@@ -111,7 +111,7 @@ def as_reward(value: Any, source: str = "get_reward") -> float | None:
     What `get_reward` returned, as a number; `None` stays `None`, "not scored".
 
     Raises:
-        `TypeError`: If it is no number.
+        `TypeError`: If it is not a number.
         `ValueError`: If it is not finite.
     """
     if value is None:

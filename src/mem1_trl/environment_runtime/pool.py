@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
 from .calls import EnvironmentCall, EnvironmentCaller, call_then
+from .environment_thread import EnvironmentThread
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
-from .seat import Seat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,12 +82,12 @@ class EnvironmentPool:
                     f"`environment_factory`{'' if name is None else f'[{name!r}]'} must be a class or function without arguments "
                     f"that returns a new environment, got a {type(make).__name__}."
                 )
-        self._seats = {name: [Seat(factory=make)] for name, make in self.factories.items()}
-        first = [seats[0] for seats in self._seats.values()]
+        self._threads = {name: [EnvironmentThread(factory=make)] for name, make in self.factories.items()}
+        first = [threads[0] for threads in self._threads.values()]
         for error in self.caller.make(first):
             if error is not None:  # an error of the first instance would occur for every row
                 raise error
-        self._examples = {name: seats[0].environment for name, seats in self._seats.items()}
+        self._examples = {name: threads[0].environment for name, threads in self._threads.items()}
         self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
         self._rewards: dict[int, float | None] = {}
 
@@ -135,20 +135,20 @@ class EnvironmentPool:
         """
         names = [self.name_of(row) for row in rows]
         taken: dict[str | None, int] = {}
-        seats = []
+        threads = []
         for name in names:
             index = taken[name] = taken.get(name, -1) + 1
-            if index == len(self._seats[name]):
-                self._seats[name].append(Seat(factory=self.factories[name]))
-            seats.append(self._seats[name][index])
-        for seat in seats:
-            if seat.dead or seat.failed:
-                self.caller.renew(seat)
+            if index == len(self._threads[name]):
+                self._threads[name].append(EnvironmentThread(factory=self.factories[name]))
+            threads.append(self._threads[name][index])
+        for thread in threads:
+            if thread.dead or thread.failed:
+                self.caller.renew(thread)
         arguments = [{k: v for k, v in row.items() if not (self.routed and k == "environment")} for row in rows]
-        started = reset_all(self.caller, seats, arguments)
+        started = reset_all(self.caller, threads, arguments)
         return [
-            StartedEpisode(seat.environment, self.actions[name], observation, error)
-            for name, seat, (observation, error) in zip(names, seats, started)
+            StartedEpisode(thread.environment, self.actions[name], observation, error)
+            for name, thread, (observation, error) in zip(names, threads, started)
         ]
 
     def score(self, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
@@ -168,14 +168,14 @@ class EnvironmentPool:
 
     def discard(self, environment: Any) -> None:
         """Stop using an environment, for instance because it failed; a new one replaces it."""
-        for seats in self._seats.values():
-            for seat in seats:
-                if seat.environment is environment:
-                    seat.failed = True
+        for threads in self._threads.values():
+            for thread in threads:
+                if thread.environment is environment:
+                    thread.failed = True
 
     def close(self) -> None:
         """Close all environments, by calling their method `close` if they have one. The next episodes get new environments."""
-        self.caller.close([seat for seats in self._seats.values() for seat in seats])
+        self.caller.close([thread for threads in self._threads.values() for thread in threads])
 
     def reward_functions(self) -> list[Callable[..., Any]]:
         """
@@ -214,9 +214,9 @@ class GivenEnvironments:
         self.caller = caller
         self.environments = environments
         self.actions = [ActionSet(environment, protocol) for environment in environments]
-        self._seats = [Seat(environment) for environment in environments]
-        for seat in self._seats:
-            caller.adopt(seat)
+        self._threads = [EnvironmentThread(environment) for environment in environments]
+        for thread in self._threads:
+            caller.adopt(thread)
 
     def start(self, rows: Sequence[Mapping[str, Any]]) -> list[StartedEpisode]:
         """Start one episode for each row, as in [`EnvironmentPool.start`]."""
@@ -224,7 +224,7 @@ class GivenEnvironments:
             raise ValueError(
                 f"There must be one environment per row, got {len(rows)} rows and {len(self.environments)} environments."
             )
-        results = reset_all(self.caller, self._seats, rows)
+        results = reset_all(self.caller, self._threads, rows)
         return [
             StartedEpisode(environment, actions, observation, error)
             for environment, actions, (observation, error) in zip(self.environments, self.actions, results)
@@ -236,43 +236,44 @@ class GivenEnvironments:
 
     def discard(self, environment: Any) -> None:
         """Mark an environment as failed."""
-        self.caller.seat_of(environment).failed = True
+        self.caller.thread_of(environment).failed = True
 
     def release(self) -> None:
         """Release the environments; their threads end."""
-        for seat in self._seats:
-            self.caller.release(seat)
+        for thread in self._threads:
+            self.caller.release(thread)
 
 
 def reset_all(
-    caller: EnvironmentCaller, seats: Sequence[Seat], rows: Sequence[Mapping[str, Any]]
+    caller: EnvironmentCaller, threads: Sequence[EnvironmentThread], rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str | None, Exception | None]]:
     """
     Call `reset` of all environments concurrently, and again for those that failed, with a new instance if one can be made.
 
     Returns:
-        `list[tuple[str | None, Exception | None]]`: For each seat, the return value of `reset`, or the last error.
+        `list[tuple[str | None, Exception | None]]`: For each thread, the return value of `reset`, or the last error.
     """
-    results: list[tuple[str | None, Exception | None]] = [(None, None)] * len(seats)
-    left = list(range(len(seats)))
+    results: list[tuple[str | None, Exception | None]] = [(None, None)] * len(threads)
+    left = list(range(len(threads)))
     for attempt in range(1, caller.settings.retries + 2):
-        made = caller.make([seats[index] for index in left])
+        made = caller.make([threads[index] for index in left])
         for index, error in zip(left, made):
             results[index] = (None, error)
         ready = [index for index, error in zip(left, made) if error is None]
         calls = [
-            EnvironmentCall(seats[index], _reset(seats[index].environment, rows[index]), retries=0) for index in ready
+            EnvironmentCall(threads[index], _reset(threads[index].environment, rows[index]), retries=None)
+            for index in ready
         ]
         for index, outcome in zip(ready, caller.run(calls, counted=False)):
             results[index] = (outcome.value, outcome.error)
         again = []
         for index in left:
-            error, seat = results[index][1], seats[index]
+            error, thread = results[index][1], threads[index]
             if error is None:
                 continue
-            seat.failed = True
-            replaceable = seat.factory is not None
-            if (replaceable or not seat.dead) and (seat.dead or may_repeat(error, repeatable=True)):
+            thread.failed = True
+            replaceable = thread.factory is not None
+            if (replaceable or not thread.dead) and (thread.dead or may_repeat(error, repeatable=True)):
                 again.append(index)
         left = again
         if not left or attempt > caller.settings.retries:
@@ -280,10 +281,10 @@ def reset_all(
         caller.counts.retries += len(left)
         time.sleep(seconds_to_wait(attempt, caller.jitter))
         for index in left:
-            if seats[index].factory is not None:
-                caller.renew(seats[index])
-            seats[index].failed = False
-    caller.counts.calls += len(seats)
+            if threads[index].factory is not None:
+                caller.renew(threads[index])
+            threads[index].failed = False
+    caller.counts.calls += len(threads)
     caller.counts.errors += sum(error is not None for _, error in results)
     return results
 
@@ -311,7 +312,7 @@ def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[
     asked = [index for index, e in enumerate(environments) if callable(getattr(type(e), "get_reward", None))]
     calls = [
         EnvironmentCall(
-            caller.seat_of(environments[index]),
+            caller.thread_of(environments[index]),
             call_then(environments[index].get_reward, as_reward),
             repeatable=True,
         )
@@ -319,6 +320,6 @@ def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[
     ]
     scores: list[tuple[float | None, Exception | None]] = [(None, None)] * len(environments)
     for index, call, outcome in zip(asked, calls, caller.run(calls)):
-        call.seat.failed = call.seat.failed or outcome.error is not None
+        call.thread.failed = call.thread.failed or outcome.error is not None
         scores[index] = (outcome.value, outcome.error)
     return scores

@@ -16,8 +16,8 @@ from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
 
+from .environment_thread import closing_hook
 from .errors import EnvironmentDied, RemoteError, error_names
-from .seat import closing_hook
 
 _CLOSING = 5.0  # seconds that a process has to end on its own before it is killed
 

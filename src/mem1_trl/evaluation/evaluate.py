@@ -147,7 +147,7 @@ def evaluate_agent(
         settings={**described, "memory": memory_kind(agent.settings.context), "seed": seed, **(settings or {})},
         seed=seed,
         resamples=resamples,
-        environment=fault_metrics([pool.caller.counts.take()]),
+        environment=fault_metrics([pool.caller.counts.reset()]),
     )
 
 

@@ -230,8 +230,8 @@ class Rollout:
             elif isinstance(getattr(type(episode.environment), "done", None), property):
                 # It runs code of the environment, which may raise or hang as an action may
                 asked.append(episode)
-                seat = self.caller.seat_of(episode.environment)
-                calls.append(EnvironmentCall(seat, partial(_read_done, episode.environment)))
+                thread = self.caller.thread_of(episode.environment)
+                calls.append(EnvironmentCall(thread, partial(_read_done, episode.environment)))
             elif episode.stop_reason is None and _is_done(episode.environment):
                 episode.stop_reason = StopReason.DONE
         for episode, outcome in zip(asked, self.caller.run(calls, counted=False)):

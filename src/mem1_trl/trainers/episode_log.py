@@ -66,7 +66,7 @@ class EpisodeLog:
                 share = sum(stop == reason for _, stop, *_ in group) / len(group)
                 trainer.log_metric(f"episode/stop_reason/{reason}", share)
         if trainer.pool is not None:
-            counts = trainer.gather_records([trainer.pool.caller.counts.take()])
+            counts = trainer.gather_records([trainer.pool.caller.counts.reset()])
             for name, value in fault_metrics(counts).items():
                 trainer.log_metric(f"environment/{name}", value)
             self._check_faults([(error, played) for *_, error, played in records])

@@ -13,18 +13,18 @@ from typing import Any
 _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
-class Seat:
+class EnvironmentThread:
     """
-    A place for one environment, with a thread in which it is made, called and closed.
+    A thread with its environment, which is made, called and closed there.
 
-    One thread for all calls of an instance, so that what may not leave its thread (an sqlite connection, a synchronous
-    browser) works. The thread is a daemon: one that hangs holds up nobody, the end of the program included.
+    All calls of an instance run in one thread, so that an object that may not leave its thread (an sqlite connection, a
+    synchronous browser) works. The thread is a daemon: when it hangs, nothing waits for it, not even the end of the program.
 
     Args:
         environment (`Any`, *optional*):
             The instance, if there is one.
         factory (`Callable`, *optional*):
-            Makes another. `None` for an environment that belongs to the caller.
+            Makes another. `None` if the environment was passed in and cannot be replaced.
     """
 
     __slots__ = ("__weakref__", "_inbox", "dead", "environment", "factory", "failed")
@@ -39,7 +39,7 @@ class Seat:
         self._inbox: SimpleQueue[_Job | None] | None = None
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Run a function in the thread, after those that were submitted before."""
+        """The result, in the future, of running a function in the thread after those that were submitted before."""
         if self._inbox is None:
             self._inbox = SimpleQueue()
             threading.Thread(target=_work, args=(self._inbox,), daemon=True, name="mem1-environment").start()
@@ -48,7 +48,7 @@ class Seat:
         return future
 
     def leave(self) -> None:
-        """Let the thread end when it is done with what it has; the next call gets a new one."""
+        """Let the thread end after the functions that were submitted; the next one starts a new thread."""
         if self._inbox is not None:
             self._inbox.put(None)
             self._inbox = None
@@ -69,7 +69,7 @@ def _work(inbox: SimpleQueue[_Job | None]) -> None:
 
 
 def closing_hook(environment: Any) -> Callable[[], Any] | None:
-    """The method `close` of an environment, if it has one that takes no arguments and so is no action."""
+    """The method `close` of an environment, if it has one that takes no arguments and so is not an action."""
     if inspect.getattr_static(type(environment), "close", None) is None:
         return None
     method = environment.close
@@ -85,7 +85,7 @@ def takes_nothing(method: Callable[..., Any]) -> bool:
 
 
 def terminate(environment: Any) -> None:
-    """Kill the process behind an environment, if there is one; see [`mem1_trl.process_environment`]."""
+    """Kill the process of an environment, if it has one; see [`mem1_trl.process_environment`]."""
     kill = getattr(type(environment), "_terminate", None)
     if kill is not None:
         with contextlib.suppress(Exception):
