@@ -23,7 +23,8 @@ Which failures end an episode instead of raising: none; those of an environment 
 too long); or also a task of the data set that is too long or cannot be rendered.
 """
 
-_NO_TASK = [{"role": "user", "content": ""}]
+NO_TASK = [{"role": "user", "content": ""}]
+"""The prompt of a row whose task the environment returns from `reset`."""
 
 
 class EpisodePlayer:
@@ -90,7 +91,7 @@ class EpisodePlayer:
             error = too_long
         try:
             added = None if error is not None else observation
-            episode.prompt = self.render(row.get("prompt", _NO_TASK), started.actions, added)
+            episode.prompt = self.render(row.get("prompt", NO_TASK), started.actions, added)
             episode.prompt_ids = self.encode(episode.prompt, started.actions)
             if error is None:
                 self.rollout.settings.check_prompt(episode.prompt_ids)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import ProcessorMixin
 
+from ..rollout.play import NO_TASK
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -17,7 +19,6 @@ CHECKED_PROMPTS = 1000
 """Number of prompts whose lengths are checked in advance."""
 
 _IMAGE_COLUMNS = ("image", "images")
-_NO_TASK = [{"role": "user", "content": ""}]
 
 
 def named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[str, Any]]:
@@ -71,7 +72,7 @@ def dataset_or_placeholder(dataset: Any, args: Any, pool: EnvironmentPool | None
     if args.max_steps <= 0:
         raise ValueError("Without a `train_dataset` the length of training is unknown: set `max_steps`.")
     rows = args.generation_batch_size // args.num_generations
-    return Dataset.from_dict({"prompt": [_NO_TASK] * rows})
+    return Dataset.from_dict({"prompt": [NO_TASK] * rows})
 
 
 def check_columns(name: str, dataset: Any, pool: EnvironmentPool | None) -> None:
@@ -132,7 +133,7 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
         return
     lengths = []
     for row in dataset.select(range(min(CHECKED_PROMPTS, len(dataset)))):
-        prompt = row.get("prompt", _NO_TASK)
+        prompt = row.get("prompt", NO_TASK)
         actions = None if pool is None else pool.actions[pool.name_of(row)]
         if actions is not None:
             prompt = player.render(prompt, actions)
