@@ -86,6 +86,7 @@ def test_processes_end_with_the_test_that_started_them():
 # The process that scripts are forked from
 
 
+@pytest.mark.slow  # the process must first import everything
 def test_a_forked_script_is_a_process_as_any_other(fork_server, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -103,6 +104,21 @@ def test_a_forked_script_is_a_process_as_any_other(fork_server, tmp_path):
     assert failed.returncode == 1 and failed.stderr.endswith("no more\n")
 
 
+@pytest.mark.slow  # the process must first import everything
+def test_the_end_of_a_forked_script_deletes_nothing_of_the_next(fork_server, tmp_path):
+    """wandb makes a directory when it is imported, and deletes it when the process ends."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "import wandb.sdk.data_types._private as private\n"
+        "print(private.MEDIA_TMP.name, Path(private.MEDIA_TMP.name).is_dir())\n"
+    )
+    first, second = (fork_server.run(script).stdout.split() for _ in range(2))
+    assert first[1] == second[1] == "True" and first[0] != second[0]
+    assert not Path(first[0]).exists() and not Path(second[0]).exists()
+
+
+@pytest.mark.slow  # the process must first import everything
 def test_a_forked_script_that_takes_too_long_is_killed_with_all_it_started(fork_server, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

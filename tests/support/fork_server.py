@@ -14,6 +14,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -38,6 +39,11 @@ def preload() -> None:
     assert trl.GRPOTrainer and peft.LoraConfig and datasets.Dataset  # TRL imports on first use
 
 
+def temporary_directories() -> list[tempfile.TemporaryDirectory]:
+    """Those that the imported libraries made for themselves, and delete when the process ends: wandb's, for instance."""
+    return [thing for thing in gc.get_objects() if isinstance(thing, tempfile.TemporaryDirectory)]
+
+
 def free_port() -> int:
     """A port that nothing listens on now."""
     with socket.socket() as listener:
@@ -45,9 +51,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def become(request: dict[str, Any], rank: int, group: int) -> None:
+def become(request: dict[str, Any], rank: int, group: int, shared: list[tempfile.TemporaryDirectory]) -> None:
     """Make a fresh child look like a process that was started with the script."""
     os.setpgid(0, group)
+    for directory in shared:  # at its end, this process would delete them for all that are forked later
+        directory._finalizer.detach()
+        directory.__init__()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(request[name], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(file, descriptor)
@@ -97,7 +106,7 @@ def end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def serve(connection: Connection) -> dict[str, Any] | None:
+def serve(connection: Connection, shared: list[tempfile.TemporaryDirectory]) -> dict[str, Any] | None:
     """Answer requests until the other end is gone. In a child: the request that it was made for."""
     while True:
         try:
@@ -110,7 +119,7 @@ def serve(connection: Connection) -> dict[str, Any] | None:
             child = os.fork()
             if child == 0:
                 connection.close()
-                become(request, rank, children[0] if children else 0)
+                become(request, rank, children[0] if children else 0, shared)
                 return request
             # By both, since either may be first to need it
             os.setpgid(child, children[0] if children else child)
@@ -141,9 +150,10 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     preload()
     gc.collect()
+    shared = temporary_directories()
     gc.freeze()  # a collection in a child would copy every page that it looks at
     connection.send("ready")
-    request = serve(connection)
+    request = serve(connection, shared)
     if request is not None:
         os._exit(play(request["script"]))  # tearing down all modules would copy those pages, too, and takes seconds
 

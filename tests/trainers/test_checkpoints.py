@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.forking import ForkServer
 
 from mem1_trl.trainers.checkpoints import (
     checkpoint_to_resume,
@@ -28,11 +27,9 @@ RESUMED_FROM = {
 }
 
 
-def play(tmp_path: Path, actor_path: str, kind: str, *places: str) -> dict:
+def play(server: ForkServer, tmp_path: Path, actor_path: str, kind: str, *places: str) -> dict:
     output = tmp_path / "report.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), actor_path, kind, str(output), *places]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = server.run(SCRIPT, actor_path, kind, output, *places)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(output.read_text())
     assert report["whole"]["statuses"] == [0], done.stderr[-3000:]
@@ -74,24 +71,27 @@ def check(report: dict, places: list[str]) -> None:
         ("shared", ["in_a_rollout"]),
     ],
 )
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, actor_path, kind, places):
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, actor_path, fork_server, kind, places):
     """Every logged number, every sampled token, the order of the data over epochs, and all weights at the end, exactly."""
-    check(play(tmp_path, actor_path, kind, *places), places)
+    check(play(fork_server, tmp_path, actor_path, kind, *places), places)
 
 
-def play_together(directory: Path, actor_path: str, name: str, place: str = "-", rank: int = 0) -> tuple[int, list]:
+def play_together(
+    server: ForkServer, directory: Path, actor_path: str, name: str, place: str = "-", rank: int = 0
+) -> tuple[int, list]:
     """Exit status of a run of two processes, and the diary of each."""
-    script = str(SCRIPT.with_name("killed_processes.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CI": "1"}
-    done = subprocess.run(
-        [*command, actor_path, str(directory), name, place, str(rank)],
-        env=environment, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+    script = SCRIPT.with_name("killed_processes.py")
+    done = server.run(script, actor_path, directory, name, place, str(rank), ranks=2)
     if place == "-":
         assert done.returncode == 0, done.stderr[-3000:]
     diaries = [directory / f"{name}-{process}.jsonl" for process in range(2)]
     return done.returncode, [[json.loads(line) for line in path.read_text().splitlines()] for path in diaries]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, actor_path, fork_server) -> list:
+    """The diaries of two processes that run to their end."""
+    return play_together(fork_server, tmp_path_factory.mktemp("whole"), actor_path, "first")[1]
 
 
 @pytest.mark.slow
@@ -99,14 +99,14 @@ def play_together(directory: Path, actor_path: str, name: str, place: str = "-",
     ("place", "rank", "resumed_from"),
     [("in_a_rollout", 1, "checkpoint-2"), ("before_the_mark", 0, "checkpoint-2")],
 )
-def test_two_processes_of_which_one_is_killed_go_on_exactly(tmp_path, actor_path, place, rank, resumed_from):
+def test_two_processes_of_which_one_is_killed_go_on_exactly(
+    tmp_path, actor_path, fork_server, uninterrupted, place, rank, resumed_from
+):
     """Each process finds its own rows, samples and random states again."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    _, whole = play_together(tmp_path / "whole", actor_path, "first")
-    status, first = play_together(tmp_path / "killed", actor_path, "first", place, rank)
+    whole = copy.deepcopy(uninterrupted)
+    status, first = play_together(fork_server, tmp_path, actor_path, "first", place, rank)
     assert status != 0
-    _, second = play_together(tmp_path / "killed", actor_path, "second")
+    _, second = play_together(fork_server, tmp_path, actor_path, "second")
     assert whole[0][-1]["weights"] == whole[1][-1]["weights"]
     assert whole[0][-1]["random"] != whole[1][-1]["random"], "each process has random numbers of its own"
     for process in range(2):
