@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .arguments import coerce, read_parameters
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then
+from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
@@ -241,6 +241,8 @@ def run_calls(
             call_then(method, _text, **arguments),
             repeatable=getattr(method, "idempotent", False),
             may_refuse=True,
+            name=name_of_call(environment, getattr(method, "__name__", "action")),
+            written=" ".join(map(str, arguments.values())),
         )
         for (method, arguments), environment in zip(calls, environments, strict=True)
     ]

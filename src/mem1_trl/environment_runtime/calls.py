@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from .environment_thread import EnvironmentThread, closing_hook, terminate
-from .errors import CallTimedOut, EnvironmentDied, is_refusal, may_repeat
+from .errors import CallTimedOut, EnvironmentDied, ends_the_run, error_text, is_refusal, may_repeat
 from .faults import FaultCounts, FaultSettings, seconds_to_wait
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class EnvironmentCall:
             Maximum number of repetitions; `None` for none.
         timeout (`float` or `None`, *optional*, defaults to `USE_SETTINGS`):
             Seconds that it may take; `None` for no limit.
+        name (`str`, *optional*, defaults to `""`):
+            What is called, for messages, such as "`search` of Library"; empty if its failure never ends a run, as that of closing.
+        written (`str`, *optional*, defaults to `""`):
+            What an agent wrote into it.
     """
 
     thread: EnvironmentThread
@@ -63,6 +67,8 @@ class EnvironmentCall:
     may_refuse: bool = False
     retries: int | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
     timeout: float | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
+    name: str = ""
+    written: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ class EnvironmentCaller:
         empty = [thread for thread in threads if thread.environment is None and thread.factory is not None]
         limit = None if self.settings.timeout is None else max(_MAKING, self.settings.timeout)
         calls = [
-            EnvironmentCall(thread, thread.factory, retries=None, timeout=limit)
+            EnvironmentCall(thread, thread.factory, retries=None, timeout=limit, name="`environment_factory`")
             for thread in empty
             if thread.factory is not None
         ]
@@ -200,6 +206,7 @@ class EnvironmentCaller:
 
         Raises:
             `KeyboardInterrupt`: If the user, or an environment, interrupts. Running calls are not waited for.
+            `ImportError`: If an environment needs a package that cannot be imported, see [`ends_the_run`].
         """
         outcomes: list[Outcome | None] = [None] * len(calls)
         attempts = [0] * len(calls)
@@ -231,6 +238,7 @@ class EnvironmentCaller:
                     call = calls[state.index]
                     busy.discard(id(call.thread))
                     outcome = self._end(future, state, call)
+                    _end_the_run_if_hopeless(call, outcome.error)
                     if self._goes_again(outcome.error, call, attempts[state.index]):
                         self.counts.retries += 1
                         busy.add(id(call.thread))
@@ -375,6 +383,18 @@ async def _bounded(function: Callable[[], Coroutine[Any, Any, Any]], timeout: fl
         raise _Escaped from error
     except SystemExit as error:
         raise RuntimeError(f"SystemExit: {error}") from error
+
+
+def _end_the_run_if_hopeless(call: EnvironmentCall, error: Exception | None) -> None:
+    if error is not None and call.name and ends_the_run(error, call.written):
+        raise ImportError(
+            f"{call.name} cannot work here and would fail in every episode: {error_text(error)}"
+        ) from error
+
+
+def name_of_call(environment: Any, method: str) -> str:
+    """A method of an environment, as messages name it."""
+    return f"`{method}` of {type(environment).__name__}"
 
 
 def _is_failure(call: EnvironmentCall, outcome: Outcome) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
-from .calls import EnvironmentCall, EnvironmentCaller, call_then
+from .calls import EnvironmentCall, EnvironmentCaller, call_then, name_of_call
 from .environment_thread import EnvironmentThread
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
@@ -261,7 +261,12 @@ def reset_all(
             results[index] = (None, error)
         ready = [index for index, error in zip(left, made) if error is None]
         calls = [
-            EnvironmentCall(threads[index], _reset(threads[index].environment, rows[index]), retries=None)
+            EnvironmentCall(
+                threads[index],
+                _reset(threads[index].environment, rows[index]),
+                retries=None,
+                name=name_of_call(threads[index].environment, "reset"),
+            )
             for index in ready
         ]
         for index, outcome in zip(ready, caller.run(calls, counted=False)):
@@ -315,6 +320,7 @@ def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[
             caller.thread_of(environments[index]),
             call_then(environments[index].get_reward, as_reward),
             repeatable=True,
+            name=name_of_call(environments[index], "get_reward"),
         )
         for index in asked
     ]

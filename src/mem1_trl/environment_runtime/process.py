@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from .environment_thread import closing_hook
-from .errors import EnvironmentDied, RemoteError, error_names
+from .errors import EnvironmentDied, RemoteError, error_names, is_of_written_code
 
 _CLOSING = 5.0  # seconds that a process has to end on its own before it is killed
 
@@ -139,10 +139,10 @@ class ProcessEnvironment:
         except (EOFError, OSError):
             raise EnvironmentDied(self._exit_message(what)) from None
         if status == "error":
-            names, message = value
+            names, message, of_written_code = value
             if names[0] == "AttributeError":  # `hasattr` relies on this type
                 raise AttributeError(message)
-            raise RemoteError(names, message)
+            raise RemoteError(names, message, of_written_code)
         return value
 
     def _exit_message(self, what: str) -> str:
@@ -237,11 +237,14 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         value = getattr(environment, "done", False)
         return not callable(value) and bool(value)
 
+    def described(error: Exception) -> tuple[list[str], str, bool]:
+        return error_names(error), str(error), is_of_written_code(error)
+
     def reply(status: str, value: Any) -> None:
         try:
             state = done()
         except Exception as error:
-            status, value, state = "error", (error_names(error), str(error)), False
+            status, value, state = "error", described(error), False
         try:
             message = ForkingPickler.dumps((status, value, state))
         except Exception:  # a value that cannot be pickled is shown as text anyway
@@ -252,7 +255,7 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         try:
             value = run(action())
         except Exception as error:
-            reply("error", (error_names(error), str(error)))
+            reply("error", described(error))
         else:
             reply("value", value)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..optional import hidden_method, joined_prompt, require
+from ...optional_packages import require
+from ..helpers import hidden_method, joined_prompt
 
 if TYPE_CHECKING:
     import gymnasium

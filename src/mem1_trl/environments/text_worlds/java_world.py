@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from ..optional import hidden_method, require
+from ...optional_packages import require
+from ..helpers import hidden_method
 
 _SHOWN = 40
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..optional import hidden_method, joined_prompt, require
+from ...optional_packages import require
+from ..helpers import hidden_method, joined_prompt
 
 _BOOKKEEPING = ("done", "reward", "metadata")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..optional import joined_prompt
+from ..helpers import joined_prompt
 from .pages import (
     BACK_TO_SEARCH,
     BUY_NOW,
@@ -22,7 +22,8 @@ from .pages import (
     results_page,
 )
 from .products import Product
-from .reward import Nouns, PurchaseScore, score_purchase
+from .reward import Nouns, PurchaseScore, rapidfuzz, score_purchase
+from .search import stemmer
 from .shop import WebShop, load_bundled_webshop
 
 _SUB_PAGES = {name.lower(): name for name in (*SUB_PAGES, "Attributes")}
@@ -72,6 +73,7 @@ class WebShopEnvironment:
         show_attributes: bool = False,
         nouns: Nouns | None = None,
     ) -> None:
+        stemmer(), rapidfuzz()  # an extra that is missing is an error here, not at the first search or purchase
         self.shop = load_bundled_webshop() if shop is None else shop
         self._show_available_actions = show_available_actions
         self._show_attributes = show_attributes
