@@ -12,6 +12,11 @@ from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from .rollout.settings import AgentSettings, setting
 from .update.layouts import LAYOUTS
 
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
 
 @dataclass
 class Mem1GRPOConfig(GRPOConfig):
@@ -150,8 +155,15 @@ class Mem1GRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self._use_new_names()
         super().__post_init__()
         self._check_episode()
+
+    def _use_new_names(self) -> None:
+        """TRL's default goes by a name that transformers is about to remove, and would warn in every run."""
+        for old, new in _RENAMED.items():
+            if hasattr(self, new) and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""

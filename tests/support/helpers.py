@@ -187,3 +187,8 @@ def oracle_logprobs(model: PreTrainedModel, trajectory: Trajectory, temperature:
         targets = ids[0, len(turn.prompt_ids) :]
         scores.append(torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1))
     return scores
+
+
+def is_checkpointed(model: PreTrainedModel) -> bool:
+    """Whether activations are computed again in the backward pass; the model's own property has another name in each version."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

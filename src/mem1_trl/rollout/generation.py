@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from ..model_traits import cache_argument
 from .decoding import own_decoding_only
 from .prefix_cache import PrefixCache
 from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
@@ -131,7 +132,7 @@ class ActionGenerate:
                 [self.stops[row] for row in running], columns - written, leave_at, **inputs, **limits, **options
             )
             sampled = sequences[:, columns:]
-            cache.keep(contexts, sampled, inputs["past_key_values"])
+            cache.keep(contexts, sampled, inputs[cache_argument(self.model)])
             for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs):
                 completions[row] += ids
                 self.logprobs[row] += row_logprobs
