@@ -93,7 +93,7 @@ def test_a_critic_is_checkpointed_by_the_new_name(tmp_path, tokenizer, actor, mo
     if not hasattr(PreTrainedModel, name):
         name = "gradient_checkpointing_enable"
     original = getattr(PreTrainedModel, name)
-    monkeypatch.setattr(PreTrainedModel, name, lambda self, **kw: (asked.append(kw), original(self, **kw)))
+    monkeypatch.setattr(PreTrainedModel, name, lambda *args, **kw: (asked.append(args), original(*args, **kw)))
     trainer = Mem1PPOTrainer(
         model=actor,
         args=Mem1PPOConfig(**trainer_arguments(tmp_path, max_turns=2, beta=0.0, gradient_checkpointing=True)),
