@@ -91,6 +91,11 @@ class EnvironmentPool:
         self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
         self._rewards: dict[int, float | None] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the environments; empty if there is a single one without a name."""
+        return [name for name in self.factories if name is not None]
+
     def name_of(self, row: Mapping[str, Any]) -> str | None:
         """Name of the environment that a dataset row asks for."""
         if not self.routed:

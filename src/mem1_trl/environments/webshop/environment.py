@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..helpers import joined_prompt
+from ..recipe import Recipe, recipe_of_call
 from .pages import (
     BACK_TO_SEARCH,
     BUY_NOW,
@@ -85,6 +86,13 @@ class WebShopEnvironment:
     def mem1_settings(self) -> dict[str, Any]:
         """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
         return {"show_available_actions": self._show_available_actions, "show_attributes": self._show_attributes}
+
+    @property
+    def _recipe(self) -> Recipe:
+        own: dict[str, Any] = {} if self.shop is load_bundled_webshop() else {"shop": self.shop}
+        if self._nouns is not None:
+            own["nouns"] = self._nouns
+        return recipe_of_call("WebShopEnvironment", **own, **self.mem1_settings)
 
     @classmethod
     def factory(cls, shop: WebShop | None = None, **kwargs: Any) -> Callable[[], WebShopEnvironment]:
