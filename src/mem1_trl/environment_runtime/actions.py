@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .arguments import coerce, read_parameters
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, name_of_call
+from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
@@ -247,6 +247,7 @@ def run_calls(
         for (method, arguments), environment in zip(calls, environments, strict=True)
     ]
     outcomes = caller.run(requests)
+    caller.counts.action_errors += sum(map(is_failure, requests, outcomes))
     return [_result(outcome, call.thread, caller.settings) for call, outcome in zip(requests, outcomes)]
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from .environment_thread import EnvironmentThread, closing_hook, terminate
 from .errors import CallTimedOut, EnvironmentDied, ends_the_run, error_text, is_refusal, may_repeat
+from .failure_log import FailureLog
 from .faults import FaultCounts, FaultSettings, seconds_to_wait
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,14 @@ class EnvironmentCaller:
     Attributes:
         counts ([`FaultCounts`]):
             Numbers of calls, errors, timeouts, retries and restarts.
+        failures ([`FailureLog`]):
+            Logs the first failure of each method.
     """
 
     def __init__(self, settings: FaultSettings | None = None):
         self.settings = settings or FaultSettings()
         self.counts = FaultCounts()
+        self.failures = FailureLog()
         self._threads: dict[int, EnvironmentThread] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.jitter = random.Random()
@@ -253,8 +257,12 @@ class EnvironmentCaller:
         finished = [outcome for outcome in outcomes if outcome is not None]
         assert len(finished) == len(calls)
         if counted:
+            failed = [(call, one.error) for call, one in zip(calls, finished) if is_failure(call, one)]
             self.counts.calls += len(calls)
-            self.counts.errors += sum(_is_failure(call, outcome) for call, outcome in zip(calls, finished))
+            self.counts.errors += len(failed)
+            for call, error in failed:
+                if call.name and error is not None:
+                    self.failures.note(call.name, error)
         return finished
 
     @staticmethod
@@ -397,7 +405,8 @@ def name_of_call(environment: Any, method: str) -> str:
     return f"`{method}` of {type(environment).__name__}"
 
 
-def _is_failure(call: EnvironmentCall, outcome: Outcome) -> bool:
+def is_failure(call: EnvironmentCall, outcome: Outcome) -> bool:
+    """Whether a call failed, other than by refusing its input."""
     return outcome.error is not None and not (call.may_refuse and is_refusal(outcome.error))
 
 

@@ -294,8 +294,13 @@ def reset_all(
             if threads[index].factory is not None:
                 caller.renew(threads[index])
             threads[index].failed = False
+    errors = [(thread, error) for thread, (_, error) in zip(threads, results) if error is not None]
     caller.counts.calls += len(threads)
-    caller.counts.errors += sum(error is not None for _, error in results)
+    caller.counts.errors += len(errors)
+    caller.counts.reset_errors += len(errors)
+    for thread, error in errors:
+        made = thread.environment is not None
+        caller.failures.note(name_of_call(thread.environment, "reset") if made else "`environment_factory`", error)
     return results
 
 
