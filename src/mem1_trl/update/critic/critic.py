@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
-from .second_adapter import refuse_prompt_learning, second_adapter
+from ...model_traits import refuse_prompt_learning
+from .second_adapter import second_adapter
 
 if TYPE_CHECKING:
     import os
