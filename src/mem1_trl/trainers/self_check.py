@@ -71,7 +71,7 @@ def check_trainer(trainer: Mem1Trainer) -> SelfCheck | None:
         devices = [model.device] if model.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(instance_attribute(trainer, "_metrics", {name: _Nothing() for name in ("train", "eval")}))
+        stack.enter_context(trainer.metrics_not_kept())
         model.eval()
         try:
             layouts = _check_layout(trainer)
@@ -79,13 +79,6 @@ def check_trainer(trainer: Mem1Trainer) -> SelfCheck | None:
         finally:
             model.train(training)
     return SelfCheck(layouts, sampler, time.perf_counter() - began)
-
-
-class _Nothing(dict):
-    """A dictionary of metrics that are not kept."""
-
-    def __missing__(self, name: str) -> list[Any]:
-        return []
 
 
 def check_critic(trainer: Mem1Trainer, backbone: Any, layout: str) -> str:

@@ -7,6 +7,8 @@ tokenizer (`_tokenizer`) and of its dictionary of metrics (`_metrics`).
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +16,10 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 from .contract import check_values
+from .helpers import instance_attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -119,6 +122,12 @@ class Hooks(GRPOTrainer):
     def log_metric(self, name: str, value: float) -> None:
         """Add a value to the metrics of the current logging step, where it is averaged over calls."""
         self._metrics[self.mode][name].append(value)
+
+    @contextmanager
+    def metrics_not_kept(self) -> Iterator[None]:
+        """What is logged meanwhile is dropped."""
+        with instance_attribute(self, "_metrics", {mode: defaultdict(list) for mode in ("train", "eval")}):
+            yield
 
     def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:
         """
