@@ -17,7 +17,6 @@ from ..rollout.decoding import warn_of_ignored_decoding
 from ..rollout.play import EpisodePlayer
 from ..rollout.settings import AgentSettings, resolve_conversational
 from ..rollout.turn_loop import Rollout
-from .checkpoints import checkpoint_to_resume
 from .checks import (
     check_budgets,
     check_columns,
@@ -166,7 +165,7 @@ class Mem1Trainer(TrajectoryTrainer):
     def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
         return [episode.prompt_ids for episode in self._episodes]
 
-    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+    def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
         trajectories = self.player.play(self._episodes)
         if self.pool is not None:
             self.player.score(self._episodes, trajectories, self.pool, tolerate="environment")
@@ -244,13 +243,13 @@ class Mem1Trainer(TrajectoryTrainer):
             `ValueError`: If the checkpoint to resume from does not exist, was not written to its end, or belongs to a run with
                 another protocol or other agent settings.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint is not None:
-            refuse_other_settings(checkpoint, self.protocol, self.agent_settings())
         try:
-            return super().train(checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.close_environments()
+
+    def refuse_checkpoint(self, checkpoint: str) -> None:
+        refuse_other_settings(checkpoint, self.protocol, self.agent_settings())
 
     def close_environments(self) -> None:
         """

@@ -44,7 +44,7 @@ class Hooks(GRPOTrainer):
         """Start the episodes of dataset rows and return the rows with the prompts that the agent reads."""
         raise NotImplementedError
 
-    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+    def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
         """Play the episodes that [`~Hooks.prepare_rows`] started."""
         raise NotImplementedError
 
@@ -100,6 +100,9 @@ class Hooks(GRPOTrainer):
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
         return None
+
+    def refuse_checkpoint(self, checkpoint: str) -> None:
+        """Raise `ValueError` if this run must not go on from a complete checkpoint."""
 
     def save_extra(self, directory: str) -> None:
         """Write what a checkpoint needs besides TRL's own files."""

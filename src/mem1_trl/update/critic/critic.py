@@ -227,7 +227,7 @@ def build_value_model(
         critic = ValueModel(backbone_of(value_model))
     else:
         raise TypeError(
-            f"`value_model` is a {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
+            f"`value_model` must not be of type {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
             "'shared' for a head on the policy, or None for a copy of the policy's backbone."
         )
     vocabulary = getattr(critic.config.get_text_config(), "vocab_size", None)
