@@ -576,7 +576,7 @@ NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
         (ValueError, {"environment": WithoutReward}, "no reward: pass `reward_funcs`"),
         (ValueError, {"environment": None}, "no reward: pass `reward_funcs`"),
         (ValueError, {"environment": {}}, "empty dictionary"),
-        (TypeError, {"environment": LookupEnvironment()}, "`environment_factory` must be a class or function .* got a LookupEnvironment"),
+        (TypeError, {"environment": LookupEnvironment()}, "`environment_factory` must be a class or function .* got LookupEnvironment"),
         (TypeError, {"environment": {"a": 3}}, r"`environment_factory`\['a'\] must be a class or function .* got int"),
         (ValueError, {"environment": {"a": LookupEnvironment}}, "no column 'environment'"),
         (ValueError, {"environment": {"a": LookupEnvironment}, "train_dataset": None}, "`train_dataset` is missing"),
