@@ -8,12 +8,13 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from .environment_runtime.calls import EnvironmentCaller
 from .environment_runtime.faults import FaultSettings
 from .environment_runtime.pool import EnvironmentPool, GivenEnvironments
 from .hub.agent_settings import load_agent_settings, save_agent_settings
+from .hub.load_model import load_model
 from .protocol.protocol import Mem1Protocol
 from .rollout.chat_client import ChatEndpoint
 from .rollout.decoding import warn_of_ignored_decoding
@@ -151,7 +152,7 @@ class Mem1Agent:
             protocol ([`Mem1Protocol`], *optional*):
                 Overrides the saved one; needed for a model that carries none.
             model_init_kwargs (`dict`, *optional*):
-                Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
+                Passed to `from_pretrained` of the class of model that the configuration names.
             kwargs (*optional*):
                 Arguments of [`Mem1Agent`]; they win over those saved with the model.
 
@@ -161,7 +162,7 @@ class Mem1Agent:
         if protocol is None:
             protocol = Mem1Protocol.from_pretrained(path_or_id)
         kwargs.setdefault("settings", load_agent_settings(path_or_id))
-        model = AutoModelForCausalLM.from_pretrained(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
+        model = load_model(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 

@@ -516,12 +516,3 @@ def test_only_adapters_and_the_value_head_train(tmp_path, tokenizer, actor_path)
     trainer.save_model(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
     assert (tmp_path / "adapter" / "mem1_protocol.json").is_file()
-
-
-def test_a_model_made_in_memory_needs_a_path_for_its_reference(tmp_path, tokenizer, actor):
-    actor.config._name_or_path = ""
-    with pytest.raises(
-        ValueError, match=r"beta=0.001 needs a reference model.* save it and pass the path, or set beta"
-    ):
-        make(tmp_path, actor, tokenizer, beta=0.001)
-    assert make(tmp_path, actor, tokenizer, beta=0.0).ref_model is None

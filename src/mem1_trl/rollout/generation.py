@@ -35,26 +35,49 @@ class SampledLogprobs(LogitsProcessor):
     It does not change the logits. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p.
     The temperature is applied here but the truncations are not, so the log-probabilities equal those that a policy update
     computes.
+
+    Args:
+        temperature (`float`):
+            Divisor of the logits.
+        columns (`int`):
+            Number of columns before the first sampled token.
     """
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: float, columns: int):
         self.temperature = temperature
+        self.columns = columns
         self.steps: list[torch.Tensor] = []
         self._previous: torch.Tensor | None = None
+        self._seen: torch.Tensor | None = None
+        self._plain = True
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self._settle(input_ids)
         self._previous = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        self._seen = input_ids[:, self.columns :]
         return scores
 
-    def _settle(self, input_ids: torch.Tensor) -> None:
-        if self._previous is not None:
-            self.steps.append(self._previous.gather(1, input_ids[:, -1:]).squeeze(1))
-            self._previous = None
+    def _settle(self, sequences: torch.Tensor) -> None:
+        """The token after each row that was seen last is the one that was sampled, if the rows are still the same."""
+        if self._previous is None or not self._plain:
+            return
+        seen, sampled = self._seen, sequences[:, self.columns :]
+        assert seen is not None
+        longer = len(sampled) == len(seen) == len(self._previous) and sampled.shape[1] == seen.shape[1] + 1
+        self._plain = longer and bool((sampled[:, :-1] == seen).all())
+        if self._plain:
+            self.steps.append(self._previous.gather(1, sampled[:, -1:]).squeeze(1))
+        self._previous = None
 
-    def finish(self, sequences: torch.Tensor) -> list[list[float]]:
-        """Log-probs of all sampled tokens, shape `(batch, new tokens)`, from the output of `generate`."""
+    def finish(self, sequences: torch.Tensor) -> list[list[float]] | None:
+        """
+        Log-probs of all sampled tokens, shape `(batch, new tokens)`, from the output of `generate`.
+
+        `None` if its steps were not those of these sequences, as in beam search or in a `generate` that was replaced.
+        """
         self._settle(sequences)
+        if not self._plain or len(self.steps) != sequences.shape[1] - self.columns:
+            return None
         return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
 
 
@@ -120,16 +143,17 @@ class ActionGenerate:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
     ) -> torch.Tensor:
         """As [`~ActionGenerate.__call__`], in one call for each length of a context, so that none is padded."""
-        lengths = attention_mask.sum(dim=1)
+        lengths, recorded = attention_mask.sum(dim=1), True
         completions: list[list[int]] = [[] for _ in input_ids]
         logprobs: list[list[float]] = [[] for _ in input_ids]
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten().tolist()
             own = {"input_ids": input_ids[rows, -length:], "attention_mask": attention_mask[rows, -length:]}
             sequences, of_rows, _ = self._call([self.stops[row] for row in rows], length, 0, **own, **options)
-            for row, ids, values in zip(rows, sequences[:, length:].tolist(), of_rows):
+            recorded &= of_rows is not None
+            for row, ids, values in zip(rows, sequences[:, length:].tolist(), of_rows or [[]] * len(rows)):
                 completions[row], logprobs[row] = ids, values
-        self.logprobs = logprobs
+        self.logprobs = logprobs if recorded else None
         return _append(input_ids, completions, int(input_ids[attention_mask == 0][0]))
 
     def _generate_cached(
@@ -142,7 +166,8 @@ class ActionGenerate:
         may_leave = budget is not None and not counts and any(self.stops)
         running = list(range(len(prompts)))
         completions: list[list[int]] = [[] for _ in prompts]
-        self.logprobs = [[] for _ in prompts]
+        all_logprobs: list[list[float]] = [[] for _ in prompts]
+        recorded = True
         while running:
             contexts = [[*prompts[row], *completions[row]] for row in running]
             inputs = cache.prepare(self.model, contexts)
@@ -153,20 +178,25 @@ class ActionGenerate:
                 [self.stops[row] for row in running], columns - written, leave_at, **inputs, **limits, **options
             )
             sampled = sequences[:, columns:]
-            cache.keep(contexts, sampled, inputs["past_key_values"])
-            for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs):
+            if logprobs is None:  # steps of a kind that is not known, which leave keys of other tokens
+                cache.clear()
+                recorded = False
+            else:
+                cache.keep(contexts, sampled, inputs["past_key_values"])
+            for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs or [[]] * len(running)):
                 completions[row] += ids
-                self.logprobs[row] += row_logprobs
-            spent = budget is None or written + sampled.shape[1] >= budget
+                all_logprobs[row] += row_logprobs
+            spent = budget is None or leave_at == 0 or written + sampled.shape[1] >= budget
             running = [] if spent else [row for row, ended in zip(running, done) if not ended]
+        self.logprobs = all_logprobs if recorded else None
         return completions
 
     def _call(
         self, stops: list[list[str]], columns: int, leave_at: int, **inputs: Any
-    ) -> tuple[torch.Tensor, list[list[float]], list[bool]]:
+    ) -> tuple[torch.Tensor, list[list[float]] | None, list[bool]]:
         """Sequences, their log-probs, and which have ended, from one call of `generate`. The completions start at `columns`."""
         criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
-        recorder = SampledLogprobs(self.temperature)
+        recorder = SampledLogprobs(self.temperature, inputs["input_ids"].shape[1])
         with own_decoding_only(self.model):
             sequences = self.generate(
                 stopping_criteria=StoppingCriteriaList([criteria]),
@@ -204,7 +234,8 @@ def sample_toys(model: PreTrainedModel, traits: SamplerTraits, batches: list[lis
         sequences = hook(
             **inputs, max_new_tokens=TOY_TOKENS, do_sample=False, pad_token_id=padding, eos_token_id=nothing
         )
-        assert hook.logprobs is not None
+        if hook.logprobs is None:
+            raise ValueError("its steps are not those of its sequences")
         for ids, logprobs in zip(sequences[:, inputs["input_ids"].shape[1] :].tolist(), hook.logprobs):
             completions.append(Completion(tuple(ids), tuple(logprobs), True))
     return completions
@@ -289,11 +320,11 @@ class TransformersGenerator:
                 **self.settings.decoding_options(),
             },
         )
-        assert hook.logprobs is not None
         truncated = not self.settings.samples_from_policy
+        logprobs: list[Any] = hook.logprobs or [None] * len(prompts)
         return [
             finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids, truncated)
             for row, row_logprobs, row_stops in zip(
-                sequences[:, inputs["input_ids"].shape[1] :].tolist(), hook.logprobs, stops
+                sequences[:, inputs["input_ids"].shape[1] :].tolist(), logprobs, stops
             )
         ]

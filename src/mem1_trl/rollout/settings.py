@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .context import CONTEXT_RULES
+from .decoding_modes import refuse_decoding_modes
 
 CHARACTERS_PER_TOKEN = (8, 32, 128)
 """
@@ -154,6 +155,7 @@ class AgentSettings:
                 )
             if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
                 object.__setattr__(self, one.name, dict(value or {}))
+        refuse_decoding_modes(self.generation_kwargs)
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
 

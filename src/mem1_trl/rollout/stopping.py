@@ -119,6 +119,10 @@ class ActionStoppingCriteria(StoppingCriteria):
         self._last_characters = {stop[-1] for row in stops for stop in row}
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if len(input_ids) != len(
+            self.done
+        ):  # several rows for a sequence, as in beam search: each ends as `generate` says
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         last = input_ids[:, -1].cpu()
         for character in self._last_characters:
             assert self.stop_texts is not None

@@ -20,7 +20,6 @@ from ..rollout.turn_loop import Rollout
 from .checks import (
     check_budgets,
     check_columns,
-    check_reference,
     check_size,
     check_trainable,
     dataset_or_placeholder,
@@ -86,7 +85,6 @@ class Mem1Trainer(TrajectoryTrainer):
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
-        check_reference(model, args, kwargs.get("peft_config"))
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, self.pool)

@@ -135,6 +135,12 @@ class Mem1PPOTrainer(Mem1Trainer):
         refuse_sharded_weights(args)
         self._critic: torch.nn.Module | None = None
         self.critic_optimizer: FollowingOptimizer | None = None
+        self._optimizer_given = optimizers[0] is not None
+        if self._optimizer_given and args.fp16:
+            raise ValueError(
+                "`optimizers` cannot be passed to Mem1PPOTrainer with fp16, whose loss scaling knows one optimizer only: set `optim` "
+                "and `learning_rate`, or use bf16."
+            )
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -238,17 +244,22 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.critic, self.value_model.backbone
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The policy's optimizer with a group for the critic, at its own learning rate; DeepSpeed's knows the policy only."""
+        """
+        The policy's optimizer with a group for the critic, at its own learning rate.
+
+        DeepSpeed's knows the policy only, and one that was passed has a schedule for its own groups: beside these the critic has
+        an optimizer of its own, made by `args.optim` and `args.value_learning_rate`, which follows the schedule.
+        """
         optimizer = super().create_optimizer(*args, **kwargs)
         critic = [p for p in self.critic.parameters() if p.requires_grad]
-        if self.is_deepspeed_enabled:
-            if self.critic_optimizer is None:
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = [p for p in critic if self.is_deepspeed_enabled or id(p) not in known]
+        if self.is_deepspeed_enabled or self._optimizer_given:
+            if self.critic_optimizer is None and parameters:
                 kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 settings = {**settings, "lr": self.args.value_learning_rate, "weight_decay": 0.0}
-                self.critic_optimizer = FollowingOptimizer(kind(critic, **settings))
+                self.critic_optimizer = FollowingOptimizer(kind(parameters, **settings))
             return optimizer
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = [p for p in critic if id(p) not in known]
         if parameters:
             optimizer.add_param_group({"params": parameters, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
         return optimizer

@@ -18,6 +18,7 @@ from ..skip_failed_episodes import score_sound_episodes_only
 from .contract import check_trl, check_values
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
+from .reference import reference_is_a_copy
 from .resume import ExactResume
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class TrajectoryTrainer(ExactResume):
 
     def __init__(self, *args: Any, **kwargs: Any):
         check_trl()
-        super().__init__(*args, **kwargs)
+        with reference_is_a_copy(kwargs["model"]):
+            super().__init__(*args, **kwargs)
         # Set here and not passed, since TRL warns that the argument is experimental
         self.rollout_func = self._rollout
 
