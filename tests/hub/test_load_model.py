@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from support.helpers import VOCAB
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -61,12 +61,8 @@ def test_what_was_trained_on_text_is_loaded(tmp_path, tokenizer, kind):
     assert type(agent.model).__name__ == type(trainer.model).__name__
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.no_grad():
-        expected = trainer.model.eval()(
-            input_ids=ids, labels=ids
-        ).log_probs  # by TRL's head, which it has put into the model
-        logits = agent.model(input_ids=ids).logits
-    found = torch.log_softmax(logits.float(), -1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
-    assert torch.allclose(found, expected[0].float(), atol=1e-5)
+        expected = trainer.model.eval()(input_ids=ids).logits
+        assert torch.allclose(agent.model(input_ids=ids).logits, expected, atol=1e-5)
     trajectory = agent.run("q1?", LookupEnvironment(), secret="1")
     assert trajectory.turns and trajectory.error is None
 
@@ -75,11 +71,11 @@ def test_an_adapter_is_loaded_on_the_class_of_its_base(tmp_path, tokenizer):
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("smolvlm", **KINDS["smolvlm"]))
     model.save_pretrained(tmp_path / "base")
-    base = load_model(str(tmp_path / "base"))
-    base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = get_peft_model(load_model(str(tmp_path / "base")), config)
     base.save_pretrained(tmp_path / "adapter")
     again = load_model(str(tmp_path / "adapter"))
-    assert type(again) is type(base) is type(model)
+    assert type(again.get_base_model()) is type(model)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.allclose(again(input_ids=ids).logits, base(input_ids=ids).logits, atol=1e-6)
