@@ -77,6 +77,12 @@ class Mem1GRPOConfig(GRPOConfig):
             Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several passes with the
             same gradient, so that memory follows this number however long trajectories become; a single trajectory is
             never cut. `None` trains each micro-batch in one pass.
+
+        > Changed defaults
+
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether a loss that is not finite is logged as the mean of those before it, as `Trainer` does. `False` logs it as
+            it is.
     """
 
     max_turns: int = setting("max_turns")
@@ -149,12 +155,24 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a loss that is not finite is logged as the mean of those before it, as `Trainer` does. `False` "
+            "logs it as it is."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_episode()
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
+        for one in fields(self):
+            value = getattr(self, one.name, None)
+            if isinstance(value, float) and value != value:
+                raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
         self.fault_settings()
         if self.layout not in LAYOUTS:
@@ -421,6 +439,7 @@ def from_grpo_config(args: Any) -> Mem1GRPOConfig:
     for one in fields(Mem1GRPOConfig):
         if one.name not in inherited:
             setattr(config, one.name, one.default)
+    config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
     iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None
     if iterations is not None:
         config.max_turns = iterations + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,8 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         weights = args.reward_weights
         if weights is not None:
+            if not all(math.isfinite(weight) for weight in weights):
+                raise ValueError(f"reward_weights must be finite numbers, got {weights}.")
             if len(weights) != len(reward_funcs):
                 raise ValueError(
                     f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "

@@ -38,7 +38,7 @@ CRITIC_DIRECTORY = "critic"
 
 class _CriticSteps(TrainerCallback):
     """
-    `Trainer` clips and clears the gradients of its own model only; this does the same for the critic.
+    `Trainer` clears the gradients of its own model only; this does the same for the critic.
 
     While the critic warms up, the policy's optimizer finds no gradients: neither weight decay nor momentum moves it.
     """
@@ -47,10 +47,6 @@ class _CriticSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        parameters = [p for p in self.trainer.critic.parameters() if p.grad is not None]
-        limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        self.trainer.log_metric("value/grad_norm", norm.item())
         if self.trainer.policy_frozen:
             self.trainer.model.zero_grad(set_to_none=True)
         if self.trainer.critic_optimizer is not None:
@@ -263,6 +259,13 @@ class Mem1PPOTrainer(Mem1Trainer):
         with instance_attribute(self.accelerator, "backward", backward):
             return super().training_step(*args, **kwargs)
 
+    def clip_extra_gradients(self) -> dict[str, float]:
+        parameters = [p for p in self.critic.parameters() if p.grad is not None]
+        limit = self.args.max_grad_norm if self.args.max_grad_norm and self.args.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        self.log_metric("value/grad_norm", norm)
+        return {"critic": norm}
+
     # Credit
 
     def values(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -303,6 +306,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         values, self.last_readout = self.last_readout, None
         if values is None:
             values = self.values(batch)
+        self.last_values = values.detach()
         loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
         self._log_masked_mean("value/loss", loss.detach(), mask)
         self._log_masked_mean("value/clip_ratio", clipped, mask)

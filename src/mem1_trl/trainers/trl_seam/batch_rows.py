@@ -22,6 +22,8 @@ ROW_KEYS = frozenset(
         "ref_per_token_logps",
         "sampling_per_token_logps",
         "importance_sampling_ratio",
+        # which episode of the generation batch it is
+        "episode_ids",
         # the tree
         "turn_ids",
         "parent_offsets",

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ...trajectory import Trajectory
     from .generation_batch import GenerationBatch
 
+_SHOWN = 80
+"""Characters of a task prompt that a message shows."""
+
 
 class Hooks(GRPOTrainer):
     """The methods that subclasses of [`TrajectoryTrainer`] implement, and those that they call."""
@@ -34,6 +37,8 @@ class Hooks(GRPOTrainer):
     max_completion_length: int
     current_batch: GenerationBatch | None = None
     """The generation batch that is being built; `None` at any other time."""
+    last_values: torch.Tensor | None = None
+    """What [`~Hooks.extra_loss`] has computed for a batch, shape `(B, C)` without gradient, if it has a critic."""
 
     # What subclasses implement
 
@@ -104,6 +109,10 @@ class Hooks(GRPOTrainer):
     def load_extra(self, directory: str) -> None:
         """Read what [`~Hooks.save_extra`] wrote."""
 
+    def clip_extra_gradients(self) -> dict[str, float]:
+        """Clip the gradients that `Trainer` does not know of, and return their norms before that by name."""
+        return {}
+
     # What subclasses use
 
     @property
@@ -134,6 +143,11 @@ class Hooks(GRPOTrainer):
     def sampled_mask(self, batch: dict[str, Any]) -> torch.Tensor:
         """1 on the tokens that are trained, shape `(B, C)`: TRL's two masks together."""
         return batch["completion_mask"] * batch["tool_mask"]
+
+    def short_prompt(self, prompt_ids: Any) -> str:
+        """The end of a task prompt on one line, for messages that name an episode."""
+        text = " ".join(self.tokenizer.decode(list(prompt_ids), skip_special_tokens=True).split())
+        return f"task {text!r}" if len(text) <= _SHOWN else f"task ending in {text[-_SHOWN:]!r}"
 
     def gather_records(self, records: list[Any]) -> list[Any]:
         """Concatenate a list of plain objects over processes."""

@@ -16,7 +16,8 @@ from ...update.micro_batches import bins_within
 from ..refusals import refuse_parts
 from .batch_rows import has_rows, join_rows, row_chunks, take_rows
 from .contract import check_values
-from .loss import ROW_MEANS, TreeLoss
+from .finite_steps import FiniteSteps
+from .loss import ROW_MEANS
 
 logger = get_logger(__name__)
 
@@ -34,7 +35,7 @@ class _SkipIdleSteps(TrainerCallback):
         self.trainer.step_is_idle = True
 
 
-class BalancedMicroBatches(TreeLoss):
+class BalancedMicroBatches(FiniteSteps):
     """Exchanges trajectories between the micro-batches of a step, and trains a long micro-batch in parts."""
 
     def __init__(self, *args: Any, **kwargs: Any):
