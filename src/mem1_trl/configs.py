@@ -76,7 +76,7 @@ class Mem1GRPOConfig(GRPOConfig):
         max_tokens_per_micro_batch (`int` or `None`, *optional*):
             Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several passes with the
             same gradient, so that memory follows this number however long trajectories become; a single trajectory is
-            never cut. `None` trains each micro-batch in one pass.
+            never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each micro-batch in one pass.
 
         > Changed defaults
 
@@ -223,7 +223,7 @@ class Mem1GRPOConfig(GRPOConfig):
         )
 
     def _check_token_budget(self) -> None:
-        """Refuse a token budget next to what is averaged over the tokens of a micro-batch: its parts would not add up."""
+        """Refuse a token budget next to what needs all tokens of a micro-batch at once: its parts would not add up."""
         if self.max_tokens_per_micro_batch is None:
             return
         if self.max_tokens_per_micro_batch < 1:
@@ -231,8 +231,6 @@ class Mem1GRPOConfig(GRPOConfig):
                 f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} holds no token: use 1 or more."
             )
         for name, bad in (
-            ("loss_type", self.loss_type == "bnpo"),
-            ("entropy_coef", bool(self.entropy_coef)),
             ("use_adaptive_entropy", self.use_adaptive_entropy),
             ("top_entropy_quantile", self.top_entropy_quantile < 1.0),
             ("deepspeed", bool(self.deepspeed)),

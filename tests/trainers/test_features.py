@@ -139,7 +139,7 @@ FEATURES = [
             note="A turn runs to its full length before it is cut."),
     Feature("Liger", (), {"use_liger_kernel": True}, refused=both("`use_liger_kernel` is not supported")),
     Feature("`torch_compile`", (), {"torch_compile": True}, refused=both("`torch_compile` is not supported")),
-    Feature("load balancing of experts", ("router_aux_loss_coef",), tested="per-turn layout; not tested here"),
+    Feature("load balancing of experts", ("router_aux_loss_coef",), tested="tests/trainers/test_parts.py"),
     Feature("several processes (DDP)", tested="tests/trainers/test_processes.py", note="Every critic."),
     Feature("DeepSpeed ZeRO-2", (), tested="tests/trainers/test_sharding.py, one process",
             note="PPO: the critic stays outside the engine. See examples/accelerate."),

@@ -92,11 +92,13 @@ RELIED_ATTRIBUTES = (
     "entropy_coef",
     # by the other files, while a method of TRL runs
     "beta",
+    "current_gradient_accumulation_steps",
     "environments",
     "generation_kwargs",
     "mask_truncated_completions",
     "reward_funcs",
     "rollout_func",
+    "router_aux_loss_coef",
 )
 
 
