@@ -16,6 +16,7 @@ from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
 from ..update.scoring import forward_rows
 from .bitsandbytes_cpu import keep_gradients_through_4bit
+from .dropout import silence_dropout
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
@@ -165,9 +166,7 @@ class Mem1PPOTrainer(Mem1Trainer):
             return critic
         keep_gradients_through_4bit(critic)
         if self.args.disable_dropout:
-            for module in critic.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
+            silence_dropout(critic)
         if self.args.gradient_checkpointing:
             critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             if critic.adapters is not None:
