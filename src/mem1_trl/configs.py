@@ -43,7 +43,8 @@ class Mem1GRPOConfig(GRPOConfig):
             messages are chat, and texts are chat if the tokenizer has a chat template and there is an environment. The choice
             is saved with the model.
         eval_temperature (`float` or `None`, *optional*, defaults to `0.0`):
-            Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training.
+            Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training. An evaluation that
+            decodes greedily plays every row once, unless `num_generations_eval` is given.
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether generation with transformers keeps the keys and values of what is read again: the task prompt across turns
             and across the samples of a group, an appended history. `False` saves their memory between turns.
@@ -94,7 +95,8 @@ class Mem1GRPOConfig(GRPOConfig):
     eval_temperature: float | None = field(
         default=0.0,
         metadata={
-            "help": "Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training."
+            "help": "Sampling temperature of evaluation; `0.0` decodes greedily, and plays every row once unless "
+            "`num_generations_eval` is given; `None` samples as in training."
         },
     )
     prefix_cache: bool = field(
@@ -164,8 +166,17 @@ class Mem1GRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self._play_once_if_greedy()
         super().__post_init__()
         self._check_episode()
+
+    def _play_once_if_greedy(self) -> None:
+        """Let an evaluation that decodes greedily play each row once: all samples of a row would be the same."""
+        temperature = self.temperature if self.eval_temperature is None else self.eval_temperature
+        kwargs = self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}
+        greedy = temperature == 0.0 or kwargs.get("do_sample", True) is False
+        if greedy and self.num_generations_eval is None:
+            self.num_generations_eval = 1
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
@@ -258,6 +269,10 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             Discount per generated token.
         lam (`float`, *optional*, defaults to `1.0`):
             Trace decay of generalised advantage estimation, per generated token.
+        bootstrap_truncated (`bool`, *optional*, defaults to `False`):
+            Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the critic's value
+            of the state in which it was cut, instead of ending there. An episode that used all its turns has ended either way:
+            the agent is told how many it has, so they are part of the task.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
             Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the generated tokens of the
             generation batch.
@@ -298,6 +313,13 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     gamma: float = field(default=1.0, metadata={"help": "Discount per generated token."})
     lam: float = field(
         default=1.0, metadata={"help": "Trace decay of generalised advantage estimation, per generated token."}
+    )
+    bootstrap_truncated: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the "
+            "critic's value of the state in which it was cut, instead of ending there."
+        },
     )
     whiten_advantages: bool = field(
         default=True,
@@ -437,6 +459,7 @@ def from_grpo_config(args: Any) -> Mem1GRPOConfig:
     for one in fields(Mem1GRPOConfig):
         if one.name not in inherited:
             setattr(config, one.name, one.default)
+    config._play_once_if_greedy()
     config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
     iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None
     if iterations is not None:

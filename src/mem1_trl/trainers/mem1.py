@@ -203,6 +203,7 @@ class Mem1Trainer(TrajectoryTrainer):
         They are printed turn by turn instead of in TRL's table of completions (which still goes to the trackers and to
         `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
         """
+        self.drop_metrics(self.meaningless_metrics)
         with instance_attribute(self, "num_completions_to_print", 0):
             super().log(logs, start_time)
         self._episode_log.show()

@@ -14,12 +14,15 @@ from ..update.critic.critic import SharedValueHead, ValueModel, build_value_mode
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
+from ..update.row_batch import RowBatch
+from ..update.rows import one_more_token
 from ..update.scoring import forward_rows
 from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .dropout import silence_dropout
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
+from .trl_seam.batch import is_truncated
 from .trl_seam.batch_rows import row_chunks
 from .trl_seam.helpers import instance_attribute
 
@@ -218,6 +221,11 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.model.training and self.state.global_step < self.args.critic_warmup_steps
 
     @property
+    def meaningless_metrics(self) -> set[str]:
+        # Groups have no part in it
+        return super().meaningless_metrics | {"frac_reward_zero_std"}
+
+    @property
     def trained_modules(self) -> list[torch.nn.Module]:
         return [self.model, self.critic]
 
@@ -290,14 +298,38 @@ class Mem1PPOTrainer(Mem1Trainer):
             penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
             self._log_masked_mean("kl", penalty, mask)
         token_level = token_rewards(rewards.nan_to_num(0.0), credited, penalty, self.beta)
-        advantages, returns = generalized_advantages(token_level, values, credited, self.args.gamma, self.args.lam)
+        final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
+        advantages, returns = generalized_advantages(
+            token_level, values, credited, self.args.gamma, self.args.lam, final_values
+        )
         self._log_values(values, returns, advantages, credited)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, credited, self.accelerator.gather)
         batch["advantages"] = advantages
+        self.show_advantages((advantages * credited).sum(1) / credited.sum(1).clamp(min=1))
         batch["old_values"] = values
         # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
         batch["returns"] = torch.where(credited.bool(), returns, values)
+
+    def _values_where_cut(self, trajectories: list[Trajectory]) -> torch.Tensor:
+        """
+        Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes.
+
+        The state is the context of the turn and all that it has generated, and its value the one before one token more.
+        """
+        final = torch.zeros(len(trajectories), device=self.accelerator.device)
+        cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
+        size = max(1, self.args.per_device_train_batch_size)
+        for start in range(0, len(cut), size):
+            chunk = cut[start : start + size]
+            rows = [one_more_token(trajectories[index].turns[-1], self.eos_token_ids[0]) for index in chunk]
+            batch = RowBatch.from_rows(rows, self.tokenizer.pad_token_id, final.device)
+            with torch.no_grad():
+                # Not the wrapped critic, whose calls are counted over processes: they have different numbers of such episodes
+                (values,) = forward_rows(batch, "per_turn", self.value_model.backbone, token_values(self.value_model))
+            assert values is not None
+            final[chunk] = values.sum(dim=1)  # of one token each
+        return final
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         mask = self.sampled_mask(batch)

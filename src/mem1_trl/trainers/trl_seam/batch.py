@@ -65,7 +65,7 @@ class TrajectoryTrainer(ExactResume):
         # What no reward could be found for is left out when its row is already there; and TRL recognises truncation by a missing
         # end-of-sequence token, so that is done here, too
         untrained = [
-            left_out or (mask_truncated and _is_truncated(trajectory))
+            left_out or (mask_truncated and is_truncated(trajectory))
             for trajectory, left_out in zip(current.trajectories, self._own(current.left_out))
         ]
         if mask_truncated or any(current.left_out):
@@ -159,7 +159,7 @@ class TrajectoryTrainer(ExactResume):
         """
         device = self.accelerator.device
         lengths = torch.tensor([t.num_generated_tokens for t in trajectories], device=device)
-        cut = torch.tensor([_is_truncated(t) for t in trajectories], device=device)
+        cut = torch.tensor([is_truncated(t) for t in trajectories], device=device)
         sound = torch.tensor([t.error is None for t in trajectories], device=device)
         sound = self.accelerator.gather(sound)
         lengths, cut = self.accelerator.gather(lengths).float()[sound], self.accelerator.gather(cut)[sound]
@@ -242,5 +242,6 @@ class TrajectoryTrainer(ExactResume):
         )
 
 
-def _is_truncated(trajectory: Trajectory) -> bool:
+def is_truncated(trajectory: Trajectory) -> bool:
+    """Whether the last turn of an episode was cut at `max_completion_length`."""
     return trajectory.stop_reason == "truncated"

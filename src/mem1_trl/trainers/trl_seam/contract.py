@@ -86,6 +86,7 @@ RELIED_ATTRIBUTES = (
     "_step",
     "_buffered_inputs",
     "_metrics",
+    "_logs",
     "_tr_loss",
     "_globalstep_last_logged",
     "_last_world_entropy",

@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 from .contract import check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedModel
 
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 _SHOWN = 80
 """Characters of a task prompt that a message shows."""
+
+EVALUATION_CONSTANTS = {
+    *(f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean", "low_min", "high_max")),
+    "cispo_clip_ratio",
+    "value/clip_ratio",
+}
+"""Metrics of steps that are 0 in an evaluation."""
 
 
 class Hooks(GRPOTrainer):
@@ -80,6 +87,14 @@ class Hooks(GRPOTrainer):
         return [self.model]
 
     @property
+    def meaningless_metrics(self) -> set[str]:
+        """Metrics of TRL that are the same whatever happens, and are not logged."""
+        if self.mode == "train":
+            return set()
+        # An evaluation makes no step, so that nothing is clipped; and a group of one does not vary
+        return EVALUATION_CONSTANTS | ({"frac_reward_zero_std"} if self.num_generations_eval == 1 else set())
+
+    @property
     def hidden_readout(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.nn.Module] | None:
         """
         A function of the policy's hidden states `(N, L, H)` and the backbone that computes them, or `None`.
@@ -128,6 +143,18 @@ class Hooks(GRPOTrainer):
     def log_metric(self, name: str, value: float) -> None:
         """Add a value to the metrics of the current logging step, where it is averaged over calls."""
         self._metrics[self.mode][name].append(value)
+
+    def drop_metrics(self, names: Iterable[str]) -> None:
+        """Do not log some metrics of the current logging step."""
+        for name in names:
+            self._metrics[self.mode].pop(name, None)
+
+    def show_advantages(self, advantages: torch.Tensor) -> None:
+        """Let the table of completions show these for the episodes of a batch, shape `(B,)`, instead of TRL's of their groups."""
+        shown: Any = self._logs["advantages"]
+        everywhere = self.accelerator.gather(advantages).tolist()
+        for index, advantage in enumerate(everywhere, start=len(shown) - len(everywhere)):
+            shown[index] = advantage
 
     def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:
         """
