@@ -285,6 +285,40 @@ def test_three_steps_in_a_row_end_the_run(tmp_path, tokenizer, actor):
     assert trainer.state.global_step == 5
 
 
+def with_scaler(trainer, scale):
+    """The scaler of the loss that float16 has, on a CPU that does not need one."""
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.accelerator.unscale_gradients = lambda: scaler.unscale_(trainer.optimizer.optimizer)
+
+
+def test_the_scaler_of_float16_skips_steps_by_design(tmp_path, tokenizer, actor):
+    """Its scale is too large in the beginning: more than three steps in a row overflow, and the run goes on."""
+    rewards = [0.0, 1e3, 2e3, 4e3]
+    trainer = make(
+        "grpo", tmp_path, actor, tokenizer, [rewards_of(rewards)], NoReward, max_steps=20, scale_rewards="none",
+    )  # fmt: skip
+    with_scaler(trainer, 2.0**127)
+    look = watch_weights(trainer)
+    recorder = record(trainer)
+    trainer.train()
+    norms = [math.isfinite(logs["grad_norm"]) for logs in recorder.logs if "loss" in logs]
+    assert not any(norms[:4]) and norms[-1]
+    states = look()
+    assert_same_tensors(states[0][0], states[4][0], 0.0)
+    assert any(not torch.equal(states[0][0][name], states[-1][0][name]) for name in states[0][0])
+
+
+def test_overflow_without_a_scale_ends_a_run_in_float16_too(tmp_path, tokenizer, actor):
+    always = huge_in(set(range(1, 20)))
+    trainer = make("grpo", tmp_path, actor, tokenizer, [always], NoReward, max_steps=12, scale_rewards="none")
+    with_scaler(trainer, 4.0)
+    before = copy_parameters(trainer.model)
+    with pytest.raises(RuntimeError, match="3 steps in a row were not taken"):
+        trainer.train()
+    assert trainer.state.global_step == 4  # scales of 4 and 2, then three steps at 1 and below
+    assert_same_tensors(before, copy_parameters(trainer.model), 0.0)
+
+
 def test_the_rows_and_their_numbers_are_found():
     ones, mask = torch.ones(5, 3), torch.tensor([[1, 1, 0]] * 5)
     logps, old, values, returns = -ones, -ones, ones.clone(), ones.clone()

@@ -10,12 +10,11 @@ from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
 from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
+from ..update.critic.bootstrap import values_after
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
-from ..update.row_batch import RowBatch
-from ..update.rows import one_more_token
 from ..update.scoring import forward_rows
 from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .dropout import silence_dropout
@@ -312,23 +311,13 @@ class Mem1PPOTrainer(Mem1Trainer):
         batch["returns"] = torch.where(credited.bool(), returns, values)
 
     def _values_where_cut(self, trajectories: list[Trajectory]) -> torch.Tensor:
-        """
-        Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes.
-
-        The state is the context of the turn and all that it has generated, and its value the one before one token more.
-        """
+        """Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes."""
         final = torch.zeros(len(trajectories), device=self.accelerator.device)
         cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
+        # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
         size = max(1, self.args.per_device_train_batch_size)
-        for start in range(0, len(cut), size):
-            chunk = cut[start : start + size]
-            rows = [one_more_token(trajectories[index].turns[-1], self.eos_token_ids[0]) for index in chunk]
-            batch = RowBatch.from_rows(rows, self.tokenizer.pad_token_id, final.device)
-            with torch.no_grad():
-                # Not the wrapped critic, whose calls are counted over processes: they have different numbers of such episodes
-                (values,) = forward_rows(batch, "per_turn", self.value_model.backbone, token_values(self.value_model))
-            assert values is not None
-            final[chunk] = values.sum(dim=1)  # of one token each
+        last = [trajectories[index].turns[-1] for index in cut]
+        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size)
         return final
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:

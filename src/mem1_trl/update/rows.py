@@ -10,7 +10,7 @@ import numpy as np
 from .layouts import check_layout
 
 if TYPE_CHECKING:
-    from ..trajectory import Trajectory, Turn
+    from ..trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +119,6 @@ def pack_trajectory(trajectory: Trajectory) -> Row:
         turn_ids=turn_ids[start:],
         parent_offsets=[index - parent for index, parent in enumerate(parents)][start:],
         logprobs=None if logprobs is None else logprobs[start:],
-    )
-
-
-def one_more_token(turn: Turn, token: int) -> Row:
-    """
-    A turn as a row of its own, with one more token, which alone counts as sampled: what is computed before it is of the state
-    after the turn.
-    """
-    completion = [*turn.completion_ids, token]
-    return Row(
-        prompt_ids=list(turn.prompt_ids),
-        completion_ids=completion,
-        tool_mask=[0] * len(turn.completion_ids) + [1],
-        turn_ids=[0] * len(completion),
-        parent_offsets=[1] * len(completion),
-        logprobs=None,
     )
 
 

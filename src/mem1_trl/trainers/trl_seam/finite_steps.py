@@ -81,8 +81,9 @@ class FiniteSteps(TreeLoss):
                 "reached the weights. Correct what gives such numbers (rewards, learning rate, data type), then resume from the "
                 "last checkpoint."
             )
-        for module in (model, *self.trained_modules):
-            module.zero_grad(set_to_none=True)  # neither momentum nor weight decay moves a weight without gradient
+        if self.accelerator.scaler is None:  # which skips the step itself
+            for module in (model, *self.trained_modules):
+                module.zero_grad(set_to_none=True)  # neither momentum nor weight decay moves a weight without gradient
         logger.warning(f"{problem} The step is not taken.")
         return norm
 
