@@ -77,7 +77,13 @@ class Mem1GRPOConfig(GRPOConfig):
         max_tokens_per_micro_batch (`int` or `None`, *optional*):
             Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several passes with the
             same gradient, so that memory follows this number however long trajectories become; a single trajectory is
-            never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each micro-batch in one pass.
+            never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
+            micro-batch in one pass.
+        check (`str`, *optional*, defaults to `"on"`):
+            Whether the model is checked when the trainer is built (`"on"`): a toy trajectory is sampled and scored as in the
+            run and held against the plain model, which takes a fraction of a second for a small model. A layout that is off is
+            replaced, or refused; and a first batch in float32 whose sampled and computed log-probs differ by more than 0.1 nats
+            ends the run. `"off"` trains anyway.
 
         > Changed defaults
 
@@ -164,6 +170,14 @@ class Mem1GRPOConfig(GRPOConfig):
             "logs it as it is."
         },
     )
+    check: str = field(
+        default="on",
+        metadata={
+            "help": "Whether the model is checked when the trainer is built (`on`): a toy trajectory is sampled and scored as in "
+            "the run and held against the plain model. A layout that is off is replaced, or refused. `off` trains anyway.",
+            "choices": ["on", "off"],
+        },
+    )
 
     def __post_init__(self) -> None:
         self._play_once_if_greedy()
@@ -188,6 +202,8 @@ class Mem1GRPOConfig(GRPOConfig):
         self.fault_settings()
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
+        if self.check not in ("on", "off"):
+            raise ValueError(f"check must be 'on' or 'off', got {self.check!r}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(
                 f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."

@@ -107,8 +107,8 @@ def test_environments_written_for_trl_train_unchanged(tmp_path, syntax):
         dataclasses.replace(one, ended=True) for one in policy(prompts, stops)
     ]
 
-    def run_and_keep(rows, prompt_ids):
-        trajectories = run(rows, prompt_ids)
+    def run_and_keep(rows):
+        trajectories = run(rows)
         seen.extend(zip([row["environment"] for row in rows], prompt_ids, trajectories, trainer._episodes))
         return trajectories
 

@@ -279,10 +279,10 @@ def test_a_step_of_nothing_but_failures_changes_nothing(kind, tmp_path, tokenize
     recorder = record(trainer)
     run, states = trainer.run_episodes, []
 
-    def counting(rows, prompt_ids):
+    def counting(rows):
         Outage.batch += 1
         states.append([copy_parameters(module) for module in trainer.trained_modules])
-        return run(rows, prompt_ids)
+        return run(rows)
 
     trainer.run_episodes = counting
     trainer.train()

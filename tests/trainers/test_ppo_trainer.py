@@ -403,7 +403,7 @@ def test_a_saved_critic_brings_its_head(tmp_path, tokenizer, actor_path):
 def test_bad_critics_are_refused(tmp_path, tokenizer, actor_path):
     from support.helpers import tiny_model
 
-    with pytest.raises(TypeError, match="`value_model` is a int: pass a model id"):
+    with pytest.raises(TypeError, match="`value_model` must not be of type int: pass a model id"):
         make(tmp_path, actor_path, tokenizer, value_model=3)
     model = AutoModelForCausalLM.from_pretrained(actor_path)
     with pytest.raises(ValueError, match="`value_model` is the policy itself"):

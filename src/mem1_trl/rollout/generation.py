@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from ..model_traits import embedding_rows, ordinary_ids
 from .decoding import own_decoding_only
 from .prefix_cache import PrefixCache
+from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
 from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
 if TYPE_CHECKING:
@@ -65,8 +68,8 @@ class ActionGenerate:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model.
-        stop_texts ([`StopStringFinder`]):
-            Finds the closing tags.
+        stop_texts ([`StopStringFinder`] or `None`):
+            Finds the closing tags. `None` if there are no stop strings.
         stops (`list[list[str]]`):
             Stop strings of each sequence.
         temperature (`float`):
@@ -75,19 +78,23 @@ class ActionGenerate:
             Ids that end a sequence.
         cache ([`PrefixCache`], *optional*):
             Keys and values of earlier calls. It is not used if those of the model cannot be kept.
+        traits ([`SamplerTraits`], *optional*):
+            How contexts may be passed to the model. `None` finds out, once for each model.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        stop_texts: StopStringFinder,
+        stop_texts: StopStringFinder | None,
         stops: list[list[str]],
         temperature: float,
         eos_token_ids: Sequence[int],
         cache: PrefixCache | None = None,
+        traits: SamplerTraits | None = None,
     ):
         self.model = model
         self.generate: Any = model.generate
+        self.traits = sampler_traits(model, partial(sample_toys, model)) if traits is None else traits
         self.stop_texts = stop_texts
         self.stops = stops
         self.temperature = temperature
@@ -97,7 +104,9 @@ class ActionGenerate:
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         """Prompts and completions, shape `(B, prompt + completion)`, as from `generate`; padded after the end."""
-        if self.cache is None or not self.cache.fits(self.model, options):
+        if self.cache is None or not self.traits.caches or not self.cache.fits(self.model, options):
+            if not self.traits.pads and not attention_mask.all():
+                return self._generate_by_length(input_ids, attention_mask, options)
             columns = input_ids.shape[1]
             sequences, self.logprobs, _ = self._call(
                 self.stops, columns, 0, input_ids=input_ids, attention_mask=attention_mask, **options
@@ -105,10 +114,23 @@ class ActionGenerate:
             return sequences
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids.cpu(), attention_mask.cpu())]
         completions = self._generate_cached(self.cache, prompts, options)
-        padding = self.cache.pad_token_id
-        longest = max(map(len, completions))
-        padded = [[*ids, *([padding] * (longest - len(ids)))] for ids in completions]
-        return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+        return _append(input_ids, completions, self.cache.pad_token_id)
+
+    def _generate_by_length(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """As [`~ActionGenerate.__call__`], in one call for each length of a context, so that none is padded."""
+        lengths = attention_mask.sum(dim=1)
+        completions: list[list[int]] = [[] for _ in input_ids]
+        logprobs: list[list[float]] = [[] for _ in input_ids]
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().flatten().tolist()
+            own = {"input_ids": input_ids[rows, -length:], "attention_mask": attention_mask[rows, -length:]}
+            sequences, of_rows, _ = self._call([self.stops[row] for row in rows], length, 0, **own, **options)
+            for row, ids, values in zip(rows, sequences[:, length:].tolist(), of_rows):
+                completions[row], logprobs[row] = ids, values
+        self.logprobs = logprobs
+        return _append(input_ids, completions, int(input_ids[attention_mask == 0][0]))
 
     def _generate_cached(
         self, cache: PrefixCache, prompts: list[list[int]], options: dict[str, Any]
@@ -152,6 +174,40 @@ class ActionGenerate:
                 **inputs,
             )
         return sequences, recorder.finish(sequences), criteria.done
+
+
+def _append(input_ids: torch.Tensor, completions: list[list[int]], padding: int) -> torch.Tensor:
+    """Prompts of one length and their completions, padded on the right."""
+    longest = max(map(len, completions))
+    padded = [[*ids, *([padding] * (longest - len(ids)))] for ids in completions]
+    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], padding: int, device: Any) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` of contexts, shape `(B, longest)`, as `generate` takes them."""
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[*[padding] * (longest - len(p)), *p] for p in prompts], device=device),
+        "attention_mask": torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device),
+    }
+
+
+def sample_toys(model: PreTrainedModel, traits: SamplerTraits, batches: list[list[list[int]]]) -> list[Completion]:
+    """A few greedy tokens for each context, see [`sampler_traits`]."""
+    padding = ordinary_ids(model)[0]
+    cache = PrefixCache(padding) if traits.caches else None
+    completions = []
+    for contexts in batches:
+        hook = ActionGenerate(model, None, [[] for _ in contexts], 1.0, (), cache, traits)
+        inputs = pad_left(contexts, padding, model.device)
+        nothing = embedding_rows(model)  # no token ends a sequence
+        sequences = hook(
+            **inputs, max_new_tokens=TOY_TOKENS, do_sample=False, pad_token_id=padding, eos_token_id=nothing
+        )
+        assert hook.logprobs is not None
+        for ids, logprobs in zip(sequences[:, inputs["input_ids"].shape[1] :].tolist(), hook.logprobs):
+            completions.append(Completion(tuple(ids), tuple(logprobs), True))
+    return completions
 
 
 # Below this number of sequences, another call costs more than it saves
@@ -201,6 +257,7 @@ class TransformersGenerator:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
         self.pad_token_id: int = pad
         self._cache = PrefixCache(pad) if prefix_cache else None
+        self.traits = sampler_traits(model, partial(sample_toys, model))
 
     def release(self) -> None:
         """Drop the keys and values of past calls. Call it before the weights of the model change."""
@@ -218,15 +275,13 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
-        longest = max(map(len, prompts))
-        device = self.model.device
-        ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        inputs = pad_left(prompts, self.pad_token_id, self.model.device)
         temperature = self.settings.temperature or 1.0
-        hook = ActionGenerate(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
+        hook = ActionGenerate(
+            self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache, self.traits
+        )
         sequences = hook(
-            input_ids=ids,
-            attention_mask=mask,
+            **inputs,
             **{
                 "max_new_tokens": self.settings.max_completion_length,
                 "pad_token_id": self.pad_token_id,
@@ -238,5 +293,7 @@ class TransformersGenerator:
         truncated = not self.settings.samples_from_policy
         return [
             finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids, truncated)
-            for row, row_logprobs, row_stops in zip(sequences[:, longest:].tolist(), hook.logprobs, stops)
+            for row, row_logprobs, row_stops in zip(
+                sequences[:, inputs["input_ids"].shape[1] :].tolist(), hook.logprobs, stops
+            )
         ]

@@ -90,8 +90,8 @@ class ActionStoppingCriteria(StoppingCriteria):
     Ends each sequence of a batch of `generate` at the token that completes one of its own stop strings.
 
     Args:
-        stop_texts ([`StopStringFinder`]):
-            Finds the stop strings.
+        stop_texts ([`StopStringFinder`] or `None`):
+            Finds the stop strings. `None` if there are none.
         stops (`Sequence[Sequence[str]]`):
             Stop strings of each sequence.
         prompt_length (`int`):
@@ -104,7 +104,7 @@ class ActionStoppingCriteria(StoppingCriteria):
 
     def __init__(
         self,
-        stop_texts: StopStringFinder,
+        stop_texts: StopStringFinder | None,
         stops: Sequence[Sequence[str]],
         prompt_length: int,
         eos_token_ids: Sequence[int] = (),
@@ -121,6 +121,7 @@ class ActionStoppingCriteria(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         last = input_ids[:, -1].cpu()
         for character in self._last_characters:
+            assert self.stop_texts is not None
             closers = self.stop_texts.closers(character)
             hits = closers[last.clamp(max=len(closers) - 1)].nonzero().flatten().tolist()
             for row in hits:

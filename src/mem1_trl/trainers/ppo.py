@@ -21,6 +21,7 @@ from .dropout import silence_dropout
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
+from .self_check import check_critic
 from .trl_seam.batch import is_truncated
 from .trl_seam.batch_rows import row_chunks
 from .trl_seam.helpers import instance_attribute
@@ -153,7 +154,11 @@ class Mem1PPOTrainer(Mem1Trainer):
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
         self._critic = self._wrap(self.value_model)
-        self.value_layout = resolve_layout(self.value_model.backbone, self.layout)
+        self.value_layout = self.layout
+        if not isinstance(self.value_model, SharedValueHead):
+            backbone = self.value_model.backbone
+            wanted = resolve_layout(backbone, self.layout, self.settings.longest_context(self.model))
+            self.value_layout = check_critic(self, backbone, wanted)
         self.add_callback(_CriticSteps(self))
 
     def _build_critic(

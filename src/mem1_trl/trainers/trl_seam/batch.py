@@ -105,7 +105,7 @@ class TrajectoryTrainer(ExactResume):
         try:
             with instance_attribute(self.tokenizer, "response_template", current.response_template):
                 prompt_ids = self.encode_prompts(prompts)
-                current.trajectories = self.run_episodes(current.rows, prompt_ids)
+                current.trajectories = self.run_episodes(current.rows)
         finally:
             self.clear_prefix_cache()
         current.left_out, logprobs_missing = self._find_left_out(current.trajectories)

@@ -14,6 +14,7 @@ import torch
 
 from ...rollout.generation import ActionGenerate
 from ...rollout.prefix_cache import PrefixCache
+from ...rollout.sampler_check import SamplerTraits
 from ...rollout.stopping import Completion, StopStringFinder, finish_completion
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
 from ..dropout import silence_dropout
@@ -65,7 +66,9 @@ class TurnGeneration(Hooks):
             model = self.accelerator.unwrap_model(self.model_wrapped)
             # Only where no other process has to take part in a call of the model
             cache = None if self._generates_together else self._prefix_cache
-            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
+            # The model is asked how it may be sampled from, unless that would be a call of its own in each process
+            traits = SamplerTraits() if self._generates_together else None
+            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache, traits)
             training = model.training
             with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
                 ids, logprobs = self._sample(prompts)

@@ -7,6 +7,8 @@ tokenizer (`_tokenizer`) and of its dictionary of metrics (`_metrics`).
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +16,10 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 from .contract import check_values
+from .helpers import instance_attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -53,7 +56,7 @@ class Hooks(GRPOTrainer):
         """Start the episodes of dataset rows and return the rows with the prompts that the agent reads."""
         raise NotImplementedError
 
-    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+    def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
         """Play the episodes that [`~Hooks.prepare_rows`] started."""
         raise NotImplementedError
 
@@ -118,6 +121,9 @@ class Hooks(GRPOTrainer):
         """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
         return None
 
+    def refuse_checkpoint(self, checkpoint: str) -> None:
+        """Raise `ValueError` if this run must not go on from a complete checkpoint."""
+
     def save_extra(self, directory: str) -> None:
         """Write what a checkpoint needs besides TRL's own files."""
 
@@ -155,6 +161,12 @@ class Hooks(GRPOTrainer):
         everywhere = self.accelerator.gather(advantages).tolist()
         for index, advantage in enumerate(everywhere, start=len(shown) - len(everywhere)):
             shown[index] = advantage
+
+    @contextmanager
+    def metrics_not_kept(self) -> Iterator[None]:
+        """What is logged meanwhile is dropped."""
+        with instance_attribute(self, "_metrics", {mode: defaultdict(list) for mode in ("train", "eval")}):
+            yield
 
     def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:
         """

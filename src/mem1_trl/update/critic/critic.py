@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
-from .second_adapter import refuse_prompt_learning, second_adapter
+from ...model_traits import refuse_prompt_learning
+from .second_adapter import second_adapter
 
 if TYPE_CHECKING:
     import os
@@ -226,7 +227,7 @@ def build_value_model(
         critic = ValueModel(backbone_of(value_model))
     else:
         raise TypeError(
-            f"`value_model` is a {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
+            f"`value_model` must not be of type {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
             "'shared' for a head on the policy, or None for a copy of the policy's backbone."
         )
     vocabulary = getattr(critic.config.get_text_config(), "vocab_size", None)
