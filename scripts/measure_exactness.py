@@ -192,7 +192,7 @@ CLOSING = """
 ## The self-check
 
 A trainer does the first of these when it is built (`check="on"`): a toy trajectory, one of whose contexts is as long as the run's
-may be (2,048 tokens at most), is sampled and scored in the run's layout and held against the plain model, in the data type of the
+may be (2,048 tokens at most, 512 on a CPU), is sampled and scored in the run's layout and held against the plain model, in the data type of the
 weights. A layout that is off is replaced by `per_turn` with one line in the log, and refused if that is off too; what it finds about
 padding and kept keys is used by [`Mem1Agent`] as well. During training `sampling/max_logp_difference` is the same comparison on real
 trajectories, and in float32 a first batch that is off by more than 0.1 nats ends the run.

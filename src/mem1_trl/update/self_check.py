@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from .scoring import TokenFunction
 
 LONGEST_TOY = 2048
-"""Most tokens of a context of the toy trajectory. What depends on longer contexts shows in the first batch."""
+LONGEST_TOY_ON_CPU = 512
+"""
+Most tokens of a context of the toy trajectory, which take a few seconds for a hundred million weights on one core. What depends on
+longer contexts shows in the first batch.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def toy_trajectories(model: PreTrainedModel, longest: int | None, seed: int = 0)
         model ([`~transformers.PreTrainedModel`]):
             The model, whose ordinary tokens they are made of.
         longest (`int` or `None`):
-            Most tokens of a context and its completion in the run; beyond 2,048 and for `None` the toy stops there.
+            Most tokens of a context and its completion in the run; the toy has 2,048 (512 on a CPU) at most, and for `None`.
         seed (`int`, *optional*, defaults to `0`):
             Of the random tokens.
     """
@@ -109,7 +113,8 @@ def toy_trajectories(model: PreTrainedModel, longest: int | None, seed: int = 0)
     def draw(count: int) -> tuple[int, ...]:
         return tuple(generator.choice(ids) for _ in range(max(count, 1)))
 
-    longest = min(longest or LONGEST_TOY, LONGEST_TOY)
+    most = LONGEST_TOY_ON_CPU if model.device.type == "cpu" else LONGEST_TOY
+    longest = min(longest or most, most)
     prompt = draw(longest // 4 - 8)
     state, smaller = draw(min(12, longest // 4)), draw(min(6, longest // 8))
     far = draw(longest - len(prompt) - len(state) - len(smaller))
