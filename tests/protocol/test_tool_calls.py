@@ -768,8 +768,8 @@ def test_each_environment_has_its_own_tools(tmp_path):
     seen = []
     run = trainer.run_episodes
 
-    def run_and_keep(rows, prompt_ids):
-        trajectories = run(rows, prompt_ids)
+    def run_and_keep(rows):
+        trajectories = run(rows)
         seen.extend(zip([row["environment"] for row in rows], prompt_ids, trajectories))
         return trajectories
 

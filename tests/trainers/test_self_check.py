@@ -330,6 +330,16 @@ def test_a_penalty_that_was_asked_for_is_named_and_ends_nothing(tmp_path, tokeni
     assert "The reason is a setting of sampling beside the temperature (a penalty" in caplog.text
 
 
+def test_dropout_is_named_and_ends_nothing(tmp_path, tokenizer, actor, caplog):
+    for layer in actor.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trainer = make(tmp_path, actor, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert "The reason is dropout (attention_dropout=0.5), which draws anew" in caplog.text
+
+
 def _sample_from_other_logits(model):
     """TRL's scoring reads the head's weights past its forward method, which `generate` calls."""
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits * 0.5)

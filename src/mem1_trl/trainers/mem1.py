@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         weights = args.reward_weights
         if weights is not None:
+            if not all(math.isfinite(weight) for weight in weights):
+                raise ValueError(f"reward_weights must be finite numbers, got {weights}.")
             if len(weights) != len(reward_funcs):
                 raise ValueError(
                     f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "
@@ -203,6 +206,7 @@ class Mem1Trainer(TrajectoryTrainer):
         They are printed turn by turn instead of in TRL's table of completions (which still goes to the trackers and to
         `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
         """
+        self.drop_metrics(self.meaningless_metrics)
         with instance_attribute(self, "num_completions_to_print", 0):
             super().log(logs, start_time)
         self._episode_log.show()

@@ -10,16 +10,19 @@ from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
 from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
+from ..update.critic.bootstrap import values_after
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
 from ..update.scoring import forward_rows
 from .bitsandbytes_cpu import keep_gradients_through_4bit
+from .dropout import silence_dropout
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
 from .self_check import check_critic
+from .trl_seam.batch import is_truncated
 from .trl_seam.batch_rows import row_chunks
 from .trl_seam.helpers import instance_attribute
 
@@ -39,7 +42,7 @@ CRITIC_DIRECTORY = "critic"
 
 class _CriticSteps(TrainerCallback):
     """
-    `Trainer` clips and clears the gradients of its own model only; this does the same for the critic.
+    `Trainer` clears the gradients of its own model only; this does the same for the critic.
 
     While the critic warms up, the policy's optimizer finds no gradients: neither weight decay nor momentum moves it.
     """
@@ -48,10 +51,6 @@ class _CriticSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        parameters = [p for p in self.trainer.critic.parameters() if p.grad is not None]
-        limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        self.trainer.log_metric("value/grad_norm", norm.item())
         if self.trainer.policy_frozen:
             self.trainer.model.zero_grad(set_to_none=True)
         if self.trainer.critic_optimizer is not None:
@@ -180,9 +179,7 @@ class Mem1PPOTrainer(Mem1Trainer):
             return critic
         keep_gradients_through_4bit(critic)
         if self.args.disable_dropout:
-            for module in critic.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
+            silence_dropout(critic)
         if self.args.gradient_checkpointing:
             critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             if critic.adapters is not None:
@@ -234,6 +231,11 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.model.training and self.state.global_step < self.args.critic_warmup_steps
 
     @property
+    def meaningless_metrics(self) -> set[str]:
+        # Groups have no part in it
+        return super().meaningless_metrics | {"frac_reward_zero_std"}
+
+    @property
     def trained_modules(self) -> list[torch.nn.Module]:
         return [self.model, self.critic]
 
@@ -279,6 +281,13 @@ class Mem1PPOTrainer(Mem1Trainer):
         with instance_attribute(self.accelerator, "backward", backward):
             return super().training_step(*args, **kwargs)
 
+    def clip_extra_gradients(self) -> dict[str, float]:
+        parameters = [p for p in self.critic.parameters() if p.grad is not None]
+        limit = self.args.max_grad_norm if self.args.max_grad_norm and self.args.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        self.log_metric("value/grad_norm", norm)
+        return {"critic": norm}
+
     # Credit
 
     def values(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -304,14 +313,28 @@ class Mem1PPOTrainer(Mem1Trainer):
             penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
             self._log_masked_mean("kl", penalty, mask)
         token_level = token_rewards(rewards.nan_to_num(0.0), credited, penalty, self.beta)
-        advantages, returns = generalized_advantages(token_level, values, credited, self.args.gamma, self.args.lam)
+        final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
+        advantages, returns = generalized_advantages(
+            token_level, values, credited, self.args.gamma, self.args.lam, final_values
+        )
         self._log_values(values, returns, advantages, credited)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, credited, self.accelerator.gather)
         batch["advantages"] = advantages
+        self.show_advantages((advantages * credited).sum(1) / credited.sum(1).clamp(min=1))
         batch["old_values"] = values
         # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
         batch["returns"] = torch.where(credited.bool(), returns, values)
+
+    def _values_where_cut(self, trajectories: list[Trajectory]) -> torch.Tensor:
+        """Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes."""
+        final = torch.zeros(len(trajectories), device=self.accelerator.device)
+        cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
+        # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
+        size = max(1, self.args.per_device_train_batch_size)
+        last = [trajectories[index].turns[-1] for index in cut]
+        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size)
+        return final
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         mask = self.sampled_mask(batch)
@@ -319,6 +342,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         values, self.last_readout = self.last_readout, None
         if values is None:
             values = self.values(batch)
+        self.last_values = values.detach()
         loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
         self._log_masked_mean("value/loss", loss.detach(), mask)
         self._log_masked_mean("value/clip_ratio", clipped, mask)

@@ -17,6 +17,7 @@ from ...rollout.prefix_cache import PrefixCache
 from ...rollout.sampler_check import SamplerTraits
 from ...rollout.stopping import Completion, StopStringFinder, finish_completion
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
+from ..dropout import silence_dropout
 from .contract import check_values
 from .helpers import instance_attribute
 from .hooks import Hooks
@@ -33,6 +34,9 @@ class TurnGeneration(Hooks):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         keep_gradients_through_4bit(self.model)
+        if self.args.disable_dropout:  # TRL knows the module `nn.Dropout` only
+            for model in filter(None, (self.model, self.ref_model)):
+                silence_dropout(model)
         self.stop_texts = StopStringFinder(self.tokenizer)
         self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
 

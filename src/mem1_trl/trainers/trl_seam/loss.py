@@ -17,17 +17,16 @@ from ...update.layout_model import LayoutModel
 from ...update.layouts import resolve_layout
 from ...update.row_batch import RowBatch
 from ...update.self_check import is_single_precision
+from ..dropout import dropout_of
 from .contract import check_values
 from .generation import TurnGeneration
 from .helpers import instance_attribute
+from .shares import TermWeights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = get_logger(__name__)
-
-ROW_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")
-"""Loss types of TRL that are a mean over the rows of a micro-batch."""
 
 _SUSPICIOUS_DIFFERENCE = 1.0  # nats; half precision stays well below
 _WRONG_DIFFERENCE = 0.1  # nats; in float32, a thousand times what rounding does
@@ -45,8 +44,13 @@ class TreeLoss(TurnGeneration):
         self.layout = resolve_layout(
             self.model, self.args.layout, self.args.agent_settings().longest_context(self.model)
         )
+        # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
+        if self.aux_loss_enabled and self.layout == "paper":
+            raise ValueError(
+                f"layout='paper' does not go with the load balancing of experts (router_aux_loss_coef="
+                f"{self.router_aux_loss_coef}), which takes no mask of its own: use layout='per_turn', or set it to 0."
+            )
         if self.aux_loss_enabled and self.layout == "packed":
-            # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
             self.layout = "per_turn"
 
     def row_batch(self, batch: dict[str, Any]) -> RowBatch:
@@ -106,21 +110,25 @@ class TreeLoss(TurnGeneration):
         return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        beta = self.beta if self.kl_in_loss else 0.0
-        if "row_scale" in inputs and self.loss_type in ROW_MEANS:
-            # The mean over rows counts those that were left out; advantages and KL are what the loss is linear in
-            inputs = {**inputs, "advantages": inputs["advantages"] * inputs["row_scale"]}
-            beta = beta * inputs["row_scale"].item()
+        has_token_means = self.loss_type == "bnpo" or bool(self.args.entropy_coef) or self.args.use_adaptive_entropy
+        weights = TermWeights.of(inputs, self.loss_type, has_token_means)
+        # TRL divides everything but the load balancing of experts by the steps, so the factor of means over tokens goes there;
+        # the policy's is then made up for in advantages and KL, which its loss is linear in
+        policy = weights.policy / weights.token_means
+        steps = getattr(self, "current_gradient_accumulation_steps", 1)  # there are none before training
+        beta = self.beta * policy if self.kl_in_loss else 0.0
+        inputs = {**inputs, "advantages": inputs["advantages"] * policy}
+        experts = weights.experts / weights.token_means
         gradient = torch.is_grad_enabled() and not self.policy_frozen
         with (
             self._scoring(self.row_batch(inputs)),
             instance_attribute(self, "beta", beta),
+            instance_attribute(self, "router_aux_loss_coef", self.router_aux_loss_coef * experts),
+            instance_attribute(self, "current_gradient_accumulation_steps", steps / weights.token_means),
             instance_attribute(self, "_in_loss", True),
             torch.set_grad_enabled(gradient),
         ):
             loss = check_values("_compute_loss", super()._compute_loss(model, inputs))
-        share = inputs.get("loss_share", 1.0)
-        loss = loss if share == 1.0 else share * loss
         self._log_sampler_difference(inputs)
         extra = self.extra_loss(inputs)
         return loss if extra is None else loss + extra
@@ -174,4 +182,7 @@ class TreeLoss(TurnGeneration):
             return "layout='paper', which is inexact and kept for comparison"
         if not self.decoding.samples_from_policy:
             return "a setting of sampling beside the temperature (a penalty, a truncation, `generation_kwargs`)"
+        if not self.args.disable_dropout and (found := dropout_of(self.model)):
+            named = ", ".join(f"{name}={value:g}" for name, value in found.items())
+            return f"dropout ({named}), which draws anew for every pass of the model: set disable_dropout=True"
         return None

@@ -86,6 +86,7 @@ class ExactResume(BalancedMicroBatches):
         return super().train(self._resumed_from, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_weights()
         directory = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
         if self.args.should_save:
             mark_incomplete(directory)
