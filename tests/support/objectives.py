@@ -12,7 +12,7 @@ from support.ppo_helpers import oracle_values
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from mem1_trl import Trajectory
-from mem1_trl.update.critic.critic import ValueModel
+from mem1_trl.update.critic.critic import SharedValueHead, ValueModel
 
 Rows = list[torch.Tensor]
 """One tensor for each trajectory: a number for each sampled token, turn after turn."""
@@ -112,13 +112,16 @@ def value_loss(new: Rows, old: Rows, returns: Rows, cliprange: float | None) -> 
     return 0.5 * error.mean()
 
 
-def in_float32(trainer: Any, path: str) -> tuple[PreTrainedModel, ValueModel | None]:
+def in_float32(trainer: Any, path: str) -> tuple[PreTrainedModel, Any]:
     """Plain models in float32 with the weights that policy and critic (`None` without one) have at the moment."""
     policy = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     policy.load_state_dict(trainer.model.state_dict())
     if not hasattr(trainer, "value_model"):
         return policy, None
-    critic = ValueModel(copy.deepcopy(policy.model))
+    if isinstance(trainer.value_model, SharedValueHead):
+        critic = SharedValueHead(policy)
+    else:
+        critic = ValueModel(copy.deepcopy(policy.model))
     critic.load_state_dict(trainer.value_model.state_dict())
     return policy, critic
 
@@ -129,7 +132,10 @@ class Step:
 
     loss: torch.Tensor
     policy: PreTrainedModel
-    critic: ValueModel | None
+    critic: Any
+    inputs: dict[str, Any]
+    logps: torch.Tensor
+    """The policy's log-probs of the tokens of `inputs`."""
     first: bool
     """Whether the trajectories were played by these very weights."""
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -158,7 +164,7 @@ class Watch(TrainerCallback):
             nonlocal fresh
             models = in_float32(trainer, path)
             loss = loss_of(model, inputs)
-            self.steps.append(Step(loss.detach().clone(), *models, first=fresh))
+            self.steps.append(Step(loss.detach().clone(), *models, inputs, trainer._last_logps, first=fresh))
             fresh = False
             return loss
 
@@ -200,6 +206,12 @@ def gradients_of(loss: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
     }
 
 
+def sampled_tokens(batch: dict[str, Any], values: torch.Tensor) -> Rows:
+    """The entries of `(B, C)` values that belong to sampled tokens, for each row of a batch."""
+    mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+    return [row[kept] for row, kept in zip(values, mask)]
+
+
 def logprobs_of(model: PreTrainedModel, trajectories: list[Trajectory], temperature: float = 1.0) -> Rows:
     """Log-probs of all sampled tokens, for each trajectory."""
     return [torch.cat(oracle_logprobs(model, trajectory, temperature)) for trajectory in trajectories]
@@ -210,6 +222,6 @@ def entropies_of(model: PreTrainedModel, trajectories: list[Trajectory], tempera
     return [oracle_entropies(model, trajectory, temperature) for trajectory in trajectories]
 
 
-def values_of(critic: ValueModel, trajectories: list[Trajectory]) -> Rows:
+def values_of(critic: Any, trajectories: list[Trajectory]) -> Rows:
     """Values before all sampled tokens, for each trajectory."""
     return [oracle_values(critic, trajectory) for trajectory in trajectories]

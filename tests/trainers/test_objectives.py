@@ -14,9 +14,8 @@ from support.objectives import (
     value_loss,
     values_of,
 )
-from support.ppo_helpers import gae
+from support.ppo_helpers import gae, wake
 from support.ppo_helpers import make as make_ppo
-from support.ppo_helpers import wake
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
@@ -99,7 +98,7 @@ GRPO = {
     "high entropy": {"top_entropy_quantile": 0.3},
     "entropy bonus": {"entropy_coef": 0.3},
     "high entropy with a bonus": {"entropy_coef": 0.3, "top_entropy_quantile": 0.3},
-    "KL": {"beta": 0.3},
+    "KL": {"beta": 0.3, "use_bias_correction_kl": False},
     "KL with bias correction": {"beta": 0.3, "use_bias_correction_kl": True},
     "temperature": {"temperature": 0.7},
     "whole batch": {"scale_rewards": "batch"},
@@ -186,7 +185,7 @@ PPO = {
     "truncated left out": {"mask_truncated_completions": True},
     "high entropy": {"top_entropy_quantile": 0.3},
     "entropy bonus": {"entropy_coef": 0.3},
-    "KL in the loss": {"beta": 0.3, "kl_in_reward": False},
+    "KL in the loss": {"beta": 0.3, "kl_in_reward": False, "use_bias_correction_kl": False},
     "KL in the reward": {"beta": 0.3},
     "temperature": {"temperature": 0.7},
     "values clipped": {"cliprange_value": 0.02},

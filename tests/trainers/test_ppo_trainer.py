@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from mem1_trl import Mem1Agent, Mem1Protocol
 
-
 # Credit
 
 
