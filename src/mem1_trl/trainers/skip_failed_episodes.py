@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -31,7 +32,7 @@ def score_sound_episodes_only(function: Any, failed: list[bool]) -> Any:
             result[index] = value
         return result
 
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+    if _is_asynchronous(function):
 
         async def ask(**kwargs: Any) -> list[Any]:
             return spread(await function(**chosen(kwargs)) if kept else [], 0.0)
@@ -42,6 +43,13 @@ def score_sound_episodes_only(function: Any, failed: list[bool]) -> Any:
         return spread(function(**chosen(kwargs)) if kept else [], 0.0)
 
     return call
+
+
+def _is_asynchronous(function: Any) -> bool:
+    """Whether TRL awaits what a function returns: an `async def`, an object called by one, or a partial of either."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _is_column(value: Any, rows: int) -> bool:
