@@ -26,6 +26,13 @@ def test_a_known_case_by_hand():
     assert balanced_bins([4, 9, 5, 8, 6, 7], 3) == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_a_bin_that_is_full_takes_no_more_however_light_it_is():
+    """9 | 1, then the second bin has the fewest tokens but only room for one more."""
+    assert balanced_bins([9, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+    # 50 | 1, 1, 1, and the two that are left go to the 50
+    assert balanced_bins([1, 1, 1, 50, 1, 1], 2) == [[3, 4, 5], [0, 1, 2]]
+
+
 def test_turns_from_2_to_20_are_within_ten_percent():
     generator = random.Random(0)
     for _ in range(20):
