@@ -92,7 +92,8 @@ class Mem1PPOTrainer(Mem1Trainer):
             adapter (by `peft_config`, or because it came with one), that is a second adapter on the same frozen weights.
             `"shared"` is a head on the policy's own hidden states: one forward and one set of weights for both, which
             `vf_coef` weighs against each other. Otherwise an id or path, a model whose backbone is taken, or a finished
-            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own.
+            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own, unless it has one.
+            A model that comes frozen is trained all the same; one that is frozen in part is trained where it is not.
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
