@@ -14,7 +14,7 @@ from ..update.critic.critic import SharedValueHead, ValueModel, build_value_mode
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
-from ..update.scoring import forward_rows
+from ..update.scoring import forward_rows, forwarded_tokens
 from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .grpo import model_name
 from .mem1 import Mem1Trainer
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..environment_runtime.pool import EnvironmentFactory
     from ..protocol.protocol import Mem1Protocol
     from ..trajectory import Trajectory
+    from ..update.row_batch import RowBatch
 
 CRITIC_DIRECTORY = "critic"
 
@@ -275,6 +276,10 @@ class Mem1PPOTrainer(Mem1Trainer):
         (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
         assert values is not None
         return values[:, -batch["completion_ids"].shape[1] :]
+
+    def forwarded_tokens(self, rows: RowBatch) -> int:
+        of_critic = forwarded_tokens(rows, self.value_layout, self.value_model.backbone)
+        return max(super().forwarded_tokens(rows), of_critic)
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         mask = self.sampled_mask(batch)
