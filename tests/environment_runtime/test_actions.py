@@ -281,7 +281,7 @@ def test_arguments_without_a_name_of_their_own_are_left_out():
     assert actions.describe() == ["<look>place</look>: Look somewhere.", "<wait></wait>: Wait."]
     assert actions.arguments("look", "kitchen") == {"place": "kitchen"}
     assert actions.arguments("wait", "5") == {}
-    with pytest.raises(ValueError, match="There is no argument 'more'; there is place."):
+    with pytest.raises(ValueError, match=r"There is no argument .more.; there is place\."):
         actions.typed_arguments("look", {"place": "kitchen", "more": "hall"})
     room = Variadic()
     results = run_calls(

@@ -26,7 +26,6 @@ def test_ppo_averages_over_the_tokens_of_one_step(tmp_path, tokenizer, actor_pat
     trainer.train()
     assert len(watch.steps) == 4 and len(watch.batches) == 4 // slices
     totals = [sum(len(row) for row in sampled_tokens(batch, batch["advantages"])) for batch in watch.batches]
-    expected: dict[str, torch.Tensor] = {}
     for number, step in enumerate(watch.steps):
         advantages, values, returns = (
             torch.cat(sampled_tokens(step.inputs, step.inputs[key])) for key in ("advantages", "old_values", "returns")
@@ -46,6 +45,31 @@ def test_ppo_averages_over_the_tokens_of_one_step(tmp_path, tokenizer, actor_pat
     assert len(taken) == 4 // accumulation
     summed = {name: sum(gradients[name] for gradients in taken) for name in expected}
     assert_same_tensors(expected, summed, 1e-3)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_trajectories_are_exchanged_within_a_step_only(tmp_path, tokenizer, actor_path, accumulation):
+    """Balancing changes which micro-batch a trajectory is in, not which optimizer step trains on it."""
+    of_steps = []
+    for balanced in (True, False):
+        trainer = make(
+            tmp_path / str(balanced), actor_path, tokenizer, plan=four_plans, train_dataset=lookup_dataset(8), beta=0.0,
+            per_device_train_batch_size=2, gradient_accumulation_steps=accumulation, steps_per_generation=4,
+            max_steps=4 // accumulation, learning_rate=1e-12, value_learning_rate=1e-12,
+        )  # fmt: skip
+        if not balanced:
+            trainer._rearranged = lambda batches: batches
+        watch = Watch(trainer, actor_path)
+        trainer.train()
+        rows = [
+            torch.cat([step.inputs["prompt_ids"], step.inputs["completion_ids"]], dim=1).tolist()
+            for step in watch.steps
+        ]
+        of_steps.append(
+            [sorted(row for part in rows[i : i + accumulation] for row in part) for i in range(0, 4, accumulation)]
+        )
+    assert of_steps[0] == of_steps[1]
+    assert of_steps[0][0] != of_steps[0][1]
 
 
 @pytest.mark.parametrize(("accumulation", "steps_until_next"), [(1, 8), (2, 4), (4, 2)])
