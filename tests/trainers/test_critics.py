@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from support.ppo_helpers import LORA, Gradients, four_plans, make, stir, wake, watch_credit
-from support.trainer_helpers import assert_same_tensors, copy_parameters, record
+from support.helpers import tiny_model
+from support.ppo_helpers import LORA, Gradients, four_plans, make, oracle_values, stir, wake, watch_credit
+from support.trainer_helpers import assert_same_tensors, copy_parameters, lookup_dataset, record
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from mem1_trl.update.critic.critic import SharedValueHead, ValueModel
@@ -261,6 +262,24 @@ def test_a_model_with_an_adapter_is_a_critic_with_that_adapter(
                 parameter.zero_()
     trainer.value_model.load(tmp_path / "critic")
     assert_same_tensors(trained, copy_parameters(trainer.value_model), 0.0)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_dropout_of_a_critic_is_off_in_evaluation_and_where_it_is_disabled(tmp_path, tokenizer, actor_path, disabled):
+    trainer = make(
+        tmp_path, actor_path, tokenizer, value_model=tiny_model("gpt2", resid_pdrop=0.3, embd_pdrop=0.3), beta=0.0,
+        disable_dropout=disabled, eval_dataset=lookup_dataset(), per_device_eval_batch_size=4, max_steps=1,
+    )  # fmt: skip
+    wake(trainer)
+    plain = copy.deepcopy(trainer.value_model).eval()
+    seen = watch_credit(trainer)
+    trainer.evaluate()
+    trainer.train()
+    for credit, off in zip(seen, (True, disabled), strict=True):
+        with torch.no_grad():
+            exact = torch.cat([oracle_values(plain, trajectory) for trajectory in credit["trajectories"]])
+        difference = (credit["batch"]["old_values"][credit["mask"]] - exact).abs().max()
+        assert difference < 1e-4 if off else difference > 0.01
 
 
 # A head on the policy
