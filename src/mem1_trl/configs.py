@@ -75,9 +75,10 @@ class Mem1GRPOConfig(GRPOConfig):
             How a trajectory is forwarded: as one prefix tree (`"packed"`), as one row per turn (`"per_turn"`), or as the
             paper's stitched sequence (`"paper"`), which is inexact and kept for comparison.
         max_tokens_per_micro_batch (`int` or `None`, *optional*):
-            Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several passes with the
-            same gradient, so that memory follows this number however long trajectories become; a single trajectory is
-            never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
+            Most tokens of one forward and backward pass, counted as they are forwarded: a beginning that rows share once, the
+            contexts and the padding of `layout="per_turn"` in full. A micro-batch that holds more is trained in several passes
+            with the same gradient, so that memory follows this number however long trajectories become; a single trajectory
+            is never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
             micro-batch in one pass.
         check (`str`, *optional*, defaults to `"on"`):
             Whether the model is checked when the trainer is built (`"on"`): a toy trajectory is sampled and scored as in the
@@ -158,8 +159,9 @@ class Mem1GRPOConfig(GRPOConfig):
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens of one forward and backward pass. A micro-batch that holds more is trained in several "
-            "passes with the same gradient; a single trajectory is never cut. `None` trains each micro-batch in one pass."
+            "help": "Most tokens of one forward and backward pass, counted as they are forwarded: with padding, and a shared "
+            "beginning once. A micro-batch that holds more is trained in several passes with the same gradient; a single "
+            "trajectory is never cut. `None` trains each micro-batch in one pass."
         },
     )
 

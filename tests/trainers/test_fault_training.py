@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
 import json
 import random
 import re
@@ -258,6 +260,53 @@ def test_a_failed_sample_is_no_part_of_its_group_and_takes_the_group_along_if_to
         kept = [True, False, True, True] if on_error == "observe" else [False] * 4
         assert (counts > 0).tolist() == kept
         assert int(batch["num_items_in_batch"]) == int(counts.sum())
+
+
+class Judge:
+    """An asynchronous reward function in its other form."""
+
+    __name__ = "judge"
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    async def __call__(self, trajectories, secret, number, environments, log_extra, **kwargs):
+        self.asked.append((list(number), [e.secret for e in environments] == secret))
+        log_extra("number", list(number))
+        await asyncio.sleep(0)
+        return [10.0 * one + len(t.turns) for one, t in zip(number, trajectories, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["function", "object", "partial of a function", "partial of an object"])
+def test_asynchronous_rewards_stay_with_their_rows_where_episodes_have_failed(tmp_path, tokenizer, actor, form):
+    """Rows 1 and 2 of six fail: the function sees the four others, and each has its own number back."""
+    asked = []
+    judge = Judge(asked)
+
+    async def function(**kwargs):
+        return await judge(**kwargs)
+
+    reward = {
+        "function": function, "object": judge, "partial of a function": functools.partial(function),
+        "partial of an object": functools.partial(judge),
+    }[form]  # fmt: skip
+    fails = ["", "reset", "reward", "", "", ""]
+    dataset = lookup_dataset(6).add_column("fails", fails).add_column("number", list(range(6)))
+    trainer = make(
+        "ppo", tmp_path, actor, tokenizer, Frail, dataset, reward_funcs=[reward, lambda number, **kwargs: [0.5 * n for n in number]],
+        per_device_train_batch_size=6, max_steps=1, shuffle_dataset=False,
+    )  # fmt: skip
+    trainer.rollout.generate = ScriptedGenerator(tokenizer, planned(lambda i: (1 + i % 3, 9)))
+    logged = {}
+    trainer._log_completion_extra = lambda column, values: logged.update({column: values})
+    seen = []
+    rewarded = trainer.rewarded
+    trainer.rewarded = lambda trajectories: (seen.extend(trajectories), rewarded(trajectories))
+    trainer.train()
+    assert asked == [([0, 3, 4, 5], True)]
+    assert logged["number"] == [0, None, None, 3, 4, 5]
+    expected = [None if fails[i] else 10.5 * i + len(t.turns) for i, t in enumerate(seen)]
+    assert [t.reward for t in seen] == expected
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])

@@ -165,8 +165,9 @@ def page() -> str:
     lines = [
         f"# Features of `GRPOTrainer` (TRL {'.'.join(trl.__version__.split('.')[:2])})",
         "",
-        "Made and checked by `tests/trainers/test_features.py`: \"works\" is a step of training there, \"refused\" an error at",
-        "construction that says what to use instead. To write it again: `python tests/trainers/test_features.py`.",
+        "Made and checked by `tests/trainers/test_features.py`: \"works\" is a step of training there and a value over several turns",
+        "in the test that `tests/trainers/test_feature_effects.py` names, \"refused\" an error at construction that says what to use",
+        "instead. To write it again: `python tests/trainers/test_features.py`.",
         "",
         "| feature | `Mem1GRPOTrainer` | `Mem1PPOTrainer` | |",
         "|---|---|---|---|",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ppo_helpers import LORA, four_plans, make, wake, watch_credit
+from support.ppo_helpers import LORA, four_plans, gae, make, wake, watch_credit
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
@@ -21,14 +21,6 @@ from support.trainer_helpers import (
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from mem1_trl import Mem1Agent, Mem1Protocol
-
-
-def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
-    """Advantage of each token as the sum it is defined to be (arXiv 1506.02438, equation 16)."""
-    size = len(rewards)
-    deltas = [rewards[t] + gamma * (values[t + 1] if t + 1 < size else 0.0) - values[t] for t in range(size)]
-    return [sum((gamma * lam) ** (u - t) * deltas[u] for u in range(t, size)) for t in range(size)]
-
 
 # Credit
 

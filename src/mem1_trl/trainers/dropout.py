@@ -67,9 +67,9 @@ def _probabilities(model: nn.Module) -> Iterator[tuple[Any, str, float]]:
                 yield module, name, value
         config = getattr(module, "config", None)
         for name in reads[type(module)] if config is not None else ():
-            value: Any = getattr(config, name, None)
-            if _PROBABILITY.search(name) and _is_number(value):
-                yield config, name, value
+            in_config: Any = getattr(config, name, None)
+            if _PROBABILITY.search(name) and _is_number(in_config):
+                yield config, name, in_config
 
 
 def _is_number(value: Any) -> bool:

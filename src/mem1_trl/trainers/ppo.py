@@ -15,7 +15,7 @@ from ..update.critic.critic import SharedValueHead, ValueModel, build_value_mode
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
-from ..update.scoring import forward_rows
+from ..update.scoring import forward_rows, forwarded_tokens
 from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .dropout import silence_dropout
 from .grpo import model_name
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..environment_runtime.pool import EnvironmentFactory
     from ..protocol.protocol import Mem1Protocol
     from ..trajectory import Trajectory
+    from ..update.row_batch import RowBatch
 
 CRITIC_DIRECTORY = "critic"
 
@@ -92,7 +93,8 @@ class Mem1PPOTrainer(Mem1Trainer):
             adapter (by `peft_config`, or because it came with one), that is a second adapter on the same frozen weights.
             `"shared"` is a head on the policy's own hidden states: one forward and one set of weights for both, which
             `vf_coef` weighs against each other. Otherwise an id or path, a model whose backbone is taken, or a finished
-            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own.
+            critic; with `peft_config` it gets an adapter of the same configuration on weights of its own, unless it has one.
+            A model that comes frozen is trained all the same; one that is frozen in part is trained where it is not.
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
@@ -299,6 +301,10 @@ class Mem1PPOTrainer(Mem1Trainer):
         (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
         assert values is not None
         return values[:, -batch["completion_ids"].shape[1] :]
+
+    def forwarded_tokens(self, rows: RowBatch) -> int:
+        of_critic = forwarded_tokens(rows, self.value_layout, self.value_model.backbone)
+        return max(super().forwarded_tokens(rows), of_critic)
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         mask = self.sampled_mask(batch)

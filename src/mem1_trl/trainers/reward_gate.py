@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ class RewardGate:
         """
         if isinstance(function, torch.nn.Module):
             return function
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        if _is_asynchronous(function):
 
             async def ask(**kwargs: Any) -> list[Any]:
                 return self._taken(await function(**self._chosen(kwargs)) if self.kept else [], name)
@@ -107,3 +108,10 @@ class RewardGate:
 
     def _is_column(self, value: Any) -> bool:
         return isinstance(value, list) and len(value) == len(self.failed)
+
+
+def _is_asynchronous(function: Any) -> bool:
+    """Whether TRL awaits what a function returns: an `async def`, an object called by one, or a partial of either."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -58,14 +58,11 @@ def forward_rows(
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
-    if layout == "packed" and cpu_kernels.can_plan(model, rows.input_ids.device):
-        folded = fold_rows(rows)
-        # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
-        several_turns = bool((rows.turn_ids > 0).any())
-        if several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel():
-            results = _forward_folded(folded, model, function)
-            if results is not None:
-                return results
+    folded = _fold(rows, layout, model)
+    if folded is not None:
+        results = _forward_folded(folded, model, function)
+        if results is not None:
+            return results
     labels = rows.input_ids.masked_fill(~rows.tool_mask, -100)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
     mask = None
@@ -77,6 +74,40 @@ def forward_rows(
     if mask is not None:
         inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
     return function(inputs, labels)
+
+
+def forwarded_tokens(rows: RowBatch, layout: str, model: PreTrainedModel) -> int:
+    """
+    Number of tokens, padding included, that [`forward_rows`] passes to the model.
+
+    Args:
+        rows ([`RowBatch`]):
+            `B` rows of `T` tokens.
+        layout (`str`):
+            `"packed"` (a common beginning of several rows counts once), `"per_turn"` (each turn counts as wide as the longest) or
+            `"paper"`.
+        model ([`~transformers.PreTrainedModel`]):
+            The model, or its backbone.
+
+    Returns:
+        `int`
+    """
+    if layout == "per_turn":
+        turns = unfold_turns(rows)
+        return rows.input_ids.numel() if turns is None else turns.input_ids.numel()
+    folded = _fold(rows, layout, model)
+    return rows.input_ids.numel() if folded is None else folded.tree.input_ids.numel()
+
+
+def _fold(rows: RowBatch, layout: str, model: PreTrainedModel) -> FoldedRows | None:
+    """The rows as one tree, if they are forwarded as one."""
+    if layout != "packed" or not cpu_kernels.can_plan(model, rows.input_ids.device):
+        return None
+    folded = fold_rows(rows)
+    # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
+    several_turns = bool((rows.turn_ids > 0).any())
+    worth_it = several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel()
+    return folded if worth_it else None
 
 
 def _forward_folded(

@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 from ...update.layout_model import LayoutModel
 from ...update.layouts import resolve_layout
 from ...update.row_batch import RowBatch
+from ...update.scoring import forwarded_tokens
 from ...update.self_check import is_single_precision
 from ..dropout import dropout_of
 from .contract import check_values
@@ -56,6 +57,10 @@ class TreeLoss(TurnGeneration):
     def row_batch(self, batch: dict[str, Any]) -> RowBatch:
         """The rows of a batch with their tree structure."""
         return RowBatch.from_trl(batch)
+
+    def forwarded_tokens(self, rows: RowBatch) -> int:
+        """Number of tokens, padding included, of the largest forward pass that training on some rows takes."""
+        return forwarded_tokens(rows, self.layout, self.accelerator.unwrap_model(self.model))
 
     def policy_logps(self, batch: dict[str, Any]) -> torch.Tensor:
         """Log-probs of the current policy, without gradient, shape `(B, C)`."""

@@ -99,7 +99,7 @@ class BalancedMicroBatches(FiniteSteps):
         The micro-batches of one optimizer step, of all processes, with trajectories exchanged until all are about equally long.
 
         The step trains on the same trajectories, in micro-batches of as many rows. Episodes of one turn stay where TRL has
-        shuffled them to.
+        shuffled them to, unless there is a budget of tokens.
         """
         processes, budget = self.accelerator.num_processes, self.args.max_tokens_per_micro_batch
         if budget is None and processes * len(batches) == 1:
@@ -111,17 +111,22 @@ class BalancedMicroBatches(FiniteSteps):
                 key: self._gather_rows(key, value) if has_rows(key, value, count) else value
                 for key, value in merged.items()
             }
-        if int(merged["turn_ids"].max()) == 0:
+        if budget is None and int(merged["turn_ids"].max()) == 0:
             return batches
         lengths = (merged["prompt_mask"].sum(1) + merged["completion_mask"].sum(1)).tolist()
-        bins = bins_within(lengths, processes * len(batches), budget)
+
+        def forwarded(part: list[int]) -> int:
+            return self.forwarded_tokens(self.row_batch(take_rows(merged, torch.tensor(part, device=device))))
+
+        device = merged["prompt_ids"].device
+        bins = bins_within(lengths, processes * len(batches), budget, forwarded)
         loads = [sum(lengths[row] for part in parts for row in part) for parts in bins]
         self.log_metric("micro_batch/tokens_max_over_mean", max(loads) * len(loads) / max(sum(loads), 1))
         self.log_metric("micro_batch/parts", len(bins[0]))
         arranged = []
         for index in range(len(batches)):
             parts = bins[index * processes + self.accelerator.process_index]
-            rows = torch.tensor([row for part in parts for row in part], device=merged["prompt_ids"].device)
+            rows = torch.tensor([row for part in parts for row in part], device=device)
             arranged.append({**take_rows(merged, rows), "parts": torch.tensor(len(parts))})
         return arranged
 

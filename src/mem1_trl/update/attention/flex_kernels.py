@@ -136,9 +136,10 @@ def flex_attention_is_exact(
         return False
     # Half precision rounds at 2^-8 (bfloat16) or 2^-11 of numbers of order one; a wrong mask is off by order one
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    if error > tolerance:
+    exact = error <= tolerance  # NaN is not
+    if not exact:
         logger.warning(f"A dense mask instead of FlexAttention, which is off by {error:.1e} here.")
-    return error <= tolerance
+    return exact
 
 
 def _largest_error(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int) -> float:
@@ -159,10 +160,11 @@ def _largest_error(device: torch.device, dtype: torch.dtype, head_dim: int, valu
         query, key, value, attn_mask=tree_context_mask(tree)[:, None], enable_gqa=True
     )
     planned = attend(query, key, value, block_mask(tree, plan_attention(tree)))
-    return max(
-        float((one - other).abs().max() / other.abs().max().clamp(min=1e-6))
+    errors = [
+        ((one - other).abs().max() / other.abs().max().clamp(min=1e-6)).float()
         for one, other in zip(results(planned), results(dense))
-    )
+    ]
+    return float(torch.stack(errors).max())  # NaN if one is, which Python's `max` would lose
 
 
 def _small_tree(device: torch.device) -> RowBatch:
