@@ -14,7 +14,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
-from mem1_trl.protocol.tag_syntax import close_action
+from mem1_trl.protocol.turn_text import close_action
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
 SEARCH = "<think>s</think><search>key</search>"

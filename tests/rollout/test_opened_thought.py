@@ -10,7 +10,8 @@ from support.chat_server import serve
 from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
-from mem1_trl.protocol.tag_syntax import TagSyntax, close_action
+from mem1_trl.protocol.tag_syntax import TagSyntax
+from mem1_trl.protocol.turn_text import close_action
 from mem1_trl.rollout.stopping import ActionStoppingCriteria, StopStringFinder, StopStrings
 
 TEMPLATE = (

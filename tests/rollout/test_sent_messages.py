@@ -12,7 +12,7 @@ from support.tool_helpers import TEMPLATES, Library, template_text, template_tok
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
-from mem1_trl.protocol.tag_syntax import join_thought
+from mem1_trl.protocol.turn_text import join_thought
 from mem1_trl.rollout.endpoint import check_rendering
 
 # Thoughts of assistant messages before the last question of the user are dropped, and fields of reasoning with them

@@ -12,7 +12,8 @@ from ..trajectory import Turn
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
 from .syntax import MARKS, ActionSyntax, EpisodeRecord
-from .tag_syntax import append_text, escape_tags
+from .tag_syntax import escape_tags
+from .turn_text import append_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

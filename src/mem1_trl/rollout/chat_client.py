@@ -30,7 +30,7 @@ class Reply(NamedTuple):
             no lone surrogate and no NUL byte.
         ended (`bool`):
             Whether it ended by itself or at a stop string rather than at its length limit. Servers leave the stop string out or in;
-            it is put back by [`~mem1_trl.protocol.tag_syntax.close_action`].
+            it is put back by [`~mem1_trl.protocol.turn_text.close_action`].
     """
 
     message: dict[str, Any]

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..protocol.encoding import decode
-from ..protocol.tag_syntax import encode_closed
+from ..protocol.turn_text import encode_closed
 from ..protocol.untrusted import strip_unencodable
 from .chat_client import MAX_STOPS, first_choice
 from .server_calls import ServerCalls

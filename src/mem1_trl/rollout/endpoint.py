@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocol.encoding import decode
 from ..protocol.syntax import MARKS
-from ..protocol.tag_syntax import written_tags
+from ..protocol.turn_text import written_tags
 from ..protocol.untrusted import clean_reply
 from .chat_client import ChatEndpoint, Reply
 from .context import first_kept
