@@ -164,30 +164,29 @@ class ActionStoppingCriteria(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         last = input_ids[:, -1].cpu()
         for character in self._last_characters:
-            assert self.stop_texts is not None
-            closers = self.stop_texts.closers(character)
+            finder = self.stop_texts
+            assert finder is not None
+            closers = finder.closers(character)
             hits = closers[last.clamp(max=len(closers) - 1)].nonzero().flatten().tolist()
             for row in hits:
                 if not self.done[row]:
-                    self.done[row] = self._completes(row, input_ids[row, self.prompt_length :].tolist())
+                    self.done[row] = self._completes(finder, row, input_ids[row, self.prompt_length :].tolist())
         for row, token in enumerate(last.tolist()):
             self.done[row] |= token in self.eos_token_ids
         if len(self.done) - sum(self.done) <= self.leave_at:
             return torch.ones(len(self.done), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(self.done, device=input_ids.device)
 
-    def _completes(self, row: int, ids: list[int]) -> bool:
+    def _completes(self, finder: StopStringFinder, row: int, ids: list[int]) -> bool:
         """Whether the last token of a row completes one of its stop strings."""
         begin, after = self._begin[row], text_before_stops(self.stops[row])
-        if (
-            begin is None and not self._looked[row]
-        ):  # an earlier call of `generate` may have sampled the first of `ids`
-            begin = self.stop_texts.end(ids, [after])
+        if begin is None and not self._looked[row]:  # an earlier call of `generate` may have sampled the first ids
+            begin = finder.end(ids, [after])
             self._looked[row] = True
-        elif begin is None and self.stop_texts.completes(ids, [after]):
+        elif begin is None and finder.completes(ids, [after]):
             begin = len(ids)
         self._begin[row] = begin
-        return begin is not None and begin < len(ids) and self.stop_texts.completes(ids[begin:], self.stops[row])
+        return begin is not None and begin < len(ids) and finder.completes(ids[begin:], self.stops[row])
 
 
 def finish_completion(
