@@ -15,7 +15,7 @@ import torch
 from ...rollout.generation import ActionGenerate
 from ...rollout.prefix_cache import PrefixCache
 from ...rollout.sampler_check import SamplerTraits
-from ...rollout.stopping import Completion, StopStringFinder, finish_completion
+from ...rollout.stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
 from ..dropout import silence_dropout
 from .contract import check_values
@@ -115,7 +115,9 @@ class TurnGeneration(Hooks):
         """Pass stop strings to vLLM, which takes one set for all prompts; where a prompt has fewer, text is cut afterwards."""
         backend = self.vllm_generation
         own = dict(backend.generation_kwargs or {})
-        union = sorted({stop for row in stops for stop in row})
+        # A thought that some prompt has opened must not end at an action inside it: there, text is cut afterwards
+        together = not any(map(text_before_stops, stops))
+        union = sorted({stop for row in stops for stop in row}) if together else []
         extra: dict[str, Any] = {}
         if union:
             extra = {"stop": [*own.get("stop", []), *union], "include_stop_str_in_output": True}
