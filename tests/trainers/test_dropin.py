@@ -109,7 +109,14 @@ def test_environments_written_for_trl_train_unchanged(tmp_path, syntax):
 
     def run_and_keep(rows):
         trajectories = run(rows)
-        seen.extend(zip([row["environment"] for row in rows], prompt_ids, trajectories, trainer._episodes))
+        seen.extend(
+            zip(
+                [row["environment"] for row in rows],
+                [e.prompt_ids for e in trainer._episodes],
+                trajectories,
+                trainer._episodes,
+            )
+        )
         return trajectories
 
     trainer.run_episodes = run_and_keep
