@@ -19,7 +19,15 @@ from ..trajectory import Turn
 from ..update.row_batch import RowBatch
 from ..update.rows import build_row
 from ..update.scoring import forward_rows, hidden_numbers, token_logprobs
-from ..update.self_check import Gap, exact_layout, plain_values, tolerance_of, toy_trajectories
+from ..update.self_check import (
+    HALF_PRECISION,
+    Gap,
+    Tolerance,
+    exact_layout,
+    plain_values,
+    tolerance_of,
+    toy_trajectories,
+)
 from .trl_seam.helpers import instance_attribute
 
 if TYPE_CHECKING:
@@ -118,6 +126,11 @@ def check_critic(trainer: Mem1Trainer, backbone: Any, layout: str) -> str:
         backbone.train(training)
 
 
+def _tolerance(trainer: Mem1Trainer, model: Any) -> Tolerance:
+    """By the data type of the weights, or of the run if it computes in another."""
+    return tolerance_of(model) if trainer.single_precision else HALF_PRECISION
+
+
 def _decide(
     trainer: Mem1Trainer, model: Any, wanted: str, score: Callable[[str], torch.Tensor], expected: torch.Tensor
 ) -> tuple[str, dict[str, Gap]]:
@@ -130,7 +143,7 @@ def _decide(
         return Gap(largest, mean, gap.failure)
 
     name = type(model).__name__
-    layout, gaps = exact_layout(name, wanted, tolerance_of(model), worst)
+    layout, gaps = exact_layout(name, wanted, _tolerance(trainer, model), worst)
     if layout != wanted:
         logger.warning(f"layout={layout!r} instead of {wanted!r}, which {gaps[wanted]} with {name} here.")
     return layout, gaps
@@ -180,7 +193,7 @@ def _sampler_gap(trainer: Mem1Trainer) -> Gap | None:
     turns = [Turn(tuple(context), completion.ids) for context, completion in zip(contexts, completions, strict=True)]
     expected = plain_values(token_logprobs(model, trainer.temperature), turns, model.device)
     gap = Gap.between(torch.tensor([value for row in recorded for value in row or ()], device=model.device), expected)
-    if not gap.within(tolerance_of(model)):
+    if not gap.within(_tolerance(trainer, model)):
         raise ValueError(
             f"The sampler must draw tokens of {type(model).__name__} with the log-probs of the model, but on a toy context it "
             f"{gap}. What can be the cause: padding that the model does not mask, a change of the logits in `generate`. "

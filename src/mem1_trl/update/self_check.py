@@ -73,6 +73,9 @@ class Tolerance:
     mean: float
 
 
+HALF_PRECISION = Tolerance(torch.inf, 0.3)
+
+
 def tolerance_of(model: Any) -> Tolerance:
     """
     What still counts as rounding for a model in its data type.
@@ -83,7 +86,7 @@ def tolerance_of(model: Any) -> Tolerance:
     if is_single_precision(model):
         rounded = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"  # TF32
         return Tolerance(2e-2, 2e-2) if rounded else Tolerance(2e-3, 2e-3)
-    return Tolerance(torch.inf, 0.3)
+    return HALF_PRECISION
 
 
 def is_single_precision(model: Any) -> bool:

@@ -156,7 +156,7 @@ class TreeLoss(TurnGeneration):
         gap = (self._last_logps - sampled).abs().masked_fill(~mask, 0.0).amax()
         largest = self.accelerator.gather(gap.reshape(1)).max().item()
         self.log_metric("sampling/max_logp_difference", largest)
-        exact = self._single_precision and not self.use_vllm
+        exact = self.single_precision and not self.use_vllm
         if largest <= (_WRONG_DIFFERENCE if exact else _SUSPICIOUS_DIFFERENCE):
             return
         reason = self._reason_for_difference()
@@ -177,7 +177,7 @@ class TreeLoss(TurnGeneration):
         logger.warning_once(f"{found} {causes}")
 
     @property
-    def _single_precision(self) -> bool:
+    def single_precision(self) -> bool:
         """Whether policy and sampler compute in float32."""
         return not (self.args.bf16 or self.args.fp16) and is_single_precision(self.model)
 
