@@ -98,6 +98,10 @@ class Mem1Trainer(TrajectoryTrainer):
             raise ValueError(
                 "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` method."
             )
+        classes = kwargs.get("reward_processing_classes")
+        if classes is not None:  # one for each reward function that the user knows of
+            classes = classes if isinstance(classes, list) else [classes]
+            kwargs["reward_processing_classes"] = [*classes, *([None] * len(from_environment))]
         weights = args.reward_weights
         if weights is not None:
             if not all(math.isfinite(weight) for weight in weights):
