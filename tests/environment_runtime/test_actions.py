@@ -254,3 +254,60 @@ def test_a_tag_for_a_method_that_is_not_there():
 def test_an_action_named_like_a_tag_of_the_protocol():
     with pytest.raises(ValueError, match="Shop has an action named 'search', which is a tag of the protocol"):
         actions(observation_tag="search")
+
+
+class Variadic:
+    """Actions with arguments that have no name of their own."""
+
+    def reset(self, **row): ...
+
+    def look(self, place: str, *more: str, **options: int) -> str:
+        """
+        Look somewhere.
+
+        Args:
+            place: Where.
+        """
+        return f"{place} {more} {options}"
+
+    def wait(self, *minutes: int) -> str:
+        """Wait."""
+        return f"waited {minutes}"
+
+
+def test_arguments_without_a_name_of_their_own_are_left_out():
+    """`*args` and `**kwargs` cannot be given by name, so nothing tells the agent of them, and the method gets none."""
+    actions = ActionSet(Variadic(), Mem1Protocol())
+    assert actions.describe() == ["<look>place</look>: Look somewhere.", "<wait></wait>: Wait."]
+    assert actions.arguments("look", "kitchen") == {"place": "kitchen"}
+    assert actions.arguments("wait", "5") == {}
+    with pytest.raises(ValueError, match=r"There is no argument .more.; there is place\."):
+        actions.typed_arguments("look", {"place": "kitchen", "more": "hall"})
+    room = Variadic()
+    results = run_calls(
+        [(room.look, actions.arguments("look", "kitchen")), (room.wait, actions.arguments("wait", ""))]
+    )
+    assert [result.text for result in results] == ["kitchen () {}", "waited ()"]
+
+
+def test_a_tool_has_no_arguments_without_a_name_of_their_own():
+    tools = ActionSet(Variadic(), Mem1Protocol.tool_calls())
+    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools.schemas}
+    assert parameters["look"]["properties"] == {"place": {"type": "string", "description": "Where."}}
+    assert parameters["look"]["required"] == ["place"]
+    assert parameters["wait"]["properties"] == {}
+    assert tools.describe()[0] == "look(place): Look somewhere."
+
+
+def test_an_argument_that_has_no_name_to_be_given_by_is_refused():
+    class Positional:
+        def reset(self, **row): ...
+
+        def go(self, where: str, /):
+            """Go."""
+
+    with pytest.raises(
+        ValueError,
+        match="The action 'go' of Positional must take its arguments by name, got the positional-only 'where'",
+    ):
+        ActionSet(Positional(), Mem1Protocol())

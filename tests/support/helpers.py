@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -178,15 +178,26 @@ def random_trajectory(
     return build_trajectory(prompt, blocks, context, max_history_length)
 
 
-def oracle_logprobs(model: PreTrainedModel, trajectory: Trajectory, temperature: float = 1.0) -> list[torch.Tensor]:
-    """What the update has to agree with: every turn scored on its own, unpadded, by the plain model."""
-    scores = []
+def turn_distributions(
+    model: PreTrainedModel, trajectory: Trajectory, temperature: float = 1.0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each turn, scored on its own, unpadded, by the plain model: log-probs `(tokens, vocabulary)`, and what was sampled."""
     for turn in trajectory.turns:
         ids = torch.tensor([[*turn.prompt_ids, *turn.completion_ids]])
         logits = model(input_ids=ids).logits[0, len(turn.prompt_ids) - 1 : -1].float() / temperature
-        targets = ids[0, len(turn.prompt_ids) :]
-        scores.append(torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1))
-    return scores
+        yield torch.log_softmax(logits, -1), ids[0, len(turn.prompt_ids) :]
+
+
+def oracle_logprobs(model: PreTrainedModel, trajectory: Trajectory, temperature: float = 1.0) -> list[torch.Tensor]:
+    """What the update has to agree with: the log-probs of each turn's sampled tokens."""
+    distributions = turn_distributions(model, trajectory, temperature)
+    return [logprobs.gather(1, sampled[:, None]).squeeze(1) for logprobs, sampled in distributions]
+
+
+def oracle_entropies(model: PreTrainedModel, trajectory: Trajectory, temperature: float = 1.0) -> torch.Tensor:
+    """Entropy, in nats, of the distribution that each token of a trajectory was sampled from."""
+    distributions = turn_distributions(model, trajectory, temperature)
+    return torch.cat([-(logprobs.exp() * logprobs).sum(-1) for logprobs, _ in distributions])
 
 
 def is_checkpointed(model: PreTrainedModel) -> bool:

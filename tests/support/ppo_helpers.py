@@ -59,11 +59,17 @@ def wake(trainer, head: float = 0.5, policy: float = 0.0) -> None:
 def oracle_values(critic: ValueModel, trajectory) -> torch.Tensor:
     """The value before every sampled token, each turn forwarded on its own by the plain critic."""
     values = []
-    with torch.no_grad():
-        for turn in trajectory.turns:
-            ids = torch.tensor([[*turn.prompt_ids, *turn.completion_ids]])
-            values.append(critic(input_ids=ids)[0, len(turn.prompt_ids) - 1 : -1])
+    for turn in trajectory.turns:
+        ids = torch.tensor([[*turn.prompt_ids, *turn.completion_ids]])
+        values.append(critic(input_ids=ids)[0, len(turn.prompt_ids) - 1 : -1])
     return torch.cat(values)
+
+
+def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """Advantage of each token as the sum it is defined to be (arXiv 1506.02438, equation 16)."""
+    size = len(rewards)
+    deltas = [rewards[t] + gamma * (values[t + 1] if t + 1 < size else 0.0) - values[t] for t in range(size)]
+    return [sum((gamma * lam) ** (u - t) * deltas[u] for u in range(t, size)) for t in range(size)]
 
 
 def watch_credit(trainer) -> list[dict]:

@@ -7,11 +7,12 @@ import copy
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from support.ppo_helpers import LORA, Gradients, four_plans, make, stir, wake, watch_credit
-from support.trainer_helpers import assert_same_tensors, copy_parameters, record
+from support.helpers import tiny_model
+from support.ppo_helpers import LORA, Gradients, four_plans, make, oracle_values, stir, wake, watch_credit
+from support.trainer_helpers import assert_same_tensors, copy_parameters, lookup_dataset, record
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from mem1_trl.update.critic.critic import SharedValueHead
+from mem1_trl.update.critic.critic import SharedValueHead, ValueModel
 
 # A second adapter
 
@@ -191,6 +192,94 @@ def test_a_policy_with_an_adapter_may_have_a_critic_of_its_own(tmp_path, tokeniz
     assert not {id(p) for p in trainer.model.parameters()} & {id(p) for p in trainer.value_model.parameters()}
     assert trainer.critic_bytes() == sum(p.nbytes for p in trainer.value_model.parameters())
     trainer.train()
+
+
+# A critic that comes frozen
+
+
+def changed(trainer) -> set[str]:
+    """Names of the critic's weights that training has changed."""
+    before = copy_parameters(trainer.value_model)
+    trainer.train()
+    return {name for name, p in trainer.value_model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_frozen_critic_is_trained(tmp_path, tokenizer, actor_path, finished):
+    """A reward model that was frozen to score with, for one."""
+    model = AutoModelForCausalLM.from_pretrained(actor_path).requires_grad_(False)
+    critic = ValueModel(model.model).requires_grad_(False) if finished else model
+    trainer = make(
+        tmp_path, actor_path, tokenizer, value_model=critic, plan=four_plans, max_steps=1, value_learning_rate=1e-2
+    )
+    wake(trainer)
+    assert changed(trainer) == {name for name, _ in trainer.value_model.named_parameters()}
+
+
+@pytest.mark.parametrize("of_policy", [False, True])
+def test_what_is_frozen_in_part_stays_so(tmp_path, tokenizer, actor_path, of_policy):
+    """Layers that a user has frozen are not trained, nor are their copies in a critic that starts from the policy."""
+    model = AutoModelForCausalLM.from_pretrained(actor_path)
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].requires_grad_(False)
+    trainer = make(
+        tmp_path, model if of_policy else actor_path, tokenizer, value_model=None if of_policy else model, plan=four_plans,
+        beta=0.0, max_steps=1, value_learning_rate=1e-2,
+    )  # fmt: skip
+    wake(trainer)
+    kept = ("backbone.embed_tokens.", "backbone.layers.0.")
+    names = {name for name, _ in trainer.value_model.named_parameters()}
+    assert changed(trainer) == {name for name in names if not name.startswith(kept)}
+
+
+@pytest.mark.parametrize("policy_has_one", [False, True])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_model_with_an_adapter_is_a_critic_with_that_adapter(
+    tmp_path, tokenizer, actor_path, policy_has_one, trainable
+):
+    """Its base stays as it is; a second adapter is not put on top of it."""
+    fresh = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), copy.deepcopy(LORA))
+    stir(fresh, 6)
+    fresh.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(actor_path)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=trainable)
+    trainer = make(
+        tmp_path / "run", actor_path, tokenizer, value_model=model, plan=four_plans, max_steps=1, beta=0.0,
+        value_learning_rate=1e-2, **({"peft_config": copy.deepcopy(LORA)} if policy_has_one else {}),
+    )  # fmt: skip
+    wake(trainer)
+    before = dict(fresh.named_parameters())
+    for name, parameter in trainer.value_model.adapters.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    moved = changed(trainer)
+    adapter = {name for name, _ in trainer.value_model.named_parameters() if "lora_" in name}
+    assert len(adapter) == 8 and moved == adapter | {"head.weight", "head.bias"}
+    trained = copy_parameters(trainer.value_model)
+    trainer.value_model.save(tmp_path / "critic")
+    with torch.no_grad():
+        for name, parameter in trainer.value_model.named_parameters():
+            if name in moved:
+                parameter.zero_()
+    trainer.value_model.load(tmp_path / "critic")
+    assert_same_tensors(trained, copy_parameters(trainer.value_model), 0.0)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_dropout_of_a_critic_is_off_in_evaluation_and_where_it_is_disabled(tmp_path, tokenizer, actor_path, disabled):
+    trainer = make(
+        tmp_path, actor_path, tokenizer, value_model=tiny_model("gpt2", resid_pdrop=0.3, embd_pdrop=0.3), beta=0.0,
+        disable_dropout=disabled, eval_dataset=lookup_dataset(), per_device_eval_batch_size=4, max_steps=1,
+    )  # fmt: skip
+    wake(trainer)
+    plain = copy.deepcopy(trainer.value_model).eval()
+    seen = watch_credit(trainer)
+    trainer.evaluate()
+    trainer.train()
+    for credit, off in zip(seen, (True, disabled), strict=True):
+        with torch.no_grad():
+            exact = torch.cat([oracle_values(plain, trajectory) for trajectory in credit["trajectories"]])
+        difference = (credit["batch"]["old_values"][credit["mask"]] - exact).abs().max()
+        assert difference < 1e-4 if off else difference > 0.01
 
 
 # A head on the policy

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
 import json
 import random
 import re
@@ -133,7 +135,9 @@ def test_two_hundred_unlucky_tasks_lose_none(tokenizer, actor):
 # What is left out leaves no trace
 
 
-def dropped_and_smaller(kind, tmp_path, model, tokenizer, fails, on_error, actor_path=None, **settings):
+def dropped_and_smaller(
+    kind, tmp_path, model, tokenizer, fails, on_error, actor_path=None, micro_batches=False, **settings
+):
     """Gradients of a batch of two groups, of which the second fails, and of the first group alone."""
     runs = []
     for count in (2, 1):
@@ -142,8 +146,9 @@ def dropped_and_smaller(kind, tmp_path, model, tokenizer, fails, on_error, actor
         rows = rows.select(range(count if kind == "grpo" else 4 * count))
         trainer = make(
             kind, tmp_path / str(count), actor_path or copy.deepcopy(model), tokenizer, Frail, rows,
-            on_environment_error=on_error, max_steps=1, per_device_train_batch_size=4 * count, max_grad_norm=0.0,
-            shuffle_dataset=False, **settings,
+            on_environment_error=on_error, max_steps=1, max_grad_norm=0.0, shuffle_dataset=False,
+            per_device_train_batch_size=1 if micro_batches else 4 * count,
+            gradient_accumulation_steps=4 * count if micro_batches else 1, **settings,
         )  # fmt: skip
         critic = {}
         if kind == "ppo":
@@ -183,6 +188,20 @@ def test_a_dropped_group_leaves_the_gradient_of_the_rest(fails, on_error, settin
     for key in ("reward", "reward_std", "loss"):
         assert both.logs[0][key] == pytest.approx(alone.logs[0][key], abs=1e-6), key
     assert both.logs[0].get("environment/dropped_groups", 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss_type": "bnpo"}, {"loss_type": "grpo", "entropy_coef": 0.5}, {"loss_type": "dapo", "entropy_coef": 0.5}],
+)
+def test_a_micro_batch_of_nothing_but_failures_is_no_part_of_a_mean(settings, tmp_path, tokenizer, actor):
+    """Rows of one a micro-batch: the mean over eight, of which four are empty, is that over the other four."""
+    (both, _), (alone, _) = dropped_and_smaller(
+        "grpo", tmp_path, actor, tokenizer, "reset", "drop_group", micro_batches=True, **settings
+    )
+    assert len(both.losses) == 8 and len(alone.losses) == 4
+    assert_same_tensors(both.gradients[0], alone.gradients[0], 1e-5)
+    assert both.logs[0]["loss"] == pytest.approx(alone.logs[0]["loss"], abs=1e-6)
 
 
 def test_kl_of_what_is_left_out_counts_for_nothing(tmp_path, tokenizer, actor_path):
@@ -243,6 +262,53 @@ def test_a_failed_sample_is_no_part_of_its_group_and_takes_the_group_along_if_to
         assert int(batch["num_items_in_batch"]) == int(counts.sum())
 
 
+class Judge:
+    """An asynchronous reward function in its other form."""
+
+    __name__ = "judge"
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    async def __call__(self, trajectories, secret, number, environments, log_extra, **kwargs):
+        self.asked.append((list(number), [e.secret for e in environments] == secret))
+        log_extra("number", list(number))
+        await asyncio.sleep(0)
+        return [10.0 * one + len(t.turns) for one, t in zip(number, trajectories, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["function", "object", "partial of a function", "partial of an object"])
+def test_asynchronous_rewards_stay_with_their_rows_where_episodes_have_failed(tmp_path, tokenizer, actor, form):
+    """Rows 1 and 2 of six fail: the function sees the four others, and each has its own number back."""
+    asked = []
+    judge = Judge(asked)
+
+    async def function(**kwargs):
+        return await judge(**kwargs)
+
+    reward = {
+        "function": function, "object": judge, "partial of a function": functools.partial(function),
+        "partial of an object": functools.partial(judge),
+    }[form]  # fmt: skip
+    fails = ["", "reset", "reward", "", "", ""]
+    dataset = lookup_dataset(6).add_column("fails", fails).add_column("number", list(range(6)))
+    trainer = make(
+        "ppo", tmp_path, actor, tokenizer, Frail, dataset, reward_funcs=[reward, lambda number, **kwargs: [0.5 * n for n in number]],
+        per_device_train_batch_size=6, max_steps=1, shuffle_dataset=False,
+    )  # fmt: skip
+    trainer.rollout.generate = ScriptedGenerator(tokenizer, planned(lambda i: (1 + i % 3, 9)))
+    logged = {}
+    trainer._log_completion_extra = lambda column, values: logged.update({column: values})
+    seen = []
+    rewarded = trainer.rewarded
+    trainer.rewarded = lambda trajectories: (seen.extend(trajectories), rewarded(trajectories))
+    trainer.train()
+    assert asked == [([0, 3, 4, 5], True)]
+    assert logged["number"] == [0, None, None, 3, 4, 5]
+    expected = [None if fails[i] else 10.5 * i + len(t.turns) for i, t in enumerate(seen)]
+    assert [t.reward for t in seen] == expected
+
+
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_a_step_of_nothing_but_failures_changes_nothing(kind, tmp_path, tokenizer, actor, caplog):
     class Outage(Frail):
@@ -262,10 +328,10 @@ def test_a_step_of_nothing_but_failures_changes_nothing(kind, tmp_path, tokenize
     recorder = record(trainer)
     run, states = trainer.run_episodes, []
 
-    def counting(rows, prompt_ids):
+    def counting(rows):
         Outage.batch += 1
         states.append([copy_parameters(module) for module in trainer.trained_modules])
-        return run(rows, prompt_ids)
+        return run(rows)
 
     trainer.run_episodes = counting
     trainer.train()

@@ -26,6 +26,13 @@ def test_a_known_case_by_hand():
     assert balanced_bins([4, 9, 5, 8, 6, 7], 3) == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_a_bin_that_is_full_takes_no_more_however_light_it_is():
+    """9 | 1, then the second bin has the fewest tokens but only room for one more."""
+    assert balanced_bins([9, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+    # 50 | 1, 1, 1, and the two that are left go to the 50
+    assert balanced_bins([1, 1, 1, 50, 1, 1], 2) == [[3, 4, 5], [0, 1, 2]]
+
+
 def test_turns_from_2_to_20_are_within_ten_percent():
     generator = random.Random(0)
     for _ in range(20):
@@ -39,15 +46,28 @@ def test_rows_must_fill_the_bins():
         balanced_bins([1] * 7, 2)
 
 
+def total_of(lengths):
+    return lambda part: sum(lengths[row] for row in part)
+
+
 def test_without_a_budget_there_is_one_part():
-    assert bins_within([5, 1, 5, 1], 2, None) == [[[0, 1]], [[2, 3]]]
+    lengths = [5, 1, 5, 1]
+    assert bins_within(lengths, 2, None, total_of(lengths)) == [[[0, 1]], [[2, 3]]]
+
+
+def test_the_budget_is_for_what_is_forwarded():
+    """Four rows of which each begins with the same 8 of its 10 tokens, or is padded to 16."""
+    lengths = [10] * 4
+    shared, padded = (lambda part: 8 + 2 * len(part)), (lambda part: 16 * len(part))
+    assert [len(bins_within(lengths, 1, budget, shared)[0]) for budget in (16, 15, 12, 11)] == [1, 2, 2, 4]
+    assert [len(bins_within(lengths, 1, budget, padded)[0]) for budget in (64, 63, 32, 31)] == [1, 2, 2, 4]
 
 
 @pytest.mark.parametrize(("budget", "parts"), [(48, 1), (24, 2), (23, 4), (12, 4), (11, 4), (1, 4)])
 def test_parts_are_as_few_as_the_budget_allows(budget, parts):
     """Four rows a bin, of 20, 4, 20 and 4 tokens: 48 together, 24 in pairs, and a row of 20 is never cut."""
     lengths = [20, 4] * 4
-    bins = bins_within(lengths, 2, budget)
+    bins = bins_within(lengths, 2, budget, total_of(lengths))
     assert [len(rows) for rows in bins] == [parts] * 2
     assert sorted(row for rows in bins for part in rows for row in part) == list(range(8))
     assert {len(part) for rows in bins for part in rows} == {4 // parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -79,6 +80,93 @@ def test_output_is_that_of_dense_attention(name, scale):
 
 def test_a_cpu_is_not_asked():
     assert not flex_kernels.flex_attention_is_exact(torch.device("cpu"), torch.float32, 16)
+
+
+# What decides on a GPU, with a GPU's name and the arithmetic of the CPU
+
+GPU = torch.device("cuda")
+
+
+def asked_anew(dtype: torch.dtype) -> bool:
+    """The answer for a GPU, without the one that is remembered."""
+    return flex_kernels.flex_attention_is_exact.__wrapped__(GPU, dtype, 16)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "exact"),
+    [
+        (torch.float32, 0.9e-3, True),
+        (torch.float32, 1.1e-3, False),
+        (torch.bfloat16, 1.1e-3, True),
+        (torch.bfloat16, 4.9e-2, True),
+        (torch.bfloat16, 5.1e-2, False),
+        (torch.float16, 5.1e-2, False),
+        (torch.float32, float("nan"), False),
+        (torch.bfloat16, float("nan"), False),
+    ],
+)
+def test_a_kernel_is_used_if_it_is_off_by_rounding_only(monkeypatch, caplog, dtype, error, exact):
+    monkeypatch.setattr(flex_kernels, "_largest_error", lambda *args: error)
+    assert asked_anew(dtype) is exact
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ([] if exact else [f"A dense mask instead of FlexAttention, which is off by {error:.1e} here."])
+
+
+def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
+    def fail(*args):
+        raise NotImplementedError("no such head")
+
+    monkeypatch.setattr(flex_kernels, "_largest_error", fail)
+    assert asked_anew(torch.float32) is False
+    assert [record.getMessage() for record in caplog.records] == [
+        "A dense mask instead of FlexAttention, which failed here: NotImplementedError: no such head"
+    ]
+
+
+def attention_of(visible: torch.Tensor, gradient: float = 1.0):
+    """Dense attention under a mask in place of the kernel, whose gradient is multiplied."""
+
+    def attend(query, key, value, mask, scale=None):
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, scale=scale, enable_gqa=True
+        )
+        output.register_hook(lambda grad: grad * gradient)
+        return output
+
+    return attend
+
+
+def test_the_error_of_a_kernel_is_that_of_its_output_and_of_its_gradients(monkeypatch):
+    tree = TREES["small"]
+    right = tree_context_mask(tree)[:, None]
+    causal = torch.ones_like(right).tril()
+    missing = right.clone()
+    missing[0, 0, -1, 140] = ~missing[0, 0, -1, 140]  # one pair of half a million
+    kernels = {
+        "right": (attention_of(right), 0.0, 1e-6),
+        "causal": (attention_of(causal), 0.3, 10.0),
+        "one pair": (attention_of(missing), 2e-3, 10.0),
+        "gradient": (attention_of(right, gradient=1.1), 0.09, 0.11),
+    }
+    for name, (kernel, least, most) in kernels.items():
+        monkeypatch.setattr(flex_kernels, "attend", kernel)
+        error = flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16)
+        assert least <= error <= most, name
+    monkeypatch.setattr(flex_kernels, "attend", attention_of(right, gradient=float("nan")))
+    assert math.isnan(flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16))
+
+
+def test_the_answer_is_remembered_by_device_type_and_head(monkeypatch):
+    asked = []
+    monkeypatch.setattr(flex_kernels, "_largest_error", lambda *args: asked.append(args) or 0.0)
+    for arguments in (
+        (GPU, torch.float32, 12),
+        (GPU, torch.float32, 12),
+        (GPU, torch.bfloat16, 12),
+        (GPU, torch.float32, 20),
+    ):
+        assert flex_kernels.flex_attention_is_exact(*arguments)
+    assert asked == [(GPU, torch.float32, 12), (GPU, torch.bfloat16, 12), (GPU, torch.float32, 20)]
 
 
 @pytest.mark.gpu

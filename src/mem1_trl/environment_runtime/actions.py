@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .arguments import coerce, read_parameters
+from .arguments import coerce, positional_only, read_parameters, without_variadic
 from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
@@ -82,6 +82,12 @@ class ActionSet:
                 f"The action {undocumented[0]!r} of {kind} has no docstring: say in one line what it does, or start "
                 "its name with an underscore if agents should not call it."
             )
+        for name, method in methods.items():
+            for argument in positional_only(method):
+                raise ValueError(
+                    f"The action {name!r} of {kind} must take its arguments by name, got the positional-only {argument!r}: "
+                    "remove the `/` from its signature."
+                )
         self.syntax = protocol.action_syntax
         tags = protocol.action_tags
         if tags is None and self.syntax != "tags":
@@ -202,7 +208,7 @@ def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:
     from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
     try:
-        return get_json_schema(method)
+        return get_json_schema(without_variadic(method))
     except (DocstringParsingException, TypeHintParsingException) as error:
         raise ValueError(
             f"The action {method.__name__!r} of {kind} cannot be described to a chat template: {error} As a tool it needs type "

@@ -28,19 +28,40 @@ class Parameter:
     required: bool
 
 
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
 def read_parameters(method: Callable[..., Any]) -> dict[str, Parameter]:
-    """The arguments of a method that can be passed by name, in order."""
+    """The arguments of a method that can be passed by name, in order; `*args` and `**kwargs` are left out."""
     try:
         hints = get_type_hints(method)
     except (NameError, TypeError):  # annotations that only a type checker can resolve
         hints = {}
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(method).parameters.values()
     return {
         p.name: Parameter(hints.get(p.name, str), p.default is inspect.Parameter.empty)
-        for p in parameters
-        if p.kind in kinds
+        for p in inspect.signature(method).parameters.values()
+        if p.kind in _BY_NAME
     }
+
+
+def positional_only(method: Callable[..., Any]) -> list[str]:
+    """The arguments of a method that cannot be passed by name although they have one."""
+    parameters = inspect.signature(method).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+
+
+def without_variadic(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is described as a method is, without its `*args` and `**kwargs`. Not to be called."""
+    signature = inspect.signature(method)
+    named = [p for p in signature.parameters.values() if p.kind in _BY_NAME]
+
+    def described() -> None: ...
+
+    described.__name__, described.__doc__ = method.__name__, inspect.getdoc(method)
+    described.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+    kept = {p.name for p in named} | {"return"}
+    described.__annotations__ = {name: kind for name, kind in get_type_hints(method).items() if name in kept}
+    return described
 
 
 def coerce(value: Any, kind: Any) -> Any:

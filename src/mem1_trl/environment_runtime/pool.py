@@ -80,7 +80,7 @@ class EnvironmentPool:
             if not callable(make):
                 raise TypeError(
                     f"`environment_factory`{'' if name is None else f'[{name!r}]'} must be a class or function without arguments "
-                    f"that returns a new environment, got a {type(make).__name__}."
+                    f"that returns a new environment, got {type(make).__name__}."
                 )
         self._threads = {name: [EnvironmentThread(factory=make)] for name, make in self.factories.items()}
         first = [threads[0] for threads in self._threads.values()]
@@ -299,8 +299,8 @@ def reset_all(
     caller.counts.errors += len(errors)
     caller.counts.reset_errors += len(errors)
     for thread, error in errors:
-        made = thread.environment is not None
-        caller.failures.note(name_of_call(thread.environment, "reset") if made else "`environment_factory`", error)
+        exists = thread.environment is not None
+        caller.failures.note(name_of_call(thread.environment, "reset") if exists else "`environment_factory`", error)
     return results
 
 

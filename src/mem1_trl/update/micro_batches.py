@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def balanced_bins(lengths: Sequence[int], bins: int) -> list[list[int]]:
@@ -36,7 +36,9 @@ def balanced_bins(lengths: Sequence[int], bins: int) -> list[list[int]]:
     return [sorted(rows) for rows in filled]
 
 
-def bins_within(lengths: Sequence[int], bins: int, max_tokens: int | None) -> list[list[list[int]]]:
+def bins_within(
+    lengths: Sequence[int], bins: int, max_tokens: int | None, forwarded: Callable[[list[int]], int]
+) -> list[list[list[int]]]:
     """
     Balanced bins, each cut into as few equal parts as keep every part within `max_tokens`.
 
@@ -50,6 +52,9 @@ def bins_within(lengths: Sequence[int], bins: int, max_tokens: int | None) -> li
             Number of bins.
         max_tokens (`int`, *optional*):
             Maximum number of tokens of a part. `None` leaves each bin in one part.
+        forwarded (`Callable[[list[int]], int]`):
+            Number of tokens that a pass over a part has to forward: less than its rows have where they share a beginning, more
+            where padding or the contexts of turns are added.
 
     Returns:
         `list[list[list[int]]]`: Bin -> part -> indices of its rows.
@@ -59,8 +64,7 @@ def bins_within(lengths: Sequence[int], bins: int, max_tokens: int | None) -> li
         if rows % parts:
             continue
         cut = balanced_bins(lengths, bins * parts)
-        most = max(sum(lengths[row] for row in part) for part in cut)
-        if max_tokens is None or most <= max_tokens or parts == rows:
+        if max_tokens is None or parts == rows or all(forwarded(part) <= max_tokens for part in cut):
             # Parts of about the same length are neighbours; dealing them out in turn keeps the bins balanced, too
             heaviest = sorted(cut, key=lambda part: -sum(lengths[row] for row in part))
             return [heaviest[first::bins] for first in range(bins)]

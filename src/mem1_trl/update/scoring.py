@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..model_traits import attention_implementation, forward_takes, module_dtype
+from ..model_traits import attention_implementation, forward_takes, module_dtype, position_switch
 from .attention import cpu_kernels, flex_kernels
 from .attention.masks import model_mask
 from .attention.plan import plan_attention
@@ -58,14 +58,11 @@ def forward_rows(
     """
     if layout == "per_turn":
         return _forward_per_turn(rows, function)
-    if layout == "packed" and cpu_kernels.can_plan(model, rows.input_ids.device):
-        folded = fold_rows(rows)
-        # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
-        several_turns = bool((rows.turn_ids > 0).any())
-        if several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel():
-            results = _forward_folded(folded, model, function)
-            if results is not None:
-                return results
+    folded = _fold(rows, layout, model)
+    if folded is not None:
+        results = _forward_folded(folded, model, function)
+        if results is not None:
+            return results
     labels = rows.input_ids.masked_fill(~rows.tool_mask, -100)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
     mask = None
@@ -77,6 +74,40 @@ def forward_rows(
     if mask is not None:
         inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
     return function(inputs, labels)
+
+
+def forwarded_tokens(rows: RowBatch, layout: str, model: PreTrainedModel) -> int:
+    """
+    Number of tokens, padding included, that [`forward_rows`] passes to the model.
+
+    Args:
+        rows ([`RowBatch`]):
+            `B` rows of `T` tokens.
+        layout (`str`):
+            `"packed"` (a common beginning of several rows counts once), `"per_turn"` (each turn counts as wide as the longest) or
+            `"paper"`.
+        model ([`~transformers.PreTrainedModel`]):
+            The model, or its backbone.
+
+    Returns:
+        `int`
+    """
+    if layout == "per_turn":
+        turns = unfold_turns(rows)
+        return rows.input_ids.numel() if turns is None else turns.input_ids.numel()
+    folded = _fold(rows, layout, model)
+    return rows.input_ids.numel() if folded is None else folded.tree.input_ids.numel()
+
+
+def _fold(rows: RowBatch, layout: str, model: PreTrainedModel) -> FoldedRows | None:
+    """The rows as one tree, if they are forwarded as one."""
+    if layout != "packed" or not cpu_kernels.can_plan(model, rows.input_ids.device):
+        return None
+    folded = fold_rows(rows)
+    # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
+    several_turns = bool((rows.turn_ids > 0).any())
+    worth_it = several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel()
+    return folded if worth_it else None
 
 
 def _forward_folded(
@@ -137,6 +168,18 @@ def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFun
     return function
 
 
+def hidden_numbers(backbone: PreTrainedModel) -> TokenFunction:
+    """One number for each hidden state, a fixed random direction of it; of order one. What a critic reads is as exact as this."""
+    size = backbone.config.get_text_config().hidden_size
+    direction = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(backbone.device) / size**0.5
+
+    def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
+        states = backbone(**inputs, use_cache=False).last_hidden_state[:, :-1].float()
+        return [(states @ direction).masked_fill(labels[:, 1:] == -100, 0.0)]
+
+    return function
+
+
 def score_trajectories(
     model: PreTrainedModel,
     trajectories: Sequence[Trajectory],
@@ -163,8 +206,18 @@ def score_trajectories(
     Returns:
         `list[list[torch.Tensor]]`: Per trajectory, per turn, a float32 tensor of shape `(len(completion_ids),)`. Gradients
         flow unless the caller turns them off.
+
+    Raises:
+        `ValueError`: If positions depend on the length of the batch at the length of these trajectories.
     """
-    layout = resolve_layout(model, layout)
+    longest = max((len(t.prompt_ids) + len(t.completion_ids) for one in trajectories for t in one.turns), default=0)
+    switch = position_switch(model)
+    if switch is not None and longest > switch[1]:
+        raise ValueError(
+            f"A context and its completion must have at most {switch[1]} tokens for this model, got {longest}: its positions "
+            f"({switch[0]}) depend on the longest row of a batch beyond that."
+        )
+    layout = resolve_layout(model, layout, longest)
     scores: list[list[torch.Tensor]] = []
     for start in range(0, len(trajectories), batch_size):
         chunk = trajectories[start : start + batch_size]

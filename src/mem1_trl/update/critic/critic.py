@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
-from .second_adapter import refuse_prompt_learning, second_adapter
+from ...model_traits import refuse_prompt_learning
+from .second_adapter import second_adapter
 
 if TYPE_CHECKING:
     import os
@@ -182,13 +183,14 @@ def build_value_model(
             A model id or path, a model, or a finished critic. `None` copies the policy's backbone, as the reference run
             does (actor, reference and critic start from the same weights); of a policy with an adapter only the adapter is
             copied, and the frozen weights are shared. `"shared"` is a head on the policy's own hidden states. A directory
-            written by `save` brings its head along.
+            written by `save` brings its head along. A model that is frozen throughout is trained as a whole, and one that
+            is frozen in part is trained where it is not. Of a [`~peft.PeftModel`] the active adapter is trained.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy as it is trained.
         model_init_kwargs (`dict`, *optional*):
             Passed to `from_pretrained`.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter to put on a model that is loaded or passed, which then stays frozen.
+            Adapter to put on a model that is loaded or passed without one, which then stays frozen.
 
     Returns:
         [`ValueModel`] or [`SharedValueHead`]: What it trains requires gradients.
@@ -199,12 +201,7 @@ def build_value_model(
     of_adapter = saved is not None and (saved / BACKBONE_DIRECTORY / ADAPTER_CONFIG).is_file()
     if isinstance(policy, PeftModel) and (value_model is None or of_adapter):
         adapters = second_adapter(policy)
-        critic = ValueModel(backbone_of(adapters), adapters)
-        read = {id(p) for p in critic.backbone.parameters()}
-        for (
-            parameter
-        ) in adapters.parameters():  # what is trained beside the backbone, such as a head, does not affect values
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
+        critic = _adapted(adapters)
         if of_adapter:
             critic.load(saved)  # type: ignore[arg-type]
         return critic
@@ -223,10 +220,13 @@ def build_value_model(
     elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
         if value_model is policy:
             raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
-        critic = ValueModel(backbone_of(value_model))
+        if isinstance(value_model, PeftModel):
+            critic = _adapted(value_model)
+        else:
+            critic = ValueModel(backbone_of(value_model))
     else:
         raise TypeError(
-            f"`value_model` is a {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
+            f"`value_model` must not be of type {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
             "'shared' for a head on the policy, or None for a copy of the policy's backbone."
         )
     vocabulary = getattr(critic.config.get_text_config(), "vocab_size", None)
@@ -236,11 +236,27 @@ def build_value_model(
             f"The value model has a vocabulary of {vocabulary} tokens and the policy one of {wanted}: use a critic with "
             "the policy's tokenizer."
         )
-    if peft_config is not None:
+    if peft_config is not None and critic.adapters is None:
         config = copy.deepcopy(peft_config)
         refuse_prompt_learning(config)
         config.task_type = None  # the backbone has no head to generate or classify with
         critic.adapters = get_peft_model(critic.backbone, config)
     elif critic.adapters is None:
-        critic.requires_grad_(True)
+        critic.head.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in critic.backbone.parameters()):
+            critic.requires_grad_(True)
+    return critic
+
+
+def _adapted(adapters: PeftModel) -> ValueModel:
+    """The critic inside a model with an adapter, of which the adapter is trained, loaded for that or not."""
+    name = adapters.active_adapters[0]
+    refuse_prompt_learning(adapters.peft_config[name])
+    adapters.set_adapter(name)  # which makes it trainable
+    critic = ValueModel(backbone_of(adapters), adapters)
+    read = {id(p) for p in critic.backbone.parameters()}
+    for (
+        parameter
+    ) in adapters.parameters():  # what is trained beside the backbone, such as a head, does not affect values
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
     return critic
