@@ -219,8 +219,7 @@ def build_value_model(
     elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
         if value_model is policy:
             raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
-        of_model = isinstance(value_model, PeftModel)
-        critic = _adapted(value_model) if of_model else ValueModel(backbone_of(value_model))
+        critic = _adapted(value_model) if isinstance(value_model, PeftModel) else ValueModel(backbone_of(value_model))
     else:
         raise TypeError(
             f"`value_model` is a {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
@@ -252,8 +251,7 @@ def _adapted(adapters: PeftModel) -> ValueModel:
     adapters.set_adapter(name)  # which makes it trainable
     critic = ValueModel(backbone_of(adapters), adapters)
     read = {id(p) for p in critic.backbone.parameters()}
-    for (
-        parameter
-    ) in adapters.parameters():  # what is trained beside the backbone, such as a head, does not affect values
+    # What is trained beside the backbone, such as a head, does not affect values
+    for parameter in adapters.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
     return critic
