@@ -93,7 +93,7 @@ def test_an_episode_whose_environment_fails_is_played_again_by_the_next_call(act
     path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
     played = collect_trajectories(agent, rows(), Flaky, path, disable_tqdm=True)
     assert [t.error for t in played] == [None, "TypeError: the site is down", None]
-    assert "1 of 3 episodes failed in the environment" in caplog.text
+    assert "1 of 3 episodes failed, the first of them with: TypeError: the site is down" in caplog.text
     assert path.read_text().count("\n") == 2 and len(select_trajectories(played, min_reward=0.0)) == 2
     Flaky.broken = False
     assert [t.error for t in collect_trajectories(agent, rows(), Flaky, path, disable_tqdm=True)] == [None] * 3
@@ -287,10 +287,8 @@ def test_exactly_the_sampled_tokens_carry_loss_in_sft_trainer(actor, tokenizer, 
 
 def test_demonstrations_of_an_endpoint_are_in_the_ids_of_the_student(actor, tokenizer, tmp_path):
     def reply(messages):
-        found = messages[-1]["content"].removeprefix("<information>3;")[0]
-        return (
-            f"<think>x</think><answer>{found}</answer>" if len(messages) > 1 else "<think>k</think><search>u</search>"
-        )
+        _, searched, found = messages[0]["content"].partition("<information>3;")
+        return f"<think>x</think><answer>{found[0]}</answer>" if searched else "<think>k</think><search>u</search>"
 
     with serve(reply) as server:
         agent = Mem1Agent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from email.utils import formatdate
 
 import pytest
 
@@ -28,6 +29,26 @@ def test_a_server_may_ask_for_a_wait():
     assert asked_to_wait({"Retry-After": "7"}) == asked_to_wait({"retry-after": 7}) == 7.0
     assert asked_to_wait({"Retry-After": "86400"}) == 60.0
     assert asked_to_wait({"Retry-After": "soon"}) is asked_to_wait({}) is asked_to_wait(None) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("2.5", 2.5),
+        ("86400", 60.0),
+        ("1e400", 60.0),
+        ("-5", 0.0),
+        (formatdate(1_000_010, usegmt=True), 10.0),
+        (formatdate(999_000, usegmt=True), 0.0),
+        (formatdate(2_000_000, usegmt=True), 60.0),
+        ("nan", None),
+        ("soon", None),
+        ("", None),
+        ("Mon, 99 Jan 99999 99:99:99 GMT", None),
+    ],
+)
+def test_a_wait_may_be_a_fraction_or_a_date_and_is_bounded(value, seconds):
+    assert asked_to_wait({"Retry-After": value}, now=lambda: 1_000_000.0) == seconds
 
 
 def test_calls_are_repeated_while_that_helps(pauses):

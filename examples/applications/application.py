@@ -28,8 +28,7 @@ from mem1_trl.evaluation import evaluate_agent
 from mem1_trl.report import report
 
 TINY_MODEL = Path(__file__).parents[1] / "assets" / "tiny-mem1"
-STATE = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-ACTION = re.compile(r"</think><(\w+)>(.*)</\1>", re.DOTALL)
+PAST = re.compile(r"\s*<think>(\{.*?\})</think><(\w+)>(.*?)</\2>", re.DOTALL)  # how a turn of the script begins
 ROWS = 24  # of the table
 
 Script = Callable[[str, dict, tuple | None, str], tuple[dict, str, object]]
@@ -52,10 +51,11 @@ class ScriptedClient:
     def create(self, messages, **kwargs):
         """Read the task and the last turn, write the next one."""
         task, memory, action, observation = messages[0]["content"], {}, None, ""
-        if len(messages) > 1:
-            said, observation = messages[-2]["content"], messages[-1]["content"]
-            memory = json.loads(STATE.search(said)[1])
-            action = ACTION.search(said).groups()
+        turns = list(PAST.finditer(task))
+        if turns:
+            state, *action = turns[-1].groups()
+            observation, task = task[turns[-1].end() :], task[: turns[0].start()]
+            memory, action = json.loads(state), tuple(action)
         memory, name, given = self.script(task, memory, action, observation)
         text = given if isinstance(given, str) else json.dumps(given)
         content = f"<think>{json.dumps(memory, ensure_ascii=False)}</think><{name}>{text}</{name}>"

@@ -67,7 +67,7 @@ class Lessons:
         self.names = TEST_NAMES if test else TRAIN_NAMES
         self.test = test
         self.least = 1  # lower bound of the longest task of a row; a small one gives many short tasks
-        self.everything = [i for word, i in self.ids.items() if word not in ("<pad>", "<eos>", "<unk>")]
+        self.everything = [i for word, i in sorted(self.ids.items()) if word not in ("<pad>", "<eos>", "<unk>")]
 
     def encode(self, words):
         return [self.ids[word] for word in words]

@@ -1,26 +1,28 @@
-"""An agent in use: a model or an endpoint, a tokenizer and a protocol, playing episodes."""
+"""An agent in use: a model here or on a server, a tokenizer and a protocol, playing episodes."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from .environment_runtime.calls import EnvironmentCaller
 from .environment_runtime.faults import FaultSettings
 from .environment_runtime.pool import EnvironmentPool, GivenEnvironments
 from .hub.agent_settings import load_agent_settings, save_agent_settings
+from .hub.load_model import load_model
 from .protocol.protocol import Mem1Protocol
-from .rollout.chat_client import ChatEndpoint
 from .rollout.decoding import warn_of_ignored_decoding
-from .rollout.endpoint import ChatRollout
 from .rollout.generation import TransformersGenerator
+from .rollout.model_server import ModelServer
 from .rollout.play import EpisodePlayer
 from .rollout.settings import AgentSettings, resolve_conversational
+from .rollout.shared_generator import SharedGenerator
 from .rollout.turn_loop import Rollout
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ class Mem1Agent:
     print(trajectory.answer)
     ```
 
-    Behind an endpoint (`transformers serve`, vLLM, any OpenAI-compatible API):
+    With a server (`transformers serve`, vLLM, any OpenAI-compatible API):
 
     ```python
     agent = Mem1Agent("Qwen/Qwen2.5-7B-Instruct", client="http://localhost:8000/v1", max_completion_length=500)
     ```
+
+    An agent may be used by several threads at once: a local model generates for those that wait together.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `str`):
@@ -67,9 +71,11 @@ class Mem1Agent:
         batch_size (`int`, *optional*, defaults to `32`):
             Maximum number of episodes in one call of the model, or of concurrent requests.
         client (`openai.OpenAI`, [`~huggingface_hub.InferenceClient`] or `str`, *optional*):
-            Plays through an endpoint: a client, or the address of a server that needs no key. The endpoint reads the task
-            and the turns that are kept as chat messages. A server that strips `<think>` from its answers needs another
-            `state_tag`, as in `Mem1Protocol.paper()`.
+            Plays a model that runs elsewhere: a client, or the address of a server that needs no key.
+        backend (`str`, *optional*):
+            With `client`: `"completions"` sends contexts as they are in training (`/v1/completions`), which needs the tokenizer of the
+            served model; `"chat"` sends chat messages, which the server renders. `None` uses completions if the server offers them
+            for this tokenizer.
         request_kwargs (`dict`, *optional*):
             Further arguments of each request, see [`mem1_trl.rollout.chat_client.ChatEndpoint`].
         max_retries (`int`, *optional*, defaults to `5`):
@@ -92,6 +98,7 @@ class Mem1Agent:
         settings: AgentSettings | None = None,
         batch_size: int = 32,
         client: Any = None,
+        backend: str | None = None,
         request_kwargs: Mapping[str, Any] | None = None,
         max_retries: int = 5,
         environment_timeout: float | None = 300.0,
@@ -101,23 +108,15 @@ class Mem1Agent:
     ):
         settings = _with_overrides(settings or AgentSettings(), overrides)
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
-        self.endpoint: ChatEndpoint | None = None
+        self.endpoint: ModelServer | None = None
+        self.model: PreTrainedModel | None = None
         if client is not None:
             if model is not None and not isinstance(model, str):
                 raise TypeError("`model` is loaded here and `client` plays elsewhere: pass one of them.")
-            request_kwargs = {**({} if settings.top_p == 1.0 else {"top_p": settings.top_p}), **(request_kwargs or {})}
-            self.endpoint = ChatEndpoint(
-                client,
-                model,
-                settings.max_completion_length,
-                settings.temperature,
-                batch_size,
-                max_retries,
-                request_kwargs,
-            )
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model)
-            self.model = None
+        elif backend is not None:
+            raise TypeError("`backend` says how a server is spoken to: pass the server as `client`, or leave it out.")
         elif model is None or isinstance(model, str) or tokenizer is None:
             raise TypeError(
                 "Pass a loaded model and its tokenizer, or load both with `Mem1Agent.from_pretrained(...)`; an endpoint "
@@ -127,11 +126,23 @@ class Mem1Agent:
             self.model = model
             settings = settings.with_context_limit(model)
             self.generate = TransformersGenerator(model, tokenizer, settings, batch_size)
+            self._shared = SharedGenerator(lambda: self.generate)
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
         self.protocol = protocol or Mem1Protocol()
         self.settings = resolve_conversational(settings, tokenizer)
         self.syntax = self.protocol.syntax(tokenizer, self.settings.chat_template_kwargs)
+        if client is not None:
+            self.endpoint = ModelServer(
+                client,
+                model if isinstance(model, str) else None,
+                tokenizer,
+                self.syntax,
+                backend,
+                batch_size,
+                max_retries,
+                request_kwargs,
+            )
         self._caller = EnvironmentCaller(self.faults)
 
     @classmethod
@@ -151,7 +162,7 @@ class Mem1Agent:
             protocol ([`Mem1Protocol`], *optional*):
                 Overrides the saved one; needed for a model that carries none.
             model_init_kwargs (`dict`, *optional*):
-                Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
+                Passed to `from_pretrained` of the class of model that the configuration names.
             kwargs (*optional*):
                 Arguments of [`Mem1Agent`]; they win over those saved with the model.
 
@@ -161,7 +172,7 @@ class Mem1Agent:
         if protocol is None:
             protocol = Mem1Protocol.from_pretrained(path_or_id)
         kwargs.setdefault("settings", load_agent_settings(path_or_id))
-        model = AutoModelForCausalLM.from_pretrained(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
+        model = load_model(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 
@@ -239,27 +250,17 @@ class Mem1Agent:
             caller=caller,
         )
         if self.endpoint is not None:
-            self.endpoint.max_completion_length = self.settings.max_completion_length
-            self.endpoint.temperature = self.settings.temperature
-            return ChatRollout(self.endpoint, **parts)
-        self.generate.settings = self.settings
-        return Rollout(generate=self.generate, **parts)
+            return self.endpoint.rollout(**parts)
+        return Rollout(generate=partial(self._shared, settings=self.settings), **parts)
 
     def _play(self, player: EpisodePlayer, episodes: list[Episode]) -> list[Trajectory]:
         """Episodes to their end; of a local model as many together as `batch_size` allows."""
-        if self.model is None:
+        if self.endpoint is not None:
             return player.play(episodes)
         trajectories: list[Trajectory] = []
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for start in range(0, len(episodes), self.generate.batch_size):
-                    trajectories += player.play(episodes[start : start + self.generate.batch_size])
-                    self.generate.release()
-        finally:
-            self.generate.release()
-            self.model.train(was_training)
+        for start in range(0, len(episodes), self.generate.batch_size):
+            with self._shared.playing():
+                trajectories += player.play(episodes[start : start + self.generate.batch_size])
         return trajectories
 
     def describe(self) -> dict[str, Any]:
@@ -273,8 +274,10 @@ class Mem1Agent:
         if self.model is not None:
             name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
             model = {"model": name, "weights": _checksum(self.model)}
+        backend = {} if self.endpoint is None else {"backend": self.endpoint.backend or "offered"}
         return {
             **model,
+            **backend,
             **self.settings.to_dict(),
             "protocol": self.protocol.to_dict(),
         }

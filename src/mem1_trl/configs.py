@@ -43,7 +43,8 @@ class Mem1GRPOConfig(GRPOConfig):
             messages are chat, and texts are chat if the tokenizer has a chat template and there is an environment. The choice
             is saved with the model.
         eval_temperature (`float` or `None`, *optional*, defaults to `0.0`):
-            Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training.
+            Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training. An evaluation that
+            decodes greedily plays every row once, unless `num_generations_eval` is given.
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether generation with transformers keeps the keys and values of what is read again: the task prompt across turns
             and across the samples of a group, an appended history. `False` saves their memory between turns.
@@ -77,7 +78,19 @@ class Mem1GRPOConfig(GRPOConfig):
             Most tokens of one forward and backward pass, counted as they are forwarded: a beginning that rows share once, the
             contexts and the padding of `layout="per_turn"` in full. A micro-batch that holds more is trained in several passes
             with the same gradient, so that memory follows this number however long trajectories become; a single trajectory
-            is never cut. `None` trains each micro-batch in one pass.
+            is never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
+            micro-batch in one pass.
+        check (`str`, *optional*, defaults to `"on"`):
+            Whether the model is checked when the trainer is built (`"on"`): a toy trajectory is sampled and scored as in the
+            run and held against the plain model, which takes a fraction of a second for a small model. A layout that is off is
+            replaced, or refused; and a first batch in float32 whose sampled and computed log-probs differ by more than 0.1 nats
+            ends the run. `"off"` trains anyway.
+
+        > Changed defaults
+
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether a loss that is not finite is logged as the mean of those before it, as `Trainer` does. `False` logs it as
+            it is.
     """
 
     max_turns: int = setting("max_turns")
@@ -89,7 +102,8 @@ class Mem1GRPOConfig(GRPOConfig):
     eval_temperature: float | None = field(
         default=0.0,
         metadata={
-            "help": "Sampling temperature of evaluation; `0.0` decodes greedily, `None` samples as in training."
+            "help": "Sampling temperature of evaluation; `0.0` decodes greedily, and plays every row once unless "
+            "`num_generations_eval` is given; `None` samples as in training."
         },
     )
     prefix_cache: bool = field(
@@ -151,16 +165,47 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a loss that is not finite is logged as the mean of those before it, as `Trainer` does. `False` "
+            "logs it as it is."
+        },
+    )
+    check: str = field(
+        default="on",
+        metadata={
+            "help": "Whether the model is checked when the trainer is built (`on`): a toy trajectory is sampled and scored as in "
+            "the run and held against the plain model. A layout that is off is replaced, or refused. `off` trains anyway.",
+            "choices": ["on", "off"],
+        },
+    )
+
     def __post_init__(self) -> None:
+        self._play_once_if_greedy()
         super().__post_init__()
         self._check_episode()
 
+    def _play_once_if_greedy(self) -> None:
+        """Let an evaluation that decodes greedily play each row once: all samples of a row would be the same."""
+        temperature = self.temperature if self.eval_temperature is None else self.eval_temperature
+        kwargs = self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}
+        greedy = temperature == 0.0 or kwargs.get("do_sample", True) is False
+        if greedy and self.num_generations_eval is None:
+            self.num_generations_eval = 1
+
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
+        for one in fields(self):
+            value = getattr(self, one.name, None)
+            if isinstance(value, float) and value != value:
+                raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
         self.fault_settings()
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
+        if self.check not in ("on", "off"):
+            raise ValueError(f"check must be 'on' or 'off', got {self.check!r}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(
                 f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."
@@ -207,7 +252,7 @@ class Mem1GRPOConfig(GRPOConfig):
         )
 
     def _check_token_budget(self) -> None:
-        """Refuse a token budget next to what is averaged over the tokens of a micro-batch: its parts would not add up."""
+        """Refuse a token budget next to what needs all tokens of a micro-batch at once: its parts would not add up."""
         if self.max_tokens_per_micro_batch is None:
             return
         if self.max_tokens_per_micro_batch < 1:
@@ -215,8 +260,6 @@ class Mem1GRPOConfig(GRPOConfig):
                 f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} holds no token: use 1 or more."
             )
         for name, bad in (
-            ("loss_type", self.loss_type == "bnpo"),
-            ("entropy_coef", bool(self.entropy_coef)),
             ("use_adaptive_entropy", self.use_adaptive_entropy),
             ("top_entropy_quantile", self.top_entropy_quantile < 1.0),
             ("deepspeed", bool(self.deepspeed)),
@@ -244,6 +287,10 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             Discount per generated token.
         lam (`float`, *optional*, defaults to `1.0`):
             Trace decay of generalised advantage estimation, per generated token.
+        bootstrap_truncated (`bool`, *optional*, defaults to `False`):
+            Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the critic's value
+            of the state in which it was cut, instead of ending there. An episode that used all its turns has ended either way:
+            the agent is told how many it has, so they are part of the task.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
             Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the generated tokens of the
             generation batch.
@@ -284,6 +331,13 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     gamma: float = field(default=1.0, metadata={"help": "Discount per generated token."})
     lam: float = field(
         default=1.0, metadata={"help": "Trace decay of generalised advantage estimation, per generated token."}
+    )
+    bootstrap_truncated: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the "
+            "critic's value of the state in which it was cut, instead of ending there."
+        },
     )
     whiten_advantages: bool = field(
         default=True,
@@ -423,6 +477,8 @@ def from_grpo_config(args: Any) -> Mem1GRPOConfig:
     for one in fields(Mem1GRPOConfig):
         if one.name not in inherited:
             setattr(config, one.name, one.default)
+    config._play_once_if_greedy()
+    config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
     iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None
     if iterations is not None:
         config.max_turns = iterations + 1

@@ -130,8 +130,7 @@ def collect_trajectories(
                 progress.set_postfix(reward=f"{sum(scored) / len(scored):.2f}")
     if failures:
         logger.warning(
-            "%d of %d episodes failed in the environment, the first of them with: %s. They are not in %s; call again to play them "
-            "again.",
+            "%d of %d episodes failed, the first of them with: %s. They are not in %s; call again to play them again.",
             len(failures),
             len(left),
             failures[0],

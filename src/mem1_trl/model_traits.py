@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -33,12 +35,81 @@ def forward_takes(model: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(type(backbone).forward).parameters
 
 
-def why_not_masked(model: PreTrainedModel) -> str | None:
+def position_switch(model: Any) -> tuple[str, int] | None:
+    """
+    Kind of position scaling that depends on the length of a whole forward pass, and the tokens above which it does.
+
+    With `longrope` and dynamic NTK scaling all tokens of a pass, the shared ones included, get other positions as soon as the
+    longest row of the batch is longer than that. Contexts that stay below are not affected.
+
+    Returns:
+        `tuple[str, int]` or `None`: `None` if the position of a token depends on nothing but its place.
+    """
+    config = text_config(model)
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    found = []
+    for one in nested or [parameters]:
+        kind = one.get("rope_type", one.get("type"))
+        if kind == "longrope":
+            original = one.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", config.max_position_embeddings
+            )
+            found.append((kind, int(original)))
+        elif kind == "dynamic":
+            found.append((kind, int(config.max_position_embeddings)))
+    return min(found, key=lambda pair: pair[1]) if found else None
+
+
+def embedding_rows(model: Any) -> int:
+    """Number of tokens that a model has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def ordinary_ids(model: Any) -> list[int]:
+    """Token ids of a model's vocabulary that its configuration gives no meaning, such as padding or the place of an image."""
+
+    def special(record: Any) -> Iterator[int]:
+        for key, value in record.items():
+            if isinstance(value, dict):
+                yield from special(value)
+            elif "token_id" in str(key) or "token_index" in str(key):
+                yield from value if isinstance(value, list) else [value]
+
+    taken = {*special(model.config.to_dict())}
+    if getattr(model, "generation_config", None) is not None:
+        taken |= {*special(model.generation_config.to_dict())}
+    return [i for i in range(min(embedding_rows(model), text_config(model).vocab_size)) if i not in taken]
+
+
+def longest_pass(model: Any) -> int | None:
+    """Most tokens that a forward pass can have, by the model's positions; `None` if nothing limits them."""
+    switch = position_switch(model)
+    limits = [getattr(text_config(model), "max_position_embeddings", None), switch[1] if switch else None]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def head_sizes(model: Any) -> tuple[int, int]:
+    """Sizes of a head's query (and key) and of its value."""
+    config = text_config(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    nope, rope = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
+    query = nope + rope if nope and rope else head_dim
+    return query, getattr(config, "v_head_dim", None) or head_dim
+
+
+def why_not_masked(model: PreTrainedModel, longest: int | None = None) -> str | None:
     """
     Why a model cannot forward a tree (or any other row that needs its own attention mask), or `None` if it can.
 
     A sliding window, a chunk or a recurrent state is defined on neighbours in the row, which in a tree are not the
     neighbours in the context. Such models are exact with `layout="per_turn"`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        longest (`int`, *optional*):
+            Most tokens of a context and its completion. A window or chunk that holds them all is none. `None` does not know.
     """
     config = text_config(model)
     implementation = attention_implementation(model)
@@ -46,11 +117,17 @@ def why_not_masked(model: PreTrainedModel) -> str | None:
         return f"attn_implementation={implementation!r} takes no explicit mask"
     if getattr(model, "_is_stateful", False):
         return f"{config.model_type} carries a recurrent state"
-    layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    windows = _windows(config)
+    layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *windows}
     if layer_types:
         return f"{config.model_type} has {' and '.join(sorted(layer_types))} layers"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return f"{config.model_type} has a sliding window of {config.sliding_window} tokens"
+    narrow = {name: size for name, size in windows.items() if longest is None or size < longest}
+    if narrow:
+        beyond = "" if longest is None else f", and a context with its completion may have {longest}"
+        if set(narrow) == {""}:
+            return f"{config.model_type} has a sliding window of {narrow['']} tokens{beyond}"
+        of = f" of {min(narrow.values())} tokens" if longest is not None else ""
+        return f"{config.model_type} has {' and '.join(sorted(narrow))} layers{of}{beyond}"
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return f"{config.model_type} has local layers"
     if getattr(config, "alibi", False):
@@ -58,6 +135,26 @@ def why_not_masked(model: PreTrainedModel) -> str | None:
     if not forward_takes(model, "position_ids"):
         return f"{config.model_type} takes no position_ids"
     return None
+
+
+def _windows(config: Any) -> dict[str, int]:
+    """Tokens that layers of limited reach see, by the name of their type; `""` if the configuration does not name layers."""
+    types = set(getattr(config, "layer_types", None) or ())
+    sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    found = {name: getattr(config, size, None) or 0 for name, size in sizes.items() if name in types}
+    window = getattr(config, "sliding_window", None)
+    if not types and window and getattr(config, "use_sliding_window", True):
+        found[""] = window
+    return found
+
+
+def refuse_prompt_learning(config: Any) -> None:
+    """Raise `ValueError` for adapters of peft that are tokens or key-value pairs in front of the sequence, not changes of weights."""
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"An adapter must be in the weights, such as LoRA, got {config.peft_type.value}, which puts learned tokens in front of "
+            "the context: they have no place in a prefix tree, and a critic on them would read other tokens than the policy."
+        )
 
 
 def module_dtype(model: Any) -> torch.dtype:

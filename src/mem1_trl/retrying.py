@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -12,8 +15,8 @@ Value = TypeVar("Value")
 LONGEST_WAIT = 60.0
 """Maximum number of seconds before another attempt, whatever a server asks for."""
 
-BUSY_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that pass by themselves."""
+BUSY_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, *range(520, 531))
+"""HTTP statuses that pass by themselves; 520 to 530 are those of proxies and of overloaded model servers."""
 
 # Libraries have classes of their own for a server that does not answer; what they share with the built-in ones is the name.
 # requests, urllib3, httpx, aiohttp, openai and huggingface_hub, in this order
@@ -46,11 +49,30 @@ def backoff(attempt: int, first: float, spread: float = 0.25, numbers: random.Ra
     return min(LONGEST_WAIT, first * 2.0 ** (attempt - 1)) * numbers.uniform(1 - spread, 1 + spread)
 
 
-def asked_to_wait(headers: Mapping[str, Any] | None) -> float | None:
-    """Seconds that a server asks for in its header `Retry-After`, at most a minute; `None` if it does not ask in seconds."""
+def asked_to_wait(headers: Mapping[str, Any] | None, now: Callable[[], float] = time.time) -> float | None:
+    """
+    Seconds that a server asks for in its header `Retry-After`: a number or a date, at most a minute; `None` if it asks for neither.
+
+    Args:
+        headers (`Mapping[str, Any]` or `None`):
+            Headers of the answer, in any case.
+        now (`Callable[[], float]`, *optional*):
+            Seconds since the epoch, for a date.
+    """
     for name, value in (headers or {}).items():
-        if str(name).lower() == "retry-after" and str(value).isdigit():
-            return min(LONGEST_WAIT, float(value))
+        if str(name).lower() == "retry-after":
+            seconds = _seconds(str(value).strip(), now)
+            return None if seconds is None else min(LONGEST_WAIT, max(0.0, seconds))
+    return None
+
+
+def _seconds(value: str, now: Callable[[], float]) -> float | None:
+    """The seconds of a `Retry-After`."""
+    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return None if math.isnan(seconds) else seconds
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return parsedate_to_datetime(value).timestamp() - now()
     return None
 
 

@@ -29,7 +29,10 @@ class StopReason(StrEnum):
     """The next context would not have fit into the budget (only with an appended history)."""
 
     ERROR = "error"
-    """The environment failed, so that the episode could not be started or continued; it is excluded from the update."""
+    """
+    The environment, or the server of the model, failed, so that the episode could not be started or continued; it is excluded
+    from the update.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ class Turn:
         truncated_sampling (`bool`):
             Whether the sampler could not draw every token with its probability under the policy: greedy decoding, top-k, top-p,
             min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
+        messages (`tuple[dict, ...]` or `None`):
+            What was sent, if it was chat messages that a server rendered with a template of its own; `prompt_ids` then say the
+            same in the format of this tokenizer. `None` if `prompt_ids` themselves were read.
     """
 
     prompt_ids: tuple[int, ...]
@@ -78,6 +84,7 @@ class Turn:
     state: str | None = None
     state_tokens: int = 0
     truncated_sampling: bool = False
+    messages: tuple[dict[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -110,7 +117,7 @@ class Trajectory:
         metrics (`dict[str, float]`):
             Metrics of the episode, such as peak tokens; see [`mem1_trl.metrics`].
         error (`str` or `None`):
-            Error that the environment raised, if it failed.
+            Why the environment or the server of the model failed, if one did.
     """
 
     turns: list[Turn]
@@ -150,6 +157,7 @@ class Trajectory:
                     "state": turn.state,
                     "state_tokens": turn.state_tokens,
                     "truncated_sampling": turn.truncated_sampling,
+                    "messages": None if turn.messages is None else list(turn.messages),
                 }
                 for turn in self.turns
             ],
@@ -170,6 +178,7 @@ class Trajectory:
                     "prompt_ids": tuple(turn["prompt_ids"]),
                     "completion_ids": tuple(turn["completion_ids"]),
                     "logprobs": None if turn["logprobs"] is None else tuple(turn["logprobs"]),
+                    "messages": None if turn.get("messages") is None else tuple(turn["messages"]),
                 }
             )
             for turn in record["turns"]

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.chat_server import serve
+from transformers import AutoTokenizer
 
 import mem1_trl
 from mem1_trl.cli import main
@@ -62,6 +64,9 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--tasks", "0"], "mem1 eval: tasks must be at least 1, got 0"),
         ([*MODEL, "--objectives", "0"], "mem1 eval: objectives=[0] must be 1 or more each"),
         ([*MODEL, "--context", "truncate"], "mem1 eval: context='truncate' needs a length to truncate to: set `max_context_length`."),
+        ([*MODEL, "--backend", "chat"], "mem1 eval: backend is about a server: give its address with --endpoint, or leave backend out"),
+        ([*MODEL, "--endpoint", "localhost"], "mem1 eval: `client` must be a client, or the address of a server such as 'http://localhost:8000/v1', got 'localhost'."),
+        ([*MODEL, "--endpoint", "http://h/v1", "--backend", "vllm"], "mem1 eval: argument --backend: invalid choice: 'vllm' (choose from 'completions', 'chat')"),
         ([*MODEL, "--config"], "mem1 eval: --config needs the path of a YAML file"),
         ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
         ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, or a directory"),
@@ -155,3 +160,20 @@ def test_from_a_model_to_a_page(tmp_path, capsys):
 
 
 CAPITALS = {"Atlantis": "Poseidonis", "Utopia": "Amaurot", "Lilliput": "Mildendo", "Laputa": "Lagado"}
+
+
+@pytest.mark.parametrize("backend", ["completions", "chat", None])
+def test_a_served_model_is_evaluated(tmp_path, capsys, backend):
+    """Tokenizer, protocol and settings are those beside the model; only the turns come from the server."""
+    answer = "<think>a</think><answer>none; none</answer>"
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    with serve(lambda messages: answer, complete=lambda text: answer, tokenizer=tokenizer, takes_ids=True) as server:
+        args = [*MODEL, "--endpoint", server.url, "--endpoint_model", "served", "--tasks", "3", "--objectives", "2"]
+        args += ["--output_dir", str(tmp_path), *([] if backend is None else ["--backend", backend])]
+        assert main(args) == 0
+    assert {request["model"] for request in server.requests} == {"served"} and len(server.requests) == 3
+    sent = "messages" if backend == "chat" else "prompt"
+    assert all(sent in request for request in server.requests)
+    summary = json.loads((tmp_path / "evaluation" / "served-2.json").read_text())
+    assert summary["settings"]["backend"] == (backend or "offered")
+    assert "served: means over the tasks" in capsys.readouterr().out

@@ -310,10 +310,15 @@ def test_every_page_is_reachable_from_the_readme_and_no_link_is_broken():
     assert reached == set(PAGES)
 
 
+def layouts_measured() -> str:
+    """The second table of docs/exactness.md."""
+    return (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8").split("## Beside")[1]
+
+
 def test_the_readme_is_short_and_repeats_figures_that_the_pages_have():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 150
-    measured = (ROOT / "docs" / "gradient.md").read_text(encoding="utf-8")
+    measured = layouts_measured()
     for layout in ("packed", "per_turn", "paper"):
         (figures,) = re.findall(rf"^\| Llama \| `{layout}` \|(.*)\|$", measured, re.MULTILINE)
         (shown,) = re.findall(rf"^\| `{layout}`[^|]*\|[^|]*\|(.*)\|$", readme, re.MULTILINE)
@@ -354,17 +359,11 @@ def test_a_long_command_runs_in_small(script, folder):
     assert any((folder / "runs" / "whole").rglob("model.safetensors"))
 
 
-@pytest.mark.slow
-def test_the_exactness_script_prints_the_rows_of_the_page(capsys):
+def test_the_layouts_of_the_exactness_page_are_as_the_script_measures_them():
     script = runpy.run_path(str(ROOT / "scripts" / "measure_exactness.py"))
-    models = script["MODELS"]
-    for name in set(models) - {"Llama"}:
-        del models[name]
-    script["main"]()
-    rows = [line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| Llama")]
-    page = (ROOT / "docs" / "gradient.md").read_text(encoding="utf-8").splitlines()
-    written = [line.split("|")[2:-1] for line in page if line.startswith("| Llama")]
-    assert [row[0] for row in rows] == [row[0] for row in written]
-    for row, there in zip(rows, written):
-        for value, figure in zip(map(float, row[1:]), map(float, there[1:])):
-            assert value == pytest.approx(figure, rel=0.05 if "paper" in row[0] else 1.0)
+    for layout in ("packed", "per_turn", "paper"):
+        (written,) = re.findall(rf"^\| Llama \| `{layout}` \|(.*)\|$", layouts_measured(), re.MULTILINE)
+        found = script["errors"](script["build_model"]("Llama"), layout)
+        for value, figure in zip(found, map(float, written.split("|")), strict=True):
+            # Rounding is of one order of magnitude on any machine
+            assert value == pytest.approx(figure, rel=0.05) if layout == "paper" else value < 10 * figure

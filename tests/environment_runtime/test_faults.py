@@ -285,7 +285,7 @@ def test_a_hanging_action_costs_its_episode_and_no_other():
     stuck, sound = Stuck(), Stuck()
     caller = EnvironmentCaller(FaultSettings(timeout=0.3))
     results = run_calls([(stuck.wait, {}), (sound.say, {"text": "a"}), (stuck.say, {"text": "b"})], caller)
-    assert not ended, "nobody waited for the end of the hanging call"
+    assert not ended, "the end of the hanging call was not waited for"
     assert [r.text for r in results] == [
         "Error: TimeoutError: no answer within 0.3 seconds",
         "a",
@@ -536,7 +536,7 @@ def test_a_hanging_reset_is_given_up_and_the_instance_replaced():
 
     pool = pool_of(Stuck, timeout=0.3)
     first, second = pool.start([{}, {}])
-    assert not ended, "nobody waited for the end of the hanging reset"
+    assert not ended, "the end of the hanging reset was not waited for"
     release.set()
     assert (first.observation, second.observation) == ("3", "2")
     assert pool.caller.counts.timeouts == 1 and pool.caller.counts.restarts == 1

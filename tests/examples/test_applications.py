@@ -78,14 +78,16 @@ def test_the_script_knows_nothing_but_the_last_turn(tmp_path, monkeypatch):
     import tutor
 
     client = application.ScriptedClient(tutor.script)
-    task = {"role": "user", "content": next(iter(tutor.pupils(1)))["prompt"]}
+    task = next(iter(tutor.pupils(1)))["prompt"]
     state = '<think>{"explanations": {"addition": 3, "subtraction": 0}, "teaching": "addition"}</think>'
-    turn = {"role": "assistant", "content": state + "<ask>47 + 38</ask>"}
-    said = {"role": "user", "content": "Pupil: 47 + 38 is 75."}
-    reply = client.create([task, turn, said]).choices[0].message.content
-    assert '"addition": 4' in reply and reply.endswith("<explain>addition</explain>")
-    forgotten = {"role": "assistant", "content": "<think>{}</think><ask>47 + 38</ask>"}
-    assert '"addition": 1' in client.create([task, forgotten, said]).choices[0].message.content
+    seen = "<ask>47 + 38</ask>\n<information>Pupil: 47 + 38 is 75.</information>"
+
+    def reply(past):
+        (choice,) = client.create([{"role": "user", "content": f"{task}\n\n{past}"}]).choices
+        return choice.message.content
+
+    assert '"addition": 4' in reply(state + seen) and reply(state + seen).endswith("<explain>addition</explain>")
+    assert '"addition": 1' in reply("<think>{}</think>" + seen)
 
 
 def test_options_are_checked(monkeypatch, capsys):

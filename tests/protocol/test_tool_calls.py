@@ -243,7 +243,7 @@ def test_a_memory_that_returns_nothing_leaves_nothing_in_the_messages():
         record.add_observation(["search"], [tokenizer("7")["input_ids"]], 3)
         assert record.place_memory(recalled) == ([], recalled)
         turns.append(Turn((1,), tuple(ids), text=SEARCH, state="looking"))
-        last.append(record.messages([], turns, len(turns) - 1, "")[-1]["content"])
+        last.append(record.messages([{"role": "user", "content": "q"}], turns, len(turns) - 1, "")[-1]["content"])
     assert last == [f"[HINT]You have 3 turns left.[/HINT]\n\n7{old}" for old in ("<memory>old</memory>", "")]
 
 
@@ -705,16 +705,17 @@ def test_an_endpoint_calls_tools_natively(name):
     tools = server.requests[0]["tools"]
     assert {tool["function"]["name"] for tool in tools} == {"answer", "note", "search"}
     assert "stop" not in server.requests[0]
+    # What the agent said is in the message of the user, since templates drop the thoughts of its own messages
     calls = second[2]["tool_calls"]
-    assert second[2]["content"] == "<think>one</think>" and json.loads(calls[0]["function"]["arguments"]) == {
-        "query": "key"
-    }
+    assert second[1]["content"] == first[1]["content"] + "\n\n<think>one</think>" and second[2]["content"] == ""
+    assert json.loads(calls[0]["function"]["arguments"]) == {"query": "key"}
     results = second[3:]
     assert [m["tool_call_id"] for m in results] == [call["id"] for call in calls]
     assert results[0]["content"] == '[HINT]You have 5 turns left.[/HINT]\n\n4"2'
     assert len(results) == (1 if name == "llama3_1" else 2)
     # Nothing of the first turn is left
-    assert [m["role"] for m in third] == ["system", "user", "assistant", "tool"] and "two" in third[2]["content"]
+    assert [m["role"] for m in third] == ["system", "user", "assistant", "tool"]
+    assert third[1]["content"] == first[1]["content"] + "\n\n<think>two</think>"
     assert "There is no argument 'arguments'; there are query, top_k." in third[3]["content"]
     form, actions = agent.syntax, ActionSet(environment, PROTOCOL)
     for turn, answer in zip(trajectory.turns, answers):
@@ -768,9 +769,9 @@ def test_each_environment_has_its_own_tools(tmp_path):
     seen = []
     run = trainer.run_episodes
 
-    def run_and_keep(rows, prompt_ids):
-        trajectories = run(rows, prompt_ids)
-        seen.extend(zip([row["environment"] for row in rows], prompt_ids, trajectories))
+    def run_and_keep(rows):
+        trajectories = run(rows)
+        seen.extend(zip([row["environment"] for row in rows], [e.prompt_ids for e in trainer._episodes], trajectories))
         return trajectories
 
     trainer.run_episodes = run_and_keep

@@ -547,7 +547,7 @@ def test_a_time_out_is_a_connection_error():
     with serve_site(RetrieverServer(Hanging(), port=0)) as server:
         with pytest.raises(ConnectionError, match=r"No retriever answers .*timed out"):
             HttpRetriever(server.url, timeout=0.2, max_retries=0).search(["iron"])
-        assert not ended, "nobody waited for the end of the search"
+        assert not ended, "the end of the search was not waited for"
         release.set()
 
 

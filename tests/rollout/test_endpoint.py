@@ -14,7 +14,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
-from mem1_trl.protocol.tag_syntax import close_action
+from mem1_trl.protocol.turn_text import close_action
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
 SEARCH = "<think>s</think><search>key</search>"
@@ -48,10 +48,6 @@ def user(text):
     return {"role": "user", "content": text}
 
 
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
 @pytest.fixture
 def no_waiting(monkeypatch):
     """Records the pauses instead of making them."""
@@ -71,9 +67,10 @@ def test_the_episode_of_an_endpoint_is_that_of_a_student_who_said_the_same(actor
     # Without a chat template of its own a task is one user message; older turns are gone
     assert [request["messages"] for request in server.requests] == [
         [user("q0?")],
-        [user("q0?"), assistant(first), user("<information>5;7</information>")],
-        [user("q0?"), assistant(second), user("<information>4;7</information>")],
+        [user(f"q0?\n\n{first}<information>5;7</information>")],
+        [user(f"q0?\n\n{second}<information>4;7</information>")],
     ]
+    assert [list(turn.messages) for turn in trajectory.turns] == [one["messages"] for one in server.requests]
     assert all(r["stop"] == ["</search>", "</answer>"] and r["model"] == "m" for r in server.requests)
     assert all(r["temperature"] == 0.0 and r["max_tokens"] == 1000 for r in server.requests)
 
@@ -118,21 +115,16 @@ def test_every_rule_of_context_is_told_in_messages(tokenizer, context, last):
 
     def exchange(n):
         hint = {1: "5;", 2: "4;"}[n]
-        return [
-            assistant(f"<think>s{n}</think><search>key{n}</search>"),
-            user(f"<information>{hint}q0 is {n}</information>"),
-        ]
+        return f"<think>s{n}</think><search>key{n}</search><information>{hint}q0 is {n}</information>"
 
     with serve(searcher(2)) as server:
         agent = agent_for(server, tokenizer, context=context, max_context_length=40 if context == "truncate" else None)
         trajectory = agent.run("q0?", Counting())
-    expected = [user(last[0])]
-    for n in last[1:]:
-        expected += exchange(n)
-    assert server.requests[-1]["messages"] == expected
-    # The student reads the same text, in one piece
-    text = tokenizer.decode(trajectory.turns[-1].prompt_ids)
-    assert text == "".join(message["content"] for message in expected)
+    past = "".join(map(exchange, last[1:]))
+    between = "" if last[0].endswith("\n") else "\n\n"
+    assert server.requests[-1]["messages"] == [user(last[0] + between + past)]
+    # The student reads the same text
+    assert tokenizer.decode(trajectory.turns[-1].prompt_ids) == last[0] + past
 
 
 def test_scratch_and_the_end_token_are_not_sent_back(tokenizer):
@@ -143,17 +135,17 @@ def test_scratch_and_the_end_token_are_not_sent_back(tokenizer):
     with serve(lambda messages: next(replies)) as server:
         trajectory = agent_for(server, tokenizer, protocol, max_observation_length=90).run("q0?", LookupEnvironment())
     assert trajectory.turns[0].completion_ids[-1] == tokenizer.eos_token_id, "it ended by itself"
-    assert server.requests[1]["messages"][1] == assistant("hm")
+    assert server.requests[1]["messages"][0]["content"].startswith("q0?\n\nhm<information>5;")
 
 
 def test_a_batch_is_asked_at_once_and_stays_in_order(tokenizer):
     rows = [{"prompt": f"q{i}?", "secret": str(i % 3), "answers": [[str(i % 3)]]} for i in range(9)]
 
     def reply(messages):
-        if len(messages) == 1:
+        _, searched, found = messages[0]["content"].partition("<information>5;")
+        if not searched:
             return SEARCH
-        found = messages[-1]["content"].removeprefix("<information>5;")[0]
-        return f"<think>x</think><answer>{found}</answer>"
+        return f"<think>x</think><answer>{found[0]}</answer>"
 
     with serve(reply) as server:
         result = evaluate_agent(agent_for(server, tokenizer, batch_size=4), rows, LookupEnvironment)
@@ -195,7 +187,7 @@ def test_no_more_stops_than_openai_takes_and_still_cut_at_all(tokenizer):
     with serve(lambda messages: "<a>x</a><answer>y</answer>") as server:
         replies = ChatEndpoint(server.url).ask([[user("q")]], [stops])
     assert server.requests[0]["stop"] == ["</c>", "</d>", "</e>", "</answer>"]
-    assert close_action(replies[0][0]["content"], stops) == ("<a>x</a>", True)
+    assert close_action(replies[0].message["content"], stops) == ("<a>x</a>", True)
 
 
 def test_arguments_of_a_request_can_be_set_and_left_out(tokenizer):
@@ -247,7 +239,7 @@ def test_a_busy_or_broken_server_is_asked_again(tokenizer, no_waiting, caplog, l
         if library == "openai":
             client = pytest.importorskip("openai").OpenAI(base_url=server.url, api_key="none", max_retries=0)
         server.failures = [503, 0, 429]
-        with caplog.at_level(logging.WARNING, logger="mem1_trl.rollout.chat_client"):
+        with caplog.at_level(logging.WARNING, logger="mem1_trl.rollout.server_calls"):
             trajectory = agent_for(server, tokenizer, client=client).run("q0?", LookupEnvironment(), secret="7")
     assert trajectory.answer == "7"
     assert len(no_waiting) == 3
@@ -273,10 +265,18 @@ def test_a_server_that_is_not_there_is_said(tokenizer, no_waiting):
     assert len(no_waiting) == 2
 
 
-@pytest.mark.parametrize("status", [400, 401, 404])
-def test_a_refused_request_is_not_repeated(tokenizer, no_waiting, status):
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (400, r"refused this context \(.*HTTP 400: told to fail\): it may be too long"),
+        (401, r"refused a request \(.*HTTP 401.*\): it wants another key: pass a client with the right one"),
+        (403, r"refused a request .*: the key may not use this model"),
+        (404, r"refused a request .*: it does not have this model, or the address is not that of its API"),
+    ],
+)
+def test_a_refused_request_is_not_repeated(tokenizer, no_waiting, status, advice):
     with serve(searcher(0)) as server:
         server.failures = [status] * 3
-        with pytest.raises(RuntimeError, match=r"refused a request .*correct the name of the model, the key"):
+        with pytest.raises(RuntimeError, match=advice):
             agent_for(server, tokenizer).run("q0?", LookupEnvironment())
     assert len(server.requests) == 1 and no_waiting == []

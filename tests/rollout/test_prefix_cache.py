@@ -141,12 +141,10 @@ def test_ended_sequences_leave_the_batch():
     model = tiny_model("llama")
     torch.manual_seed(1)
     prompts = [ids(10) for _ in range(8)]
+    generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30, temperature=1.0))
     widths = []
     model.register_forward_pre_hook(lambda m, a, k: widths.append(k["input_ids"].shape), with_kwargs=True)
-    stops = [[*string.ascii_letters, *string.punctuation]] * 8
-    completions = TransformersGenerator(
-        model, tiny_tokenizer(), AgentSettings(max_completion_length=30, temperature=1.0)
-    )(prompts, stops)
+    completions = generate(prompts, [[*string.ascii_letters, *string.punctuation]] * 8)
     lengths = sorted(len(completion.ids) for completion in completions)
     assert lengths[3] < lengths[-1]
     halved = [shape[0] for shape in widths]
@@ -172,13 +170,12 @@ def test_other_options_are_left_to_generate():
 def test_what_counts_the_tokens_of_a_call_is_called_once():
     """`min_new_tokens` would count anew if `generate` were called again for the sequences that go on."""
     model = tiny_model("llama")
+    model.generation_config.min_new_tokens = 2
+    generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30))
     calls = []
     original = model.generate
     model.generate = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
-    model.generation_config.min_new_tokens = 2
-    TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30))(
-        [ids(10) for _ in range(8)], [STOPS] * 8
-    )
+    generate([ids(10) for _ in range(8)], [STOPS] * 8)
     assert len(calls) == 1
 
 

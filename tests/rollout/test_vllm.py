@@ -17,6 +17,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment, copy_parameters, l
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
+from mem1_trl.rollout.stopping import StopStrings
 
 
 class RecordedVLLM:
@@ -96,6 +97,14 @@ def test_stop_strings_reach_vllm_and_what_follows_them_is_cut(trainer):
         text = trainer.tokenizer.decode(list(completion.ids))
         assert text.endswith(("</search>", "</answer>")) and "xx" not in text
         assert -9.0 not in completion.logprobs
+
+
+def test_a_thought_that_a_prompt_has_opened_is_not_stopped_in(trainer):
+    """vLLM has one set of stop strings for all prompts, so it gets none."""
+    tokenizer = tiny_tokenizer()
+    prompts = [tokenizer(text)["input_ids"] for text in ("q<think>", "q0?")]
+    trainer.generate_turn(prompts, [StopStrings(["</search>"], "</think>"), ["</search>"]])
+    assert trainer.vllm_generation.calls[-1]["kwargs"] == {"seed": 1, "stop": ["STOP"]}
 
 
 def test_evaluation_is_greedy_and_training_is_not(trainer):

@@ -104,10 +104,10 @@ def main() -> None:
 
     run_episodes = trainer.run_episodes
 
-    def fresh_script(rows, prompt_ids):
+    def fresh_script(rows):
         nonlocal generator
         generator = ScriptedGenerator(trainer.tokenizer, script)
-        return run_episodes(rows, prompt_ids)
+        return run_episodes(rows)
 
     trainer.run_episodes = fresh_script
     trainer.rollout.generate = generate_turn

@@ -139,10 +139,14 @@ def keep_diary(trainer, path: Path) -> Diary:
     trainer.add_callback(diary)
     play = trainer.run_episodes
 
-    def run_episodes(rows, prompt_ids):
-        trajectories = play(rows, prompt_ids)
+    def run_episodes(rows):
+        trajectories = play(rows)
         tokens = [[turn.completion_ids for turn in t.turns] for t in trajectories]
-        diary.write(rollout=trainer.state.global_step, tokens=tokens, prompts=[list(ids) for ids in prompt_ids])
+        diary.write(
+            rollout=trainer.state.global_step,
+            tokens=tokens,
+            prompts=[list(t.turns[0].prompt_ids) if t.turns else [] for t in trajectories],
+        )
         return trajectories
 
     trainer.run_episodes = run_episodes

@@ -11,7 +11,7 @@ PATIENCE = 60.0
 
 class Meeting:
     """
-    A barrier for threads and coroutines alike: nobody passes until `count` have arrived, and then the next round begins.
+    A barrier for threads and coroutines alike: none passes until `count` have arrived, and then the next round begins.
 
     Calls that run one after the other never meet, and the first of them fails after a minute.
 

@@ -108,6 +108,9 @@ def call(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
+SEARCH_CALL = call("search", '{"query": "key"}')
+
+
 def said(state: str, rest: str) -> str:
     """A turn as Qwen writes it."""
     return f"<think>\n{state}\n</think>\n\n{rest}<|im_end|>"

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from support.helpers import VOCAB, tiny_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.rollout.stopping import Completion, StopStringFinder, finish_completion
@@ -265,3 +272,13 @@ def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
         scale = max(float(tensor.abs().max()), floor)
         worst = float((tensor - other[name]).abs().max())
         assert worst <= tolerance * scale, f"{name}: {worst} of {scale}"
+
+
+def tiny_classifier() -> PreTrainedModel:
+    """A random reward model that reads the tiny tokenizer's ids."""
+    config = AutoConfig.for_model(
+        "llama", vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None, eos_token_id=1, num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()

@@ -135,7 +135,9 @@ def test_two_hundred_unlucky_tasks_lose_none(tokenizer, actor):
 # What is left out leaves no trace
 
 
-def dropped_and_smaller(kind, tmp_path, model, tokenizer, fails, on_error, actor_path=None, **settings):
+def dropped_and_smaller(
+    kind, tmp_path, model, tokenizer, fails, on_error, actor_path=None, micro_batches=False, **settings
+):
     """Gradients of a batch of two groups, of which the second fails, and of the first group alone."""
     runs = []
     for count in (2, 1):
@@ -144,8 +146,9 @@ def dropped_and_smaller(kind, tmp_path, model, tokenizer, fails, on_error, actor
         rows = rows.select(range(count if kind == "grpo" else 4 * count))
         trainer = make(
             kind, tmp_path / str(count), actor_path or copy.deepcopy(model), tokenizer, Frail, rows,
-            on_environment_error=on_error, max_steps=1, per_device_train_batch_size=4 * count, max_grad_norm=0.0,
-            shuffle_dataset=False, **settings,
+            on_environment_error=on_error, max_steps=1, max_grad_norm=0.0, shuffle_dataset=False,
+            per_device_train_batch_size=1 if micro_batches else 4 * count,
+            gradient_accumulation_steps=4 * count if micro_batches else 1, **settings,
         )  # fmt: skip
         critic = {}
         if kind == "ppo":
@@ -185,6 +188,20 @@ def test_a_dropped_group_leaves_the_gradient_of_the_rest(fails, on_error, settin
     for key in ("reward", "reward_std", "loss"):
         assert both.logs[0][key] == pytest.approx(alone.logs[0][key], abs=1e-6), key
     assert both.logs[0].get("environment/dropped_groups", 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss_type": "bnpo"}, {"loss_type": "grpo", "entropy_coef": 0.5}, {"loss_type": "dapo", "entropy_coef": 0.5}],
+)
+def test_a_micro_batch_of_nothing_but_failures_is_no_part_of_a_mean(settings, tmp_path, tokenizer, actor):
+    """Rows of one a micro-batch: the mean over eight, of which four are empty, is that over the other four."""
+    (both, _), (alone, _) = dropped_and_smaller(
+        "grpo", tmp_path, actor, tokenizer, "reset", "drop_group", micro_batches=True, **settings
+    )
+    assert len(both.losses) == 8 and len(alone.losses) == 4
+    assert_same_tensors(both.gradients[0], alone.gradients[0], 1e-5)
+    assert both.logs[0]["loss"] == pytest.approx(alone.logs[0]["loss"], abs=1e-6)
 
 
 def test_kl_of_what_is_left_out_counts_for_nothing(tmp_path, tokenizer, actor_path):
@@ -311,10 +328,10 @@ def test_a_step_of_nothing_but_failures_changes_nothing(kind, tmp_path, tokenize
     recorder = record(trainer)
     run, states = trainer.run_episodes, []
 
-    def counting(rows, prompt_ids):
+    def counting(rows):
         Outage.batch += 1
         states.append([copy_parameters(module) for module in trainer.trained_modules])
-        return run(rows, prompt_ids)
+        return run(rows)
 
     trainer.run_episodes = counting
     trainer.train()

@@ -26,8 +26,13 @@ from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 
 ROOT = Path(__file__).parents[2]
 LOSSES, HERE, GRPO = "trainers/test_objectives.py", "trainers/test_feature_effects.py", "trainers/test_grpo_trainer.py"
+INPUTS = "trainers/test_feature_inputs.py"
 HELD = {
     "reward functions, several, weighted, asynchronous": HERE,
+    "`normalize_then_sum` of several rewards": INPUTS,
+    "reward models": INPUTS,
+    "several evaluation data sets": INPUTS,
+    "`eval_on_start`": INPUTS,
     "environments": GRPO,
     "iterable data sets": HERE,
     "PEFT": HERE,
@@ -37,6 +42,7 @@ HELD = {
     "asymmetric and two-sided clipping": LOSSES,
     "loss `grpo`, `dr_grpo`, `bnpo`, `dapo`": LOSSES,
     "loss `cispo`": LOSSES,
+    "loss `luspo`": LOSSES,
     "loss `sapo`": LOSSES,
     "loss `vespo`": LOSSES,
     "sequence-level importance sampling": LOSSES,

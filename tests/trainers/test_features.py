@@ -14,7 +14,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
+from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, tiny_classifier, trainer_arguments
 from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
@@ -78,7 +78,11 @@ LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
 FEATURES = [
     Feature("reward functions, several, weighted, asynchronous", ("reward_funcs", "reward_weights"),
             {"reward_weights": [0.5, 2.0]}, {"reward_funcs": [length, slow_length]}),
-    Feature("reward models", ("reward_processing_classes",), tested="passed to TRL unchanged; not tested here"),
+    Feature("`normalize_then_sum` of several rewards", ("multi_objective_aggregation",),
+            {"multi_objective_aggregation": "normalize_then_sum"}, {"reward_funcs": [length, slow_length]},
+            {"PPO": "multi_objective_aggregation='normalize_then_sum' works on whole sequences or groups"}),
+    Feature("reward models", ("reward_processing_classes",), {}, {"reward_funcs": "a classifier"},
+            note="They read the task and all turns, with what the environment said, as one text."),
     Feature("environments", ("environment_factory",), note="A dictionary of several, too."),
     Feature("`tools`", ("tools", "max_tool_calling_iterations"), {}, {"tools": [nothing]},
             both("make them methods of an environment")),
@@ -86,9 +90,12 @@ FEATURES = [
     Feature("images", ("log_multimodal",), {}, {"train_dataset": Dataset.from_dict({"prompt": ["a"], "image": ["b"]})},
             both("remove the column")),
     Feature("iterable data sets", ("train_dataset", "shuffle_dataset"), {}, {"train_dataset": "stream"}),
-    Feature("several evaluation data sets", ("eval_dataset", "num_generations_eval"), tested="tests/trainers/test_grpo_trainer.py"),
+    Feature("several evaluation data sets", ("num_generations_eval",), {"eval_strategy": "steps", "eval_steps": 1},
+            {"eval_dataset": {"one": lookup_dataset(2), "two": lookup_dataset(3)}}),
+    Feature("`eval_on_start`", (), {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 1},
+            {"eval_dataset": lookup_dataset(2)}),
     Feature("PEFT", ("peft_config",), {}, {"peft_config": LORA}, note="PPO's critic is a second adapter on the same weights. "
-            "Prompt learning is refused with PPO."),
+            "Prompt learning is refused."),
     Feature("QLoRA, 4 and 8 bits", ("quantization_config",), tested="tests/trainers/test_quantized.py"),
     Feature("8-bit optimizers", tested="tests/trainers/test_quantized.py"),
     Feature("KL to a reference", ("beta", "use_bias_correction_kl"), {"beta": 0.1}, note="PPO: in the reward, or in the loss."),
@@ -99,13 +106,15 @@ FEATURES = [
     Feature("asymmetric and two-sided clipping", ("epsilon", "epsilon_high", "delta"), {"epsilon_high": 0.3, "delta": 2.0}),
     Feature("loss `grpo`, `dr_grpo`, `bnpo`, `dapo`", ("loss_type",), {"loss_type": "dr_grpo"}),
     Feature("loss `cispo`", (), {"loss_type": "cispo", "epsilon_high": 5.0}),
+    Feature("loss `luspo`", (), {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+            refused={"PPO": "importance_sampling_level='sequence' works on whole sequences"}),
     Feature("loss `sapo`", ("sapo_temperature_neg", "sapo_temperature_pos"), {"loss_type": "sapo"}),
     Feature("loss `vespo`", ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), {"loss_type": "vespo"},
             refused={"PPO": "loss_type='vespo' works on whole sequences"}),
     Feature("sequence-level importance sampling", ("importance_sampling_level",),
             {"importance_sampling_level": "sequence", "loss_type": "grpo"},
             refused={"PPO": "importance_sampling_level='sequence' works on whole sequences"}),
-    Feature("scaling of rewards by group or batch", ("scale_rewards", "multi_objective_aggregation"), {"scale_rewards": "batch"},
+    Feature("scaling of rewards by group or batch", ("scale_rewards",), {"scale_rewards": "batch"},
             refused={"PPO": "scale_rewards='batch' works on whole sequences or groups"}),
     Feature("off-policy sequence mask", ("off_policy_mask_threshold",), {"off_policy_mask_threshold": 0.5},
             refused={"PPO": "off_policy_mask_threshold=0.5 works on whole sequences"}),
@@ -116,9 +125,12 @@ FEATURES = [
              "entropy_target"), {"entropy_coef": 0.01, "use_adaptive_entropy": True}),
     Feature("sampling settings", ("temperature", "top_p", "top_k", "min_p", "generation_kwargs", "repetition_penalty",
                                   "cache_implementation"), {"temperature": 0.9, "top_p": 0.9, "top_k": 20}),
+    Feature("beam search, assisted and other decoding", (), {"generation_kwargs": {"num_beams": 2}},
+            refused=both("one sampled token at a time")),
     Feature("gradient checkpointing", (), {"gradient_checkpointing": True}, note="Policy and critic."),
     Feature("bfloat16", (), {"bf16": True}),
-    Feature("`disable_dropout`", ("disable_dropout",), {"disable_dropout": True}),
+    Feature("`disable_dropout`", ("disable_dropout",), {"disable_dropout": True},
+            note="Numbers, skipped layers and noise of routers, too; policy, reference and critic."),
     Feature("a head in float32", ("cast_lm_head_to_fp32",), {"cast_lm_head_to_fp32": True}),
     Feature("tables of completions", ("log_completions", "num_completions_to_print", "log_unique_prompts"),
             {"log_completions": True}),
@@ -139,7 +151,7 @@ FEATURES = [
             note="A turn runs to its full length before it is cut."),
     Feature("Liger", (), {"use_liger_kernel": True}, refused=both("`use_liger_kernel` is not supported")),
     Feature("`torch_compile`", (), {"torch_compile": True}, refused=both("`torch_compile` is not supported")),
-    Feature("load balancing of experts", ("router_aux_loss_coef",), tested="per-turn layout; not tested here"),
+    Feature("experts, and the balancing of their load", ("router_aux_loss_coef",), tested="tests/trainers/test_parts.py"),
     Feature("several processes (DDP)", tested="tests/trainers/test_processes.py", note="Every critic."),
     Feature("DeepSpeed ZeRO-2", (), tested="tests/trainers/test_sharding.py, one process",
             note="PPO: the critic stays outside the engine. See examples/accelerate."),
@@ -183,6 +195,8 @@ def build(tmp_path, tokenizer, actor_path, name: str, feature: Feature):
     if name == "GRPO":
         settings = {"num_generations": 2, **settings}
     arguments = {"train_dataset": lookup_dataset(), **feature.arguments}
+    if arguments.get("reward_funcs") == "a classifier":
+        arguments |= {"reward_funcs": tiny_classifier(), "reward_processing_classes": tokenizer}
     if arguments["train_dataset"] == "stream":
         arguments["train_dataset"] = lookup_dataset().to_iterable_dataset()
     return trainer(

@@ -45,6 +45,7 @@ def test_everything_that_is_wrapped_is_checked():
         "TrajectoryTrainer",
         "ExactResume",
         "BalancedMicroBatches",
+        "FiniteSteps",
         "TreeLoss",
         "TurnGeneration",
         "Hooks",

@@ -12,7 +12,7 @@ from mem1_trl.update.advantages import generalized_advantages, masked_whiten, to
 from mem1_trl.update.losses import clipped_value_loss, explained_variance
 
 
-def reference_gae(rewards, values, gamma, lam):
+def reference_gae(rewards, values, gamma, lam, final_value=0.0):
     """
     One episode, token by token, as a plain double sum (arXiv 1506.02438, equation 16): no recursion, no tensors.
 
@@ -23,7 +23,7 @@ def reference_gae(rewards, values, gamma, lam):
         total = 0.0
         for step in range(len(rewards) - t):
             here = t + step
-            next_value = values[here + 1] if here + 1 < len(rewards) else 0.0
+            next_value = values[here + 1] if here + 1 < len(rewards) else final_value
             total += (gamma * lam) ** step * (rewards[here] + gamma * next_value - values[here])
         advantages.append(total)
     return advantages, [advantage + value for advantage, value in zip(advantages, values)]
@@ -68,6 +68,40 @@ def test_advantages_equal_the_reference(gamma, lam):
     for index, (name, actual) in enumerate([("advantages", advantages), ("returns", returns)]):
         wanted = torch.tensor([spread(pair[index], mask) for pair, mask in zip(expected, masks)])
         torch.testing.assert_close(actual, wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("gamma", "lam"), COEFFICIENTS)
+def test_a_final_value_follows_the_last_generated_token(gamma, lam):
+    generator = random.Random(4)
+    masks = random_masks(generator)
+    rewards = [[generator.gauss(0, 1) for _ in range(sum(mask))] for mask in masks]
+    values = [[generator.gauss(0, 1) for _ in range(sum(mask))] for mask in masks]
+    final = [generator.gauss(0, 3) if index % 2 else 0.0 for index in range(len(masks))]
+    advantages, returns = generalized_advantages(
+        torch.tensor([spread(row, mask, 1e3) for row, mask in zip(rewards, masks)]),
+        torch.tensor([spread(row, mask, -1e3) for row, mask in zip(values, masks)]),
+        torch.tensor(masks),
+        gamma,
+        lam,
+        torch.tensor(final),
+    )
+    expected = [reference_gae(r, v, gamma, lam, f) for r, v, f in zip(rewards, values, final)]
+    for index, actual in enumerate((advantages, returns)):
+        wanted = torch.tensor([spread(pair[index], mask) for pair, mask in zip(expected, masks)])
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_a_final_value_by_hand():
+    # V = 1, 2, then 4 where it was cut; no reward, gamma = lam = 1/2. delta = 0, 0, so nothing was better than expected
+    advantages, returns = generalized_advantages(
+        torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), 0.5, 0.5, torch.tensor([4.0])
+    )
+    assert advantages.tolist() == [[0.0, 0.0]] and returns.tolist() == [[1.0, 2.0]]
+    # Undiscounted, the return is the reward and what was still to come
+    _, returns = generalized_advantages(
+        torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), 1.0, 1.0, torch.tensor([4.0])
+    )
+    assert returns.tolist() == [[7.0, 7.0]]
 
 
 def test_advantages_by_hand():

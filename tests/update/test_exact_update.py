@@ -585,14 +585,21 @@ FALLBACKS = {
 }
 
 
+BEYOND = {
+    "mistral": ", and a context with its completion may have {}",
+    "gemma2": " of 16 tokens, and a context with its completion may have {}",
+    "gemma3": " of 16 tokens, and a context with its completion may have {}",
+}
+
+
 @pytest.mark.parametrize("architecture", FALLBACKS)
 def test_packed_becomes_per_turn_with_one_line_that_says_why(architecture, caplog):
     model = shared_model(architecture, IMPLEMENTATIONS.get(architecture, ("sdpa",))[0])
     with caplog.at_level(logging.WARNING), torch.no_grad():
         score_trajectories(model, CASES["right_padding"], "packed", batch_size=1)
     assert warnings_of(caplog) == [
-        f"layout='per_turn' instead of 'packed', since {FALLBACKS[architecture]}. Both are exact; 'packed' forwards "
-        "fewer tokens."
+        f"layout='per_turn' instead of 'packed', since {FALLBACKS[architecture]}{BEYOND.get(architecture, '').format(33)}. Both "
+        "are exact; 'packed' forwards fewer tokens."
     ]
     caplog.clear()
     assert resolve_layout(model, "per_turn") == "per_turn"
@@ -602,7 +609,8 @@ def test_packed_becomes_per_turn_with_one_line_that_says_why(architecture, caplo
 @pytest.mark.parametrize("architecture", FALLBACKS)
 def test_paper_is_refused_where_no_mask_can_be_given(architecture):
     model = shared_model(architecture, IMPLEMENTATIONS.get(architecture, ("sdpa",))[0])
-    with pytest.raises(ValueError, match=f"{FALLBACKS[architecture]}: use layout='per_turn'"):
+    reason = FALLBACKS[architecture] + BEYOND.get(architecture, "").format(29)
+    with pytest.raises(ValueError, match=f"{reason}: use layout='per_turn'"):
         score_trajectories(model, CASES["two_turns"], "paper")
 
 

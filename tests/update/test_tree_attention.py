@@ -44,6 +44,27 @@ def test_turns_of_a_trajectory_share_one_block_for_the_task_prompt():
     assert sum(not block.causal for block in plan.rows[0]) == 1
 
 
+@pytest.mark.parametrize("sizes", [(24, 12), (12, 24)])
+def test_values_may_have_another_size_than_keys(sizes):
+    """As in multi-head latent attention; three query heads share a key head."""
+    batch = batch_of(4, 5, 2)
+    mask, real = tree_context_mask(batch)[:, None], batch.attention_mask.bool()[:, None, :, None]
+    torch.manual_seed(0)
+    shape = (len(batch), 6, batch.input_ids.shape[1])
+    query = torch.randn(*shape, sizes[0], requires_grad=True)
+    key, value = (torch.randn(len(batch), 2, shape[2], size, requires_grad=True) for size in sizes)
+    weights = torch.randn(*shape, sizes[1]) * real
+    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    planned = cpu_kernels.tree_attention(query, key, value, plan_attention(batch))
+    assert planned.shape == dense.shape
+    torch.testing.assert_close(planned * real, dense * real, atol=1e-5, rtol=1e-5)
+    expected, found = (
+        torch.autograd.grad((output * weights).sum(), (query, key, value)) for output in (dense, planned)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("turns", [(1,), (6, 2), (20,)])
 def test_output_and_gradients_equal_dense_attention(turns, scale):

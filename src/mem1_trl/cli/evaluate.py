@@ -51,6 +51,13 @@ class EvalArguments:
             Data type of the weights.
         device (`str`, *optional*):
             Where the model runs. `None` takes a GPU if there is one.
+        endpoint (`str`, *optional*):
+            Address of a server that runs the model, such as `http://localhost:8000/v1`; then `model_name_or_path` gives the
+            tokenizer, the protocol and the saved settings only.
+        endpoint_model (`str`, *optional*):
+            Name of the model at the server. `None` takes `model_name_or_path`.
+        backend (`str`, *optional*):
+            How the server is spoken to: `"completions"` or `"chat"`, see [`Mem1Agent`]. `None` takes completions if it offers them.
 
         > Parameters that control the tasks
 
@@ -119,6 +126,25 @@ class EvalArguments:
     device: str | None = field(
         default=None, metadata={"help": "Where the model runs. `None` takes a GPU if there is one."}
     )
+    endpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of a server that runs the model, such as http://localhost:8000/v1; then model_name_or_path gives "
+            "the tokenizer, the protocol and the saved settings only."
+        },
+    )
+    endpoint_model: str | None = field(
+        default=None,
+        metadata={"help": "Name of the model at the server. `None` takes model_name_or_path."},
+    )
+    backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the server is spoken to: raw contexts as in training, or chat messages. `None` takes completions if it "
+            "offers them.",
+            "choices": ["completions", "chat"],
+        },
+    )
     objectives: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 6, 8, 16], metadata={"help": "Numbers of objectives."}
     )
@@ -169,6 +195,9 @@ class EvalArguments:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.keywords and self.questions is not None:
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
+        if self.endpoint is None and (self.backend or self.endpoint_model):
+            name = "backend" if self.backend else "endpoint_model"
+            raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
 
     def given(self) -> dict[str, Any]:
         """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
@@ -297,15 +326,33 @@ def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
     from transformers.utils import logging
 
     from ..agent import Mem1Agent
+    from ..hub.agent_settings import load_agent_settings
 
     logging.disable_progress_bar()
+    budgets = {name: value for name, value in options.given().items() if name != "max_turns"}
+    if options.endpoint is not None:
+        from transformers import AutoTokenizer
+
+        try:
+            return Mem1Agent(
+                options.endpoint_model or options.model_name_or_path,
+                AutoTokenizer.from_pretrained(options.model_name_or_path),
+                protocol,
+                load_agent_settings(options.model_name_or_path),
+                options.batch_size,
+                client=options.endpoint,
+                backend=options.backend,
+                **budgets,
+            )
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Mem1Agent.from_pretrained(
         options.model_name_or_path,
         protocol,
         model_init_kwargs={"dtype": options.dtype, "device_map": device},
         batch_size=options.batch_size,
-        **{name: value for name, value in options.given().items() if name != "max_turns"},
+        **budgets,
     )
 
 

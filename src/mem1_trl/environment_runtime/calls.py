@@ -105,6 +105,7 @@ class EnvironmentCaller:
         self.counts = FaultCounts()
         self._threads: dict[int, EnvironmentThread] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
         self.jitter = random.Random()
 
     # Threads
@@ -338,10 +339,11 @@ class EnvironmentCaller:
     # The event loop
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True, name="mem1-event-loop").start()
-        return self._loop
+        with self._lock:  # several threads may play with one agent
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True, name="mem1-event-loop").start()
+            return self._loop
 
     def _check_loop(self) -> None:
         """Give up an event loop that a coroutine blocks; the next call gets a new one."""

@@ -11,6 +11,9 @@ from ..retrying import backoff
 
 ON_ENVIRONMENT_ERROR = ("observe", "drop_group")
 
+LARGEST_REWARD = 3.4028234663852886e38
+"""The largest number of float32, in which rewards are trained on."""
+
 FIRST_WAIT = 0.5
 """Seconds before the first repetition of a call; each further wait is twice as long, up to a minute."""
 
@@ -108,11 +111,11 @@ def seconds_to_wait(attempt: int, jitter: random.Random) -> float:
 
 def as_reward(value: Any, source: str = "get_reward") -> float | None:
     """
-    What `get_reward` returned, as a number; `None` stays `None`, "not scored".
+    What `get_reward` or a reward function returned, as a number; `None` stays `None`, "not scored".
 
     Raises:
         `TypeError`: If it is not a number.
-        `ValueError`: If it is not finite.
+        `ValueError`: If it is not finite in float32.
     """
     if value is None:
         return None
@@ -120,7 +123,10 @@ def as_reward(value: Any, source: str = "get_reward") -> float | None:
         raise TypeError(
             f"{source} gave a {type(value).__name__}: return a float, or None if there is nothing to score"
         )
-    number = float(value)
-    if number != number or number in (float("inf"), float("-inf")):
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = float("inf")
+    if not abs(number) <= LARGEST_REWARD:  # NaN is not, either
         raise ValueError(f"{source} gave {number}")
     return number

@@ -80,7 +80,7 @@ class EnvironmentPool:
             if not callable(make):
                 raise TypeError(
                     f"`environment_factory`{'' if name is None else f'[{name!r}]'} must be a class or function without arguments "
-                    f"that returns a new environment, got a {type(make).__name__}."
+                    f"that returns a new environment, got {type(make).__name__}."
                 )
         self._threads = {name: [EnvironmentThread(factory=make)] for name, make in self.factories.items()}
         first = [threads[0] for threads in self._threads.values()]

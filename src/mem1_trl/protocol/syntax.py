@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from ..trajectory import Turn
     from .parsed_turn import ActionRequest, ParsedTurn
     from .protocol import Mem1Protocol
+
+
+class Marks(NamedTuple):
+    """Texts that stand for the parts of a turn where it is looked for what becomes of them."""
+
+    task: str = "m1task"
+    state: str = "m1state"
+    action: str = "m1action"
+    result: str = "m1result"
+
+
+MARKS = Marks()
 
 
 class OfferedActions(Protocol):
@@ -73,6 +85,18 @@ class ActionSyntax(ABC):
 
     # Turns
 
+    def opened(self, context: Sequence[int]) -> str | None:
+        """
+        The tag that a context has opened for the agent, which then begins in the middle of it; `None` if there is none.
+
+        Some chat templates end in `<think>`: those of R1 distills, Qwen3-Thinking, Qwen3.5.
+
+        Args:
+            context (`Sequence[int]`):
+                Token ids that the agent reads before it writes.
+        """
+        return None
+
     @abstractmethod
     def stop_strings(self, action_tags: Sequence[str], last_turn: bool) -> list[str]:
         """
@@ -87,7 +111,13 @@ class ActionSyntax(ABC):
 
     @abstractmethod
     def parse(
-        self, ids: Sequence[int], text: str, actions: OfferedActions, last_turn: bool = False, ended: bool = True
+        self,
+        ids: Sequence[int],
+        text: str,
+        actions: OfferedActions,
+        last_turn: bool = False,
+        ended: bool = True,
+        opened: str | None = None,
     ) -> ParsedTurn:
         """
         Read one completion.
@@ -103,14 +133,23 @@ class ActionSyntax(ABC):
                 Whether no turn remains after this one.
             ended (`bool`, *optional*, defaults to `True`):
                 Whether the completion ended by itself instead of at its length limit.
+            opened (`str`, *optional*):
+                What [`~ActionSyntax.opened`] says about its context.
         """
 
     @abstractmethod
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
         """The calls that a turn with an action asks for, in order; none for an answer that no method takes."""
 
-    def drop_scratch(self, text: str) -> str:
-        """The completion without its scratch tags and their text: the part that is carried into the next context."""
+    def drop_scratch(self, text: str, opened: str | None = None) -> str:
+        """
+        The completion without its scratch tags and their text: the part that is carried into the next context.
+
+        Of a scratch tag that the context has opened only the text goes, since the context needs its end.
+        """
+        if opened in self.protocol.scratch_tags:
+            _, end, rest = text.partition(f"</{opened}>")
+            return end + self.drop_scratch(rest) if end else text
         for tag in map(re.escape, self.protocol.scratch_tags):
             text = re.sub(rf"<{tag}>.*?</{tag}>\s*", "", text, flags=re.DOTALL)
         return text
@@ -145,7 +184,9 @@ class ActionSyntax(ABC):
     # Endpoints, reward functions
 
     @abstractmethod
-    def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
+    def encode_reply(
+        self, message: Mapping[str, Any], ended: bool, stops: Sequence[str], opened: str | None = None
+    ) -> list[int]:
         """
         Token ids of a turn as this tokenizer's model would have written it, for the message of another model.
 
@@ -156,7 +197,13 @@ class ActionSyntax(ABC):
                 Whether it ended by itself or at a stop string, instead of at its length limit.
             stops (`Sequence[str]`):
                 Stop strings that were asked for.
+            opened (`str`, *optional*):
+                What [`~ActionSyntax.opened`] says about the context that this model would have read.
         """
+
+    @abstractmethod
+    def sample_messages(self) -> list[dict[str, Any]]:
+        """The messages of an episode after one turn, made of [`MARKS`]."""
 
     @abstractmethod
     def new_record(self) -> EpisodeRecord:
@@ -216,6 +263,9 @@ class EpisodeRecord(ABC):
     ) -> list[dict[str, Any]]:
         """
         The next context as messages for a chat endpoint.
+
+        Chat templates drop what earlier messages of the assistant thought, and some all they say beside a call. So everything that
+        the agent wrote and is to remember goes into a message of the user; of its own messages only calls are left.
 
         Args:
             task (`Sequence[dict]`):

@@ -6,17 +6,20 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..trajectory import Turn
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn
-from .syntax import ActionSyntax, EpisodeRecord
+from .syntax import MARKS, ActionSyntax, EpisodeRecord
+from .turn_text import append_text, encode_closed, join_thought, leading_thought, thought_tags
 from .untrusted import strip_unencodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..trajectory import Turn
     from .protocol import Mem1Protocol
     from .syntax import OfferedActions
+
+_LONGEST_OPENING = 24  # tokens at the end of a context that may be an opening tag and white space
 
 _BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
 
@@ -48,10 +51,20 @@ class TagSyntax(ActionSyntax):
             return [answer]
         return [*(f"</{tag}>" for tag in action_tags), answer]
 
+    def opened(self, context: Sequence[int]) -> str | None:
+        end = re.search(r"<([\w.-]+)>\s*$", decode(self.tokenizer, list(context)[-_LONGEST_OPENING:]))
+        return end[1] if end and end[1] in thought_tags(self.protocol) else None
+
     def parse(
-        self, ids: Sequence[int], text: str, actions: OfferedActions, last_turn: bool = False, ended: bool = True
+        self,
+        ids: Sequence[int],
+        text: str,
+        actions: OfferedActions,
+        last_turn: bool = False,
+        ended: bool = True,
+        opened: str | None = None,
     ) -> ParsedTurn:
-        turn = parse_tags(self.protocol, text, list(actions.tags), last_turn)
+        turn = parse_tags(self.protocol, text, list(actions.tags), last_turn, opened)
         return dataclasses.replace(turn, truncated=not ended and turn.action is None)
 
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
@@ -71,18 +84,18 @@ class TagSyntax(ActionSyntax):
     def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
         return escape_tags(self.protocol, text, tags)
 
-    def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
-        text, closed = message.get("content") or "", False
-        if ended:
-            text, closed = close_action(text, stops)
-        ids = encode_text(self.tokenizer, text)
-        if (ended and not closed) or not ids:
-            if self.tokenizer.eos_token_id is None:
-                raise ValueError(
-                    "A reply ended without an action and the tokenizer has no end token: set `tokenizer.eos_token`."
-                )
-            ids = [*ids, self.tokenizer.eos_token_id]
-        return ids
+    def encode_reply(
+        self, message: Mapping[str, Any], ended: bool, stops: Sequence[str], opened: str | None = None
+    ) -> list[int]:
+        text = join_thought(self.protocol, message, opened)
+        return encode_closed(self.tokenizer, text, ended, stops, opened or leading_thought(self.protocol, text))
+
+    def sample_messages(self) -> list[dict[str, Any]]:
+        state, answer, observation = self.protocol.state_tag, self.protocol.answer_tag, self.protocol.observation_tag
+        text = f"<{state}>{MARKS.state}</{state}><{answer}>{MARKS.action}</{answer}>"
+        ids = encode_text(self.tokenizer, MARKS.task)
+        turn = Turn(tuple(ids), tuple(ids), text=text, observation=f"<{observation}>{MARKS.result}</{observation}>")
+        return self.new_record().messages([{"role": "user", "content": MARKS.task}], [turn], 0, "")
 
     def new_record(self) -> TagRecord:
         return TagRecord(self)
@@ -122,18 +135,26 @@ class TagRecord(EpisodeRecord):
         self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
     ) -> list[dict[str, Any]]:
         *before, last = task
-        messages = [*before, {**last, "content": last["content"] + recalled}]
-        for turn in turns[first:]:
-            said = self.syntax.drop_scratch(turn.text).removesuffix(self.syntax.tokenizer.eos_token or "")
-            messages.append({"role": "assistant", "content": said})
-            messages.append({"role": "user", "content": turn.observation or ""})
-        return messages
+        past = [self._said(turn) + (turn.observation or "") for turn in turns[first:]]
+        return [*before, {**last, "content": append_text(last["content"] + recalled, "".join(past))}]
+
+    def _said(self, turn: Turn) -> str:
+        """What a turn wrote, with the tag that its context had opened, and without scratch and end token."""
+        opened = self.syntax.opened(turn.prompt_ids)
+        text = turn.text if opened is None else f"<{opened}>{turn.text}"
+        return self.syntax.drop_scratch(text).removesuffix(self.syntax.tokenizer.eos_token or "")
 
 
 # Functions of text only
 
 
-def parse_tags(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], last_turn: bool = False) -> ParsedTurn:
+def parse_tags(
+    protocol: Mem1Protocol,
+    text: str,
+    action_tags: Sequence[str],
+    last_turn: bool = False,
+    opened: str | None = None,
+) -> ParsedTurn:
     """
     Read one completion: the state, and the first complete action after it.
 
@@ -149,7 +170,17 @@ def parse_tags(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], la
             Tags of the actions in force, without the answer tag.
         last_turn (`bool`, *optional*, defaults to `False`):
             Whether no turn remains; then only an answer is an action if `answer_only_in_last_turn`.
+        opened (`str`, *optional*):
+            Tag that the context had opened: the text before its end is the state, or a thought that is not read.
     """
+    opened = opened or leading_thought(protocol, text, {protocol.state_tag, *action_tags})
+    if opened is not None:
+        return _parse_opened(protocol, text, action_tags, last_turn, opened)
+    return _parse_from(protocol, text, action_tags, last_turn)
+
+
+def _parse_from(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], last_turn: bool) -> ParsedTurn:
+    """The turn of a text that begins outside of any tag."""
     state_tag = re.escape(protocol.state_tag)
     state_match = re.search(rf"<{state_tag}>(.*?)</{state_tag}>", text, re.DOTALL)
     names = [protocol.answer_tag] if _only_answer(protocol, last_turn) else [*action_tags, protocol.answer_tag]
@@ -172,6 +203,22 @@ def parse_tags(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], la
         return _read_brackets(turn, inner, action_tags)
     answer = inner if name == protocol.answer_tag else None
     return dataclasses.replace(turn, action=name, action_input=inner, answer=answer)
+
+
+def _parse_opened(
+    protocol: Mem1Protocol, text: str, action_tags: Sequence[str], last_turn: bool, opened: str
+) -> ParsedTurn:
+    """The turn of a completion that begins inside the tag `opened`, or with it."""
+    end = text.find(f"</{opened}>")
+    if end < 0:
+        return ParsedTurn(problem=f"<{opened}> was open and never closed, so there is no action.")
+    after = end + len(f"</{opened}>")
+    turn = _parse_from(protocol, text[after:], action_tags, last_turn)
+    if opened == protocol.state_tag:
+        state = text[:end].lstrip().removeprefix(f"<{opened}>")
+        return dataclasses.replace(turn, state=state.strip(), state_span=(0, after))
+    span = turn.state_span
+    return turn if span is None else dataclasses.replace(turn, state_span=(span[0] + after, span[1] + after))
 
 
 def _only_answer(protocol: Mem1Protocol, last_turn: bool) -> bool:
@@ -211,29 +258,3 @@ def escape_tags(protocol: Mem1Protocol, text: str, tags: Sequence[str] = ()) -> 
     # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
     tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
     return re.sub(tag, "&lt;", strip_unencodable(text), flags=re.IGNORECASE)
-
-
-def close_action(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """
-    The text up to its first closing tag. A tag that a server stopped at and left out is put back.
-
-    `"<think>a</think><search>b"` becomes `"<think>a</think><search>b</search>"`, and `"<search>b</search> and"` becomes
-    `"<search>b</search>"`.
-
-    Args:
-        text (`str`):
-            The reply of the endpoint, not cut by its length limit.
-        stops (`Sequence[str]`):
-            Closing tags that were asked to stop at.
-
-    Returns:
-        `tuple[str, bool]`: The text, and whether it holds a closing tag.
-    """
-    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
-    if ends:
-        return text[: min(ends)], True
-    opened = {text.rfind("<" + stop.removeprefix("</")): stop for stop in stops}
-    place = max(opened, default=-1)
-    if place > text.rfind("</"):  # the last tag of the text opens an action
-        return text + opened[place], True
-    return text, False

@@ -8,17 +8,18 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..trajectory import Turn
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
-from .syntax import ActionSyntax, EpisodeRecord
+from .syntax import MARKS, ActionSyntax, EpisodeRecord
 from .tag_syntax import escape_tags
+from .turn_text import append_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
-    from ..trajectory import Turn
     from .protocol import Mem1Protocol
     from .syntax import OfferedActions
 
@@ -128,8 +129,19 @@ class ToolCallSyntax(ActionSyntax):
         )
         return list(encoded["input_ids"])
 
-    def encode_reply(self, message: Mapping[str, Any], ended: bool, stops: Sequence[str]) -> list[int]:
+    def encode_reply(
+        self, message: Mapping[str, Any], ended: bool, stops: Sequence[str], opened: str | None = None
+    ) -> list[int]:
         return encode_text(self.tokenizer, self.write(message, ended))
+
+    def sample_messages(self) -> list[dict[str, Any]]:
+        call = {"type": "function", "function": {"name": MARKS.action, "arguments": {}}}
+        ids = encode_text(self.tokenizer, MARKS.result)
+        record = self.new_record()
+        record.add_turn(ParsedTurn(MARKS.state, message={"role": "assistant", "content": "", "tool_calls": [call]}))
+        record.add_observation([MARKS.action], [ids], 1)
+        turn = Turn(tuple(ids), tuple(ids), state=MARKS.state)
+        return record.messages([{"role": "user", "content": MARKS.task}], [turn], 0, "")
 
     def new_record(self) -> ToolCallRecord:
         return ToolCallRecord(self)
@@ -255,7 +267,13 @@ class ToolCallSyntax(ActionSyntax):
         return []  # a turn goes on to its end token
 
     def parse(
-        self, ids: Sequence[int], text: str, actions: OfferedActions, last_turn: bool = False, ended: bool = True
+        self,
+        ids: Sequence[int],
+        text: str,
+        actions: OfferedActions,
+        last_turn: bool = False,
+        ended: bool = True,
+        opened: str | None = None,
     ) -> ParsedTurn:
         turn = self._parse(ids, text, actions.schemas)
         return dataclasses.replace(turn, truncated=not ended)
@@ -379,23 +397,33 @@ class ToolCallRecord(EpisodeRecord):
     def messages(
         self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
     ) -> list[dict[str, Any]]:
-        messages = list(task)
+        spoken: list[str] = []
+        exchange: list[dict[str, Any]] = []
         for number, turn in enumerate(turns[first:], first):
             said, *results = self.shown[number]
+            texts = [result["content"] for result in results]
+            if number == len(turns) - 1:
+                texts[-1] += decode(self.syntax.tokenizer, self.inside)
+            text = self.syntax.drop_scratch(self.syntax.spoken(said, turn.state))
             calls = [
-                {**call, "id": f"call_{number}_{index}", "function": {**call["function"]}}
+                {
+                    "id": f"call_{number}_{index}",
+                    "type": "function",
+                    "function": {
+                        **call["function"],
+                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                    },
+                }
                 for index, call in enumerate((said.get("tool_calls") or [])[: len(results)])
             ]
-            for call in calls:
-                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-            content = self.syntax.drop_scratch(self.syntax.spoken(said, turn.state))
-            messages.append({"role": "assistant", "content": content, **({"tool_calls": calls} if calls else {})})
-            for index, result in enumerate(results):
-                text = result["content"]
-                if index == len(results) - 1 and number == len(turns) - 1:
-                    text += decode(self.syntax.tokenizer, self.inside)
-                if calls:
-                    messages.append({"role": "tool", "tool_call_id": calls[index]["id"], "content": text})
-                else:  # a call that could not be read has no id to answer to
-                    messages.append({"role": "user", "content": text})
-        return messages
+            if calls:
+                exchange.append({"role": "assistant", "content": "", "tool_calls": calls})
+                exchange += [
+                    {"role": "tool", "tool_call_id": call["id"], "content": result}
+                    for call, result in zip(calls, texts, strict=True)
+                ]
+            else:  # a call that could not be read has no id to answer to
+                text = "\n\n".join([text, *texts])
+            spoken.append(text)
+        *before, last = task
+        return [*before, {**last, "content": append_text(last["content"], "\n\n".join(spoken))}, *exchange]

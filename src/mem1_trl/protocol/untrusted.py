@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from transformers import PreTrainedTokenizerBase
 
 # Markers of messages in chat templates: <|im_end|>, [INST], <<SYS>>, <start_of_turn>
@@ -24,6 +27,9 @@ _COMMON = (
 
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, str], tuple[re.Pattern[str], frozenset[int]]]]
 _known = WeakKeyDictionary()
+
+_splitting: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, Any]] = WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], frozenset[int]]:
@@ -49,6 +55,28 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
     return result
 
 
+def _split_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Token ids of text in which special tokens are text like any other.
+
+    `tokenizer(..., split_special_tokens=True)` changes the tokenizer for the time of the call, and another thread would read the text
+    of a stranger with special tokens meanwhile. So a fast tokenizer has a copy that always splits.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    size = len(tokenizer)
+    with _lock:
+        found = _splitting.get(tokenizer)
+        if found is None or found[0] != size:
+            copied = type(backend).from_str(backend.to_str())
+            copied.no_truncation()
+            copied.no_padding()
+            copied.encode_special_tokens = True
+            found = _splitting[tokenizer] = (size, copied)
+    return list(found[1].encode(text, add_special_tokens=False).ids)
+
+
 def strip_unencodable(text: str) -> str:
     """The text without characters that no tokenizer or file can hold: a lone surrogate becomes `?`, NUL bytes go."""
     return text.encode("utf-8", errors="replace").decode("utf-8").replace("\x00", "")
@@ -63,6 +91,11 @@ def break_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     template writes, and those of common chat formats.
     """
     pattern, _ = _controls(tokenizer)
+    return _break_all(pattern, text)
+
+
+def _break_all(pattern: re.Pattern[str], text: str) -> str:
+    """The text with a space after the first character of every match."""
     previous = None
     while previous != text:  # a break may join the parts of a marker that another marker had cut
         previous = text
@@ -92,7 +125,42 @@ def encode_untrusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     if not text:
         return []
     text = sanitize_prompt(tokenizer, text)
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     _, forbidden = _controls(tokenizer)
+    ids = _split_ids(tokenizer, text)
     # A normalizer may still make one of letters that are not a marker as they are
     return [index for index in ids if index not in forbidden]
+
+
+def clean_values(value: Any, clean: Callable[[str], str] = strip_unencodable) -> Any:
+    """JSON of a server in which every text was changed by `clean`."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [clean_values(item, clean) for item in value]
+    if isinstance(value, dict):
+        return {clean(key): clean_values(item, clean) for key, item in value.items()}
+    return value
+
+
+def clean_reply(
+    tokenizer: PreTrainedTokenizerBase, message: dict[str, Any], tags: Collection[str] = ()
+) -> dict[str, Any]:
+    """
+    The message of a server without lone surrogates, NUL bytes and special tokens.
+
+    A special token that is spelled out in it would end the turn, or begin a message, in the context of whoever reads it next.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its special tokens are changed as in [`break_control`].
+        message (`dict`):
+            What the server returned.
+        tags (`Collection[str]`, *optional*):
+            Tags that the model is to write; they stay, also where they are special tokens.
+    """
+    specials = {token for token in tokenizer.all_special_tokens if len(token) > 1 and token != tokenizer.unk_token}
+    specials -= {f"<{slash}{tag}>" for tag in tags for slash in ("", "/")}
+    if not specials:
+        return clean_values(message)
+    pattern = re.compile("|".join(map(re.escape, sorted(specials, key=lambda token: (-len(token), token)))))
+    return clean_values(message, lambda text: _break_all(pattern, strip_unencodable(text)))

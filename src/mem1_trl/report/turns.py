@@ -118,9 +118,14 @@ def turn_usage(trajectory: Trajectory) -> list[TurnUsage]:
 def _read_body(body: tuple[int, ...], left: Sequence[_Left], last: Turn) -> tuple[int, _Left]:
     """First turn that is kept in `body` (the context after the prompt), and the part of the last turn that is in it."""
     whole = len(last.completion_ids) + last.observation_tokens
+    size = sum(len(piece.ids) for piece in left)
     for first in range(len(left) + 1):
+        fits = size + last.observation_tokens <= len(body)
+        size -= len(left[first].ids) if first < len(left) else 0
+        if not fits:  # the usual case of a long episode, whose turns are not joined for it
+            continue
         older = tuple(token for piece in left[first:] for token in piece.ids)
-        if len(older) + last.observation_tokens > len(body) or body[: len(older)] != older:
+        if body[: len(older)] != older:
             continue
         rest = body[len(older) :]
         carried = len(rest) - last.observation_tokens  # fewer than were written if scratch is dropped

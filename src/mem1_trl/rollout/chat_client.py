@@ -1,23 +1,40 @@
-"""A client of chat endpoints: requests at once, repeated where that helps."""
+"""A client of chat endpoints: conversations in, messages out, whatever shape a server gives them."""
 
 from __future__ import annotations
 
 import json
-import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff, with_retries
+from ..protocol.untrusted import clean_values
+from .server_calls import ServerCalls
+from .server_client import ServerClient
+from .server_errors import ServerError, part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-logger = logging.getLogger(__name__)
-
-_MAX_STOPS = 4
+MAX_STOPS = 4
 """OpenAI refuses more stop sequences; what is not stopped at is cut off here."""
+
+
+class Reply(NamedTuple):
+    """
+    An answer of a chat endpoint.
+
+    Attributes:
+        message (`dict`):
+            With `content`, `reasoning_content` if the server tells, and `tool_calls` whose arguments are dictionaries. Its texts hold
+            no lone surrogate and no NUL byte.
+        ended (`bool`):
+            Whether it ended by itself or at a stop string rather than at its length limit. Servers leave the stop string out or in;
+            it is put back by [`~mem1_trl.protocol.turn_text.close_action`].
+    """
+
+    message: dict[str, Any]
+    ended: bool
 
 
 @dataclass(slots=True)
@@ -25,8 +42,8 @@ class ChatEndpoint:
     """
     A model that is reached through `client.chat.completions.create(...)`.
 
-    Connection errors, time-outs and the statuses of a busy server are tried again after 1, 2, 4, ... seconds (or what the
-    server asks for), everything else is an error at once.
+    Connection errors, time-outs, answers that cannot be read and the statuses of a busy server are tried again after 1, 2, 4, ...
+    seconds (or what the server asks for). [`ServerCalls`] says what a failure costs.
 
     Attributes:
         client (`Any`):
@@ -45,6 +62,8 @@ class ChatEndpoint:
         request_kwargs (`Mapping`):
             Further arguments of each request; they win over those above, and one that is `None` is not sent. For a model
             that knows no `max_tokens`: `{"max_tokens": None, "max_completion_tokens": 1000}`.
+        calls ([`ServerCalls`], *optional*):
+            Makes the requests. `None` makes one.
     """
 
     client: Any
@@ -54,27 +73,28 @@ class ChatEndpoint:
     max_workers: int = 8
     max_retries: int = 5
     request_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    calls: ServerCalls[Any] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if isinstance(self.client, str):
-            from huggingface_hub import InferenceClient
-
-            self.client = InferenceClient(base_url=self.client, timeout=600)
+            self.client = ServerClient(self.client)
         create = getattr(getattr(getattr(self.client, "chat", None), "completions", None), "create", None)
         if not callable(create):
             raise TypeError(
                 f"`client` is a {type(self.client).__name__} without `chat.completions.create`: pass an openai.OpenAI or "
                 "huggingface_hub.InferenceClient, or the address of a server such as 'http://localhost:8000/v1'."
             )
+        if self.calls is None:
+            self.calls = ServerCalls(self.max_workers, self.max_retries)
 
     def ask(
         self,
         conversations: Sequence[list[dict[str, Any]]],
         stops: Sequence[list[str]],
         tools: Sequence[list[dict[str, Any]]] | None = None,
-    ) -> list[tuple[dict[str, Any], bool]]:
+    ) -> list[Reply | str]:
         """
-        One answer for each conversation, asked for simultaneously.
+        One answer for each conversation, asked for simultaneously; in place of one that failed, why.
 
         Args:
             conversations (`Sequence[list[dict]]`):
@@ -84,88 +104,99 @@ class ChatEndpoint:
             tools (`Sequence[list[dict]]`, *optional*):
                 JSON schemas of the tools of each.
 
-        Returns:
-            `list[tuple[dict, bool]]`: The message, with `content`, `reasoning_content` if the server tells, and `tool_calls` whose
-            arguments are dictionaries; and whether it ended by itself or at a stop string rather than at its length limit.
-            Servers leave the stop string out or in; it is put back by [`~mem1_trl.protocol.tag_syntax.close_action`].
+        Raises:
+            `RuntimeError`, `ConnectionError`: As [`ServerCalls.all`].
         """
-        if not conversations:
-            return []
-        with ThreadPoolExecutor(max_workers=min(self.max_workers, len(conversations))) as pool:
-            choices = pool.map(self._ask_one, conversations, stops, tools or [[]] * len(conversations))
-            return [(_message(choice.message), choice.finish_reason != "length") for choice in choices]
+        asked = zip(conversations, stops, tools or [[]] * len(conversations), strict=True)
+        return self.calls.all([partial(self._ask_one, *one) for one in asked])
 
-    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Any:
+    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Reply:
+        reply = self._send(messages, stops, tools)
+        if stops and reply.ended and _is_only_thought(reply.message):
+            # A stop string inside a thought ended it before it came to an action
+            reply = self._send(messages, [], tools)
+        return reply
+
+    def _send(self, messages: list[dict[str, Any]], stops: Sequence[str], tools: list[dict[str, Any]]) -> Reply:
         request = {
             "model": self.model,
             "messages": messages,
             "max_tokens": self.max_completion_length,
             "temperature": self.temperature,
-            "stop": stops[-_MAX_STOPS:] or None,  # the answer's is the last
+            "stop": list(stops[-MAX_STOPS:]) or None,  # the answer's is the last
             "tools": tools or None,
             **self.request_kwargs,
         }
-        request = {key: value for key, value in request.items() if value is not None}
-        attempts = 0
-
-        def ask() -> Any:
-            nonlocal attempts
-            attempts += 1
-            return self.client.chat.completions.create(**request).choices[0]
-
-        try:
-            return with_retries(ask, self.max_retries, _seconds_to_wait, _warn)
-        except Exception as error:
-            if _seconds_to_wait(error, attempts) is None:
-                raise RuntimeError(
-                    f"The endpoint refused a request ({_one_line(error)}): correct the name of the model, the key, or "
-                    "`request_kwargs`."
-                ) from error
-            raise ConnectionError(
-                f"The endpoint gave no answer in {attempts} attempts ({_one_line(error)}): check its address and that the "
-                "server runs, then start again."
-            ) from error
+        answer = self.client.chat.completions.create(**{k: v for k, v in request.items() if v is not None})
+        choice = first_choice(answer)
+        message = part(choice, "message")
+        if message is None:
+            raise ServerError("its answer has a choice without a message")
+        return Reply(read_message(message), part(choice, "finish_reason") != "length")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def first_choice(answer: Any) -> Any:
+    """
+    The first choice of an answer.
+
+    Raises:
+        [`ServerError`]: If there is none. Proxies answer "200 OK" with an error in the body; it has the status that the body says.
+    """
+    error = part(answer, "error")
+    if error:
+        code = part(error, "code")
+        status = int(code) if str(code).isdecimal() and 400 <= int(code) < 600 else None
+        raise ServerError(f"its answer is an error: {part(error, 'message') or error}", status)
+    choices = part(answer, "choices")
+    if not isinstance(choices, (list, tuple)) or not choices or choices[0] is None:
+        raise ServerError(f"its answer has no choices but {choices!r}")
+    return choices[0]
 
 
-def _warn(error: Exception, seconds: float) -> None:
-    logger.warning("%s. Trying again in %.1f s.", _one_line(error), seconds)
-
-
-def _message(answer: Any) -> dict[str, Any]:
+def read_message(answer: Any) -> dict[str, Any]:
     """What an endpoint answered, as a message for a chat template."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.content or ""}
-    thought = getattr(answer, "reasoning_content", None) or getattr(answer, "reasoning", None)
-    if isinstance(thought, str):
+    content, thought = _texts(part(answer, "content"))
+    for name in ("reasoning_content", "reasoning"):
+        given = part(answer, name)
+        if isinstance(given, str) and given.strip():
+            thought = given
+            break
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if thought.strip():
         message["reasoning_content"] = thought
-    calls = []
-    for call in getattr(answer, "tool_calls", None) or []:
-        arguments = call.function.arguments or "{}"
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except json.JSONDecodeError:
-                arguments = {"arguments": arguments}  # an argument that no tool has: the agent will read so
-        if not isinstance(arguments, dict):
-            arguments = {"arguments": arguments}
-        calls.append({"type": "function", "function": {"name": call.function.name, "arguments": arguments}})
-    return {**message, "tool_calls": calls} if calls else message
+    calls = [call for call in map(_read_call, part(answer, "tool_calls") or []) if call is not None]
+    return clean_values({**message, "tool_calls": calls} if calls else message)
 
 
-def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
-    """How long to wait before a request is tried again; `None` if that would not help."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status is None:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if "OfflineModeIsEnabled" in names:  # HF_HUB_OFFLINE keeps huggingface_hub's client from every server
-            return None
-        if not isinstance(error, OSError) and not names & TRANSIENT_ERRORS:
-            return None
-    elif status not in BUSY_STATUSES:
+def _texts(content: Any) -> tuple[str, str]:
+    """The text and the thoughts of a message's content, which is a text, nothing, or a list of typed parts."""
+    if isinstance(content, str):
+        return content, ""
+    texts: dict[str, list[str]] = {"text": [], "thinking": []}
+    for block in content if isinstance(content, (list, tuple)) else []:
+        kind = "text" if isinstance(block, str) else part(block, "type")
+        if kind in texts:
+            inner = block if isinstance(block, str) else part(block, kind)
+            texts[kind].append(inner if isinstance(inner, str) else _texts(inner)[0])
+    return "".join(texts["text"]), "".join(texts["thinking"])
+
+
+def _read_call(call: Any) -> dict[str, Any] | None:
+    """A tool call with its arguments as a dictionary; `None` if it names no tool."""
+    function = part(call, "function")
+    name, arguments = part(function, "name"), part(function, "arguments")
+    if not isinstance(name, str):
         return None
-    asked = asked_to_wait(getattr(response, "headers", None))
-    return backoff(attempt, first=1.0) if asked is None else asked
+    if isinstance(arguments, str) or arguments is None:
+        try:
+            arguments = clean_values(json.loads(arguments or "{}"))
+        except (ValueError, RecursionError):
+            arguments = {"arguments": arguments}  # an argument that no tool has: the agent will read so
+    if not isinstance(arguments, dict):
+        arguments = {"arguments": arguments}
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _is_only_thought(message: Mapping[str, Any]) -> bool:
+    """Whether a message has a thought and nothing else."""
+    return bool(message.get("reasoning_content")) and not message["content"].strip() and not message.get("tool_calls")

@@ -1,16 +1,22 @@
-"""An agent that plays through an OpenAI-compatible endpoint: messages out, messages in, token ids by the student's tokenizer."""
+"""An agent that plays through an OpenAI-compatible chat endpoint: messages out, messages in, token ids by the student's tokenizer."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.encoding import decode
-from .chat_client import ChatEndpoint
+from ..protocol.syntax import MARKS
+from ..protocol.turn_text import written_tags
+from ..protocol.untrusted import clean_reply
+from .chat_client import ChatEndpoint, Reply
 from .context import first_kept
-from .stopping import Completion
+from .settings import CHARACTERS_PER_TOKEN
+from .stopping import Completion, text_before_stops
 from .turn_loop import Rollout
 
 if TYPE_CHECKING:
+    from ..protocol.syntax import ActionSyntax
     from .episode import Episode
 
 
@@ -18,9 +24,10 @@ class ChatRollout(Rollout):
     """
     A rollout whose completions come from a [`ChatEndpoint`].
 
-    The endpoint reads the same past as a local model would, as messages: the task, then each turn that is kept and its
-    observation. The trajectory holds the token ids that a student with `tokenizer` would have read and written, so it can be
-    trained on; it has no log-probs, and its lengths are in the student's tokens.
+    The endpoint reads the same past as a local model would, in messages that no chat template shortens: the task and the turns
+    that are kept in one message of the user. The trajectory holds these messages, and the token ids that a student with
+    `tokenizer` would have read and written, so it can be trained on; it has no log-probs, and its lengths are in the student's
+    tokens.
 
     Args:
         endpoint ([`ChatEndpoint`]):
@@ -35,11 +42,25 @@ class ChatRollout(Rollout):
 
     def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
         tools = [episode.actions.schemas if episode.actions else [] for episode in running]
-        replies = self.endpoint.ask([self._messages(episode) for episode in running], stops, tools)
-        return [
-            Completion(tuple(self.syntax.encode_reply(message, ended, stop)), None, ended)
-            for (message, ended), stop in zip(replies, stops, strict=True)
-        ]
+        sent = [self._messages(episode) for episode in running]
+        # Where a thought is open, a stop string inside it would end the turn
+        asked = [[] if text_before_stops(stop) else stop for stop in stops]
+        replies = self.endpoint.ask(sent, asked, tools)
+        tags = [written_tags(self.protocol, episode.actions.tags if episode.actions else ()) for episode in running]
+        return [self._read_reply(*one) for one in zip(replies, sent, contexts, stops, tags, strict=True)]
+
+    def _read_reply(
+        self, reply: Reply | str, sent: list[dict[str, Any]], context: list[int], stops: list[str], tags: set[str]
+    ) -> Completion:
+        """The reply to the messages `sent` as the completion of a student that had read `context`."""
+        if isinstance(reply, str):
+            return Completion((), None, False, messages=tuple(sent), error=reply)
+        message, ended = clean_reply(self.tokenizer, reply.message, tags), reply.ended
+        longest = self.settings.max_completion_length * CHARACTERS_PER_TOKEN[-1]
+        if len(message["content"]) > longest:  # a server that knows no limit
+            message, ended = {**message, "content": message["content"][:longest]}, False
+        ids = self.syntax.encode_reply(message, ended, stops, self.syntax.opened(context))
+        return Completion(tuple(ids), None, ended, messages=tuple(sent))
 
     def _messages(self, episode: Episode) -> list[dict[str, Any]]:
         """The context of an episode as messages."""
@@ -50,5 +71,44 @@ class ChatRollout(Rollout):
         return episode.record.messages(episode.messages, episode.turns, first, recalled)
 
 
+def check_rendering(syntax: ActionSyntax) -> None:
+    """
+    Raise a `ValueError` if the chat template of the tokenizer would keep a part of the past from the model.
+
+    The messages of an episode after one turn are rendered as a server does, and state, action and result are looked for.
+    """
+    if getattr(syntax.tokenizer, "chat_template", None) is None:
+        return
+    tool = {"name": MARKS.action, "description": "m1", "parameters": {"type": "object", "properties": {}}}
+    messages = [_with_read_arguments(message) for message in syntax.sample_messages()]
+    tools: Any = [{"type": "function", "function": tool}] if any("tool_calls" in one for one in messages) else None
+    instead = (
+        "use a server with `/v1/completions` (backend='completions'), or a protocol with other tags, such as "
+        "`Mem1Protocol.paper()`."
+    )
+    try:
+        text = syntax.tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=False, **syntax.chat_template_kwargs
+        )
+    except Exception as error:
+        raise ValueError(
+            f"The chat template cannot write an episode after its first turn ({error}): {instead}"
+        ) from error
+    lost = [name for name, mark in MARKS._asdict().items() if mark not in str(text)]
+    if lost:
+        raise ValueError(
+            f"The chat template drops the {', '.join(lost)} of earlier turns, so the model would have no memory: {instead}"
+        )
+
+
+def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have dictionaries of arguments, which servers make of the text that the API wants."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
 def _refuse_ids(prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
-    raise TypeError("An endpoint reads messages, not token ids: use Rollout with a local generator.")
+    raise TypeError("A chat endpoint reads messages, not token ids: use Rollout with another generator.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from ..model_traits import embedding_rows, ordinary_ids
 from .decoding import own_decoding_only
 from .prefix_cache import PrefixCache
+from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
 from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
 if TYPE_CHECKING:
@@ -32,26 +35,49 @@ class SampledLogprobs(LogitsProcessor):
     It does not change the logits. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p.
     The temperature is applied here but the truncations are not, so the log-probabilities equal those that a policy update
     computes.
+
+    Args:
+        temperature (`float`):
+            Divisor of the logits.
+        columns (`int`):
+            Number of columns before the first sampled token.
     """
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: float, columns: int):
         self.temperature = temperature
+        self.columns = columns
         self.steps: list[torch.Tensor] = []
         self._previous: torch.Tensor | None = None
+        self._seen: torch.Tensor | None = None
+        self._plain = True
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self._settle(input_ids)
         self._previous = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        self._seen = input_ids[:, self.columns :]
         return scores
 
-    def _settle(self, input_ids: torch.Tensor) -> None:
-        if self._previous is not None:
-            self.steps.append(self._previous.gather(1, input_ids[:, -1:]).squeeze(1))
-            self._previous = None
+    def _settle(self, sequences: torch.Tensor) -> None:
+        """The token after each row that was seen last is the one that was sampled, if the rows are still the same."""
+        if self._previous is None or not self._plain:
+            return
+        seen, sampled = self._seen, sequences[:, self.columns :]
+        assert seen is not None
+        longer = len(sampled) == len(seen) == len(self._previous) and sampled.shape[1] == seen.shape[1] + 1
+        self._plain = longer and bool((sampled[:, :-1] == seen).all())
+        if self._plain:
+            self.steps.append(self._previous.gather(1, sampled[:, -1:]).squeeze(1))
+        self._previous = None
 
-    def finish(self, sequences: torch.Tensor) -> list[list[float]]:
-        """Log-probs of all sampled tokens, shape `(batch, new tokens)`, from the output of `generate`."""
+    def finish(self, sequences: torch.Tensor) -> list[list[float]] | None:
+        """
+        Log-probs of all sampled tokens, shape `(batch, new tokens)`, from the output of `generate`.
+
+        `None` if its steps were not those of these sequences, as in beam search or in a `generate` that was replaced.
+        """
         self._settle(sequences)
+        if not self._plain or len(self.steps) != sequences.shape[1] - self.columns:
+            return None
         return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
 
 
@@ -65,8 +91,8 @@ class ActionGenerate:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model.
-        stop_texts ([`StopStringFinder`]):
-            Finds the closing tags.
+        stop_texts ([`StopStringFinder`] or `None`):
+            Finds the closing tags. `None` if there are no stop strings.
         stops (`list[list[str]]`):
             Stop strings of each sequence.
         temperature (`float`):
@@ -75,19 +101,23 @@ class ActionGenerate:
             Ids that end a sequence.
         cache ([`PrefixCache`], *optional*):
             Keys and values of earlier calls. It is not used if those of the model cannot be kept.
+        traits ([`SamplerTraits`], *optional*):
+            How contexts may be passed to the model. `None` finds out, once for each model.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        stop_texts: StopStringFinder,
+        stop_texts: StopStringFinder | None,
         stops: list[list[str]],
         temperature: float,
         eos_token_ids: Sequence[int],
         cache: PrefixCache | None = None,
+        traits: SamplerTraits | None = None,
     ):
         self.model = model
         self.generate: Any = model.generate
+        self.traits = sampler_traits(model, partial(sample_toys, model)) if traits is None else traits
         self.stop_texts = stop_texts
         self.stops = stops
         self.temperature = temperature
@@ -97,7 +127,9 @@ class ActionGenerate:
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         """Prompts and completions, shape `(B, prompt + completion)`, as from `generate`; padded after the end."""
-        if self.cache is None or not self.cache.fits(self.model, options):
+        if self.cache is None or not self.traits.caches or not self.cache.fits(self.model, options):
+            if not self.traits.pads and not attention_mask.all():
+                return self._generate_by_length(input_ids, attention_mask, options)
             columns = input_ids.shape[1]
             sequences, self.logprobs, _ = self._call(
                 self.stops, columns, 0, input_ids=input_ids, attention_mask=attention_mask, **options
@@ -105,10 +137,24 @@ class ActionGenerate:
             return sequences
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids.cpu(), attention_mask.cpu())]
         completions = self._generate_cached(self.cache, prompts, options)
-        padding = self.cache.pad_token_id
-        longest = max(map(len, completions))
-        padded = [[*ids, *([padding] * (longest - len(ids)))] for ids in completions]
-        return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+        return _append(input_ids, completions, self.cache.pad_token_id)
+
+    def _generate_by_length(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """As [`~ActionGenerate.__call__`], in one call for each length of a context, so that none is padded."""
+        lengths, recorded = attention_mask.sum(dim=1), True
+        completions: list[list[int]] = [[] for _ in input_ids]
+        logprobs: list[list[float]] = [[] for _ in input_ids]
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().flatten().tolist()
+            own = {"input_ids": input_ids[rows, -length:], "attention_mask": attention_mask[rows, -length:]}
+            sequences, of_rows, _ = self._call([self.stops[row] for row in rows], length, 0, **own, **options)
+            recorded &= of_rows is not None
+            for row, ids, values in zip(rows, sequences[:, length:].tolist(), of_rows or [[]] * len(rows)):
+                completions[row], logprobs[row] = ids, values
+        self.logprobs = logprobs if recorded else None
+        return _append(input_ids, completions, int(input_ids[attention_mask == 0][0]))
 
     def _generate_cached(
         self, cache: PrefixCache, prompts: list[list[int]], options: dict[str, Any]
@@ -120,7 +166,8 @@ class ActionGenerate:
         may_leave = budget is not None and not counts and any(self.stops)
         running = list(range(len(prompts)))
         completions: list[list[int]] = [[] for _ in prompts]
-        self.logprobs = [[] for _ in prompts]
+        all_logprobs: list[list[float]] = [[] for _ in prompts]
+        recorded = True
         while running:
             contexts = [[*prompts[row], *completions[row]] for row in running]
             inputs = cache.prepare(self.model, contexts)
@@ -131,20 +178,25 @@ class ActionGenerate:
                 [self.stops[row] for row in running], columns - written, leave_at, **inputs, **limits, **options
             )
             sampled = sequences[:, columns:]
-            cache.keep(contexts, sampled, inputs["past_key_values"])
-            for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs):
+            if logprobs is None:  # steps of a kind that is not known, which leave keys of other tokens
+                cache.clear()
+                recorded = False
+            else:
+                cache.keep(contexts, sampled, inputs["past_key_values"])
+            for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs or [[]] * len(running)):
                 completions[row] += ids
-                self.logprobs[row] += row_logprobs
-            spent = budget is None or written + sampled.shape[1] >= budget
+                all_logprobs[row] += row_logprobs
+            spent = budget is None or leave_at == 0 or written + sampled.shape[1] >= budget
             running = [] if spent else [row for row, ended in zip(running, done) if not ended]
+        self.logprobs = all_logprobs if recorded else None
         return completions
 
     def _call(
         self, stops: list[list[str]], columns: int, leave_at: int, **inputs: Any
-    ) -> tuple[torch.Tensor, list[list[float]], list[bool]]:
+    ) -> tuple[torch.Tensor, list[list[float]] | None, list[bool]]:
         """Sequences, their log-probs, and which have ended, from one call of `generate`. The completions start at `columns`."""
         criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
-        recorder = SampledLogprobs(self.temperature)
+        recorder = SampledLogprobs(self.temperature, inputs["input_ids"].shape[1])
         with own_decoding_only(self.model):
             sequences = self.generate(
                 stopping_criteria=StoppingCriteriaList([criteria]),
@@ -152,6 +204,41 @@ class ActionGenerate:
                 **inputs,
             )
         return sequences, recorder.finish(sequences), criteria.done
+
+
+def _append(input_ids: torch.Tensor, completions: list[list[int]], padding: int) -> torch.Tensor:
+    """Prompts of one length and their completions, padded on the right."""
+    longest = max(map(len, completions))
+    padded = [[*ids, *([padding] * (longest - len(ids)))] for ids in completions]
+    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], padding: int, device: Any) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` of contexts, shape `(B, longest)`, as `generate` takes them."""
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[*[padding] * (longest - len(p)), *p] for p in prompts], device=device),
+        "attention_mask": torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device),
+    }
+
+
+def sample_toys(model: PreTrainedModel, traits: SamplerTraits, batches: list[list[list[int]]]) -> list[Completion]:
+    """A few greedy tokens for each context, see [`sampler_traits`]."""
+    padding = ordinary_ids(model)[0]
+    cache = PrefixCache(padding) if traits.caches else None
+    completions = []
+    for contexts in batches:
+        hook = ActionGenerate(model, None, [[] for _ in contexts], 1.0, (), cache, traits)
+        inputs = pad_left(contexts, padding, model.device)
+        nothing = embedding_rows(model)  # no token ends a sequence
+        sequences = hook(
+            **inputs, max_new_tokens=TOY_TOKENS, do_sample=False, pad_token_id=padding, eos_token_id=nothing
+        )
+        if hook.logprobs is None:
+            raise ValueError("its steps are not those of its sequences")
+        for ids, logprobs in zip(sequences[:, inputs["input_ids"].shape[1] :].tolist(), hook.logprobs):
+            completions.append(Completion(tuple(ids), tuple(logprobs), True))
+    return completions
 
 
 # Below this number of sequences, another call costs more than it saves
@@ -201,6 +288,7 @@ class TransformersGenerator:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
         self.pad_token_id: int = pad
         self._cache = PrefixCache(pad) if prefix_cache else None
+        self.traits = sampler_traits(model, partial(sample_toys, model))
 
     def release(self) -> None:
         """Drop the keys and values of past calls. Call it before the weights of the model change."""
@@ -218,15 +306,13 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
-        longest = max(map(len, prompts))
-        device = self.model.device
-        ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        inputs = pad_left(prompts, self.pad_token_id, self.model.device)
         temperature = self.settings.temperature or 1.0
-        hook = ActionGenerate(self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache)
+        hook = ActionGenerate(
+            self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache, self.traits
+        )
         sequences = hook(
-            input_ids=ids,
-            attention_mask=mask,
+            **inputs,
             **{
                 "max_new_tokens": self.settings.max_completion_length,
                 "pad_token_id": self.pad_token_id,
@@ -234,9 +320,11 @@ class TransformersGenerator:
                 **self.settings.decoding_options(),
             },
         )
-        assert hook.logprobs is not None
         truncated = not self.settings.samples_from_policy
+        logprobs: list[Any] = hook.logprobs or [None] * len(prompts)
         return [
             finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids, truncated)
-            for row, row_logprobs, row_stops in zip(sequences[:, longest:].tolist(), hook.logprobs, stops)
+            for row, row_logprobs, row_stops in zip(
+                sequences[:, inputs["input_ids"].shape[1] :].tolist(), logprobs, stops
+            )
         ]

@@ -174,7 +174,7 @@ class EpisodePlayer:
 
         Raises:
             `Exception`: With `"nothing"`, the failure of the first `get_reward` that failed, or a `RuntimeError` with that of an
-                environment on the way.
+                environment, or of the model's server, on the way.
         """
         sound = [index for index, trajectory in enumerate(trajectories) if trajectory.error is None]
         scores = environments.score([episodes[index].environment for index in sound])
@@ -187,9 +187,7 @@ class EpisodePlayer:
             if trajectory.error is not None:
                 environments.discard(episode.environment)
                 if tolerate == "nothing":
-                    raise failures.get(index) or RuntimeError(
-                        f"The environment of row {index} failed: {trajectory.error}"
-                    )
+                    raise failures.get(index) or RuntimeError(f"The episode of row {index} failed: {trajectory.error}")
 
 
 def _plain_text(content: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .context import CONTEXT_RULES
+from .decoding_modes import refuse_decoding_modes
 
 CHARACTERS_PER_TOKEN = (8, 32, 128)
 """
@@ -154,6 +155,7 @@ class AgentSettings:
                 )
             if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
                 object.__setattr__(self, one.name, dict(value or {}))
+        refuse_decoding_modes(self.generation_kwargs)
         if self.context == "truncate" and self.max_context_length is None:
             raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
 
@@ -241,17 +243,39 @@ class AgentSettings:
         """
         The same settings with `max_context_length` from the model's positions if none is set.
 
+        Where the positions of a whole batch change with the length of its longest row (`longrope`, dynamic NTK scaling), the
+        limit is the length at which they do.
+
         Raises:
-            `ValueError`: If the positions leave no room for a context.
+            `ValueError`: If the positions leave no room for a context, or if contexts may be longer than that length.
         """
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if self.max_context_length is not None or positions is None:
+        from ..model_traits import (  # here, since it imports torch, and settings are read without
+            longest_pass,
+            position_switch,
+        )
+
+        positions, switch = longest_pass(model), position_switch(model)
+        if self.max_context_length is not None:
+            longest = self.max_context_length + self.max_completion_length
+            if switch is not None and longest > switch[1]:
+                raise ValueError(
+                    f"max_context_length and max_completion_length must add up to at most {switch[1]} for this model, got "
+                    f"{longest}: its positions ({switch[0]}) depend on the longest row of a batch beyond that, so that a token "
+                    "would not be scored as it was sampled. MEM1's contexts hardly grow, lower one of the two."
+                )
+            return self
+        if positions is None:
             return self
         if positions <= self.max_completion_length:
             raise ValueError(
                 f"max_completion_length must be less than the model's {positions} positions, got {self.max_completion_length}."
             )
         return dataclasses.replace(self, max_context_length=positions - self.max_completion_length)
+
+    def longest_context(self, model: Any) -> int | None:
+        """Most tokens of a context and its completion; `None` if neither the settings nor the model limit them."""
+        limit = self.with_context_limit(model).max_context_length
+        return None if limit is None else limit + self.max_completion_length
 
     def check_characters(self, observation: str | None) -> None:
         """Raise a `ValueError` if what `reset` returned cannot fit into the context, however it is tokenized."""

@@ -28,12 +28,45 @@ class Completion:
             Whether a stop string or an end-of-sequence token ended it; `False` if it reached its length limit.
         truncated_sampling (`bool`):
             Whether some token could not be drawn with its probability under the policy, see [`Turn`].
+        prompt_ids (`tuple[int, ...]` or `None`):
+            Token ids that were read, where a server was sent their text and encoded it itself. `None` if it read the context.
+        messages (`tuple[dict, ...]` or `None`):
+            Chat messages that were sent in place of the context.
+        error (`str` or `None`):
+            Why there is no completion (`ids` is empty then): the episode ends.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     ended: bool
     truncated_sampling: bool = False
+    prompt_ids: tuple[int, ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    error: str | None = None
+
+
+class StopStrings(list[str]):
+    """
+    Stop strings that count only after a text.
+
+    A prompt that ends in `<think>` has opened a thought, and an action inside that thought is not one: generation goes on through
+    `</search>` until `</think>` was written.
+
+    Args:
+        stops (`Sequence[str]`):
+            Stop strings.
+        after (`str`):
+            Text that has to come first; empty if the stop strings count from the beginning.
+    """
+
+    def __init__(self, stops: Sequence[str], after: str = ""):
+        super().__init__(stops)
+        self.after = after
+
+
+def text_before_stops(stops: Sequence[str]) -> str:
+    """The text after which these stop strings count; empty if they count from the beginning."""
+    return getattr(stops, "after", "")
 
 
 class StopStringFinder:
@@ -76,11 +109,18 @@ class StopStringFinder:
         """Number of `ids` up to and including the first that completes one of `stops`, or `None`."""
         if not stops:
             return None
+        begin, after = 0, text_before_stops(stops)
+        if after:
+            thought = self.end(ids, [after])
+            if thought is None:
+                return None
+            begin = thought
         candidates = torch.zeros(len(self.tokenizer), dtype=torch.bool)
         for stop in stops:
             candidates |= self.closers(stop[-1])
-        for index, token in enumerate(ids):
-            if token < len(candidates) and candidates[token] and self.completes(ids[: index + 1], stops):
+        for index in range(begin, len(ids)):
+            token = ids[index]
+            if token < len(candidates) and candidates[token] and self.completes(ids[begin : index + 1], stops):
                 return index + 1
         return None
 
@@ -90,8 +130,8 @@ class ActionStoppingCriteria(StoppingCriteria):
     Ends each sequence of a batch of `generate` at the token that completes one of its own stop strings.
 
     Args:
-        stop_texts ([`StopStringFinder`]):
-            Finds the stop strings.
+        stop_texts ([`StopStringFinder`] or `None`):
+            Finds the stop strings. `None` if there are none.
         stops (`Sequence[Sequence[str]]`):
             Stop strings of each sequence.
         prompt_length (`int`):
@@ -104,7 +144,7 @@ class ActionStoppingCriteria(StoppingCriteria):
 
     def __init__(
         self,
-        stop_texts: StopStringFinder,
+        stop_texts: StopStringFinder | None,
         stops: Sequence[Sequence[str]],
         prompt_length: int,
         eos_token_ids: Sequence[int] = (),
@@ -116,23 +156,41 @@ class ActionStoppingCriteria(StoppingCriteria):
         self.eos_token_ids = eos_token_ids
         self.leave_at = leave_at
         self.done = [False] * len(stops)
-        self._last_characters = {stop[-1] for row in stops for stop in row}
+        self._begin: list[int | None] = [None if text_before_stops(row) else 0 for row in stops]
+        """Where the stop strings of each row begin to count, in tokens; `None` until the text before them was written."""
+        self._looked = [False] * len(stops)
+        self._last_characters = {stop[-1] for row in stops for stop in (*row, *filter(None, [text_before_stops(row)]))}
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if len(input_ids) != len(
+            self.done
+        ):  # several rows for a sequence, as in beam search: each ends as `generate` says
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         last = input_ids[:, -1].cpu()
         for character in self._last_characters:
-            closers = self.stop_texts.closers(character)
+            finder = self.stop_texts
+            assert finder is not None
+            closers = finder.closers(character)
             hits = closers[last.clamp(max=len(closers) - 1)].nonzero().flatten().tolist()
             for row in hits:
                 if not self.done[row]:
-                    self.done[row] = self.stop_texts.completes(
-                        input_ids[row, self.prompt_length :].tolist(), self.stops[row]
-                    )
+                    self.done[row] = self._completes(finder, row, input_ids[row, self.prompt_length :].tolist())
         for row, token in enumerate(last.tolist()):
             self.done[row] |= token in self.eos_token_ids
         if len(self.done) - sum(self.done) <= self.leave_at:
             return torch.ones(len(self.done), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(self.done, device=input_ids.device)
+
+    def _completes(self, finder: StopStringFinder, row: int, ids: list[int]) -> bool:
+        """Whether the last token of a row completes one of its stop strings."""
+        begin, after = self._begin[row], text_before_stops(self.stops[row])
+        if begin is None and not self._looked[row]:  # an earlier call of `generate` may have sampled the first ids
+            begin = finder.end(ids, [after])
+            self._looked[row] = True
+        elif begin is None and finder.completes(ids, [after]):
+            begin = len(ids)
+        self._begin[row] = begin
+        return begin is not None and begin < len(ids) and finder.completes(ids[begin:], self.stops[row])
 
 
 def finish_completion(

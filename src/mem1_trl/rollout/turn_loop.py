@@ -17,6 +17,7 @@ from .context import next_context
 from .episode import Episode
 from .external_memory import Note
 from .observations import ObservationEncoder
+from .stopping import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,12 +113,16 @@ class Rollout:
         turns_left = self.settings.max_turns - turn
         contexts, stops = [], []
         for episode in running:
-            contexts.append(self._context(episode))
-            stops.append(self._stops(episode, turns_left == 0))
+            context = self._context(episode)
+            contexts.append(context)
+            stops.append(self._stops(episode, context, turns_left == 0))
         completions = self._generate(running, contexts, stops)
 
         asked: list[tuple[Episode, list[ActionRequest]]] = []
         for episode, context, completion in zip(running, contexts, completions, strict=True):
+            if completion.error is not None:
+                episode.error, episode.stop_reason = completion.error, StopReason.ERROR
+                continue
             parsed = self._read(episode, context, completion, turns_left)
             requests = self._act(episode, parsed, completion)
             if requests:
@@ -155,10 +160,12 @@ class Rollout:
         limit = self.settings.max_context_length
         return None if limit is None else limit - len(episode.prompt_ids)
 
-    def _stops(self, episode: Episode, last_turn: bool) -> list[str]:
+    def _stops(self, episode: Episode, context: list[int], last_turn: bool) -> list[str]:
         if episode.actions is None:
             return []
-        return self.syntax.stop_strings(list(episode.actions.tags), last_turn)
+        stops = self.syntax.stop_strings(list(episode.actions.tags), last_turn)
+        opened = self.syntax.opened(context)
+        return StopStrings(stops, f"</{opened}>") if stops and opened else stops
 
     def _read(
         self, episode: Episode, context: list[int], completion: Completion, turns_left: int
@@ -168,7 +175,12 @@ class Rollout:
         parsed = None
         if episode.actions is not None:
             parsed = self.syntax.parse(
-                completion.ids, text, episode.actions, last_turn=turns_left == 0, ended=completion.ended
+                completion.ids,
+                text,
+                episode.actions,
+                last_turn=turns_left == 0,
+                ended=completion.ended,
+                opened=self.syntax.opened(context),
             )
             episode.record.add_turn(parsed)
         state_tokens = 0
@@ -177,7 +189,7 @@ class Rollout:
             state_tokens = len(encode_text(self.tokenizer, text[begin:end]))
         episode.turns.append(
             Turn(
-                prompt_ids=tuple(context),
+                prompt_ids=tuple(context) if completion.prompt_ids is None else completion.prompt_ids,
                 completion_ids=completion.ids,
                 logprobs=completion.logprobs,
                 text=text,
@@ -186,6 +198,7 @@ class Rollout:
                 state=parsed.state if parsed else None,
                 state_tokens=state_tokens,
                 truncated_sampling=completion.truncated_sampling,
+                messages=completion.messages,
             )
         )
         return parsed
@@ -279,7 +292,7 @@ class Rollout:
 
     def _carried(self, turn: Turn) -> Sequence[int]:
         """Token ids of a completion in the next context: its own, unless scratch is dropped from it."""
-        text = self.syntax.drop_scratch(turn.text)
+        text = self.syntax.drop_scratch(turn.text, self.syntax.opened(turn.prompt_ids))
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
 
     def _recall(self, episode: Episode, query: str, body: list[int], failed: bool) -> list[int]:

@@ -52,17 +52,6 @@ def refuse_unsupported(tools: Any, rollout_func: Any, processing_class: Any, *da
             )
 
 
-def check_reference(model: Any, args: Any, peft_config: Any) -> None:
-    """TRL loads the reference model again from where the policy came from, unless an adapter can be turned off."""
-    if args.beta == 0.0 or isinstance(model, str) or peft_config is not None or hasattr(model, "peft_config"):
-        return
-    if not getattr(model.config, "_name_or_path", ""):
-        raise ValueError(
-            f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, but this model "
-            "was made in memory: save it and pass the path, or set beta=0.0."
-        )
-
-
 def dataset_or_placeholder(dataset: Any, args: Any, pool: EnvironmentPool | None) -> Any:
     """The train dataset; rows without a task if the environment owns its tasks."""
     if dataset is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,15 @@ from datasets import Dataset, IterableDataset
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..hub.agent_settings import save_agent_settings
 from ..hub.model_card import complete_model_card
+from ..model_traits import refuse_prompt_learning
 from ..rewards import are_answers, score_answer
 from ..rollout.decoding import warn_of_ignored_decoding
 from ..rollout.play import EpisodePlayer
 from ..rollout.settings import AgentSettings, resolve_conversational
 from ..rollout.turn_loop import Rollout
-from .checkpoints import checkpoint_to_resume
 from .checks import (
     check_budgets,
     check_columns,
-    check_reference,
     check_size,
     check_trainable,
     dataset_or_placeholder,
@@ -31,6 +31,7 @@ from .checks import (
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .saving import MEM1_CITATION, card_facts, refuse_other_settings, saved_settings, starting_protocol
+from .self_check import check_trainer
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
 
@@ -82,7 +83,9 @@ class Mem1Trainer(TrajectoryTrainer):
         native = self.protocol.action_syntax == "tool_calls"
         if self.pool is None and protocol is not None and (native or args.max_turns > 1):
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
-        check_reference(model, args, kwargs.get("peft_config"))
+        refuse_prompt_learning(kwargs.get("peft_config"))
+        for config in getattr(model, "peft_config", {}).values():
+            refuse_prompt_learning(config)
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, self.pool)
@@ -95,8 +98,14 @@ class Mem1Trainer(TrajectoryTrainer):
             raise ValueError(
                 "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` method."
             )
+        classes = kwargs.get("reward_processing_classes")
+        if classes is not None:  # one for each reward function that the user knows of
+            classes = classes if isinstance(classes, list) else [classes]
+            kwargs["reward_processing_classes"] = [*classes, *([None] * len(from_environment))]
         weights = args.reward_weights
         if weights is not None:
+            if not all(math.isfinite(weight) for weight in weights):
+                raise ValueError(f"reward_weights must be finite numbers, got {weights}.")
             if len(weights) != len(reward_funcs):
                 raise ValueError(
                     f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "
@@ -136,6 +145,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self.player = EpisodePlayer(self.rollout)
         check_budgets(self.player, self.pool, self.train_dataset)
         check_size(self.train_dataset, self.args)
+        self.self_check = check_trainer(self)
 
     def _decide_settings(self, saved: AgentSettings | None, prompt: Any) -> AgentSettings:
         """How the model is run: as the configuration says, and where it leaves something open, as was saved with the model."""
@@ -160,7 +170,7 @@ class Mem1Trainer(TrajectoryTrainer):
     def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
         return [episode.prompt_ids for episode in self._episodes]
 
-    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+    def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
         trajectories = self.player.play(self._episodes)
         if self.pool is not None:
             self.player.score(self._episodes, trajectories, self.pool, tolerate="environment")
@@ -200,6 +210,7 @@ class Mem1Trainer(TrajectoryTrainer):
         They are printed turn by turn instead of in TRL's table of completions (which still goes to the trackers and to
         `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
         """
+        self.drop_metrics(self.meaningless_metrics)
         with instance_attribute(self, "num_completions_to_print", 0):
             super().log(logs, start_time)
         self._episode_log.show()
@@ -238,13 +249,13 @@ class Mem1Trainer(TrajectoryTrainer):
             `ValueError`: If the checkpoint to resume from does not exist, was not written to its end, or belongs to a run with
                 another protocol or other agent settings.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint is not None:
-            refuse_other_settings(checkpoint, self.protocol, self.agent_settings())
         try:
-            return super().train(checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.close_environments()
+
+    def refuse_checkpoint(self, checkpoint: str) -> None:
+        refuse_other_settings(checkpoint, self.protocol, self.agent_settings())
 
     def close_environments(self) -> None:
         """

@@ -10,15 +10,19 @@ from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
 from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
+from ..update.critic.bootstrap import values_after
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
 from ..update.scoring import forward_rows, forwarded_tokens
 from .bitsandbytes_cpu import keep_gradients_through_4bit
+from .dropout import silence_dropout
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
+from .self_check import check_critic
+from .trl_seam.batch import is_truncated
 from .trl_seam.batch_rows import row_chunks
 from .trl_seam.helpers import instance_attribute
 
@@ -39,7 +43,7 @@ CRITIC_DIRECTORY = "critic"
 
 class _CriticSteps(TrainerCallback):
     """
-    `Trainer` clips and clears the gradients of its own model only; this does the same for the critic.
+    `Trainer` clears the gradients of its own model only; this does the same for the critic.
 
     While the critic warms up, the policy's optimizer finds no gradients: neither weight decay nor momentum moves it.
     """
@@ -48,10 +52,6 @@ class _CriticSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        parameters = [p for p in self.trainer.critic.parameters() if p.grad is not None]
-        limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        self.trainer.log_metric("value/grad_norm", norm.item())
         if self.trainer.policy_frozen:
             self.trainer.model.zero_grad(set_to_none=True)
         if self.trainer.critic_optimizer is not None:
@@ -136,6 +136,12 @@ class Mem1PPOTrainer(Mem1Trainer):
         refuse_sharded_weights(args)
         self._critic: torch.nn.Module | None = None
         self.critic_optimizer: FollowingOptimizer | None = None
+        self._optimizer_given = optimizers[0] is not None
+        if self._optimizer_given and args.fp16:
+            raise ValueError(
+                "`optimizers` cannot be passed to Mem1PPOTrainer with fp16, whose loss scaling knows one optimizer only: set `optim` "
+                "and `learning_rate`, or use bf16."
+            )
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -156,7 +162,11 @@ class Mem1PPOTrainer(Mem1Trainer):
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
         self._critic = self._wrap(self.value_model)
-        self.value_layout = resolve_layout(self.value_model.backbone, self.layout)
+        self.value_layout = self.layout
+        if not isinstance(self.value_model, SharedValueHead):
+            backbone = self.value_model.backbone
+            wanted = resolve_layout(backbone, self.layout, self.settings.longest_context(self.model))
+            self.value_layout = check_critic(self, backbone, wanted)
         self.add_callback(_CriticSteps(self))
 
     def _build_critic(
@@ -171,9 +181,7 @@ class Mem1PPOTrainer(Mem1Trainer):
             return critic
         keep_gradients_through_4bit(critic)
         if self.args.disable_dropout:
-            for module in critic.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
+            silence_dropout(critic)
         if self.args.gradient_checkpointing:
             critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             if critic.adapters is not None:
@@ -225,6 +233,11 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.model.training and self.state.global_step < self.args.critic_warmup_steps
 
     @property
+    def meaningless_metrics(self) -> set[str]:
+        # Groups have no part in it
+        return super().meaningless_metrics | {"frac_reward_zero_std"}
+
+    @property
     def trained_modules(self) -> list[torch.nn.Module]:
         return [self.model, self.critic]
 
@@ -235,17 +248,22 @@ class Mem1PPOTrainer(Mem1Trainer):
         return self.critic, self.value_model.backbone
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The policy's optimizer with a group for the critic, at its own learning rate; DeepSpeed's knows the policy only."""
+        """
+        The policy's optimizer with a group for the critic, at its own learning rate.
+
+        DeepSpeed's knows the policy only, and one that was passed has a schedule for its own groups: beside these the critic has
+        an optimizer of its own, made by `args.optim` and `args.value_learning_rate`, which follows the schedule.
+        """
         optimizer = super().create_optimizer(*args, **kwargs)
         critic = [p for p in self.critic.parameters() if p.requires_grad]
-        if self.is_deepspeed_enabled:
-            if self.critic_optimizer is None:
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = [p for p in critic if self.is_deepspeed_enabled or id(p) not in known]
+        if self.is_deepspeed_enabled or self._optimizer_given:
+            if self.critic_optimizer is None and parameters:
                 kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 settings = {**settings, "lr": self.args.value_learning_rate, "weight_decay": 0.0}
-                self.critic_optimizer = FollowingOptimizer(kind(critic, **settings))
+                self.critic_optimizer = FollowingOptimizer(kind(parameters, **settings))
             return optimizer
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = [p for p in critic if id(p) not in known]
         if parameters:
             optimizer.add_param_group({"params": parameters, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
         return optimizer
@@ -264,6 +282,13 @@ class Mem1PPOTrainer(Mem1Trainer):
         through_the_engine = self.accelerator.backward
         with instance_attribute(self.accelerator, "backward", backward):
             return super().training_step(*args, **kwargs)
+
+    def clip_extra_gradients(self) -> dict[str, float]:
+        parameters = [p for p in self.critic.parameters() if p.grad is not None]
+        limit = self.args.max_grad_norm if self.args.max_grad_norm and self.args.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        self.log_metric("value/grad_norm", norm)
+        return {"critic": norm}
 
     # Credit
 
@@ -294,14 +319,28 @@ class Mem1PPOTrainer(Mem1Trainer):
             penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
             self._log_masked_mean("kl", penalty, mask)
         token_level = token_rewards(rewards.nan_to_num(0.0), credited, penalty, self.beta)
-        advantages, returns = generalized_advantages(token_level, values, credited, self.args.gamma, self.args.lam)
+        final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
+        advantages, returns = generalized_advantages(
+            token_level, values, credited, self.args.gamma, self.args.lam, final_values
+        )
         self._log_values(values, returns, advantages, credited)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, credited, self.accelerator.gather)
         batch["advantages"] = advantages
+        self.show_advantages((advantages * credited).sum(1) / credited.sum(1).clamp(min=1))
         batch["old_values"] = values
         # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
         batch["returns"] = torch.where(credited.bool(), returns, values)
+
+    def _values_where_cut(self, trajectories: list[Trajectory]) -> torch.Tensor:
+        """Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes."""
+        final = torch.zeros(len(trajectories), device=self.accelerator.device)
+        cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
+        # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
+        size = max(1, self.args.per_device_train_batch_size)
+        last = [trajectories[index].turns[-1] for index in cut]
+        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size)
+        return final
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         mask = self.sampled_mask(batch)
@@ -309,6 +348,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         values, self.last_readout = self.last_readout, None
         if values is None:
             values = self.values(batch)
+        self.last_values = values.detach()
         loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
         self._log_masked_mean("value/loss", loss.detach(), mask)
         self._log_masked_mean("value/clip_ratio", clipped, mask)

@@ -45,7 +45,12 @@ def token_rewards(
 
 
 def generalized_advantages(
-    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    gamma: float,
+    lam: float,
+    final_values: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
     Generalised advantage estimation (arXiv 1506.02438, equations 11 to 16) over the generated tokens of a row.
@@ -53,8 +58,8 @@ def generalized_advantages(
     $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \delta_t + \gamma \lambda A_{t+1}$$
 
     where `t + 1` is the *next generated token*, across everything between two turns (observations and contexts are
-    not actions, so no discount is taken over them). The last generated token is terminal. With `gamma = lam = 1` the
-    return is the sum of the rewards from `t` on.
+    not actions, so no discount is taken over them). After the last generated token nothing follows, or `final_values`.
+    With `gamma = lam = 1` the return is the sum of the rewards from `t` on, and the final value.
 
     Args:
         rewards (`torch.Tensor`):
@@ -67,6 +72,9 @@ def generalized_advantages(
             Discount per generated token.
         lam (`float`):
             Trace decay per generated token.
+        final_values (`torch.Tensor`, *optional*):
+            Shape `(B,)`, `V` of the state after the last generated token of each row: 0 where the episode ended, the critic's
+            estimate where it was cut. `None` is 0 everywhere.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Advantages and returns (`advantages + values`), each `(B, T)`, float32, zero
@@ -84,6 +92,8 @@ def generalized_advantages(
     running = torch.zeros(len(mask), device=mask.device)
     next_value = torch.zeros(len(mask), device=mask.device)
     for step in reversed(range(steps)):
+        if final_values is not None:
+            next_value = torch.where(counts == step + 1, final_values.float(), next_value)
         delta = r[:, step] + gamma * next_value - v[:, step]
         running = (delta + gamma * lam * running).masked_fill(~present[:, step], 0.0)
         next_value = v[:, step]

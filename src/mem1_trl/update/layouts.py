@@ -21,7 +21,7 @@ def check_layout(layout: str) -> None:
         raise ValueError(f"layout={layout!r} is not a layout: use one of {', '.join(map(repr, LAYOUTS))}.")
 
 
-def resolve_layout(model: PreTrainedModel, layout: str) -> str:
+def resolve_layout(model: PreTrainedModel, layout: str, longest: int | None = None) -> str:
     """
     The layout a model can run: the wanted one, or `"per_turn"` in place of `"packed"` with one line in the log.
 
@@ -30,6 +30,8 @@ def resolve_layout(model: PreTrainedModel, layout: str) -> str:
             The policy.
         layout (`str`):
             The wanted layout.
+        longest (`int`, *optional*):
+            Most tokens of a context and its completion: a sliding window that holds them all is none.
 
     Returns:
         `str`: The layout to use.
@@ -40,7 +42,7 @@ def resolve_layout(model: PreTrainedModel, layout: str) -> str:
     check_layout(layout)
     if layout == "per_turn":
         return layout
-    reason = why_not_masked(model)
+    reason = why_not_masked(model, longest)
     if reason is None:
         return layout
     if layout == "paper":

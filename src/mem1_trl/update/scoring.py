@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..model_traits import attention_implementation, forward_takes, module_dtype
+from ..model_traits import attention_implementation, forward_takes, module_dtype, position_switch
 from .attention import cpu_kernels, flex_kernels
 from .attention.masks import model_mask
 from .attention.plan import plan_attention
@@ -168,6 +168,18 @@ def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFun
     return function
 
 
+def hidden_numbers(backbone: PreTrainedModel) -> TokenFunction:
+    """One number for each hidden state, a fixed random direction of it; of order one. What a critic reads is as exact as this."""
+    size = backbone.config.get_text_config().hidden_size
+    direction = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(backbone.device) / size**0.5
+
+    def function(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[torch.Tensor | None]:
+        states = backbone(**inputs, use_cache=False).last_hidden_state[:, :-1].float()
+        return [(states @ direction).masked_fill(labels[:, 1:] == -100, 0.0)]
+
+    return function
+
+
 def score_trajectories(
     model: PreTrainedModel,
     trajectories: Sequence[Trajectory],
@@ -194,8 +206,18 @@ def score_trajectories(
     Returns:
         `list[list[torch.Tensor]]`: Per trajectory, per turn, a float32 tensor of shape `(len(completion_ids),)`. Gradients
         flow unless the caller turns them off.
+
+    Raises:
+        `ValueError`: If positions depend on the length of the batch at the length of these trajectories.
     """
-    layout = resolve_layout(model, layout)
+    longest = max((len(t.prompt_ids) + len(t.completion_ids) for one in trajectories for t in one.turns), default=0)
+    switch = position_switch(model)
+    if switch is not None and longest > switch[1]:
+        raise ValueError(
+            f"A context and its completion must have at most {switch[1]} tokens for this model, got {longest}: its positions "
+            f"({switch[0]}) depend on the longest row of a batch beyond that."
+        )
+    layout = resolve_layout(model, layout, longest)
     scores: list[list[torch.Tensor]] = []
     for start in range(0, len(trajectories), batch_size):
         chunk = trajectories[start : start + batch_size]

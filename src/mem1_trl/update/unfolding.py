@@ -58,3 +58,9 @@ def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:
     input_ids = batch.input_ids.flatten()[sources].masked_fill(attention_mask == 0, int(batch.input_ids[0, 0]))
     tool_mask = pad(turns, batch_first=True, padding_value=False).to(device)
     return UnfoldedTurns(input_ids, attention_mask, tool_mask, sources)
+
+
+def path_tokens(batch: RowBatch) -> int:
+    """Number of tokens of all rows of [`unfold_turns`], padding not counted; 0 if the batch holds no sampled token."""
+    turns = unfold_turns(batch)
+    return 0 if turns is None else int(turns.attention_mask.sum())

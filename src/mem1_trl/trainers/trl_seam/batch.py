@@ -2,7 +2,7 @@
 How a generation batch is made: dataset rows are played as episodes, scored, and become rows of TRL's batch.
 
 Wraps `_generate_and_score_completions`, inside which TRL calls the two others: `_generate`, which plays the episodes, and
-`_calculate_rewards`, which must not ask reward functions about episodes that failed. Between them they pass on one record, the
+`_calculate_rewards`, which must not ask reward functions about episodes that failed, nor take a number that is not finite. Between them they pass on one record, the
 [`GenerationBatch`].
 """
 
@@ -11,19 +11,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from trl.data_utils import is_conversational
 
 from ...update.rows import Row, build_row
-from ..skip_failed_episodes import score_sound_episodes_only
+from ..reward_gate import RewardGate
 from .contract import check_trl, check_values
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
+from .reference import reference_is_a_copy
 from .resume import ExactResume
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
 
     from ...trajectory import Trajectory
+
+logger = get_logger(__name__)
+
+_LOST_BATCHES = 3
+"""Batches in a row of which a reward function left no episode after which a run ends: it learns nothing and spends its steps."""
 
 
 class TrajectoryTrainer(ExactResume):
@@ -36,7 +43,9 @@ class TrajectoryTrainer(ExactResume):
 
     def __init__(self, *args: Any, **kwargs: Any):
         check_trl()
-        super().__init__(*args, **kwargs)
+        self._batches_lost_to_rewards = 0
+        with reference_is_a_copy(kwargs["model"]):
+            super().__init__(*args, **kwargs)
         # Set here and not passed, since TRL warns that the argument is experimental
         self.rollout_func = self._rollout
 
@@ -53,12 +62,17 @@ class TrajectoryTrainer(ExactResume):
         self._add_structure(batch, current)
         device = batch["completion_ids"].device
         if any(current.left_out):
-            kept = current.left_out.count(False)
-            batch["row_scale"] = torch.tensor(len(current.left_out) / max(kept, 1), device=device)
-        if mask_truncated:
-            # TRL recognises truncation by a missing end-of-sequence token, so it is done here
-            cut = torch.tensor([_is_truncated(t) for t in current.trajectories], device=device)
-            batch["completion_mask"] = batch["completion_mask"] * (~cut)[:, None]
+            scale = len(current.left_out) / max(current.left_out.count(False), 1)
+            batch["row_scale"] = torch.tensor(scale, device=device)
+        # What no reward could be found for is left out when its row is already there; and TRL recognises truncation by a missing
+        # end-of-sequence token, so that is done here, too
+        untrained = [
+            left_out or (mask_truncated and is_truncated(trajectory))
+            for trajectory, left_out in zip(current.trajectories, self._own(current.left_out))
+        ]
+        if mask_truncated or any(current.left_out):
+            kept = ~torch.tensor(untrained, device=device)
+            batch["completion_mask"] = batch["completion_mask"] * kept[:, None]
             batch["num_items_in_batch"] = self.accelerator.gather(self.sampled_mask(batch).sum()).sum()
         assert current.rewards is not None
         self.extend_batch(batch, current.trajectories, current.rewards)
@@ -66,7 +80,9 @@ class TrajectoryTrainer(ExactResume):
         return batch
 
     def _add_structure(self, batch: dict[str, Any], current: GenerationBatch) -> None:
-        """Add the tree of each row to TRL's batch: two tensors of shape `(B, C)`."""
+        """Add to TRL's batch which episode each row is, shape `(B,)`, and its tree: two tensors of shape `(B, C)`."""
+        first = self.accelerator.process_index * len(current.trajectories)
+        batch["episode_ids"] = torch.arange(first, first + len(current.trajectories), device=self.accelerator.device)
         prompt, completion = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
         rows = current.row_batch(prompt, completion, self.tokenizer.pad_token_id, self.accelerator.device)
         batch["turn_ids"] = rows.turn_ids[:, prompt:].contiguous()
@@ -91,14 +107,13 @@ class TrajectoryTrainer(ExactResume):
         try:
             with instance_attribute(self.tokenizer, "response_template", current.response_template):
                 prompt_ids = self.encode_prompts(prompts)
-                current.trajectories = self.run_episodes(current.rows, prompt_ids)
+                current.trajectories = self.run_episodes(current.rows)
         finally:
             self.clear_prefix_cache()
         current.left_out, logprobs_missing = self._find_left_out(current.trajectories)
-        start = self.accelerator.process_index * len(current.trajectories)
         current.tree_rows = [
             self._empty_row(list(ids[:1])) if left_out else build_row(trajectory, self.layout)
-            for trajectory, ids, left_out in zip(current.trajectories, prompt_ids, current.left_out[start:])
+            for trajectory, ids, left_out in zip(current.trajectories, prompt_ids, self._own(current.left_out))
         ]
         return {
             "prompt_ids": [row.prompt_ids for row in current.tree_rows],
@@ -111,6 +126,11 @@ class TrajectoryTrainer(ExactResume):
     def _current(self) -> GenerationBatch:
         assert self.current_batch is not None, "TRL generates outside of `_generate_and_score_completions`"
         return self.current_batch
+
+    def _own(self, of_all: Any) -> Any:
+        """The entries of this process in a list or tensor of the episodes of all processes."""
+        size = len(of_all) // self.accelerator.num_processes
+        return of_all[self.accelerator.process_index * size :][:size]
 
     def _find_left_out(self, trajectories: list[Trajectory]) -> tuple[list[bool], bool]:
         """
@@ -127,7 +147,6 @@ class TrajectoryTrainer(ExactResume):
             return failed, missing
         size = self.num_generations or 1
         groups = [any(failed[start : start + size]) for start in range(0, len(failed), size)]
-        self.log_metric("environment/dropped_groups", sum(groups))
         return [groups[index // size] for index in range(len(failed))], missing
 
     def _empty_row(self, prompt_ids: list[int]) -> Row:
@@ -142,7 +161,7 @@ class TrajectoryTrainer(ExactResume):
         """
         device = self.accelerator.device
         lengths = torch.tensor([t.num_generated_tokens for t in trajectories], device=device)
-        cut = torch.tensor([_is_truncated(t) for t in trajectories], device=device)
+        cut = torch.tensor([is_truncated(t) for t in trajectories], device=device)
         sound = torch.tensor([t.error is None for t in trajectories], device=device)
         sound = self.accelerator.gather(sound)
         lengths, cut = self.accelerator.gather(lengths).float()[sound], self.accelerator.gather(cut)[sound]
@@ -168,28 +187,64 @@ class TrajectoryTrainer(ExactResume):
     ) -> torch.Tensor:
         current = self._current()
         sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in current.trajectories]
-        failed = [trajectory.error is not None for trajectory in current.trajectories]
-        functions = self.reward_funcs
-        if any(failed):
-            functions = [score_sound_episodes_only(function, failed) for function in functions]
+        gate = RewardGate([trajectory.error is not None for trajectory in current.trajectories])
+        functions = [gate.guard(*pair) for pair in zip(self.reward_funcs, self.reward_func_names, strict=True)]
         with instance_attribute(self, "reward_funcs", functions):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         check_values("_calculate_rewards", per_function)
+        gate.check_models(functions, self.reward_func_names, self._own(per_function))
+        self._leave_unscored_out(current, gate.problems)
         left_out = torch.tensor(current.left_out, device=per_function.device)
         per_function[left_out] = torch.nan
         rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
         rewards[per_function.isnan().all(dim=1)] = torch.nan
-        if rewards.isnan().all() and not left_out.any() and self.state.global_step == 0:
+        first = self.mode == "train" and self.state.global_step == 0
+        if first and rewards.isnan().all() and not left_out.any():
             raise ValueError(
                 "Nothing scored any trajectory of the first batch, so there is nothing to learn from: check that the data set "
                 "has the columns that the rewards read, such as `answers`."
             )
-        start = self.accelerator.process_index * len(prompts)
-        current.rewards = rewards[start : start + len(prompts)]
+        current.rewards = self._own(rewards)
         for trajectory, reward in zip(current.trajectories, current.rewards.tolist(), strict=True):
             trajectory.reward = None if reward != reward else reward
         return per_function
 
+    def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:
+        """
+        Treat the episodes of this process that a reward function gave no finite number for as those whose `get_reward` failed.
 
-def _is_truncated(trajectory: Trajectory) -> bool:
+        Raises:
+            `RuntimeError`: If three batches in a row have no other episodes.
+        """
+        for index, problem in problems.items():
+            current.trajectories[index].error = problem
+        first = self.accelerator.process_index * len(current.trajectories)
+        found = self.gather_records(
+            [
+                (first + index, problem, self.short_prompt(current.trajectories[index].prompt_ids))
+                for index, problem in problems.items()
+            ]
+        )
+        current.left_out, _ = self._find_left_out(current.trajectories)
+        if self.mode == "train" and self.args.on_environment_error == "drop_group":
+            self.log_metric("environment/dropped_groups", sum(current.left_out) / (self.num_generations or 1))
+        lost = bool(found) and all(current.left_out)
+        self._batches_lost_to_rewards = self._batches_lost_to_rewards + 1 if lost and self.mode == "train" else 0
+        if not found:
+            return
+        row, problem, prompt = found[0]
+        first_of_them = f"{problem} for row {row} of the batch ({prompt})"
+        if self._batches_lost_to_rewards >= _LOST_BATCHES:
+            raise RuntimeError(
+                f"Reward functions must give finite numbers, or None for what they do not score, but left no episode of "
+                f"{_LOST_BATCHES} batches in a row. The first of the last: {first_of_them}."
+            )
+        logger.warning(
+            f"{len(found)} of {len(current.left_out)} episodes have no finite reward, so they count as unscored and are left "
+            f"out of the update. The first: {first_of_them}."
+        )
+
+
+def is_truncated(trajectory: Trajectory) -> bool:
+    """Whether the last turn of an episode was cut at `max_completion_length`."""
     return trajectory.stop_reason == "truncated"

@@ -22,6 +22,8 @@ ROW_KEYS = frozenset(
         "ref_per_token_logps",
         "sampling_per_token_logps",
         "importance_sampling_ratio",
+        # which episode of the generation batch it is
+        "episode_ids",
         # the tree
         "turn_ids",
         "parent_offsets",
@@ -38,10 +40,11 @@ BATCH_KEYS = frozenset(
         "num_items_in_batch",
         # episodes that were left out
         "row_scale",
+        "micro_batch_scale",
         "idle",
         # micro-batches that are trained in parts
         "parts",
-        "loss_share",
+        "shares",
     }
 )
 """Keys whose value belongs to the whole batch, so that each part of the batch has it, too."""

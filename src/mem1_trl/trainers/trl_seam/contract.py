@@ -34,6 +34,7 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     ),
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_train_sampler": ("self", "dataset"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint"),
@@ -49,6 +50,7 @@ RETURNED_VALUES: dict[str, int] = {
     "_get_per_token_logps_and_entropies": 3,
     "_compute_loss": 1,
     "_prepare_inputs": 1,
+    "_get_grad_norm": 1,
     "_save_checkpoint": 0,
     "_get_train_sampler": 1,
     "_load_from_checkpoint": 0,
@@ -84,17 +86,20 @@ RELIED_ATTRIBUTES = (
     "_step",
     "_buffered_inputs",
     "_metrics",
+    "_logs",
     "_tr_loss",
     "_globalstep_last_logged",
     "_last_world_entropy",
     "entropy_coef",
     # by the other files, while a method of TRL runs
     "beta",
+    "current_gradient_accumulation_steps",
     "environments",
     "generation_kwargs",
     "mask_truncated_completions",
     "reward_funcs",
     "rollout_func",
+    "router_aux_loss_coef",
 )
 
 

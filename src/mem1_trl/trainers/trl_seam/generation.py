@@ -14,8 +14,10 @@ import torch
 
 from ...rollout.generation import ActionGenerate
 from ...rollout.prefix_cache import PrefixCache
-from ...rollout.stopping import Completion, StopStringFinder, finish_completion
+from ...rollout.sampler_check import SamplerTraits
+from ...rollout.stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
+from ..dropout import silence_dropout
 from .contract import check_values
 from .helpers import instance_attribute
 from .hooks import Hooks
@@ -32,6 +34,9 @@ class TurnGeneration(Hooks):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         keep_gradients_through_4bit(self.model)
+        if self.args.disable_dropout:  # TRL knows the module `nn.Dropout` only
+            for model in filter(None, (self.model, self.ref_model)):
+                silence_dropout(model)
         self.stop_texts = StopStringFinder(self.tokenizer)
         self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
 
@@ -61,7 +66,9 @@ class TurnGeneration(Hooks):
             model = self.accelerator.unwrap_model(self.model_wrapped)
             # Only where no other process has to take part in a call of the model
             cache = None if self._generates_together else self._prefix_cache
-            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache)
+            # The model is asked how it may be sampled from, unless that would be a call of its own in each process
+            traits = SamplerTraits() if self._generates_together else None
+            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache, traits)
             training = model.training
             with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
                 ids, logprobs = self._sample(prompts)
@@ -108,7 +115,9 @@ class TurnGeneration(Hooks):
         """Pass stop strings to vLLM, which takes one set for all prompts; where a prompt has fewer, text is cut afterwards."""
         backend = self.vllm_generation
         own = dict(backend.generation_kwargs or {})
-        union = sorted({stop for row in stops for stop in row})
+        # A thought that some prompt has opened must not end at an action inside it: there, text is cut afterwards
+        together = not any(map(text_before_stops, stops))
+        union = sorted({stop for row in stops for stop in row}) if together else []
         extra: dict[str, Any] = {}
         if union:
             extra = {"stop": [*own.get("stop", []), *union], "include_stop_str_in_output": True}

@@ -7,6 +7,8 @@ tokenizer (`_tokenizer`) and of its dictionary of metrics (`_metrics`).
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +16,26 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 from .contract import check_values
+from .helpers import instance_attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from transformers import PreTrainedModel
 
     from ...configs import Mem1GRPOConfig
     from ...trajectory import Trajectory
     from .generation_batch import GenerationBatch
+
+_SHOWN = 80
+"""Characters of a task prompt that a message shows."""
+
+EVALUATION_CONSTANTS = {
+    *(f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean", "low_min", "high_max")),
+    "cispo_clip_ratio",
+    "value/clip_ratio",
+}
+"""Metrics of steps that are 0 in an evaluation."""
 
 
 class Hooks(GRPOTrainer):
@@ -34,6 +47,8 @@ class Hooks(GRPOTrainer):
     max_completion_length: int
     current_batch: GenerationBatch | None = None
     """The generation batch that is being built; `None` at any other time."""
+    last_values: torch.Tensor | None = None
+    """What [`~Hooks.extra_loss`] has computed for a batch, shape `(B, C)` without gradient, if it has a critic."""
 
     # What subclasses implement
 
@@ -41,7 +56,7 @@ class Hooks(GRPOTrainer):
         """Start the episodes of dataset rows and return the rows with the prompts that the agent reads."""
         raise NotImplementedError
 
-    def run_episodes(self, rows: list[dict[str, Any]], prompt_ids: list[list[int]]) -> list[Trajectory]:
+    def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
         """Play the episodes that [`~Hooks.prepare_rows`] started."""
         raise NotImplementedError
 
@@ -75,6 +90,14 @@ class Hooks(GRPOTrainer):
         return [self.model]
 
     @property
+    def meaningless_metrics(self) -> set[str]:
+        """Metrics of TRL that are the same whatever happens, and are not logged."""
+        if self.mode == "train":
+            return set()
+        # An evaluation makes no step, so that nothing is clipped; and a group of one does not vary
+        return EVALUATION_CONSTANTS | ({"frac_reward_zero_std"} if self.num_generations_eval == 1 else set())
+
+    @property
     def hidden_readout(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.nn.Module] | None:
         """
         A function of the policy's hidden states `(N, L, H)` and the backbone that computes them, or `None`.
@@ -98,11 +121,18 @@ class Hooks(GRPOTrainer):
         """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
         return None
 
+    def refuse_checkpoint(self, checkpoint: str) -> None:
+        """Raise `ValueError` if this run must not go on from a complete checkpoint."""
+
     def save_extra(self, directory: str) -> None:
         """Write what a checkpoint needs besides TRL's own files."""
 
     def load_extra(self, directory: str) -> None:
         """Read what [`~Hooks.save_extra`] wrote."""
+
+    def clip_extra_gradients(self) -> dict[str, float]:
+        """Clip the gradients that `Trainer` does not know of, and return their norms before that by name."""
+        return {}
 
     # What subclasses use
 
@@ -120,6 +150,24 @@ class Hooks(GRPOTrainer):
         """Add a value to the metrics of the current logging step, where it is averaged over calls."""
         self._metrics[self.mode][name].append(value)
 
+    def drop_metrics(self, names: Iterable[str]) -> None:
+        """Do not log some metrics of the current logging step."""
+        for name in names:
+            self._metrics[self.mode].pop(name, None)
+
+    def show_advantages(self, advantages: torch.Tensor) -> None:
+        """Let the table of completions show these for the episodes of a batch, shape `(B,)`, instead of TRL's of their groups."""
+        shown: Any = self._logs["advantages"]
+        everywhere = self.accelerator.gather(advantages).tolist()
+        for index, advantage in enumerate(everywhere, start=len(shown) - len(everywhere)):
+            shown[index] = advantage
+
+    @contextmanager
+    def metrics_not_kept(self) -> Iterator[None]:
+        """What is logged meanwhile is dropped."""
+        with instance_attribute(self, "_metrics", {mode: defaultdict(list) for mode in ("train", "eval")}):
+            yield
+
     def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:
         """
         Number of generated tokens that one optimizer step of this process averages over, as in TRL's `"dapo"` loss.
@@ -134,6 +182,11 @@ class Hooks(GRPOTrainer):
     def sampled_mask(self, batch: dict[str, Any]) -> torch.Tensor:
         """1 on the tokens that are trained, shape `(B, C)`: TRL's two masks together."""
         return batch["completion_mask"] * batch["tool_mask"]
+
+    def short_prompt(self, prompt_ids: Any) -> str:
+        """The end of a task prompt on one line, for messages that name an episode."""
+        text = " ".join(self.tokenizer.decode(list(prompt_ids), skip_special_tokens=True).split())
+        return f"task {text!r}" if len(text) <= _SHOWN else f"task ending in {text[-_SHOWN:]!r}"
 
     def gather_records(self, records: list[Any]) -> list[Any]:
         """Concatenate a list of plain objects over processes."""

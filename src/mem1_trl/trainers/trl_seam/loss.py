@@ -17,19 +17,20 @@ from ...update.layout_model import LayoutModel
 from ...update.layouts import resolve_layout
 from ...update.row_batch import RowBatch
 from ...update.scoring import forwarded_tokens
+from ...update.self_check import is_single_precision
+from ..dropout import dropout_of
 from .contract import check_values
 from .generation import TurnGeneration
 from .helpers import instance_attribute
+from .shares import TermWeights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = get_logger(__name__)
 
-ROW_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")
-"""Loss types of TRL that are a mean over the rows of a micro-batch."""
-
 _SUSPICIOUS_DIFFERENCE = 1.0  # nats; half precision stays well below
+_WRONG_DIFFERENCE = 0.1  # nats; in float32, a thousand times what rounding does
 
 
 class TreeLoss(TurnGeneration):
@@ -41,9 +42,16 @@ class TreeLoss(TurnGeneration):
         self._last_logps: torch.Tensor | None = None
         self.last_readout: torch.Tensor | None = None
         super().__init__(*args, **kwargs)
-        self.layout = resolve_layout(self.model, self.args.layout)
+        self.layout = resolve_layout(
+            self.model, self.args.layout, self.args.agent_settings().longest_context(self.model)
+        )
+        # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
+        if self.aux_loss_enabled and self.layout == "paper":
+            raise ValueError(
+                f"layout='paper' does not go with the load balancing of experts (router_aux_loss_coef="
+                f"{self.router_aux_loss_coef}), which takes no mask of its own: use layout='per_turn', or set it to 0."
+            )
         if self.aux_loss_enabled and self.layout == "packed":
-            # TRL hands the attention mask to the load-balancing loss, which takes no 4-D one
             self.layout = "per_turn"
 
     def row_batch(self, batch: dict[str, Any]) -> RowBatch:
@@ -56,11 +64,14 @@ class TreeLoss(TurnGeneration):
 
     def policy_logps(self, batch: dict[str, Any]) -> torch.Tensor:
         """Log-probs of the current policy, without gradient, shape `(B, C)`."""
-        rows = self.row_batch(batch)
+        return self.score_rows(self.row_batch(batch), batch["completion_ids"].shape[1])
+
+    def score_rows(self, rows: RowBatch, completion_length: int) -> torch.Tensor:
+        """Log-probs of the current policy by TRL's own code in the layout of the run, without gradient, shape `(B, C)`."""
         size = self.args.per_device_train_batch_size if self.mode == "train" else self.args.per_device_eval_batch_size
         with torch.no_grad(), self._scoring(rows):
             logps, *_ = self._get_per_token_logps_and_entropies(
-                self.model, rows.input_ids, rows.attention_mask, batch["completion_ids"].shape[1], batch_size=size
+                self.model, rows.input_ids, rows.attention_mask, completion_length, batch_size=size
             )
         return logps
 
@@ -104,21 +115,25 @@ class TreeLoss(TurnGeneration):
         return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        beta = self.beta if self.kl_in_loss else 0.0
-        if "row_scale" in inputs and self.loss_type in ROW_MEANS:
-            # The mean over rows counts those that were left out; advantages and KL are what the loss is linear in
-            inputs = {**inputs, "advantages": inputs["advantages"] * inputs["row_scale"]}
-            beta = beta * inputs["row_scale"].item()
+        has_token_means = self.loss_type == "bnpo" or bool(self.args.entropy_coef) or self.args.use_adaptive_entropy
+        weights = TermWeights.of(inputs, self.loss_type, has_token_means)
+        # TRL divides everything but the load balancing of experts by the steps, so the factor of means over tokens goes there;
+        # the policy's is then made up for in advantages and KL, which its loss is linear in
+        policy = weights.policy / weights.token_means
+        steps = getattr(self, "current_gradient_accumulation_steps", 1)  # there are none before training
+        beta = self.beta * policy if self.kl_in_loss else 0.0
+        inputs = {**inputs, "advantages": inputs["advantages"] * policy}
+        experts = weights.experts / weights.token_means
         gradient = torch.is_grad_enabled() and not self.policy_frozen
         with (
             self._scoring(self.row_batch(inputs)),
             instance_attribute(self, "beta", beta),
+            instance_attribute(self, "router_aux_loss_coef", self.router_aux_loss_coef * experts),
+            instance_attribute(self, "current_gradient_accumulation_steps", steps / weights.token_means),
             instance_attribute(self, "_in_loss", True),
             torch.set_grad_enabled(gradient),
         ):
             loss = check_values("_compute_loss", super()._compute_loss(model, inputs))
-        share = inputs.get("loss_share", 1.0)
-        loss = loss if share == 1.0 else share * loss
         self._log_sampler_difference(inputs)
         extra = self.extra_loss(inputs)
         return loss if extra is None else loss + extra
@@ -128,7 +143,8 @@ class TreeLoss(TurnGeneration):
         Log the largest difference between the log-prob a token was sampled with and the one the update computes.
 
         Only before the first step on a batch, when both are of the same weights. The difference is numerical noise, or comes
-        from differences between the sampler and the trainer; a context that does not match shows as nats.
+        from differences between the sampler and the trainer; a context that does not match shows as nats. In float32, where the
+        noise is small, a first batch that differs ends the run, unless a setting explains it.
         """
         sampled = inputs.get("sampling_per_token_logps")
         slices = self.args.steps_per_generation or 1
@@ -140,8 +156,38 @@ class TreeLoss(TurnGeneration):
         gap = (self._last_logps - sampled).abs().masked_fill(~mask, 0.0).amax()
         largest = self.accelerator.gather(gap.reshape(1)).max().item()
         self.log_metric("sampling/max_logp_difference", largest)
-        if largest > _SUSPICIOUS_DIFFERENCE and self.layout == "packed" and not self.use_vllm:
-            logger.warning_once(
-                f"A token was sampled with a log-prob {largest:.2f} nats away from what the update computes. Within one "
-                "library that is more than rounding: use layout='per_turn', and report the model to mem1-trl."
-            )
+        exact = self.single_precision and not self.use_vllm
+        if largest <= (_WRONG_DIFFERENCE if exact else _SUSPICIOUS_DIFFERENCE):
+            return
+        reason = self._reason_for_difference()
+        found = (
+            f"A token was sampled with a log-prob {largest:.2f} nats away from what the update computes in layout="
+            f"{self.layout!r}, so that its gradient is of another context or another distribution."
+        )
+        if reason is not None:
+            logger.warning_once(f"{found} The reason is {reason}.")
+            return
+        causes = (
+            "What can be the cause: positions that depend on the length of the batch, padding that the model does not mask, "
+            "dropout, a penalty or another change of the logits in sampling, a cap on the logits in one of the two"
+            + (", another library or data type of the sampler." if self.use_vllm else ".")
+        )
+        if exact and self.args.check != "off" and self.mode == "train" and self._step < before_first_step:
+            raise RuntimeError(f"{found} {causes} check='off' trains anyway.")
+        logger.warning_once(f"{found} {causes}")
+
+    @property
+    def single_precision(self) -> bool:
+        """Whether policy and sampler compute in float32."""
+        return not (self.args.bf16 or self.args.fp16) and is_single_precision(self.model)
+
+    def _reason_for_difference(self) -> str | None:
+        """What the user has chosen that lets sampler and update differ, or `None`."""
+        if self.layout == "paper":
+            return "layout='paper', which is inexact and kept for comparison"
+        if not self.decoding.samples_from_policy:
+            return "a setting of sampling beside the temperature (a penalty, a truncation, `generation_kwargs`)"
+        if not self.args.disable_dropout and (found := dropout_of(self.model)):
+            named = ", ".join(f"{name}={value:g}" for name, value in found.items())
+            return f"dropout ({named}), which draws anew for every pass of the model: set disable_dropout=True"
+        return None

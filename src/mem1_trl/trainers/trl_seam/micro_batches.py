@@ -13,10 +13,12 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from ...update.micro_batches import bins_within
+from ...update.unfolding import path_tokens
 from ..refusals import refuse_parts
 from .batch_rows import has_rows, join_rows, row_chunks, take_rows
 from .contract import check_values
-from .loss import ROW_MEANS, TreeLoss
+from .finite_steps import FiniteSteps
+from .shares import Shares
 
 logger = get_logger(__name__)
 
@@ -34,7 +36,7 @@ class _SkipIdleSteps(TrainerCallback):
         self.trainer.step_is_idle = True
 
 
-class BalancedMicroBatches(TreeLoss):
+class BalancedMicroBatches(FiniteSteps):
     """Exchanges trajectories between the micro-batches of a step, and trains a long micro-batch in parts."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -47,9 +49,11 @@ class BalancedMicroBatches(TreeLoss):
         if self.mode == "train":
             self.step_is_idle = self.step_is_idle and bool(inputs.get("idle", False))
         parts = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
-        if len(parts) > 1 and self.loss_type in ROW_MEANS:
-            # Losses that average over the rows of a micro-batch average over its parts, too; the others sum over tokens
-            parts = [{**part, "loss_share": 1 / len(parts)} for part in parts]
+        if len(parts) > 1:
+            sampled = torch.stack([self.sampled_mask(part).sum() for part in parts]).tolist()
+            forwarded = [path_tokens(self.row_batch(part)) if self.aux_loss_enabled else 1 for part in parts]
+            shares = Shares.of_parts([len(part["completion_ids"]) for part in parts], sampled, forwarded)
+            parts = [{**part, "shares": share} for part, share in zip(parts, shares)]
         done = torch.zeros((), device=inputs["completion_ids"].device)
         for part in parts[:-1]:
             # The gradient of a part is added now, so that its activations can be freed; `Trainer` adds that of the last
@@ -74,13 +78,19 @@ class BalancedMicroBatches(TreeLoss):
         return inputs
 
     def _mark_idle(self, batches: list[dict[str, Any]]) -> None:
-        """Say in the micro-batches of an optimizer step whether all of them, of all processes, train nothing."""
+        """
+        Say in the micro-batches of an optimizer step whether all of them, of all processes, train nothing, and what a mean over
+        them is to be multiplied by, so that it is one over those that train something.
+        """
         if "row_scale" not in batches[0]:
             return
-        tokens = torch.stack([self.sampled_mask(batch).sum() for batch in batches]).sum()
-        idle = self.accelerator.gather(tokens.reshape(1)).sum() == 0
-        for batch in batches:
+        own = torch.stack([self.sampled_mask(batch).sum() for batch in batches]) > 0
+        everywhere = self.accelerator.gather(own)
+        idle = ~everywhere.any()
+        scale = len(everywhere) / everywhere.sum().clamp(min=1)
+        for batch, trains in zip(batches, own):
             batch["idle"] = idle
+            batch["micro_batch_scale"] = scale * trains
         if idle:
             logger.warning("Every episode of a step was left out of the update, so the step changes nothing.")
 

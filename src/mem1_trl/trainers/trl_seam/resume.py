@@ -81,9 +81,12 @@ class ExactResume(BalancedMicroBatches):
             `ValueError`: If there is no such checkpoint, or the run ended while it was written.
         """
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if self._resumed_from is not None:
+            self.refuse_checkpoint(self._resumed_from)
         return super().train(self._resumed_from, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_weights()
         directory = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
         if self.args.should_save:
             mark_incomplete(directory)

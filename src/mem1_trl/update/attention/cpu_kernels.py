@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from ...model_traits import attention_implementation, module_dtype
+from ...model_traits import attention_implementation, head_sizes, module_dtype
 from . import flex_kernels
 
 if TYPE_CHECKING:
@@ -89,17 +90,21 @@ def tree_attention(
         query (`torch.Tensor`):
             Shape `(B, heads, T, head_dim)`.
         key, value (`torch.Tensor`):
-            Shape `(B, key heads, T, head_dim)`; `heads` is a multiple of `key heads`, of which each serves as many in turn.
+            Shape `(B, key heads, T, head_dim)`; `heads` is a multiple of `key heads`, of which each serves as many in turn. A
+            value may be smaller or larger than a key, as in multi-head latent attention.
         plan ([`AttentionPlan`]):
             The plan of the same batch.
         scale (`float`, *optional*):
             What the scores are multiplied by; `None` is `head_dim ** -0.5`.
 
     Returns:
-        `torch.Tensor`: Shape `(B, heads, T, head_dim)`; zero on padding.
+        `torch.Tensor`: Shape `(B, heads, T, head_dim of value)`; zero on padding.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _TreeAttention.apply(query, key, value, plan, scale)
+    size, wanted = max(query.shape[-1], value.shape[-1]), value.shape[-1]
+    # The kernel has one size for all: zeros add nothing to a score, and what they add to a value is cut off again
+    query, key, value = (pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in (query, key, value))
+    return _TreeAttention.apply(query, key, value, plan, scale)[..., :wanted]
 
 
 def _attention_with_plans(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
@@ -144,8 +149,7 @@ def can_plan(model: Any, device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return flex_kernels.flex_attention_is_exact(device, module_dtype(model), head_dim)
+    return flex_kernels.flex_attention_is_exact(device, module_dtype(model), *head_sizes(model))
 
 
 _WITHOUT_PLANS: set[str] = set()

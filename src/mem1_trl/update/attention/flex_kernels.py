@@ -102,7 +102,7 @@ def attend(
         query (`torch.Tensor`):
             Shape `(1, heads, T, head_dim)`.
         key, value (`torch.Tensor`):
-            Shape `(1, key heads, T, head_dim)`.
+            Shape `(1, key heads, T, head_dim)`. A value may have another size.
         mask (`BlockMask`):
             From [`block_mask`].
         scale (`float`, *optional*):
@@ -117,16 +117,18 @@ def attend(
 
 
 @functools.cache
-def flex_attention_is_exact(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def flex_attention_is_exact(
+    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int | None = None
+) -> bool:
     """
     Whether FlexAttention runs on a device and agrees with dense attention, in output and gradients, on a small tree.
 
-    Asked once per device, data type and size of a head, before anything is trained with it. The answer is no on a CPU.
+    Asked once per device, data type and sizes of a head (its query and, if it differs, its value), before anything is trained with it. The answer is no on a CPU.
     """
     if device.type != "cuda":
         return False
     try:
-        error = _largest_error(device, dtype, head_dim)
+        error = _largest_error(device, dtype, head_dim, value_dim or head_dim)
     except Exception as problem:  # compiling a kernel may fail in many ways, and a dense mask is there instead
         logger.warning(
             f"A dense mask instead of FlexAttention, which failed here: {type(problem).__name__}: {problem}"
@@ -140,16 +142,16 @@ def flex_attention_is_exact(device: torch.device, dtype: torch.dtype, head_dim: 
     return exact
 
 
-def _largest_error(device: torch.device, dtype: torch.dtype, head_dim: int) -> float:
+def _largest_error(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int) -> float:
     """Largest difference to dense attention over outputs and gradients, relative to the largest number."""
     tree = _small_tree(device)
     size = tree.input_ids.shape[1]
     generator = torch.Generator(device="cpu").manual_seed(0)
     query, key, value = (
-        torch.randn(1, heads, size, head_dim, generator=generator).to(device, dtype).requires_grad_()
-        for heads in (4, 2, 2)
+        torch.randn(1, heads, size, head_size, generator=generator).to(device, dtype).requires_grad_()
+        for heads, head_size in ((4, head_dim), (2, head_dim), (2, value_dim))
     )
-    weights = torch.randn(1, 4, size, head_dim, generator=generator).to(device, dtype)
+    weights = torch.randn(1, 4, size, value_dim, generator=generator).to(device, dtype)
 
     def results(output: torch.Tensor) -> list[torch.Tensor]:
         return [output, *torch.autograd.grad((output.float() * weights.float()).sum(), (query, key, value))]

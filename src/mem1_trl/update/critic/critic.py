@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
-from .second_adapter import refuse_prompt_learning, second_adapter
+from ...model_traits import refuse_prompt_learning
+from .second_adapter import second_adapter
 
 if TYPE_CHECKING:
     import os
@@ -219,10 +220,13 @@ def build_value_model(
     elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
         if value_model is policy:
             raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
-        critic = _adapted(value_model) if isinstance(value_model, PeftModel) else ValueModel(backbone_of(value_model))
+        if isinstance(value_model, PeftModel):
+            critic = _adapted(value_model)
+        else:
+            critic = ValueModel(backbone_of(value_model))
     else:
         raise TypeError(
-            f"`value_model` is a {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
+            f"`value_model` must not be of type {type(value_model).__name__}: pass a model id, a path, a PreTrainedModel, a ValueModel, "
             "'shared' for a head on the policy, or None for a copy of the policy's backbone."
         )
     vocabulary = getattr(critic.config.get_text_config(), "vocab_size", None)

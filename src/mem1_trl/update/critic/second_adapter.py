@@ -11,8 +11,10 @@ from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from ...model_traits import refuse_prompt_learning
+
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from torch import nn
 
 ModuleType = TypeVar("ModuleType", bound="nn.Module")
@@ -61,7 +63,7 @@ def second_adapter(policy: PeftModel) -> PeftModel:
         [`~peft.PeftModel`]: Its adapter has the name and starts from the values of the policy's. `policy` is left as it is.
 
     Raises:
-        `ValueError`: See [`refuse_prompt_learning`].
+        `ValueError`: See [`~mem1_trl.model_traits.refuse_prompt_learning`].
     """
     name = policy.active_adapters[0]
     config = copy.deepcopy(policy.peft_config[name])
@@ -77,17 +79,3 @@ def second_adapter(policy: PeftModel) -> PeftModel:
             if parameter.requires_grad:
                 parameter.copy_(start[key])
     return twin
-
-
-def refuse_prompt_learning(config: PeftConfig) -> None:
-    """
-    Refuse an adapter that is a prompt.
-
-    Raises:
-        `ValueError`: If the adapter is a prefix of the tokens instead of a part of the layers.
-    """
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"peft_config is of the type {config.peft_type}, which puts learned tokens in front of the context, where a "
-            "critic that reads the model's layers does not see them: use LoRA or another method that works inside the layers."
-        )

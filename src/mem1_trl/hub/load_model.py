@@ -1,0 +1,42 @@
+"""A model as it was trained, whatever its class: what can be trained can be loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import find_adapter_config_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
+    """
+    Load a model of the class that its configuration names.
+
+    `AutoModelForCausalLM` knows no class for models that read images, too, such as Qwen2.5-VL, although they can be trained on text.
+
+    Args:
+        path_or_id (`str`):
+            A directory with a model or an adapter, or the id of one on the Hub.
+        model_init_kwargs (*optional*):
+            Passed to [`~transformers.PreTrainedModel.from_pretrained`].
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The model, which can generate.
+    """
+    names = ("revision", "token", "cache_dir", "local_files_only")
+    where = {name: model_init_kwargs[name] for name in names if name in model_init_kwargs}
+    if find_adapter_config_file(path_or_id, **where) is not None:
+        base = PeftConfig.from_pretrained(path_or_id, **where).base_model_name_or_path
+        of_base = {name: value for name, value in model_init_kwargs.items() if name != "revision"}
+        return PeftModel.from_pretrained(load_model(base, **of_base), path_or_id, **where)  # type: ignore[return-value]
+    config = AutoConfig.from_pretrained(
+        path_or_id, trust_remote_code=bool(model_init_kwargs.get("trust_remote_code")), **where
+    )
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    kind: Any = next((kind for kind in named if hasattr(kind, "generate")), AutoModelForCausalLM)
+    return kind.from_pretrained(path_or_id, **model_init_kwargs)

@@ -1,0 +1,53 @@
+"""Ways of decoding in which a row of `generate` is not one context that grows by one sampled token at each step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Arguments of `generate`, with the values that keep it plain; `None` always does
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "constraints": (),
+    "force_words_ids": (),
+    "assistant_model": (),
+    "assistant_tokenizer": (),
+    "assistant_early_exit": (0,),
+    "prompt_lookup_num_tokens": (0,),
+    "custom_generate": (),
+    "penalty_alpha": (0, 0.0),
+    "dola_layers": (),
+    "use_mtp": (False,),
+}
+
+# Arguments that this package passes itself, or that change what `generate` returns
+_OWN = (
+    "input_ids", "inputs", "attention_mask", "past_key_values", "cache", "max_length", "logits_processor", "stopping_criteria",
+    "return_dict_in_generate", "stop_strings",
+)  # fmt: skip
+
+
+def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
+    """
+    Refuse arguments of `generate` under which log-probs of sampled tokens could not be recorded.
+
+    Args:
+        options (`Mapping[str, Any]`):
+            Arguments of `generate`.
+
+    Raises:
+        `ValueError`: For beam search, several sequences for one context, assisted, contrastive and custom decoding, and for
+            arguments that belong to this package.
+    """
+    for name, value in options.items():
+        if name in _PLAIN and value is not None and value not in _PLAIN[name]:
+            raise ValueError(
+                "generation_kwargs must leave each context one sequence that grows by one sampled token at a time, since its "
+                f"log-probs are those of the policy update, got {name}={value!r}: leave it out."
+            )
+        if name in _OWN and value is not None and value is not False:
+            raise ValueError(f"generation_kwargs must not set {name}, which mem1-trl sets itself: leave it out.")

@@ -1,0 +1,112 @@
+"""Requests to a model server: many at once, repeated where that helps, and each failure to the context that caused it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any, Generic, TypeVar
+
+from ..retrying import with_retries
+from .server_errors import FailedContext, explained, one_line, seconds_to_wait
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+_MOST_BARREN = 3
+"""Calls in a row without one answer after which a server is given up."""
+
+
+class ServerCalls(Generic[Value]):
+    """
+    Makes requests of one server, for any number of threads.
+
+    A context that the server has no answer for costs its own episode. What every other context would meet as well is an error:
+    a wrong key, a server that is not there, or answers of which none can be used.
+
+    Args:
+        max_workers (`int`):
+            Most requests at once, over all threads.
+        max_retries (`int`):
+            How often a request is tried again.
+    """
+
+    def __init__(self, max_workers: int, max_retries: int):
+        self.max_workers = max_workers
+        self.max_retries = max_retries
+        self._free = threading.BoundedSemaphore(max_workers)
+        self._lock = threading.Lock()
+        self._has_answered = False
+        self._barren = 0
+
+    def all(self, requests: Sequence[Callable[[], Value]]) -> list[Value | str]:
+        """
+        Answers to all requests, in order; in the place of one that failed stands why.
+
+        Args:
+            requests (`Sequence[Callable]`):
+                Each sends a request and reads its answer.
+
+        Raises:
+            `RuntimeError`: If the server refuses what every request has in common, or if it has not answered one request in its
+                first call, or in three calls in a row.
+            `ConnectionError`: If the server is not there.
+        """
+        if not requests:
+            return []
+        pool = ThreadPoolExecutor(max_workers=min(self.max_workers, len(requests)))
+        try:
+            futures = [pool.submit(self.one, request) for request in requests]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done() and (error := future.exception()) is not None:
+                    raise error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        results = [future.result() for future in futures]
+        failures = [result for result in results if isinstance(result, Exception)]
+        self._give_up(failures, len(results))
+        return [str(result) if isinstance(result, Exception) else result for result in results]
+
+    def one(self, request: Callable[[], Value]) -> Value | FailedContext | ConnectionError:
+        """
+        The answer to a request, or the failure that costs one context.
+
+        Raises:
+            `RuntimeError`: If no request would be answered.
+        """
+        attempts = 0
+
+        def ask() -> Value:
+            nonlocal attempts
+            attempts += 1
+            with self._free:
+                return request()
+
+        try:
+            return with_retries(ask, self.max_retries, seconds_to_wait, _warn)
+        except Exception as error:
+            failure = explained(error, attempts)
+            failure.__cause__ = error
+            if isinstance(failure, (FailedContext, ConnectionError)):
+                return failure
+            raise failure from error
+
+    def _give_up(self, failures: list[Any], asked: int) -> None:
+        """Raise if going on would only spend episodes."""
+        with self._lock:
+            if len(failures) < asked:
+                self._has_answered, self._barren = True, 0
+                return
+            self._barren += 1
+            hopeless = not self._has_answered or self._barren >= _MOST_BARREN
+        if all(isinstance(failure, ConnectionError) for failure in failures):
+            raise failures[0]
+        if hopeless:
+            raise RuntimeError(str(failures[0])) from failures[0]
+
+
+def _warn(error: Exception, seconds: float) -> None:
+    logger.warning("%s. Trying again in %.1f s.", one_line(error), seconds)

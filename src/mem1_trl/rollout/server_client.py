@@ -1,0 +1,88 @@
+"""A client of an OpenAI-compatible server, for an address alone: the two calls that are needed, within limits of time and size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..web.addresses import Address, resolve
+from ..web.exchange import exchange
+from ..web.pages import FetchError
+from .server_errors import ServerError
+
+_MAX_BYTES = 64 * 2**20
+_HUB_HOSTS = ("huggingface.co", "huggingface.cloud", "hf.space")
+
+
+class ServerClient:
+    """
+    Has `chat.completions.create` and `completions.create`, as `openai.OpenAI` does, and returns the JSON of the answers.
+
+    The token of the Hub, if one is logged in, goes to hosts of Hugging Face only.
+
+    Args:
+        url (`str`):
+            Address of the server, such as `"http://localhost:8000/v1"`; `/v1` is added if it is missing.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds for one answer. A server that sends a byte now and then does not extend it.
+
+    Raises:
+        `ValueError`: If `url` is not a web address.
+    """
+
+    def __init__(self, url: str, timeout: float = 600.0):
+        self.timeout = timeout
+        parsed = urlsplit(url)
+        host, ports = (parsed.hostname or "").lower(), {"http": 80, "https": 443}
+        if parsed.scheme not in ports or not host:
+            raise ValueError(
+                "`client` must be a client, or the address of a server such as 'http://localhost:8000/v1', got "
+                f"{url!r}."
+            )
+        path = parsed.path.rstrip("/").removesuffix("/chat/completions")
+        path = path if path.endswith("/v1") else f"{path}/v1"
+        self._base = Address(parsed.scheme, host, parsed.port or ports[parsed.scheme], path)
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if any(host == known or host.endswith(f".{known}") for known in _HUB_HOSTS):
+            from huggingface_hub import get_token
+
+            token = get_token()
+            self._headers |= {"Authorization": f"Bearer {token}"} if token else {}
+        self.completions = SimpleNamespace(create=partial(self._post, "completions"))
+        self.chat = SimpleNamespace(completions=SimpleNamespace(create=partial(self._post, "chat/completions")))
+
+    def _post(self, route: str, extra_body: dict[str, Any] | None = None, **request: Any) -> dict[str, Any]:
+        """The answer to a request, as JSON."""
+        address = dataclasses.replace(self._base, target=f"{self._base.target}/{route}")
+        body = json.dumps({**request, **(extra_body or {})}).encode()
+        try:
+            ips = resolve(address, allow_private=True)  # the address is the user's, not the agent's
+            answer = exchange(address, ips, self.timeout, _MAX_BYTES, "POST", self._headers, body)
+        except FetchError as error:
+            if error.passing:
+                raise ConnectionError(str(error)) from None
+            raise RuntimeError(str(error)) from None
+        text = answer.body.decode("utf-8", errors="replace")
+        if answer.status >= 300:
+            raise ServerError(f"HTTP {answer.status}: {_said(text)}", answer.status, answer.headers)
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ServerError(f"its answer is no JSON but {text[:80]!r}") from None
+        if not isinstance(found, dict):
+            raise ServerError(f"its answer must be a JSON object, got {text[:80]!r}")
+        return found
+
+
+def _said(text: str) -> str:
+    """The message in the body of an error, or the body."""
+    try:
+        error = json.loads(text)
+        error = error.get("error", error.get("detail", error))
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, RecursionError, AttributeError):
+        return text

@@ -1,0 +1,120 @@
+"""
+Failures of model servers: which pass by themselves, which cost an episode, and which end the run.
+
+- `FailedContext`: what one context costs. The server refused it, or had no usable answer for it after all attempts.
+- `RuntimeError`: nothing will work until something is corrected, such as the key or the name of the model.
+- `ConnectionError`: the server is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff
+
+_ADVICE = {
+    401: "it wants another key: pass a client with the right one, such as openai.OpenAI(base_url=..., api_key=...)",
+    402: "the account has no credit left",
+    403: "the key may not use this model: pass a client with another key, or name another model",
+    404: "it does not have this model, or the address is not that of its API: correct the name of the model, or the address, "
+    "which usually ends in /v1",
+    405: "the address is not that of its API: correct it; it usually ends in /v1",
+}
+"""What to do about answers that no other context would change."""
+
+_UNREADABLE = frozenset(("JSONDecodeError", "UnicodeDecodeError", "APIResponseValidationError", "ValidationError"))
+"""Names of the errors with which clients fail to read an answer."""
+
+_LONGEST_DETAIL = 300  # characters of an error that are shown
+
+
+class ServerError(Exception):
+    """
+    Raised for an answer that says, by its status or in its body, that there is no completion.
+
+    Args:
+        sentence (`str`):
+            What the server said.
+        status (`int` or `None`, *optional*):
+            HTTP status; `None` for an answer that cannot be read.
+        headers (`Mapping`, *optional*):
+            Headers of the answer.
+    """
+
+    def __init__(self, sentence: str, status: int | None = None, headers: Any = None):
+        super().__init__(sentence)
+        self.status_code = status
+        self.headers = headers
+
+
+class FailedContext(Exception):
+    """Raised for a context that the server has no completion for, while it may have one for others."""
+
+
+def part(value: Any, name: str) -> Any:
+    """An entry of what a client returned, which is a dictionary or an object; `None` if there is none."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
+def status_of(error: Exception) -> int | None:
+    """HTTP status that an error of any client carries."""
+    for holder in (error, getattr(error, "response", None)):
+        status = getattr(holder, "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def seconds_to_wait(error: Exception, attempt: int) -> float | None:
+    """How long to wait before a request is tried again; `None` if that would not help."""
+    if not _passes(error):
+        return None
+    headers = getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None)
+    asked = asked_to_wait(headers)
+    return backoff(attempt, first=1.0) if asked is None else asked
+
+
+def explained(error: Exception, attempts: int) -> Exception:
+    """The last failure of a request as one of the three kinds of this module."""
+    status, detail = status_of(error), one_line(error)
+    if status in _ADVICE:
+        return RuntimeError(f"The model server refused a request ({detail}): {_ADVICE[status]}.")
+    if isinstance(error, ServerError) or status is not None or _is_unreadable(error):
+        if _passes(error):
+            return FailedContext(f"The model server gave no usable answer in {attempts} attempts ({detail}).")
+        return FailedContext(
+            f"The model server refused this context ({detail}): it may be too long for the server, or `request_kwargs` or a "
+            "setting may be one that the server does not know."
+        )
+    if _passes(error):
+        return ConnectionError(
+            f"The model server gave no answer in {attempts} attempts ({detail}): check its address and that the server runs, "
+            "then start again."
+        )
+    return RuntimeError(
+        f"The request could not be sent ({detail}): correct the name of the model, the client, or `request_kwargs`."
+    )
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _LONGEST_DETAIL else f"{text[:_LONGEST_DETAIL]} ..."
+
+
+def _passes(error: Exception) -> bool:
+    """Whether another attempt may succeed."""
+    status = status_of(error)
+    if status is not None:
+        return status in BUSY_STATUSES
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "OfflineModeIsEnabled" in names:  # HF_HUB_OFFLINE keeps huggingface_hub's client from every server
+        return False
+    if isinstance(error, ServerError) or _is_unreadable(error):
+        return True
+    return isinstance(error, OSError) or bool(names & TRANSIENT_ERRORS)
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Whether a client could not read the answer: an HTML page of a proxy, or JSON of another shape."""
+    return type(error).__name__ in _UNREADABLE

@@ -1,0 +1,124 @@
+"""One local model for several threads: one call at a time, and what arrives together is generated together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .settings import AgentSettings
+    from .stopping import Completion
+
+_GATHER = 0.01
+"""Seconds for which a call waits for those of other threads that are playing."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """Contexts of one thread, and then their completions."""
+
+    settings: AgentSettings
+    prompts: list[list[int]]
+    stops: list[list[str]]
+    completions: list[Completion] | None = None
+    error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.completions is not None or self.error is not None
+
+
+class SharedGenerator:
+    """
+    Generates for all threads that play episodes with one model.
+
+    A thread that finds the model free generates for all that wait by then; the others find their completions when it is their turn.
+
+    Args:
+        generator (`Callable[[], TransformersGenerator]`):
+            Returns the generator that is shared.
+    """
+
+    def __init__(self, generator: Callable[[], Any]):
+        self._generator = generator
+        self._model = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting: list[_Request] = []
+        self._playing = 0
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Say that this thread plays episodes. What the model has read is forgotten when the last thread has ended."""
+        with self._changed:
+            self._playing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._playing -= 1
+                self._changed.notify_all()
+                is_last = not self._playing
+            if is_last:  # the others are not waited for
+                with self._model:
+                    if not self._playing:
+                        self._generator().release()
+
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]], settings: AgentSettings) -> list[Completion]:
+        """One completion for each context, as from the generator."""
+        request = _Request(settings, prompts, stops)
+        with self._changed:
+            self._waiting.append(request)
+            self._changed.notify_all()
+        with self._model:
+            if not request.done:
+                self._serve(request)
+        if request.error is not None:
+            raise request.error
+        assert request.completions is not None
+        return request.completions
+
+    def _serve(self, own: _Request) -> None:
+        """Generate for all that wait, the request of this thread among them."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) >= self._playing, _GATHER)
+            taken, self._waiting = self._waiting, []
+        try:
+            left = list(taken)
+            while left:
+                alike = [request for request in left if request.settings == left[0].settings]
+                left = [request for request in left if request not in alike]
+                self._generate_together(alike)
+        except BaseException:  # an interrupt of this thread: the others go on
+            with self._changed:
+                self._waiting = [one for one in taken if not one.done and one is not own] + self._waiting
+            raise
+
+    def _generate_together(self, requests: Sequence[_Request]) -> None:
+        try:
+            found = self._generate(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].error = error
+                return
+            for request in requests:  # one of them may be at fault, and the others are not
+                self._generate_together([request])
+            return
+        for request in requests:
+            request.completions = [next(found) for _ in request.prompts]
+
+    def _generate(self, requests: Sequence[_Request]) -> Iterator[Completion]:
+        generator = self._generator()
+        generator.settings = requests[0].settings
+        model: Any = getattr(generator, "model", None)
+        training = getattr(model, "training", False)
+        if training:
+            model.eval()
+        try:
+            prompts = [prompt for request in requests for prompt in request.prompts]
+            return iter(generator(prompts, [stops for request in requests for stops in request.stops]))
+        finally:
+            if training:
+                model.train()

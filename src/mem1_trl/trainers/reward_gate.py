@@ -1,0 +1,117 @@
+"""The gate of reward functions: not asked about episodes that failed, and held to a finite number or `None` for all others."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..environment_runtime.faults import as_reward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class RewardGate:
+    """
+    What the reward functions of one batch of this process are asked, and what is taken from them.
+
+    Reward functions are written for episodes; one that never began has no turns, perhaps no environment, and gets 0. What they
+    return is held to the same rule as `get_reward` of an environment. Reward models get texts only and are asked as they are.
+
+    Args:
+        failed (`list[bool]`):
+            Which episodes failed.
+
+    Attributes:
+        problems (`dict[int, str]`):
+            Index of each episode that a reward function gave a number for that is not finite, and what it gave.
+    """
+
+    def __init__(self, failed: list[bool]):
+        self.failed = failed
+        self.kept = [index for index, one in enumerate(failed) if not one]
+        self.problems: dict[int, str] = {}
+
+    def guard(self, function: Any, name: str) -> Any:
+        """
+        A function that may take the place of a reward function in TRL.
+
+        Raises:
+            `TypeError`: From the function that is returned, if a reward is not a number.
+            `ValueError`: From it, if there are more or fewer rewards than episodes it was asked about.
+        """
+        if isinstance(function, torch.nn.Module):
+            return function
+        if _is_asynchronous(function):
+
+            async def ask(**kwargs: Any) -> list[Any]:
+                return self._taken(await function(**self._chosen(kwargs)) if self.kept else [], name)
+
+            return ask
+
+        def call(**kwargs: Any) -> list[Any]:
+            return self._taken(function(**self._chosen(kwargs)) if self.kept else [], name)
+
+        return call
+
+    def check_models(self, functions: Sequence[Any], names: Sequence[str], rewards: torch.Tensor) -> None:
+        """
+        Note what reward models gave.
+
+        Args:
+            functions, names (`Sequence`):
+                The reward functions and their names.
+            rewards (`torch.Tensor`):
+                Shape `(B, F)`: what TRL took from each for the episodes of this process.
+        """
+        for column, (function, name) in enumerate(zip(functions, names, strict=True)):
+            if isinstance(function, torch.nn.Module):
+                for index in (~rewards[:, column].isfinite()).nonzero().flatten().tolist():
+                    if not self.failed[index]:
+                        self.problems[index] = f"The reward model {name!r} gave {float(rewards[index, column])}"
+
+    def _taken(self, values: Any, name: str) -> list[Any]:
+        values = list(values)
+        if len(values) != len(self.kept):
+            raise ValueError(
+                f"The reward function '{name}' returned {len(values)} rewards, but {len(self.kept)} were expected: one for "
+                "each completion that it is asked about."
+            )
+        rewards: list[Any] = [0.0] * len(self.failed)
+        for index, value in zip(self.kept, values):
+            try:
+                rewards[index] = as_reward(value, f"The reward function {name!r}")
+            except TypeError as error:
+                raise TypeError(f"{error} (row {index} of the batch).") from None
+            except ValueError as error:
+                rewards[index], self.problems[index] = None, str(error)
+        return rewards
+
+    def _chosen(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments about the episodes that did not fail."""
+        if len(self.kept) == len(self.failed):
+            return kwargs
+        rows = {key: [v[i] for i in self.kept] if self._is_column(v) else v for key, v in kwargs.items()}
+        if "log_extra" in kwargs:
+
+            def log_extra(column: str, values: Any) -> None:
+                everywhere: list[Any] = [None] * len(self.failed)
+                for index, value in zip(self.kept, values, strict=True):
+                    everywhere[index] = value
+                kwargs["log_extra"](column, everywhere)
+
+            rows["log_extra"] = log_extra
+        return rows
+
+    def _is_column(self, value: Any) -> bool:
+        return isinstance(value, list) and len(value) == len(self.failed)
+
+
+def _is_asynchronous(function: Any) -> bool:
+    """Whether TRL awaits what a function returns: an `async def`, an object called by one, or a partial of either."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -1,0 +1,110 @@
+"""Tests of decoding that is not one sampled token at a time: refused, or recorded as unknown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.helpers import oracle_logprobs, tiny_model, tiny_tokenizer
+
+from mem1_trl import AgentSettings, Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig, StopReason, Trajectory, Turn
+from mem1_trl.rollout.generation import SampledLogprobs, TransformersGenerator
+
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
+
+REFUSED = [
+    {"num_beams": 2},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"num_return_sequences": 3},
+    {"prompt_lookup_num_tokens": 3},
+    {"assistant_model": "another/model"},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"custom_generate": "someone/code"},
+    {"dola_layers": "high"},
+    {"force_words_ids": [[5]]},
+]
+
+
+@pytest.mark.parametrize("options", REFUSED, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("owner", ["agent", "grpo", "ppo"])
+def test_other_modes_are_refused_before_any_model_is_loaded(options, owner):
+    make = {
+        "agent": lambda: Mem1Agent(tiny_model(), tiny_tokenizer(), generation_kwargs=options),
+        "grpo": lambda: Mem1GRPOConfig("out", bf16=False, generation_kwargs=options),
+        "ppo": lambda: Mem1PPOConfig("out", bf16=False, generation_kwargs=options),
+    }
+    name, value = next(iter(options.items()))
+    with pytest.raises(
+        ValueError, match=f"one sampled token at a time, .*got {name}={value!r}: leave it out".replace("[", r"\[")
+    ):
+        make[owner]()
+
+
+def test_arguments_of_the_package_are_refused():
+    with pytest.raises(
+        ValueError, match="generation_kwargs must not set logits_processor, which mem1-trl sets itself"
+    ):
+        AgentSettings(generation_kwargs={"logits_processor": []})
+
+
+def test_values_that_change_nothing_are_taken():
+    plain = {"num_beams": 1, "num_return_sequences": 1, "prompt_lookup_num_tokens": None, "penalty_alpha": None}
+    assert AgentSettings(generation_kwargs=plain).generation_kwargs == plain
+
+
+def generator(model):
+    return TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=5, temperature=1.0))
+
+
+def check(model, prompts, completions):
+    for prompt, done in zip(prompts, completions):
+        with torch.no_grad():
+            (wanted,) = oracle_logprobs(model, Trajectory([Turn(tuple(prompt), done.ids)], StopReason.ANSWER))
+        assert torch.tensor(done.logprobs) == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", [{"num_beams": 3, "do_sample": False}, {"prompt_lookup_num_tokens": 2}])
+def test_a_replaced_generate_of_another_mode_records_nothing_and_keeps_nothing(mode):
+    """Beams reorder rows, and assisted decoding may take several tokens in one step: neither gets the log-probs of others."""
+    model = tiny_model()
+    generate = generator(model)
+    original = model.generate
+    prompts = PROMPTS if "num_beams" in mode else [[5, 6, 7] * 5]  # assisted decoding has one row
+    model.generate = lambda **options: original(**{**options, **mode})
+    found = generate(prompts, [[]] * len(prompts))
+    if "num_beams" in mode:
+        assert [done.logprobs for done in found] == [None] * len(prompts)
+    else:
+        check(model, prompts, [done for done in found if done.logprobs is not None])
+    assert all(1 <= len(done.ids) <= 5 for done in found)
+    del model.generate
+    again = generate(prompts, [[]] * len(prompts))  # nothing of the other calls is read
+    check(model, prompts, again)
+
+
+def test_a_replaced_generate_that_ignores_processors_records_nothing():
+    model = tiny_model()
+    generate = generator(model)
+
+    def constant(input_ids, **options):
+        return torch.cat([input_ids, torch.full((len(input_ids), 2), 7)], dim=1)
+
+    model.generate = constant
+    assert [(done.ids, done.logprobs) for done in generate(PROMPTS, [[]] * 2)] == [((7, 7), None)] * 2
+
+
+def test_recorded_steps_must_be_those_of_the_sequences():
+    scores = torch.log_softmax(torch.randn(2, 9, generator=torch.Generator().manual_seed(0)), dim=-1)
+    first, rows = torch.tensor([[1], [2]]), torch.tensor([[1, 5], [2, 6]])
+
+    def finish(sequences, steps):
+        recorder = SampledLogprobs(1.0, columns=1)
+        for step in steps:
+            recorder(step, scores)
+        return recorder.finish(sequences)
+
+    assert finish(rows, [first]) == [[pytest.approx(float(scores[0, 5]))], [pytest.approx(float(scores[1, 6]))]]
+    two = torch.tensor([[1, 5, 3], [2, 6, 4]])
+    assert len(finish(two, [first, rows])[0]) == 2
+    assert finish(two, [first]) is None  # a token without a step
+    assert finish(two.flip(0), [first, rows]) is None  # rows that were reordered
+    assert finish(two[:1], [first, rows]) is None  # rows that are gone

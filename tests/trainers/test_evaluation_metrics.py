@@ -1,0 +1,117 @@
+"""What an evaluation plays, and which metrics of TRL are logged at all."""
+
+from __future__ import annotations
+
+import glob
+
+import pandas
+import pytest
+import torch
+from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, record, trainer_arguments
+from trl import GRPOConfig
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.configs import from_grpo_config
+
+KINDS = {"grpo": (Mem1GRPOTrainer, Mem1GRPOConfig), "ppo": (Mem1PPOTrainer, Mem1PPOConfig)}
+
+
+def make(kind, tmp_path, model, tokenizer, **settings):
+    trainer_class, config_class = KINDS[kind]
+    own = {"num_generations": 4} if kind == "grpo" else {"beta": 0.0}
+    own |= {"max_turns": 4, "max_observation_length": 60, "per_device_eval_batch_size": 8, **settings}
+    return trainer_class(
+        model=model,
+        args=config_class(**trainer_arguments(tmp_path, **own)),
+        train_dataset=lookup_dataset(8),
+        eval_dataset=lookup_dataset(8),
+        processing_class=tokenizer,
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+    )
+
+
+def played_in(trainer) -> list[str]:
+    """The tasks that an evaluation plays, in their order."""
+    prompts = []
+    start = trainer.prepare_rows
+
+    def prepare_rows(rows):
+        prompts.extend(row["prompt"] for row in rows)
+        return start(rows)
+
+    trainer.prepare_rows = prepare_rows
+    trainer.evaluate()
+    return prompts
+
+
+GREEDY = {"eval_temperature": 0.0}, {"eval_temperature": None, "generation_kwargs": {"do_sample": False}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "times"),
+    [
+        ("grpo", GREEDY[0], 1),
+        ("grpo", GREEDY[1], 1),
+        ("grpo", {"eval_temperature": None}, 4),
+        ("grpo", {"eval_temperature": 0.7}, 4),
+        ("grpo", {"eval_temperature": 0.0, "num_generations_eval": 2}, 2),
+        ("ppo", GREEDY[0], 1),
+        ("ppo", {"eval_temperature": 0.0, "num_generations": 4}, 1),
+        ("ppo", {"eval_temperature": 0.7, "num_generations": 4}, 4),
+    ],
+)
+def test_a_greedy_evaluation_plays_every_row_once(kind, settings, times, tmp_path, tokenizer, actor):
+    prompts = played_in(make(kind, tmp_path, actor, tokenizer, **settings))
+    expected = [prompt for prompt in lookup_dataset(8)["prompt"] for _ in range(times)]
+    assert sorted(prompts) == sorted(expected)
+
+
+def test_a_converted_configuration_evaluates_greedily_once(tmp_path):
+    theirs = GRPOConfig(
+        output_dir=str(tmp_path), num_generations=4, per_device_train_batch_size=4, bf16=False, use_cpu=True
+    )
+    with pytest.warns(UserWarning, match="A GRPOConfig is run"):
+        ours = from_grpo_config(theirs)
+    assert (ours.num_generations_eval, ours.logging_nan_inf_filter) == (1, False)
+    assert theirs.num_generations_eval is None
+
+
+CLIPPED = ("low_mean", "high_mean", "region_mean", "low_min", "high_max")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_that_are_always_the_same_are_not_logged(kind, tmp_path, tokenizer, actor):
+    trainer = make(
+        kind, tmp_path, actor, tokenizer, eval_strategy="steps", eval_steps=1, learning_rate=1e-2, max_steps=2
+    )
+    recorder = record(trainer)
+    trainer.train()
+    steps = [logs for logs in recorder.logs if "loss" in logs]
+    evaluations = [logs for logs in recorder.logs if "eval_reward" in logs]
+    assert len(steps) == len(evaluations) == 2
+    dead = {f"eval_clip_ratio/{name}" for name in CLIPPED} | {"eval_frac_reward_zero_std", "eval_value/clip_ratio"}
+    for logs in evaluations:
+        assert not dead & set(logs)
+        assert {"eval_loss", "eval_reward", "eval_reward_std", "eval_entropy", "eval_episode/turns"} <= set(logs)
+    for logs in steps:
+        assert {f"clip_ratio/{name}" for name in CLIPPED} <= set(logs)
+        assert ("frac_reward_zero_std" in logs) == (kind == "grpo")
+
+
+def test_a_sampled_evaluation_says_in_how_many_groups_all_are_alike(tmp_path, tokenizer, actor):
+    metrics = make("grpo", tmp_path, actor, tokenizer, eval_temperature=1.0).evaluate()
+    assert 0.0 <= metrics["eval_frac_reward_zero_std"] < 1.0
+
+
+def test_the_table_of_completions_shows_the_advantages_that_ppo_trains_on(tmp_path, tokenizer, actor):
+    trainer = make("ppo", tmp_path, actor, tokenizer, log_completions=True, max_steps=1, per_device_train_batch_size=8)
+    torch.nn.init.normal_(trainer.value_model.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    recorder = record(trainer)
+    trainer.train()
+    (batch,) = recorder.batches
+    mask = batch["completion_mask"] * batch["tool_mask"]
+    expected = (batch["advantages"] * mask).sum(1) / mask.sum(1)
+    assert expected.abs().min() > 0
+    (path,) = glob.glob(f"{tmp_path}/completions/*.parquet")
+    assert pandas.read_parquet(path)["advantage"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
