@@ -149,9 +149,19 @@ def test_settings_are_checked(kwargs, words):
 
 
 def test_metrics_are_of_all_processes():
-    one = {"calls": 3, "errors": 1, "timeouts": 1, "retries": 2, "restarts": 0}
-    other = {"calls": 1, "errors": 1, "timeouts": 0, "retries": 0, "restarts": 4}
-    assert fault_metrics([one, other]) == {"error_rate": 0.5, "timeouts": 1.0, "retries": 2.0, "restarts": 4.0}
+    one = {"calls": 3, "errors": 1, "action_errors": 1, "reset_errors": 0, "timeouts": 1, "retries": 2, "restarts": 0}
+    other = {
+        "calls": 1,
+        "errors": 1,
+        "action_errors": 0,
+        "reset_errors": 1,
+        "timeouts": 0,
+        "retries": 0,
+        "restarts": 4,
+    }
+    assert fault_metrics([one, other]) == {
+        "error_rate": 0.5, "action_errors": 1.0, "reset_errors": 1.0, "timeouts": 1.0, "retries": 2.0, "restarts": 4.0
+    }  # fmt: skip
     assert fault_metrics([dict.fromkeys(one, 0)])["error_rate"] == 0.0
 
 
@@ -494,7 +504,13 @@ def test_a_reset_that_fails_is_repeated_in_a_new_instance():
     pool = pool_of(Moody, retries=2)
     (started,) = pool.start([{}])
     assert started.observation == "instance 3" and started.error is None and started.environment.number == 3
-    assert pool.caller.counts.reset() == {"calls": 1, "errors": 0, "timeouts": 0, "retries": 2, "restarts": 2}
+    expected = {
+        **dict.fromkeys(("errors", "action_errors", "reset_errors", "timeouts"), 0),
+        "calls": 1,
+        "retries": 2,
+        "restarts": 2,
+    }
+    assert pool.caller.counts.reset() == expected
     pool.close()
     assert sorted(Moody.closed) == [1, 2, 3]
 

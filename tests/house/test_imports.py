@@ -19,6 +19,7 @@ ORDER = [
     "lazy_exports",
     "json_lines",
     "retrying",
+    "optional_packages",
     "trajectory",
     "facts",
     "protocol",

@@ -11,6 +11,7 @@ from support.helpers import tiny_model, tiny_tokenizer
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from mem1_trl.model_traits import cache_argument
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache
@@ -207,12 +208,14 @@ def test_clear_frees_what_was_kept():
     cache = PrefixCache(0)
     contexts = [ids(9), ids(9)]
     inputs = cache.prepare(model, contexts)
-    assert isinstance(inputs["past_key_values"], DynamicCache) and inputs["past_key_values"].get_seq_length() == 0
+    assert (
+        isinstance(inputs[cache_argument(model)], DynamicCache) and inputs[cache_argument(model)].get_seq_length() == 0
+    )
     with torch.no_grad():
         sequences = model.generate(**inputs, max_new_tokens=4, pad_token_id=0)
-    cache.keep(contexts, sequences[:, inputs["input_ids"].shape[1] :], inputs["past_key_values"])
+    cache.keep(contexts, sequences[:, inputs["input_ids"].shape[1] :], inputs[cache_argument(model)])
     longer = [[*sequences[0].tolist(), 5, 6], contexts[1]]
-    assert cache.prepare(model, longer)["past_key_values"].get_seq_length() == 12
+    assert cache.prepare(model, longer)[cache_argument(model)].get_seq_length() == 12
     assert cache.reused_tokens == 12 + 8
     cache.clear()
-    assert cache.prepare(model, longer)["past_key_values"].get_seq_length() == 0 and cache.reused_tokens == 0
+    assert cache.prepare(model, longer)[cache_argument(model)].get_seq_length() == 0 and cache.reused_tokens == 0

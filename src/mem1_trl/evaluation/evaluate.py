@@ -141,6 +141,9 @@ def evaluate_agent(
             "%d of %d episodes failed and count 0, the first of them (row %d) with: %s",
             len(failed), len(tasks), failed[0].index, failed[0].error,
         )  # fmt: skip
+    later = pool.caller.failures.later()
+    if later:
+        logger.warning("Calls that failed after the first failure that was logged: %s.", later)
     return Evaluation.from_tasks(
         tasks,
         agent=label or Path(str(described["model"])).name,

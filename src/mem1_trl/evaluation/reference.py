@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..json_lines import read_json_lines
+from ..optional_packages import require
 from ..protocol.protocol import Mem1Protocol
 from ..rewards import score_answer
 
@@ -115,12 +116,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _reference_counter() -> CountTokens:
-    try:
-        import tiktoken
-    except ImportError:
-        raise ImportError(
-            "The reference counts tokens with tiktoken: `pip install tiktoken`, or pass `count_tokens=`."
-        ) from None
+    tiktoken = require("tiktoken", None, "Counting tokens as the reference does (without `count_tokens=`)")
     encoding = tiktoken.encoding_for_model(_REFERENCE_ENCODING)
     return lambda text: len(encoding.encode(text))
 

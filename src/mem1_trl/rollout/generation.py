@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from ..model_traits import embedding_rows, ordinary_ids
+from ..model_traits import cache_argument, embedding_rows, ordinary_ids
 from .decoding import own_decoding_only
 from .prefix_cache import PrefixCache
 from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
@@ -182,7 +182,7 @@ class ActionGenerate:
                 cache.clear()
                 recorded = False
             else:
-                cache.keep(contexts, sampled, inputs["past_key_values"])
+                cache.keep(contexts, sampled, inputs[cache_argument(self.model)])
             for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs or [[]] * len(running)):
                 completions[row] += ids
                 all_logprobs[row] += row_logprobs

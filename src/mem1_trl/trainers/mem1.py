@@ -201,6 +201,7 @@ class Mem1Trainer(TrajectoryTrainer):
         ]
 
     def rewarded(self, trajectories: list[Trajectory]) -> None:
+        self._episode_log.watch_rewards(trajectories)
         self._episode_log.keep(trajectories)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
+from ..model_traits import enable_activation_checkpointing
 from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
 from ..update.critic.bootstrap import values_after
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
@@ -183,7 +184,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         if self.args.disable_dropout:
             silence_dropout(critic)
         if self.args.gradient_checkpointing:
-            critic.backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+            enable_activation_checkpointing(critic.backbone, self.args.gradient_checkpointing_kwargs)  # type: ignore[arg-type]
             if critic.adapters is not None:
                 critic.backbone.enable_input_require_grads()
         return critic

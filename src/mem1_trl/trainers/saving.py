@@ -127,6 +127,7 @@ def card_facts(trainer: Mem1Trainer, dataset_name: str | None, evaluation: dict[
         paper=(trainer._paper["title"], trainer._paper["id"]),
         source=trainer.hub_model_id or str(trainer.args.output_dir),
         environment=environment,
+        environment_names=trainer.pool.names if trainer.pool is not None else (),
         turn=[] if actions is None else actions.describe(),
         settings=trainer.agent_settings(),
         training={name: getattr(trainer.args, name) for name in _CARD_SETTINGS if hasattr(trainer.args, name)},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from importlib import import_module
 from typing import Any
 
+from ..optional_packages import require
 from .pages import FetchError
 
 _HTML = ("text/html", "application/xhtml+xml")
@@ -30,10 +30,7 @@ _EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", 
 
 def trafilatura() -> Any:
     """The library that extracts the text of a page."""
-    try:
-        return import_module("trafilatura")
-    except ImportError:
-        raise ImportError('Reading the web needs trafilatura: run `pip install "mem1-trl[web]"`.') from None
+    return require("trafilatura", "web", "Reading the web")
 
 
 def content_type(header: str | None) -> tuple[str, str | None]:

@@ -231,7 +231,7 @@ class CachedSearch:
     """
 
     def __init__(self, search: WebSearch, cache: WebCache) -> None:
-        self._search = search
+        self.engine = search
         self._cache = cache
         self._locks = Locks()
 
@@ -242,12 +242,12 @@ class CachedSearch:
         Raises:
             `LookupError`: in a replay, if this was not searched for when the run was recorded.
         """
-        key = json.dumps([type(self._search).__name__, top_k, query])
+        key = json.dumps([type(self.engine).__name__, top_k, query])
         with self._locks(key):
             known = self._cache.get("search", key)
             if known is None and self._cache.replay:
                 raise LookupError("This was not searched for when the run was recorded, and nothing is searched now.")
             if known is None:
-                known = [[result.title, result.url, result.snippet] for result in self._search.search(query, top_k)]
+                known = [[result.title, result.url, result.snippet] for result in self.engine.search(query, top_k)]
                 self._cache.put("search", key, known)
         return [WebResult(*result) for result in known]
