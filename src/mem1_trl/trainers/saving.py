@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.logging import get_logger
 from peft import PeftModel
+from transformers import AutoTokenizer
 
 from ..hub.agent_settings import find_protocol, load_agent_settings
+from ..hub.load_model import why_not_loadable
 from ..hub.model_card import CardFacts
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.settings import AgentSettings
@@ -78,6 +80,38 @@ def starting_protocol(protocol: Any, model: Any) -> Mem1Protocol:
         return Mem1Protocol()
     logger.info(f"The protocol saved with {source} is used; pass `protocol=Mem1Protocol()` for the default tags.")
     return saved
+
+
+def starting_tokenizer(tokenizer: Any, model: Any, args: Any) -> Any:
+    """
+    The tokenizer of a run: the one that is passed, else the one beside the model.
+
+    TRL would load a processor for a model that also reads images.
+
+    Raises:
+        `ValueError`: If none is passed for a model that was made in memory.
+    """
+    if tokenizer is not None:
+        return tokenizer
+    source = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    if not source:
+        raise ValueError(
+            "`processing_class` must be passed for a model that was made in memory, got None: pass its tokenizer."
+        )
+    return AutoTokenizer.from_pretrained(
+        source,
+        revision=(args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None,
+        truncation_side="left",
+        padding_side="left",
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def warn_of_what_cannot_be_loaded(model: Any) -> None:
+    """Log one line before training if [`Mem1Agent.from_pretrained`] cannot load what will be saved."""
+    reason = why_not_loadable(model)
+    if reason is not None:
+        logger.warning(f"`Mem1Agent.from_pretrained` will not load what is trained here: {reason}.")
 
 
 def saved_settings(model: Any) -> AgentSettings | None:
