@@ -76,6 +76,11 @@ class EpisodeLog:
             counts = trainer.gather_records([trainer.pool.caller.counts.reset()])
             for name, value in fault_metrics(counts).items():
                 trainer.log_metric(f"environment/{name}", value)
+            later = trainer.pool.caller.failures.later()
+            if later:
+                logger.warning(
+                    f"Calls that failed after the first failure that was logged: {later}.", main_process_only=False
+                )
             self._check_faults([(error, played) for *_, error, played in records])
 
     def _check_faults(self, records: list[tuple[str | None, bool]]) -> None:
@@ -86,12 +91,6 @@ class EpisodeLog:
             logger.warning(
                 f"The environment failed in {len(errors)} of {len(records)} episodes, which count as unscored and are left out "
                 f"of the update. The first: {errors[0]}"
-            )
-        assert self.trainer.pool is not None
-        later = self.trainer.pool.caller.failures.later()
-        if later:
-            logger.warning(
-                f"Calls that failed after the first failure that was logged: {later}.", main_process_only=False
             )
         if self.trainer.mode == "eval":
             return
