@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import read_json
 from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff, with_retries
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def _message(answer: Any) -> dict[str, Any]:
         arguments = call.function.arguments or "{}"
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except json.JSONDecodeError:
+                arguments = read_json(arguments)
+            except ValueError:
                 arguments = {"arguments": arguments}  # an argument that no tool has: the agent will read so
         if not isinstance(arguments, dict):
             arguments = {"arguments": arguments}
