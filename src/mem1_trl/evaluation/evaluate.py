@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..json_text import as_json
 from ..rewards import are_answers
 from ..tasks import sample_objectives
 from .episode_scores import Success, evaluate_episode, memory_kind
-from .result import EvaluatedTask, Evaluation
+from .result import EvaluatedTask, Evaluation, slug
 
 if TYPE_CHECKING:
     import os
@@ -239,7 +238,7 @@ def _evaluate_or_load(
 ) -> Evaluation:
     described = agent.describe()
     label = label or Path(str(described["model"])).name
-    name = f"{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-') or 'agent'}-{n}"
+    name = f"{slug(label)}-{n}"
     tasks = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
     settings = {"tasks": tasks}
     if output_dir is not None and (Path(output_dir) / f"{name}.json").is_file():

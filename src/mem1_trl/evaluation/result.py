@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ FORMAT = 1
 """Version of the file format."""
 
 _LONG_COLUMN = 10_000  # characters
+_LETTERS = re.compile(r"[a-z0-9]+")
 _NOT_OURS = "it is not a record that this version of mem1-trl wrote."
 _SUMMARY = (
     "agent",
@@ -318,6 +320,11 @@ def _read_record(kind: Any, record: Any) -> Any:
         raise ValueError(f"A {kind.__name__} must be a JSON object, got {record!r:.60}: {_NOT_OURS}")
     check_fields(record, kind, f"A {kind.__name__}", _NOT_OURS)
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+
+def slug(label: str) -> str:
+    """A label as part of a file name."""
+    return "-".join(_LETTERS.findall(label.lower())) or "agent"
 
 
 def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PROTOCOL_FILE = "mem1_protocol.json"
 """Name of the file with the protocol, next to a model's weights."""
 
+_PLACEHOLDER = re.compile(r"\{(prompt|actions|state|answer|observation)\}")
 _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
 
 ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
@@ -228,7 +229,7 @@ class Mem1Protocol:
             "prompt": prompt,
         }
         # One pass, so that braces inside the task are never taken for placeholders
-        return re.sub(r"\{(prompt|actions|state|answer|observation)\}", lambda m: values[m[1]], self.instructions)
+        return _PLACEHOLDER.sub(lambda m: values[m[1]], self.instructions)
 
     def hint(self, turns_left: int) -> str:
         """Hint for an observation after which `turns_left` turns remain."""
