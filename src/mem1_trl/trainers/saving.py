@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer
 from ..hub.agent_settings import find_protocol, load_agent_settings
 from ..hub.load_model import why_not_loadable
 from ..hub.model_card import CardFacts
+from ..json_text import as_json
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.settings import AgentSettings
 
@@ -139,7 +139,7 @@ def refuse_other_settings(checkpoint: str, protocol: Mem1Protocol, settings: Age
         mine, theirs = protocol.to_dict(), saved_protocol.to_dict()
         different += [f"protocol.{name}" for name in mine if mine[name] != theirs[name]]
     if saved is not None:
-        settings = AgentSettings.from_dict(json.loads(json.dumps(settings.to_dict())))  # a tuple is a list in the file
+        settings = AgentSettings.from_dict(as_json(settings.to_dict()))  # a tuple is a list in the file
         pairs = saved.differences(settings)
         different += [f"{name} ({theirs!r} there, {mine!r} here)" for name, (theirs, mine) in pairs.items()]
     if different:

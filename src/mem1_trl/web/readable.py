@@ -22,7 +22,7 @@ _PLAIN = (
 READABLE = (*_HTML, *_PLAIN)
 """Content types with readable text."""
 
-_META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_META = re.compile(rb"""<meta[^<>]+?charset\s*+=\s*+["']?\s*+([\w-]+)""", re.IGNORECASE)
 _BLANKS = re.compile(r"\n{3,}")
 _EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", "cp9", "koi8")
 """Encodings that are not declared by accident, and whose bytes may be valid UTF-8."""

@@ -7,6 +7,7 @@ import os
 from typing import Any
 from urllib.parse import urlencode
 
+from ..json_text import read_json
 from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
 from .addresses import Address, read_address, resolve
 from .cache import WebCache
@@ -87,7 +88,7 @@ class _Engine:
         if answer.status in (401, 403):
             raise PermissionError(self._refused(answer.status, said))
         try:
-            found = json.loads(answer.body)
+            found = read_json(answer.body, nan_is_null=True)
         except ValueError:
             found = None
         if answer.status != 200 or not isinstance(found, dict):
