@@ -80,8 +80,9 @@ def test_a_pattern_of_quadratic_time_is_found(text, expected):
 BUILT = {
     "protocol/untrusted.py:_controls", "protocol/tag_syntax.py:_opening", "protocol/tool_calls.py:_markup",
     "protocol/tool_calls.py:_begins_call", "evaluation/retention.py:_hint", "evaluation/retention.py:_holds",
+    "protocol/untrusted.py:clean_reply",
 }  # fmt: skip
-"""Functions that build an expression of words: `tests/protocol/test_growth.py` reads hostile texts with them."""
+"""Functions that build an expression of words: `tests/house/test_parser_growth.py` reads hostile texts with them."""
 
 
 def test_no_expression_is_hidden_in_a_function():

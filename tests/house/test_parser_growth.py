@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 from support.growth import RATIO, SIZES, growth, repeated
+from support.helpers import tiny_tokenizer
 from support.tool_helpers import template_tokenizer
 
 from mem1_trl import Mem1Protocol
@@ -13,15 +14,17 @@ from mem1_trl.environment_runtime.arguments import coerce
 from mem1_trl.evaluation.reference import _reference_score
 from mem1_trl.evaluation.retention import contains_answer, without_hint
 from mem1_trl.json_text import read_json
-from mem1_trl.protocol.tag_syntax import close_action, escape_tags
+from mem1_trl.protocol.tag_syntax import escape_tags
 from mem1_trl.protocol.tagged_text import drop_tagged
+from mem1_trl.protocol.turn_text import close_action, leading_thought
+from mem1_trl.protocol.untrusted import clean_reply
 from mem1_trl.report.browser import completion_parts
 from mem1_trl.retrieval import Bm25Index
 from mem1_trl.rewards import exact_match, exact_match_reward, f1
 from mem1_trl.web import LocalWeb
 from mem1_trl.web.readable import decode
 
-TAGS, WEBSHOP = Mem1Protocol(), Mem1Protocol.webshop()
+TAGS, WEBSHOP, TOKENIZER = Mem1Protocol(), Mem1Protocol.webshop(), tiny_tokenizer()
 NUMBERED = Mem1Protocol(hint_template="{n} turns left")
 INDEX = Bm25Index([("Iron", "Iron has the symbol Fe."), ("鉄", "鉄の元素記号はFeです。")])
 WEB = LocalWeb([{"url": "https://a.example", "title": "Iron", "text": "Iron. " * 20}])
@@ -93,6 +96,8 @@ READERS = {
     "an observation": lambda text: escape_tags(TAGS, text, ["search"]),
     "scratch": lambda text: drop_tagged(text, "think"),
     "a reply of a server": lambda text: close_action(text, ["</search>", "</answer>"]),
+    "a thought at the beginning": lambda text: leading_thought(TAGS, text),
+    "a message of a server": lambda text: clean_reply(TOKENIZER, {"role": "assistant", "content": text}),
     "a completion in the report": show,
     "arguments": read,
     "an answer": score,

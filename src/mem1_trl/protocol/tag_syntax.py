@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LONGEST_OPENING = 24  # tokens at the end of a context that may be an opening tag and white space
 
+_LAST_OPENING = re.compile(r"<([\w.-]+)>\s*+$")
 _BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
 
 
@@ -54,7 +55,7 @@ class TagSyntax(ActionSyntax):
         return [*(f"</{tag}>" for tag in action_tags), answer]
 
     def opened(self, context: Sequence[int]) -> str | None:
-        end = re.search(r"<([\w.-]+)>\s*$", decode(self.tokenizer, list(context)[-_LONGEST_OPENING:]))
+        end = _LAST_OPENING.search(decode(self.tokenizer, list(context)[-_LONGEST_OPENING:]))
         return end[1] if end and end[1] in thought_tags(self.protocol) else None
 
     def parse(
