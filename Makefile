@@ -1,4 +1,4 @@
-.PHONY: install format lint types test test-all nightly ci
+.PHONY: install format lint types test test-all lowest package nightly ci
 
 install: ## the package with everything that tests need; install a CPU build of torch first if there is no GPU
 	pip install -e ".[dev]"
@@ -19,6 +19,12 @@ test: ## the quick tier
 
 test-all: ## the whole suite
 	pytest --durations=25
+
+lowest: ## the quick tier with the oldest versions that are allowed; downloads them
+	.ci/run lowest
+
+package: ## builds both distributions and tests the wheel
+	.ci/run package
 
 nightly: ## whole experiments, besides
 	pytest -m nightly

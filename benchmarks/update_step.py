@@ -27,6 +27,7 @@ from timing import compare
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mem1_trl import Trajectory, Turn
+from mem1_trl.model_traits import enable_activation_checkpointing
 from mem1_trl.update.attention import cpu_kernels
 from mem1_trl.update.folding import fold_rows
 from mem1_trl.update.row_batch import RowBatch
@@ -120,7 +121,7 @@ def build_model(args: Any, positions: int) -> PreTrainedModel:
     )
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_activation_checkpointing(model, {"use_reentrant": False})
     return model.to(args.device).train()
 
 

@@ -12,6 +12,11 @@ from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from .rollout.settings import AgentSettings, setting
 from .update.layouts import LAYOUTS
 
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
 
 @dataclass
 class Mem1GRPOConfig(GRPOConfig):
@@ -183,6 +188,7 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._play_once_if_greedy()
+        self._use_new_names()
         super().__post_init__()
         self._check_episode()
 
@@ -193,6 +199,12 @@ class Mem1GRPOConfig(GRPOConfig):
         greedy = temperature == 0.0 or kwargs.get("do_sample", True) is False
         if greedy and self.num_generations_eval is None:
             self.num_generations_eval = 1
+
+    def _use_new_names(self) -> None:
+        """TRL's default goes by a name that transformers is about to remove, and would warn in every run."""
+        for old, new in _RENAMED.items():
+            if hasattr(self, new) and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""

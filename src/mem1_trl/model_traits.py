@@ -98,6 +98,29 @@ def head_sizes(model: Any) -> tuple[int, int]:
     return query, getattr(config, "v_head_dim", None) or head_dim
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """Name of the argument that takes keys and values: `cache`, which was `past_key_values` in older transformers."""
+    return "cache" if forward_takes(model, "cache") else "past_key_values"
+
+
+def enable_activation_checkpointing(model: PreTrainedModel, options: dict[str, Any] | None = None) -> None:
+    """
+    Compute the activations of a model again in the backward pass instead of keeping them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        options (`dict`, *optional*):
+            `every_n_layers`, `offload` (as in [`~transformers.TrainingArguments`]) and arguments of `torch.utils.checkpoint`.
+    """
+    options = dict(options or {})
+    if hasattr(model, "activation_checkpointing_enable"):
+        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **own)
+    else:  # its name in older transformers
+        model.gradient_checkpointing_enable(options or None)
+
+
 def why_not_masked(model: PreTrainedModel, longest: int | None = None) -> str | None:
     """
     Why a model cannot forward a tree (or any other row that needs its own attention mask), or `None` if it can.

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from support.meeting import Meeting
@@ -149,9 +150,19 @@ def test_settings_are_checked(kwargs, words):
 
 
 def test_metrics_are_of_all_processes():
-    one = {"calls": 3, "errors": 1, "timeouts": 1, "retries": 2, "restarts": 0}
-    other = {"calls": 1, "errors": 1, "timeouts": 0, "retries": 0, "restarts": 4}
-    assert fault_metrics([one, other]) == {"error_rate": 0.5, "timeouts": 1.0, "retries": 2.0, "restarts": 4.0}
+    one = {"calls": 3, "errors": 1, "action_errors": 1, "reset_errors": 0, "timeouts": 1, "retries": 2, "restarts": 0}
+    other = {
+        "calls": 1,
+        "errors": 1,
+        "action_errors": 0,
+        "reset_errors": 1,
+        "timeouts": 0,
+        "retries": 0,
+        "restarts": 4,
+    }
+    assert fault_metrics([one, other]) == {
+        "error_rate": 0.5, "action_errors": 1.0, "reset_errors": 1.0, "timeouts": 1.0, "retries": 2.0, "restarts": 4.0
+    }  # fmt: skip
     assert fault_metrics([dict.fromkeys(one, 0)])["error_rate"] == 0.0
 
 
@@ -477,7 +488,7 @@ def test_sixty_four_episodes_run_at_the_same_time(kind):
 
 def test_a_reset_that_fails_is_repeated_in_a_new_instance():
     class Moody(Echo):
-        made, closed = 0, []
+        made, closed = 0, SimpleQueue()
 
         def __init__(self):
             super().__init__()
@@ -489,14 +500,21 @@ def test_a_reset_that_fails_is_repeated_in_a_new_instance():
             return f"instance {self.number}"
 
         def close(self):
-            Moody.closed.append(self.number)
+            Moody.closed.put(self.number)
 
     pool = pool_of(Moody, retries=2)
     (started,) = pool.start([{}])
     assert started.observation == "instance 3" and started.error is None and started.environment.number == 3
-    assert pool.caller.counts.reset() == {"calls": 1, "errors": 0, "timeouts": 0, "retries": 2, "restarts": 2}
+    expected = {
+        **dict.fromkeys(("errors", "action_errors", "reset_errors", "timeouts"), 0),
+        "calls": 1,
+        "retries": 2,
+        "restarts": 2,
+    }
+    assert pool.caller.counts.reset() == expected
     pool.close()
-    assert sorted(Moody.closed) == [1, 2, 3]
+    # Those that failed are closed in their own time
+    assert sorted(Moody.closed.get(timeout=60) for _ in range(3)) == [1, 2, 3]
 
 
 def test_a_reset_that_cannot_pass_is_not_repeated():

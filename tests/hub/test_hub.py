@@ -10,14 +10,24 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load
+from support.fault_environments import Misbehaving
 from support.forking import ForkServer
 from support.hub_server import hub
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import AgentSettings, Mem1Agent
-from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.environments import (
+    GymnasiumEnvironment,
+    OpenEnvEnvironment,
+    ProcessEnvironment,
+    RetrievalQAEnvironment,
+    WebQAEnvironment,
+    WebShopEnvironment,
+)
+from mem1_trl.facts import load_facts
 from mem1_trl.hub.agent_settings import load_agent_settings, save_agent_settings
 from mem1_trl.hub.model_card import CardFacts, draw_curves, environment_stub, evaluation_results, usage_snippet
+from mem1_trl.retrieval import Bm25Index
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -157,13 +167,75 @@ def test_the_stub_has_the_actions_of_the_environment():
     assert stub.buy.__doc__ == 'Buy \\ "something"'
 
 
-def test_the_snippet_names_an_environment_that_ships_with_the_package():
-    snippet = usage_snippet(facts(environment=RetrievalQAEnvironment()))
-    assert "from mem1_trl.environments import RetrievalQAEnvironment\n" in snippet
-    assert 'agent.run("Your task", RetrievalQAEnvironment(top_k=1))' in snippet
-    compile(snippet, "snippet", "exec")
+def run_snippet(environment, **kwargs):
+    """The environment that a snippet makes, and the snippet; a stand-in takes the place of the agent."""
+    snippet = usage_snippet(facts(environment=environment, **kwargs))
+    scope: dict = {}
+    call = snippet.replace("from mem1_trl import Mem1Agent\n", "").replace(
+        'agent = Mem1Agent.from_pretrained("me/agent")', ""
+    ).replace('trajectory = agent.run("Your task", ', "made = (").replace(
+        "print(trajectory.answer, trajectory.metrics)", ""
+    )  # fmt: skip
+    exec(call, scope)
+    return scope["made"], snippet
+
+
+def test_the_snippet_makes_the_environment_of_the_run_again(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"title": "Lyon", "text": "A city of bridges."}\n')
+    Bm25Index.build(str(corpus), tmp_path / "index")
+    for source in (corpus, str(tmp_path / "index")):
+        made, snippet = run_snippet(RetrievalQAEnvironment.factory(source, top_k=2)())
+        assert (
+            made.mem1_settings == {"top_k": 2} and made.search("bridges") == "Doc 1(Title: Lyon) A city of bridges.\n"
+        )
+        assert "from mem1_trl.environments import RetrievalQAEnvironment\n" in snippet and str(source) in snippet
+    for factory in (RetrievalQAEnvironment, RetrievalQAEnvironment.factory(load_facts().corpus)):
+        made, _ = run_snippet(factory())
+        assert "Paris" in made.search("capital of France") and made.mem1_settings == {"top_k": 3}
+    made, _ = run_snippet(WebShopEnvironment(show_attributes=True))
+    assert made.mem1_settings == {"show_attributes": True, "show_available_actions": False}
+    made, _ = run_snippet(GymnasiumEnvironment("FrozenLake-v1", actions=["l", "d", "r", "u"], render_mode="ansi"))
+    assert "Actions: l, d, r, u." in made.reset()
+
+
+def test_the_snippet_says_what_is_missing():
+    class Engine:
+        def search(self, query, top_k):
+            return []
+
+        def fetch(self, url):
+            raise NotImplementedError
+
+    cases = {
+        "corpus = ...  # to be filled in; in the run it was a Bm25Index": RetrievalQAEnvironment(
+            Bm25Index([("Lyon", "a city")])
+        ),
+        "search = ...  # to be filled in; in the run it was a Engine": WebQAEnvironment.factory(Engine())(),
+        "describe = ...  # to be filled in; in the run it was the function or class repr": GymnasiumEnvironment(
+            "FrozenLake-v1", describe=repr
+        ),
+        "client = ...  # to be filled in; in the run it was": OpenEnvEnvironment(Engine, "message"),
+    }
+    for line, environment in cases.items():
+        snippet = usage_snippet(facts(environment=environment))
+        assert line in snippet
+        compile(snippet, "snippet", "exec")
+
+
+def test_the_snippet_of_a_users_own_environment_is_a_stub():
     compile(usage_snippet(facts(environment=Shop())), "snippet", "exec")
     compile(usage_snippet(facts()), "snippet", "exec")
+    process = ProcessEnvironment.factory(Misbehaving)
+    snippet = usage_snippet(facts(environment=process.__new__(process)))
+    assert (
+        "class Environment:" in snippet
+        and "def search(self, query, times):" in snippet
+        and "import Misbehaving" not in snippet
+    )
+    compile(snippet, "snippet", "exec")
+    several = usage_snippet(facts(environment=RetrievalQAEnvironment(), environment_names=["qa", "shop"]))
+    assert "# The run had several environments, 'qa', 'shop': this is the first\n" in several
 
 
 def test_curves_need_two_points(tmp_path):

@@ -8,9 +8,10 @@ import string
 import pytest
 import torch
 from support.helpers import tiny_model, tiny_tokenizer
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
+from mem1_trl.model_traits import cache_argument
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache
@@ -167,14 +168,16 @@ def test_other_options_are_left_to_generate():
         assert not fits(tiny_model(architecture, implementation), {})
 
 
-def test_what_counts_the_tokens_of_a_call_is_called_once():
+def test_what_counts_the_tokens_of_a_call_is_called_once(monkeypatch):
     """`min_new_tokens` would count anew if `generate` were called again for the sequences that go on."""
     model = tiny_model("llama")
     model.generation_config.min_new_tokens = 2
     generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30))
     calls = []
-    original = model.generate
-    model.generate = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    original = GenerationMixin.generate
+    monkeypatch.setattr(
+        GenerationMixin, "generate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    )
     generate([ids(10) for _ in range(8)], [STOPS] * 8)
     assert len(calls) == 1
 
@@ -207,12 +210,14 @@ def test_clear_frees_what_was_kept():
     cache = PrefixCache(0)
     contexts = [ids(9), ids(9)]
     inputs = cache.prepare(model, contexts)
-    assert isinstance(inputs["past_key_values"], DynamicCache) and inputs["past_key_values"].get_seq_length() == 0
+    assert (
+        isinstance(inputs[cache_argument(model)], DynamicCache) and inputs[cache_argument(model)].get_seq_length() == 0
+    )
     with torch.no_grad():
         sequences = model.generate(**inputs, max_new_tokens=4, pad_token_id=0)
-    cache.keep(contexts, sequences[:, inputs["input_ids"].shape[1] :], inputs["past_key_values"])
+    cache.keep(contexts, sequences[:, inputs["input_ids"].shape[1] :], inputs[cache_argument(model)])
     longer = [[*sequences[0].tolist(), 5, 6], contexts[1]]
-    assert cache.prepare(model, longer)["past_key_values"].get_seq_length() == 12
+    assert cache.prepare(model, longer)[cache_argument(model)].get_seq_length() == 12
     assert cache.reused_tokens == 12 + 8
     cache.clear()
-    assert cache.prepare(model, longer)["past_key_values"].get_seq_length() == 0 and cache.reused_tokens == 0
+    assert cache.prepare(model, longer)[cache_argument(model)].get_seq_length() == 0 and cache.reused_tokens == 0

@@ -132,3 +132,39 @@ class Unlucky:
 
     def get_reward(self) -> float:
         return self._misfortune("get_reward", float(self.given == self.secret))
+
+
+class Importing:
+    """Imports what is not there, in the method that its row names."""
+
+    def reset(self, prompt=None, where="", **row):
+        self.where = where
+        self._import_in("reset")
+
+    def _import_in(self, method):
+        if self.where == method:
+            import no_such_package  # noqa: F401
+
+    def search(self, query: str) -> str:
+        """Search."""
+        self._import_in("search")
+        return query
+
+    def run(self, code: str) -> str:
+        """Run code."""
+        exec(code, {})
+        return "ran"
+
+    def load(self, name: str) -> str:
+        """Load a module."""
+        __import__(name)
+        return "loaded"
+
+    @property
+    def done(self):
+        self._import_in("done")
+        return False
+
+    def get_reward(self):
+        self._import_in("get_reward")
+        return 1.0

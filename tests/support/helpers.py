@@ -198,3 +198,8 @@ def oracle_entropies(model: PreTrainedModel, trajectory: Trajectory, temperature
     """Entropy, in nats, of the distribution that each token of a trajectory was sampled from."""
     distributions = turn_distributions(model, trajectory, temperature)
     return torch.cat([-(logprobs.exp() * logprobs).sum(-1) for logprobs, _ in distributions])
+
+
+def is_checkpointed(model: PreTrainedModel) -> bool:
+    """Whether activations are computed again in the backward pass; the model's own property has another name in each version."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.helpers import oracle_logprobs, tiny_model, turn_distributions
+from support.helpers import is_checkpointed, oracle_logprobs, tiny_model, turn_distributions
 from support.objectives import Watch, entropies_of, group_advantages, logprobs_of, policy_loss, sampled_tokens
 from support.ppo_helpers import four_plans, stir, wake
 from support.ppo_helpers import make as make_ppo
@@ -216,10 +216,10 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path, tokenizer, actor_p
         else:
             trainer = make_ppo(tmp_path / str(checkpointing), actor_path, tokenizer, plan=four_plans, **settings)
             wake(trainer)
-            assert trainer.value_model.backbone.is_gradient_checkpointing == checkpointing
+            assert is_checkpointed(trainer.value_model.backbone) == checkpointing
         watch = Watch(trainer, actor_path)
         trainer.train()
-        assert trainer.model.is_gradient_checkpointing == checkpointing
+        assert is_checkpointed(trainer.model) == checkpointing
         runs.append(watch.steps[0])
     torch.testing.assert_close(runs[0].loss, runs[1].loss, rtol=1e-6, atol=1e-6)
     assert_same_tensors(runs[0].gradients, runs[1].gradients, 1e-5)

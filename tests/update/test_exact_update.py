@@ -13,6 +13,7 @@ from support.helpers import (
     MASKED,
     VOCAB,
     build_trajectory,
+    is_checkpointed,
     oracle_logprobs,
     random_trajectory,
     tiny_model,
@@ -21,7 +22,7 @@ from support.helpers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from mem1_trl import Trajectory, Turn, score_trajectories
-from mem1_trl.model_traits import attention_implementation, module_dtype
+from mem1_trl.model_traits import attention_implementation, enable_activation_checkpointing, module_dtype
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
@@ -484,8 +485,8 @@ def test_gradient_of_the_paper_layout_is_another(architecture, implementation, c
 @pytest.mark.parametrize(("architecture", "implementation"), GRADIENT_MODELS)
 def test_gradient_with_checkpointing(architecture, implementation, layout):
     model = tiny_model(architecture, implementation).train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert model.is_gradient_checkpointing
+    enable_activation_checkpointing(model, {"use_reentrant": False})
+    assert is_checkpointed(model)
     actual = gradient(model, summed(score_trajectories(model, CASES["left_padding"], layout)))
     assert relative_error(actual, oracle_gradient(architecture, implementation)) < 1e-5
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import read_json
 from .arguments import coerce, positional_only, read_parameters, without_variadic
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then
+from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
@@ -161,9 +161,9 @@ class ActionSet:
                 return {}
             return {name: coerce(text, parameter.kind)}
         try:
-            values = json.loads(text or "{}")
-        except json.JSONDecodeError as error:
-            raise ValueError(f"The arguments are not valid JSON: {error.msg}.") from None
+            values = read_json(text or "{}")
+        except ValueError as error:
+            raise ValueError(f"The arguments are not valid JSON: {error}.") from None
         return self.typed_arguments(method, values)
 
     def typed_arguments(self, method: str, values: Any) -> dict[str, Any]:
@@ -247,10 +247,13 @@ def run_calls(
             call_then(method, _text, **arguments),
             repeatable=getattr(method, "idempotent", False),
             may_refuse=True,
+            name=name_of_call(environment, getattr(method, "__name__", "action")),
+            written=" ".join(map(str, arguments.values())),
         )
         for (method, arguments), environment in zip(calls, environments, strict=True)
     ]
     outcomes = caller.run(requests)
+    caller.counts.action_errors += sum(map(is_failure, requests, outcomes))
     return [_result(outcome, call.thread, caller.settings) for call, outcome in zip(requests, outcomes)]
 
 

@@ -18,7 +18,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from .environment_thread import EnvironmentThread, closing_hook, terminate
-from .errors import CallTimedOut, EnvironmentDied, is_refusal, may_repeat
+from .errors import CallTimedOut, EnvironmentDied, ends_the_run, error_text, is_refusal, may_repeat
+from .failure_log import FailureLog
 from .faults import FaultCounts, FaultSettings, seconds_to_wait
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ class EnvironmentCall:
             Maximum number of repetitions; `None` for none.
         timeout (`float` or `None`, *optional*, defaults to `USE_SETTINGS`):
             Seconds that it may take; `None` for no limit.
+        name (`str`, *optional*, defaults to `""`):
+            What is called, for messages, such as "`search` of Library"; empty if its failure never ends a run, as that of closing.
+        written (`str`, *optional*, defaults to `""`):
+            What an agent wrote into it.
     """
 
     thread: EnvironmentThread
@@ -63,6 +68,8 @@ class EnvironmentCall:
     may_refuse: bool = False
     retries: int | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
     timeout: float | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
+    name: str = ""
+    written: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +105,14 @@ class EnvironmentCaller:
     Attributes:
         counts ([`FaultCounts`]):
             Numbers of calls, errors, timeouts, retries and restarts.
+        failures ([`FailureLog`]):
+            Logs the first failure of each method.
     """
 
     def __init__(self, settings: FaultSettings | None = None):
         self.settings = settings or FaultSettings()
         self.counts = FaultCounts()
+        self.failures = FailureLog()
         self._threads: dict[int, EnvironmentThread] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
@@ -132,7 +142,7 @@ class EnvironmentCaller:
         empty = [thread for thread in threads if thread.environment is None and thread.factory is not None]
         limit = None if self.settings.timeout is None else max(_MAKING, self.settings.timeout)
         calls = [
-            EnvironmentCall(thread, thread.factory, retries=None, timeout=limit)
+            EnvironmentCall(thread, thread.factory, retries=None, timeout=limit, name="`environment_factory`")
             for thread in empty
             if thread.factory is not None
         ]
@@ -201,6 +211,7 @@ class EnvironmentCaller:
 
         Raises:
             `KeyboardInterrupt`: If the user, or an environment, interrupts. Running calls are not waited for.
+            `ImportError`: If an environment needs a package that cannot be imported, see [`ends_the_run`].
         """
         outcomes: list[Outcome | None] = [None] * len(calls)
         attempts = [0] * len(calls)
@@ -232,6 +243,7 @@ class EnvironmentCaller:
                     call = calls[state.index]
                     busy.discard(id(call.thread))
                     outcome = self._end(future, state, call)
+                    _end_the_run_if_hopeless(call, outcome.error)
                     if self._goes_again(outcome.error, call, attempts[state.index]):
                         self.counts.retries += 1
                         busy.add(id(call.thread))
@@ -246,8 +258,12 @@ class EnvironmentCaller:
         finished = [outcome for outcome in outcomes if outcome is not None]
         assert len(finished) == len(calls)
         if counted:
+            failed = [(call, one.error) for call, one in zip(calls, finished) if is_failure(call, one)]
             self.counts.calls += len(calls)
-            self.counts.errors += sum(_is_failure(call, outcome) for call, outcome in zip(calls, finished))
+            self.counts.errors += len(failed)
+            for call, error in failed:
+                if call.name and error is not None:
+                    self.failures.note(call.name, error)
         return finished
 
     @staticmethod
@@ -379,7 +395,20 @@ async def _bounded(function: Callable[[], Coroutine[Any, Any, Any]], timeout: fl
         raise RuntimeError(f"SystemExit: {error}") from error
 
 
-def _is_failure(call: EnvironmentCall, outcome: Outcome) -> bool:
+def _end_the_run_if_hopeless(call: EnvironmentCall, error: Exception | None) -> None:
+    if error is not None and call.name and ends_the_run(error, call.written):
+        raise ImportError(
+            f"{call.name} cannot work here and would fail in every episode: {error_text(error)}"
+        ) from error
+
+
+def name_of_call(environment: Any, method: str) -> str:
+    """A method of an environment, as messages name it."""
+    return f"`{method}` of {type(environment).__name__}"
+
+
+def is_failure(call: EnvironmentCall, outcome: Outcome) -> bool:
+    """Whether a call failed, other than by refusing its input."""
     return outcome.error is not None and not (call.may_refuse and is_refusal(outcome.error))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,6 +25,8 @@ _HOPELESS = (
     ValueError,
 )
 
+_QUOTED = re.compile(r"'([^']+)'")  # the names in the message of an ImportError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -43,12 +47,15 @@ class RemoteError(Exception):
             Names of its class and of its base classes.
         message (`str`):
             What it said.
+        of_written_code (`bool`, *optional*, defaults to `False`):
+            What [`is_of_written_code`] said of it there.
     """
 
-    def __init__(self, names: list[str], message: str):
-        super().__init__(names, message)
+    def __init__(self, names: list[str], message: str, of_written_code: bool = False):
+        super().__init__(names, message, of_written_code)
         self.names = names
         self.message = message
+        self.of_written_code = of_written_code
 
     def __str__(self) -> str:
         return f"{self.names[0]}: {self.message}"
@@ -86,6 +93,32 @@ def is_refusal(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Whether an environment says that a server did not answer. A call that exceeds `environment_timeout` is not transient."""
     return not isinstance(error, CallTimedOut) and bool(TRANSIENT_ERRORS & set(error_names(error)))
+
+
+def is_of_written_code(error: BaseException) -> bool:
+    """Whether it was raised in code that is in no file, such as what an agent wrote and an action runs with `exec`."""
+    if isinstance(error, RemoteError):
+        return error.of_written_code
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(file.startswith("<") and not file.startswith("<frozen ") for file in files)
+
+
+def ends_the_run(error: BaseException, written: str = "") -> bool:
+    """
+    Whether every later episode would meet the same error: a package of the environment cannot be imported on this machine.
+
+    Then there is nothing that an agent could learn. An import that the agent itself has asked for does not count.
+
+    Args:
+        error (`BaseException`):
+            What a call of an environment raised.
+        written (`str`, *optional*, defaults to `""`):
+            What an agent wrote into the call.
+    """
+    if "ImportError" not in error_names(error) or is_of_written_code(error):
+        return False
+    named = _QUOTED.findall(str(error))
+    return not any(name in written for name in named)
 
 
 def may_repeat(error: BaseException, repeatable: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..retrying import backoff
@@ -63,6 +63,10 @@ class FaultCounts:
             Calls of `reset`, actions and `get_reward`, a repeated one once.
         errors (`int`):
             Those that failed in the end. An action that raised `ValueError` refused its input and does not count.
+        action_errors (`int`):
+            Those of `errors` that were actions.
+        reset_errors (`int`):
+            Those of `errors` that were calls of `reset`, each of which is an episode that could not begin.
         timeouts (`int`):
             Attempts that took longer than allowed.
         retries (`int`):
@@ -73,6 +77,8 @@ class FaultCounts:
 
     calls: int = 0
     errors: int = 0
+    action_errors: int = 0
+    reset_errors: int = 0
     timeouts: int = 0
     retries: int = 0
     restarts: int = 0
@@ -91,13 +97,12 @@ def fault_metrics(counts: list[Mapping[str, int]]) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `error_rate`, the share of calls that failed in the end (0 if there were none), and the numbers of
-        `timeouts`, `retries` and `restarts`.
+        `action_errors`, `reset_errors`, `timeouts`, `retries` and `restarts`.
     """
-    total = {
-        name: sum(count[name] for count in counts) for name in ("calls", "errors", "timeouts", "retries", "restarts")
-    }
-    rate = total["errors"] / total["calls"] if total["calls"] else 0.0
-    return {"error_rate": rate, **{name: float(total[name]) for name in ("timeouts", "retries", "restarts")}}
+    names = [one.name for one in fields(FaultCounts)]
+    total = {name: sum(count[name] for count in counts) for name in names}
+    calls, errors = total.pop("calls"), total.pop("errors")
+    return {"error_rate": errors / calls if calls else 0.0, **{name: float(value) for name, value in total.items()}}
 
 
 def seconds_to_wait(attempt: int, jitter: random.Random) -> float:

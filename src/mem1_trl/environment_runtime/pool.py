@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
-from .calls import EnvironmentCall, EnvironmentCaller, call_then
+from .calls import EnvironmentCall, EnvironmentCaller, call_then, name_of_call
 from .environment_thread import EnvironmentThread
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
@@ -90,6 +90,11 @@ class EnvironmentPool:
         self._examples = {name: threads[0].environment for name, threads in self._threads.items()}
         self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
         self._rewards: dict[int, float | None] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the environments; empty if there is a single one without a name."""
+        return [name for name in self.factories if name is not None]
 
     def name_of(self, row: Mapping[str, Any]) -> str | None:
         """Name of the environment that a dataset row asks for."""
@@ -261,7 +266,12 @@ def reset_all(
             results[index] = (None, error)
         ready = [index for index, error in zip(left, made) if error is None]
         calls = [
-            EnvironmentCall(threads[index], _reset(threads[index].environment, rows[index]), retries=None)
+            EnvironmentCall(
+                threads[index],
+                _reset(threads[index].environment, rows[index]),
+                retries=None,
+                name=name_of_call(threads[index].environment, "reset"),
+            )
             for index in ready
         ]
         for index, outcome in zip(ready, caller.run(calls, counted=False)):
@@ -284,8 +294,13 @@ def reset_all(
             if threads[index].factory is not None:
                 caller.renew(threads[index])
             threads[index].failed = False
+    errors = [(thread, error) for thread, (_, error) in zip(threads, results) if error is not None]
     caller.counts.calls += len(threads)
-    caller.counts.errors += sum(error is not None for _, error in results)
+    caller.counts.errors += len(errors)
+    caller.counts.reset_errors += len(errors)
+    for thread, error in errors:
+        begun = thread.environment is not None
+        caller.failures.note(name_of_call(thread.environment, "reset") if begun else "`environment_factory`", error)
     return results
 
 
@@ -315,6 +330,7 @@ def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[
             caller.thread_of(environments[index]),
             call_then(environments[index].get_reward, as_reward),
             repeatable=True,
+            name=name_of_call(environments[index], "get_reward"),
         )
         for index in asked
     ]

@@ -11,15 +11,18 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
 
 from .environment_thread import closing_hook
-from .errors import EnvironmentDied, RemoteError, error_names
+from .errors import EnvironmentDied, RemoteError, error_names, is_of_written_code
 
 _CLOSING = 5.0  # seconds that a process has to end on its own before it is killed
+
+_LONGEST_TRACE = 10_000  # characters of a traceback that are sent
 
 _starting = threading.Lock()
 
@@ -139,10 +142,12 @@ class ProcessEnvironment:
         except (EOFError, OSError):
             raise EnvironmentDied(self._exit_message(what)) from None
         if status == "error":
-            names, message = value
+            names, message, of_written_code, trace = value
             if names[0] == "AttributeError":  # `hasattr` relies on this type
                 raise AttributeError(message)
-            raise RemoteError(names, message)
+            error = RemoteError(names, message, of_written_code)
+            error.add_note(f"In the process of the environment:\n{trace}")
+            raise error
         return value
 
     def _exit_message(self, what: str) -> str:
@@ -237,11 +242,15 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         value = getattr(environment, "done", False)
         return not callable(value) and bool(value)
 
+    def described(error: Exception) -> tuple[list[str], str, bool, str]:
+        trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
+        return error_names(error), str(error), is_of_written_code(error), trace
+
     def reply(status: str, value: Any) -> None:
         try:
             state = done()
         except Exception as error:
-            status, value, state = "error", (error_names(error), str(error)), False
+            status, value, state = "error", described(error), False
         try:
             message = ForkingPickler.dumps((status, value, state))
         except Exception:  # a value that cannot be pickled is shown as text anyway
@@ -252,7 +261,7 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         try:
             value = run(action())
         except Exception as error:
-            reply("error", (error_names(error), str(error)))
+            reply("error", described(error))
         else:
             reply("value", value)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..facts import load_facts
 from ..retrieval import Bm25Index, Retriever, open_retriever
 from .qa import QuestionAnswering
+from .recipe import Recipe, recipe_of_call
 
 
 class RetrievalQAEnvironment(QuestionAnswering):
@@ -26,6 +27,8 @@ class RetrievalQAEnvironment(QuestionAnswering):
             [`~mem1_trl.retrieval.HttpRetriever`]; shared by all episodes, never changed. `None` searches the bundled facts.
         top_k (`int`, *optional*, defaults to `3`):
             Number of passages per search.
+        corpus (`str` or `Path`, *optional*):
+            Path or address that `index` was made from, which a model card names.
 
     Attributes:
         done (`bool`):
@@ -49,17 +52,24 @@ class RetrievalQAEnvironment(QuestionAnswering):
     ```
     """
 
-    def __init__(self, index: Retriever | None = None, top_k: int = 3) -> None:
+    def __init__(self, index: Retriever | None = None, top_k: int = 3, corpus: str | Path | None = None) -> None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         super().__init__()
         self._index = _facts_index() if index is None else index
+        self._corpus: Any = "facts" if index is None else corpus or index
         self._top_k = top_k
 
     @property
     def mem1_settings(self) -> dict[str, Any]:
         """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
         return {"top_k": self._top_k}
+
+    @property
+    def _recipe(self) -> Recipe:
+        if self._corpus == "facts":
+            return recipe_of_call("RetrievalQAEnvironment", top_k=self._top_k)
+        return recipe_of_call("RetrievalQAEnvironment.factory", "()", corpus=self._corpus, top_k=self._top_k)
 
     @classmethod
     def factory(
@@ -86,6 +96,11 @@ class RetrievalQAEnvironment(QuestionAnswering):
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        if isinstance(corpus, (str, Path)):
+            return partial(cls, open_retriever(corpus), top_k, corpus)
+        if corpus is load_facts().corpus:
+            _facts_index()
+            return partial(cls, None, top_k)
         return partial(cls, open_retriever(corpus), top_k)
 
     def search(self, query: str) -> str:

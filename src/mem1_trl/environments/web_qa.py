@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..web import CachedSearch, Fetcher, FetchError, Page, PageFetcher, WebCache, WebResult, WebSearch
 from .qa import QuestionAnswering
+from .recipe import Recipe, recipe_of_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,6 +87,14 @@ class WebQAEnvironment(QuestionAnswering):
     def mem1_settings(self) -> dict[str, Any]:
         """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
         return {"top_k": self._top_k, "page_length": self._page_length}
+
+    @property
+    def _recipe(self) -> Recipe:
+        engine = self._search.engine if isinstance(self._search, CachedSearch) else self._search
+        known: dict[str, Any] = {"top_k": self._top_k, "page_length": self._page_length}
+        if self._tokenizer is not None:
+            known["tokenizer"] = self._tokenizer
+        return recipe_of_call("WebQAEnvironment.factory", "()", search=engine, **known)
 
     @classmethod
     def factory(

@@ -14,12 +14,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ..environment_runtime.actions import action_methods
+from ..environment_runtime.process import ProcessEnvironment
+from ..environments.recipe import Recipe
 from ..rollout.settings import AgentSettings
 from ..version import __version__
 
 CURVES_FILE = "training_curves.png"
 
 # Metrics of an evaluation that the card shows, with their unit; others are only in the logs
+_VERSION = re.compile(r"^- (\w+): (\S+)$", re.MULTILINE)
 _METRICS = {
     "reward": "reward",
     "exact_match": "exact match, summed over the objectives of a task",
@@ -59,6 +62,8 @@ class CardFacts:
             Id of the model on the Hub, or its name.
         environment (`Any`):
             An environment of the run, or `None`.
+        environment_names (`Sequence[str]`):
+            Names of the environments of the run, if it had several; `environment` is the first.
         turn (`Sequence[str]`):
             Descriptions of the actions, as shown to the agent.
         settings ([`AgentSettings`]):
@@ -88,6 +93,7 @@ class CardFacts:
     log_history: Sequence[Mapping[str, float]]
     evaluation: Mapping[str, float] | None = None
     dataset_name: str | None = None
+    environment_names: Sequence[str] = ()
     adapter: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -146,7 +152,11 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         logged: Mapping[str, float] = next(
             (entry for entry in reversed(facts.log_history) if any(k.startswith("eval_") for k in entry)), {}
         )
-        metrics = {re.sub(r"^eval_(.*/)?", "", key): value for key, value in logged.items() if key.startswith("eval_")}
+        metrics = {
+            key.removeprefix("eval_").rpartition("/")[2]: value
+            for key, value in logged.items()
+            if key.startswith("eval_")
+        }
     dataset = facts.dataset_name or "evaluation tasks of the run"
     return [
         EvalResult(
@@ -164,26 +174,44 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def usage_snippet(facts: CardFacts) -> str:
-    """Python code that loads the model and runs it on one task; it can be executed unchanged."""
+    """
+    Python code that loads the model and runs it on one task in an environment as that of the run.
+
+    It can be executed unchanged, unless the environment was made with something that no code can write down, such as an index in
+    memory: then the code says what it was, and where to put it.
+    """
+    shipped = None if facts.environment is None else shipped_class(facts.environment)
     lines = ["from mem1_trl import Mem1Agent"]
-    if facts.environment is None:
+    if shipped is not None:
+        recipe = getattr(facts.environment, "_recipe", None) or Recipe(f"{shipped.__name__}()")
+        lines += [f"from {_public_module(shipped)} import {shipped.__name__}", ""]
+        lines += [
+            f"{name} = ...  # to be filled in; in the run it was {what}" for name, what in recipe.missing.items()
+        ]
+        environment = recipe.code
+    elif facts.environment is None:
         environment = "Environment()"
-        lines += ["", "", "class Environment:", "    def reset(self, **row):", "        return None"]
-    elif type(facts.environment).__module__.startswith("mem1_trl."):
-        kind = type(facts.environment).__name__
-        made_with = ", ".join(f"{name}={value!r}" for name, value in facts.settings.environment.items())
-        environment = f"{kind}({made_with})" if hasattr(facts.environment, "mem1_settings") else f"{kind}()"
-        lines += [f"from {_public_module(type(facts.environment))} import {kind}"]
+        lines += ["", "", "class Environment:", "    def reset(self, **row):", "        return None", "", ""]
     else:
         environment = "Environment()"
-        lines += ["", "", environment_stub(facts.environment)]
+        lines += ["", "", environment_stub(facts.environment), "", ""]
+    if len(facts.environment_names) > 1:
+        names = ", ".join(map(repr, facts.environment_names))
+        lines.append(f"# The run had several environments, {names}: this is the first")
     lines += [
-        "" if environment != "Environment()" else "\n",
         f'agent = Mem1Agent.from_pretrained("{facts.source}")',
         f'trajectory = agent.run("Your task", {environment})',
         "print(trajectory.answer, trajectory.metrics)",
     ]
     return "\n".join(lines)
+
+
+def shipped_class(environment: Any) -> type | None:
+    """The class of an environment if it comes with this package, `None` for one of the user's, also in a process of its own."""
+    kind = type(environment)
+    if isinstance(environment, ProcessEnvironment):
+        return None
+    return kind if kind.__module__.startswith("mem1_trl.") else None
 
 
 def environment_stub(environment: Any) -> str:
@@ -327,7 +355,7 @@ def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _trl_versions(trl_text: str) -> dict[str, str]:
-    return dict(re.findall(r"^- (\w+): (\S+)$", trl_text, flags=re.MULTILINE))
+    return dict(_VERSION.findall(trl_text))
 
 
 def _public_module(kind: type) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 
 from .bm25_files import WordFile, build_files, load_files
 from .passages import WORD, Passage, PassageFile, check_search, read_corpus
@@ -78,6 +76,8 @@ class Bm25Index:
                 "The corpus holds no word to search for: check the title and text columns and `stopwords`."
             )
         self._vocabulary: dict[str, int] | WordFile = vocabulary
+        import bm25s  # only where an index is built: an agent that does not search needs none of it
+
         # The numpy backend: "auto" would pick numba or jax where installed, compile on the first query, and differ.
         bm25 = bm25s.BM25(method="lucene", k1=k1, b=b, backend="numpy")
         bm25.index((documents, vocabulary), create_empty_token=False, show_progress=False)
@@ -217,6 +217,8 @@ def _read_stopwords(stopwords: str | Iterable[str] | None) -> frozenset[str]:
     if stopwords is None:
         return frozenset()
     if stopwords == "en":
+        from bm25s.stopwords import STOPWORDS_EN
+
         return frozenset(STOPWORDS_EN)
     if isinstance(stopwords, str):
         raise ValueError(f"Unknown `stopwords` {stopwords!r}: pass None, 'en', or a list of words.")

@@ -7,13 +7,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..optional_packages import require
 from .passages import Passage, PassageFile, PassageWriter, check_search, read_corpus, read_manifest
 
 Encoder = Callable[[list[str]], Any]
@@ -354,10 +354,7 @@ class DenseIndex:
 
 
 def _faiss() -> Any:
-    try:
-        return import_module("faiss")
-    except ImportError:
-        raise ImportError('Dense retrieval needs faiss: run `pip install "mem1-trl[dense]"`.') from None
+    return require("faiss", "dense", "Dense retrieval")
 
 
 def _read_index(path: Path) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import urllib3
 from urllib3.util import Retry, Timeout, parse_url
 
+from ..json_text import read_json
 from ..retrying import BUSY_STATUSES, backoff
 from .passages import Passage, check_search, read_corpus
 
@@ -205,7 +206,7 @@ class HttpRetriever:
                 f"The retriever at {self.url} refused a search (HTTP {response.status}{': ' if said else ''}{said:.200})."
             )
         try:
-            result = json.loads(response.data)["result"]
+            result = read_json(response.data, nan_is_null=True)["result"]
             if len(result) != len(queries):
                 raise ValueError
             return [[_passage(entry) for entry in entries] for entries in result]

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ..model_traits import forward_takes, why_not_masked
+from ..model_traits import cache_argument, forward_takes, why_not_masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,8 +128,8 @@ class PrefixCache:
                 `B` sequences of token ids, each with at least one token.
 
         Returns:
-            `dict`: `input_ids` and `attention_mask` of shape `(B, L)`, and `past_key_values` for the first of the `L` columns,
-            which were read before. Each row contains the tokens of its context in order, with masked gaps.
+            `dict`: `input_ids` and `attention_mask` of shape `(B, L)`, and a cache for the first of the `L` columns, which were
+            read before, by the name that [`cache_argument`] gives. Each row contains the tokens of its context in order, with masked gaps.
         """
         rows = [np.asarray(context, dtype=np.int64) for context in contexts]
         if self._cache is None:
@@ -157,7 +157,7 @@ class PrefixCache:
         return {
             "input_ids": torch.from_numpy(ids).to(device),
             "attention_mask": torch.from_numpy(mask).to(device),
-            "past_key_values": cache,
+            cache_argument(model): cache,
         }
 
     def keep(self, contexts: Sequence[Sequence[int]], sampled: torch.Tensor, cache: DynamicCache) -> None:
@@ -170,7 +170,7 @@ class PrefixCache:
             sampled (`torch.Tensor`):
                 Sampled tokens, shape `(B, new tokens)`. The last token was sampled, but not read.
             cache ([`~transformers.DynamicCache`]):
-                The `past_key_values` of the call.
+                The cache of the call.
         """
         if cache.get_seq_length() == 0:  # the model did not use the cache
             return
@@ -215,8 +215,8 @@ class PrefixCache:
             model(
                 input_ids=torch.from_numpy(ids).to(model.device),
                 attention_mask=torch.from_numpy(mask).to(model.device),
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(model): cache},
                 **one,
             )
         if cache.get_seq_length() > 0:

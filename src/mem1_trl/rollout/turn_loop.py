@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.actions import ActionResult, run_calls
-from ..environment_runtime.calls import EnvironmentCall, EnvironmentCaller
+from ..environment_runtime.calls import EnvironmentCall, EnvironmentCaller, name_of_call
 from ..environment_runtime.errors import describe_error
 from ..protocol.encoding import decode, encode_text
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
@@ -244,7 +244,13 @@ class Rollout:
                 # It runs code of the environment, which may raise or hang as an action may
                 asked.append(episode)
                 thread = self.caller.thread_of(episode.environment)
-                calls.append(EnvironmentCall(thread, partial(_read_done, episode.environment)))
+                calls.append(
+                    EnvironmentCall(
+                        thread,
+                        partial(_read_done, episode.environment),
+                        name=name_of_call(episode.environment, "done"),
+                    )
+                )
             elif episode.stop_reason is None and _is_done(episode.environment):
                 episode.stop_reason = StopReason.DONE
         for episode, outcome in zip(asked, self.caller.run(calls, counted=False)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from accelerate.logging import get_logger
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .mem1 import Mem1Trainer
 
 logger = get_logger(__name__)
+
+_UNREWARDED_BATCHES = 3
+"""Batches in a row without a reward above 0 after which a line says how the episodes ended."""
+
+_SHOWN = 200  # characters of a turn in a line of the log
 
 _LOST_BATCHES = 3
 """Batches in a row without a single sound episode after which a run ends: it learns nothing and only spends its steps."""
@@ -39,6 +44,8 @@ class EpisodeLog:
         self.evaluations = evaluations
         self._ever_started = False
         self._lost_batches = 0
+        self._unrewarded: list[str] = []
+        self._unrewarded_batches = 0
         self._to_show: deque[Trajectory] = deque(maxlen=trainer.args.generation_batch_size)
 
     def add(self, trajectories: list[Trajectory]) -> None:
@@ -69,6 +76,11 @@ class EpisodeLog:
             counts = trainer.gather_records([trainer.pool.caller.counts.reset()])
             for name, value in fault_metrics(counts).items():
                 trainer.log_metric(f"environment/{name}", value)
+            later = trainer.pool.caller.failures.later()
+            if later:
+                logger.warning(
+                    f"Calls that failed after the first failure that was logged: {later}.", main_process_only=False
+                )
             self._check_faults([(error, played) for *_, error, played in records])
 
     def _check_faults(self, records: list[tuple[str | None, bool]]) -> None:
@@ -94,6 +106,26 @@ class EpisodeLog:
                 f"it, then resume from the last checkpoint. `environment_retries` bridges short outages. The first error: "
                 f"{errors[0]}"
             )
+
+    def watch_rewards(self, trajectories: list[Trajectory]) -> None:
+        """Say once, after three training batches in a row in which no episode of any process was rewarded, how they ended."""
+        if self.trainer.mode == "eval":
+            return
+        ends = self.trainer.gather_records([(t.reward, str(t.stop_reason)) for t in trajectories])
+        if any(reward is not None and reward > 0 for reward, _ in ends):
+            self._unrewarded, self._unrewarded_batches = [], 0
+            return
+        self._unrewarded += [reason for _, reason in ends]
+        self._unrewarded_batches += 1
+        if self._unrewarded_batches == _UNREWARDED_BATCHES:
+            counts = ", ".join(f"{reason} {count}" for reason, count in Counter(self._unrewarded).most_common())
+            last = next((t.turns[-1].text[:_SHOWN] for t in trajectories if t.turns), "")
+            logger.warning(
+                f"No episode of the last {_UNREWARDED_BATCHES} batches got a reward above 0. They ended with: {counts}. The last "
+                f"turn of one of them: {last!r}"
+            )
+        if self._unrewarded_batches >= _UNREWARDED_BATCHES:
+            self._unrewarded = []  # said, and not needed again
 
     def keep(self, trajectories: list[Trajectory]) -> None:
         """Keep rewarded episodes to be shown, if `log_completions` asks for it."""

@@ -21,6 +21,8 @@ from ..rollout.turn_loop import Rollout
 from .checks import (
     check_budgets,
     check_columns,
+    check_optimizer,
+    check_reference,
     check_size,
     check_trainable,
     dataset_or_placeholder,
@@ -30,7 +32,15 @@ from .checks import (
 )
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
-from .saving import MEM1_CITATION, card_facts, refuse_other_settings, saved_settings, starting_protocol
+from .saving import (
+    MEM1_CITATION,
+    card_facts,
+    refuse_other_settings,
+    saved_settings,
+    starting_protocol,
+    starting_tokenizer,
+    warn_of_what_cannot_be_loaded,
+)
 from .self_check import check_trainer
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
@@ -74,6 +84,7 @@ class Mem1Trainer(TrajectoryTrainer):
         **kwargs: Any,
     ):
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
+        processing_class = starting_tokenizer(processing_class, model, args)
         self.protocol = starting_protocol(protocol, model)
         self.pool = (
             None
@@ -86,6 +97,7 @@ class Mem1Trainer(TrajectoryTrainer):
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
+        check_reference(model, args, kwargs.get("peft_config"))
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, self.pool)
@@ -125,6 +137,8 @@ class Mem1Trainer(TrajectoryTrainer):
         finally:
             args.reward_weights = weights
         check_trainable(self.model)
+        check_optimizer(self.model, self.optimizer)
+        warn_of_what_cannot_be_loaded(self.model)
         self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))
         self.settings = self._agent_settings.with_context_limit(self.model)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
@@ -201,6 +215,7 @@ class Mem1Trainer(TrajectoryTrainer):
         ]
 
     def rewarded(self, trajectories: list[Trajectory]) -> None:
+        self._episode_log.watch_rewards(trajectories)
         self._episode_log.keep(trajectories)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,22 +1,37 @@
 """Web access for agents: search engines, pages as text within limits, and a cache that makes a run repeatable."""
 
-from .cache import WebCache
-from .fetcher import Fetcher
-from .local import LocalWeb
-from .pages import FetchError, Page, PageFetcher, WebResult, WebSearch
-from .search import CachedSearch, SearxngSearch, SerpApiSearch, SerperSearch
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CachedSearch",
-    "FetchError",
-    "Fetcher",
-    "LocalWeb",
-    "Page",
-    "PageFetcher",
-    "SearxngSearch",
-    "SerpApiSearch",
-    "SerperSearch",
-    "WebCache",
-    "WebResult",
-    "WebSearch",
-]
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .cache import WebCache as WebCache
+    from .fetcher import Fetcher as Fetcher
+    from .local import LocalWeb as LocalWeb
+    from .pages import FetchError as FetchError
+    from .pages import Page as Page
+    from .pages import PageFetcher as PageFetcher
+    from .pages import WebResult as WebResult
+    from .pages import WebSearch as WebSearch
+    from .search import CachedSearch as CachedSearch
+    from .search import SearxngSearch as SearxngSearch
+    from .search import SerpApiSearch as SerpApiSearch
+    from .search import SerperSearch as SerperSearch
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "CachedSearch": "search",
+        "FetchError": "pages",
+        "Fetcher": "fetcher",
+        "LocalWeb": "local",
+        "Page": "pages",
+        "PageFetcher": "pages",
+        "SearxngSearch": "search",
+        "SerpApiSearch": "search",
+        "SerperSearch": "search",
+        "WebCache": "cache",
+        "WebResult": "pages",
+        "WebSearch": "pages",
+    },
+)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..optional_packages import require
 from .addresses import Address
 from .pages import FetchError
 
@@ -84,11 +85,7 @@ class Robots:
     """
 
     def __init__(self, load: Callable[[Address], tuple[int, str]], user_agent: str):
-        try:
-            from protego import Protego
-        except ImportError:
-            raise ImportError('Reading the web needs protego: run `pip install "mem1-trl[web]"`.') from None
-        self._parse = Protego.parse
+        self._parse = require("protego", "web", "Reading the web").Protego.parse
         self._load = load
         self._name = user_agent
         self._locks = Locks()

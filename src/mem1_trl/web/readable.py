@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from importlib import import_module
 from typing import Any
 
+from ..optional_packages import require
 from .pages import FetchError
 
 _HTML = ("text/html", "application/xhtml+xml")
@@ -22,7 +22,7 @@ _PLAIN = (
 READABLE = (*_HTML, *_PLAIN)
 """Content types with readable text."""
 
-_META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_META = re.compile(rb"""<meta[^<>]+?charset\s*+=\s*+["']?\s*+([\w-]+)""", re.IGNORECASE)
 _BLANKS = re.compile(r"\n{3,}")
 _EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", "cp9", "koi8")
 """Encodings that are not declared by accident, and whose bytes may be valid UTF-8."""
@@ -30,10 +30,7 @@ _EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", 
 
 def trafilatura() -> Any:
     """The library that extracts the text of a page."""
-    try:
-        return import_module("trafilatura")
-    except ImportError:
-        raise ImportError('Reading the web needs trafilatura: run `pip install "mem1-trl[web]"`.') from None
+    return require("trafilatura", "web", "Reading the web")
 
 
 def content_type(header: str | None) -> tuple[str, str | None]:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 from urllib.parse import urlencode
 
+from ..json_text import read_json
 from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
 from .addresses import Address, read_address, resolve
 from .cache import WebCache
@@ -87,7 +88,7 @@ class _Engine:
         if answer.status in (401, 403):
             raise PermissionError(self._refused(answer.status, said))
         try:
-            found = json.loads(answer.body)
+            found = read_json(answer.body, nan_is_null=True)
         except ValueError:
             found = None
         if answer.status != 200 or not isinstance(found, dict):
@@ -231,7 +232,7 @@ class CachedSearch:
     """
 
     def __init__(self, search: WebSearch, cache: WebCache) -> None:
-        self._search = search
+        self.engine = search
         self._cache = cache
         self._locks = Locks()
 
@@ -242,12 +243,12 @@ class CachedSearch:
         Raises:
             `LookupError`: in a replay, if this was not searched for when the run was recorded.
         """
-        key = json.dumps([type(self._search).__name__, top_k, query])
+        key = json.dumps([type(self.engine).__name__, top_k, query])
         with self._locks(key):
             known = self._cache.get("search", key)
             if known is None and self._cache.replay:
                 raise LookupError("This was not searched for when the run was recorded, and nothing is searched now.")
             if known is None:
-                known = [[result.title, result.url, result.snippet] for result in self._search.search(query, top_k)]
+                known = [[result.title, result.url, result.snippet] for result in self.engine.search(query, top_k)]
                 self._cache.put("search", key, known)
         return [WebResult(*result) for result in known]

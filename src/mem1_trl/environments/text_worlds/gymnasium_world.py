@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..optional import hidden_method, joined_prompt, require
+from ...optional_packages import require
+from ..helpers import hidden_method, joined_prompt
+from ..recipe import Recipe, recipe_of_call
 
 if TYPE_CHECKING:
     import gymnasium
@@ -60,12 +62,18 @@ class GymnasiumEnvironment:
             raise TypeError(
                 f"{sorted(env_kwargs)[0]!r} is an argument of gymnasium.make, but `env` is a function: pass it inside that function."
             )
+        self._made_with: dict[str, Any] = {"env": env, "describe": describe, "actions": actions, **env_kwargs}
         self._env = gym.make(env, **env_kwargs) if isinstance(env, str) else env()
         self._describe: Describe = describe or self._default_describe(gym)
         self._actions = self._read_actions(gym, actions)
         self.done = False
         self._reward = 0.0
         self._started = False
+
+    @property
+    def _recipe(self) -> Recipe:
+        given = {name: value for name, value in self._made_with.items() if value is not None}
+        return recipe_of_call("GymnasiumEnvironment", **given)
 
     @classmethod
     def factory(

@@ -9,7 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from ..optional import hidden_method, require
+from ...optional_packages import require
+from ..helpers import hidden_method
+from ..recipe import Recipe, recipe_of_call
 
 _SHOWN = 40
 
@@ -46,6 +48,15 @@ class JavaWorld(ABC):
         self._simulator: Any = None
         self.done = False
         self._score = 0.0
+
+    @property
+    @abstractmethod
+    def mem1_settings(self) -> dict[str, Any]:
+        """The arguments of the class."""
+
+    @property
+    def _recipe(self) -> Recipe:
+        return recipe_of_call(type(self).__name__, **self.mem1_settings)
 
     @abstractmethod
     def _start(self) -> Any:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..optional import hidden_method, joined_prompt, require
+from ...optional_packages import require
+from ..helpers import hidden_method, joined_prompt
+from ..recipe import Recipe, recipe_of_call
 
 _BOOKKEEPING = ("done", "reward", "metadata")
 
@@ -61,6 +63,13 @@ class OpenEnvEnvironment:
             raise ValueError(f"reward must be 'sum' or 'last', got {reward!r}.")
         if isinstance(client, str):
             require("openenv.core", "openenv", "OpenEnvEnvironment")
+        self._made_with: dict[str, Any] = {
+            "client": client,
+            "action": action,
+            "describe": describe,
+            "reset_columns": tuple(reset_columns),
+            "reward": reward,
+        }
         self._make_client = partial(_generic_client, client) if isinstance(client, str) else client
         self._action = action
         self._describe = describe
@@ -69,6 +78,10 @@ class OpenEnvEnvironment:
         self._client: Any = None
         self.done = False
         self._reward = 0.0
+
+    @property
+    def _recipe(self) -> Recipe:
+        return recipe_of_call("OpenEnvEnvironment", **self._made_with)
 
     @classmethod
     def factory(

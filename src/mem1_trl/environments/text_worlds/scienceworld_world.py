@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..optional import hidden_method, joined_prompt, require
+from ...optional_packages import require
+from ..helpers import hidden_method, joined_prompt
 from .java_world import JavaWorld
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..optional import joined_prompt
+from ..helpers import joined_prompt
+from ..recipe import Recipe, recipe_of_call
 from .pages import (
     BACK_TO_SEARCH,
     BUY_NOW,
@@ -22,7 +23,8 @@ from .pages import (
     results_page,
 )
 from .products import Product
-from .reward import Nouns, PurchaseScore, score_purchase
+from .reward import Nouns, PurchaseScore, rapidfuzz, score_purchase
+from .search import stemmer
 from .shop import WebShop, load_bundled_webshop
 
 _SUB_PAGES = {name.lower(): name for name in (*SUB_PAGES, "Attributes")}
@@ -72,6 +74,7 @@ class WebShopEnvironment:
         show_attributes: bool = False,
         nouns: Nouns | None = None,
     ) -> None:
+        stemmer(), rapidfuzz()  # an extra that is missing is an error here, not at the first search or purchase
         self.shop = load_bundled_webshop() if shop is None else shop
         self._show_available_actions = show_available_actions
         self._show_attributes = show_attributes
@@ -83,6 +86,13 @@ class WebShopEnvironment:
     def mem1_settings(self) -> dict[str, Any]:
         """The settings that a model trained in this environment needs when it is run; they are saved with the model."""
         return {"show_available_actions": self._show_available_actions, "show_attributes": self._show_attributes}
+
+    @property
+    def _recipe(self) -> Recipe:
+        own: dict[str, Any] = {} if self.shop is load_bundled_webshop() else {"shop": self.shop}
+        if self._nouns is not None:
+            own["nouns"] = self._nouns
+        return recipe_of_call("WebShopEnvironment", **own, **self.mem1_settings)
 
     @classmethod
     def factory(cls, shop: WebShop | None = None, **kwargs: Any) -> Callable[[], WebShopEnvironment]:

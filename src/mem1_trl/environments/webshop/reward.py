@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..optional import require
+from ...optional_packages import require
 from .goals import Goal
 from .products import Product
 
@@ -167,10 +168,15 @@ def normalize_color(value: str) -> str:
 
 def similarity(one: str, other: str) -> int:
     """Similarity of two short texts, 0 to 100, regardless of the order of their words: thefuzz's `token_set_ratio`."""
-    fuzz = require("rapidfuzz.fuzz", "webshop", "WebShop's reward")
-    utils = require("rapidfuzz.utils", "webshop", "WebShop's reward")
+    fuzz, utils = rapidfuzz()
     one, other = (text.encode("ascii", "ignore").decode() for text in (one, other))
     return round(fuzz.token_set_ratio(one, other, processor=utils.default_process))
+
+
+def rapidfuzz() -> tuple[Any, Any]:
+    """The modules of rapidfuzz that compare texts, and that prepare them."""
+    fuzz, utils = (require(f"rapidfuzz.{name}", "webshop", "WebShop's reward") for name in ("fuzz", "utils"))
+    return fuzz, utils
 
 
 def title_words(title: str) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from ...optional_packages import require
 from ...retrieval import Bm25Index
-from ..optional import require
 from .products import Product
 
 SEARCH_RETURN_N = 50
@@ -37,21 +37,22 @@ class ProductSearch:
 
     def __init__(self, products: Sequence[Product]) -> None:
         self._products = {product.asin: product for product in products}
-        stem = _stemmer()
+        stem = stemmer()
         corpus = ((product.asin, _normal(product.search_text, stem)) for product in products)
         self._index = Bm25Index(corpus, k1=0.9, b=0.4)
 
     def search(self, keywords: str) -> list[Product]:
         """The best products for `keywords`, at most [`SEARCH_RETURN_N`], best first."""
         # A stemmer must stay in one thread, but this object is shared by any number of threads
-        [passages] = self._index.search([_normal(keywords, _stemmer())], SEARCH_RETURN_N)
+        [passages] = self._index.search([_normal(keywords, stemmer())], SEARCH_RETURN_N)
         return [self._products[passage.title] for passage in passages]
 
 
-def _stemmer() -> Callable[[list[str]], list[str]]:
+def stemmer() -> Callable[[list[str]], list[str]]:
+    """Porter's stemmer, for one thread."""
     return require("Stemmer", "webshop", "WebShop's search").Stemmer("porter").stemWords
 
 
 def _normal(text: str, stem: Callable[[list[str]], list[str]]) -> str:
-    words = [re.sub(r"['’]s$", "", word) for word in _WORD.findall(text.lower())]
+    words = [word.removesuffix("'s").removesuffix("’s") for word in _WORD.findall(text.lower())]
     return " ".join(stem([word for word in words if word not in _STOPWORDS]))

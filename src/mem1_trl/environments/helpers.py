@@ -1,35 +1,10 @@
-"""Helpers that the environments share: imports of optional packages, and public methods that are not actions."""
+"""What the environments share: public methods that are not actions, and how a first observation joins its task."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
-
-
-def require(module: str, extra: str, purpose: str) -> Any:
-    """
-    Return an optional package after importing it.
-
-    Args:
-        module (`str`):
-            Module to import, such as `"gymnasium"`.
-        extra (`str`):
-            The extra of this package that installs it.
-        purpose (`str`):
-            Name of the feature that needs the package; the error message begins with it.
-
-    Raises:
-        `ImportError`: if it is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(
-            f'{purpose} needs the package {package}, which cannot be imported ({error}): pip install "mem1-trl[{extra}]".'
-        ) from error
 
 
 class hidden_method:
