@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,8 @@ from trl import GRPOConfig
 from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from .rollout.settings import AgentSettings, setting
 from .update.layouts import LAYOUTS
+
+_WORD = re.compile(r"\w+")
 
 _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -187,6 +190,7 @@ class Mem1GRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self._refuse_texts()
         self._play_once_if_greedy()
         self._use_new_names()
         super().__post_init__()
@@ -199,6 +203,15 @@ class Mem1GRPOConfig(GRPOConfig):
         greedy = temperature == 0.0 or kwargs.get("do_sample", True) is False
         if greedy and self.num_generations_eval is None:
             self.num_generations_eval = 1
+
+    def _refuse_texts(self) -> None:
+        """Refuse a number that is a text, as YAML reads 1e-6, before it meets arithmetic far from here."""
+        for one in fields(self):
+            kinds, value = set(_WORD.findall(str(one.type))), getattr(self, one.name, None)
+            if isinstance(value, str) and kinds & {"int", "float"} and "str" not in kinds:
+                raise ValueError(
+                    f"{one.name} must be a number, got the text {value!r} (YAML reads a number such as 1e-6 as text: write 1.0e-6)."
+                )
 
     def _use_new_names(self) -> None:
         """TRL's default goes by a name that transformers is about to remove, and would warn in every run."""
@@ -218,6 +231,11 @@ class Mem1GRPOConfig(GRPOConfig):
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
         if self.check not in ("on", "off"):
             raise ValueError(f"check must be 'on' or 'off', got {self.check!r}.")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0, since log-probs are computed at it, got {self.temperature}: sample in training; an "
+                "evaluation decodes greedily with eval_temperature=0.0."
+            )
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(
                 f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."
@@ -395,6 +413,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self._refuse_texts()
         if self.num_generations is None or self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.num_generations == 1:

@@ -71,6 +71,7 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
         ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, or a directory"),
         ([*MODEL, "--questions", "/nowhere.jsonl"], "mem1 eval: There is no file /nowhere.jsonl: check the path."),
+        ([*MODEL, "--split", "tset"], "mem1 eval: split must be 'train' or 'test', got 'tset'."),
         ([*MODEL, "--corpus", "/nowhere.jsonl"], "mem1 eval: there is no file '/nowhere.jsonl' for the corpus"),
         ([*MODEL, "--split", "validation"], "mem1 eval: split must be 'train' or 'test', got 'validation'."),
         (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no mem1_protocol.json at '/nowhere': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, or a directory)"),
@@ -81,6 +82,13 @@ def test_the_module_runs_as_the_command():
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(capsys, args, sentence):
     assert said(capsys, *args) == (2, sentence)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "xla"])
+def test_an_unknown_device_is_one_sentence(capsys, device):
+    code, line = said(capsys, *MODEL, "--tasks", "1", "--device", device)
+    assert code == 2
+    assert line.startswith(f"mem1 eval: device must be one that this machine has, such as cpu, got {device!r}: ")
 
 
 @pytest.mark.parametrize(

@@ -666,9 +666,9 @@ def test_reset_that_returns_no_text_is_an_error(tmp_path, tokenizer, actor):
         def reset(self, **row):
             return [{"type": "image"}]
 
-    words = "started none of the 4 episodes of the first batch: .*`reset` of Pictures must return None or a string .* got a list"
-    with pytest.raises(RuntimeError, match=words):
-        make(tmp_path, actor, tokenizer, environment=Pictures).train()
+    words = "The first row cannot be played: .*`reset` of Pictures must return None or a string .* got a list"
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, actor, tokenizer, environment=Pictures)
 
 
 # Adapters

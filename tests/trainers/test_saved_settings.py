@@ -87,7 +87,7 @@ def test_the_environment_says_what_it_was_made_with(tmp_path, actor, tokenizer):
     trainer = make(tmp_path, actor, tokenizer, dataset=rows, environment=factory)
     assert trainer.agent_settings().environment == {"top_k": 1}
     trainer.create_model_card()
-    assert "RetrievalQAEnvironment(top_k=1)" in (tmp_path / "README.md").read_text()
+    assert "RetrievalQAEnvironment.factory(corpus=corpus, top_k=1)()" in (tmp_path / "README.md").read_text()
 
 
 def test_mem1_eval_takes_what_was_saved(tmp_path, actor, tokenizer, monkeypatch):

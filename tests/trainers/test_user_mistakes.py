@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import random
+
 import pytest
+import torch
+from datasets import Dataset
 from support.fault_environments import Importing
 from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset, trainer_arguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from trl import GRPOTrainer
 
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig
+from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.trainers.first_row import play_first_row
 
 
 def make(tmp_path, model, tokenizer, environment=None, dataset=None, protocol=SHORT, **kwargs):
@@ -29,6 +38,214 @@ def test_a_package_that_an_action_lacks_ends_training(tmp_path, tokenizer, actor
     with pytest.raises(ImportError, match="`search` of Importing cannot work here and would fail in every episode"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+# Before any model is loaded
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails if a model is loaded, or an episode is played."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    for kind in (AutoModelForCausalLM, PreTrainedModel):
+        monkeypatch.setattr(kind, "from_pretrained", refuse)
+    monkeypatch.setattr(GRPOTrainer, "__init__", refuse)
+
+
+class NoAction:
+    def reset(self, **row):
+        return None
+
+    def get_reward(self):
+        return 1.0
+
+
+class NoRow(LookupEnvironment):
+    def reset(self):
+        return None
+
+
+class Needy(LookupEnvironment):
+    def __init__(self, shop):
+        self.shop = shop
+
+
+class WrongObservation(LookupEnvironment):
+    def reset(self, prompt=None, secret="", **row):
+        return ["a page"]
+
+
+class WrongReward(LookupEnvironment):
+    def get_reward(self):
+        return "good"
+
+
+class NoSuchName(LookupEnvironment):
+    def reset(self, **row):
+        return self.shopp  # a typo
+
+
+MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": []}, "The train dataset must have at least one row, got none"),
+        ({"dataset": [{"prompt": {"question": "q"}}]}, "Row 0 of the train dataset must have a text or a list of messages as prompt, got a dict"),
+        ({"dataset": [{"prompt": "q"}, {"prompt": " "}], "environment": None, "protocol": None}, "Row 1 of the train dataset has an empty prompt"),
+        ({"dataset": [{"prompt": []}]}, "Row 0 of the train dataset has an empty prompt"),
+        ({"dataset": [{"prompt": None}]}, "Row 0 of the train dataset must have a text or a list of messages as prompt, got None"),
+        ({"dataset": [{"prompt": MESSAGES}]}, "The prompt of row 0 of the train dataset must end with a message of the user, got one of role 'assistant'"),
+        ({"environment": NoAction}, "NoAction has no action: give it a public method with a docstring"),
+        ({"environment": NoRow}, r"`reset` of NoRow must accept the columns of a row \(prompt, secret\), got a signature \(self\).*add `\*\*row`"),
+        ({"environment": Needy}, "`environment_factory` must be callable without arguments, got Needy, which needs 'shop': pass `functools.partial"),
+        ({"environment": LookupEnvironment()}, "must be a class or function without arguments"),
+        ({"environment": WrongObservation}, "The first row cannot be played: .*`reset` of WrongObservation must return None or a string"),
+        ({"environment": WrongReward}, "The first row cannot be played: .*get_reward gave a str: return a float"),
+        ({"environment": NoSuchName}, "The first row cannot be played: `reset` of NoSuchName failed with AttributeError: .*shopp"),
+        ({"model": None}, "`model` must be an id, a path or a model, got None"),
+        ({"model": "runs/first/modle"}, "There is no model at 'runs/first/modle': check the path"),
+        ({"model": "./gone"}, "There is no model at './gone': check the path"),
+        ({"model": T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))}, "T5ForConditionalGeneration is an encoder-decoder"),
+    ],
+    ids=lambda value: None,
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(no_model, tmp_path, tokenizer, actor, change, words):
+    change = {"model": actor, "environment": LookupEnvironment, "reward_funcs": len, **change}
+    if "dataset" in change:
+        rows = change["dataset"]
+        change["dataset"] = Dataset.from_list(rows) if rows else Dataset.from_dict({"prompt": []})
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=words) as caught:
+        make(tmp_path, tokenizer=tokenizer, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_decoder_is_refused_by_its_path(no_model, tmp_path, tokenizer):
+    T5Config(vocab_size=8).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"is an encoder-decoder, .* a causal language model"):
+        make(tmp_path, str(tmp_path / "t5"), tokenizer, LookupEnvironment)
+
+
+def test_messages_without_a_chat_template_name_two_remedies(no_model, tmp_path, tokenizer, actor):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}], "secret": "1"}] * 8)
+    with pytest.raises(ValueError, match=r"set `tokenizer.chat_template`, or use texts and conversational=False"):
+        make(tmp_path, actor, plain, LookupEnvironment, rows, args={"conversational": None})
+
+
+@pytest.mark.parametrize("kind", [Mem1GRPOConfig, Mem1PPOConfig])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"temperature": 0.0}, r"temperature must be above 0, .* got 0\.0: .*eval_temperature=0\.0"),
+        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"learning_rate": "1e-6"}, r"learning_rate must be a number, got the text '1e-6'.*1\.0e-6"),
+        ({"max_turns": "six"}, "max_turns must be a number, got the text 'six'"),
+        ({"beta": "0.1"}, r"beta must be a number, got the text '0\.1'"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_one_sentence(tmp_path, kind, setting, words):
+    with pytest.raises(ValueError, match=words):
+        kind(str(tmp_path), bf16=False, **setting)
+
+
+def test_an_argument_without_a_type_is_named(tmp_path, tokenizer, actor, caplog):
+    class Untyped(LookupEnvironment):
+        def add(self, a, b: int) -> str:
+            """Add."""
+            return ""
+
+    make(tmp_path, actor, tokenizer, Untyped)
+    assert "The argument 'a' of the action 'add' of Untyped has no type and is passed as text" in caplog.text
+
+
+# The first row
+
+
+class Counting(LookupEnvironment):
+    made = resets = 0
+
+    def __init__(self):
+        type(self).made += 1
+
+    def reset(self, **row):
+        type(self).resets += 1
+        random.random()
+        return super().reset(**row)
+
+
+def test_the_first_row_is_played_once_and_leaves_no_trace(tmp_path, tokenizer, actor):
+    Counting.made = Counting.resets = 0
+    pool = EnvironmentPool(Counting, SHORT)
+    random.seed(5)
+    play_first_row(pool, lookup_dataset(8))
+    assert (Counting.made, Counting.resets) == (1, 1)
+    assert random.random() == random.Random(5).random()
+    assert not any(pool.caller.counts.reset().values())
+    make(tmp_path, actor, tokenizer, Counting)
+    assert (Counting.made, Counting.resets) == (2, 2)
+
+
+def test_one_bad_row_is_no_mistake_and_each_environment_is_played():
+    class Picky(LookupEnvironment):
+        def reset(self, secret="", **row):
+            if secret == "bad":
+                raise KeyError("no such task")
+            return super().reset(secret=secret)
+
+    for rows, refused in (["bad", "1", "1"], False), (["bad"] * 3, True), (["bad"], True):
+        dataset = Dataset.from_dict({"prompt": ["q"] * len(rows), "secret": rows})
+        if refused:
+            with pytest.raises(ValueError, match="`reset` of Picky failed with KeyError: 'no such task'"):
+                play_first_row(EnvironmentPool(Picky, SHORT), dataset)
+        else:
+            play_first_row(EnvironmentPool(Picky, SHORT), dataset)
+    several = Dataset.from_dict({"prompt": ["q"] * 2, "secret": ["1", "bad"], "environment": ["a", "b"]})
+    with pytest.raises(ValueError, match="`reset` of Picky failed"):
+        play_first_row(EnvironmentPool({"a": LookupEnvironment, "b": Picky}, SHORT), several)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("the server starts"), TimeoutError("late"), RuntimeError("now and then")]
+)
+def test_what_may_pass_is_no_mistake(tmp_path, tokenizer, actor, caplog, error):
+    class Away(LookupEnvironment):
+        def reset(self, **row):
+            raise error
+
+    make(tmp_path, actor, tokenizer, Away, args={"environment_retries": 0})
+    assert "The first row could not be played yet" in caplog.text and str(error) in caplog.text
+
+
+# Reward functions
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (
+            None,
+            "The reward function 'score' must return a list with one number for each of 4 completions, got a NoneType",
+        ),
+        (1.0, "The reward function 'score' must return a list with one number for each of 4 completions, got a float"),
+        (torch.tensor(1.0), "The reward function 'score' must return a list .* got a Tensor"),
+        ([1.0], "The reward function 'score' returned 1 rewards, but 4 were expected"),
+        ({"a": 1.0}, "The reward function 'score' must return a list .* got a dict"),
+        ("1234", "The reward function 'score' must return a list .* got a str"),
+    ],
+)
+def test_a_reward_function_is_named(tmp_path, tokenizer, actor, returned, words):
+    def score(completions, **kwargs):
+        return returned
+
+    trainer = make(tmp_path, actor, tokenizer, LookupEnvironment, reward_funcs=score)
+    with pytest.raises((ValueError, TypeError), match=words):
+        trainer.train()
 
 
 # What the log says about a run that learns nothing

@@ -347,6 +347,13 @@ def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
         except ValueError as error:
             raise CommandError(str(error)) from None
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each unknown kind has its own
+        reason = str(error).splitlines()[0]
+        raise CommandError(
+            f"device must be one that this machine has, such as cpu, got {device!r}: {reason}"
+        ) from None
     return Mem1Agent.from_pretrained(
         options.model_name_or_path,
         protocol,

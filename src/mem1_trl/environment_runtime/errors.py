@@ -137,8 +137,12 @@ def may_repeat(error: BaseException, repeatable: bool) -> bool:
         return False
     if is_transient(error):
         return True
-    hopeless = {kind.__name__ for kind in _HOPELESS}
-    return repeatable and not hopeless & set(error_names(error))
+    return repeatable and not is_hopeless(error)
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether an error is of a kind that the same call would meet again, such as a `TypeError`, and not that of a server."""
+    return not is_transient(error) and bool({kind.__name__ for kind in _HOPELESS} & set(error_names(error)))
 
 
 def error_text(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class EnvironmentPool:
                     f"`environment_factory`{'' if name is None else f'[{name!r}]'} must be a class or function without arguments "
                     f"that returns a new environment, got {type(make).__name__}."
                 )
+            _check_takes_nothing(make)
         self._threads = {name: [EnvironmentThread(factory=make)] for name, make in self.factories.items()}
         first = [threads[0] for threads in self._threads.values()]
         for error in self.caller.make(first):
@@ -116,6 +118,10 @@ class EnvironmentPool:
         found = {name: getattr(example, "mem1_settings", None) for name, example in self._examples.items()}
         known = {name: dict(settings) for name, settings in found.items() if settings}
         return known.get(None, {}) if not self.routed else {str(name): settings for name, settings in known.items()}
+
+    def example_of(self, name: str | None) -> Any:
+        """The environment of this name that is there for inspection."""
+        return self._examples[name]
 
     def example(self) -> tuple[Any, ActionSet]:
         """One environment with its actions, for inspection only."""
@@ -200,6 +206,20 @@ class EnvironmentPool:
 
         read.__name__ = kind.__name__
         return read
+
+
+def _check_takes_nothing(make: Callable[..., Any]) -> None:
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # built in C
+        return
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise TypeError(
+            f"`environment_factory` must be callable without arguments, got {name}, which needs {', '.join(map(repr, needed))}: "
+            f"pass `functools.partial({name}, {', '.join(f'{one}=...' for one in needed)})`."
+        )
 
 
 class GivenEnvironments:

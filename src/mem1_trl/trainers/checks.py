@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 
 from ..rollout.play import NO_TASK
+from ..rollout.settings import AgentSettings, resolve_conversational
 from .trl_seam.reference import is_partitioned
 
 if TYPE_CHECKING:
@@ -74,6 +77,70 @@ def dataset_or_placeholder(dataset: Any, args: Any, pool: EnvironmentPool | None
         raise ValueError("Without a `train_dataset` the length of training is unknown: set `max_steps`.")
     rows = args.generation_batch_size // args.num_generations
     return Dataset.from_dict({"prompt": [NO_TASK] * rows})
+
+
+def check_model(model: Any) -> None:
+    """
+    Refuse what cannot be the policy, before it is loaded where that can be known.
+
+    Raises:
+        `TypeError`: If it is `None`.
+        `FileNotFoundError`: If it is a path with nothing there.
+        `ValueError`: If it is an encoder-decoder.
+    """
+    if model is None:
+        raise TypeError("`model` must be an id, a path or a model, got None.")
+    config = getattr(model, "config", None)
+    if isinstance(model, str):
+        is_path = model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
+        if is_path and not Path(model).exists():
+            raise FileNotFoundError(
+                f"There is no model at {model!r}: check the path (an id on the Hub is 'owner/name')."
+            )
+        if Path(model).is_dir():
+            with contextlib.suppress(OSError, ValueError):  # loading it says what is wrong
+                config = AutoConfig.from_pretrained(model)
+    if getattr(config, "is_encoder_decoder", False):
+        name = model if isinstance(model, str) else type(model).__name__
+        raise ValueError(
+            f"{name} is an encoder-decoder, whose prompt and completion are not one text: pass a causal language model."
+        )
+
+
+def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing_class: Any) -> None:
+    """
+    Refuse prompts of the first thousand rows that nothing can be made of; rows of a stream are not read for it.
+
+    Raises:
+        `ValueError`: If there is no row; if a prompt is empty, is neither text nor messages, or ends with the assistant; if prompts
+            are messages and the tokenizer that was passed has no chat template.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    if not len(dataset):
+        raise ValueError(
+            f"The {name} must have at least one row, got none: check the split or the filter it comes from."
+        )
+    if "prompt" not in dataset.column_names:
+        return
+    for number, prompt in enumerate(dataset.select(range(min(CHECKED_PROMPTS, len(dataset))))["prompt"]):
+        given = "None" if prompt is None else f"a {type(prompt).__name__}"
+        messages = isinstance(prompt, list) and all(isinstance(one, dict) and "role" in one for one in prompt)
+        if not isinstance(prompt, str) and not messages:
+            raise ValueError(
+                f"Row {number} of the {name} must have a text or a list of messages as prompt, got {given}: a message is "
+                '{"role": "user", "content": ...}.'
+            )
+        # With an environment a text may be empty, since `reset` may return the task
+        if prompt == [] or (pool is None and not messages and not prompt.strip()):
+            raise ValueError(f"Row {number} of the {name} has an empty prompt: put the task there.")
+        if messages and prompt[-1]["role"] == "assistant":
+            raise ValueError(
+                f"The prompt of row {number} of the {name} must end with a message of the user, got one of role 'assistant': "
+                "remove the answer."
+            )
+        if messages and processing_class is not None:
+            resolve_conversational(AgentSettings(conversational=True), processing_class)
 
 
 def check_columns(name: str, dataset: Any, pool: EnvironmentPool | None) -> None:

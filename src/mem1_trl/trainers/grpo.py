@@ -132,5 +132,5 @@ class Mem1GRPOTrainer(Mem1Trainer):
 
 def model_name(model: Any) -> str:
     """Last part of a model's id or path, for the default output directory."""
-    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     return name.rstrip("/").split("/")[-1] or "model"

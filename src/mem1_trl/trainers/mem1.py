@@ -21,8 +21,10 @@ from ..rollout.turn_loop import Rollout
 from .checks import (
     check_budgets,
     check_columns,
+    check_model,
     check_optimizer,
     check_reference,
+    check_rows,
     check_size,
     check_trainable,
     dataset_or_placeholder,
@@ -32,6 +34,7 @@ from .checks import (
 )
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
+from .first_row import play_first_row
 from .saving import (
     MEM1_CITATION,
     card_facts,
@@ -84,6 +87,7 @@ class Mem1Trainer(TrajectoryTrainer):
         **kwargs: Any,
     ):
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
+        check_model(model)
         processing_class = starting_tokenizer(processing_class, model, args)
         self.protocol = starting_protocol(protocol, model)
         self.pool = (
@@ -98,9 +102,11 @@ class Mem1Trainer(TrajectoryTrainer):
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
         check_reference(model, args, kwargs.get("peft_config"))
+        rows = train_dataset  # none if the environment owns its tasks: it may hand out each of them once
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, self.pool)
+            check_rows(name, dataset, self.pool, processing_class)
 
         reward_funcs = (
             [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
@@ -110,6 +116,8 @@ class Mem1Trainer(TrajectoryTrainer):
             raise ValueError(
                 "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` method."
             )
+        if self.pool is not None:
+            play_first_row(self.pool, rows)
         classes = kwargs.get("reward_processing_classes")
         if classes is not None:  # one for each reward function that the user knows of
             classes = classes if isinstance(classes, list) else [classes]
@@ -136,6 +144,7 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         finally:
             args.reward_weights = weights
+        check_model(self.model)  # of an id on the Hub, only now
         check_trainable(self.model)
         check_optimizer(self.model, self.optimizer)
         warn_of_what_cannot_be_loaded(self.model)

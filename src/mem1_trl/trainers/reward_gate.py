@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,6 +75,11 @@ class RewardGate:
                         self.problems[index] = f"The reward model {name!r} gave {float(rewards[index, column])}"
 
     def _taken(self, values: Any, name: str) -> list[Any]:
+        if isinstance(values, (str, bytes, Mapping)) or not _is_row(values):
+            raise TypeError(
+                f"The reward function '{name}' must return a list with one number for each of {len(self.kept)} completions, got a "
+                f"{type(values).__name__}."
+            )
         values = list(values)
         if len(values) != len(self.kept):
             raise ValueError(
@@ -108,6 +114,15 @@ class RewardGate:
 
     def _is_column(self, value: Any) -> bool:
         return isinstance(value, list) and len(value) == len(self.failed)
+
+
+def _is_row(values: Any) -> bool:
+    """Whether something can be iterated over; a tensor or an array of no dimension says only then that it cannot."""
+    try:
+        iter(values)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_asynchronous(function: Any) -> bool:
