@@ -39,7 +39,10 @@ def read_json(text: str | bytes, nan_is_null: bool = False, strict: bool = True)
 
     def number(digits: str) -> float | None:
         value = float(digits)
-        return value if math.isfinite(value) else constant(f"{digits:.20}")
+        if math.isfinite(value):
+            return value
+        constant(f"{digits:.20}")
+        return None
 
     try:
         value = json.loads(text, parse_constant=constant, parse_float=number, strict=strict)
@@ -51,8 +54,8 @@ def read_json(text: str | bytes, nan_is_null: bool = False, strict: bool = True)
         raise ValueError(f"it is nested more than {DEEPEST} deep") from None
     except ValueError as error:  # a number of more digits than Python converts, or `constant`
         raise ValueError("a number has too many digits" if "digits" in str(error) else str(error)) from None
-    brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(text.count(bracket) for bracket in brackets) > DEEPEST and too_deep(value):  # type: ignore[arg-type]
+    opened = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if opened > DEEPEST and too_deep(value):
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     return value
 
