@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json
+from ..printable import one_line
 from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff, with_retries
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class ChatEndpoint:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def _warn(error: Exception, seconds: float) -> None:
