@@ -48,7 +48,7 @@ class Result:
         """The records of the `.jsonl` file with their trajectories, one at a time; none if the file is absent."""
         path = self.path.with_suffix(".jsonl")
         if path.exists():
-            for _, record in read_json_lines(path, "was the evaluation cut off? Run it again.", read=_with_trajectory):
+            for _, record in read_json_lines(path, "was the evaluation cut off? Run it again.", read=read_episode):
                 yield record
 
 
@@ -146,10 +146,23 @@ def read_run(run_dir: str | Path) -> RunDirectory:
 _ADVICE = "was it cut off? Write it again."
 
 
-def _with_trajectory(record: Any) -> dict[str, Any]:
+def read_episode(record: Any) -> dict[str, Any]:
+    """
+    The record of an episode in a file, with its [`Trajectory`], or `None`, as `trajectory`.
+
+    Raises:
+        `ValueError`: if it is not one.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"It is not a JSON object but {record!r:.60}: {_ADVICE}")
-    found = record.get("trajectory")
+    for key, kind in (("task", dict), ("scores", dict), ("objectives_detail", list)):
+        if not isinstance(record.get(key) or kind(), kind):
+            raise ValueError(
+                f"It has {key}={record[key]!r:.60}, which must be {'a list' if kind is list else 'an object'}."
+            )
+    if not all(isinstance(detail, dict) for detail in record.get("objectives_detail") or []):
+        raise ValueError("It has objectives_detail of something else than objects.")
+    found = record.get("trajectory") or (record if "turns" in record else None)
     return {**record, "trajectory": None if found is None else Trajectory.from_dict(found)}
 
 
