@@ -78,6 +78,19 @@ def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tm
     assert collect(agent, path, samples=1) == played[::2] and collect(agent, path, count=2) == played[:4]
 
 
+def test_a_reward_that_is_not_a_number_is_none_in_the_file(actor, tokenizer, tmp_path):
+    path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
+    task = [{"prompt": "q1?", "secret": "1"}, {"prompt": "q2?", "secret": "2"}]
+
+    def reward(trajectory, row):
+        return 1.0 if row["secret"] == "2" else float("nan")
+
+    played = collect_trajectories(agent, task, LookupEnvironment, path, reward=reward, disable_tqdm=True)
+    assert [t.reward for t in played] == [None, 1.0] and "NaN" not in path.read_text(encoding="utf-8")
+    again = collect_trajectories(agent, task, LookupEnvironment, path, reward=reward, disable_tqdm=True)
+    assert again == played == read_trajectories(path)
+
+
 class Flaky(LookupEnvironment):
     """Cannot start one of the tasks the first time."""
 

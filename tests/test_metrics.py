@@ -40,6 +40,10 @@ def test_single_metrics(trajectory):
     assert valid_action_rate(trajectory) == pytest.approx(2 / 3)
 
 
+def test_a_turn_without_state_counts_in_the_mean():
+    assert state_tokens(make_trajectory([(10, 4, 6, "search"), (10, 4, 0, None), (10, 4, 3, "answer")])) == 3.0
+
+
 def test_dependency_length_of_a_constant_context_is_linear_in_turns():
     # The point of MEM1: contexts that do not grow cost linearly; an appended history costs quadratically.
     compact = [dependency_length(make_trajectory([(10, 5, 0, None)] * n)) for n in (1, 2, 4)]

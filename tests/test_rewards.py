@@ -9,6 +9,7 @@ from mem1_trl.rewards import (
     f1_reward,
     invalid_action_penalty,
     normalize_answer,
+    score_answer,
     split_answers,
 )
 from mem1_trl.trajectory import StopReason, Trajectory, Turn
@@ -82,6 +83,20 @@ def test_f1(text, answers, score):
     assert f1(text, answers) == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("Paris; 27 km", (1.0, 0.5, 1 + 2 / 3, (1 + 2 / 3) / 2, 0.0)),  # {27, km} and {27}: 2 * 1 / (2 + 1)
+        ("Paris; 27", (2.0, 1.0, 2.0, 1.0, 1.0)),
+        ("Rome; 26", (0.0, 0.0, 0.0, 0.0, 0.0)),
+        (None, (0.0, 0.0, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_all_scores_of_an_answer(text, scores):
+    names = ("exact_match", "exact_match_per_objective", "f1", "f1_per_objective", "success")
+    assert score_answer(text, [["Paris"], ["27"]]) == pytest.approx(dict(zip(names, scores, strict=True)))
+
+
 @pytest.mark.parametrize("score", [exact_match, f1])
 @pytest.mark.parametrize("answers", [[], [["Paris"], []], "Paris"])
 def test_missing_references_are_refused(score, answers):
@@ -105,7 +120,12 @@ def test_reward_of_messages_ignores_what_the_environment_wrote():
             {"role": "tool", "content": "<answer>Paris</answer>"},
         ],
         [{"role": "assistant", "content": None}, {"role": "tool", "content": "<answer>Paris</answer>"}],
-        [{"role": "assistant", "content": [{"type": "text", "text": "<answer>Paris</answer>"}]}],
+        [
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "<answer>Pa"}, {"type": "text", "text": "ris</answer>"}],
+            }
+        ],
     ]
     assert exact_match_reward(completions=completions, answers=[[["Paris"]]] * 3) == [0.0, 0.0, 1.0]
     assert f1_reward(completions=completions, answers=[[["Paris"]]] * 3) == pytest.approx([2 / 3, 0.0, 1.0])

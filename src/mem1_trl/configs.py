@@ -191,8 +191,8 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._refuse_texts()
-        self._use_new_names()
         self._play_once_if_greedy()
+        self._use_new_names()
         super().__post_init__()
         self._check_episode()
 

@@ -10,8 +10,8 @@ SFTTrainer(model, SFTConfig(max_length=None), train_dataset=dataset).train()
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from .json_lines import drop_unfinished_line, read_json_lines
+from .json_text import as_json, read_json_object, write_json
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def collect_trajectories(
         batch_size (`int`, *optional*, defaults to `32`):
             Episodes played at once, and lost at most if the process dies.
         reward (`Callable`, *optional*):
-            Scores an episode, given it and its row. `None` leaves that to the environment's `get_reward`.
+            Scores an episode, given it and its row; an episode whose score is not finite is not scored. `None` leaves that to the
+            environment's `get_reward`.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress bar.
 
@@ -91,13 +93,13 @@ def collect_trajectories(
     records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
     for (row, _), record in records.items():
         prompt = record["prompt"]
-        if prompt != tasks[row]["prompt"]:
+        if prompt != as_json(tasks[row]["prompt"]):
             raise ValueError(
                 f"{path} holds an episode about row {row}, {str(prompt)!r:.80}, which is another row now: collect into a "
                 "new file, or pass the rows it was begun with."
             )
 
-    played = {key: Trajectory.from_dict(record["trajectory"]) for key, record in records.items()}
+    played = {key: record["trajectory"] for key, record in records.items()}
     wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
     left = [key for key in wanted if key not in played]
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
@@ -115,14 +117,15 @@ def collect_trajectories(
                     failures.append(trajectory.error)
                     continue
                 if reward is not None:
-                    trajectory.reward = float(reward(trajectory, task))
+                    value = float(reward(trajectory, task))
+                    trajectory.reward = value if math.isfinite(value) else None  # not scored
                 record = {
                     "row": key[0],
                     "sample": key[1],
                     "prompt": task["prompt"],
                     "trajectory": trajectory.to_dict(),
                 }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(write_json(record) + "\n")
             file.flush()
             progress.update(len(keys))
             scored = [trajectory.reward for trajectory in played.values() if trajectory.reward is not None]
@@ -144,7 +147,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> list[Trajectory]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: collect it with `collect_trajectories`.")
-    return [Trajectory.from_dict(record["trajectory"]) for record in _read(path)]
+    return [record["trajectory"] for record in _read(path)]
 
 
 def select_trajectories(
@@ -268,9 +271,9 @@ def _reward(trajectory: Trajectory) -> float:
 def _claim(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings beside a new file, or compare them with those it was begun with."""
     beside = path.with_suffix(".json")
-    settings = json.loads(json.dumps({"format": FORMAT, "settings": settings}))
+    settings = as_json({"format": FORMAT, "settings": settings})
     if path.exists() and beside.exists():
-        found = json.loads(beside.read_text(encoding="utf-8"))
+        found = read_json_object(beside, "use a new file, or write the settings again.")
         old, new = found.get("settings", {}), settings["settings"]
         differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if found.get("format") != FORMAT or differing:
@@ -281,12 +284,23 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
     elif path.exists() and path.stat().st_size:
         raise ValueError(f"{path} exists, but not {beside.name} with the settings it was made with: use a new file.")
     else:
-        beside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(write_json(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The records of a file; a line that was being written when a process died is left out."""
-    return [record for _, record in read_json_lines(path, "repair or remove it.", skip_unfinished=True)]
+    return [record for _, record in read_json_lines(path, _ADVICE, skip_unfinished=True, read=_record)]
+
+
+_ADVICE = "repair or remove it."
+
+
+def _record(value: Any) -> dict[str, Any]:
+    """A record with its trajectory."""
+    numbers = [value.get("row"), value.get("sample")] if isinstance(value, dict) else []
+    if not numbers or not all(isinstance(number, int) for number in numbers) or "prompt" not in value:
+        raise ValueError(f"It is not an episode with 'row', 'sample' and 'prompt': {_ADVICE}")
+    return {**value, "trajectory": Trajectory.from_dict(value.get("trajectory", {}))}
 
 
 def _recover(path: Path) -> dict[tuple[int, int], dict[str, Any]]:

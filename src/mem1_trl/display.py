@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from .printable import printable
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +27,7 @@ def print_trajectory(
     Print an episode turn by turn.
 
     For each turn, it shows how many tokens the turn read and wrote, how many of earlier turns it kept and forgot, the text that
-    it wrote and the answer of the environment.
+    it wrote and the answer of the environment. Control characters are written out (`\\x1b`), so that no text moves the cursor.
 
     Args:
         trajectory ([`Trajectory`]):
@@ -42,7 +44,7 @@ def print_trajectory(
         prompt = str(tokenizer.decode(list(trajectory.prompt_ids)))
     elif prompt is None:
         prompt = f"{len(trajectory.prompt_ids)} tokens"
-    console.print(Panel(Text(prompt.strip()), title="task prompt, kept in every turn", title_align="left"))
+    console.print(Panel(Text(printable(prompt.strip())), title="task prompt, kept in every turn", title_align="left"))
     produced = 0  # tokens of all past turns, kept or not
     start = len(trajectory.prompt_ids)
     for number, turn in enumerate(trajectory.turns, start=1):
@@ -50,9 +52,9 @@ def print_trajectory(
         reads = f"turn {number} · reads {len(turn.prompt_ids)} tokens: prompt {start}"
         if number > 1:
             reads += f" + kept {kept}, forgotten {produced - kept}"
-        body = Text(turn.text.strip(), style="bold")
+        body = Text(printable(turn.text.strip()), style="bold")
         if turn.observation is not None:
-            body.append("\n" + turn.observation.strip(), style="not bold dim")
+            body.append("\n" + printable(turn.observation.strip()), style="not bold dim")
         console.print(
             Panel(
                 body,
@@ -65,5 +67,5 @@ def print_trajectory(
         )
         produced += len(turn.completion_ids) + turn.observation_tokens
     reward = "" if trajectory.reward is None else f" · reward {trajectory.reward:g}"
-    answer = "no answer" if trajectory.answer is None else f"answer: {trajectory.answer}"
+    answer = "no answer" if trajectory.answer is None else f"answer: {printable(trajectory.answer)}"
     console.print(f"[bold]{escape(answer)}[/bold] · ended by {trajectory.stop_reason}{reward}")

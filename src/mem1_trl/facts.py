@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from datasets import Dataset
+
+from .json_text import read_json
 
 # Relation -> question in search words; a relation that is not listed here keeps the question itself
 KEYWORDS = {
@@ -95,7 +96,7 @@ def load_facts() -> Facts:
         [`Facts`]: the corpus and its questions.
     """
     content = gzip.decompress((files("mem1_trl") / "data" / "facts.jsonl.gz").read_bytes())
-    records = [json.loads(line) for line in content.decode("ascii").splitlines()]
+    records = [read_json(line) for line in content.decode("ascii").splitlines()]
     columns = ("question", "keywords", "answer", "entity", "relation", "kind")
     questions = {
         split: [

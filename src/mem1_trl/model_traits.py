@@ -35,29 +35,6 @@ def forward_takes(model: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(type(backbone).forward).parameters
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """Name of the argument that takes keys and values: `cache`, which was `past_key_values` in older transformers."""
-    return "cache" if forward_takes(model, "cache") else "past_key_values"
-
-
-def enable_activation_checkpointing(model: PreTrainedModel, options: Any = None) -> None:
-    """
-    Compute the activations of a model again in the backward pass instead of keeping them.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        options (`dict`, *optional*):
-            `every_n_layers`, `offload` (as in [`~transformers.TrainingArguments`]) and arguments of `torch.utils.checkpoint`.
-    """
-    options = dict(options or {})
-    if hasattr(model, "activation_checkpointing_enable"):
-        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **own)
-    else:  # its name in older transformers
-        model.gradient_checkpointing_enable(options or None)
-
-
 def position_switch(model: Any) -> tuple[str, int] | None:
     """
     Kind of position scaling that depends on the length of a whole forward pass, and the tokens above which it does.
@@ -119,6 +96,29 @@ def head_sizes(model: Any) -> tuple[int, int]:
     nope, rope = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
     query = nope + rope if nope and rope else head_dim
     return query, getattr(config, "v_head_dim", None) or head_dim
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Name of the argument that takes keys and values: `cache`, which was `past_key_values` in older transformers."""
+    return "cache" if forward_takes(model, "cache") else "past_key_values"
+
+
+def enable_activation_checkpointing(model: PreTrainedModel, options: dict[str, Any] | None = None) -> None:
+    """
+    Compute the activations of a model again in the backward pass instead of keeping them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        options (`dict`, *optional*):
+            `every_n_layers`, `offload` (as in [`~transformers.TrainingArguments`]) and arguments of `torch.utils.checkpoint`.
+    """
+    options = dict(options or {})
+    if hasattr(model, "activation_checkpointing_enable"):
+        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **own)
+    else:  # its name in older transformers
+        model.gradient_checkpointing_enable(options or None)
 
 
 def why_not_masked(model: PreTrainedModel, longest: int | None = None) -> str | None:

@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .protocol.tagged_text import all_tagged
 from .trajectory import StopReason, Trajectory
 
 ANSWER_SEPARATOR = ";"
@@ -20,7 +21,6 @@ Answers = Sequence[str | Sequence[str]]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def normalize_answer(text: str) -> str:
@@ -247,5 +247,7 @@ def _answer_in_completion(completion: str | list[dict[str, Any]]) -> str | None:
             content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
             for content in contents
         )
-    found = _ANSWER_TAG.findall(completion)
-    return found[-1].strip() if found else None
+    answer = None
+    for found in all_tagged(completion, "answer"):
+        answer = found.inner.strip()
+    return answer

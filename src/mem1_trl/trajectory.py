@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
+
+from .json_text import with_nan
+from .typed_fields import check_fields
 
 
 class StopReason(StrEnum):
@@ -169,25 +173,44 @@ class Trajectory:
         }
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Trajectory:
-        """The trajectory from the result of [`~Trajectory.to_dict`]."""
-        turns = [
-            Turn(
-                **{
-                    **turn,
-                    "prompt_ids": tuple(turn["prompt_ids"]),
-                    "completion_ids": tuple(turn["completion_ids"]),
-                    "logprobs": None if turn["logprobs"] is None else tuple(turn["logprobs"]),
-                    "messages": None if turn.get("messages") is None else tuple(turn["messages"]),
-                }
-            )
-            for turn in record["turns"]
-        ]
-        return cls(
-            turns=turns,
-            reward=record["reward"],
-            stop_reason=StopReason(record["stop_reason"]),
-            answer=record["answer"],
-            metrics=dict(record["metrics"]),
-            error=record.get("error"),
-        )
+    def from_dict(cls, record: Mapping[str, Any]) -> Trajectory:
+        """
+        The trajectory from the result of [`~Trajectory.to_dict`].
+
+        Raises:
+            `ValueError`: If the record is not one of a trajectory; the message names the field.
+        """
+        if not isinstance(record, Mapping) or not isinstance(record.get("turns"), list):
+            raise ValueError(f"The trajectory has no list of 'turns': {_ADVICE}")
+        turns = [_read_turn(turn, f"Turn {number}") for number, turn in enumerate(record["turns"], start=1)]
+        values = {"error": None, **record, "turns": turns}
+        if isinstance(values.get("stop_reason"), str):
+            values["stop_reason"] = StopReason(values["stop_reason"])
+        missing = [name for name in ("reward", "stop_reason", "answer", "metrics") if name not in values]
+        if missing:
+            raise ValueError(f"The trajectory has no {missing[0]!r}: {_ADVICE}")
+        known = {one.name for one in fields(cls)}  # a file may say more about an episode, such as its prompt
+        values = {name: value for name, value in values.items() if name in known}
+        values["metrics"] = with_nan(values["metrics"])
+        check_fields(values, cls, "The trajectory", _ADVICE)
+        return cls(**values)
+
+
+_ADVICE = "it is not a record that mem1-trl wrote."
+
+
+def _read_turn(record: Any, where: str) -> Turn:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where} is {record!r:.60}: {_ADVICE}")
+    values = {**record, "logprobs": with_nan(record.get("logprobs"))}
+    check_fields(values, Turn, where, _ADVICE)
+    logprobs = values["logprobs"]
+    return Turn(
+        **{
+            **values,
+            "prompt_ids": tuple(values["prompt_ids"]),
+            "completion_ids": tuple(values["completion_ids"]),
+            "logprobs": None if logprobs is None else tuple(logprobs),
+            "messages": None if values.get("messages") is None else tuple(values["messages"]),
+        }
+    )

@@ -137,11 +137,33 @@ def test_arguments(method, text, expected):
         ("buy", '["shoe"]', "Give the arguments as a JSON object with item, count."),
         ("buy", '{"item": "shoe", "size": 3}', "There is no argument 'size'; there are item, count."),
         ("tag_all", "a, b", "not valid JSON"),
+        ("tag_all", "[" * 1000, "not valid JSON: it is nested more than 64 deep."),
+        ("buy", "[" * 1000, "not valid JSON: it is nested more than 64 deep."),
+        ("buy", '{"item": "shoe", "count": ' + "1" * 5000 + "}", "not valid JSON: a number has too many digits."),
+        ("buy", '{"item": "shoe", "count": NaN}', "NaN is not a number of JSON"),
+        ("weigh", "nan", "'nan' is not a number."),
+        ("weigh", "-inf", "'-inf' is not a number."),
+        ("weigh", "1e999", "'1e999' is not a number."),
+        ("browse", "1e999", "'1e999' is not a number."),
     ],
 )
 def test_bad_arguments_are_one_sentence_for_the_agent(method, text, sentence):
     with pytest.raises(ValueError, match=sentence):
         actions().arguments(method, text)
+
+
+@pytest.mark.parametrize("text", ["[[1]]", '[{"a": 1}]', "[1, []]"])
+def test_what_cannot_be_in_a_set_is_a_refusal(text):
+    class Basket:
+        def reset(self, **row): ...
+
+        def put(self, names: set[str]):
+            """Put them in."""
+
+    basket = ActionSet(Basket(), Mem1Protocol())
+    assert basket.arguments("put", '["a", 1, "a"]') == {"names": {"a", 1}}
+    with pytest.raises(ValueError, match="is not a set: its entries must be texts or numbers"):
+        basket.arguments("put", text)
 
 
 def test_a_truth_value_is_not_passed_as_text():

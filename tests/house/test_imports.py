@@ -17,7 +17,11 @@ SOURCE = Path(mem1_trl.__file__).parent
 ORDER = [
     "version",
     "lazy_exports",
+    "printable",
+    "typed_fields",
+    "json_text",
     "json_lines",
+    "time_limit",
     "retrying",
     "optional_packages",
     "trajectory",
@@ -225,3 +229,12 @@ def test_the_reading_of_methods_sees_every_form():
         "def f(trainer):\n    getattr(trainer, '_step')\n    trainer._metrics = {}\n"
     )
     assert names_of_methods(source) == {"_generate", "_compute_loss", "a", "f", "_step", "_metrics"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_json_of_strangers_has_one_reader(path):
+    """`json.loads` raises a `RecursionError` for a thousand brackets, and takes `NaN` for a number."""
+    readers = {"load", "loads", "JSONDecoder"}
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)]
+    used = [node.attr for node in calls if isinstance(node.value, ast.Name) and node.value.id == "json"]
+    assert path.name == "json_text.py" or not readers & set(used), "use mem1_trl.json_text.read_json"

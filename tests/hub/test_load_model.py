@@ -1,75 +1,133 @@
-"""Tests of loading what was trained: models of other classes than causal language models, and adapters."""
+"""Tests of loading what was trained: as the class it was saved as, an adapter too, or it is said before training."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.helpers import VOCAB
+from support.helpers import oracle_logprobs, tiny_model
+from support.image_models import IMAGE_MODELS, tiny_image_model
+from support.ppo_helpers import LORA
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer
+from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, score_trajectories
 from mem1_trl.hub.load_model import load_model
 
-TEXT = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
-}  # fmt: skip
-VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
-SIGLIP = {
-    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
-}  # fmt: skip
-IMAGE = VOCAB - 1
 
-KINDS = {
-    "qwen2_5_vl": {
-        "text_config": {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
-        "vision_config": VISION, "image_token_id": IMAGE, "video_token_id": IMAGE - 1,
-    },
-    "gemma3": {
-        "text_config": {**TEXT, "head_dim": 8, "sliding_window": 512, "query_pre_attn_scalar": 8}, "vision_config": SIGLIP,
-        "image_token_index": IMAGE, "mm_tokens_per_image": 4,
-    },
-    "smolvlm": {
-        "text_config": {"model_type": "llama", **TEXT}, "vision_config": SIGLIP, "image_token_id": IMAGE, "pad_token_id": 0,
-    },
-}  # fmt: skip
+def odd_reward(completion_ids, **kwargs) -> list[float]:
+    """A number that differs between completions, so that there is something to learn."""
+    return [float(sum(ids) % 11) for ids in completion_ids]
 
 
-def make(tmp_path, kind, tokenizer, **kwargs):
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **KINDS[kind]), dtype=torch.float32)
-    return Mem1GRPOTrainer(
-        model,
-        args=Mem1GRPOConfig(**trainer_arguments(
-            tmp_path, max_turns=2, max_observation_length=40, num_generations=4, max_steps=1, max_context_length=200,
-        )),
-        train_dataset=lookup_dataset(), environment_factory=LookupEnvironment, protocol=SHORT, processing_class=tokenizer,
+def make(tmp_path, model, name="PPO", **kwargs):
+    trainer, config = {"GRPO": (Mem1GRPOTrainer, Mem1GRPOConfig), "PPO": (Mem1PPOTrainer, Mem1PPOConfig)}[name]
+    settings = {"max_turns": 2, "max_observation_length": 40, "max_steps": 1}
+    settings |= {"num_generations": 2} if name == "GRPO" else {}
+    return trainer(
+        model=model,
+        args=config(**trainer_arguments(tmp_path / "run", **settings)),
+        train_dataset=lookup_dataset(),
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+        reward_funcs=odd_reward,
         **kwargs,
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_trained_on_text_is_loaded(tmp_path, tokenizer, kind):
-    """The model card's own call, for models that read images, too: the class and every logit are those of the trained model."""
-    trainer = make(tmp_path / "run", kind, tokenizer)
-    trainer.train()
-    trainer.save_model(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    agent = Mem1Agent.from_pretrained(str(tmp_path / "model"))
-    assert type(agent.model).__name__ == type(trainer.model).__name__
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+def plain_logits(model):
+    ids = torch.arange(2, 40)[None]
     with torch.no_grad():
-        expected = trainer.model.eval()(input_ids=ids).logits
-        assert torch.allclose(agent.model(input_ids=ids).logits, expected, atol=1e-5)
+        return model.eval()(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("model_type", IMAGE_MODELS)
+def test_a_model_that_also_reads_images_is_trained_on_text_and_loaded(tmp_path, tokenizer, model_type):
+    """By the call of its model card; with a critic from a path, and the tokenizer that lies beside the model."""
+    tiny_image_model(model_type).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    trainer = make(tmp_path, str(tmp_path / "start"), value_model=str(tmp_path / "start"))
+    before = plain_logits(trainer.model)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    agent = Mem1Agent.from_pretrained(str(tmp_path / "model"))
+    assert type(agent.model) is type(trainer.model)
+    assert torch.equal(plain_logits(agent.model), plain_logits(trainer.model))
+    assert not torch.equal(plain_logits(agent.model), before)
     trajectory = agent.run("q1?", LookupEnvironment(), secret="1")
-    assert trajectory.turns and trajectory.error is None
+    oracle = oracle_logprobs(agent.model, trajectory)
+    for scored, turn, expected in zip(
+        score_trajectories(agent.model, [trajectory])[0], trajectory.turns, oracle, strict=True
+    ):
+        assert torch.allclose(scored, expected, atol=1e-4)
+        assert turn.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_an_adapter_is_loaded_on_the_class_of_its_base(tmp_path, tokenizer):
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("smolvlm", **KINDS["smolvlm"]))
+def test_so_is_its_adapter(tmp_path, tokenizer):
+    tiny_image_model("qwen2_5_vl").save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    trainer = make(tmp_path, str(tmp_path / "start"), "GRPO", peft_config=LORA)
+    with torch.no_grad():
+        for key, parameter in trainer.model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_()
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    agent = Mem1Agent.from_pretrained(str(tmp_path / "adapter"))
+    assert type(agent.model.get_base_model()).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert torch.allclose(plain_logits(agent.model), plain_logits(trainer.model), atol=1e-5)
+    assert not torch.allclose(plain_logits(agent.model), plain_logits(load_model(tmp_path / "start")), atol=1e-2)
+
+
+def test_a_plain_language_model_is_loaded_as_before(tmp_path):
+    model = tiny_model("qwen3")
+    model.save_pretrained(tmp_path / "named")
+    assert torch.equal(plain_logits(load_model(tmp_path / "named")), plain_logits(model))
+    model.config.architectures = ["SomebodysQwen"]  # a name that transformers does not know
+    model.config.save_pretrained(tmp_path / "named")
+    loaded = load_model(tmp_path / "named", dtype=torch.bfloat16)
+    assert type(loaded) is type(model) and loaded.dtype == torch.bfloat16
+
+
+def test_an_adapter_without_the_name_of_its_model_is_announced_and_refused(tmp_path, actor, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = make(tmp_path, actor, "GRPO", peft_config=LORA, processing_class=tokenizer)
+    assert "`Mem1Agent.from_pretrained` will not load what is trained here: an adapter is saved without" in caplog.text
+    trainer.save_model(str(tmp_path / "adapter"))
+    with pytest.raises(ValueError, match="must name the model it was trained on, got none: load both by hand"):
+        Mem1Agent.from_pretrained(str(tmp_path / "adapter"))
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+
+
+def test_a_class_that_nobody_knows_is_announced(tmp_path, tokenizer, caplog):
+    config = OwnConfig(**tiny_model("llama").config.to_diff_dict())
+    with caplog.at_level(logging.WARNING):
+        make(tmp_path, OwnModel(config), "GRPO", processing_class=tokenizer)
+    assert "OwnModel is not a class of transformers, nor registered with AutoModelForCausalLM" in caplog.text
+
+
+def test_nothing_is_announced_of_a_model_that_can_be_loaded(tmp_path, actor_path, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        make(tmp_path, actor_path, "GRPO", processing_class=tokenizer, peft_config=LORA)
+    assert "will not load" not in caplog.text
+
+
+def test_a_tokenizer_is_asked_for_where_none_can_be_loaded(tmp_path, actor):
+    with pytest.raises(ValueError, match="`processing_class` must be passed for a model that was made in memory"):
+        make(tmp_path, actor, "GRPO")
+
+
+def test_an_adapter_is_loaded_on_the_class_of_its_base(tmp_path):
+    model = tiny_image_model("smolvlm")
     model.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     base = get_peft_model(load_model(str(tmp_path / "base")), config)

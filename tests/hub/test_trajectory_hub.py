@@ -127,8 +127,8 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_sent(tmp_path):
     with pytest.raises(ValueError, match=r"split='a/b' is no name of a split"):
         push_trajectories("me/x", episodes(1), split="a/b")
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"turns": []}\n{"question": 1}\n')
-    with pytest.raises(ValueError, match=r"Line 2 of .*bad\.jsonl holds no trajectory"):
+    bad.write_text(json.dumps(episodes(1)[0].to_dict()) + '\n{"question": 1}\n')
+    with pytest.raises(ValueError, match=r"Line 2 of .*bad\.jsonl cannot be read. It holds no trajectory"):
         push_trajectories("me/x", bad)
     with pytest.raises(FileNotFoundError, match="There is no file"):
         push_trajectories("me/x", tmp_path / "none.jsonl")

@@ -280,7 +280,7 @@ def test_what_cannot_be_read_is_said(tmp_path):
     file.parent.mkdir()
     for content, message in (
         ("{", "is not JSON"),
-        ("[]", "does not hold a JSON object"),
+        ("[]", "must hold a JSON object, got a list"),
         (json.dumps({"format": 2, "metrics": {}}), "has format 2"),
         (json.dumps({"format": 1, "metrics": {}}), "lacks 'name', 'agent'"),
     ):

@@ -276,6 +276,8 @@ def test_what_a_dense_index_cannot_do(monkeypatch):
         DenseIndex([], letters)
     with pytest.raises(ValueError, match="one vector each"):
         DenseIndex(CORPUS, lambda texts: np.ones(4))
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        DenseIndex(CORPUS, lambda texts: np.full((len(texts), 2), np.nan))
     with pytest.raises(ValueError, match="'Flat', which always works"):
         DenseIndex(CORPUS, letters, index="IVF100,Flat")
     monkeypatch.setitem(sys.modules, "faiss", None)
@@ -379,6 +381,7 @@ def test_the_reference_client_reads_the_answer(server):
         ('{"queries": ["iron"], "topk": 101}', 400, "from 1 to 100"),
         ('{"queries": ["iron"], "return_scores": 1}', 400, "true or false"),
         (b"\xff\xfe\x00", 400, "not JSON"),
+        ("[" * 100_000, 400, "not JSON (it is nested more than 64 deep)"),
     ],
 )
 def test_bad_requests_are_answered_by_a_sentence(server, body, status, message):
@@ -473,6 +476,9 @@ class _Flaky(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         status, body = self.server.answers.pop(0)
+        if status == "drip":
+            self.server.drip(self)
+            return
         if status == 0:
             self.connection.close()
             return
@@ -517,12 +523,102 @@ def test_a_retriever_that_stumbles_is_asked_again(flaky):
         (200, b'{"result": []}', "is no retriever"),
         (200, b'{"result": [[{"document": {"name": "x"}}]]}', "is no retriever"),
         (200, b'{"result": null}', "is no retriever"),
+        (200, b"[" * 100_000, "is no retriever"),
+        (200, b'{"result": [[3]]}', "is no retriever"),
+        (200, b"\x1b]0;evil\x07", r"is no retriever: .*but gave '\\\\x1b\]0;evil"),
+        (400, b"\x1b[2J\xff", r"HTTP 400: \\x1b\[2J"),
     ],
 )
 def test_answers_that_are_none(flaky, status, body, message):
     flaky.answers = [(status, body)]
     with pytest.raises(RuntimeError, match=message):
         HttpRetriever(flaky.url, max_retries=0).search(["iron"])
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def send_until_closed(first: bytes, piece: bytes, seconds: float):
+    """A server that never comes to an end; `ended` is set when its client has gone."""
+    ended = threading.Event()
+
+    def drip(handler):
+        deadline = time.monotonic() + 60
+        try:
+            handler.connection.sendall(first)
+            while time.monotonic() < deadline:
+                handler.connection.sendall(piece)
+                time.sleep(seconds)
+        except OSError:
+            ended.set()
+        handler.close_connection = True
+
+    return drip, ended
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (HEAD + b"Content-Length: 1000000\r\n\r\n", b" "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (HEAD + b"Connection: close\r\n\r\n", b" "),
+        (HEAD, b"X-Header: y\r\n"),
+        (b"", b"H"),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 1000000\r\n\r\n", b" "),
+        (b"HTTP/1.1 302 Moved\r\nLocation: /elsewhere\r\nContent-Length: 1000000\r\n\r\n", b" "),
+    ],
+    ids=["length", "chunks", "no length", "headers", "status line", "busy", "redirect"],
+)
+def test_a_body_that_comes_byte_by_byte_does_not_hold_its_connection(flaky, first, piece):
+    flaky.answers = [("drip", None), (200, GOOD)]
+    flaky.drip, ended = send_until_closed(first, piece, 0.05)
+    client = HttpRetriever(flaky.url, timeout=0.5, max_retries=0, max_connections=1)
+    with pytest.raises(ConnectionError, match=r"No retriever answers .*timed out"):
+        client.search(["iron"])
+    assert ended.wait(30), "the server still sends"
+    # The one connection that the client may have is free again
+    assert client.search(["iron"]) == [[Passage('"Iron"', "Fe", 2.5)]]
+
+
+def test_a_connection_from_the_pool_is_limited_too(flaky):
+    flaky.answers = [(200, GOOD), ("drip", None)]
+    flaky.drip, ended = send_until_closed(HEAD + b"Content-Length: 1000000\r\n\r\n", b" ", 0.05)
+    flaky.RequestHandlerClass.protocol_version = "HTTP/1.1"
+    try:
+        client = HttpRetriever(flaky.url, timeout=0.5, max_retries=0)
+        assert client.search(["iron"])[0][0].title == '"Iron"'
+        with pytest.raises(ConnectionError, match="timed out"):
+            client.search(["iron"])
+        assert ended.wait(30)
+    finally:
+        flaky.RequestHandlerClass.protocol_version = "HTTP/1.0"
+
+
+def test_a_body_without_an_end_is_cut(flaky, monkeypatch):
+    monkeypatch.setattr("mem1_trl.retrieval.http._MAX_BYTES", 2**20)
+    flaky.answers = [("drip", None)]
+    flaky.drip, ended = send_until_closed(HEAD + b"Connection: close\r\n\r\n", b" " * 2**16, 0.0)
+    with pytest.raises(RuntimeError, match="gives more than 1 MB for one request"):
+        HttpRetriever(flaky.url, max_retries=0).search(["iron"])
+    assert ended.wait(30)
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "null", "1e999"])
+def test_a_score_that_is_not_a_number_is_zero(flaky, score):
+    flaky.answers = [(200, GOOD.replace(b"2.5", score.encode()))]
+    assert HttpRetriever(flaky.url).search(["iron"]) == [[Passage('"Iron"', "Fe", 0.0)]]
+
+
+def test_a_score_that_is_not_a_number_is_sent_as_null():
+    class Broken:
+        def search(self, queries, top_k=3):
+            return [[Passage("a", "\ud800", float("nan"))] for _ in queries]
+
+    with serve_site(RetrieverServer(Broken(), port=0)) as server:
+        body = json.dumps({"queries": ["x"], "return_scores": True})
+        _, found = ask(server, "POST", "/retrieve", body)
+        assert found == {"result": [[{"document": {"contents": "a\n\ud800"}, "score": None}]]}
+        assert HttpRetriever(server.url).search(["x"]) == [[Passage("a", "\ud800", 0.0)]]
 
 
 def test_a_retriever_that_is_not_there_is_one_sentence(flaky):

@@ -117,6 +117,13 @@ def test_an_observation_is_not_read_twice(actor, tokenizer):
     assert read[4] == TASK + notes("loch") + turn("alps") + seen("alps", "last;")
 
 
+def test_the_newest_observation_takes_the_place_of_no_note(actor, tokenizer):
+    """It matches its own query best, but it is in the context anyway."""
+    queries = ["alps", "alps snow", "alps"]
+    read, _ = contexts(actor, tokenizer, queries, context="external", memory_top_k=1)
+    assert read[3] == TASK + notes("alps snow") + turn("alps") + seen("alps", "last;")
+
+
 def test_notes_that_do_not_fit_stay_in_the_store(actor, tokenizer):
     wanted = TASK + notes("alps") + turn("alps snow") + seen("alps snow", "last;")
     room = len(tokenizer(wanted)["input_ids"])

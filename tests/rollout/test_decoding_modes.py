@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from support.helpers import oracle_logprobs, tiny_model, tiny_tokenizer
+from transformers import GenerationConfig
 
 from mem1_trl import AgentSettings, Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig, StopReason, Trajectory, Turn
-from mem1_trl.rollout.generation import SampledLogprobs, TransformersGenerator
+from mem1_trl.hub.agent_settings import load_agent_settings
+from mem1_trl.rollout.decoding import ignored_decoding
+from mem1_trl.rollout.generation import TransformersGenerator
+from mem1_trl.rollout.sampled_logprobs import SampledLogprobs
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 
@@ -21,6 +25,11 @@ REFUSED = [
     {"custom_generate": "someone/code"},
     {"dola_layers": "high"},
     {"force_words_ids": [[5]]},
+    {"prompt_lookup_num_tokens": 0},
+    {"token_healing": True},
+    {"n": 2},
+    {"best_of": 2},
+    {"use_beam_search": True},
 ]
 
 
@@ -44,6 +53,29 @@ def test_arguments_of_the_package_are_refused():
         ValueError, match="generation_kwargs must not set logits_processor, which mem1-trl sets itself"
     ):
         AgentSettings(generation_kwargs={"logits_processor": []})
+
+
+def test_a_second_temperature_is_refused(tmp_path):
+    """Tokens would be sampled at it, and their log-probs recorded and trained at the other, without a difference to see."""
+    words = "generation_kwargs must not set temperature=0.5"
+    with pytest.raises(ValueError, match=words):
+        Mem1GRPOConfig(str(tmp_path), bf16=False, generation_kwargs={"temperature": 0.5})
+    with pytest.raises(ValueError, match=words):
+        AgentSettings(temperature=1.0, generation_kwargs={"temperature": 0.5})
+
+
+def test_modes_that_were_saved_with_a_model_are_refused_when_it_is_loaded(tmp_path):
+    (tmp_path / "mem1_agent.json").write_text('{"generation_kwargs": {"num_beams": 4}}')
+    with pytest.raises(ValueError, match="got num_beams=4"):
+        load_agent_settings(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 2}])
+def test_the_modes_of_a_models_own_configuration_are_named_and_not_used(options):
+    model = tiny_model()
+    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, **options)
+    assert ignored_decoding(model) == options
+    check(model, PROMPTS, generator(model)(PROMPTS, [[], []]))
 
 
 def test_values_that_change_nothing_are_taken():

@@ -285,3 +285,18 @@ def test_a_tokenizer_without_padding_and_end_is_refused(tokenizer):
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="neither a padding nor an end token"):
         TransformersGenerator(model, bare, AgentSettings(max_completion_length=4))
+
+
+@pytest.mark.parametrize(("leave_at", "all_end"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_batch_is_left_as_soon_as_few_enough_are_unfinished(tokenizer, leave_at, all_end):
+    """Two of four sequences have ended, one by a tag and one by the end token."""
+    texts = ["<search>a</search>", "<search>a", "<search>b", "<eos>"]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(map(len, ids))
+    rows = torch.tensor([[5] * (width - len(row)) + row for row in ids])
+    criteria = ActionStoppingCriteria(
+        StopStringFinder(tokenizer), [["</search>"]] * 4, 0, [tokenizer.eos_token_id], leave_at
+    )
+    ended = criteria(rows, None)
+    assert ended.tolist() == ([True] * 4 if all_end else [True, False, False, True])
+    assert criteria.done == [True, False, False, True]

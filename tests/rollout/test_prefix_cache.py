@@ -8,7 +8,7 @@ import string
 import pytest
 import torch
 from support.helpers import tiny_model, tiny_tokenizer
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from mem1_trl.model_traits import cache_argument
@@ -168,14 +168,16 @@ def test_other_options_are_left_to_generate():
         assert not fits(tiny_model(architecture, implementation), {})
 
 
-def test_what_counts_the_tokens_of_a_call_is_called_once():
+def test_what_counts_the_tokens_of_a_call_is_called_once(monkeypatch):
     """`min_new_tokens` would count anew if `generate` were called again for the sequences that go on."""
     model = tiny_model("llama")
     model.generation_config.min_new_tokens = 2
     generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30))
     calls = []
-    original = model.generate
-    model.generate = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    original = GenerationMixin.generate
+    monkeypatch.setattr(
+        GenerationMixin, "generate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    )
     generate([ids(10) for _ in range(8)], [STOPS] * 8)
     assert len(calls) == 1
 

@@ -210,6 +210,25 @@ def test_unreadable_arguments_are_read_by_the_agent(tokenizer):
     assert trajectory.metrics["failed_actions"] == 1
 
 
+def test_whatever_goes_wrong_while_arguments_are_read_is_read_by_the_agent(tokenizer, monkeypatch):
+    class Tags(LookupEnvironment):
+        def search(self, names: set[str]) -> str:
+            """Open a page."""
+            return "never"
+
+    deep = "<think>a</think><search>" + "[" * 1000 + "</search>"
+    (trajectory,), _ = play(tokenizer, [[deep], [SEARCH.format(n=1)], [ANSWER]], [Tags()])
+    assert "Error: '[[[[" in trajectory.turns[0].observation
+    assert trajectory.metrics["failed_actions"] == 2 and trajectory.stop_reason is StopReason.ANSWER
+
+    def broken(value, kind):
+        raise KeyError("a mistake of this package")
+
+    monkeypatch.setattr("mem1_trl.environment_runtime.actions.coerce", broken)
+    (trajectory,), _ = play(tokenizer, [[SEARCH.format(n=1)], [ANSWER]], [Tags()])
+    assert "Error: the arguments cannot be read (KeyError)." in trajectory.turns[0].observation
+
+
 def test_stop_strings_change_in_the_last_turn_of_the_reference(tokenizer):
     protocol = Mem1Protocol(**{**SHORT.to_dict(), "answer_only_in_last_turn": True, "scratch_tags": ()})
     last = "<think>s</think><search>q</search><answer>7</answer>"

@@ -25,7 +25,15 @@ def make(tmp_path, model, tokenizer, layout="packed", environment=LookupEnvironm
     """A PPO trainer on the lookup task, scripted if there is a plan."""
     own = {
         key: kwargs.pop(key)
-        for key in ("reward_funcs", "train_dataset", "eval_dataset", "peft_config", "value_model", "callbacks")
+        for key in (
+            "reward_funcs",
+            "train_dataset",
+            "eval_dataset",
+            "peft_config",
+            "value_model",
+            "callbacks",
+            "optimizers",
+        )
         if key in kwargs
     }
     settings = {"max_turns": 4, "max_observation_length": 40, "layout": layout, **kwargs}

@@ -307,6 +307,11 @@ def test_asynchronous_rewards_stay_with_their_rows_where_episodes_have_failed(tm
     assert logged["number"] == [0, None, None, 3, 4, 5]
     expected = [None if fails[i] else 10.5 * i + len(t.turns) for i, t in enumerate(seen)]
     assert [t.reward for t in seen] == expected
+    # A failed episode has no length
+    lengths = [t.num_generated_tokens for t, failure in zip(seen, fails) if not failure]
+    logs = trainer.state.log_history[0]
+    means = {"mean": sum(lengths) / 4, "min": min(lengths), "max": max(lengths)}
+    assert {name: logs[f"completions/{name}_length"] for name in means} == pytest.approx(means)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])

@@ -109,6 +109,14 @@ def test_a_trajectory_that_nothing_scored_teaches_nothing(tmp_path, tokenizer, a
     assert seen[0]["rewards"].isnan().tolist() == [False, True, False, False]
     assert not batch["advantages"][1].any() and batch["advantages"][0][mask[0]].any()
     assert torch.equal(batch["returns"][1], batch["old_values"][1])
+    # Nor does it count in what is logged about values
+    scored = mask & torch.tensor([[True], [False], [True], [True]])
+    values, returns = batch["old_values"][scored], batch["returns"][scored]
+    logs = trainer.state.log_history[0]
+    assert logs["value/mean"] == pytest.approx(float(values.mean()), rel=1e-4)
+    assert logs["value/return_mean"] == pytest.approx(float(returns.mean()), rel=1e-4) == 1.0
+    assert logs["value/advantage_abs_mean"] == pytest.approx(float((returns - values).abs().mean()), rel=1e-4)
+    assert abs(float(values.mean()) - float(batch["old_values"][mask].mean())) > 1e-3
 
 
 # Losses

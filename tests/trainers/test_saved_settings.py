@@ -71,7 +71,7 @@ def test_settings_survive_their_file_and_unknown_ones_are_refused(tmp_path):
     save_agent_settings(tmp_path, settings)
     assert load_agent_settings(tmp_path) == settings
     (tmp_path / "mem1_agent.json").write_text('{"max_turns": 3, "horizon": 9}')
-    with pytest.raises(ValueError, match="hold horizon, which this version of mem1-trl does not know"):
+    with pytest.raises(ValueError, match="has 'horizon', which this version of mem1-trl does not know"):
         load_agent_settings(tmp_path)
     (tmp_path / "mem1_agent.json").write_text('{"max_turns": 3}')
     assert load_agent_settings(tmp_path) == AgentSettings(max_turns=3)

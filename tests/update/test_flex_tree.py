@@ -150,23 +150,19 @@ def test_the_error_of_a_kernel_is_that_of_its_output_and_of_its_gradients(monkey
     }
     for name, (kernel, least, most) in kernels.items():
         monkeypatch.setattr(flex_kernels, "attend", kernel)
-        error = flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16)
+        error = flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16, 16)
         assert least <= error <= most, name
     monkeypatch.setattr(flex_kernels, "attend", attention_of(right, gradient=float("nan")))
-    assert math.isnan(flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16))
+    assert math.isnan(flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16, 16))
 
 
 def test_the_answer_is_remembered_by_device_type_and_head(monkeypatch):
     asked = []
     monkeypatch.setattr(flex_kernels, "_largest_error", lambda *args: asked.append(args) or 0.0)
-    for arguments in (
-        (GPU, torch.float32, 12),
-        (GPU, torch.float32, 12),
-        (GPU, torch.bfloat16, 12),
-        (GPU, torch.float32, 20),
-    ):
+    kinds = [(GPU, torch.float32, 12, 12), (GPU, torch.bfloat16, 12, 12), (GPU, torch.float32, 20, 12)]
+    for arguments in (*kinds, *kinds):
         assert flex_kernels.flex_attention_is_exact(*arguments)
-    assert asked == [(GPU, torch.float32, 12), (GPU, torch.bfloat16, 12), (GPU, torch.float32, 20)]
+    assert asked == kinds
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import pytest
 from support.trainer_helpers import chat_tokenizer
-from support.web_site import Site, serve_site
+from support.web_site import Site, article, serve_site
 
 from mem1_trl.environment_runtime.actions import run_calls
 from mem1_trl.environments import WebQAEnvironment
@@ -35,7 +35,7 @@ from mem1_trl.web import (
 from mem1_trl.web.addresses import is_public, read_address
 from mem1_trl.web.exchange import HTTPConnection
 from mem1_trl.web.politeness import Pace
-from mem1_trl.web.readable import decode
+from mem1_trl.web.readable import decode, readable
 
 pytest.importorskip("trafilatura")
 
@@ -93,10 +93,31 @@ def test_a_declared_encoding_may_be_wrong(site):
         (b'<meta charset="windows-1251">' + "железо".encode("cp1251"), None, '<meta charset="windows-1251">железо'),
         ("käse".encode()[:-3], "no-such-encoding", "k"),  # cut within a character
         (b"abc", "base64", "abc"),  # an encoding, but none of text
+        ("鉄は金属である".encode() + b"\xff" + "鉄".encode(), "UTF-8", "鉄は金属である\ufffd鉄"),  # one bad byte
+        ("naïve café, très fort".encode() + b"\x92", None, "naïve café, très fort\ufffd"),  # an apostrophe of Windows
+        ("käse".encode() + b"\xe9 x", "utf8", "käse\ufffd x"),
+        ("鉄は金属である".encode() + b"\xe2\x82", "latin-1", "鉄は金属である"),  # cut within a character
+        ("鉄は金属である".encode() + b"\xe2\x82 ", "latin-1", "鉄は金属である\ufffd "),
+        (b'<meta charset="utf-8">' + "Käse; 鉄".encode() + b"\x80", None, '<meta charset="utf-8">Käse; 鉄\ufffd'),
+        (
+            "鉄は金属である".encode("shift_jis") + b"\xff" + "鉄".encode("shift_jis"),
+            "shift_jis",
+            "鉄は金属である\ufffd鉄",
+        ),
+        ("Café très fort".encode("latin-1"), "utf-8", "Café très fort"),  # declared by mistake
+        ("\ufffd".encode(), None, "\ufffd"),  # as it was written
     ],
 )
 def test_decoding(body, declared, text):
     assert decode(body, declared) == text
+
+
+def test_a_bad_byte_costs_one_character_and_not_the_page():
+    page = article("鉄", "鉄は元素記号Feの金属である。" * 20).encode()
+    middle = page.index("元素".encode()) + 6
+    for bad in (b"\xff", b"\x80", b"\0", b"\xed\xa0\x80", b"\x01"):
+        title, text = readable(page[:middle] + bad + page[middle:], "text/html", "utf-8", "https://a.example/")
+        assert title == "鉄" and text.count("鉄は元素記号Feの金属である。") >= 19, bad
 
 
 def test_a_big_page_is_cut(site):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..printable import one_line
 from ..version import __version__
 
 COMMANDS = {
@@ -71,8 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (CommandError, ValueError, OSError, ImportError) as error:
         if os.environ.get("MEM1_DEBUG"):
             raise
-        text = " ".join(str(error).split())
-        print(f"mem1 {command}: {text}", file=sys.stderr)
+        print(f"mem1 {command}: {one_line(error)}", file=sys.stderr)
         if isinstance(error, CommandError):
             print(f"`mem1 {command} --help` lists the options.", file=sys.stderr)
         return 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import TrlParser
+
+from ..typed_fields import described, fits, members
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "BOOL", list[int]: "N"}
 
@@ -48,7 +49,7 @@ class ConfigParser(TrlParser):
         hints = typing.get_type_hints(dataclass_type)
         for action in self._actions:
             if action.dest in hints and not action.choices:  # else the name of the option again, in capitals
-                action.metavar = _METAVARS[_members(hints[action.dest])[0]]
+                action.metavar = _METAVARS[members(hints[action.dest])[0]]
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(_with_suggestion(message, self))
@@ -128,41 +129,16 @@ def _check_types(parsed: Any, parser: argparse.ArgumentParser) -> None:
     choices = {action.dest: action.choices for action in parser._actions if action.choices}
     for field in fields(parsed):
         value = getattr(parsed, field.name)
-        if isinstance(value, int) and not isinstance(value, bool) and float in _members(hints[field.name]):
+        if isinstance(value, int) and not isinstance(value, bool) and float in members(hints[field.name]):
             value = float(value)
             setattr(parsed, field.name, value)
         if value == field.default:
             continue
-        if not _fits(value, hints[field.name]):
-            raise CommandError(f"{field.name} is {value!r}, but must be {_described(hints[field.name])}")
+        if not fits(value, hints[field.name]):
+            raise CommandError(f"{field.name} is {value!r}, but must be {described(hints[field.name])}")
         if field.name in choices and value not in choices[field.name]:
             allowed: Iterable[Any] = choices[field.name]
             raise CommandError(f"{field.name} is {value!r}, but must be one of {', '.join(map(str, allowed))}")
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    for member in _members(hint):
-        if typing.get_origin(member) is list:
-            [inner] = typing.get_args(member)
-            if isinstance(value, list) and all(_fits(item, inner) for item in value):
-                return True
-        elif isinstance(value, member) and not (isinstance(value, bool) and member is not bool):
-            return True
-    return False
-
-
-def _described(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return " or ".join(
-        f"a list, each entry {words[typing.get_args(member)[0]]}"
-        if typing.get_origin(member) is list
-        else words[member]
-        for member in _members(hint)
-    )
 
 
 def existing_file(path: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..json_lines import read_json_lines
+from ..printable import one_line
 from .options import CommandError, Parser
 
 OUTCOMES = ("right", "partly", "wrong", "error", "unscored")
@@ -45,10 +46,10 @@ def run(args: Sequence[str]) -> None:
         raise CommandError(text[:1].lower() + text[1:]) from None
 
     from rich.console import Console
+    from rich.text import Text
 
     from ..display import print_trajectory
     from ..report.browser import outcome_of
-    from ..trajectory import Trajectory
 
     tokenizer = None
     if options.tokenizer is not None:
@@ -67,10 +68,10 @@ def run(args: Sequence[str]) -> None:
         if options.limit and printed == options.limit:
             continue
         printed += 1
-        console.rule(f"episode {index} · {outcome_of(record)}", style="dim")
+        console.rule(Text(f"episode {one_line(index)} · {outcome_of(record)}"), style="dim")
         if record.get("error"):
-            console.print(f"failed: {record['error']}", style="red", markup=False)
-        trajectory = Trajectory.from_dict(record.get("trajectory") or record)
+            console.print(f"failed: {one_line(record['error'])}", style="red", markup=False)
+        trajectory = record["trajectory"]
         if trajectory.turns:
             prompt = record.get("prompt_text") or record.get("prompt")
             print_trajectory(trajectory, tokenizer, console, prompt=prompt if isinstance(prompt, str) else None)
@@ -83,10 +84,12 @@ def run(args: Sequence[str]) -> None:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
+    from ..report.run_directory import read_episode
+
     advice = "pass the .jsonl file of an evaluation"
     try:
-        for number, record in read_json_lines(path, advice):
-            if not isinstance(record, dict) or not ("trajectory" in record or "turns" in record):
+        for number, record in read_json_lines(path, advice, read=read_episode):
+            if record["trajectory"] is None:
                 raise CommandError(f"line {number} of {str(path)!r} holds no trajectory: {advice}")
             yield record
     except ValueError as error:

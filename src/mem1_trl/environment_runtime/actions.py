@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import read_json
 from .arguments import coerce, positional_only, read_parameters, without_variadic
 from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
@@ -161,9 +161,9 @@ class ActionSet:
                 return {}
             return {name: coerce(text, parameter.kind)}
         try:
-            values = json.loads(text or "{}")
-        except json.JSONDecodeError as error:
-            raise ValueError(f"The arguments are not valid JSON: {error.msg}.") from None
+            values = read_json(text or "{}")
+        except ValueError as error:
+            raise ValueError(f"The arguments are not valid JSON: {error}.") from None
         return self.typed_arguments(method, values)
 
     def typed_arguments(self, method: str, values: Any) -> dict[str, Any]:

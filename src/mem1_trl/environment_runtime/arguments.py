@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..json_text import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +91,7 @@ def coerce(value: Any, kind: Any) -> Any:
     if kind is NoneType:
         if value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none")):
             return None
-        raise ValueError(f"{value!r} is not null.")
+        raise ValueError(f"{value!r:.80} is not null.")
     if value is None and kind in (bool, int, float, str, list, tuple, set, dict):
         raise ValueError("null is not allowed.")
     if kind is bool:
@@ -121,14 +124,14 @@ def _typed_union(value: Any, kinds: tuple[Any, ...]) -> Any:
             return coerce(value, NoneType)
         except ValueError:
             pass
-    raise problem or ValueError(f"{value!r} is not allowed.")
+    raise problem or ValueError(f"{value!r:.80} is not allowed.")
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
     for choice in choices:
         if value == choice or (isinstance(value, str) and value == str(choice)):
             return choice
-    raise ValueError(f"{value!r} is not one of {', '.join(map(repr, choices))}.")
+    raise ValueError(f"{value!r:.80} is not one of {', '.join(map(repr, choices))}.")
 
 
 def _boolean(value: Any) -> bool:
@@ -136,30 +139,38 @@ def _boolean(value: Any) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
-    raise ValueError(f"{value!r} is neither true nor false.")
+    raise ValueError(f"{value!r:.80} is neither true nor false.")
 
 
 def _number(value: Any, kind: type[int] | type[float]) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a number.")
+        raise ValueError(f"{value!r:.80} is not a number.")
     try:
-        if kind is float or isinstance(value, int):
-            return kind(value)
-        number = float(value) if isinstance(value, float) or any(c in value for c in ".eE") else int(value)
-        if number == int(number):
-            return int(number)
+        if kind is int and isinstance(value, int):
+            return value
+        if kind is int and isinstance(value, str) and not any(c in value for c in ".eE"):
+            return int(value)
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(f"{value!r} is not a number.") from None
-    raise ValueError(f"{value!r} is not a whole number.")
+        raise ValueError(f"{value!r:.80} is not a number.") from None
+    if kind is float:
+        return number
+    if number != int(number):
+        raise ValueError(f"{value!r:.80} is not a whole number.")
+    return int(number)
 
 
 def _container(value: Any, kind: type) -> Any:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{value!r:.80} is not valid JSON: {error.msg}.") from None
+            value = read_json(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r:.80} is not valid JSON: {error}.") from None
     wanted = dict if kind is dict else list
     if not isinstance(value, wanted):
         raise ValueError(f"{value!r:.80} is not {'an object' if wanted is dict else 'a list'}.")
+    if kind is set and any(isinstance(item, (list, dict)) for item in value):
+        raise ValueError(f"{value!r:.80} is not a set: its entries must be texts or numbers.")
     return value if kind in (list, dict) else kind(value)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..printable import one_line
 from ..retrying import TRANSIENT_ERRORS
 
 _MAX_DESCRIPTION = 500  # characters of an error that are kept
@@ -160,4 +161,4 @@ def error_text(error: BaseException) -> str:
 
 def describe_error(error: BaseException) -> str:
     """An exception in one line of at most 500 characters, for people."""
-    return " ".join(error_text(error)[: 4 * _MAX_DESCRIPTION].split())[:_MAX_DESCRIPTION]
+    return one_line(error_text(error), _MAX_DESCRIPTION)

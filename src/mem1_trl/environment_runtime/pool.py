@@ -319,8 +319,8 @@ def reset_all(
     caller.counts.errors += len(errors)
     caller.counts.reset_errors += len(errors)
     for thread, error in errors:
-        exists = thread.environment is not None
-        caller.failures.note(name_of_call(thread.environment, "reset") if exists else "`environment_factory`", error)
+        begun = thread.environment is not None
+        caller.failures.note(name_of_call(thread.environment, "reset") if begun else "`environment_factory`", error)
     return results
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +16,11 @@ from tqdm.auto import tqdm
 
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from ..json_text import as_json
 from ..rewards import are_answers
 from ..tasks import sample_objectives
 from .episode_scores import Success, evaluate_episode, memory_kind
-from .result import EvaluatedTask, Evaluation
+from .result import EvaluatedTask, Evaluation, slug
 
 if TYPE_CHECKING:
     import os
@@ -241,12 +241,12 @@ def _evaluate_or_load(
 ) -> Evaluation:
     described = agent.describe()
     label = label or Path(str(described["model"])).name
-    name = f"{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-') or 'agent'}-{n}"
-    tasks = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{slug(label)}-{n}"
+    tasks = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
     settings = {"tasks": tasks}
     if output_dir is not None and (Path(output_dir) / f"{name}.json").is_file():
         finished = Evaluation.load(output_dir, name)
-        wanted = json.loads(json.dumps({**described, "seed": seed, **settings}))
+        wanted = as_json({**described, "seed": seed, **settings})
         different = [key for key, value in wanted.items() if finished.settings.get(key) != value]
         if different or finished.agent != label:
             raise ValueError(

@@ -12,7 +12,6 @@ raised holds `error` instead of turns.
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..json_lines import read_json_lines
 from ..optional_packages import require
 from ..protocol.protocol import Mem1Protocol
+from ..protocol.tagged_text import all_tagged
 from ..rewards import score_answer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MODES = ("reference", "corrected")
 _CONTEXTS = ("mem1", "full")
 _REFERENCE_TURNS = 10
 _REFERENCE_ENCODING = "gpt-4o-mini"
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 # The text of one turn: state, response, observation; None where the row has no such key
@@ -203,7 +203,7 @@ def _reference_costs(turns: Sequence[_Turn], count: CountTokens, compress: bool)
 
 def _reference_score(text: str, references: list[list[str]], exact: bool) -> float:
     text = text.lower().split("<|im_start|>assistant")[-1]
-    found = _ANSWER.findall(text)
+    found = [tagged.inner for tagged in all_tagged(text, "answer")]
     if not found or not _balanced(text):
         return 0.0
     given = [_reference_normal(part) for part in found[-1].strip().split(";")]

@@ -34,16 +34,17 @@ What an evaluation found, and the two files that hold it.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..json_lines import read_json_lines
+from ..json_text import read_json, read_json_object, with_nan, write_json
 from ..trajectory import StopReason, Trajectory
+from ..typed_fields import check_fields
 from .intervals import Statistic, summarize
 from .retention import ObjectiveTrace, RetentionPoint, count_outcomes, retention_curve
 
@@ -51,6 +52,19 @@ FORMAT = 1
 """Version of the file format."""
 
 _LONG_COLUMN = 10_000  # characters
+_LETTERS = re.compile(r"[a-z0-9]+")
+_NOT_OURS = "it is not a record that this version of mem1-trl wrote."
+_SUMMARY = (
+    "agent",
+    "objectives",
+    "settings",
+    "statistics",
+    "stop_reasons",
+    "errors",
+    "retention",
+    "failures",
+    "environment",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +111,20 @@ class EvaluatedTask:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> EvaluatedTask:
-        """The inverse of [`~EvaluatedTask.to_dict`]."""
-        traces = tuple(
-            ObjectiveTrace(**{**trace, "gold": tuple(trace["gold"]), "kept": tuple(trace["kept"])})
-            for trace in record["objectives_detail"]
-        )
-        trajectory = Trajectory.from_dict(record["trajectory"])
-        return cls(**{**record, "trajectory": trajectory, "objectives_detail": traces})
+        """
+        The inverse of [`~EvaluatedTask.to_dict`].
+
+        Raises:
+            `ValueError`: If the record is not one of a task; the message names the field.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"A task must be a JSON object, got {record!r:.60}: {_NOT_OURS}")
+        trajectory = Trajectory.from_dict(record.get("trajectory", {}))
+        values = {**record, "trajectory": trajectory, "objectives_detail": []}
+        values["scores"] = with_nan(record.get("scores"))
+        check_fields(values, cls, "The task", _NOT_OURS)
+        traces = record.get("objectives_detail", [])
+        return cls(**{**values, "objectives_detail": tuple(_read_record(ObjectiveTrace, trace) for trace in traces)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +265,8 @@ class Evaluation:
         summary, lines = _paths(directory, name)
         summary.parent.mkdir(parents=True, exist_ok=True)
         summary.unlink(missing_ok=True)  # it describes other lines from now on
-        _write(lines, (_dump(task.to_dict()) + "\n" for task in self.tasks))
-        _write(summary, [_dump(self.to_dict(name), indent=2) + "\n"])
+        _write(lines, (write_json(task.to_dict()) + "\n" for task in self.tasks))
+        _write(summary, [write_json(self.to_dict(name), indent=2) + "\n"])
         return summary
 
     @classmethod
@@ -267,30 +288,43 @@ class Evaluation:
         for path in (summary, lines):
             if not path.is_file():
                 raise FileNotFoundError(f"There is no {path}: an evaluation is a .json and a .jsonl file of one name.")
-        record = json.loads(summary.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else None
-            raise ValueError(
-                f"{summary} has format {found!r}, but this version of mem1-trl reads {FORMAT}: evaluate again."
-            )
         advice = "was the evaluation cut off? Evaluate again."
-        tasks = [EvaluatedTask.from_dict(record) for _, record in read_json_lines(lines, advice)]
-        if len(tasks) != record["count"]:
+        record = read_json_object(summary, advice)
+        if record.get("format") != FORMAT:
             raise ValueError(
-                f"{lines} has {len(tasks)} lines, but {summary.name} counts {record['count']} tasks: evaluate again."
+                f"{summary} has format {record.get('format')!r}, but this version of mem1-trl reads {FORMAT}: evaluate again."
             )
-        return cls(
-            tasks=tasks,
-            agent=record["agent"],
-            objectives=record["objectives"],
-            settings=record["settings"],
-            statistics={key: Statistic(**value) for key, value in record["metrics"].items()},
-            stop_reasons=record["stop_reasons"],
-            errors=record["errors"],
-            retention=[RetentionPoint(**point) for point in record["retention"]],
-            failures=record["failures"],
-            environment=record.get("environment", {}),
-        )
+        tasks = [task for _, task in read_json_lines(lines, advice, read=EvaluatedTask.from_dict)]
+        if len(tasks) != record.get("count"):
+            raise ValueError(
+                f"{lines} has {len(tasks)} lines, but {summary.name} counts {record.get('count')} tasks: evaluate again."
+            )
+        values = {"statistics" if key == "metrics" else key: value for key, value in record.items()}
+        values = {name: values[name] for name in _SUMMARY if name in values}
+        missing = [name for name in _SUMMARY if name not in values and name != "environment"]
+        try:
+            if missing:
+                raise ValueError(f"The summary has no {missing[0]!r}: {_NOT_OURS}")
+            points = values["retention"]
+            check_fields({**values, "tasks": [], "retention": [], "statistics": {}}, cls, "The summary", _NOT_OURS)
+            values["statistics"] = {key: _read_record(Statistic, one) for key, one in values["statistics"].items()}
+            values["retention"] = [_read_record(RetentionPoint, one) for one in points]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{summary} cannot be read. {error}") from None
+        return cls(tasks=tasks, **values)
+
+
+def _read_record(kind: Any, record: Any) -> Any:
+    """A record of numbers and texts, whose lists become tuples."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"A {kind.__name__} must be a JSON object, got {record!r:.60}: {_NOT_OURS}")
+    check_fields(record, kind, f"A {kind.__name__}", _NOT_OURS)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+
+def slug(label: str) -> str:
+    """A label as part of a file name."""
+    return "-".join(_LETTERS.findall(label.lower())) or "agent"
 
 
 def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
@@ -302,42 +336,16 @@ def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
 def _write(path: Path, parts: Iterable[str]) -> None:
     """Write a file such that it is there whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    # A lone surrogate cannot be encoded; written as a backslash escape it is what JSON calls it
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.writelines(parts)
     partial.replace(path)
-
-
-def _dump(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader understands: numbers that are not finite become `null`."""
-    try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON can hold it, without columns too long to be looked at."""
     plain = {}
     for key, value in row.items():
-        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        text = write_json(value)
         if len(text) <= _LONG_COLUMN or key in ("prompt", "answers"):
-            plain[key] = json.loads(text)
+            plain[key] = read_json(text)
     return plain
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: arrays become lists, anything else what it is printed as."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(value) if isinstance(value, (set, frozenset)) else str(value)

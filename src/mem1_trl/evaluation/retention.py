@@ -21,6 +21,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..rewards import Answers, exact_match, normalize_answer, split_answers
@@ -204,8 +205,14 @@ def without_hint(text: str | None, protocol: Mem1Protocol | None) -> str:
         return text or ""
     for template in (protocol.hint_template, protocol.last_hint_template, protocol.over_hint_template):
         if template.strip():
-            text = re.sub(re.escape(template).replace(re.escape("{n}"), r"-?\d+"), " ", text)
+            text = _hint(template).sub(" ", text)
     return text
+
+
+@cache
+def _hint(template: str) -> re.Pattern[str]:
+    # A number is read from its first digit to its last, or not at all: else each digit of a long one is a place to begin
+    return re.compile(re.escape(template).replace(re.escape("{n}"), r"(?<!\d)-?\d++"))
 
 
 def _holds(text: str, glued: str, parted: str, answer: str) -> bool:

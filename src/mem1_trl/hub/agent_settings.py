@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..json_text import read_json_object, write_json
 from ..protocol.protocol import PROTOCOL_FILE, Mem1Protocol
 from ..rollout.settings import AgentSettings
 
@@ -17,7 +17,7 @@ AGENT_FILE = "mem1_agent.json"
 
 def save_agent_settings(directory: str | os.PathLike[str], settings: AgentSettings) -> None:
     """Write `mem1_agent.json` into a directory."""
-    text = json.dumps(settings.to_dict(), indent=2, ensure_ascii=False)
+    text = write_json(settings.to_dict(), indent=2)
     (Path(directory) / AGENT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -31,15 +31,11 @@ def load_agent_settings(path_or_id: str | os.PathLike[str]) -> AgentSettings | N
     path = _find(path_or_id, AGENT_FILE)
     if path is None:
         return None
+    record = read_json_object(path, "save the model again.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return AgentSettings.from_dict(record)
     except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got {error}: save the model again.") from error
-    if not isinstance(record, dict):
-        raise ValueError(
-            f"{path} must hold the settings by name, got a {type(record).__name__}: save the model again."
-        )
-    return AgentSettings.from_dict(record)
+        raise ValueError(f"{path} cannot be read. {error}") from None
 
 
 def find_protocol(path_or_id: str | os.PathLike[str]) -> Mem1Protocol | None:

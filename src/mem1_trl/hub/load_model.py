@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import find_adapter_config_file
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
         model_init_kwargs (*optional*):
             Passed to [`~transformers.PreTrainedModel.from_pretrained`].
 
+    Raises:
+        `ValueError`: If it is an adapter that does not name the model it was trained on.
+
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The model, which can generate.
     """
@@ -32,11 +35,33 @@ def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
     where = {name: model_init_kwargs[name] for name in names if name in model_init_kwargs}
     if find_adapter_config_file(path_or_id, **where) is not None:
         base = PeftConfig.from_pretrained(path_or_id, **where).base_model_name_or_path
+        if not base:
+            raise ValueError(
+                f"The adapter {path_or_id} must name the model it was trained on, got none: load both by hand, "
+                "`Mem1Agent(PeftModel.from_pretrained(model, path), tokenizer)`."
+            )
         of_base = {name: value for name, value in model_init_kwargs.items() if name != "revision"}
         return PeftModel.from_pretrained(load_model(base, **of_base), path_or_id, **where)  # type: ignore[return-value]
     config = AutoConfig.from_pretrained(
         path_or_id, trust_remote_code=bool(model_init_kwargs.get("trust_remote_code")), **where
     )
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
-    kind: Any = next((kind for kind in named if hasattr(kind, "generate")), AutoModelForCausalLM)
+    # Code of the model's own repository may name a class for models that read images and none for others
+    own = getattr(config, "auto_map", None) or {}
+    unnamed = AutoModelForImageTextToText if AutoModelForImageTextToText.__name__ in own else AutoModelForCausalLM
+    kind: Any = next((kind for kind in named if hasattr(kind, "generate")), unnamed)
     return kind.from_pretrained(path_or_id, **model_init_kwargs)
+
+
+def why_not_loadable(model: Any) -> str | None:
+    """Why [`load_model`] cannot load what a model will be saved as, or `None` if it can."""
+    adapters = getattr(model, "peft_config", {})
+    if adapters and not all(adapter.base_model_name_or_path for adapter in adapters.values()):
+        return "an adapter is saved without the model below it, and this one was made in memory: save it and pass the path"
+    plain = getattr(model, "get_base_model", lambda: model)()
+    kind, config = type(plain), plain.config
+    if getattr(transformers, kind.__name__, None) is kind or getattr(config, "auto_map", None):
+        return None
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return None
+    return f"{kind.__name__} is not a class of transformers, nor registered with AutoModelForCausalLM: register it"

@@ -22,6 +22,7 @@ from ..version import __version__
 CURVES_FILE = "training_curves.png"
 
 # Metrics of an evaluation that the card shows, with their unit; others are only in the logs
+_VERSION = re.compile(r"^- (\w+): (\S+)$", re.MULTILINE)
 _METRICS = {
     "reward": "reward",
     "exact_match": "exact match, summed over the objectives of a task",
@@ -151,7 +152,11 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         logged: Mapping[str, float] = next(
             (entry for entry in reversed(facts.log_history) if any(k.startswith("eval_") for k in entry)), {}
         )
-        metrics = {re.sub(r"^eval_(.*/)?", "", key): value for key, value in logged.items() if key.startswith("eval_")}
+        metrics = {
+            key.removeprefix("eval_").rpartition("/")[2]: value
+            for key, value in logged.items()
+            if key.startswith("eval_")
+        }
     dataset = facts.dataset_name or "evaluation tasks of the run"
     return [
         EvalResult(
@@ -350,7 +355,7 @@ def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _trl_versions(trl_text: str) -> dict[str, str]:
-    return dict(re.findall(r"^- (\w+): (\S+)$", trl_text, flags=re.MULTILINE))
+    return dict(_VERSION.findall(trl_text))
 
 
 def _public_module(kind: type) -> str:

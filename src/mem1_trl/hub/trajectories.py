@@ -9,13 +9,13 @@ trajectories = load_trajectories("me/lookups")  # or datasets.load_dataset("me/l
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..json_lines import read_json_lines
+from ..json_text import write_json
 from ..trajectory import Trajectory
 from ..version import __version__
 
@@ -175,15 +175,20 @@ def read_records(path: str | os.PathLike[str]) -> Iterable[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    for number, record in read_json_lines(path, _ADVICE):
-        found = record.get("trajectory") or record if isinstance(record, dict) else {}
-        if "turns" not in found:
-            raise ValueError(f"Line {number} of {path} holds no trajectory: {_ADVICE}")
-        prompt = record.get("prompt", record.get("prompt_text"))
-        yield found if prompt is None else {"prompt": prompt, **found}
+    for _, record in read_json_lines(path, _ADVICE, read=_flat):
+        yield record
 
 
 _ADVICE = "pass a .jsonl file of episodes."
+
+
+def _flat(record: Any) -> dict[str, Any]:
+    found = record.get("trajectory") or record if isinstance(record, dict) else {}
+    if not isinstance(found, dict) or "turns" not in found:
+        raise ValueError(f"It holds no trajectory: {_ADVICE}")
+    Trajectory.from_dict(found)  # refuses what is not one
+    prompt = record.get("prompt", record.get("prompt_text"))
+    return found if prompt is None else {"prompt": prompt, **found}
 
 
 def _check_split(split: str) -> None:
@@ -194,7 +199,7 @@ def _check_split(split: str) -> None:
 def _line(record: dict[str, Any]) -> str:
     """A record as JSON that every reader takes: a metric that is no number is left out."""
     metrics = {name: value for name, value in record["metrics"].items() if value is not None and math.isfinite(value)}
-    return json.dumps({**record, "metrics": metrics}, ensure_ascii=False, allow_nan=False)
+    return write_json({**record, "metrics": metrics})
 
 
 def _card(repo_id: str, records: list[dict[str, Any]], split: str, splits: list[str], model: str | None) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import read_json_object, write_json
+from ..typed_fields import check_fields
 from .instructions import DEFAULT_INSTRUCTIONS, PAPER_INSTRUCTIONS, TOOL_CALL_INSTRUCTIONS, WEBSHOP_INSTRUCTIONS
 from .tag_syntax import TagSyntax, parse_tags
 from .tool_calls import ToolCallSyntax
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 PROTOCOL_FILE = "mem1_protocol.json"
 """Name of the file with the protocol, next to a model's weights."""
 
+_PLACEHOLDER = re.compile(r"\{(prompt|actions|state|answer|observation)\}")
 _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
 
 ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
@@ -226,7 +229,7 @@ class Mem1Protocol:
             "prompt": prompt,
         }
         # One pass, so that braces inside the task are never taken for placeholders
-        return re.sub(r"\{(prompt|actions|state|answer|observation)\}", lambda m: values[m[1]], self.instructions)
+        return _PLACEHOLDER.sub(lambda m: values[m[1]], self.instructions)
 
     def hint(self, turns_left: int) -> str:
         """Hint for an observation after which `turns_left` turns remain."""
@@ -300,13 +303,8 @@ class Mem1Protocol:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Mem1Protocol:
-        """The inverse of [`~Mem1Protocol.to_dict`]; unknown keys are an error, since they would be ignored silently."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(record) - known)
-        if unknown:
-            raise ValueError(
-                f"The protocol holds {unknown}, which this version of mem1-trl does not know: upgrade mem1-trl."
-            )
+        """The inverse of [`~Mem1Protocol.to_dict`]; unknown keys and other types are an error."""
+        check_fields(record, cls, "The saved protocol", "save the model again.")
         values = dict(record)
         if values.get("scratch_tags") is not None:
             values["scratch_tags"] = tuple(values["scratch_tags"])
@@ -316,7 +314,7 @@ class Mem1Protocol:
         """Write `mem1_protocol.json` into `directory` and return its path."""
         path = Path(directory) / PROTOCOL_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(write_json(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -335,4 +333,8 @@ class Mem1Protocol:
                 f"There is no {PROTOCOL_FILE} in {str(path_or_id)!r}: pass `protocol=`, or save the model with a "
                 "mem1-trl trainer."
             )
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        record = read_json_object(path, "save the model again.")
+        try:
+            return cls.from_dict(record)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read. {error}") from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .parsed_turn import ActionRequest
+from .tagged_text import drop_tagged
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from ..trajectory import Turn
-    from .parsed_turn import ActionRequest, ParsedTurn
+    from .parsed_turn import ParsedTurn
     from .protocol import Mem1Protocol
 
 
@@ -150,8 +152,8 @@ class ActionSyntax(ABC):
         if opened in self.protocol.scratch_tags:
             _, end, rest = text.partition(f"</{opened}>")
             return end + self.drop_scratch(rest) if end else text
-        for tag in map(re.escape, self.protocol.scratch_tags):
-            text = re.sub(rf"<{tag}>.*?</{tag}>\s*", "", text, flags=re.DOTALL)
+        for tag in self.protocol.scratch_tags:
+            text = drop_tagged(text, tag)
         return text
 
     # Results
@@ -208,6 +210,26 @@ class ActionSyntax(ABC):
     @abstractmethod
     def new_record(self) -> EpisodeRecord:
         """A record for an episode that begins."""
+
+
+def read_request(name: str, method: str, arguments: Callable[[], dict[str, Any]]) -> ActionRequest:
+    """
+    The request to call a method. Whatever goes wrong while its arguments are read, the agent reads a refusal: it wrote them.
+
+    Args:
+        name (`str`):
+            Name of the action.
+        method (`str`):
+            Name of the environment's method.
+        arguments (`Callable[[], dict]`):
+            Reads the arguments.
+    """
+    try:
+        return ActionRequest(name, method, arguments())
+    except ValueError as error:
+        return ActionRequest(name, problem=str(error))
+    except Exception as error:
+        return ActionRequest(name, problem=f"the arguments cannot be read ({type(error).__name__}).")
 
 
 class EpisodeRecord(ABC):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..trajectory import Turn
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn
-from .syntax import MARKS, ActionSyntax, EpisodeRecord
+from .syntax import MARKS, ActionSyntax, EpisodeRecord, read_request
+from .tagged_text import find_tagged
 from .turn_text import append_text, encode_closed, join_thought, leading_thought, thought_tags
 from .untrusted import strip_unencodable
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _LONGEST_OPENING = 24  # tokens at the end of a context that may be an opening tag and white space
 
+_LAST_OPENING = re.compile(r"<([\w.-]+)>\s*+$")
 _BRACKETS = re.compile(r"^([\w.-]+)(?:\s*\[(.*)\])?$", re.DOTALL)
 
 
@@ -52,7 +55,7 @@ class TagSyntax(ActionSyntax):
         return [*(f"</{tag}>" for tag in action_tags), answer]
 
     def opened(self, context: Sequence[int]) -> str | None:
-        end = re.search(r"<([\w.-]+)>\s*$", decode(self.tokenizer, list(context)[-_LONGEST_OPENING:]))
+        end = _LAST_OPENING.search(decode(self.tokenizer, list(context)[-_LONGEST_OPENING:]))
         return end[1] if end and end[1] in thought_tags(self.protocol) else None
 
     def parse(
@@ -72,11 +75,7 @@ class TagSyntax(ActionSyntax):
         method = actions.answer_method if parsed.answer is not None else actions.tags[parsed.action]
         if method is None:
             return []
-        try:
-            arguments = actions.arguments(method, parsed.action_input or "")
-        except ValueError as error:
-            return [ActionRequest(parsed.action, problem=str(error))]
-        return [ActionRequest(parsed.action, method, arguments)]
+        return [read_request(parsed.action, method, lambda: actions.arguments(method, parsed.action_input or ""))]
 
     def frame(self, names: Sequence[str]) -> tuple[str, ...]:
         return ("",) * (len(names) + 1)
@@ -181,28 +180,23 @@ def parse_tags(
 
 def _parse_from(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], last_turn: bool) -> ParsedTurn:
     """The turn of a text that begins outside of any tag."""
-    state_tag = re.escape(protocol.state_tag)
-    state_match = re.search(rf"<{state_tag}>(.*?)</{state_tag}>", text, re.DOTALL)
     names = [protocol.answer_tag] if _only_answer(protocol, last_turn) else [*action_tags, protocol.answer_tag]
-    pattern = rf"<({'|'.join(map(re.escape, names))})>(.*?)</\1>"
-    action_match = re.search(pattern, text[: state_match.start()] if state_match else text, re.DOTALL)
-    if action_match is not None:
-        state_match = None  # nothing after the first action counts
-    elif state_match is not None:
-        action_match = re.search(pattern, text[state_match.end() :], re.DOTALL)
-    turn = ParsedTurn(
-        state=state_match[1].strip() if state_match else None,
-        state_span=state_match.span() if state_match else None,
-    )
-    if action_match is None:
+    state = find_tagged(text, [protocol.state_tag])
+    action = find_tagged(text, names, end=None if state is None else state.begin)
+    if action is not None:
+        state = None  # nothing after the first action counts
+    elif state is not None:
+        action = find_tagged(text, names, begin=state.end)
+    turn = ParsedTurn() if state is None else ParsedTurn(state.inner.strip(), (state.begin, state.end))
+    if action is None:
         problem = f"no complete action. Use one of the tags {', '.join(names)}."
         return dataclasses.replace(turn, problem=problem)
     # A tag that is opened twice starts at its last opening: `<search>a<search>b</search>` asks for b
-    name, inner = action_match[1], action_match[2].rpartition(f"<{action_match[1]}>")[2].strip()
+    inner = action.inner.rpartition(f"<{action.name}>")[2].strip()
     if protocol.action_syntax == "brackets":
         return _read_brackets(turn, inner, action_tags)
-    answer = inner if name == protocol.answer_tag else None
-    return dataclasses.replace(turn, action=name, action_input=inner, answer=answer)
+    answer = inner if action.name == protocol.answer_tag else None
+    return dataclasses.replace(turn, action=action.name, action_input=inner, answer=answer)
 
 
 def _parse_opened(
@@ -255,6 +249,11 @@ def escape_tags(protocol: Mem1Protocol, text: str, tags: Sequence[str] = ()) -> 
         *(protocol.action_tags or {}),
         *tags,
     }
-    # In any case, with spaces or attributes, and cut off before its end: a reader might take all of them for the tag
-    tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, sorted(names)))})(?:[\s/>]|$))"
-    return re.sub(tag, "&lt;", strip_unencodable(text), flags=re.IGNORECASE)
+    return _opening(tuple(sorted(names))).sub("&lt;", strip_unencodable(text))
+
+
+@cache
+def _opening(names: tuple[str, ...]) -> re.Pattern[str]:
+    """The `<` of tags in any case, with spaces or attributes, and cut off before their end: a reader might take all of them for tags."""
+    # `*+` gives no space back that it has taken: else a `<` before many spaces is tried once for each pair of them
+    return re.compile(rf"<(?=\s*+/?+\s*+(?:{'|'.join(map(re.escape, names))})(?:[\s/>]|$))", re.IGNORECASE)

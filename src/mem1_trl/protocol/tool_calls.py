@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import read_json, too_deep, write_json
 from ..trajectory import Turn
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
-from .syntax import MARKS, ActionSyntax, EpisodeRecord
+from .syntax import MARKS, ActionSyntax, EpisodeRecord, read_request
 from .tag_syntax import escape_tags
+from .tagged_text import find_tagged, find_whole
 from .turn_text import append_text
 
 if TYPE_CHECKING:
@@ -257,8 +259,8 @@ class ToolCallSyntax(ActionSyntax):
         if not self.escapes:
             return text
         try:
-            return json.loads(f'"{text}"', strict=False)
-        except json.JSONDecodeError:
+            return read_json(f'"{text}"', strict=False)
+        except ValueError:
             return text
 
     # Reading
@@ -279,17 +281,7 @@ class ToolCallSyntax(ActionSyntax):
         return dataclasses.replace(turn, truncated=not ended)
 
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
-        requests = []
-        for call in parsed.calls:
-            try:
-                if call.name not in actions.tags:
-                    known = ", ".join(actions.tags) or "none"
-                    raise ValueError(f"there is no tool {call.name!r:.80}; there are {known}.")
-                arguments = actions.typed_arguments(call.name, call.arguments)
-                requests.append(ActionRequest(call.name, call.name, arguments))
-            except ValueError as error:
-                requests.append(ActionRequest(call.name, problem=str(error)))
-        return requests
+        return [read_request(call.name, call.name, partial(_arguments, call, actions)) for call in parsed.calls]
 
     def _parse(self, ids: Sequence[int], text: str, schemas: Sequence[dict[str, Any]]) -> ParsedTurn:
         """The state, and the calls, or the answer, or a `problem` if the turn began a call that cannot be read."""
@@ -301,21 +293,19 @@ class ToolCallSyntax(ActionSyntax):
         except Exception:  # a transform of the template that does not fit; TRL catches only texts that do not parse
             message = {"role": "assistant", "content": self.tokenizer.decode(list(ids), skip_special_tokens=True)}
         state, span, content = self._state(message, text)
-        calls = []
-        for call in message.get("tool_calls") or []:
-            function = call.get("function", call)
-            calls.append(ToolCall(function["name"], function.get("arguments") or {}))
+        calls = _read_calls(message)
         if calls:
             inputs: Any = [call.arguments for call in calls]
             return ParsedTurn(
                 state=state if state is not None else content or None,
                 state_span=span,
                 action=", ".join(call.name for call in calls),
-                action_input=json.dumps(inputs if len(inputs) > 1 else inputs[0], ensure_ascii=False),
+                action_input=write_json(inputs if len(inputs) > 1 else inputs[0]),
                 calls=tuple(calls),
                 message=message,
             )
-        if self._begins_call(text):
+        if calls is None or self._begins_call(text):
+            message = {"role": "assistant", "content": content} if calls is None else message
             problem = (
                 "the tool call cannot be read: write it as shown with the tools, with its arguments as valid JSON."
             )
@@ -325,18 +315,20 @@ class ToolCallSyntax(ActionSyntax):
 
     def _state(self, message: Mapping[str, Any], text: str) -> tuple[str | None, tuple[int, int] | None, str]:
         """The state, its characters in `text`, and the rest of the message."""
-        tag = re.escape(self.protocol.state_tag)
-        tagged = re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL)
+        tag = self.protocol.state_tag
         content = message.get("content") or ""
         thought = next((message[field] for field in _REASONING if isinstance(message.get(field), str)), "")
-        found = tagged.search(content) or tagged.search(thought)
-        state = (found[1] if found else thought).strip()
-        content = tagged.sub("", content, count=1)
+        found = find_tagged(content, [tag])
+        if found is not None:
+            content = content[: found.begin] + content[found.end :]
+        else:
+            found = find_tagged(thought, [tag])
+        state = (found.inner if found else thought).strip()
         if not state:
             return None, None, content.strip()
-        whole = re.search(rf"<{tag}>\s*{re.escape(state)}\s*</{tag}>", text)
+        whole = find_whole(text, tag, state)
         if whole is not None:
-            return state, whole.span(), content.strip()
+            return state, (whole.begin, whole.end), content.strip()
         begin = text.find(state)
         return state, None if begin < 0 else (begin, begin + len(state)), content.strip()
 
@@ -348,6 +340,23 @@ class ToolCallSyntax(ActionSyntax):
         openings = [openings] if isinstance(openings, str) else openings
         pattern = field.get("open_pattern")
         return any(opening in text for opening in openings) or bool(pattern and re.search(pattern, text))
+
+
+def _read_calls(message: Mapping[str, Any]) -> list[ToolCall] | None:
+    """The calls of a message; `None` if they are not calls, whatever the response template has made of the text."""
+    calls = []
+    for call in message.get("tool_calls") or []:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or too_deep(function):
+            return None
+        calls.append(ToolCall(function["name"], function.get("arguments") or {}))
+    return calls
+
+
+def _arguments(call: ToolCall, actions: OfferedActions) -> dict[str, Any]:
+    if call.name not in actions.tags:
+        raise ValueError(f"there is no tool {call.name!r:.80}; there are {', '.join(actions.tags) or 'none'}.")
+    return actions.typed_arguments(call.name, call.arguments)
 
 
 class ToolCallRecord(EpisodeRecord):

@@ -28,9 +28,12 @@ def written_tags(protocol: Mem1Protocol, action_tags: Iterable[str] = ()) -> set
     return {*thought_tags(protocol), protocol.answer_tag, *action_tags}
 
 
+_OPENING = re.compile(r"<([\w.-]+)>")
+
+
 def leading_thought(protocol: Mem1Protocol, text: str, besides: Collection[str] = ()) -> str | None:
     """The tag of a whole thought at the beginning of a text, if it is not one of `besides`."""
-    begin = re.match(r"\s*<([\w.-]+)>", text)
+    begin = _OPENING.match(text.lstrip())
     if begin is None or begin[1] in besides or begin[1] not in thought_tags(protocol):
         return None
     return begin[1] if f"</{begin[1]}>" in text else None

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..trajectory import Trajectory
+from ..protocol.tagged_text import find_whole
 from .palette import PARTS
 from .turns import TurnUsage, turn_usage
 
 if TYPE_CHECKING:
+    from ..trajectory import Trajectory
     from .run_directory import Result
 
 KINDS = ("error", "wrong", "partly", "right", "unscored")
 """Outcomes of an episode: it failed; no objective is right; some are; all are, or it is a success; it could not be scored."""
+
+_OPENING = re.compile(r"<([^<>/\s]{1,64})>")
+_MOST_TAGS = 16
+"""Opening tags that are tried for the state; it stands at the beginning."""
 
 
 def outcome_of(record: dict[str, Any]) -> str:
@@ -72,16 +78,15 @@ def completion_parts(text: str, state: str | None, action: str | None, action_in
     """
     marks: list[tuple[int, int, str]] = []
     if state is not None:
-        found = re.search(rf"<([^<>/\s]+)>\s*{re.escape(state)}\s*</\1>", text)
-        if found:
-            marks.append((found.start(), found.end(), "state"))
+        names = dict.fromkeys(match[1] for match in islice(_OPENING.finditer(text), _MOST_TAGS))
+        pieces = (find_whole(text, name, state) for name in names)
+        first = min((piece for piece in pieces if piece is not None), key=lambda piece: piece.begin, default=None)
+        if first is not None:
+            marks.append((first.begin, first.end, "state"))
     if action is not None:
-        begin = marks[0][1] if marks else 0
-        found = re.compile(
-            rf"<{re.escape(action)}>\s*{re.escape(action_input or '')}\s*</{re.escape(action)}>"
-        ).search(text, begin)
-        if found:
-            marks.append((found.start(), found.end(), "action"))
+        called = find_whole(text, action, action_input or "", marks[0][1] if marks else 0)
+        if called is not None:
+            marks.append((called.begin, called.end, "action"))
     parts, end = [], 0
     for start, stop, kind in marks:
         if start > end:
@@ -97,7 +102,7 @@ def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]
     """One episode in the format of the page's script."""
     task = record.get("task") or {}
     questions = task.get("questions")
-    trajectory = None if record.get("trajectory") is None else Trajectory.from_dict(record["trajectory"])
+    trajectory: Trajectory | None = record.get("trajectory")
     shown: dict[str, Any] = {
         "index": record.get("index", position),
         "kind": kind,
@@ -176,7 +181,7 @@ def browse(result: Result, count: int) -> tuple[dict[str, Any], list[dict[str, f
     for record in result.episodes():
         kinds.append(outcome_of(record))
         if record.get("trajectory") is not None:
-            usages.append(turn_usage(Trajectory.from_dict(record["trajectory"])))
+            usages.append(turn_usage(record["trajectory"]))
     wanted = set(choose(kinds, count))
     episodes = [
         _episode(record, kinds[position], position)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..evaluation.result import slug
 from .palette import OUTCOMES, PARTS, agent_style
 
 if TYPE_CHECKING:
@@ -96,11 +96,6 @@ class Plot:
 def _plain(text: str) -> str:
     """Text that matplotlib does not parse as a formula, short enough to leave room for the plot."""
     return (text if len(text) <= 44 else f"{text[:43]}…").replace("$", r"\$")
-
-
-def slug(text: str) -> str:
-    """A label as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "agent"
 
 
 def _unique_slugs(labels: Sequence[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,8 @@ from typing import Any
 
 from ..evaluation.result import FORMAT
 from ..json_lines import read_json_lines
+from ..json_text import read_json_object
+from ..trajectory import Trajectory
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 
@@ -44,10 +45,10 @@ class Result:
         return self.summary["metrics"]
 
     def episodes(self) -> Iterator[dict[str, Any]]:
-        """The records of the `.jsonl` file, one at a time; none if the file is absent."""
+        """The records of the `.jsonl` file with their trajectories, one at a time; none if the file is absent."""
         path = self.path.with_suffix(".jsonl")
         if path.exists():
-            for _, record in read_json_lines(path, "was the evaluation cut off? Run it again."):
+            for _, record in read_json_lines(path, "was the evaluation cut off? Run it again.", read=read_episode):
                 yield record
 
 
@@ -69,7 +70,7 @@ class TrainingLog:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """`log_history`: one dictionary per logging step, with `step`."""
-        return _read_json(self.path).get("log_history", [])
+        return read_json_object(self.path, _ADVICE).get("log_history", [])
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one logged number; empty if it was never logged."""
@@ -142,18 +143,31 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     return RunDirectory(root, results, logs)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): was it cut off? Write it again.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object: it is not a file of this package.")
-    return content
+_ADVICE = "was it cut off? Write it again."
+
+
+def read_episode(record: Any) -> dict[str, Any]:
+    """
+    The record of an episode in a file, with its [`Trajectory`], or `None`, as `trajectory`.
+
+    Raises:
+        `ValueError`: if it is not one.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"It is not a JSON object but {record!r:.60}: {_ADVICE}")
+    for key, kind in (("task", dict), ("scores", dict), ("objectives_detail", list)):
+        if not isinstance(record.get(key) or kind(), kind):
+            raise ValueError(
+                f"It has {key}={record[key]!r:.60}, which must be {'a list' if kind is list else 'an object'}."
+            )
+    if not all(isinstance(detail, dict) for detail in record.get("objectives_detail") or []):
+        raise ValueError("It has objectives_detail of something else than objects.")
+    found = record.get("trajectory") or (record if "turns" in record else None)
+    return {**record, "trajectory": None if found is None else Trajectory.from_dict(found)}
 
 
 def _read_result(path: Path) -> Result | None:
-    summary = _read_json(path)
+    summary = read_json_object(path, _ADVICE)
     if "format" not in summary and "metrics" not in summary:
         return None  # somebody else's file
     if summary.get("format") != FORMAT:
@@ -200,7 +214,7 @@ def _read_logs(root: Path, results: list[Result]) -> list[TrainingLog]:
         run = parent.parent if parent.name.startswith("checkpoint-") and parent != root else parent
         if run.name == "checkpoints" and run != root:
             run = run.parent
-        step = _read_json(path).get("global_step", 0)
+        step = read_json_object(path, _ADVICE).get("global_step", 0)
         if run not in newest or step >= newest[run][0]:
             newest[run] = (step, path)
     logs = []

@@ -348,6 +348,8 @@ class DenseIndex:
             raise ValueError(
                 f"The encoder gave an array of shape {vectors.shape} for {len(texts)} texts: it must give one vector each."
             )
+        if not np.isfinite(vectors).all():
+            raise ValueError("The encoder gave numbers that are not finite: check its weights and its dtype.")
         if self._normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors

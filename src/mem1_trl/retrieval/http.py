@@ -7,17 +7,25 @@ A retriever behind HTTP: the API of Search-R1, which MEM1's reference code uses 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import urllib3
 from urllib3.util import Retry, Timeout, parse_url
 
-from ..retrying import BUSY_STATUSES, backoff
+from ..json_text import read_json
+from ..printable import one_line
+from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
+from ..time_limit import TimeLimit, limited_pool, read_at_most
 from .passages import Passage, check_search, read_corpus
+
+_MAX_BYTES = 128 * 2**20
+"""Of one answer: the passages of some hundred queries."""
 
 
 @dataclass(eq=False, slots=True)
@@ -43,7 +51,7 @@ class HttpRetriever:
         url (`str`):
             Address of the server, such as `"http://127.0.0.1:8000"`; without a path, `/retrieve` is added.
         timeout (`float`, *optional*, defaults to `60.0`):
-            Seconds until a request without an answer counts as failed.
+            Seconds for a request with its whole answer. A server that sends a byte now and then does not extend them.
         max_retries (`int`, *optional*, defaults to `5`):
             How often a request is tried again after a failed connection, a time-out or the status of a busy server, after
             0.5, 1, 2, ... seconds, or what the server asks for.
@@ -83,15 +91,10 @@ class HttpRetriever:
         self.url = url.rstrip("/") + "/retrieve" if parsed.path in (None, "", "/") else url
         self._arguments = (url, timeout, max_retries, max_connections, max_batch_size)
         self._timeout = Timeout(connect=min(timeout, 10.0), read=timeout)
-        self._retries = _Retry(
-            total=max_retries,
-            redirect=3,
-            allowed_methods=None,  # a search changes nothing, so POST may be repeated
-            status_forcelist=BUSY_STATUSES,
-            raise_on_status=False,
-        )
+        self._seconds = timeout
+        self._max_retries = max_retries
         self._max_batch_size = max_batch_size
-        self._pool = urllib3.PoolManager(maxsize=max_connections)
+        self._pool = limited_pool(max_connections)
         self._slots = threading.BoundedSemaphore(max_connections)
         self._lock = threading.Lock()
         self._waiting: list[_Search] = []
@@ -107,7 +110,7 @@ class HttpRetriever:
             `ConnectionError`: if nothing answers.
             `RuntimeError`: if what answers is not a retriever.
         """
-        self._post(["test"], 1, Retry(total=0, redirect=3, raise_on_status=False))
+        self._post(["test"], 1, 0)
 
     def search(self, queries: Sequence[str], top_k: int = 3) -> list[list[Passage]]:
         """
@@ -162,7 +165,7 @@ class HttpRetriever:
         try:
             try:
                 found = self._post(
-                    [query for search in batch for query in search.queries], batch[0].top_k, self._retries
+                    [query for search in batch for query in search.queries], batch[0].top_k, self._max_retries
                 )
             except RuntimeError:
                 if len(batch) == 1:
@@ -183,54 +186,86 @@ class HttpRetriever:
             for search in batch:
                 search.ready.set()
 
-    def _post(self, queries: list[str], top_k: int, retries: Retry) -> list[list[Passage]]:
+    def _post(self, queries: list[str], top_k: int, max_retries: int) -> list[list[Passage]]:
+        body = json.dumps({"queries": queries, "topk": top_k, "return_scores": True}).encode()
         try:
-            response = self._pool.request(
-                "POST",
-                self.url,
-                body=json.dumps({"queries": queries, "topk": top_k, "return_scores": True}).encode(),
-                headers={"Content-Type": "application/json", "Accept": "application/json"},
-                timeout=self._timeout,
-                retries=retries,
-            )
-        except urllib3.exceptions.HTTPError as error:
+            status, said = with_retries(lambda: self._exchange(body), max_retries, _seconds_to_wait)
+        except _Busy as error:
+            status, said = error.status, error.said
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             raise ConnectionError(
-                f"No retriever answers at {self.url} ({_one_line(reason)}): start one with `mem1 retriever --corpus "
+                f"No retriever answers at {self.url} ({one_line(reason, 300)}): start one with `mem1 retriever --corpus "
                 "CORPUS.jsonl`, or correct the address."
             ) from None
-        if response.status != 200:
-            said = _one_line(response.data.decode("utf-8", "replace"))
+        if status != 200:
+            text = one_line(said.decode("utf-8", "replace"), 200)
             raise RuntimeError(
-                f"The retriever at {self.url} refused a search (HTTP {response.status}{': ' if said else ''}{said:.200})."
+                f"The retriever at {self.url} refused a search (HTTP {status}{': ' if text else ''}{text})."
             )
         try:
-            result = json.loads(response.data)["result"]
+            result = read_json(said, nan_is_null=True)["result"]
             if len(result) != len(queries):
                 raise ValueError
             return [[_passage(entry) for entry in entries] for entries in result]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-            said = _one_line(response.data[:200].decode("utf-8", "replace"))
+            text = one_line(said[:200].decode("utf-8", "replace"))
             raise RuntimeError(
                 f"What answers at {self.url} is no retriever: it should give {{'result': [[{{'document': {{'contents': "
-                f"...}}}}]]}}, one list for each query, but gave {said!r}."
+                f"...}}}}]]}}, one list for each query, but gave {text!r}."
             ) from None
 
+    def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to one request."""
+        with TimeLimit(self._seconds) as limit:
+            try:
+                response = self._pool.request(
+                    "POST",
+                    self.url,
+                    body=body,
+                    headers={"Content-Type": "application/json", "Accept": "application/json"},
+                    timeout=self._timeout,
+                    retries=Retry(total=None, connect=0, read=0, status=0, other=0, redirect=3, allowed_methods=None),
+                    preload_content=False,
+                )
+                # A connection whose answer was read to its end is back in the pool by then
+                with contextlib.closing(response):
+                    said, cut = read_at_most(response, _MAX_BYTES)
+            except (urllib3.exceptions.HTTPError, OSError):
+                if not limit.over:
+                    raise
+            if limit.over:  # what was read ends where the connection was shut
+                raise TimeoutError(f"its answer timed out after {self._seconds:g} s")
+        if cut:
+            raise RuntimeError(f"What answers at {self.url} gives more than {_MAX_BYTES >> 20} MB for one request.")
+        if response.status in BUSY_STATUSES:
+            raise _Busy(response.status, response.headers, said)
+        return response.status, said
 
-class _Retry(Retry):
-    """`Retry` whose waits are those of the package, and draw nothing from the global random state."""
 
-    def get_backoff_time(self) -> float:
-        attempts = len([entry for entry in self.history if entry.redirect_location is None])
-        return backoff(attempts, first=0.5) if attempts else 0.0
+class _Busy(Exception):
+    """A retriever that has no time at the moment."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], said: bytes):
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.headers = headers
+        self.said = said
+
+
+def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
+    if not isinstance(error, (_Busy, urllib3.exceptions.HTTPError, OSError)):
+        return None
+    asked = asked_to_wait(error.headers) if isinstance(error, _Busy) else None
+    return backoff(attempt, first=0.5) if asked is None else asked
 
 
 def _passage(entry: dict[str, Any]) -> Passage:
-    """A passage of an answer; some servers put the document itself where others have it beside its score."""
+    """
+    A passage of an answer; some servers put the document itself where others have it beside its score. A score that is missing
+    or not a number is 0.
+    """
     document = entry.get("document", entry)
     [(title, text)] = read_corpus([document])
-    return Passage(title, text, float(entry.get("score", 0.0)))
-
-
-def _one_line(what: Any) -> str:
-    return " ".join(str(what).split())
+    score = float(entry.get("score") or 0.0)
+    return Passage(title, text, score if math.isfinite(score) else 0.0)

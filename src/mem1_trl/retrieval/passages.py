@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..json_text import read_json
+
 # Single characters are words too: bm25s' own pattern would lose the element symbol "C" and the number 7.
 WORD = re.compile(r"\w+")
 
@@ -164,7 +166,7 @@ class PassageFile:
         return len(self._starts) - 1
 
     def __getitem__(self, number: int) -> tuple[str, str]:
-        record = json.loads(self._bytes[int(self._starts[number]) : int(self._starts[number + 1])])
+        record = read_json(self._bytes[int(self._starts[number]) : int(self._starts[number + 1])])
         return record["title"], record["text"]
 
 
@@ -177,7 +179,7 @@ def map_array(path: Path) -> np.ndarray:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """What kind of index a directory holds; an empty dictionary if that cannot be read."""
     try:
-        manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        manifest = read_json((directory / "index.json").read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{str(directory)!r} holds no index: build one with `mem1 index CORPUS.jsonl {directory}`."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socketserver
 from collections.abc import Sized
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from ..json_text import read_json, write_json
 from ..version import __version__
 from .passages import Passage, Retriever
 
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.path.split("?")[0].rstrip("/") != "/retrieve":
                 raise _Refused(404, "There is GET /health and POST /retrieve.")
             try:
-                request = json.loads(body)
+                request = read_json(body)
             except ValueError as error:
                 raise _Refused(400, f"The body is not JSON ({error}).") from None
             self._send(200, self.server.answer(request))
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(length))
 
     def _send(self, status: int, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")
+        data = write_json(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(data)))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..json_text import read_json
 from ..protocol.untrusted import clean_values
 from .server_calls import ServerCalls
 from .server_client import ServerClient
@@ -189,8 +189,8 @@ def _read_call(call: Any) -> dict[str, Any] | None:
         return None
     if isinstance(arguments, str) or arguments is None:
         try:
-            arguments = clean_values(json.loads(arguments or "{}"))
-        except (ValueError, RecursionError):
+            arguments = clean_values(read_json(arguments or "{}"))
+        except ValueError:
             arguments = {"arguments": arguments}  # an argument that no tool has: the agent will read so
     if not isinstance(arguments, dict):
         arguments = {"arguments": arguments}

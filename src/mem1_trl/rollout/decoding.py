@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from .decoding_modes import PLAIN_MODES
+
 logger = logging.getLogger(__name__)
 
 # Fields of a generation config that change which token is chosen, with the values that change nothing
@@ -30,10 +32,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (),
     "exponential_decay_length_penalty": (),
     "guidance_scale": (1.0,),
-    "num_beams": (1,),
-    "penalty_alpha": (0.0,),
     "min_length": (0,),
     "min_new_tokens": (0,),
+    **PLAIN_MODES,
 }
 
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cache_implementation", "use_cache")
@@ -68,6 +69,12 @@ def warn_of_ignored_decoding(model: Any, chosen: dict[str, Any]) -> None:
         )
 
 
+def owners_of_decoding(model: Any) -> list[Any]:
+    """A model and, since peft hands its own generation config down to it, the one below its adapter."""
+    base = getattr(model, "get_base_model", lambda: model)()
+    return [model] if base is model else [model, base]
+
+
 @contextmanager
 def own_decoding_only(model: Any) -> Iterator[None]:
     """
@@ -76,10 +83,7 @@ def own_decoding_only(model: Any) -> Iterator[None]:
     `transformers` takes every argument of `generate` that is `None` from there. Within this context the model has a generation
     config with its special tokens and its cache, and nothing else.
     """
-    owners = [model]
-    base = getattr(model, "get_base_model", None)  # peft hands its own config down to the model it wraps
-    if base is not None and base() is not model:
-        owners.append(base())
+    owners = owners_of_decoding(model)
     before = [owner.__dict__.get("generation_config") for owner in owners]
     full = model.generation_config
     bare = GenerationConfig(**{name: value for name in _KEPT if (value := getattr(full, name, None)) is not None})

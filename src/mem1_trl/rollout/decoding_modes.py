@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Arguments of `generate`, with the values that keep it plain; `None` always does
-_PLAIN: dict[str, tuple[Any, ...]] = {
+PLAIN_MODES: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
@@ -16,17 +16,22 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "force_words_ids": (),
     "assistant_model": (),
     "assistant_tokenizer": (),
-    "assistant_early_exit": (0,),
-    "prompt_lookup_num_tokens": (0,),
+    "assistant_early_exit": (),
+    "prompt_lookup_num_tokens": (),
     "custom_generate": (),
     "penalty_alpha": (0, 0.0),
     "dola_layers": (),
     "use_mtp": (False,),
+    "token_healing": (False,),  # samples from another context than the one that is recorded
+    # As vLLM calls them
+    "n": (1,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
 }
 
 # Arguments that this package passes itself, or that change what `generate` returns
 _OWN = (
-    "input_ids", "inputs", "attention_mask", "past_key_values", "cache", "max_length", "logits_processor", "stopping_criteria",
+    "input_ids", "inputs", "attention_mask", "past_key_values", "cache", "generation_config", "max_length", "logits_processor", "stopping_criteria",
     "return_dict_in_generate", "stop_strings",
 )  # fmt: skip
 
@@ -40,14 +45,19 @@ def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
             Arguments of `generate`.
 
     Raises:
-        `ValueError`: For beam search, several sequences for one context, assisted, contrastive and custom decoding, and for
-            arguments that belong to this package.
+        `ValueError`: For beam search, several sequences for one context, assisted, contrastive and custom decoding, for
+            arguments that belong to this package, and for a second temperature.
     """
     for name, value in options.items():
-        if name in _PLAIN and value is not None and value not in _PLAIN[name]:
+        if name in PLAIN_MODES and value is not None and value not in PLAIN_MODES[name]:
             raise ValueError(
                 "generation_kwargs must leave each context one sequence that grows by one sampled token at a time, since its "
                 f"log-probs are those of the policy update, got {name}={value!r}: leave it out."
             )
         if name in _OWN and value is not None and value is not False:
             raise ValueError(f"generation_kwargs must not set {name}, which mem1-trl sets itself: leave it out.")
+    if options.get("temperature") is not None:
+        raise ValueError(
+            f"generation_kwargs must not set temperature={options['temperature']!r}, at which tokens would be sampled but not scored: "
+            "set `temperature` itself."
+        )

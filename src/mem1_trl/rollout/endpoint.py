@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import read_json
 from ..protocol.encoding import decode
 from ..protocol.syntax import MARKS
 from ..protocol.turn_text import written_tags
@@ -104,7 +104,7 @@ def check_rendering(syntax: ActionSyntax) -> None:
 def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose calls have dictionaries of arguments, which servers make of the text that the API wants."""
     calls = [
-        {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
+        {**call, "function": {**call["function"], "arguments": read_json(call["function"]["arguments"])}}
         for call in message.get("tool_calls", [])
     ]
     return {**message, "tool_calls": calls} if calls else message

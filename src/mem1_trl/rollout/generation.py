@@ -6,11 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
 from ..model_traits import cache_argument, embedding_rows, ordinary_ids
-from .decoding import own_decoding_only
+from .decoding import own_decoding_only, owners_of_decoding
 from .prefix_cache import PrefixCache
+from .sampled_logprobs import SampledLogprobs
 from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
 from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
@@ -26,59 +27,6 @@ class TurnGenerator(Protocol):
     """A backend that returns one completion for each context; each context has its own list of stop strings."""
 
     def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
-
-
-class SampledLogprobs(LogitsProcessor):
-    """
-    Records the log-probability of every token that `generate` samples, holding one step of logits at a time.
-
-    It does not change the logits. `generate` runs it after its logits processors and before temperature, top-k, top-p and min-p.
-    The temperature is applied here but the truncations are not, so the log-probabilities equal those that a policy update
-    computes.
-
-    Args:
-        temperature (`float`):
-            Divisor of the logits.
-        columns (`int`):
-            Number of columns before the first sampled token.
-    """
-
-    def __init__(self, temperature: float, columns: int):
-        self.temperature = temperature
-        self.columns = columns
-        self.steps: list[torch.Tensor] = []
-        self._previous: torch.Tensor | None = None
-        self._seen: torch.Tensor | None = None
-        self._plain = True
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._settle(input_ids)
-        self._previous = torch.log_softmax(scores.float() / self.temperature, dim=-1)
-        self._seen = input_ids[:, self.columns :]
-        return scores
-
-    def _settle(self, sequences: torch.Tensor) -> None:
-        """The token after each row that was seen last is the one that was sampled, if the rows are still the same."""
-        if self._previous is None or not self._plain:
-            return
-        seen, sampled = self._seen, sequences[:, self.columns :]
-        assert seen is not None
-        longer = len(sampled) == len(seen) == len(self._previous) and sampled.shape[1] == seen.shape[1] + 1
-        self._plain = longer and bool((sampled[:, :-1] == seen).all())
-        if self._plain:
-            self.steps.append(self._previous.gather(1, sampled[:, -1:]).squeeze(1))
-        self._previous = None
-
-    def finish(self, sequences: torch.Tensor) -> list[list[float]] | None:
-        """
-        Log-probs of all sampled tokens, shape `(batch, new tokens)`, from the output of `generate`.
-
-        `None` if its steps were not those of these sequences, as in beam search or in a `generate` that was replaced.
-        """
-        self._settle(sequences)
-        if not self._plain or len(self.steps) != sequences.shape[1] - self.columns:
-            return None
-        return torch.stack(self.steps, dim=1).cpu().tolist() if self.steps else [[] for _ in range(len(sequences))]
 
 
 class ActionGenerate:
@@ -100,7 +48,8 @@ class ActionGenerate:
         eos_token_ids (`Sequence[int]`):
             Ids that end a sequence.
         cache ([`PrefixCache`], *optional*):
-            Keys and values of earlier calls. It is not used if those of the model cannot be kept.
+            Keys and values of earlier calls. It is not used if those of the model cannot be kept, nor by a `generate` that is
+            not that of transformers, which may not read the gaps that it leaves between columns.
         traits ([`SamplerTraits`], *optional*):
             How contexts may be passed to the model. `None` finds out, once for each model.
     """
@@ -122,7 +71,7 @@ class ActionGenerate:
         self.stops = stops
         self.temperature = temperature
         self.eos_token_ids = eos_token_ids
-        self.cache = cache
+        self.cache = cache if _generates_as_transformers(model) else None
         self.logprobs: list[list[float]] | None = None
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -196,14 +145,37 @@ class ActionGenerate:
     ) -> tuple[torch.Tensor, list[list[float]] | None, list[bool]]:
         """Sequences, their log-probs, and which have ended, from one call of `generate`. The completions start at `columns`."""
         criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
-        recorder = SampledLogprobs(self.temperature, inputs["input_ids"].shape[1])
+        contexts = inputs["input_ids"]
+        greedy = not inputs.get("do_sample", getattr(inputs.get("generation_config"), "do_sample", None))
+        recorder = SampledLogprobs(self.temperature, contexts.shape[1], criteria if greedy else None)
         with own_decoding_only(self.model):
             sequences = self.generate(
                 stopping_criteria=StoppingCriteriaList([criteria]),
                 logits_processor=LogitsProcessorList([recorder]),
                 **inputs,
             )
+        _check_rows(sequences, contexts)
         return sequences, recorder.finish(sequences), criteria.done
+
+
+def _generates_as_transformers(model: Any) -> bool:
+    """Whether `generate` of a model, and of the one below its adapter, is that of transformers."""
+    return all(
+        "generate" not in vars(owner)
+        and (hasattr(owner, "get_base_model") or type(owner).generate is GenerationMixin.generate)
+        for owner in owners_of_decoding(model)
+    )
+
+
+def _check_rows(sequences: Any, contexts: torch.Tensor) -> None:
+    """Raise `ValueError` unless `generate` returned a row for each context, which begins with it."""
+    columns = contexts.shape[1]
+    shape = tuple(getattr(sequences, "shape", ()))
+    if len(shape) != 2 or shape[0] != len(contexts) or not torch.equal(sequences[:, :columns], contexts):
+        raise ValueError(
+            f"`model.generate` must return one row of token ids for each of the {len(contexts)} contexts, which begins with it, "
+            f"got {f'shape {shape}' if shape else type(sequences).__name__}: restore the `generate` of transformers."
+        )
 
 
 def _append(input_ids: torch.Tensor, completions: list[list[int]], padding: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..json_text import read_json
 from ..web.addresses import Address, resolve
 from ..web.exchange import exchange
 from ..web.pages import FetchError
@@ -70,8 +71,8 @@ class ServerClient:
         if answer.status >= 300:
             raise ServerError(f"HTTP {answer.status}: {_said(text)}", answer.status, answer.headers)
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = read_json(text, nan_is_null=True)
+        except ValueError:
             raise ServerError(f"its answer is no JSON but {text[:80]!r}") from None
         if not isinstance(found, dict):
             raise ServerError(f"its answer must be a JSON object, got {text[:80]!r}")
@@ -81,8 +82,8 @@ class ServerClient:
 def _said(text: str) -> str:
     """The message in the body of an error, or the body."""
     try:
-        error = json.loads(text)
+        error = read_json(text)
         error = error.get("error", error.get("detail", error))
         return str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, RecursionError, AttributeError):
+    except (ValueError, AttributeError):
         return text

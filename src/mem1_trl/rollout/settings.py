@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..typed_fields import check_fields
 from .context import CONTEXT_RULES
 from .decoding_modes import refuse_decoding_modes
 
@@ -189,14 +190,9 @@ class AgentSettings:
         The inverse of [`~AgentSettings.to_dict`]; what is missing has its default.
 
         Raises:
-            `ValueError`: If a key is unknown, since it would be ignored silently.
+            `ValueError`: If a key is unknown, since it would be ignored silently, or a value of another type.
         """
-        unknown = sorted(set(record) - {one.name for one in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(
-                f"The saved agent settings hold {', '.join(unknown)}, which this version of mem1-trl does not know: upgrade "
-                "mem1-trl."
-            )
+        check_fields(record, cls, "The record of the agent's settings", "save the model again.")
         return cls(**record)
 
     def differences(self, other: AgentSettings) -> dict[str, tuple[Any, Any]]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 COMPLETE_FILE = "mem1_checkpoint.json"
 """Written last, so that a checkpoint without it was interrupted."""
 
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+"""Name of the directory of a checkpoint."""
+
 
 def mark_complete(directory: str | os.PathLike[str], global_step: int) -> None:
     """Mark a checkpoint as written to its end."""
@@ -40,7 +43,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """Path of the latest complete checkpoint of a run, or `None`."""
     steps = {}
     for path in Path(output_dir).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        match = CHECKPOINT.fullmatch(path.name)
         if match and is_complete(path):
             steps[int(match[1])] = str(path)
     return steps[max(steps)] if steps else None

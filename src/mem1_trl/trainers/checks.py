@@ -11,6 +11,7 @@ from transformers import AutoConfig, ProcessorMixin
 
 from ..rollout.play import NO_TASK
 from ..rollout.settings import AgentSettings, resolve_conversational
+from .trl_seam.reference import is_partitioned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,6 +54,17 @@ def refuse_unsupported(tools: Any, rollout_func: Any, processing_class: Any, *da
             raise ValueError(
                 f"The column {found[0]!r} of {name} would be an image, which is not supported: remove the column."
             )
+
+
+def check_reference(model: Any, args: Any, peft_config: Any) -> None:
+    """Raise `ValueError` if the reference model can neither be a copy of the policy nor be loaded from where that came from."""
+    if args.beta == 0.0 or isinstance(model, str) or peft_config is not None or hasattr(model, "peft_config"):
+        return
+    if is_partitioned(model) and not getattr(model.config, "_name_or_path", ""):
+        raise ValueError(
+            f"beta={args.beta} needs a reference model, but the weights of this one, which was made in memory, are split over "
+            "processes (DeepSpeed ZeRO-3) and cannot be copied: save it and pass the path, or set beta=0.0."
+        )
 
 
 def dataset_or_placeholder(dataset: Any, args: Any, pool: EnvironmentPool | None) -> Any:
@@ -155,6 +167,18 @@ def check_trainable(model: Any) -> None:
         raise ValueError(
             "The policy must have weights that are trained, got none: load an adapter with "
             "`PeftModel.from_pretrained(..., is_trainable=True)`, or pass `peft_config`."
+        )
+
+
+def check_optimizer(model: Any, optimizer: Any) -> None:
+    """Raise `ValueError` if an optimizer that was passed holds none of the weights that the policy trains."""
+    if optimizer is None:
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in model.parameters() if parameter.requires_grad):
+        raise ValueError(
+            "The optimizer must hold weights that the policy trains, got none of them: make it from the parameters of the model "
+            "that is passed, with its adapter if there is one (`peft_config` adds weights that no earlier optimizer knows)."
         )
 
 

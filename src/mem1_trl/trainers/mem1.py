@@ -22,6 +22,8 @@ from .checks import (
     check_budgets,
     check_columns,
     check_model,
+    check_optimizer,
+    check_reference,
     check_rows,
     check_size,
     check_trainable,
@@ -33,7 +35,15 @@ from .checks import (
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import play_first_row
-from .saving import MEM1_CITATION, card_facts, refuse_other_settings, saved_settings, starting_protocol
+from .saving import (
+    MEM1_CITATION,
+    card_facts,
+    refuse_other_settings,
+    saved_settings,
+    starting_protocol,
+    starting_tokenizer,
+    warn_of_what_cannot_be_loaded,
+)
 from .self_check import check_trainer
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
@@ -78,6 +88,7 @@ class Mem1Trainer(TrajectoryTrainer):
     ):
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
         check_model(model)
+        processing_class = starting_tokenizer(processing_class, model, args)
         self.protocol = starting_protocol(protocol, model)
         self.pool = (
             None
@@ -90,6 +101,7 @@ class Mem1Trainer(TrajectoryTrainer):
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
+        check_reference(model, args, kwargs.get("peft_config"))
         rows = train_dataset  # none if the environment owns its tasks: it may hand out each of them once
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
@@ -134,6 +146,8 @@ class Mem1Trainer(TrajectoryTrainer):
             args.reward_weights = weights
         check_model(self.model)  # of an id on the Hub, only now
         check_trainable(self.model)
+        check_optimizer(self.model, self.optimizer)
+        warn_of_what_cannot_be_loaded(self.model)
         self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))
         self.settings = self._agent_settings.with_context_limit(self.model)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())

@@ -96,6 +96,9 @@ class Mem1PPOTrainer(Mem1Trainer):
             `vf_coef` weighs against each other. Otherwise an id or path, a model whose backbone is taken, or a finished
             critic; with `peft_config` it gets an adapter of the same configuration on weights of its own, unless it has one.
             A model that comes frozen is trained all the same; one that is frozen in part is trained where it is not.
+        optimizers (`tuple`, *optional*):
+            As in `GRPOTrainer`, for the policy. What the optimizer does not hold of the critic is trained by `args.optim` at
+            `args.value_learning_rate`, along the same schedule.
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
@@ -136,9 +139,7 @@ class Mem1PPOTrainer(Mem1Trainer):
             )
         refuse_sharded_weights(args)
         self._critic: torch.nn.Module | None = None
-        self.critic_optimizer: FollowingOptimizer | None = None
-        self._optimizer_given = optimizers[0] is not None
-        if self._optimizer_given and args.fp16:
+        if optimizers[0] is not None and args.fp16:
             raise ValueError(
                 "`optimizers` cannot be passed to Mem1PPOTrainer with fp16, whose loss scaling knows one optimizer only: set `optim` "
                 "and `learning_rate`, or use bf16."
@@ -163,6 +164,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
         self._critic = self._wrap(self.value_model)
+        self.critic_optimizer = self._make_critic_optimizer(optimizers[0])
         self.value_layout = self.layout
         if not isinstance(self.value_model, SharedValueHead):
             backbone = self.value_model.backbone
@@ -184,7 +186,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         if self.args.disable_dropout:
             silence_dropout(critic)
         if self.args.gradient_checkpointing:
-            enable_activation_checkpointing(critic.backbone, self.args.gradient_checkpointing_kwargs)
+            enable_activation_checkpointing(critic.backbone, self.args.gradient_checkpointing_kwargs)  # type: ignore[arg-type]
             if critic.adapters is not None:
                 critic.backbone.enable_input_require_grads()
         return critic
@@ -248,23 +250,32 @@ class Mem1PPOTrainer(Mem1Trainer):
             return None
         return self.critic, self.value_model.backbone
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def _make_critic_optimizer(self, given: Any) -> FollowingOptimizer | None:
         """
-        The policy's optimizer with a group for the critic, at its own learning rate.
+        An optimizer of the critic alone, where the policy's cannot take it as a group.
 
         DeepSpeed's knows the policy only, and one that was passed has a schedule for its own groups: beside these the critic has
-        an optimizer of its own, made by `args.optim` and `args.value_learning_rate`, which follows the schedule.
+        an optimizer of its own, made by `args.optim` and `args.value_learning_rate`, which follows the schedule. It is made with
+        the trainer, so that a checkpoint that is resumed from finds it.
         """
+        parameters = self._critic_parameters(given)
+        if not parameters or (given is None and not self.is_deepspeed_enabled):
+            return None
+        for group in () if given is None else given.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # which not every scheduler notes down
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        settings = {**settings, "lr": self.args.value_learning_rate, "weight_decay": 0.0}
+        return FollowingOptimizer(kind(parameters, **settings))
+
+    def _critic_parameters(self, optimizer: Any) -> list[torch.nn.Parameter]:
+        """What is trained of the critic and not in an optimizer yet."""
+        known = {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}
+        return [p for p in self.critic.parameters() if p.requires_grad and id(p) not in known]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The policy's optimizer with a group for the critic, at its own learning rate, if that has no optimizer of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        critic = [p for p in self.critic.parameters() if p.requires_grad]
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = [p for p in critic if self.is_deepspeed_enabled or id(p) not in known]
-        if self.is_deepspeed_enabled or self._optimizer_given:
-            if self.critic_optimizer is None and parameters:
-                kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-                settings = {**settings, "lr": self.args.value_learning_rate, "weight_decay": 0.0}
-                self.critic_optimizer = FollowingOptimizer(kind(parameters, **settings))
-            return optimizer
+        parameters = [] if self.critic_optimizer is not None else self._critic_parameters(optimizer)
         if parameters:
             optimizer.add_param_group({"params": parameters, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
         return optimizer

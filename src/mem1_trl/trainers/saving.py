@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.logging import get_logger
 from peft import PeftModel
+from transformers import AutoTokenizer
 
 from ..hub.agent_settings import find_protocol, load_agent_settings
+from ..hub.load_model import why_not_loadable
 from ..hub.model_card import CardFacts
+from ..json_text import as_json
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.settings import AgentSettings
 
@@ -80,6 +82,38 @@ def starting_protocol(protocol: Any, model: Any) -> Mem1Protocol:
     return saved
 
 
+def starting_tokenizer(tokenizer: Any, model: Any, args: Any) -> Any:
+    """
+    The tokenizer of a run: the one that is passed, else the one beside the model.
+
+    TRL would load a processor for a model that also reads images.
+
+    Raises:
+        `ValueError`: If none is passed for a model that was made in memory.
+    """
+    if tokenizer is not None:
+        return tokenizer
+    source = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    if not source:
+        raise ValueError(
+            "`processing_class` must be passed for a model that was made in memory, got None: pass its tokenizer."
+        )
+    return AutoTokenizer.from_pretrained(
+        source,
+        revision=(args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None,
+        truncation_side="left",
+        padding_side="left",
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def warn_of_what_cannot_be_loaded(model: Any) -> None:
+    """Log one line before training if [`Mem1Agent.from_pretrained`] cannot load what will be saved."""
+    reason = why_not_loadable(model)
+    if reason is not None:
+        logger.warning(f"`Mem1Agent.from_pretrained` will not load what is trained here: {reason}.")
+
+
 def saved_settings(model: Any) -> AgentSettings | None:
     """The agent settings saved next to the model that a run starts from, if there are any."""
     source = model_source(model)
@@ -105,7 +139,7 @@ def refuse_other_settings(checkpoint: str, protocol: Mem1Protocol, settings: Age
         mine, theirs = protocol.to_dict(), saved_protocol.to_dict()
         different += [f"protocol.{name}" for name in mine if mine[name] != theirs[name]]
     if saved is not None:
-        settings = AgentSettings.from_dict(json.loads(json.dumps(settings.to_dict())))  # a tuple is a list in the file
+        settings = AgentSettings.from_dict(as_json(settings.to_dict()))  # a tuple is a list in the file
         pairs = saved.differences(settings)
         different += [f"{name} ({theirs!r} there, {mine!r} here)" for name, (theirs, mine) in pairs.items()]
     if different:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import time
 import zlib
 from pathlib import Path
 from typing import Any
+
+from ..json_text import read_json, write_json
 
 _MODES = ("read_write", "replay")
 
@@ -77,11 +78,11 @@ class WebCache:
             ).fetchone()
         if row is None or (row[1] and not self.replay):
             return None
-        return json.loads(zlib.decompress(row[0]))
+        return read_json(zlib.decompress(row[0]))
 
     def put(self, kind: str, key: str, value: Any, passing: bool = False) -> None:
         """Store a JSON-serializable value."""
-        data = zlib.compress(json.dumps(value).encode())
+        data = zlib.compress(write_json(value).encode())
         with self._lock:
             self._database.execute(
                 "INSERT OR REPLACE INTO web VALUES (?, ?, ?, ?, ?)", (kind, key, data, int(passing), time.time())

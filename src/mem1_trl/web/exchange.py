@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +12,9 @@ from functools import cache
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
+from ..time_limit import TimeLimit, read_at_most
 from .addresses import Address
 from .pages import FetchError
-
-_PIECE = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,48 +88,29 @@ def exchange(
         [`FetchError`]: if the host does not answer, or not in time.
     """
     deadline = time.monotonic() + timeout
-    late = threading.Event()
     connection = _connect(address, ips, deadline, tls)
-    socket_ = connection.sock
-
-    def give_up() -> None:
-        late.set()
-        with contextlib.suppress(OSError):
-            socket_.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits on the socket
-
-    watchdog = threading.Timer(max(0.0, deadline - time.monotonic()), give_up)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        sent = {
-            "Host": address.authority,
-            "Accept-Encoding": "gzip, deflate",
-            "Connection": "close",
-            **(headers or {}),
-        }
-        connection.request(method, address.target, body=body, headers=sent, preload_content=False)
-        response = connection.getresponse()
-        data = bytearray()
-        if wanted(response.status, response.headers):
-            while len(data) <= max_bytes:
-                piece = response.read(min(_PIECE, max_bytes + 1 - len(data)), decode_content=True)
-                if not piece:
-                    break
-                data += piece
-        if late.is_set():  # the watchdog closed the connection
-            raise TimeoutError
-        return Answer(response.status, response.headers, bytes(data[:max_bytes]), len(data) > max_bytes)
-    except (OSError, HTTPError, ValueError) as error:
-        if late.is_set() or isinstance(error, TimeoutError):
-            raise FetchError(f"{address.host} did not answer within {timeout:g} seconds.", passing=True) from None
-        raise FetchError(f"The connection to {address.host} broke ({type(error).__name__}).", passing=True) from None
-    except Exception as error:  # http.client's own errors about malformed answers
-        raise FetchError(
-            f"{address.host} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
-        ) from None
-    finally:
-        watchdog.cancel()
-        connection.close()
+    sent = {"Host": address.authority, "Accept-Encoding": "gzip, deflate", "Connection": "close", **(headers or {})}
+    with contextlib.closing(connection), TimeLimit(deadline - time.monotonic()) as limit:
+        try:
+            limit.watch(connection.sock)
+            connection.request(method, address.target, body=body, headers=sent, preload_content=False)
+            response = connection.getresponse()
+            loaded, cut = b"", False
+            if wanted(response.status, response.headers):
+                loaded, cut = read_at_most(response, max_bytes)
+            if limit.over:  # what was read ends where the connection was shut
+                raise TimeoutError
+            return Answer(response.status, response.headers, loaded, cut)
+        except (OSError, HTTPError, ValueError) as error:
+            if limit.over or isinstance(error, TimeoutError):
+                raise FetchError(f"{address.host} did not answer within {timeout:g} seconds.", passing=True) from None
+            raise FetchError(
+                f"The connection to {address.host} broke ({type(error).__name__}).", passing=True
+            ) from None
+        except Exception as error:  # http.client's own errors about malformed answers
+            raise FetchError(
+                f"{address.host} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
+            ) from None
 
 
 def _connect(address: Address, ips: list[str], deadline: float, tls: ssl.SSLContext | None) -> HTTPConnection:

@@ -22,8 +22,9 @@ _PLAIN = (
 READABLE = (*_HTML, *_PLAIN)
 """Content types with readable text."""
 
-_META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_META = re.compile(rb"""<meta[^<>]+?charset\s*+=\s*+["']?\s*+([\w-]+)""", re.IGNORECASE)
 _BLANKS = re.compile(r"\n{3,}")
+_MOST_NULS = 8
 _EXPLICIT = ("utf-16", "utf-32", "iso2022", "hz", "shift", "euc", "big5", "gb", "cp9", "koi8")
 """Encodings that are not declared by accident, and whose bytes may be valid UTF-8."""
 
@@ -46,29 +47,53 @@ def content_type(header: str | None) -> tuple[str, str | None]:
 def decode(body: bytes, declared: str | None) -> str:
     """
     Text of a body. Declared encodings are often wrong, and text in another encoding is rarely valid UTF-8 by chance. The order
-    is therefore: a byte order mark, UTF-8 if the bytes are valid, the declared encodings, an encoding guessed from the bytes.
-    A declared encoding that is rarely declared by mistake, such as UTF-16, comes before UTF-8.
+    is therefore: a byte order mark, UTF-8 if the bytes are valid or nearly all of them are, the declared encodings, an encoding
+    guessed from the bytes. A declared encoding that is rarely declared by mistake, such as UTF-16, comes before UTF-8.
     """
     for mark, name in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if body.startswith(mark):
             return body[len(mark) :].decode(name if name == "utf-8" else f"{name}-{_endian(mark)}", "replace")
     meta = _META.search(body[:4096])
-    names = [declared, meta[1].decode("ascii", "replace").lower() if meta else None]
-    explicit = [name for name in names if name and _known(name) and _known(name).startswith(_EXPLICIT)]
-    for encoding in [*explicit, "utf-8", *names]:
-        if encoding is None or not _known(encoding):
-            continue
-        try:
-            # Not final: a body that was cut may end within a character
-            return codecs.getincrementaldecoder(encoding)("strict").decode(body)
-        except (UnicodeError, LookupError):
-            continue
+    names = [name for name in (declared, meta[1].decode("ascii", "replace") if meta else "") if name and _known(name)]
+    explicit = [name for name in names if _known(name).startswith(_EXPLICIT)]
+    for encoding, nearly in (
+        *((name, None) for name in (*explicit, "utf-8")),
+        ("utf-8", 1),
+        *((name, 4) for name in explicit),
+        *((name, None) for name in names),
+    ):
+        text = _decoded(body, encoding, nearly)
+        if text is not None:
+            return text
     from charset_normalizer import from_bytes
 
     best = from_bytes(body[:50_000]).best()
     western = best is None or all(character < "\u0250" for character in str(best))
     # The default of browsers; the many Latin encodings cannot be told apart by a few accents
     return body.decode("cp1252" if western else best.encoding, "replace")  # type: ignore[union-attr]
+
+
+def _decoded(body: bytes, encoding: str, nearly: int | None) -> str | None:
+    """
+    The text of a body in an encoding, or `None` if it is not in that encoding.
+
+    Args:
+        body (`bytes`):
+            The body. It may end within a character, since long ones are cut.
+        encoding (`str`):
+            The encoding.
+        nearly (`int` or `None`):
+            How many characters beyond ASCII there must be for each place that is not in the encoding: a comment that was pasted, an
+            emoji cut in half. `None` allows no such place.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)("strict" if nearly is None else "replace")
+    try:
+        text = decoder.decode(body)
+    except UnicodeError:
+        return None
+    broken = text.count("\ufffd")
+    right = sum(character > "\x7f" for character in text) - broken
+    return text if nearly is None or right >= max(1, nearly * broken) else None
 
 
 def _endian(mark: bytes) -> str:
@@ -114,7 +139,8 @@ def readable(body: bytes, kind: str, declared: str | None, url: str) -> tuple[st
     Raises:
         [`FetchError`]: if the page has no text.
     """
-    if b"\0" in body[:1024] and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    # A single one is a slip; nothing but text in two bytes a character has many
+    if body.count(b"\0", 0, 1024) > _MOST_NULS and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FetchError("The content of this page is not text, although its type says so.")
     text = decode(body, declared)
     title = ""

@@ -7,6 +7,8 @@ import os
 from typing import Any
 from urllib.parse import urlencode
 
+from ..json_text import read_json
+from ..printable import one_line
 from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
 from .addresses import Address, read_address, resolve
 from .cache import WebCache
@@ -81,13 +83,13 @@ class _Engine:
             ) from None
 
     def _read(self, answer: Answer) -> dict[str, Any]:
-        said = " ".join(answer.body[:300].decode("utf-8", "replace").split())
+        said = one_line(answer.body[:300].decode("utf-8", "replace"))
         if self._key:
             said = said.replace(self._key, "***")
         if answer.status in (401, 403):
             raise PermissionError(self._refused(answer.status, said))
         try:
-            found = json.loads(answer.body)
+            found = read_json(answer.body, nan_is_null=True)
         except ValueError:
             found = None
         if answer.status != 200 or not isinstance(found, dict):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _DEFAULT_PRICE = 100.0
+_NO_NUMBER = re.compile(r"[^\d.]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def _read_pricing(text: str | None) -> tuple[float, ...]:
     """`"$5.00$7.50"` becomes `(5.0, 7.5)`."""
     if not text:
         return ()
-    numbers = [re.sub(r"[^\d.]", "", part) for part in text.split("$")[1:]]
+    numbers = [_NO_NUMBER.sub("", part) for part in text.split("$")[1:]]
     return tuple(float(number) for number in numbers if number)[:2]
 
 

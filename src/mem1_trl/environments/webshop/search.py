@@ -54,5 +54,5 @@ def stemmer() -> Callable[[list[str]], list[str]]:
 
 
 def _normal(text: str, stem: Callable[[list[str]], list[str]]) -> str:
-    words = [re.sub(r"['’]s$", "", word) for word in _WORD.findall(text.lower())]
+    words = [word.removesuffix("'s").removesuffix("’s") for word in _WORD.findall(text.lower())]
     return " ".join(stem([word for word in words if word not in _STOPWORDS]))

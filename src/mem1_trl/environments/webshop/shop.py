@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...json_text import read_json
 from .goals import Goal, make_human_goals, make_synthetic_goals
 from .products import Product, draw_prices, read_products
 from .search import ProductSearch
@@ -201,7 +201,7 @@ def load_bundled_webshop() -> WebShop:
     invented.
     """
     content = gzip.decompress((files("mem1_trl") / "data" / "webshop.json.gz").read_bytes())
-    return load_webshop(**json.loads(content), test_size=48, eval_size=16)
+    return load_webshop(**read_json(content), test_size=48, eval_size=16)
 
 
 def _read(source: Any, name: str, kind: type) -> Any:
@@ -212,8 +212,10 @@ def _read(source: Any, name: str, kind: type) -> Any:
             raise FileNotFoundError(
                 f"There is no file {str(path)!r} for `{name}`: download WebShop's data with the `setup.sh` of its repository."
             )
-        with path.open(encoding="utf-8") as file:
-            source = json.load(file)
+        try:
+            source = read_json(path.read_bytes(), nan_is_null=True)
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}): download WebShop's data again.") from None
     if isinstance(source, Mapping) != (kind is dict):
         raise ValueError(
             f"`{name}` must be a JSON {'object' if kind is dict else 'list'} as in WebShop's files, got a {type(source).__name__}: "

@@ -11,13 +11,16 @@ import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from accelerate.logging import get_logger
+from accelerate import PartialState
 from trl.trainer import grpo_trainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-logger = get_logger(__name__)
+
+def is_partitioned(model: Any) -> bool:
+    """Whether no process holds the whole weights of a model, since it was made under DeepSpeed ZeRO-3."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextmanager
@@ -27,17 +30,23 @@ def reference_is_a_copy(model: Any) -> Iterator[None]:
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            The policy. Nothing changes for a `str`, which is loaded twice, as in TRL.
+            The policy. Nothing changes for a `str`, which is loaded twice, as in TRL, nor for one whose weights are split over
+            processes, of which no process has a whole.
     """
-    if isinstance(model, str):
+    if isinstance(model, str) or is_partitioned(model):
         yield
         return
     load = grpo_trainer.create_model_from_path
 
     def copied(path: Any, **kwargs: Any) -> Any:
         reference = copy.deepcopy(model).requires_grad_(False).eval()
+        if not hasattr(reference, "_hf_hook"):
+            # A trainer that had the model before has given it a forward pass that is bound to it, and so would be the copy's
+            vars(reference).pop("forward", None)
         size = sum(parameter.nbytes for parameter in reference.parameters())
-        logger.info(f"The reference model is a copy of the policy, which takes {size / 1e6:,.2f} MB.")
+        PartialState().print(
+            f"The reference model is a frozen copy of the policy, which takes {size / 1e6:,.2f} MB; beta=0.0 saves it."
+        )
         return reference
 
     grpo_trainer.create_model_from_path = copied  # type: ignore[assignment]

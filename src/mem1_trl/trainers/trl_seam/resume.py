@@ -9,7 +9,6 @@ TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entro
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
-from ..checkpoints import RunState, checkpoint_to_resume, mark_complete, mark_incomplete, replay_shuffles
+from ..checkpoints import CHECKPOINT, RunState, checkpoint_to_resume, mark_complete, mark_incomplete, replay_shuffles
 from .contract import check_values
 from .helpers import instance_attribute
 from .micro_batches import BalancedMicroBatches
@@ -55,7 +54,7 @@ class ExactResume(BalancedMicroBatches):
     def saving_one_adapter(self, output_dir: str | None) -> Iterator[None]:
         """Leave the frozen adapter that TRL keeps as a reference out of what is saved; only a checkpoint needs it."""
         adapters = getattr(self.model, "peft_config", {})
-        if "ref" not in adapters or re.fullmatch(r"checkpoint-\d+", Path(output_dir or "").name):
+        if "ref" not in adapters or CHECKPOINT.fullmatch(Path(output_dir or "").name):
             yield
             return
         kept = [name for name in adapters if name != "ref"]

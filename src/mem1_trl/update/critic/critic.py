@@ -255,8 +255,7 @@ def _adapted(adapters: PeftModel) -> ValueModel:
     adapters.set_adapter(name)  # which makes it trainable
     critic = ValueModel(backbone_of(adapters), adapters)
     read = {id(p) for p in critic.backbone.parameters()}
-    for (
-        parameter
-    ) in adapters.parameters():  # what is trained beside the backbone, such as a head, does not affect values
+    # What is trained beside the backbone, such as a head, does not affect values
+    for parameter in adapters.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
     return critic

@@ -1,0 +1,101 @@
+"""Values from files against the types of a dataclass, with one sentence for the first that does not fit."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any
+
+_WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", dict: "an object",
+    list: "a list", Any: "anything",
+}  # fmt: skip
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type that `hint` is."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a YAML or JSON file is of an annotated type. A whole number is a number, a tuple is written as a list."""
+    return any(_fits_one(value, *_kind(member)) for member in members(hint))
+
+
+def described(hint: Any) -> str:
+    """An annotated type in words, such as `"text or null"`."""
+    found = []
+    for kind, inner in map(_kind, members(hint)):
+        each = f", each entry {described(inner)}" if inner is not Any else ""
+        found.append(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) + each)
+    return " or ".join(found)
+
+
+def check_fields(record: Mapping[str, Any], kind: type, where: str, advice: str) -> None:
+    """
+    Refuse a record whose values are not those of a dataclass.
+
+    Args:
+        record (`Mapping`):
+            What a file holds.
+        kind (`type`):
+            The dataclass.
+        where (`str`):
+            What the record is, as the beginning of the message.
+        advice (`str`):
+            What to do about it, as the end of the message.
+
+    Raises:
+        `ValueError`: If a field is not known, which would be ignored silently, is missing without a default, or of another type.
+    """
+    hints = _hints(kind)
+    unknown = sorted(map(str, set(record) - set(hints)))
+    if unknown:
+        raise ValueError(
+            f"{where} has {', '.join(map(repr, unknown))}, which this version of mem1-trl does not know: upgrade mem1-trl."
+        )
+    for field in fields(kind):
+        if field.name not in record:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"{where} has no {field.name!r}: {advice}")
+        elif not fits(record[field.name], hints[field.name]):
+            raise ValueError(
+                f"{where} has {field.name}={_short(record[field.name])}, which must be {described(hints[field.name])}: {advice}"
+            )
+
+
+_hints = cache(typing.get_type_hints)
+
+
+def _kind(hint: Any) -> tuple[Any, Any]:
+    """The class of a value in a file, and the type of what it holds."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (list, tuple):
+        return list, inner[0]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return dict, inner[1]
+    return hint, Any
+
+
+def _fits_one(value: Any, kind: Any, inner: Any) -> bool:
+    if kind is Any:
+        return True
+    if kind is list:
+        if not isinstance(value, (list, tuple)):
+            return False
+        if all(_kind(member)[0] not in (list, dict) for member in members(inner)):
+            value = {type(item): item for item in value}.values()  # one of each is enough: lists of token ids are long
+        return all(fits(item, inner) for item in value)
+    if kind is dict:
+        return isinstance(value, Mapping) and all(isinstance(k, str) and fits(v, inner) for k, v in value.items())
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
