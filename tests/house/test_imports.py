@@ -18,6 +18,7 @@ ORDER = [
     "version",
     "lazy_exports",
     "printable",
+    "words",
     "typed_fields",
     "json_text",
     "json_lines",

@@ -28,7 +28,8 @@ from .passages import CORPUS_ADVICE, PassageFile, PassageWriter, map_array, read
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
-_VERSION = 1
+VERSION = 2
+"""2 splits scripts without spaces between words, and knows Unicode's forms. 1 is read as it was built."""
 _BLOCK = 50_000
 """Passages whose words are held in memory at once."""
 
@@ -90,7 +91,7 @@ def build_files(
         _score(counted, building, k1, b, show_progress)
         manifest = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": VERSION,
             "passages": len(counted.lengths),
             "words": len(counted.words),
             "entries": counted.entries,
@@ -260,10 +261,10 @@ def _starts(sizes: Any) -> np.ndarray:
 def load_files(directory: Path, mapped: bool) -> tuple[dict[str, Any], WordFile, PassageFile, Postings]:
     """Open an index; see [`Bm25Index.load`]."""
     manifest = read_manifest(directory)
-    if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
+    if manifest.get("format") != _FORMAT or manifest.get("version") not in (1, VERSION):
         raise ValueError(
             f"{str(directory)!r} is not an index that this version of mem1-trl reads (format {_FORMAT}, version "
-            f"{_VERSION}): build it anew with `mem1 index`."
+            f"{VERSION}): build it anew with `mem1 index`."
         )
     read = map_array if mapped else np.load
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..json_text import read_json
-
-# Single characters are words too: bm25s' own pattern would lose the element symbol "C" and the number 7.
-WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
