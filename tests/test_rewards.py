@@ -112,6 +112,12 @@ def test_missing_references_are_refused(score, answers):
         score("Paris", answers)
 
 
+@pytest.mark.parametrize("score", [exact_match, f1])
+def test_references_that_are_not_texts_are_refused(score):
+    with pytest.raises(ValueError, match=r"`answers` must hold texts, got \[\[26\]\]: write a number as '26'"):
+        score("26", [[26]])
+
+
 def make_trajectory(answer):
     return Trajectory(turns=[Turn(prompt_ids=(1,), completion_ids=(2,))], answer=answer)
 

@@ -199,6 +199,8 @@ def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | 
     references = [[aliases] if isinstance(aliases, str) else list(aliases) for aliases in answers]
     if isinstance(answers, str) or not references or not all(references):
         raise ValueError(f"`answers` needs at least one reference for every objective, got {answers!r}.")
+    if not all(isinstance(alias, str) for aliases in references for alias in aliases):
+        raise ValueError(f"`answers` must hold texts, got {answers!r:.200}: write a number as '26'.")
     given = None if answer_text is None else split_answers(answer_text, len(references))
     if given is None:
         return 0.0

@@ -26,7 +26,7 @@ class Bm25Index:
     Args:
         corpus (`datasets.Dataset` or iterable of mappings or of pairs):
             Passages, each a mapping with the keys `title` and `text`, or a pair `(title, text)`, or a mapping with
-            `contents` alone, whose first line is the title.
+            `contents`, whose first line is the title. The title may be missing or `None`.
         title (`str`, *optional*, defaults to `"title"`):
             Key of the title in a mapping.
         text (`str`, *optional*, defaults to `"text"`):
@@ -41,7 +41,7 @@ class Bm25Index:
             How much long passages are held back, from 0 (not at all) to 1.
 
     Raises:
-        `ValueError`: if the corpus is empty, holds no word, or a passage lacks its title or text.
+        `ValueError`: if the corpus is empty, holds no word, or a passage lacks its text.
 
     Example:
 
@@ -111,7 +111,8 @@ class Bm25Index:
 
         Args:
             corpus (`str`, `Path`, `datasets.Dataset` or iterable):
-                A file of JSON lines (`.jsonl`, also `.gz`), or passages as in [`Bm25Index`].
+                A file of JSON lines (`.jsonl`, also `.gz`), read as a stream, or of JSON, CSV or Parquet; a folder of text files
+                (`.txt`, `.md`); or passages as in [`Bm25Index`].
             directory (`str` or `Path`):
                 Where to write; it must not exist, or `overwrite` must be set.
             title, text, stopwords, k1, b (*optional*):

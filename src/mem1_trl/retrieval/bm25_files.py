@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..json_lines import read_json_lines
-from .passages import CORPUS_ADVICE, PassageFile, PassageWriter, map_array, read_corpus, read_manifest
+from .passages import PassageFile, PassageWriter, map_array, read_corpus, read_manifest, read_source
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
@@ -81,8 +80,8 @@ def build_files(
         )
     if directory.exists() and any(directory.iterdir()) and not (directory / "index.json").is_file():
         raise FileExistsError(f"{str(directory)!r} is no index and is not replaced: choose another directory.")
-    if isinstance(corpus, (str, Path)) and not Path(corpus).is_file():
-        raise FileNotFoundError(f"There is no corpus {str(corpus)!r}: pass a file of JSON lines.")
+    if isinstance(corpus, (str, Path)):
+        read_source(corpus)  # raises now if there is none
     directory.parent.mkdir(parents=True, exist_ok=True)
     # On the same disk, so that the last step is a rename, which happens as a whole or not at all
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.building-", dir=directory.parent))
@@ -123,11 +122,9 @@ class _Source:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         if isinstance(self._corpus, (str, Path)):
-            path = Path(self._corpus)
-            size = path.stat().st_size
+            size = Path(self._corpus).stat().st_size
             with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=not self._show_progress) as bar:
-                records = (record for _, record in read_json_lines(path, CORPUS_ADVICE, advance=bar.update))
-                yield from read_corpus(records, *self._columns)
+                yield from read_corpus(read_source(self._corpus, bar.update), *self._columns)
             return
         total = len(self._corpus) if isinstance(self._corpus, Sized) else None
         with tqdm(total=total, unit=" passages", desc="reading", disable=not self._show_progress) as bar:
