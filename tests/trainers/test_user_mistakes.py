@@ -108,7 +108,7 @@ MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "
         ({"environment": WrongReward}, "The first row cannot be played: .*get_reward gave a str: return a float"),
         ({"environment": NoSuchName}, "The first row cannot be played: `reset` of NoSuchName failed with AttributeError: .*shopp"),
         ({"model": None}, "`model` must be an id, a path or a model, got None"),
-        ({"model": "runs/first/modle"}, "There is no model at 'runs/first/modle': check the path"),
+        ({"model": "runs/first/no-model"}, "There is no model at 'runs/first/no-model': check the path"),
         ({"model": "./gone"}, "There is no model at './gone': check the path"),
         ({"model": T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))}, "T5ForConditionalGeneration is an encoder-decoder"),
     ],
