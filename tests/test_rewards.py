@@ -23,6 +23,7 @@ from mem1_trl.trajectory import StopReason, Trajectory, Turn
         ("an A-team", "ateam"),
         ("Theresa Anders", "theresa anders"),
         ("  A ", ""),
+        ("Cafe\u0301", "caf\u00e9"),
     ],
 )
 def test_normalize_answer(text, normal):
@@ -61,6 +62,13 @@ def test_split_answers(text, n, parts):
         ("the", [["A"]], 0.0),
         ("; 26", [[""], ["26"]], 1.0),
         ("a", [["A"]], 1.0),
+        (
+            "Co\u0302te d'Ivoire; 서울",
+            [["C\u00f4te d'Ivoire"], ["\u1109\u1165\u110b\u116e\u11af"]],
+            2.0,
+        ),  # NFC and NFD
+        ("x\u00b2", [["x2"]], 0.0),  # but no letter is taken for another
+        ("Paris; 26;", [["Paris"], ["26"]], 0.0),  # a semicolon too many is an answer too many
     ],
 )
 def test_exact_match(text, answers, score):
@@ -102,6 +110,12 @@ def test_all_scores_of_an_answer(text, scores):
 def test_missing_references_are_refused(score, answers):
     with pytest.raises(ValueError, match="at least one reference for every objective"):
         score("Paris", answers)
+
+
+@pytest.mark.parametrize("score", [exact_match, f1])
+def test_references_that_are_not_texts_are_refused(score):
+    with pytest.raises(ValueError, match=r"`answers` must hold texts, got \[\[26\]\]: write a number as '26'"):
+        score("26", [[26]])
 
 
 def make_trajectory(answer):

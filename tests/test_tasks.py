@@ -93,8 +93,8 @@ def test_bad_data_is_refused():
         compose_objectives(make_dataset(["q0", "q0"]), n=2)
     with pytest.raises(ValueError, match="Row 1 has the question"):
         compose_objectives(make_dataset(["q0", " "]), n=2)
-    with pytest.raises(ValueError, match="a string or a list of strings"):
-        compose_objectives(make_dataset(["q0", "q1"], [1, 2]), n=2)
+    with pytest.raises(ValueError, match=r"Column 'answer' has \['a'\]: an answer must be a text, a number"):
+        compose_objectives(make_dataset(["q0", "q1"], [[["a"]], [["b"]]]), n=2)
     with pytest.raises(TypeError, match="pass one split"):
         compose_objectives(make_dataset(["q0", "q1"]).to_iterable_dataset(), n=2)
 
@@ -170,6 +170,114 @@ def test_rows_without_an_answer_are_left_out(tmp_path, caplog):
         dataset = load_qa_dataset(str(path), cache_dir=str(tmp_path / "cache"))
     assert dataset["answer"] == [["Hawaii", "Oahu"], ["Phil"]]
     assert "Left out 1 of 3 rows" in caplog.text
+
+
+MUSIQUE = [
+    {"question": "Who?", "answer": "Ann", "answer_aliases": ["Anna", "Ann"]},
+    {"question": "Where?", "answer": "here", "answer_aliases": []},
+]
+POPQA = [
+    {"question": "Who?", "obj": "x", "possible_answers": '["Ann", "Anna \\"A\\""]'},
+    {"question": "Where?", "obj": "x", "possible_answers": '["here"]'},
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "answers"), [(MUSIQUE, [["Ann", "Anna"], ["here"]]), (POPQA, [["Ann", 'Anna "A"'], ["here"]])]
+)
+def test_aliases_in_columns_of_their_own(tmp_path, rows, answers):
+    assert load_qa_dataset(write(tmp_path / "x.jsonl", rows))["answer"] == answers
+
+
+ANSWERS = [
+    ("NA", ["NA"]),
+    ("None", ["None"]),
+    ("null", ["null"]),
+    ("nan", ["nan"]),
+    (" 007 ", ["007"]),
+    (26, ["26"]),
+    (26.0, ["26"]),
+    (3.5, ["3.5"]),
+    (True, ["yes", "true"]),
+    (False, ["no", "false"]),
+    (["Paris", 26, None, True], ["Paris", "26", "yes", "true"]),
+    ("[Fe]", ["[Fe]"]),  # a text in brackets is not a list
+    ("[1, 2", ["[1, 2"]),
+]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_every_answer_of_a_json_file_is_read_as_it_was_written(tmp_path, suffix):
+    rows = [{"question": f"q{n}", "answer": answer} for n, (answer, _) in enumerate(ANSWERS)]
+    dataset = load_qa_dataset(write(tmp_path / f"mixed{suffix}", rows))
+    assert dataset["answer"] == [expected for _, expected in ANSWERS]
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ("NA", ["NA"]),
+        ("None", ["None"]),
+        ("null", ["null"]),
+        ("007", ["007"]),
+        ("26.0", ["26.0"]),
+        ("True", ["True"]),
+        ("\"['Paris', 'Paris, France']\"", ["Paris", "Paris, France"]),  # as pandas writes a list
+        ("\"['Paris' 'New York']\"", ["Paris", "New York"]),  # as pandas writes an array
+        ('"[""Paris"", ""Lutetia""]"', ["Paris", "Lutetia"]),  # as JSON is written
+        ('"[\'O\'\'Brien\', ""it\'s""]"', ["O", "Brien", "it's"]),
+        ("[26]", ["26"]),
+        ("[see below]", ["[see below]"]),
+        ("\"['a', f('b')]\"", ["['a', f('b')]"]),
+        ("(" * 3000, ["(" * 3000]),
+        ("[" * 3000 + "]" * 3000, ["[" * 3000 + "]" * 3000]),
+    ],
+)
+def test_every_cell_of_a_csv_file_is_read_as_it_was_written(tmp_path, cell, answers):
+    (tmp_path / "x.csv").write_text(f"\ufeffquestion,answer\nwho?,{cell}\n", encoding="utf-8")
+    assert load_qa_dataset(tmp_path / "x.csv")[:] == {"question": ["who?"], "answer": [answers]}
+    (tmp_path / "x.tsv").write_text(f"question\tanswer\nwho?\t{cell}\n", encoding="utf-8")
+    assert load_qa_dataset(tmp_path / "x.tsv")[:] == {"question": ["who?"], "answer": [answers]}
+
+
+def test_forms_of_json_and_csv(tmp_path, caplog):
+    (tmp_path / "columns.json").write_text(json.dumps({"question": ["q"], "answer": ["a"]}))
+    (tmp_path / "lines.json").write_text('{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}\n')
+    (tmp_path / "semicolons.csv").write_text("question;answer\nq;a\nr;\n")
+    assert load_qa_dataset(tmp_path / "columns.json")["answer"] == [["a"]]
+    assert load_qa_dataset(tmp_path / "lines.json")["answer"] == [["a"], ["b"]]
+    assert load_qa_dataset(tmp_path / "semicolons.csv", delimiter=";")["answer"] == [["a"]]
+    assert "Left out 1 of 2 rows" in caplog.text  # an empty cell is not an answer
+    Dataset.from_dict({"question": ["q"], "answer": [["NA", "b"]]}).to_parquet(str(tmp_path / "x.parquet"))
+    assert load_qa_dataset(tmp_path / "x.parquet")["answer"] == [["NA", "b"]]
+
+
+def test_the_remedy_that_is_named_exists(tmp_path):
+    path = write(tmp_path / "other.jsonl", [{"query": "q", "label": 3}])
+    with pytest.raises(ValueError, match="name its columns with `question=` and `answer=`"):
+        load_qa_dataset(path)
+    assert load_qa_dataset(path, question="query", answer="label")[:] == {"question": ["q"], "answer": [["3"]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", "[1]\n", r"Row 1 of .*x\.jsonl is \[1\]: it must be an object"),
+        ("x.json", '{"a": 1}', "must hold a list of rows, got an object: name the key of its rows with `field=`"),
+        ("x.json", "3", "must hold a list of rows, got 3"),
+        ("x.json", "[" * 3000, "is not JSON .it is nested more than 64 deep"),
+        ("x.csv", "question,answer\na,b,c\n", "a row has more cells than the first line"),
+        (
+            "x.jsonl",
+            '{"question": "q", "answer": [{"a": 1}]}\n',
+            "Column 'answer' has {'a': 1}: an answer must be a text",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_qa_dataset(tmp_path / name)
 
 
 def test_arguments_reach_the_loader(tmp_path):

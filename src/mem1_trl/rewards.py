@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def normalize_answer(text: str) -> str:
     """
-    `text` in the form in which answers are compared: lower case, no punctuation, no articles, single spaces.
+    `text` in the form in which answers are compared: Unicode's form NFC, lower case, no punctuation, no articles, single spaces.
 
     Example:
 
@@ -34,7 +35,12 @@ def normalize_answer(text: str) -> str:
     'isle of man'
     ```
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_ARTICLES.sub(" ", to_nfc(text).lower().translate(_PUNCTUATION)).split())
+
+
+def to_nfc(text: str) -> str:
+    """`text` in Unicode's form NFC: an accented letter is one character, however it was typed. No letter becomes another one."""
+    return unicodedata.normalize("NFC", text)
 
 
 def split_answers(text: str, n: int) -> list[str] | None:
@@ -176,7 +182,7 @@ def f1_reward(
 
 def _comparable(text: str) -> str:
     # "A" (a blood group) or "+" would normalise to an empty string, and would then equal every other such text.
-    return normalize_answer(text) or " ".join(text.lower().split())
+    return normalize_answer(text) or " ".join(to_nfc(text).lower().split())
 
 
 def _equal(answer: str, reference: str) -> float:
@@ -193,6 +199,8 @@ def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | 
     references = [[aliases] if isinstance(aliases, str) else list(aliases) for aliases in answers]
     if isinstance(answers, str) or not references or not all(references):
         raise ValueError(f"`answers` needs at least one reference for every objective, got {answers!r}.")
+    if not all(isinstance(alias, str) for aliases in references for alias in aliases):
+        raise ValueError(f"`answers` must hold texts, got {answers!r:.200}: write a number as '26'.")
     given = None if answer_text is None else split_answers(answer_text, len(references))
     if given is None:
         return 0.0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, load_dataset
 from numpy.random import SeedSequence
 
+from .answers import read_answers
+from .local_rows import FILES, has_rows, read_rows
 from .rewards import ANSWER_SEPARATOR
 
 logger = logging.getLogger(__name__)
@@ -23,8 +25,8 @@ _MAX_FRUITLESS_SHUFFLES = 50
 Row = tuple[str, list[str]]  # a question and its accepted answers
 
 # The order matters: FlashRAG has `golden_answers` and, in some data sets, also a different `answer`.
-ANSWER_COLUMNS = ("golden_answers", "answer", "answers")
-FILE_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+ANSWER_COLUMNS = ("golden_answers", "answer", "answers", "possible_answers")
+ALIASES_COLUMN = "answer_aliases"  # MuSiQue, besides `answer`
 
 
 def compose_objectives(
@@ -52,7 +54,7 @@ def compose_objectives(
         question (`str`, *optional*, defaults to `"question"`):
             Column with the question, a string.
         answer (`str`, *optional*, defaults to `"answer"`):
-            Column with the answer: a string, or a list of accepted strings.
+            Column with the answer, or a list of accepted answers, in any form that [`mem1_trl.answers.read_answers`] reads.
         seed (`int`, *optional*):
             Seed for shuffling the rows first. `None` groups consecutive rows, as the reference code does.
 
@@ -97,7 +99,7 @@ def compose_objectives(
             raise ValueError(
                 f"Row {position} has the question {text!r}: column {question!r} must contain non-empty text."
             )
-        aliases = [alias for alias in _aliases(accepted, answer) if ANSWER_SEPARATOR not in alias]
+        aliases = [alias for alias in read_answers(accepted, answer) if ANSWER_SEPARATOR not in alias]
         if aliases:
             rows.append((text.strip(), aliases))
     if len(rows) < len(dataset):
@@ -187,21 +189,31 @@ def sample_objectives(
     return Dataset.from_list([rows[index % len(rows)] for index in range(count)], features=features)
 
 
-def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: Any) -> Dataset:
+def load_qa_dataset(
+    path_or_name: str | Path,
+    split: str = "train",
+    question: str | None = None,
+    answer: str | None = None,
+    **kwargs: Any,
+) -> Dataset:
     """
     Questions with accepted answers, loaded from any of the common schemas.
 
-    Supported are FlashRAG (`question`, `golden_answers`), HotpotQA (`question`, `answer`), NQ-open (`question`, a list
-    `answer`), TriviaQA (`answer` with `value` and `aliases`) and SQuAD (`answers` with `text`).
+    Supported are FlashRAG (`question`, `golden_answers`), HotpotQA (`question`, `answer`), MuSiQue (`answer` and
+    `answer_aliases`), NQ-open (`question`, a list `answer`), TriviaQA (`answer` with `value` and `aliases`), SQuAD (`answers` with
+    `text`) and PopQA (`possible_answers`). In a file every answer is read as it was written: "NA" and "None" are answers, 26 is the
+    answer "26", `true` is "yes" or "true".
 
     Args:
         path_or_name (`str` or `Path`):
-            A local `.jsonl`, `.json`, `.parquet` or `.csv` file, or the name of a dataset on the Hub.
+            A local `.jsonl` (also `.gz`), `.json`, `.parquet`, `.csv` or `.tsv` file, or the name of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a dataset on the Hub. A local file is a single split, regardless of its name.
+        question, answer (`str`, *optional*):
+            Columns with the question and the answer, if their names are others than those above.
         **kwargs:
-            Passed to `datasets.load_dataset`, such as `name="distractor"` for a configuration or `field="data"` for rows under
-            a key of a JSON file.
+            For a local file `field="data"`, for rows under a key of a JSON file, and `delimiter` of a CSV file. For a dataset on the
+            Hub, passed to `datasets.load_dataset`, such as `name="distractor"` for a configuration.
 
     Returns:
         `datasets.Dataset`: columns `question` (`str`) and `answer` (`list[str]`), rows in the order of the source. Rows without
@@ -211,25 +223,21 @@ def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: An
         `FileNotFoundError`: if a path to a file does not exist.
         `ValueError`: if the schema is unknown, or no row has an answer.
     """
-    path = Path(path_or_name)
-    if path.is_file():
-        if path.suffix not in FILE_LOADERS:
-            raise ValueError(f"{path.name} is not a {', '.join(FILE_LOADERS)} file: convert it to one of these.")
-        dataset = load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train", **kwargs)
-    elif path.suffix in FILE_LOADERS:
-        raise FileNotFoundError(f"There is no file {path_or_name}: check the path.")
-    else:
-        dataset = load_dataset(str(path_or_name), split=split, **kwargs)
-
-    columns = dataset.column_names
-    column = next((name for name in ANSWER_COLUMNS if name in columns), None)
-    if "question" not in columns or column is None:
+    rows, columns = _load_rows(path_or_name, split, kwargs)
+    asked = question or "question"
+    known = ANSWER_COLUMNS if answer is None else (answer,)
+    column = next((name for name in known if name in columns), None)
+    if asked not in columns or column is None:
         raise ValueError(
-            f"{path_or_name} has the columns {', '.join(map(repr, columns))}, but needs 'question' and one of "
-            f"{', '.join(map(repr, ANSWER_COLUMNS))}: rename them with Dataset.rename_column."
+            f"{path_or_name} has the columns {', '.join(map(repr, columns))}, but needs {asked!r} and one of "
+            f"{', '.join(map(repr, known))}: name its columns with `question=` and `answer=`."
         )
-    pairs = zip(dataset["question"], dataset[column])
-    records = [{"question": question, "answer": _aliases(accepted, column)} for question, accepted in pairs]
+    records = []
+    for row in rows:
+        accepted = read_answers(row.get(column), column)
+        if column == "answer":
+            accepted += read_answers(row.get(ALIASES_COLUMN), ALIASES_COLUMN)
+        records.append({"question": str(row.get(asked) or ""), "answer": list(dict.fromkeys(accepted))})
     answered = [record for record in records if record["question"] and record["answer"]]
     if not answered:
         raise ValueError(
@@ -243,28 +251,24 @@ def load_qa_dataset(path_or_name: str | Path, split: str = "train", **kwargs: An
     return Dataset.from_list(answered, features=features)
 
 
-def _aliases(accepted: Any, column: str) -> list[str]:
-    """The accepted answers of one question as a list without repeats; empty if there are none."""
-    if isinstance(accepted, dict):
-        if not accepted.keys() & {"value", "aliases", "text"}:
+def _load_rows(path_or_name: str | Path, split: str, kwargs: dict[str, Any]) -> tuple[Iterable[Any], list[str]]:
+    """Rows of a file or of a dataset on the Hub, and the names of their columns."""
+    path = Path(path_or_name)
+    if path.is_file() and not has_rows(path):
+        raise ValueError(f"{path.name} is not a {', '.join(FILES)} file: convert it to one of these.")
+    if not path.is_file() and has_rows(path):
+        raise FileNotFoundError(f"There is no file {path_or_name}: check the path.")
+    if not path.is_file():
+        dataset = load_dataset(str(path_or_name), split=split, **kwargs)
+        return dataset, dataset.column_names
+    own = {key: value for key, value in kwargs.items() if key in ("field", "delimiter")}
+    rows = list(read_rows(path, "pass a file of questions and answers, one in a row.", **own))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
             raise ValueError(
-                f"Column {column!r} has mappings with the keys {', '.join(map(repr, accepted))}: expected 'value' and "
-                "'aliases', or 'text'."
+                f"Row {number} of {path} is {row!r:.60}: it must be an object with a question and an answer."
             )
-        # TriviaQA names its main answer `value`; SQuAD lists its answers as `text`.
-        accepted = [
-            alias
-            for key in ("value", "aliases", "text")
-            for alias in (accepted[key] if isinstance(accepted.get(key), (list, tuple)) else [accepted.get(key)])
-        ]
-    elif accepted is None or isinstance(accepted, str):
-        accepted = [accepted]
-    elif not isinstance(accepted, (list, tuple)):
-        raise ValueError(f"Column {column!r} has {accepted!r}: an answer must be a string or a list of strings.")
-    texts = [alias.strip() for alias in accepted if alias is not None and isinstance(alias, str)]
-    if len(texts) < sum(alias is not None for alias in accepted):
-        raise ValueError(f"Column {column!r} has {accepted!r}: an answer must be a string or a list of strings.")
-    return list(dict.fromkeys(text for text in texts if text))
+    return rows, list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _groups_without_repeats(rows: Iterable[Row], n: int) -> Iterator[list[Row]]:

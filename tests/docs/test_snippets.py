@@ -86,6 +86,8 @@ def prepares(page: str) -> Callable[[Any], Any]:
 def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = pytest.importorskip("faiss")
     (folder / "corpus.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in CORPUS))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "iron.txt").write_text("Iron has the symbol Fe.\n")
     Bm25Index.build(folder / "corpus.jsonl", folder / "wiki-bm25")
     flat = faiss.IndexFlatIP(128)  # the hidden size of the tiny model
     flat.add(np.random.default_rng(0).normal(size=(len(CORPUS), 128)).astype("float32"))

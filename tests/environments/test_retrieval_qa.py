@@ -99,7 +99,7 @@ def test_every_form_of_corpus_gives_the_same_index():
     [
         ([], "corpus is empty"),
         ([("", "?!")], "holds no word"),
-        ([{"title": "x", "contents": "y"}], "Passage 0 has no 'text' .it has 'title', 'contents'."),
+        ([{"title": "x", "body": "y"}], "Passage 0 has no 'text' .it has 'title', 'body'."),
         (["just text"], "neither a mapping nor a pair"),
     ],
 )

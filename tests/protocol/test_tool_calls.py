@@ -247,6 +247,28 @@ def test_a_memory_that_returns_nothing_leaves_nothing_in_the_messages():
     assert last == [f"[HINT]You have 3 turns left.[/HINT]\n\n7{old}" for old in ("<memory>old</memory>", "")]
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        call("search", '{"query": ' + "[" * 100_000 + "}"),
+        call("search", '{"query": ' + "[" * 300 + "]" * 300 + "}"),
+        call("search", '{"query": ' + '{"a": ' * 300 + "1" + "}" * 300 + "}"),
+        call("search", '{"query": "k", "top_k": ' + "1" * 5000 + "}"),
+        call("search", '{"query": "k", "top_k": NaN}'),
+        call("search", '["k"]'),
+        '<tool_call>\n{"name": ["search"], "arguments": {}}\n</tool_call>',
+        "<tool_call>\n[1]\n</tool_call>",
+    ],
+    ids=["open", "deep lists", "deep objects", "digits", "NaN", "a list", "name", "no call"],
+)
+def test_no_arguments_that_a_model_writes_end_the_run(hostile):
+    _, (trajectory,), (environment,), _ = play(
+        lambda turn, index: said("s", hostile) if turn == 1 else ANSWER, max_observation_length=400, max_length=400_000
+    )
+    assert environment.log == [] and trajectory.metrics["failed_actions"] >= 1
+    assert "Error: " in trajectory.turns[0].observation and trajectory.stop_reason is StopReason.ANSWER
+
+
 def test_several_calls_run_in_order_and_all_are_observed():
     calls = "\n".join(
         [

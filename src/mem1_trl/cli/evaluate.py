@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..rollout.settings import AgentSettings, setting
-from .options import CommandError, ConfigParser
+from .options import CommandError, ConfigParser, naming_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,11 +70,13 @@ class EvalArguments:
             bundled facts.
         split (`str`, *optional*, defaults to `"test"`):
             Split of the questions.
+        question_column, answer_column (`str`, *optional*):
+            Columns of the questions and answers, if they are not those that are known.
         keywords (`bool`, *optional*, defaults to `False`):
             Whether to ask the bundled questions in search words, such as "capital of France".
         corpus (`str`, *optional*):
-            File or id of a data set of passages, a directory that `mem1 index` wrote, or the address of a retriever
-            (`http://...`). `None` searches the bundled facts.
+            File or id of a data set of passages, a folder of text files, a directory that `mem1 index` wrote, or the address of
+            a retriever (`http://...`). `None` searches the bundled facts.
         corpus_split (`str`, *optional*, defaults to `"train"`):
             Split of the passages.
         corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
@@ -157,6 +159,12 @@ class EvalArguments:
         },
     )
     split: str = field(default="test", metadata={"help": "Split of the questions."})
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the questions, if it is not one that is known."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the answers, if it is not one that is known."}
+    )
     keywords: bool = field(
         default=False,
         metadata={"help": "Whether to ask the bundled questions in search words, such as `capital of France`."},
@@ -164,8 +172,8 @@ class EvalArguments:
     corpus: str | None = field(
         default=None,
         metadata={
-            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a directory of `mem1 index`, or the "
-            "address of a retriever (http://...). `None` searches the bundled facts."
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a folder of text files, a directory of "
+            "`mem1 index`, or the address of a retriever (http://...). `None` searches the bundled facts."
         },
     )
     corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
@@ -278,7 +286,9 @@ def _questions(options: EvalArguments) -> Dataset:
     if options.questions is not None:
         from ..tasks import load_qa_dataset
 
-        return load_qa_dataset(options.questions, split=options.split)
+        columns = (options.question_column, options.answer_column)
+        with naming_columns("--question_column", "--answer_column", ("question=", "answer=")):
+            return load_qa_dataset(options.questions, options.split, *columns)
     from ..facts import KEYWORDS, load_facts
 
     questions = load_facts().questions(options.split)
@@ -290,35 +300,23 @@ def _questions(options: EvalArguments) -> Dataset:
 
 def _environments(options: EvalArguments, top_k: int) -> Any:
     from ..environments import RetrievalQAEnvironment
-    from ..retrieval import Bm25Index
 
     if options.corpus is None:
         from ..facts import load_facts
 
-        passages = load_facts().corpus
-        return RetrievalQAEnvironment.factory(passages, top_k=top_k)
+        return RetrievalQAEnvironment.factory(load_facts().corpus, top_k=top_k)
 
-    from datasets import load_dataset
+    from ..local_rows import has_rows
 
-    from ..tasks import FILE_LOADERS
+    corpus: Any = options.corpus
+    if not corpus.startswith(("http://", "https://")) and not Path(corpus).exists():
+        if has_rows(corpus):
+            raise CommandError(f"there is no file {corpus!r} for the corpus")
+        from datasets import load_dataset
 
-    path = Path(options.corpus)
-    if options.corpus.startswith(("http://", "https://")) or (path / "index.json").is_file():
-        return RetrievalQAEnvironment.factory(options.corpus, top_k=top_k)
-    if path.suffix in FILE_LOADERS:
-        if not path.is_file():
-            raise CommandError(f"there is no file {options.corpus!r} for the corpus")
-        passages = load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
-    else:
-        passages = load_dataset(options.corpus, split=options.corpus_split)
-    for column in (options.corpus_title, options.corpus_text):
-        if column not in passages.column_names:
-            raise CommandError(
-                f"the corpus has no column {column!r} (it has {', '.join(passages.column_names)}): name its columns with "
-                "--corpus_title and --corpus_text"
-            )
-    index = Bm25Index(passages, title=options.corpus_title, text=options.corpus_text)
-    return RetrievalQAEnvironment.factory(index, top_k=top_k)
+        corpus = load_dataset(corpus, split=options.corpus_split)
+    with naming_columns("--corpus_title", "--corpus_text"):
+        return RetrievalQAEnvironment.factory(corpus, top_k, options.corpus_title, options.corpus_text)
 
 
 def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:

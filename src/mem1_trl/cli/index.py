@@ -1,4 +1,4 @@
-"""`mem1 index CORPUS.jsonl DIR`"""
+"""`mem1 index CORPUS DIR`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .options import CommandError, Parser, existing_file
+from .options import CommandError, Parser, existing_corpus, naming_columns
 
 
 def run(args: Sequence[str]) -> None:
@@ -18,9 +18,10 @@ def run(args: Sequence[str]) -> None:
     )
     parser.add_argument(
         "corpus",
-        metavar="CORPUS.jsonl",
-        type=existing_file,
-        help="one JSON object on each line, also .gz: with title and text, or with contents, whose first line is the title",
+        metavar="CORPUS",
+        type=existing_corpus,
+        help="a file with one JSON object on each line, also .gz (title and text, or contents, whose first line is the title); a "
+        ".json, .csv or .parquet file; or a folder of text files (.txt, .md)",
     )
     parser.add_argument("directory", metavar="DIR", help="where to write the index")
     parser.add_argument("--title", default="title", help="key of the title (default: %(default)s)")
@@ -40,15 +41,16 @@ def run(args: Sequence[str]) -> None:
     from ..retrieval import Bm25Index
 
     began = time.perf_counter()
-    index = Bm25Index.build(
-        options.corpus,
-        options.directory,
-        title=options.title,
-        text=options.text,
-        stopwords=None if options.stopwords == "none" else options.stopwords,
-        k1=options.k1,
-        b=options.b,
-        overwrite=options.overwrite,
-    )
+    with naming_columns("--title", "--text"):
+        index = Bm25Index.build(
+            options.corpus,
+            options.directory,
+            title=options.title,
+            text=options.text,
+            stopwords=None if options.stopwords == "none" else options.stopwords,
+            k1=options.k1,
+            b=options.b,
+            overwrite=options.overwrite,
+        )
     size = sum(file.stat().st_size for file in Path(options.directory).iterdir())
     print(f"{options.directory}: {len(index):,} passages, {size / 1e6:,.0f} MB, {time.perf_counter() - began:,.1f} s")

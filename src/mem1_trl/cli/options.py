@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -141,8 +142,18 @@ def _check_types(parsed: Any, parser: argparse.ArgumentParser) -> None:
             raise CommandError(f"{field.name} is {value!r}, but must be one of {', '.join(map(str, allowed))}")
 
 
-def existing_file(path: str) -> Path:
-    """A path to a file that exists, as `type` of an argument."""
-    if not Path(path).is_file():
-        raise CommandError(f"there is no file {path!r}")
+@contextmanager
+def naming_columns(first: str, second: str, arguments: tuple[str, str] = ("title=", "text=")) -> Iterator[None]:
+    """Errors that advise two arguments of Python advise two options of the command line instead."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).replace(f"`{arguments[0]}` and `{arguments[1]}`", f"{first} and {second}")
+        raise ValueError(text) from None
+
+
+def existing_corpus(path: str) -> Path:
+    """A path to a file or folder that exists, as `type` of an argument."""
+    if not Path(path).exists():
+        raise CommandError(f"there is no file or folder {path!r}")
     return Path(path)

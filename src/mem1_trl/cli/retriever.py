@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Sequence
 
-from .options import CommandError, Parser
+from .options import CommandError, Parser, naming_columns
 
 
 def run(args: Sequence[str]) -> None:
@@ -19,8 +19,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--corpus",
         required=True,
-        metavar="FILE.jsonl|DIR",
-        help="a corpus, which is indexed in memory, or a directory that `mem1 index` wrote, which is mapped",
+        metavar="FILE|DIR",
+        help="a corpus (a file of passages or a folder of text files), which is indexed in memory, or a directory that `mem1 index` wrote, which is mapped",
     )
     parser.add_argument("--title", default="title", help="key of the title in the corpus (default: %(default)s)")
     parser.add_argument("--text", default="text", help="key of the text in the corpus (default: %(default)s)")
@@ -40,7 +40,8 @@ def run(args: Sequence[str]) -> None:
     from ..retrieval import open_retriever
     from ..retrieval.server import RetrieverServer
 
-    retriever = open_retriever(options.corpus, options.title, options.text)
+    with naming_columns("--title", "--text"):
+        retriever = open_retriever(options.corpus, options.title, options.text)
     with RetrieverServer(retriever, options.host, options.port, options.top_k) as server:
         print(f"{len(retriever):,} passages at {server.url}/retrieve. Ctrl-C ends it.", flush=True)  # type: ignore[arg-type]
 

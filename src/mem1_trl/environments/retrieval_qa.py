@@ -29,6 +29,8 @@ class RetrievalQAEnvironment(QuestionAnswering):
             Number of passages per search.
         corpus (`str` or `Path`, *optional*):
             Path or address that `index` was made from, which a model card names.
+        title, text (`str`, *optional*, defaults to `"title"` and `"text"`):
+            Columns of the passages there.
 
     Attributes:
         done (`bool`):
@@ -52,12 +54,20 @@ class RetrievalQAEnvironment(QuestionAnswering):
     ```
     """
 
-    def __init__(self, index: Retriever | None = None, top_k: int = 3, corpus: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        index: Retriever | None = None,
+        top_k: int = 3,
+        corpus: str | Path | None = None,
+        title: str = "title",
+        text: str = "text",
+    ) -> None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         super().__init__()
         self._index = _facts_index() if index is None else index
         self._corpus: Any = "facts" if index is None else corpus or index
+        self._columns = {name: key for name, key in (("title", title), ("text", text)) if key != name}
         self._top_k = top_k
 
     @property
@@ -69,24 +79,30 @@ class RetrievalQAEnvironment(QuestionAnswering):
     def _recipe(self) -> Recipe:
         if self._corpus == "facts":
             return recipe_of_call("RetrievalQAEnvironment", top_k=self._top_k)
-        return recipe_of_call("RetrievalQAEnvironment.factory", "()", corpus=self._corpus, top_k=self._top_k)
+        return recipe_of_call(
+            "RetrievalQAEnvironment.factory", "()", corpus=self._corpus, top_k=self._top_k, **self._columns
+        )
 
     @classmethod
     def factory(
         cls,
         corpus: Retriever | str | Path | Iterable[Mapping[str, Any]] | Iterable[tuple[str, str]],
         top_k: int = 3,
+        title: str = "title",
+        text: str = "text",
     ) -> Callable[[], RetrievalQAEnvironment]:
         """
         A factory for `environment_factory`. This call indexes or opens the corpus once; all instances share it.
 
         Args:
             corpus (`datasets.Dataset`, iterable of mappings or of pairs, `str`, `Path` or [`~mem1_trl.retrieval.Retriever`]):
-                Passages with `title` and `text`, or a file of JSON lines with them, which are indexed in memory; a
-                directory that `mem1 index` wrote; the address of a retriever that speaks the API of Search-R1
+                Passages with `title` and `text`, a file of them (JSON lines, JSON, CSV, Parquet), or a folder of text files,
+                which are indexed in memory; a directory that `mem1 index` wrote; the address of a retriever that speaks the API of Search-R1
                 (`"http://127.0.0.1:8000"`); or any retriever. See [`~mem1_trl.retrieval.open_retriever`].
             top_k (`int`, *optional*, defaults to `3`):
                 Number of passages per search.
+            title, text (`str`, *optional*, defaults to `"title"` and `"text"`):
+                Columns of the passages.
 
         Returns:
             `Callable[[], RetrievalQAEnvironment]`: takes no argument.
@@ -97,11 +113,11 @@ class RetrievalQAEnvironment(QuestionAnswering):
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         if isinstance(corpus, (str, Path)):
-            return partial(cls, open_retriever(corpus), top_k, corpus)
+            return partial(cls, open_retriever(corpus, title, text), top_k, corpus, title, text)
         if corpus is load_facts().corpus:
             _facts_index()
             return partial(cls, None, top_k)
-        return partial(cls, open_retriever(corpus), top_k)
+        return partial(cls, open_retriever(corpus, title, text), top_k)
 
     def search(self, query: str) -> str:
         """

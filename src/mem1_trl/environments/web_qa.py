@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..text_parts import split_text
 from ..web import CachedSearch, Fetcher, FetchError, Page, PageFetcher, WebCache, WebResult, WebSearch
 from .qa import QuestionAnswering
 from .recipe import Recipe, recipe_of_call
@@ -182,7 +183,7 @@ class WebQAEnvironment(QuestionAnswering):
             self._page = self._fetcher.fetch(url)
         except FetchError as error:
             return f"This page cannot be read. {error}\n"
-        self._parts = self._split(self._page.text)
+        self._parts = split_text(self._page.text, self._longest, self._reach)
         self._part = 0
         return self._show()
 
@@ -210,22 +211,14 @@ class WebQAEnvironment(QuestionAnswering):
             end = "\n[the page is longer than what was loaded]\n"
         return f"{head}\n{self._parts[self._part]}{end}"
 
-    def _split(self, text: str) -> list[str]:
-        """Parts of at most `page_length`, cut between lines or words if such a place is near."""
-        parts = []
-        while text:
-            end = self._reach(text)
-            if end < len(text):
-                near = max(text.rfind("\n", end - end // 5, end), text.rfind(" ", end - end // 10, end))
-                end = near + 1 if near > 0 else end
-            parts.append(text[:end].strip())
-            text = text[end:].lstrip()
-        return parts
+    @property
+    def _longest(self) -> int:
+        """Characters of one part at most; a whole book need not be tokenized for its first page."""
+        return self._page_length * (1 if self._tokenizer is None else 32)
 
-    def _reach(self, text: str) -> int:
-        """Number of characters of the text that fit into one part."""
+    def _reach(self, head: str) -> int:
+        """Number of characters of the head of a text that fit into one part."""
         if self._tokenizer is None:
-            return min(len(text), self._page_length)
-        head = text[: self._page_length * 32]  # a whole book need not be tokenized for its first page
+            return len(head)
         places = self._tokenizer(head, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return max(1, places[self._page_length - 1][1]) if len(places) > self._page_length else len(head)

@@ -18,13 +18,13 @@ Outcomes of an objective:
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..rewards import Answers, exact_match, normalize_answer, split_answers
+from ..rewards import Answers, exact_match, normalize_answer, split_answers, to_nfc
+from ..words import UNSPACED
 
 if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
@@ -36,10 +36,7 @@ OUTCOMES = ("never_found", "forgotten", "misreported", "correct")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)|(?<=\d),(?=\d{3}(?!\d))")
 _WORD = re.compile(r"[^\W_]+")
 _ARTICLES = frozenset(("a", "an", "the"))
-# Scripts that write words without spaces, or attach particles to them
-_UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
-)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +113,9 @@ def contains_answer(text: str | None, answers: Iterable[str]) -> bool:
     """
     if not text:
         return False
-    text = unicodedata.normalize("NFC", text)
+    text = to_nfc(text)
     glued, parted = _padded(normalize_answer(text)), _padded(_parted(text))
-    return any(_holds(text, glued, parted, unicodedata.normalize("NFC", answer)) for answer in answers)
+    return any(_holds(text, glued, parted, to_nfc(answer)) for answer in answers)
 
 
 def trace_objectives(

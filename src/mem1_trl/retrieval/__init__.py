@@ -4,10 +4,9 @@ from .bm25 import Bm25Index
 from .dense import DenseIndex, TransformersEncoder
 from .http import HttpRetriever
 from .open_retriever import open_retriever
-from .passages import WORD, Passage, Retriever
+from .passages import Passage, Retriever
 
 __all__ = [
-    "WORD",
     "Bm25Index",
     "DenseIndex",
     "HttpRetriever",

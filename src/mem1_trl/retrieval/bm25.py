@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .bm25_files import WordFile, build_files, load_files
-from .passages import WORD, Passage, PassageFile, check_search, read_corpus
+from ..words import WORD, fold, words_of_passage, words_of_query
+from .bm25_files import VERSION, WordFile, build_files, load_files
+from .passages import Passage, PassageFile, check_search, read_corpus
 from .postings import Postings
 
 
@@ -18,13 +19,14 @@ class Bm25Index:
     A BM25 index (the variant of Lucene) over the titles and texts of a corpus, held in memory and computed by bm25s.
     For a corpus that does not fit, [`~Bm25Index.build`] writes the same index to disk and [`~Bm25Index.load`] maps it.
 
-    Words are compared in lower case and not stemmed. The index never changes once built, so any number of threads may
+    Words are compared in one case and one Unicode form and not stemmed; text of scripts without spaces between words is found by pairs of
+    its characters, see [`mem1_trl.words`]. The index never changes once built, so any number of threads may
     search at once.
 
     Args:
         corpus (`datasets.Dataset` or iterable of mappings or of pairs):
             Passages, each a mapping with the keys `title` and `text`, or a pair `(title, text)`, or a mapping with
-            `contents` alone, whose first line is the title.
+            `contents`, whose first line is the title. The title may be missing or `None`.
         title (`str`, *optional*, defaults to `"title"`):
             Key of the title in a mapping.
         text (`str`, *optional*, defaults to `"text"`):
@@ -39,7 +41,7 @@ class Bm25Index:
             How much long passages are held back, from 0 (not at all) to 1.
 
     Raises:
-        `ValueError`: if the corpus is empty, holds no word, or a passage lacks its title or text.
+        `ValueError`: if the corpus is empty, holds no word, or a passage lacks its text.
 
     Example:
 
@@ -65,10 +67,12 @@ class Bm25Index:
         self._passages: Sequence[tuple[str, str]] | PassageFile = passages
         self._stopwords = _read_stopwords(stopwords)
         self._directory: str | None = None
+        self._version = VERSION
 
+        split = _without(self._stopwords, words_of_passage)
         vocabulary: dict[str, int] = {}
         documents = [
-            [vocabulary.setdefault(word, len(vocabulary)) for word in self._words(f"{passage_title} {passage_text}")]
+            [vocabulary.setdefault(word, len(vocabulary)) for word in split(f"{passage_title} {passage_text}")]
             for passage_title, passage_text in passages
         ]
         if not vocabulary:
@@ -107,7 +111,8 @@ class Bm25Index:
 
         Args:
             corpus (`str`, `Path`, `datasets.Dataset` or iterable):
-                A file of JSON lines (`.jsonl`, also `.gz`), or passages as in [`Bm25Index`].
+                A file of JSON lines (`.jsonl`, also `.gz`), read as a stream, or of JSON, CSV or Parquet; a folder of text files
+                (`.txt`, `.md`); or passages as in [`Bm25Index`].
             directory (`str` or `Path`):
                 Where to write; it must not exist, or `overwrite` must be set.
             title, text, stopwords, k1, b (*optional*):
@@ -126,7 +131,8 @@ class Bm25Index:
             `ValueError`: if the corpus is empty, holds no word, or a passage cannot be read.
         """
         ignored = _read_stopwords(stopwords)
-        build_files(corpus, Path(directory), _splitter(ignored), title, text, ignored, k1, b, overwrite, show_progress)
+        split = _without(ignored, words_of_passage)
+        build_files(corpus, Path(directory), split, title, text, ignored, k1, b, overwrite, show_progress)
         return cls.load(directory)
 
     @classmethod
@@ -156,6 +162,7 @@ class Bm25Index:
         index._stopwords = frozenset(manifest["stopwords"])
         index._vocabulary = words
         index._postings = postings
+        index._version = manifest["version"]
         index._directory = str(Path(directory).absolute())
         return index
 
@@ -191,7 +198,8 @@ class Bm25Index:
         return [self._search_one(query, top_k) for query in queries]
 
     def _search_one(self, query: str, top_k: int) -> list[Passage]:
-        numbers = (self._vocabulary.get(word) for word in self._words(query))
+        split = words_of_query if self._version > 1 else _words_of_version_1
+        numbers = (self._vocabulary.get(word) for word in _without(self._stopwords, split)(query))
         words = [number for number in numbers if number is not None]
         if not words:
             return []
@@ -202,15 +210,15 @@ class Bm25Index:
             results.append(Passage(title, text, score))
         return results
 
-    def _words(self, text: str) -> list[str]:
-        return _splitter(self._stopwords)(text)
+
+def _without(stopwords: frozenset[str], split: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    """The words of a text without those to ignore."""
+    return (lambda text: [word for word in split(text) if word not in stopwords]) if stopwords else split
 
 
-def _splitter(stopwords: frozenset[str]) -> Callable[[str], list[str]]:
-    """The words of a text, for passages and queries alike."""
-    if not stopwords:
-        return lambda text: WORD.findall(text.lower())
-    return lambda text: [word for word in WORD.findall(text.lower()) if word not in stopwords]
+def _words_of_version_1(text: str) -> list[str]:
+    """How passages were split in indexes on disk that an earlier version built."""
+    return WORD.findall(text.lower())
 
 
 def _read_stopwords(stopwords: str | Iterable[str] | None) -> frozenset[str]:
@@ -222,4 +230,4 @@ def _read_stopwords(stopwords: str | Iterable[str] | None) -> frozenset[str]:
         return frozenset(STOPWORDS_EN)
     if isinstance(stopwords, str):
         raise ValueError(f"Unknown `stopwords` {stopwords!r}: pass None, 'en', or a list of words.")
-    return frozenset(word.lower() for word in stopwords)
+    return frozenset(map(fold, stopwords))

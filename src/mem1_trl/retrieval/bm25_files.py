@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..json_lines import read_json_lines
-from .passages import CORPUS_ADVICE, PassageFile, PassageWriter, map_array, read_corpus, read_manifest
+from .passages import PassageFile, PassageWriter, map_array, read_corpus, read_manifest, read_source
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
-_VERSION = 1
+VERSION = 2
+"""2 splits scripts without spaces between words, and knows Unicode's forms. 1 is read as it was built."""
 _BLOCK = 50_000
 """Passages whose words are held in memory at once."""
 
@@ -80,8 +80,8 @@ def build_files(
         )
     if directory.exists() and any(directory.iterdir()) and not (directory / "index.json").is_file():
         raise FileExistsError(f"{str(directory)!r} is no index and is not replaced: choose another directory.")
-    if isinstance(corpus, (str, Path)) and not Path(corpus).is_file():
-        raise FileNotFoundError(f"There is no corpus {str(corpus)!r}: pass a file of JSON lines.")
+    if isinstance(corpus, (str, Path)):
+        read_source(corpus)  # raises now if there is none
     directory.parent.mkdir(parents=True, exist_ok=True)
     # On the same disk, so that the last step is a rename, which happens as a whole or not at all
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.building-", dir=directory.parent))
@@ -90,7 +90,7 @@ def build_files(
         _score(counted, building, k1, b, show_progress)
         manifest = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": VERSION,
             "passages": len(counted.lengths),
             "words": len(counted.words),
             "entries": counted.entries,
@@ -122,11 +122,9 @@ class _Source:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         if isinstance(self._corpus, (str, Path)):
-            path = Path(self._corpus)
-            size = path.stat().st_size
+            size = Path(self._corpus).stat().st_size
             with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=not self._show_progress) as bar:
-                records = (record for _, record in read_json_lines(path, CORPUS_ADVICE, advance=bar.update))
-                yield from read_corpus(records, *self._columns)
+                yield from read_corpus(read_source(self._corpus, bar.update), *self._columns)
             return
         total = len(self._corpus) if isinstance(self._corpus, Sized) else None
         with tqdm(total=total, unit=" passages", desc="reading", disable=not self._show_progress) as bar:
@@ -260,10 +258,10 @@ def _starts(sizes: Any) -> np.ndarray:
 def load_files(directory: Path, mapped: bool) -> tuple[dict[str, Any], WordFile, PassageFile, Postings]:
     """Open an index; see [`Bm25Index.load`]."""
     manifest = read_manifest(directory)
-    if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
+    if manifest.get("format") != _FORMAT or manifest.get("version") not in (1, VERSION):
         raise ValueError(
             f"{str(directory)!r} is not an index that this version of mem1-trl reads (format {_FORMAT}, version "
-            f"{_VERSION}): build it anew with `mem1 index`."
+            f"{VERSION}): build it anew with `mem1 index`."
         )
     read = map_array if mapped else np.load
     try:

@@ -165,6 +165,7 @@ class DenseIndex:
         if not passages:
             raise ValueError("The corpus is empty: pass at least one passage with a title and a text.")
         self._passages: Sequence[tuple[str, str]] | PassageFile = passages
+        self._columns = (title, text)
 
         from tqdm import tqdm
 
@@ -193,6 +194,8 @@ class DenseIndex:
         encoder: str | Encoder,
         query_prefix: str = "",
         normalize: bool = True,
+        title: str = "title",
+        text: str = "text",
     ) -> DenseIndex:
         """
         An index whose vectors were made elsewhere, such as the `e5_Flat.index` that Search-R1 publishes for Wikipedia.
@@ -205,6 +208,8 @@ class DenseIndex:
                 so from disk.
             encoder, query_prefix, normalize (*optional*):
                 As in [`DenseIndex`]; they must be those the vectors were made with.
+            title, text (`str`, *optional*):
+                Keys of a passage that is a mapping.
 
         Returns:
             [`DenseIndex`]: the index.
@@ -220,6 +225,7 @@ class DenseIndex:
                 "was made from, in its order."
             )
         self._passages = passages
+        self._columns = (title, text)
         self._encoder_name = encoder if isinstance(encoder, str) else None
         self._encoder = TransformersEncoder(encoder) if isinstance(encoder, str) else encoder
         self._query_prefix = query_prefix
@@ -339,7 +345,7 @@ class DenseIndex:
 
     def _passage(self, number: int) -> tuple[str, str]:
         passage = self._passages[number]
-        [pair] = [passage] if isinstance(passage, tuple) else read_corpus([passage])
+        [pair] = [passage] if isinstance(passage, tuple) else read_corpus([passage], *self._columns)
         return pair
 
     def _encode(self, texts: list[str]) -> np.ndarray:

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from ..json_lines import read_json_lines
 from .bm25 import Bm25Index
 from .dense import DenseIndex
 from .http import HttpRetriever
-from .passages import CORPUS_ADVICE, Retriever, read_manifest
+from .passages import Retriever, read_manifest, read_source
 
 
 def open_retriever(
@@ -22,8 +21,8 @@ def open_retriever(
     Args:
         source ([`Retriever`], `str`, `Path`, `datasets.Dataset` or iterable):
             A retriever, which is returned as it is; the address of one (`"http://..."`), which is asked once whether it is
-            there; a directory that [`Bm25Index.build`] or [`DenseIndex.save`] wrote; a file of JSON lines, or passages,
-            which are indexed in memory.
+            there; a directory that [`Bm25Index.build`] or [`DenseIndex.save`] wrote; a file of JSON lines, JSON, CSV or Parquet, a
+            folder of text files, or passages, which are indexed in memory.
         title (`str`, *optional*, defaults to `"title"`):
             Key of the title of a passage.
         text (`str`, *optional*, defaults to `"text"`):
@@ -43,15 +42,15 @@ def open_retriever(
             client.check()
             return client
         path = Path(source)
-        if path.is_dir():
+        if (path / "index.json").is_file():
             dense = read_manifest(path).get("format") == "mem1-dense"
             return DenseIndex.load(path) if dense else Bm25Index.load(path)
-        if not path.is_file():
+        try:
+            return Bm25Index(read_source(path), title, text)
+        except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"There is no corpus {str(source)!r}: pass a file of JSON lines, a directory that `mem1 index` wrote, or the "
-                "address of a retriever."
-            )
-        return Bm25Index((record for _, record in read_json_lines(path, CORPUS_ADVICE)), title, text)
+                f"{error} A directory that `mem1 index` wrote, and the address of a retriever, are corpora, too."
+            ) from None
     if hasattr(source, "search") and not hasattr(source, "column_names"):  # a datasets.Dataset has a `search` too
         return source  # type: ignore[return-value]
     return Bm25Index(cast("Iterable[Any]", source), title, text)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,9 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..json_text import read_json
-
-# Single characters are words too: bm25s' own pattern would lose the element symbol "C" and the number 7.
-WORD = re.compile(r"\w+")
+from ..local_rows import FILES, TEXTS, read_rows, read_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,34 +72,40 @@ def read_corpus(
 
     Args:
         corpus (iterable of mappings or of pairs):
-            Each passage is a mapping with the keys `title` and `text`, a pair `(title, text)`, or, as in the corpora of
-            Search-R1 and FlashRAG, a mapping whose only text is `contents`: the title is its first line, taken as it is,
-            quotation marks included, because that is what MEM1's reference code shows to the agent.
+            Each passage is a mapping with a `text` and perhaps a `title`, a pair `(title, text)`, or, as in the corpora of Search-R1
+            and FlashRAG, a mapping with `contents` and without `text`: the title is its first line, taken as it is, quotation marks
+            included, because that is what MEM1's reference code shows to the agent. If there is a `title` besides, `contents` is
+            the text, without a first line that repeats the title. A title that is missing or `None` is empty.
         title (`str`, *optional*, defaults to `"title"`):
-            Key of the title.
+            Key of the title. If another key is named, every passage must have it.
         text (`str`, *optional*, defaults to `"text"`):
             Key of the text.
         label (`str`, *optional*, defaults to `"Passage {}"`):
             What a passage is called in an error; its number is filled in.
 
     Raises:
-        `ValueError`: if a passage lacks its title or text.
+        `ValueError`: if a passage lacks its text, or holds something else than texts.
     """
     for position, passage in enumerate(corpus):
         if isinstance(passage, Mapping):
-            if "contents" in passage and not {title, text} & set(passage) and isinstance(passage["contents"], str):
-                first, _, rest = passage["contents"].partition("\n")
-                yield first, rest
+            wanted = (title, text, "contents")
+            found = {key: None if value != value else value for key, value in passage.items() if key in wanted}
+            contents = found.get("contents")
+            if text not in found and isinstance(contents, str):
+                yield _read_contents(contents, found.get(title))
                 continue
-            missing = [key for key in (title, text) if passage.get(key) is None]
-            if missing:
+            missing = text if found.get(text) is None else title if title not in found and title != "title" else None
+            if missing is not None:
                 raise ValueError(
-                    f"{label.format(position)} has no {missing[0]!r} (it has {', '.join(map(repr, passage))}): name its "
+                    f"{label.format(position)} has no {missing!r} (it has {', '.join(map(repr, passage))}): name its "
                     "columns with `title=` and `text=`."
                 )
-            yield str(passage[title]), str(passage[text])
+            for key in (title, text):
+                if isinstance(found.get(key), (Mapping, list, tuple)):
+                    raise ValueError(f"{label.format(position)} has {key}={found[key]!r:.60}, which must be a text.")
+            yield "" if found.get(title) is None else str(found[title]), str(found[text])
         elif isinstance(passage, (tuple, list)) and len(passage) == 2:
-            yield str(passage[0]), str(passage[1])
+            yield "" if passage[0] is None else str(passage[0]), str(passage[1])
         else:
             raise ValueError(
                 f"{label.format(position)} is neither a mapping nor a pair (title, text) but {passage!r:.60}: pass a "
@@ -110,10 +113,40 @@ def read_corpus(
             )
 
 
-CORPUS_ADVICE = (
-    'a corpus has one JSON object on each line, such as {"title": "Iron", "text": "Iron has the symbol Fe."}.'
-)
-"""What to do about a line of a corpus that is not JSON."""
+def _read_contents(contents: str, title: Any) -> tuple[str, str]:
+    first, _, rest = contents.partition("\n")
+    if title is None:
+        return first, rest
+    title = str(title)
+    return title, rest if first.strip().strip('"') == title.strip().strip('"') else contents
+
+
+_ADVICE = 'a corpus has rows such as {"title": "Iron", "text": "Iron has the symbol Fe."}, as JSON one on each line.'
+
+
+def read_source(path: str | Path, advance: Callable[[int], object] = lambda count: None) -> Iterator[Any]:
+    """
+    The passages of a file with rows, or of a folder of text files, for [`read_corpus`].
+
+    Args:
+        path (`str` or `Path`):
+            The file or folder.
+        advance (`Callable[[int], object]`, *optional*):
+            Called with the number of bytes that were read since it was called last, for a progress bar.
+
+    Raises:
+        `FileNotFoundError`: if there is neither.
+        `ValueError`: if the file cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_texts(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no corpus {str(path)!r}: pass a file of passages ({', '.join(FILES)}) or a folder of text files "
+            f"({', '.join(TEXTS)})."
+        )
+    return read_rows(path, _ADVICE, advance=advance)
 
 
 class PassageWriter:
@@ -182,7 +215,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest = read_json((directory / "index.json").read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{str(directory)!r} holds no index: build one with `mem1 index CORPUS.jsonl {directory}`."
+            f"{str(directory)!r} holds no index: build one with `mem1 index CORPUS {directory}`."
         ) from None
     except ValueError:
         return {}

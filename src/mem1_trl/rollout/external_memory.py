@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..retrieval import WORD, Bm25Index
+from ..retrieval import Bm25Index
+from ..words import words_of_passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class ExternalMemory:
 
     def add(self, note: Note) -> None:
         """Store an observation. A repeated observation moves to the end; one that contains no word is not stored."""
-        if WORD.search(note.text):
+        if words_of_passage(note.text):
             self.notes = [*(old for old in self.notes if old.text != note.text), note]
 
     def recall(self, query: str, top_k: int) -> list[Note]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ..retrieval import WORD, Bm25Index
+from ..retrieval import Bm25Index
+from ..words import words_of_passage, words_of_query
 from .pages import FetchError, Page, WebResult
 
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])(?!\s|$)|\n+")
 _SNIPPET = 200
 
 
@@ -54,12 +55,12 @@ class LocalWeb:
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best pages for a query, at most `top_k`, each with the sentence that contains most words of the query."""
         [passages] = self._index.search([query], top_k)
-        words = set(WORD.findall(query.lower()))
+        words = set(words_of_query(query))
         found = []
         for passage in passages:
             title, _, url = passage.title.rpartition("\n")
             sentences = _SENTENCE.split(passage.text)
-            best = max(sentences, key=lambda sentence: len(words & set(WORD.findall(sentence.lower()))))
+            best = max(sentences, key=lambda sentence: len(words & set(words_of_passage(sentence))))
             snippet = best if len(best) <= _SNIPPET else f"{best[:_SNIPPET].rsplit(' ', 1)[0]} ..."
             found.append(WebResult(title, url, snippet))
         return found

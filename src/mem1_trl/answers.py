@@ -1,0 +1,89 @@
+"""The accepted answers of a question, in whatever form a data set has them."""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import tokenize
+from collections.abc import Mapping
+from typing import Any
+
+from .json_text import read_json
+
+_TRUTH = {True: ("yes", "true"), False: ("no", "false")}
+_ADVICE = "an answer must be a text, a number, true or false, or a list of these."
+
+
+def read_answers(accepted: Any, column: str) -> list[str]:
+    """
+    The accepted answers of one question as texts without repeats; empty if there are none.
+
+    | in the data set | answers |
+    |---|---|
+    | `"Paris"`, `["Paris", "Lutetia"]` | as they are |
+    | `26`, `26.0`, `3.5` | `26`, `26` and `3.5` |
+    | `true`, `false` | `yes` or `true`, `no` or `false` |
+    | `'["Paris", "Lutetia"]'`, `"['Paris' 'Lutetia']"`, as a list is in a CSV cell | `Paris` and `Lutetia` |
+    | `{"value": ..., "aliases": [...]}` (TriviaQA), `{"text": [...]}` (SQuAD) | their texts |
+    | `None`, `NaN`, `""` | none |
+
+    Args:
+        accepted (`Any`):
+            The cell.
+        column (`str`):
+            Name of its column, for the message.
+
+    Raises:
+        `ValueError`: If the cell holds something else.
+    """
+    if isinstance(accepted, Mapping):
+        if not accepted.keys() & {"value", "aliases", "text"}:
+            raise ValueError(
+                f"Column {column!r} has mappings with the keys {', '.join(map(repr, accepted))}: expected 'value' and "
+                "'aliases', or 'text'."
+            )
+        # TriviaQA names its main answer `value`; SQuAD lists its answers as `text`
+        cells = [accepted.get(key) for key in ("value", "aliases", "text")]
+        accepted = [one for cell in cells for one in (cell if isinstance(cell, (list, tuple)) else [cell])]
+    elif isinstance(accepted, str):
+        accepted = _listed(accepted)
+    elif not isinstance(accepted, (list, tuple)):
+        accepted = [accepted]
+    texts = [text.strip() for one in accepted for text in _texts(one, column)]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _texts(one: Any, column: str) -> tuple[str, ...]:
+    if one is None or (isinstance(one, float) and math.isnan(one)):
+        return ()
+    if isinstance(one, bool):
+        return _TRUTH[one]
+    if isinstance(one, float) and one.is_integer():
+        one = int(one)
+    if isinstance(one, (str, int, float)):
+        return (str(one),)
+    raise ValueError(f"Column {column!r} has {one!r:.60}: {_ADVICE}")
+
+
+def _listed(cell: str) -> list[Any]:
+    """The entries of a list that was written into a text, as JSON, Python or NumPy writes it; else the text."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return [cell]
+    try:
+        found = read_json(text)
+        plain = isinstance(found, list) and all(isinstance(one, (str, int, float)) for one in found)
+        return found if plain else [cell]
+    except ValueError:  # not as JSON writes it
+        pass
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(" ".join(text.splitlines())).readline))
+        marks = [token.string for token in tokens if token.type == tokenize.OP]
+        words = [token.string for token in tokens if token.type == tokenize.NAME]
+        values = [token.string for token in tokens if token.type in (tokenize.STRING, tokenize.NUMBER)]
+        flat = set(marks) <= {"[", "]", ","} and marks.count("[") == marks.count("]") == 1
+        # Each text by itself: Python would join two that no comma parts, which is how NumPy writes them
+        return [ast.literal_eval(value) for value in values] if flat and not words else [cell]
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return [cell]

@@ -1,0 +1,144 @@
+"""Corpora in the shapes that people have: other keys besides, titles that are missing, files of every kind, a folder of texts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from mem1_trl.cli import main
+from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.local_rows import LONGEST_PART, read_texts
+from mem1_trl.retrieval import Bm25Index, open_retriever
+from mem1_trl.retrieval.passages import read_corpus
+from mem1_trl.text_parts import split_text
+
+
+@pytest.mark.parametrize(
+    ("passage", "expected"),
+    [
+        ({"title": "Iron", "text": "Fe"}, ("Iron", "Fe")),
+        ({"text": "Fe"}, ("", "Fe")),
+        ({"title": None, "text": "Fe", "id": 3}, ("", "Fe")),
+        ({"title": float("nan"), "text": "Fe"}, ("", "Fe")),
+        ((None, "Fe"), ("", "Fe")),
+        ({"title": 26, "text": 55.8}, ("26", "55.8")),
+        ({"contents": '"Iron"\nFe\nmetal'}, ('"Iron"', "Fe\nmetal")),
+        ({"id": "0", "contents": '"Iron"\nFe', "score": 1.0}, ('"Iron"', "Fe")),
+        ({"title": None, "contents": "Iron\nFe"}, ("Iron", "Fe")),
+        ({"title": "Iron", "contents": '"Iron"\nFe'}, ("Iron", "Fe")),
+        ({"title": "Iron", "contents": "Fe is its symbol.\nIt rusts."}, ("Iron", "Fe is its symbol.\nIt rusts.")),
+        ({"title": "Iron", "text": "Fe", "contents": "Iron\nFe"}, ("Iron", "Fe")),
+    ],
+)
+def test_shapes_of_a_passage(passage, expected):
+    assert list(read_corpus([passage])) == [expected]
+    assert Bm25Index([passage]).search(["fe iron 26 55"])[0][0].title == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("passage", "columns", "message"),
+    [
+        (
+            {"title": "Iron"},
+            {},
+            "Passage 0 has no 'text' .it has 'title'.: name its columns with `title=` and `text=`",
+        ),
+        ({"title": "Iron", "text": None}, {}, "has no 'text'"),
+        ({"name": "Iron", "text": "Fe"}, {"title": "nme"}, "has no 'nme' .it has 'name', 'text'."),
+        ({"title": "Iron", "text": ["Fe", "metal"]}, {}, r"has text=\['Fe', 'metal'\], which must be a text"),
+        ({"contents": 3}, {}, "has no 'text'"),
+        ("Iron", {}, "neither a mapping nor a pair"),
+    ],
+)
+def test_what_is_not_a_passage_is_said(passage, columns, message):
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus([passage], **columns))
+
+
+ROWS = [{"name": "Iron", "body": "Iron has the symbol Fe."}, {"name": "NA", "body": "None is null."}]
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "b.json").write_text(json.dumps(ROWS))
+    (tmp_path / "c.csv").write_text("name,body\nIron,Iron has the symbol Fe.\nNA,None is null.\n")
+    Dataset.from_list(ROWS).to_parquet(str(tmp_path / "d.parquet"))
+    return [tmp_path / name for name in ("a.jsonl", "b.json", "c.csv", "d.parquet")]
+
+
+def test_every_kind_of_file_is_a_corpus(files, tmp_path):
+    for number, path in enumerate(files):
+        memory = open_retriever(path, title="name", text="body")
+        disk = Bm25Index.build(path, tmp_path / f"i{number}", title="name", text="body", show_progress=False)
+        for index in (memory, disk):
+            assert [[(p.title, p.text) for p in found] for found in index.search(["symbol", "null"])] == [
+                [("Iron", "Iron has the symbol Fe.")],
+                [("NA", "None is null.")],
+            ], path
+        environment = RetrievalQAEnvironment.factory(path, top_k=1, title="name", text="body")()
+        assert environment.search("symbol") == "Doc 1(Title: Iron) Iron has the symbol Fe.\n"
+
+
+def test_the_remedy_that_is_named_exists_where_it_is_named(files, tmp_path, capsys):
+    with pytest.raises(ValueError, match="name its columns with `title=` and `text=`"):
+        RetrievalQAEnvironment.factory(files[0])
+    assert main(["index", str(files[0]), str(tmp_path / "i")]) == 2
+    assert "name its columns with --title and --text" in capsys.readouterr().err
+    assert main(["index", str(files[0]), str(tmp_path / "i"), "--title", "name", "--text", "body"]) == 0
+    assert main(["retriever", "--corpus", str(files[0])]) == 2
+    assert "name its columns with --title and --text" in capsys.readouterr().err
+
+
+def test_a_model_card_names_the_columns(files):
+    environment = RetrievalQAEnvironment.factory(str(files[0]), title="name", text="body")()
+    assert environment._recipe is not None and "'name'" in str(environment._recipe)
+
+
+# A folder of texts
+
+
+def test_a_folder_of_texts_is_a_corpus(tmp_path, capsys):
+    folder = tmp_path / "notes"
+    (folder / "metals").mkdir(parents=True)
+    (folder / "metals" / "iron.txt").write_bytes("\ufeffIron has the symbol Fe.\r\n\r\nIt rusts.\r\n".encode())
+    (folder / "käse.md").write_bytes("# Käse\n\nGouda ".encode() + b"\xff")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    (folder / "empty.txt").write_text(" \n")
+    assert list(read_texts(folder)) == [
+        {"title": "käse", "text": "# Käse\n\nGouda \ufffd"},
+        {"title": "metals/iron", "text": "Iron has the symbol Fe.\n\nIt rusts."},
+    ]
+    for index in (
+        open_retriever(folder),
+        open_retriever(str(folder)),
+        Bm25Index.build(folder, tmp_path / "index", show_progress=False),
+    ):
+        assert index.search(["symbol"])[0][0].title == "metals/iron"
+    assert main(["index", str(folder), str(tmp_path / "cli")]) == 0
+    assert ": 2 passages, " in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"none' holds no text files \(\.txt, \.md\)\. A directory that `mem1 index`"
+    ):
+        open_retriever(tmp_path / "none")
+
+
+def test_a_long_text_becomes_passages_that_hold_all_of_it(tmp_path):
+    paragraphs = [f"Paragraph {n}. " + "word " * (n * 7 % 90) for n in range(60)] + ["x" * 2500, "long " * 900]
+    (tmp_path / "long.txt").write_text("\n\n".join(paragraphs))
+    parts = [passage["text"] for passage in read_texts(tmp_path)]
+    assert max(map(len, parts)) <= LONGEST_PART and min(map(len, parts)) > 0
+    assert "".join("".join(parts).split()) == "".join("".join(paragraphs).split())
+    assert len(parts) < len(paragraphs) / 2, "short paragraphs stand together"
+    assert all(part.split()[-1] == "long" for part in parts[-3:]), "words are not cut"
+
+
+def test_parts_of_a_text():
+    assert split_text("", 5) == []
+    assert split_text("abc", 5) == ["abc"]
+    assert split_text("aaaaaaaaa bbbb", 10) == ["aaaaaaaaa", "bbbb"]
+    assert split_text("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert split_text("abcdef", 4, reach=lambda head: min(2, len(head))) == ["ab", "cd", "ef"]
