@@ -41,6 +41,7 @@ from report import Report
 from timing import Timing, compare, processor_time
 
 from mem1_trl.retrieval import Bm25Index, HttpRetriever
+from mem1_trl.words import words_of_query
 
 LENGTH = 100
 TOP_K = 3
@@ -115,7 +116,7 @@ def walk_everything(index: Bm25Index, bm25: Any, queries: list[str]) -> list[lis
     """Scores of the best, by bm25s: all lists added up into a score of each passage."""
     found = []
     for query in queries:
-        words = [number for word in index._words(query) if (number := index._vocabulary.get(word)) is not None]
+        words = [number for word in words_of_query(query) if (number := index._vocabulary.get(word)) is not None]
         if bm25.backend == "numba":
             scores = bm25.retrieve([words], k=TOP_K, show_progress=False, chunksize=None, backend_selection="numba")[
                 1
