@@ -29,8 +29,13 @@ def run(args: Sequence[str]) -> None:
         default=50,
         help="most episodes that the page shows of each evaluation; metrics are over all of them (default: %(default)s)",
     )
+    parser.add_argument(
+        "--baseline",
+        metavar="AGENT",
+        help="agent that the others are compared with, task by task, such as 'MEM1 before RL' (default: none)",
+    )
     options = parser.parse_args(args)
 
     from ..report import report
 
-    print(report(options.run_dir, options.output, options.max_trajectories))
+    print(report(options.run_dir, options.output, options.max_trajectories, options.baseline))

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .comparison import Comparison as Comparison
+    from .comparison import compare as compare
+    from .controls import ScalarControl as ScalarControl
+    from .controls import search_scalar_control as search_scalar_control
     from .evaluate import PAPER_OBJECTIVES as PAPER_OBJECTIVES
     from .evaluate import evaluate_agent as evaluate_agent
     from .evaluate import evaluate_objectives as evaluate_objectives
@@ -16,12 +20,16 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "Comparison": "comparison",
         "Evaluation": "result",
         "EvaluatedTask": "result",
         "PAPER_OBJECTIVES": "evaluate",
+        "ScalarControl": "controls",
+        "compare": "comparison",
         "evaluate_agent": "evaluate",
         "evaluate_objectives": "evaluate",
         "paper_max_turns": "evaluate",
         "reference_metrics": "reference",
+        "search_scalar_control": "controls",
     },
 )

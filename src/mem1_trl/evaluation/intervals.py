@@ -59,22 +59,32 @@ def summarize(values: Sequence[float], seed: int = 0, resamples: int = 2000, con
     Raises:
         `ValueError`: if there is no value, or a value is not finite.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be between 0 and 1, such as 0.95, got {confidence}.")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}.")
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError("A mean needs at least one value, and all values must be finite: leave missing ones out.")
-    count = array.size
-    stderr = float(array.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    stderr = float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else 0.0
+    low, high = bootstrap_interval(bootstrap_means(array, seed, resamples), confidence)
+    return Statistic(float(array.mean()), stderr, low, high, array.size)
+
+
+def bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Means of values of shape `(count,)` drawn with replacement, shape `(resamples,)`."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}.")
+    count = values.size
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // count)
-    means = np.concatenate(
+    return np.concatenate(
         [
-            array[generator.integers(0, count, size=(min(rows, resamples - start), count))].mean(axis=1)
+            values[generator.integers(0, count, size=(min(rows, resamples - start), count))].mean(axis=1)
             for start in range(0, resamples, rows)
         ]
     )
+
+
+def bootstrap_interval(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The bounds of the middle `confidence` of the means."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be between 0 and 1, such as 0.95, got {confidence}.")
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Statistic(float(array.mean()), stderr, float(low), float(high), count)
+    return float(low), float(high)

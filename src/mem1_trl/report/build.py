@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .browser import browse
+from .comparisons import compare_agents, comparison_table
 from .page import render_page
 from .plots import Plot, failure_plots, log_plot, metric_plot, retention_plot, token_plots
 from .run_directory import Result, RunDirectory, read_run
@@ -17,7 +18,9 @@ MAX_EPISODE_BYTES = 20_000_000
 Usage = dict[tuple[str, int | None], list[dict[str, float]]]
 
 
-def report(run_dir: str | Path, output: str | Path | None = None, max_trajectories: int = 50) -> Path:
+def report(
+    run_dir: str | Path, output: str | Path | None = None, max_trajectories: int = 50, baseline: str | None = None
+) -> Path:
     """
     Write the results of a run as one HTML page that does not need a network, with its plots as PNG files in the same directory.
 
@@ -33,13 +36,15 @@ def report(run_dir: str | Path, output: str | Path | None = None, max_trajectori
             Path of the page if it ends in `.html`, else a directory for `report.html`. `None` means `run_dir/report`.
         max_trajectories (`int`, *optional*, defaults to `50`):
             Maximum number of episodes that the page shows for each evaluation. The metrics always include all episodes.
+        baseline (`str`, *optional*):
+            Label of the agent that the others are compared with, task by task, see [`mem1_trl.evaluation.compare`].
 
     Returns:
         `Path`: the path of the page.
 
     Raises:
         `FileNotFoundError`: if `run_dir` has nothing to report.
-        `ValueError`: if a file cannot be read, or `max_trajectories` is negative.
+        `ValueError`: if a file cannot be read, `max_trajectories` is negative, or no agent is called `baseline`.
 
     Example:
 
@@ -54,9 +59,10 @@ def report(run_dir: str | Path, output: str | Path | None = None, max_trajectori
         raise ValueError(f"max_trajectories must be at least 0, got {max_trajectories}.")
     run = read_run(run_dir)
     page = _page_path(Path(run_dir), output)
+    compared = "" if baseline is None else comparison_table(compare_agents(run, baseline), baseline)
     blocks, usage = _read_episodes(run, max_trajectories)
     sections = _sections(run, usage)
-    html = render_page(run, sections, blocks)
+    html = render_page(run, sections, blocks, compared)
     page.parent.mkdir(parents=True, exist_ok=True)
     for _, _, _, plots in sections:
         for plot in plots:

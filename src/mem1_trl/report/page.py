@@ -58,7 +58,10 @@ def data_block(identifier: str, data: Any) -> str:
 
 
 def render_page(
-    run: RunDirectory, sections: Sequence[tuple[str, str, str, Sequence[Plot]]], blocks: Sequence[dict[str, Any]]
+    run: RunDirectory,
+    sections: Sequence[tuple[str, str, str, Sequence[Plot]]],
+    blocks: Sequence[dict[str, Any]],
+    compared: str = "",
 ) -> str:
     """
     The whole page.
@@ -70,6 +73,8 @@ def render_page(
             Id, heading, introduction and plots of every section; sections without plots are left out.
         blocks (`Sequence[dict]`):
             Episodes of each evaluation, as [`mem1_trl.report.browser.browse`] gives them.
+        compared (`str`, *optional*):
+            HTML of a table of comparisons, shown below the results.
 
     Returns:
         `str`: HTML.
@@ -78,7 +83,7 @@ def render_page(
     links = []
     if run.results:
         links.append(("results", "Results"))
-        body.append(_results(run))
+        body.append(_results(run, compared))
     for identifier, heading, introduction, plots in sections:
         if plots:
             links.append((identifier, heading))
@@ -165,7 +170,7 @@ def digits_of(values: Iterable[float]) -> int:
     return 0 if top >= 1000 else 1 if top >= 100 else 2
 
 
-def _results(run: RunDirectory) -> str:
+def _results(run: RunDirectory, compared: str) -> str:
     measured = {metric for result in run.results for metric in result.metrics}
     main = {metric: names for metric, names in MAIN_METRICS.items() if metric in measured}
     rest = {metric: names for metric, names in OTHER_METRICS.items() if metric in measured}
@@ -182,6 +187,7 @@ def _results(run: RunDirectory) -> str:
             main,
         )
     ]
+    tables += [compared] if compared else []
     if rest:
         table = _table("other-table", "Mean and interval, as above.", run, {}, rest)
         tables.append(f"<details><summary>Other metrics</summary>{table}</details>")

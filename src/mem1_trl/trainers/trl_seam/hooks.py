@@ -165,7 +165,7 @@ class Hooks(GRPOTrainer):
     @contextmanager
     def metrics_not_kept(self) -> Iterator[None]:
         """What is logged meanwhile is dropped; TRL sends what it times to the trackers at once, and trackio is not open before training."""
-        kept = {mode: defaultdict(list) for mode in ("train", "eval")}
+        kept: dict[str, Any] = {mode: defaultdict(list) for mode in ("train", "eval")}
         with instance_attribute(self, "_metrics", kept), instance_attribute(self.args, "report_to", []):
             yield
 

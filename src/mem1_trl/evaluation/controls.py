@@ -1,0 +1,152 @@
+"""
+What a few constants do to a model: the control for every claim that training taught it something.
+
+If one constant on a logit, or another temperature, makes the untrained model as good as the trained one, then training has moved one decision and
+taught no skill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..environment_runtime.pool import EnvironmentFactory
+from ..rollout.settings import AgentSettings
+from .evaluate import evaluate_agent
+from .result import Evaluation
+
+if TYPE_CHECKING:
+    from ..agent import Mem1Agent
+
+Token = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarControl:
+    """
+    The best of the settings that were tried.
+
+    Attributes:
+        settings ([`AgentSettings`]):
+            Those of the agent with the temperature and the constants that scored best: assign them to `agent.settings`.
+        temperature (`float`):
+            The best temperature.
+        constants (`dict[str, float]`):
+            What is added to the logit of each token, in nats. Empty if no constant made it better.
+        score (`float`):
+            Mean score with them on the tasks of the search, so too high by chance: measure them on other tasks.
+        tried (`list[dict]`):
+            `{"temperature", "constants", "score"}` of every setting, in order.
+    """
+
+    settings: AgentSettings
+    temperature: float
+    constants: dict[str, float]
+    score: float
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+
+def search_scalar_control(
+    agent: Mem1Agent,
+    rows: Iterable[Mapping[str, Any]],
+    environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory],
+    tokens: Sequence[Token],
+    *,
+    values: Sequence[float] = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0),
+    temperatures: Sequence[float] = (0.0, 0.5, 1.0),
+    most: int = 2,
+    score: Callable[[Evaluation], float] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_setting: Callable[[dict[str, Any]], None] | None = None,
+) -> ScalarControl:
+    """
+    Find the constants on logits and the temperature with which a model scores best, without training it.
+
+    The temperature first, then one constant after the other, each the best beside those found before, as long as the score rises.
+
+    Args:
+        agent ([`Mem1Agent`]):
+            The untrained agent, with a model in this process. Its settings are put back.
+        rows (`Iterable[Mapping]`):
+            Tasks of a validation split, as for [`evaluate_agent`].
+        environment_factory (`Callable` or `dict[str, Callable]`):
+            Makes an environment.
+        tokens (`Sequence[str or int]`):
+            Tokens whose logits may be moved, as texts or ids: those that end an episode, open an action, or stand for what is picked. A text of
+            several tokens moves the last one wherever the others come before it.
+        values (`Sequence[float]`, *optional*):
+            Constants to try, in nats.
+        temperatures (`Sequence[float]`, *optional*, defaults to `(0.0, 0.5, 1.0)`):
+            Temperatures to try; 0 is greedy.
+        most (`int`, *optional*, defaults to `2`):
+            Maximum number of tokens that are moved at once.
+        score (`Callable[[Evaluation], float]`, *optional*):
+            What to raise. `None` takes the mean reward.
+        batch_size, seed (*optional*):
+            As in [`evaluate_agent`].
+        on_setting (`Callable[[dict], None]`, *optional*):
+            Called with each entry of `tried` as it is made.
+
+    Returns:
+        [`ScalarControl`]
+
+    Raises:
+        `ValueError`: If nothing is to be tried, a text is no token, or the model is behind a server.
+    """
+    if not temperatures:
+        raise ValueError("temperatures must hold at least one, such as 0.0.")
+    if getattr(agent.model, "generate", None) is None:
+        raise ValueError(
+            "Constants are added to the logits of a model in this process, but this agent calls a server."
+        )
+    rows = [dict(row) for row in rows]
+    measured = score or _mean_reward
+    before, ids = agent.settings, {_name(agent, token): _ids(agent, token) for token in tokens}
+    tried: list[dict[str, Any]] = []
+
+    def settings_with(temperature: float, constants: Mapping[str, float]) -> AgentSettings:
+        kwargs = dict(before.generation_kwargs)
+        if constants:
+            kwargs["sequence_bias"] = [[ids[name], float(value)] for name, value in constants.items()]
+        return dataclasses.replace(before, temperature=temperature, generation_kwargs=kwargs)
+
+    def attempt(temperature: float, constants: dict[str, float]) -> float:
+        agent.settings = settings_with(temperature, constants)
+        found = measured(evaluate_agent(agent, rows, environment_factory, batch_size, seed=seed, resamples=1))
+        tried.append({"temperature": temperature, "constants": constants, "score": found})
+        if on_setting is not None:
+            on_setting(tried[-1])
+        return found
+
+    try:
+        best, temperature = max(((attempt(one, {}), one) for one in temperatures), key=lambda pair: pair[0])
+        constants: dict[str, float] = {}
+        for _ in range(most):
+            options = [{**constants, name: value} for name in ids if name not in constants for value in values]
+            found = [(attempt(temperature, option), option) for option in options]
+            if not found or max(score for score, _ in found) <= best:
+                break
+            best, constants = max(found, key=lambda pair: pair[0])
+    finally:
+        agent.settings = before
+    return ScalarControl(settings_with(temperature, constants), temperature, constants, best, tried)
+
+
+def _mean_reward(evaluation: Evaluation) -> float:
+    if "reward" not in evaluation.statistics:
+        raise ValueError("The environment gives no reward: say with `score=` what is to be raised.")
+    return evaluation.statistics["reward"].mean
+
+
+def _name(agent: Mem1Agent, token: Token) -> str:
+    return token if isinstance(token, str) else str(agent.tokenizer.convert_ids_to_tokens(token))
+
+
+def _ids(agent: Mem1Agent, token: Token) -> list[int]:
+    ids = [token] if isinstance(token, int) else agent.tokenizer(token, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"tokens must hold tokens of the model, but {token!r} is none.")
+    return list(ids)

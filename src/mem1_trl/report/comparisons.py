@@ -1,0 +1,109 @@
+"""Paired differences of the agents of a run to one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from html import escape
+
+from ..evaluation.comparison import Comparison, compare
+from ..evaluation.result import Evaluation
+from ..json_text import as_json
+from .run_directory import Result, RunDirectory
+
+
+@dataclass(frozen=True)
+class AgentComparison:
+    """
+    One agent beside the baseline on one number of objectives.
+
+    Attributes:
+        agent (`str`):
+            Label of the agent.
+        objectives (`int` or `None`):
+            Objectives of each task.
+        found ([`Comparison`][mem1_trl.evaluation.Comparison] or `None`):
+            `None` if no evaluation of both was on the same tasks.
+    """
+
+    agent: str
+    objectives: int | None
+    found: Comparison | None
+
+
+def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
+    """
+    Compare every agent with the baseline, seed by seed where both have the tasks of a seed.
+
+    Args:
+        run ([`RunDirectory`][mem1_trl.report.run_directory.RunDirectory]):
+            The run.
+        baseline (`str`):
+            Label that an agent was evaluated with.
+
+    Raises:
+        `ValueError`: If there is no such agent.
+    """
+    groups: dict[tuple[int | None, str], list[Result]] = {}
+    for result in run.results:
+        groups.setdefault((result.objectives, str(result.summary["agent"])), []).append(result)
+    agents = list(dict.fromkeys(agent for _, agent in groups))
+    if baseline not in agents:
+        near = get_close_matches(baseline, agents, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, agents)) or 'none'}."
+        raise ValueError(f"baseline={baseline!r} must be an agent of the run: {advice}")
+    compared = []
+    for (objectives, agent), results in groups.items():
+        if agent == baseline:
+            continue
+        against = _by_tasks(groups.get((objectives, baseline), []))
+        pairs = [(own, against[key]) for key, own in _by_tasks(results).items() if key in against]
+        compared.append(AgentComparison(agent, objectives, _compared(pairs)))
+    return compared
+
+
+def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
+    """The comparisons as a table of the page."""
+    rows = []
+    for one in compared:
+        objectives = "" if one.objectives is None else f", {one.objectives} objective{'s'[: one.objectives > 1]}"
+        found = one.found
+        if found is None:
+            cells = '<td colspan="5">not evaluated on the same tasks</td>'
+        else:
+            clear = ' class="clear"' if found.is_clear else ""
+            cells = (
+                f"<td>{escape(found.metric)}</td><td>{found.a:.3f}</td><td>{found.b:.3f}</td>"
+                f"<td{clear}>{found.difference:+.3f}<small>{found.low:+.3f} – {found.high:+.3f}</small></td>"
+                f"<td>{found.better} / {found.worse} of {found.count}"
+                f"<small>{', '.join(f'{value:+.3f}' for value in found.by_seed)}</small></td>"
+            )
+        rows.append(f'<tr><th scope="row">{escape(one.agent)}{objectives}</th>{cells}</tr>')
+    note = (
+        f"Mean difference to {baseline} on the same tasks, with its 95% bootstrap interval over tasks and seeds below; tasks won and lost, "
+        "with the difference of each seed below. Bold: the interval leaves out 0."
+    )
+    head = "".join(
+        f'<th scope="col">{escape(name)}</th>'
+        for name in ("Agent", "Score", "Agent", baseline, "Difference", "Better / worse")
+    )
+    return (
+        f'<h3>Compared with {escape(baseline)}</h3><div class="scroll" tabindex="0" role="region" aria-label="Comparisons">'
+        f'<table id="comparison-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<p class="note">{escape(note)}</p>'
+    )
+
+
+def _by_tasks(results: Iterable[Result]) -> dict[str, Evaluation]:
+    """Evaluations by their tasks; of several on the same tasks the first."""
+    found: dict[str, Evaluation] = {}
+    for result in results:
+        evaluation = Evaluation.load(result.path.parent, result.path.stem)
+        found.setdefault(json.dumps([as_json(task.task) for task in evaluation.tasks], sort_keys=True), evaluation)
+    return found
+
+
+def _compared(pairs: list[tuple[Evaluation, Evaluation]]) -> Comparison | None:
+    return compare([own for own, _ in pairs], [other for _, other in pairs]) if pairs else None

@@ -1,0 +1,90 @@
+"""Differences of two agents, against numbers known without a bootstrap."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mem1_trl import StopReason, Trajectory, Turn
+from mem1_trl.evaluation import EvaluatedTask, Evaluation, compare
+
+
+def evaluation(scores, label="a", metric="success", prefix="q"):
+    tasks = [
+        EvaluatedTask(
+            i,
+            {"prompt": f"{prefix}{i}"},
+            f"{prefix}{i}",
+            Trajectory((Turn((1,), (2,)),), stop_reason=StopReason.ANSWER),
+            {metric: float(score)},
+        )
+        for i, score in enumerate(scores)
+    ]
+    return Evaluation.from_tasks(tasks, agent=label, resamples=10)
+
+
+def test_the_difference_of_one_pair_by_hand():
+    found = compare(evaluation([1, 1, 0, 1, 0]), evaluation([0, 1, 0, 0, 1]))
+    assert (found.metric, found.a, found.b) == ("success", pytest.approx(0.6), pytest.approx(0.4))
+    assert found.difference == pytest.approx(0.2) and found.by_seed == (pytest.approx(0.2),)
+    assert (found.better, found.worse, found.count) == (2, 1, 5)
+    assert str(found) == (
+        f"success: 0.600 - 0.400 = +0.200 [{found.low:+.3f}, {found.high:+.3f}], 2 better and 1 worse of 5 pairs"
+    )
+
+
+def test_pairing_takes_out_how_hard_a_task_is():
+    """Scores that vary much from task to task, and a difference that does not."""
+    hard = np.random.default_rng(0).normal(size=200)
+    found = compare(evaluation(hard + 0.1), evaluation(hard))
+    assert found.low == pytest.approx(0.1) == found.high and found.is_clear
+    assert not compare(evaluation(hard), evaluation(hard)).is_clear
+
+
+def test_the_interval_of_one_seed_is_the_normal_one():
+    generator = np.random.default_rng(1)
+    a, b = (generator.integers(0, 2, size=400) for _ in range(2))
+    found = compare(evaluation(a), evaluation(b), resamples=20_000)
+    spread = 1.96 * (a - b).std() / math.sqrt(400)
+    assert found.high - found.difference == pytest.approx(spread, abs=0.006)
+    assert found.difference - found.low == pytest.approx(spread, abs=0.006)
+
+
+def test_seeds_are_resampled_too():
+    """Two seeds that differ in nothing but a constant: a resample holds each twice, or both."""
+    zeros = [evaluation([0] * 50, prefix=f"{seed}-") for seed in range(2)]
+    found = compare([evaluation([0] * 50, prefix="0-"), evaluation([1] * 50, prefix="1-")], zeros)
+    assert (found.difference, found.low, found.high, found.by_seed) == (0.5, 0.0, 1.0, (0.0, 1.0))
+
+
+def test_tasks_of_their_own_tell_more_than_the_same_tasks_again():
+    scores = np.random.default_rng(2).integers(0, 2, size=300)
+    zeros = np.zeros(300)
+    one = compare(evaluation(scores), evaluation(zeros), resamples=5000)
+    # The very same results in four seeds say no more than one seed
+    again = compare([evaluation(scores)] * 4, [evaluation(zeros)] * 4, resamples=5000)
+    assert again.high - again.low == pytest.approx(one.high - one.low, abs=0.01)
+    # On four sets of other tasks they say as much as four times the tasks
+    others = [evaluation(scores, prefix=f"{seed}-") for seed in range(4)]
+    more = compare(others, [evaluation(zeros, prefix=f"{seed}-") for seed in range(4)], resamples=5000)
+    assert more.high - more.low == pytest.approx((one.high - one.low) / 2, abs=0.01)
+
+
+def test_the_score_is_found_or_named():
+    a, b = (evaluation([1, 0], metric="kept") for _ in range(2))
+    with pytest.raises(ValueError, match="name it with `metric=`"):
+        compare(a, b)
+    assert compare(a, b, "kept").difference == 0.0
+    with pytest.raises(ValueError, match="no task of both has 'f1'; they share kept"):
+        compare(a, b, "f1")
+
+
+def test_other_tasks_are_refused():
+    with pytest.raises(ValueError, match="the same tasks in the same order, but task 0 of 'a'"):
+        compare(evaluation([1]), evaluation([1], prefix="p"))
+    with pytest.raises(ValueError, match="'a' has 1 and 'b' 2"):
+        compare(evaluation([1]), evaluation([1, 0], "b"))
+    with pytest.raises(ValueError, match=r"seed by seed.*got 1 and 2"):
+        compare(evaluation([1]), [evaluation([1])] * 2)

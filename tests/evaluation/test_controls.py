@@ -1,0 +1,104 @@
+"""The search for the best constant on a logit, and for the best temperature."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from support.trainer_helpers import SHORT, LookupEnvironment
+
+from mem1_trl import Mem1Agent
+from mem1_trl.evaluation import evaluate_agent, search_scalar_control
+
+
+@pytest.fixture
+def agent(actor, tokenizer):
+    settings = {"max_turns": 3, "max_completion_length": 40, "max_observation_length": 40, "conversational": False}
+    return Mem1Agent(actor, tokenizer, SHORT, **settings)
+
+
+def rows(count):
+    return [{"prompt": f"q{i}?", "secret": "1"} for i in range(count)]
+
+
+def test_a_constant_moves_the_choice_between_two_tokens(agent, tokenizer, actor):
+    """The token that the model itself writes first falls behind the second at the gap of their logits, and not before."""
+    ids = tokenizer("q0?")["input_ids"]
+    with torch.no_grad():
+        logits = actor(torch.tensor([ids])).logits[0, -1]
+    (top, second), (first, other) = (part.tolist() for part in logits.topk(2))
+    gap = top - second
+
+    def first_token(constant):
+        agent.settings = dataclasses.replace(
+            agent.settings, generation_kwargs={"sequence_bias": [[[first], -constant]]}, max_turns=1
+        )
+        (played,) = agent.run_batch([{"prompt": "q0?", "secret": "1"}], [LookupEnvironment()])
+        assert list(played.turns[0].prompt_ids) == ids
+        return played.turns[0].completion_ids[0]
+
+    assert first_token(gap - 0.01) == first
+    assert first_token(gap + 0.01) == other
+
+
+def test_what_raises_the_score_is_found_and_nothing_else(agent, tokenizer):
+    """The score counts a letter, so the letter's constant is what the search has to find."""
+    letter = tokenizer.convert_tokens_to_ids("k")
+
+    def letters(evaluation):
+        return float(sum(turn.completion_ids.count(letter) for t in evaluation.trajectories for turn in t.turns))
+
+    before = agent.settings
+    told = []
+    found = search_scalar_control(
+        agent, rows(2), LookupEnvironment, ["z", "k"], values=(-30.0, 30.0), temperatures=(0.0,), most=1,
+        score=letters, on_setting=told.append,
+    )  # fmt: skip
+    assert agent.settings is before
+    assert found.constants == {"k": 30.0} and found.temperature == 0.0
+    assert found.settings.generation_kwargs == {"sequence_bias": [[[letter], 30.0]]}
+    assert told == found.tried and len(found.tried) == 1 + 2 * 2
+    assert found.score == max(one["score"] for one in found.tried) > found.tried[0]["score"]
+    # The settings give the score again
+    agent.settings = found.settings
+    assert letters(evaluate_agent(agent, rows(2), LookupEnvironment)) == found.score
+
+
+def test_without_a_rise_nothing_is_changed(agent):
+    found = search_scalar_control(
+        agent, rows(2), LookupEnvironment, [5], values=(1.0,), temperatures=(0.0, 1.0), score=lambda evaluation: 0.5
+    )
+    assert (found.constants, found.temperature, found.score) == ({}, 0.0, 0.5)
+    assert found.settings == agent.settings
+    assert [one["temperature"] for one in found.tried] == [0.0, 1.0, 0.0]
+
+
+def test_constants_are_found_one_after_the_other(agent):
+    """A score that wants two of three tokens up: it is known what a setting is worth from the constants alone."""
+    wanted = {"a": 2.0, "b": 2.0}
+
+    def score(evaluation):
+        names = {"a": 1.0, "b": 0.5, "c": 0.0}
+        bias = agent.settings.generation_kwargs.get("sequence_bias", [])
+        held = {agent.tokenizer.convert_ids_to_tokens(ids[0]): value for ids, value in bias}
+        return sum(names[name] for name, value in held.items() if wanted.get(name) == value)
+
+    found = search_scalar_control(
+        agent,
+        rows(1),
+        LookupEnvironment,
+        ["a", "b", "c"],
+        values=(-2.0, 2.0),
+        temperatures=(0.0,),
+        most=3,
+        score=score,
+    )
+    assert found.constants == wanted and found.score == 1.5
+
+
+def test_what_cannot_be_searched_is_refused(agent):
+    with pytest.raises(ValueError, match="temperatures must hold at least one"):
+        search_scalar_control(agent, rows(1), LookupEnvironment, [], temperatures=())
+    with pytest.raises(ValueError, match="'' is none"):
+        search_scalar_control(agent, rows(1), LookupEnvironment, [""])
