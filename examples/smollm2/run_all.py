@@ -9,6 +9,7 @@ A stage is a command of another script here; it is over once its output is compl
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -86,6 +87,19 @@ def _adapter_of(folder):
     return Path(named) if named else folder / "adapter"
 
 
+def only_one(folder):
+    """A lock that the running stage holds, too, so that a second driver does not write into the same files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "run_all.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(
+            f"{folder} must be written by one run at a time, but another one, or a stage of it, is still running."
+        )
+    return lock
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/smollm2"))
@@ -103,6 +117,7 @@ def main():
         for name, script, arguments in stages(args.output_dir, args.seeds, args.short):
             print(f"{name}: {script}.py {' '.join(map(str, arguments))}")
         return
+    lock = only_one(args.output_dir)
     base = prepare(args.base)
     environment = {"OMP_NUM_THREADS": str(args.threads), **KEEP_MEMORY, **os.environ}
     for name, script, arguments in stages(args.output_dir, args.seeds, args.short):
@@ -112,7 +127,7 @@ def main():
         if args.minutes is not None:
             left = args.minutes - (time.monotonic() - began) / 60
             command += ["--minutes", f"{max(left, 0):.2f}"]
-        status = subprocess.run(list(map(str, command)), env=environment).returncode
+        status = subprocess.run(list(map(str, command)), env=environment, pass_fds=[lock.fileno()]).returncode
         if status == UNFINISHED:
             print(f"The time is up during {name}: start again to go on.", flush=True)
             raise SystemExit(UNFINISHED)

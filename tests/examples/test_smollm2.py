@@ -160,3 +160,12 @@ def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example
             written.add(Path(f"out/{values[0]}-{Path(values[values.index('--like') + 1]).name}"))
         else:
             written.add(Path(values[values.index("--output_dir") + 1]))
+
+
+def test_a_second_driver_is_refused_while_the_first_or_its_stage_runs(example, tmp_path):
+    run_all = example("run_all")
+    first = run_all.only_one(tmp_path)
+    with pytest.raises(SystemExit, match="one run at a time"):
+        run_all.only_one(tmp_path)
+    first.close()
+    run_all.only_one(tmp_path).close()
