@@ -96,7 +96,7 @@ def only_one(folder):
     except BlockingIOError:
         raise SystemExit(
             f"{folder} must be written by one run at a time, but another one, or a stage of it, is still running."
-        )
+        ) from None
     return lock
 
 
