@@ -33,7 +33,7 @@ SHORT = {"start": ["--steps", "2"], "train": ["--batch_size", "4", "--generation
 def stages(out, seeds, short):
     """`(name, script, arguments)` in order."""
     few, many = (2, 3) if short else (50, 150)
-    steps = "2" if short else "60"
+    steps, first = ("2", "1") if short else ("60", "20")
 
     def test(label, adapter, objectives, tasks, seed, *more):
         numbers = [str(n) for n in objectives]
@@ -44,16 +44,22 @@ def stages(out, seeds, short):
             [*arguments, "--tasks", str(tasks), "--output_dir", out / "evaluation", "--seed", str(seed), *more],
         )
 
-    def learn(label, seed, *more):
+    def learn(label, seed, steps, *more):
         arguments = ["--start", out / f"start-seed{seed}" / "adapter", "--output_dir", out / f"{label}-seed{seed}"]
-        return (f"{label} seed {seed}", "train", [*arguments, "--seed", str(seed), "--steps", steps, *more])
+        return (
+            f"{label} seed {seed}, {steps} steps",
+            "train",
+            [*arguments, "--seed", str(seed), "--steps", steps, *more],
+        )
 
     all_objectives = [1, 2] if short else [2, 4, 8, 1, 3, 6]
     for seed in seeds:
         start, grpo = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2"))
         yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", str(seed)]
         yield test("start", start / "adapter", [2, 1] if short else [2, 1, 4], few, seed)
-        yield learn("grpo-2", seed, "--objectives", "2")
+        yield learn("grpo-2", seed, first, "--objectives", "2")
+        yield test(f"grpo-2-step{first}", grpo / "adapter", [2], few, seed)
+        yield learn("grpo-2", seed, steps, "--objectives", "2")
         yield test("grpo-2", grpo / "adapter", [2] if short else [2, 4], many, seed)
         yield test("start", start / "adapter", [2] if short else [2, 4], many, seed)
         like = ["--like", grpo, "--start", start / "adapter", "--seed", str(seed)]
@@ -62,9 +68,9 @@ def stages(out, seeds, short):
             yield test(control, _adapter_of(out / f"{control}-grpo-2-seed{seed}"), all_objectives[:2], many, seed)
         yield test("start", start / "adapter", all_objectives[:2], many, seed, "--temperature", "1")
         mixed = [] if short else ["3", "4"]
-        yield learn("grpo-mixed", seed, "--objectives", "1", "2", *mixed)
+        yield learn("grpo-mixed", seed, steps, "--objectives", "1", "2", *mixed)
         yield test("grpo-mixed", out / f"grpo-mixed-seed{seed}" / "adapter", all_objectives, many, seed)
-        yield learn("ppo-2", seed, "--objectives", "2", "--algorithm", "ppo")
+        yield learn("ppo-2", seed, steps, "--objectives", "2", "--algorithm", "ppo")
         yield test("ppo-2", out / f"ppo-2-seed{seed}" / "adapter", all_objectives, many, seed)
         for label in ("start", "grpo-2"):
             yield test(label, out / f"{label}-seed{seed}" / "adapter", all_objectives, many, seed)

@@ -64,8 +64,10 @@ def steps_of(path):
     return {record["step"]: record for record in read_lines(path)}
 
 
-def is_done(folder):
-    return (folder / "done.json").is_file()
+def is_done(folder, steps=0):
+    """Whether a run was finished, with so many steps at least."""
+    path = folder / "done.json"
+    return path.is_file() and json.loads(path.read_text()).get("steps", 0) >= steps
 
 
 def write_json(path, record):
@@ -144,7 +146,7 @@ def supervised(model, tokenizer, dataset, folder, steps, deadline, settings, cpu
         gradient_checkpointing=False,
         bf16=False,
         logging_steps=1,
-        save_steps=10,
+        save_steps=2,
         save_total_limit=1,
         report_to="none",
         disable_tqdm=True,

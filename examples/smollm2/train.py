@@ -21,6 +21,9 @@ from transformers import PrinterCallback
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
+POOL = 2000
+"""Tasks to draw from. It does not depend on the steps, so that a finished run can be made longer: `--steps 120`."""
+
 
 def configuration(args):
     settings = dict(
@@ -69,14 +72,14 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    if is_done(args.output_dir):
+    if is_done(args.output_dir, args.steps):
         return
     deadline = Deadline(args.minutes)
     quiet(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load(args.base, args.start, trainable=True)
     record = Record(args.output_dir, deadline)
-    each = -(-args.steps * args.batch_size // len(args.objectives))
+    each = POOL // len(args.objectives)
     trainer_class = Mem1PPOTrainer if args.algorithm == "ppo" else Mem1GRPOTrainer
     trainer = trainer_class(
         model=model,

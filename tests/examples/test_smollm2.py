@@ -116,17 +116,18 @@ def run(example, monkeypatch, script, *arguments):
 
 @pytest.mark.slow
 def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(example("tasks"), "STATE_TOKENS", 0)  # short turns: the tiny model runs on to their end
     common = ["--base", base, "--seed", 0]
     start, grpo = tmp_path / "start", tmp_path / "grpo"
     assert run(example, monkeypatch, "start", *common, "--output_dir", start, "--steps", 2) == 0
     learn = [*common, "--start", start / "adapter", "--output_dir", grpo, "--batch_size", 2, "--generations", 2]
-    learn += ["--steps", 2]
-    assert run(example, monkeypatch, "train", *learn, "--minutes", 0) == 3  # one step, saved, then out of time
-    assert run(example, monkeypatch, "train", *learn) == 0
+    assert run(example, monkeypatch, "train", *learn, "--steps", 2, "--minutes", 0) == 3  # one step, then out of time
+    assert run(example, monkeypatch, "train", *learn, "--steps", 2) == 0
+    assert run(example, monkeypatch, "train", *learn, "--steps", 3) == 0  # a finished run is made longer
     log = example("runs").steps_of(grpo / "training.jsonl")
-    assert list(log) == [1, 2] and all(record["cpu_seconds"] > 0 and "reward" in record for record in log.values())
+    assert list(log) == [1, 2, 3] and all(record["cpu_seconds"] > 0 and "reward" in record for record in log.values())
     done = json.loads((grpo / "done.json").read_text())
-    assert done["steps"] == 2 and done["cpu_seconds"] == sum(record["cpu_seconds"] for record in log.values())
+    assert done["steps"] == 3 and done["cpu_seconds"] == sum(record["cpu_seconds"] for record in log.values())
 
     test = [*common, "--label", "grpo", "--adapter", grpo / "adapter", "--objectives", 1, "--output_dir", tmp_path]
     monkeypatch.setattr(example("evaluate_tasks"), "TOGETHER", 2)
@@ -145,7 +146,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     supervised = json.loads((tmp_path / "supervised-grpo" / "done.json").read_text())
     assert supervised["cpu_seconds"] >= done["cpu_seconds"] or supervised["steps"] == max(1, int(done["cpu_seconds"]))
     imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
-    assert imitation["episodes"] == 4 and len(imitation["kept"]) == 2
+    assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
 
 
 def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example):
