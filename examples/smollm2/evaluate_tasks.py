@@ -1,0 +1,131 @@
+"""
+Test an adapter on held-out entities and write the raw result of every task; it resumes within a cell.
+
+    python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter
+    python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter --temperature 1
+    python examples/smollm2/evaluate_tasks.py --label twin --adapter runs/smollm2/twin-start-seed0/adapter --context full
+    python examples/smollm2/evaluate_tasks.py --label truncation --adapter runs/smollm2/twin-start-seed0/adapter --context truncate
+
+Each line of `<label>-<objectives>-t<temperature>-seed<seed>.jsonl` is one task:
+
+| field | meaning |
+|---|---|
+| `task`, `seed`, `objectives` | the same in all files, so that agents can be compared task by task |
+| `em`, `positional` | share of objectives right by `exact_match` (0 unless there are N answers), and by position |
+| `peak_tokens`, `peak_tokens_without_prompt`, `state_tokens` | largest context, and largest state |
+| `retained` | share of the seen answers that stood in the memory of the last turn; null if none was seen before it |
+| `turns`, `stop_reason`, `answer`, `answers`, `weights` | what happened, and a checksum of the weights |
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from model import load
+from runs import UNFINISHED, Deadline, add_options, quiet, read_lines
+from tasks import PROTOCOL, environment_factory, largest_state, limits, tasks
+
+from mem1_trl import Mem1Agent
+from mem1_trl.evaluation import evaluate_agent
+
+OBJECTIVES = (1, 2, 4, 3, 6, 8)
+TOGETHER = 25
+TRUNCATED_TO = 512
+
+
+def line_of(task, number, seed, n, weights):
+    """The record of an evaluated task."""
+    kept = [trace.kept[-1] for trace in task.objectives_detail if trace.kept]
+    scores, trajectory = task.scores, task.trajectory
+    return {
+        "task": f"{n}-{seed}-{number}",
+        "seed": seed,
+        "objectives": n,
+        "em": scores["exact_match_per_objective"],
+        "positional": scores.get("reward", 0.0),
+        "peak_tokens": scores.get("peak_tokens"),
+        "peak_tokens_without_prompt": scores.get("peak_tokens_without_prompt"),
+        "state_tokens": largest_state(trajectory),
+        "retained": statistics.mean(kept) if kept else None,
+        "turns": len(trajectory.turns),
+        "stop_reason": str(trajectory.stop_reason),
+        "answer": trajectory.answer,
+        "answers": task.task["answers"],
+        "weights": weights,
+    }
+
+
+def evaluate(agent, path, n, count, seed, deadline, split="test"):
+    """
+    Play a cell to its end, or as far as the time allows; what the file holds already is not played again.
+
+    Any agent will do, for instance one whose logits a control changes.
+    """
+    lines, weights = read_lines(path), agent.describe()["weights"]
+    if lines and lines[0]["weights"] != weights:
+        raise SystemExit(f"{path} holds tasks of other weights ({lines[0]['weights']}, not {weights}): remove it.")
+    agent.settings = replace(agent.settings, **limits(n))
+    rows = tasks(split, n, count, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while len(lines) < count:
+        if not deadline.leaves(120):
+            raise SystemExit(UNFINISHED)
+        begin = len(lines)
+        chunk = rows.select(range(begin, min(begin + TOGETHER, count)))
+        result = evaluate_agent(agent, chunk, environment_factory(), batch_size=TOGETHER, seed=1000 * seed + begin)
+        new = [line_of(task, begin + task.index, seed, n, weights) for task in result.tasks]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in new))
+        lines += new
+    return lines[:count]
+
+
+def summary(label, n, lines):
+    """One line for people: means, with the standard error of the first."""
+    mean = {
+        key: statistics.mean([line[key] for line in lines if line[key] is not None] or [float("nan")])
+        for key in ("em", "positional", "peak_tokens", "retained")
+    }
+    error = statistics.stdev(line["em"] for line in lines) / len(lines) ** 0.5 if len(lines) > 1 else float("nan")
+    return (
+        f"{label}, {n} objectives, {len(lines)} tasks: EM {mean['em']:.3f} (se {error:.3f}), positional {mean['positional']:.3f}, "
+        f"peak {mean['peak_tokens']:.0f} tokens, retained {mean['retained']:.2f}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, Path("runs/smollm2/evaluation"))
+    parser.add_argument("--label", required=True, help="name of the agent in files and tables")
+    parser.add_argument("--adapter", type=Path, default=None, help="(default: the plain model)")
+    parser.add_argument("--context", choices=["mem1", "full", "truncate"], default="mem1")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--objectives", type=int, nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--tasks", type=int, default=150)
+    args = parser.parse_args()
+    deadline = Deadline(args.minutes)
+    quiet(args)
+    paths = {
+        n: args.output_dir / f"{args.label}-{n}-t{args.temperature:g}-seed{args.seed}.jsonl" for n in args.objectives
+    }
+    if all(len(read_lines(path)) >= args.tasks for path in paths.values()):
+        return
+    model, tokenizer = load(args.base, args.adapter)
+    agent = Mem1Agent(
+        model,
+        tokenizer,
+        PROTOCOL,
+        batch_size=TOGETHER,
+        temperature=args.temperature,
+        context=args.context,
+        max_context_length=TRUNCATED_TO if args.context == "truncate" else None,
+        **limits(1),
+    )
+    for n, path in paths.items():
+        print(summary(args.label, n, evaluate(agent, path, n, args.tasks, args.seed, deadline)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

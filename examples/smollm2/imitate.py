@@ -1,0 +1,95 @@
+"""
+Two controls that need no reinforcement, of the same size as a finished run of `train.py`.
+
+    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-2-seed0
+    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-2-seed0
+
+`imitation` plays as many episodes as that run did, in three rounds, and learns those that answered everything; each round plays
+the model of the last one. `supervised` goes on with demonstrations for as many processor seconds as that run took.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from demonstrator import lessons
+from model import load
+from runs import UNFINISHED, Deadline, add_options, is_done, quiet, supervised, write_json
+from start import demonstrations
+from tasks import PROTOCOL, environment_factory, limits, tasks
+
+from mem1_trl import Mem1Agent
+from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
+
+TOGETHER = 16
+
+
+def play(args, adapter, rows, path, deadline):
+    """Sampled episodes of an adapter, as far as the time allows."""
+    model, tokenizer = load(args.base, adapter)
+    agent = Mem1Agent(model, tokenizer, PROTOCOL, temperature=1.0, batch_size=TOGETHER, **limits(2))
+    for end in range(TOGETHER, len(rows) + TOGETHER, TOGETHER):
+        if not deadline.leaves(60):
+            raise SystemExit(UNFINISHED)
+        played = collect_trajectories(
+            agent, rows.select(range(min(end, len(rows)))), environment_factory(), path, batch_size=TOGETHER,
+            disable_tqdm=True,
+        )  # fmt: skip
+    return played
+
+
+def imitate(args, like, settings, deadline):
+    """Rounds of playing and learning; the adapter of the last round is the result."""
+    adapter, kept_in_rounds = args.start, []
+    each = like["steps"] * like["batch_size"] // args.rounds
+    for number in range(1, args.rounds + 1):
+        place = args.output_dir / f"round{number}"
+        rows = tasks("train", 2, each, args.seed * 100 + number)
+        played = play(args, adapter, rows, place / "episodes.jsonl", deadline)
+        kept = [t for t in played if t.reward == 1.0]
+        kept_in_rounds.append(len(kept))
+        if kept and not is_done(place):
+            dataset = demonstration_dataset(select_trajectories(kept, best_per_task=2))
+            steps = max(1, args.epochs * len(dataset) // settings["batch_size"])
+            model, tokenizer = load(args.base, adapter, trainable=True)
+            supervised(model, tokenizer, dataset, place, steps, deadline, settings)
+        adapter = place / "adapter" if kept else adapter
+    record = {**settings, "episodes": each * args.rounds, "kept": kept_in_rounds, "adapter": str(adapter)}
+    write_json(args.output_dir / "done.json", record)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("control", choices=["imitation", "supervised"])
+    add_options(parser, None)
+    parser.add_argument(
+        "--like", type=Path, required=True, help="folder of the run of train.py that it is held against"
+    )
+    parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2, help="times that each round reads its successful episodes")
+    parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    args = parser.parse_args()
+    args.output_dir = args.output_dir or args.like.with_name(f"{args.control}-{args.like.name}")
+    if is_done(args.output_dir):
+        return
+    if not is_done(args.like):
+        parser.error(f"--like must be a finished run of train.py, but {args.like} has no done.json")
+    like = json.loads((args.like / "done.json").read_text())
+    deadline = Deadline(args.minutes)
+    quiet(args)
+    settings = {name: getattr(args, name) for name in ("control", "batch_size", "learning_rate", "seed")}
+    if args.control == "imitation":
+        return imitate(args, like, settings, deadline)
+    model, tokenizer = load(args.base, args.start, trainable=True)
+    # No step is that short, so the processor seconds end it
+    steps = max(1, int(like["cpu_seconds"]))
+    rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
+    path = args.output_dir / "demonstrations.jsonl"
+    dataset = demonstrations(tokenizer, rows, path, "mem1")
+    supervised(model, tokenizer, dataset, args.output_dir, steps, deadline, settings, like["cpu_seconds"], "constant")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""
+The supervised start: demonstrations of one and of two objectives teach format, reading and copying, and no more.
+
+    python examples/smollm2/start.py                                                        # into runs/smollm2/start-seed0
+    python examples/smollm2/start.py --context full --output_dir runs/smollm2/twin-start-seed0   # of the twin that appends
+"""
+
+import argparse
+from pathlib import Path
+
+from demonstrator import demonstrator, lessons
+from model import load
+from runs import Deadline, add_options, is_done, quiet, supervised
+from tasks import environment_factory
+
+from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
+
+
+def demonstrations(tokenizer, rows, path, context):
+    """Rows for `SFTTrainer`, of demonstrated episodes that answered everything."""
+    agent = demonstrator(tokenizer, context=context)
+    played = collect_trajectories(agent, rows, environment_factory(), path, disable_tqdm=True)
+    return demonstration_dataset(select_trajectories(played, min_reward=1.0))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, Path("runs/smollm2/start-seed0"))
+    parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    args = parser.parse_args()
+    if is_done(args.output_dir):
+        return
+    deadline = Deadline(args.minutes)
+    quiet(args)
+    model, tokenizer = load(args.base, trainable=True)
+    # An episode has about three turns
+    rows = lessons(args.seed, max(4, args.steps * args.batch_size // 3))
+    dataset = demonstrations(tokenizer, rows, args.output_dir / "demonstrations.jsonl", args.context)
+    settings = {name: getattr(args, name) for name in ("batch_size", "learning_rate", "seed", "context")}
+    supervised(model, tokenizer, dataset, args.output_dir, args.steps, deadline, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""
+Reinforcement learning from the supervised start, by PPO or GRPO; it resumes after any interruption.
+
+    python examples/smollm2/train.py --algorithm grpo                              # on two objectives
+    python examples/smollm2/train.py --algorithm ppo --objectives 1 2 3 4 --output_dir runs/smollm2/ppo-mixed-seed0
+    python examples/smollm2/train.py --minutes 60                                  # an hour of it; the next start goes on
+
+The reward is the share of objectives that are right by position, less 1 if a state outgrew its budget. Each step is a line of
+`training.jsonl`.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets import concatenate_datasets
+from model import load
+from runs import Deadline, Record, add_options, finish, is_done, quiet
+from tasks import PROTOCOL, environment_factory, limits, over_budget, tasks
+from transformers import PrinterCallback
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.trainers.checkpoints import last_complete_checkpoint
+
+POOL = 2000
+"""Tasks to draw from. It does not depend on the steps, so that a finished run can be made longer: `--steps 120`."""
+
+
+def configuration(args):
+    settings = dict(
+        output_dir=str(args.output_dir / "checkpoints"),
+        max_steps=args.steps,
+        context=args.context,
+        per_device_train_batch_size=args.batch_size,
+        max_tokens_per_micro_batch=args.tokens_per_pass,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",  # so that a run can be made longer
+        beta=0.0,
+        temperature=1.0,
+        gradient_checkpointing=False,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=1,  # a step takes minutes, a checkpoint of adapters under a second
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        seed=args.seed,
+        **limits(max(args.objectives)),
+    )
+    if args.algorithm == "ppo":
+        return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
+    return Mem1GRPOConfig(num_generations=args.generations, **settings)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, Path("runs/smollm2/grpo-2-seed0"))
+    parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
+    parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
+    parser.add_argument("--objectives", type=int, nargs="+", default=[2], help="numbers of objectives of the tasks")
+    parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch_size", type=int, default=16, help="episodes of a step")
+    parser.add_argument("--generations", type=int, default=4, help="episodes for each task with GRPO")
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--value_learning_rate", type=float, default=5e-4)
+    parser.add_argument("--gamma", type=float, default=1.0)
+    parser.add_argument("--lam", type=float, default=1.0)
+    parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    if is_done(args.output_dir, args.steps):
+        return
+    deadline = Deadline(args.minutes)
+    quiet(args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load(args.base, args.start, trainable=True)
+    record = Record(args.output_dir, deadline)
+    each = POOL // len(args.objectives)
+    trainer_class = Mem1PPOTrainer if args.algorithm == "ppo" else Mem1GRPOTrainer
+    trainer = trainer_class(
+        model=model,
+        args=configuration(args),
+        reward_funcs=[over_budget],
+        train_dataset=concatenate_datasets([tasks("train", n, each, args.seed) for n in args.objectives]),
+        processing_class=tokenizer,
+        environment_factory=environment_factory(),
+        protocol=PROTOCOL,
+        callbacks=[record],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
+    names = ("algorithm", "objectives", "context", "batch_size", "generations", "learning_rate", "seed")
+    finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names})
+
+
+if __name__ == "__main__":
+    main()

