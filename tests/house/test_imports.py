@@ -46,6 +46,7 @@ ORDER = [
     "update",
     "rollout",
     "configs",
+    "estimate",
     "hub",
     "agent",
     "evaluation",
