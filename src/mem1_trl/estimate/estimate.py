@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..configs import Mem1PPOConfig
 from .memory import BASES, SIZES, Setup, activation_bytes, cache_bytes, fixed_bytes
