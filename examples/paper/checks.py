@@ -23,6 +23,12 @@ SPARE = 1.1, 1.5e9
 """Factor and bytes that an allocator, libraries and the driver take beside tensors: assumptions."""
 
 
+NO_GPU = (
+    "There is no GPU that computes in bfloat16: use one, or only check the run for one that is not here, such as "
+    "--check_only True --use_cpu True --gpu_memory 80."
+)
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -38,7 +44,9 @@ def read_options(kinds: Sequence[type], args: Sequence[str] | None = None) -> tu
     except OSError as error:
         sys.exit(f"train.py: the file of --config cannot be read: {error.strerror}: {error.filename}")
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        sys.exit(f"train.py: {' '.join(str(error).split())}")
+        if "bf16/gpu" in str(error):
+            sys.exit(f"train.py: {NO_GPU}")
+        sys.exit(f"train.py: {_one_line(error)}")
     for where, unknown in (("the file of --config", from_file), ("the command line", from_line)):
         if unknown:
             name = unknown[0].removeprefix("--").split("=")[0]
@@ -81,6 +89,8 @@ def missing(script: Any, args: Any, model: Any, estimate: Callable[[], Any]) -> 
             found.sentences.append(f"{name} is not installed: pip install {name}, or leave out {option}.")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         found.sentences.append("Quantized weights are frozen, and nothing would be trained: set use_peft: true.")
+    if not (script.check_only and script.gpu_memory is not None):
+        found.sentences += _launch(script, args)
     try:
         found.estimates = estimate()
     except (OSError, ValueError, TypeError) as error:
@@ -98,12 +108,29 @@ def _existing(path: str) -> str:
     return path
 
 
+def _launch(script: Any, args: Any) -> list[str]:
+    """Whether the processes are those that the batch sizes, and the memory, are meant for."""
+    found = []
+    if script.gpus is not None and script.gpus != args.world_size:
+        found.append(
+            f"The configuration is meant for {script.gpus} GPU(s), but {args.world_size} process(es) were started: use accelerate "
+            f"launch --num_processes {script.gpus}, or set gpus, and gradient_accumulation_steps so that 64 tasks are in an update."
+        )
+    stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
+    if script.zero2 != (stage == 2):
+        found.append(
+            f"zero2 is {script.zero2}, but DeepSpeed's stage is {stage}: launch with examples/accelerate/zero2.yaml if it is to split "
+            "the policy, or with ddp.yaml and zero2: false."
+        )
+    return found
+
+
 def _memory(script: Any, args: Any, wanted: float) -> list[str]:
     size = None if script.gpu_memory is None else script.gpu_memory * 1e9
     if size is None and args.use_cpu:
         return []
     if size is None and not torch.cuda.is_available():
-        return ["There is no GPU: use one, or describe one with gpu_memory, check_only and use_cpu."]
+        return [NO_GPU]
     if size is None:
         size = float(torch.cuda.get_device_properties(args.device).total_memory)
     wanted = wanted * SPARE[0] + SPARE[1]

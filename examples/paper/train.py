@@ -48,17 +48,37 @@ class ScriptArguments:
         default_factory=lambda: [350.0, 4.0, 150.0, 500.0],
         metadata={"help": "Tokens of the prompt, turns, tokens of a turn and of an observation, for the estimate."},
     )
-    gpu_memory: float | None = field(default=None, metadata={"help": "GB of one GPU. `None` asks the GPU."})
+    gpus: int | None = field(
+        default=None, metadata={"help": "GPUs that the batch sizes are meant for. `None` takes those of the launch."}
+    )
+    zero2: bool = field(default=False, metadata={"help": "Whether DeepSpeed's ZeRO-2 is meant to split the policy."})
+    gpu_memory: float | None = field(
+        default=None,
+        metadata={
+            "help": "GB of one GPU. `None` asks the GPU; a number describes one that is not here, with check_only."
+        },
+    )
     peak_tflops: float = field(default=989.0, metadata={"help": "TFLOP/s of one GPU (default: H100, bfloat16)."})
     update_utilization: float = field(default=0.35, metadata={"help": "Share of it that the update reaches."})
     rollout_utilization: float = field(default=0.02, metadata={"help": "Share of it that the rollout reaches."})
+
+    def __post_init__(self) -> None:
+        for name in ("objectives", "passages", "gpus"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if len(self.expected_episode) != 4:
+            raise ValueError(
+                "expected_episode must have 4 numbers (tokens of the prompt, turns, tokens of a turn, tokens of an observation), got "
+                f"{len(self.expected_episode)}."
+            )
 
 
 def estimates(script: ScriptArguments, args: Mem1PPOConfig, model: ModelConfig) -> tuple[Estimate, Estimate]:
     """The run with the episodes that are expected, and with the largest that its budgets allow."""
     config = AutoConfig.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)
     dtype = str(config.dtype).removeprefix("torch.") if model.dtype in (None, "auto") else model.dtype
-    plugin = args.deepspeed_plugin
+    gpus = script.gpus or args.world_size
     counted = copy.copy(args)
     if script.gpu_memory is not None:  # the GPU is described, not this machine
         counted.use_cpu = False
@@ -68,8 +88,8 @@ def estimates(script: ScriptArguments, args: Mem1PPOConfig, model: ModelConfig) 
         bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else 16,
         nested=model.use_bnb_nested_quant,
         value_model=script.value_model,
-        processes=args.world_size,
-        shards=args.world_size if plugin is not None and plugin.zero_stage == 2 else 1,
+        processes=gpus,
+        shards=gpus if script.zero2 else 1,
     )
     expected = EpisodeShape(*script.expected_episode)
     largest = EpisodeShape.largest(args, expected.prompt)
@@ -77,18 +97,19 @@ def estimates(script: ScriptArguments, args: Mem1PPOConfig, model: ModelConfig) 
 
 
 def describe(script: ScriptArguments, args: Mem1PPOConfig, expected: Estimate, largest: Estimate) -> str:
-    played = args.generation_batch_size
     seconds = expected.seconds(script.peak_tflops * 1e12, script.update_utilization, script.rollout_utilization)
-    shape = "{:g} prompt tokens, {:g} turns of {:g} tokens, observations of {:g}".format(*script.expected_episode)
+    played = expected.episodes * args.steps_per_generation // args.gradient_accumulation_steps
+    shape = "a prompt of {:g} tokens, {:g} turns of {:g}, observations of {:g}".format(*script.expected_episode)
     return "\n".join(
         [
-            "Estimated from shapes (tensors only; a driver and libraries take some more):",
-            f"  if every episode uses all its budgets, {largest.lines()[0]}",
-            *(f"  if episodes have {shape}, {line}" for line in expected.lines()),
-            f"  {played} tasks are played at a time, and {expected.episodes} are in an update (the paper: 128 and 64)",
-            f"  {args.max_steps} steps take {args.max_steps * seconds / 3600:,.2f} hours on {expected.processes} GPUs, if each reaches "
-            f"{script.update_utilization:.0%} of {script.peak_tflops:g} TFLOP/s in the update and "
-            f"{script.rollout_utilization:.0%} in the rollout: assumptions, not measurements",
+            "Estimated from shapes. Episodes that use all their budgets:",
+            f"  {largest.lines()[0]}",
+            f"Episodes with {shape} (expected_episode):",
+            *(f"  {line}" for line in expected.lines()),
+            f"  {args.max_steps} steps: {args.max_steps * seconds / 3600:,.1f} hours of {expected.processes} GPU(s), if each reaches "
+            f"{script.update_utilization:.0%} of {script.peak_tflops:g} TFLOP/s in the update and {script.rollout_utilization:.0%} in the "
+            "rollout, which is assumed and not measured",
+            f"{played} tasks are played at a time, and {expected.episodes} are in an update (the paper: 128 and 64).",
         ]
     )
 

@@ -75,10 +75,11 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """The estimate as text, without the time."""
-        parts = ", ".join(f"{name} {value / 1e9:,.2f}" for name, value in self.memory.items() if value >= 5e6)
+        least = self.total_memory / 1000
+        parts = ", ".join(f"{name} {value / 1e9:,.3g}" for name, value in self.memory.items() if value >= least)
         return [
-            f"memory of one GPU: {self.total_memory / 1e9:,.1f} GB ({parts or 'less than 0.01 each'}; keys and values and activations do "
-            "not meet)",
+            f"memory of one GPU: {self.total_memory / 1e9:,.1f} GB ({parts}; keys and values of the rollout and activations "
+            "of the update are not there at once)",
             f"one step: {self.episodes} episodes, {self.generated:,.0f} tokens sampled, {self.trained:,.0f} forwarded by each pass of "
             f"the update",
             f"one step: {self.update_flops / 1e12:,.3f} TFLOP in the update, {self.rollout_flops / 1e12:,.3f} in the rollout",

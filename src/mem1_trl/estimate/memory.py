@@ -121,8 +121,10 @@ def activation_bytes(model: ModelShape, setup: Setup, args: Any, tokens: float, 
     tile = min(scored, _TILE[0]) * wide * (4 if args.cast_lm_head_to_fp32 else inside)
     if not model.adapters:
         tile += 4 * model.hidden * model.vocabulary  # the gradient of the head, in float32
-    trained_in_float32 = half and setup.dtype == "float32" and setup.shards == 1 and not model.adapters
-    copies = 2 * model.parameters if trained_in_float32 else 0  # that autocast keeps for a pass
+    copies = 0  # that autocast keeps for a pass, of weights that are trained in float32
+    if half and setup.dtype == "float32" and not model.adapters:
+        beside_engine = model.backbone if setup.critic == "copy" else 0
+        copies = 2 * (model.parameters if setup.shards == 1 else beside_engine)
     return kept + max(layer * tokens, tile) + copies
 
 
