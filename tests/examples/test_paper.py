@@ -142,7 +142,12 @@ def test_configurations_are_those_of_the_paper(data, monkeypatch, tmp_path, caps
         monkeypatch, "--config", str(FOLDER / f"{name}.yaml"), *files(data), "--model_name_or_path", str(tmp_path), *described
     )  # fmt: skip
     assert (ended is None) == fits, ended
-    assert "128 tasks are played at a time, and 64 are in an update" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "128 tasks are played at a time, and 64 are in an update" in said
+    largest = float(said.split("memory of one GPU: ")[1].split(" GB")[0].replace(",", ""))
+    [row] = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}.yaml`")]
+    written = float(row.split("|")[-2].strip().removesuffix(" GB"))
+    assert written == pytest.approx(largest * checks.SPARE[0] + checks.SPARE[1] / 1e9, rel=0.03), "README.md says another"
     script, args, _ = checks.read_options(
         (train.ScriptArguments, train.Mem1PPOConfig, train.ModelConfig),
         ["--config", str(FOLDER / f"{name}.yaml"), "--use_cpu", "True"],
@@ -174,7 +179,7 @@ def test_the_table_has_the_papers_numbers_and_their_sources(capsys, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["table.py", "--markdown"])
     table.main()
     said = capsys.readouterr().out
-    assert "| MEM1-QA 7B (paper) | 0.709 / 0.838 / 6.4 / 6.49 |" in said and "this run" not in said
+    assert "| MEM1-QA 7B (paper) | 0.709 / 0.838 / 6.4 / 6.49 |" in said and "| this run" not in said
     for source in ("2506.15841", "2603.00680", "2511.02805"):
         assert source in said
 
