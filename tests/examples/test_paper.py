@@ -147,7 +147,9 @@ def test_configurations_are_those_of_the_paper(data, monkeypatch, tmp_path, caps
     largest = float(said.split("memory of one GPU: ")[1].split(" GB")[0].replace(",", ""))
     [row] = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}.yaml`")]
     written = float(row.split("|")[-2].strip().removesuffix(" GB"))
-    assert written == pytest.approx(largest * checks.SPARE[0] + checks.SPARE[1] / 1e9, rel=0.03), "README.md says another"
+    assert written == pytest.approx(largest * checks.SPARE[0] + checks.SPARE[1] / 1e9, rel=0.03), (
+        "README.md says another"
+    )
     script, args, _ = checks.read_options(
         (train.ScriptArguments, train.Mem1PPOConfig, train.ModelConfig),
         ["--config", str(FOLDER / f"{name}.yaml"), "--use_cpu", "True"],

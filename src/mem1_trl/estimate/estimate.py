@@ -160,7 +160,7 @@ def estimate_run(
     micro = args.per_device_train_batch_size * episode.trained(args.layout)
     if args.max_tokens_per_micro_batch is not None:  # a single trajectory is never cut
         micro = min(micro, max(args.max_tokens_per_micro_batch, episode.trained(args.layout)))
-    at_once = args.per_device_train_batch_size * args.steps_per_generation
+    at_once = args.per_device_train_batch_size * _steps_per_generation(args)
     memory = fixed_bytes(shape, setup, str(getattr(args.optim, "value", args.optim)))
     # Without Triton, TRL projects every token onto the vocabulary
     scored = micro if args.use_cpu else micro * episode.generated / episode.trained(args.layout)
@@ -180,6 +180,12 @@ def estimate_run(
     )
 
 
+def _steps_per_generation(args: Mem1GRPOConfig) -> int:
+    """Micro-batches of one process that are played at once; a configuration that is complete has their number."""
+    assert args.steps_per_generation is not None
+    return args.steps_per_generation
+
+
 def _operations(model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: EpisodeShape) -> tuple[float, float]:
     """Operations of the update and of the rollout for one episode."""
     per_token = 2 * (model.active + model.adapters)
@@ -191,10 +197,11 @@ def _operations(model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: 
     backward = (1.0 if model.adapters else 2.0) + (1.0 if args.gradient_checkpointing else 0.0)
     critics = 0 if setup.critic in (None, "shared") else 1
 
-    generate_every = args.steps_per_generation * args.num_iterations
+    generate_every = _steps_per_generation(args) * args.num_iterations
     corrected = args.use_vllm and args.vllm_importance_sampling_correction
     old = bool(args.gradient_accumulation_steps % generate_every or corrected)
-    old = old or (critics and bool(args.beta) and args.kl_in_reward)  # the penalty wants them
+    if isinstance(args, Mem1PPOConfig) and args.beta and args.kl_in_reward:
+        old = True  # the penalty wants them
     scored = (int(old) + int(bool(args.beta))) * (below + head) + (setup.critic is not None) * below
     learned = (1 + critics) * below * (1 + backward) + head * 3
     sampled = per_token * (episode.read(args.prefix_cache) + episode.generated)
