@@ -46,6 +46,7 @@ ORDER = [
     "update",
     "rollout",
     "configs",
+    "estimate",
     "hub",
     "agent",
     "evaluation",
@@ -72,6 +73,7 @@ PUBLIC = {
         "WebShopEnvironment",
         "idempotent",
     ],
+    "mem1_trl.estimate": ["EpisodeShape", "Estimate", "estimate_run"],
     "mem1_trl.evaluate_metrics": [],
     "mem1_trl.evaluation": [
         "PAPER_OBJECTIVES",

@@ -1,0 +1,209 @@
+"""Memory, tokens, operations and time of a run, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..configs import Mem1PPOConfig
+from .memory import BASES, SIZES, Setup, activation_bytes, cache_bytes, fixed_bytes
+from .shapes import EpisodeShape, ModelShape
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PretrainedConfig
+
+    from ..configs import Mem1GRPOConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """
+    What a run takes.
+
+    Attributes:
+        memory (`dict[str, float]`):
+            Bytes on one GPU, by what they are for.
+        episodes (`int`):
+            Episodes of one optimizer step, of all processes.
+        generated (`float`):
+            Tokens that one step samples.
+        trained (`float`):
+            Tokens that one pass of its update forwards.
+        update_flops, rollout_flops (`float`):
+            Floating-point operations of one step (a multiplication and an addition are two).
+        processes (`int`):
+            GPUs that work on it.
+    """
+
+    memory: dict[str, float]
+    episodes: int
+    generated: float
+    trained: float
+    update_flops: float
+    rollout_flops: float
+    processes: int = 1
+
+    @property
+    def total_memory(self) -> float:
+        """Bytes on one GPU at the worst moment: either keys and values, or gradients and activations, are there."""
+        held = {name: value for name, value in self.memory.items() if name not in ("keys and values", "activations")}
+        return sum(held.values()) + max(self.memory["keys and values"], self.memory["activations"])
+
+    def seconds(self, peak_flops: float, update: float = 0.35, rollout: float = 0.02) -> float:
+        """
+        Time of one step, if the GPUs reach these shares of their peak.
+
+        Args:
+            peak_flops (`float`):
+                Operations a second that one GPU is said to do in the data type of the run.
+            update, rollout (`float`, *optional*, default to 0.35 and 0.02):
+                Shares of it that are reached. They are assumptions: take them from a step that was timed, see
+                [`Estimate.utilization`]. Generation reads all weights for each token, and so reaches little.
+
+        Raises:
+            `ValueError`: if a number is not above 0.
+        """
+        for name, value in (("peak_flops", peak_flops), ("update", update), ("rollout", rollout)):
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+        return (self.update_flops / update + self.rollout_flops / rollout) / (peak_flops * self.processes)
+
+    def utilization(self, seconds: float, peak_flops: float) -> float:
+        """Share of the peak that a step reached that took `seconds` as a whole: calibrates [`Estimate.seconds`]."""
+        return (self.update_flops + self.rollout_flops) / (seconds * peak_flops * self.processes)
+
+    def lines(self) -> list[str]:
+        """The estimate as text, without the time."""
+        least = self.total_memory / 1000
+        parts = ", ".join(f"{name} {value / 1e9:,.3g}" for name, value in self.memory.items() if value >= least)
+        return [
+            f"memory of one GPU: {self.total_memory / 1e9:,.1f} GB ({parts}; keys and values of the rollout and activations "
+            "of the update are not there at once)",
+            f"one step: {self.episodes} episodes, {self.generated:,.0f} tokens sampled, {self.trained:,.0f} forwarded by each pass of "
+            f"the update",
+            f"one step: {self.update_flops / 1e12:,.3f} TFLOP in the update, {self.rollout_flops / 1e12:,.3f} in the rollout",
+        ]
+
+
+def estimate_run(
+    model: PretrainedConfig,
+    args: Mem1GRPOConfig,
+    episode: EpisodeShape,
+    *,
+    dtype: str = "float32",
+    peft_config: PeftConfig | None = None,
+    bits: int = 16,
+    nested: bool = False,
+    value_model: str | None = None,
+    processes: int = 1,
+    shards: int = 1,
+) -> Estimate:
+    """
+    What a run takes, from shapes alone.
+
+    Counted are tensors: weights, gradients, states of the optimizer, activations, keys and values. What a driver, an allocator
+    and libraries take besides is not: leave a tenth of a GPU, and 1 or 2 GB, to them. With vLLM, its own share comes on top.
+
+    Args:
+        model ([`~transformers.PretrainedConfig`]):
+            Configuration of the policy; nothing is loaded.
+        args ([`Mem1GRPOConfig`] or [`Mem1PPOConfig`]):
+            The run. Batch sizes are those of one process.
+        episode ([`EpisodeShape`]):
+            An average episode, or the [largest][EpisodeShape.largest].
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Data type of the weights.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter that is trained; PPO's critic is then a second one.
+        bits (`int`, *optional*, defaults to 16):
+            4 or 8 if the weights below the adapter are quantized.
+        nested (`bool`, *optional*, defaults to `False`):
+            Whether the scales of 4-bit weights are quantized, too.
+        value_model (`str`, *optional*):
+            `"shared"` for a critic that is a head on the policy.
+        processes (`int`, *optional*, defaults to 1):
+            Processes of data parallelism, one for each GPU.
+        shards (`int`, *optional*, defaults to 1):
+            GPUs over which DeepSpeed's ZeRO-2 splits the policy's gradients and states.
+
+    Returns:
+        [`Estimate`]
+
+    Raises:
+        `ValueError`: if a data type or a number of bits is unknown.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoConfig
+    >>> from mem1_trl import Mem1PPOConfig
+    >>> from mem1_trl.estimate import EpisodeShape, estimate_run
+
+    >>> config = AutoConfig.from_pretrained("examples/assets/tiny-mem1")
+    >>> args = Mem1PPOConfig("out", per_device_train_batch_size=4, bf16=False)
+    >>> found = estimate_run(config, args, EpisodeShape(prompt=40, turns=3, completion=20, observation=60))
+    >>> found.episodes, found.generated
+    (4, 240)
+    ```
+    """
+    if dtype not in SIZES:
+        raise ValueError(f"dtype must be one of {', '.join(map(repr, SIZES))}, got {dtype!r}.")
+    if bits not in BASES:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BASES))}, got {bits}.")
+    shape = ModelShape.of(model, peft_config)
+    critic = None
+    if isinstance(args, Mem1PPOConfig):
+        critic = "shared" if value_model == "shared" else "copy" if peft_config is None else "adapter"
+    setup = Setup(dtype, bits, nested, critic, bool(args.beta) and peft_config is None, shards)
+
+    micro = args.per_device_train_batch_size * episode.trained(args.layout)
+    if args.max_tokens_per_micro_batch is not None:  # a single trajectory is never cut
+        micro = min(micro, max(args.max_tokens_per_micro_batch, episode.trained(args.layout)))
+    at_once = args.per_device_train_batch_size * _steps_per_generation(args)
+    memory = fixed_bytes(shape, setup, str(getattr(args.optim, "value", args.optim)))
+    # Without Triton, TRL projects every token onto the vocabulary
+    scored = micro if args.use_cpu else micro * episode.generated / episode.trained(args.layout)
+    memory["activations"] = activation_bytes(shape, setup, args, micro, scored)
+    memory["keys and values"] = 0.0 if args.use_vllm else cache_bytes(shape, setup, episode, at_once)
+
+    episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    update, rollout = _operations(shape, setup, args, episode)
+    return Estimate(
+        memory=memory,
+        episodes=episodes,
+        generated=episodes * episode.generated,
+        trained=episodes * episode.trained(args.layout),
+        update_flops=episodes * update,
+        rollout_flops=episodes * rollout / args.num_iterations,
+        processes=processes,
+    )
+
+
+def _steps_per_generation(args: Mem1GRPOConfig) -> int:
+    """Micro-batches of one process that are played at once; a configuration that is complete has their number."""
+    assert args.steps_per_generation is not None
+    return args.steps_per_generation
+
+
+def _operations(model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: EpisodeShape) -> tuple[float, float]:
+    """Operations of the update and of the rollout for one episode."""
+    per_token = 2 * (model.active + model.adapters)
+    attention = 4 * model.heads_width * model.layers
+    below = per_token * episode.trained(args.layout) + attention * episode.pairs  # one forward pass below the head
+    projected = episode.trained(args.layout) if args.use_cpu else episode.generated
+    head = 2 * model.hidden * model.vocabulary * projected
+    # Frozen weights get no gradient, but it passes through them; checkpointing computes a pass again
+    backward = (1.0 if model.adapters else 2.0) + (1.0 if args.gradient_checkpointing else 0.0)
+    critics = 0 if setup.critic in (None, "shared") else 1
+
+    generate_every = _steps_per_generation(args) * args.num_iterations
+    corrected = args.use_vllm and args.vllm_importance_sampling_correction
+    old = bool(args.gradient_accumulation_steps % generate_every or corrected)
+    if isinstance(args, Mem1PPOConfig) and args.beta and args.kl_in_reward:
+        old = True  # the penalty wants them
+    scored = (int(old) + int(bool(args.beta))) * (below + head) + (setup.critic is not None) * below
+    learned = (1 + critics) * below * (1 + backward) + head * 3
+    sampled = per_token * (episode.read(args.prefix_cache) + episode.generated)
+    sampled += attention * episode.pairs + 2 * model.hidden * model.vocabulary * episode.generated
+    return learned + scored / args.num_iterations, sampled

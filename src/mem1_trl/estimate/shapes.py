@@ -1,0 +1,193 @@
+"""The sizes that everything else follows from: those of a model, and those of an episode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PretrainedConfig
+
+    from ..trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """
+    Numbers of weights of a causal language model, and what its keys and values take.
+
+    Attributes:
+        layers, hidden, intermediate, vocabulary (`int`):
+            As in its configuration.
+        heads_width (`int`):
+            Query heads times their size.
+        keys_width (`int`):
+            Heads of keys times their size; those of values are as wide.
+        parameters (`int`):
+            All weights, tied ones once.
+        backbone (`int`):
+            Those below the language-modelling head, embeddings included.
+        linear (`int`):
+            Those of linear layers below the head: what 4-bit weights replace.
+        active (`int`):
+            Weights that one token is multiplied with below the head: with experts, those of the experts that it is sent to.
+        adapters (`int`):
+            Weights of one adapter; 0 without.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    heads_width: int
+    keys_width: int
+    parameters: int
+    backbone: int
+    linear: int
+    active: int
+    adapters: int = 0
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, peft_config: PeftConfig | None = None) -> ModelShape:
+        """
+        Count the weights of a model that is built without memory, on torch's `meta` device.
+
+        Args:
+            config ([`~transformers.PretrainedConfig`]):
+                Of a causal language model.
+            peft_config ([`~peft.PeftConfig`], *optional*):
+                Adapter that is trained.
+        """
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        inner = model.base_model
+        linear = [m.weight for m in inner.modules() if isinstance(m, nn.Linear)]
+        experts = [p for p in inner.parameters() if p.ndim == 3]
+        text = config.get_text_config()
+        share = getattr(text, "num_experts_per_tok", 1) / (_first(text, "num_experts", "num_local_experts") or 1)
+        size = _first(text, "head_dim") or text.hidden_size // text.num_attention_heads
+        shape = dict(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=_first(text, "intermediate_size") or 4 * text.hidden_size,
+            vocabulary=text.vocab_size,
+            heads_width=text.num_attention_heads * size,
+            keys_width=(_first(text, "num_key_value_heads") or text.num_attention_heads) * size,
+            parameters=sum(p.numel() for p in model.parameters()),
+            backbone=sum(p.numel() for p in inner.parameters()),
+            linear=sum(w.numel() for w in linear),
+            active=sum(w.numel() for w in linear) + round(share * sum(p.numel() for p in experts)),
+        )
+        if peft_config is None:
+            return cls(**shape)
+        adapted: Any = get_peft_model(model, copy.deepcopy(peft_config))
+        return cls(**shape, adapters=sum(p.numel() for p in adapted.parameters() if p.requires_grad))
+
+
+def _first(config: Any, *names: str) -> int | None:
+    """The first of some attributes that a configuration has."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeShape:
+    """
+    Tokens of an average episode whose context is the task, the last turn and its observation.
+
+    Turn 1 reads `prompt` tokens, every later one `prompt + completion + observation`, and each writes `completion`.
+
+    Attributes:
+        prompt (`float`): Tokens of the task prompt, instructions included.
+        turns (`float`): Calls of the model.
+        completion (`float`): Tokens that one turn writes.
+        observation (`float`): Tokens of one observation, its tags and hint included.
+
+    Raises:
+        `ValueError`: if an episode would have no prompt, no turn or no token.
+
+    Example:
+
+    ```python
+    >>> from mem1_trl.estimate import EpisodeShape
+
+    >>> EpisodeShape(prompt=100, turns=3, completion=50, observation=200).trained("packed")
+    700
+    ```
+    """
+
+    prompt: float
+    turns: float
+    completion: float
+    observation: float
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt", 1), ("turns", 1), ("completion", 1), ("observation", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} of an episode must be at least {least}, got {getattr(self, name)}.")
+
+    @classmethod
+    def largest(cls, args: Any, prompt: float) -> EpisodeShape:
+        """An episode that uses every budget of a configuration."""
+        return cls(prompt, args.max_turns, args.max_completion_length, args.max_observation_length)
+
+    @classmethod
+    def mean(cls, trajectories: Iterable[Trajectory]) -> EpisodeShape:
+        """The means over episodes that were played with `context="mem1"`."""
+        played = list(trajectories)
+        turns = sum(len(t.turns) for t in played)
+        written = sum(t.num_generated_tokens for t in played)
+        later = [
+            len(turn.prompt_ids) - len(t.prompt_ids) - len(before.completion_ids)
+            for t in played
+            for before, turn in zip(t.turns, t.turns[1:])
+        ]
+        prompt = sum(len(t.prompt_ids) for t in played) / max(1, len(played))
+        return cls(prompt, turns / max(1, len(played)), written / max(1, turns), sum(later) / max(1, len(later)))
+
+    @property
+    def generated(self) -> float:
+        """Tokens that the model samples."""
+        return self.turns * self.completion
+
+    @property
+    def kept(self) -> float:
+        """Tokens of all contexts after the first, the task prompt left out."""
+        return (self.turns - 1) * (self.completion + self.observation)
+
+    @property
+    def peak(self) -> float:
+        """Largest context and its completion."""
+        later = self.completion + self.observation if self.turns > 1 else 0
+        return self.prompt + later + self.completion
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of a token and one that it attends to, over the tree of the episode."""
+        c, o, p = self.completion, self.observation, self.prompt
+        branch = c + o + c  # context of a later turn and what it writes
+        return p * p / 2 + c * (p + c / 2) + (self.turns - 1) * branch * (p + branch / 2)
+
+    def trained(self, layout: str) -> float:
+        """
+        Tokens that one pass of the update forwards, padding of `layout="per_turn"` left out.
+
+        With `"packed"` the task prompt counts once, and so does the first turn, which the second goes on from; with `"per_turn"`
+        every context counts in full, and with `"paper"` every token once.
+        """
+        if layout == "paper":
+            return self.prompt + self.generated + (self.turns - 1) * self.observation
+        if layout == "per_turn":
+            return self.turns * self.prompt + self.kept + self.generated
+        return self.prompt + self.kept + self.generated - min(1, self.turns - 1) * self.completion
+
+    def read(self, prefix_cache: bool) -> float:
+        """Tokens that generation reads: the task prompt once if its keys and values are kept, or else in every turn."""
+        return (1 if prefix_cache else self.turns) * self.prompt + self.kept

@@ -1,0 +1,237 @@
+"""The estimate is held against a real small run: tensors, tokens and operations, and against arithmetic by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from support.trainer_helpers import trainer_arguments
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, TrainerCallback
+
+from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig, Mem1PPOTrainer, Trajectory, Turn, compose_objectives
+from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.estimate import EpisodeShape, ModelShape, estimate_run
+from mem1_trl.facts import load_facts
+from mem1_trl.update.rows import build_row
+
+ASSET = str(Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1")
+LORA = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+QWEN = AutoConfig.for_model(
+    "qwen2", hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+    num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False,
+)  # fmt: skip
+"""Qwen2.5-7B."""
+
+
+class Measured(TrainerCallback):
+    """Two steps of a real run: the bytes of the first are counted, and the tokens and operations of the second."""
+
+    def __init__(self, trainer):
+        self.trainer, self.rollout_flops, self.steps, self.tokens, self.grads = trainer, 0, [], [], 0
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.counter = FlopCounterMode(display=False)  # which changes what is allocated
+        sample, extend, loss = trainer._sample, trainer.extend_batch, trainer._compute_loss
+
+        def count_sampling(prompts):
+            before = self.counter.get_total_flops()
+            completions = sample(prompts)
+            self.rollout_flops += self.counter.get_total_flops() - before
+            return completions
+
+        def extend_batch(batch, trajectories, rewards):
+            self.steps.append(trajectories)
+            self.tokens.append(trainer.forwarded_tokens(trainer.row_batch(batch)))
+            return extend(batch, trajectories, rewards)
+
+        def compute_loss(model, inputs):
+            if trainer.state.global_step == 0:
+                self.profiler.start()
+            return loss(model, inputs)
+
+        trainer._sample, trainer.extend_batch, trainer._compute_loss = count_sampling, extend_batch, compute_loss
+        trainer.add_callback(self)
+        trainer.train()
+        self.update_flops = self.counter.get_total_flops() - self.rollout_flops
+        held = peak = 0
+        events = [event for event in self.profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        self.pass_bytes = peak - self.grads
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.counter.__enter__()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.profiler.stop()
+        parameters = {id(p): p for module in self.trainer.trained_modules for p in module.parameters()}
+        self.grads = sum(p.grad.nbytes for p in parameters.values() if p.grad is not None)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.counter.__exit__(None, None, None)
+
+    def weights(self):
+        reference = [] if self.trainer.ref_model is None else [self.trainer.ref_model]
+        modules = [*self.trainer.trained_modules, *reference]
+        return sum({p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}.values())
+
+    def states(self):
+        states = self.trainer.optimizer.state.values()
+        return sum(v.nbytes for state in states for v in state.values() if torch.is_tensor(v) and v.ndim)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+def test_a_real_step_takes_what_was_estimated(tmp_path, peft_config):
+    facts = load_facts()
+    arguments = trainer_arguments(
+        tmp_path, max_steps=2, max_turns=4, max_completion_length=64, max_observation_length=200,
+        per_device_train_batch_size=8, gradient_checkpointing=True, check="off", conversational=None,
+        model_init_kwargs={"dtype": "float32"},
+    )  # fmt: skip
+    args = Mem1PPOConfig(**arguments)
+    trainer = Mem1PPOTrainer(
+        model=ASSET,
+        args=args,
+        train_dataset=compose_objectives(facts.questions("train"), n=2, question="keywords"),
+        environment_factory=RetrievalQAEnvironment.factory(facts.corpus, top_k=1),
+        peft_config=peft_config,
+    )
+    found = Measured(trainer)
+    config = AutoConfig.from_pretrained(ASSET)
+    first, second = (
+        estimate_run(config, args, EpisodeShape.mean(trajectories), peft_config=peft_config)
+        for trajectories in found.steps
+    )
+    assert all(len(t.turns) >= 1 for t in found.steps[1]) and first.episodes == second.episodes == 8
+    memory = dict(first.memory)
+    cache, activations = memory.pop("keys and values"), memory.pop("activations")
+    gradients, states = memory.pop("gradients"), memory.pop("optimizer")
+    assert sum(memory.values()) == pytest.approx(found.weights(), rel=0.01)
+    assert gradients == pytest.approx(found.grads, rel=0.01)
+    assert states == pytest.approx(found.states(), rel=0.01)
+    assert activations == pytest.approx(found.pass_bytes, rel=0.2)
+    assert second.generated == pytest.approx(sum(t.num_generated_tokens for t in found.steps[1]))
+    assert second.trained == pytest.approx(found.tokens[1], rel=0.2)
+    assert second.update_flops == pytest.approx(found.update_flops, rel=0.2)
+    assert second.rollout_flops == pytest.approx(found.rollout_flops, rel=0.2)
+    assert cache > 0
+
+
+def episode_of(prompt: int, turns: int, completion: int, observation: int) -> Trajectory:
+    """An episode whose every token is another one, so that nothing is shared by chance."""
+    number = iter(range(10**6))
+    task = [next(number) for _ in range(prompt)]
+    played, kept = [], []
+    for _ in range(turns):
+        written = [next(number) for _ in range(completion)]
+        played.append(Turn(prompt_ids=[*task, *kept], completion_ids=written, logprobs=None, text="", observation=""))
+        kept = [*written, *(next(number) for _ in range(observation))]
+    return Trajectory(turns=played, reward=0.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns", "completion", "observation"), [(7, 1, 5, 3), (7, 4, 5, 3), (30, 6, 10, 0)]
+)
+def test_tokens_are_those_of_the_rows(prompt, turns, completion, observation):
+    trajectory = episode_of(prompt, turns, completion, observation)
+    shape = EpisodeShape.mean([trajectory])
+    assert shape == EpisodeShape(prompt, turns, completion, observation if turns > 1 else 0)
+    for layout in ("packed", "paper"):
+        row = build_row(trajectory, layout)
+        assert shape.trained(layout) == len(row.prompt_ids) + len(row.completion_ids)
+    lengths = [(len(turn.prompt_ids), len(turn.completion_ids)) for turn in trajectory.turns]
+    assert shape.trained("per_turn") == sum(map(sum, lengths))
+    assert shape.peak == max(map(sum, lengths))
+    assert shape.read(prefix_cache=False) == sum(context for context, _ in lengths)
+    assert shape.read(prefix_cache=True) == shape.read(prefix_cache=False) - (turns - 1) * prompt
+
+
+def test_a_model_of_seven_billion_weights_by_hand():
+    """Qwen2.5-7B has 7.62 billion weights, 6.53 of them below head and embeddings, as its card says."""
+    shape = ModelShape.of(QWEN)
+    assert shape.parameters == 7_615_616_512
+    assert shape.parameters - 2 * 152064 * 3584 == pytest.approx(6.53e9, rel=0.002)
+    assert (shape.heads_width, shape.keys_width) == (3584, 512)
+    lora = ModelShape.of(QWEN, LoraConfig(r=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    assert lora.adapters == 28 * 16 * ((3584 + 3584) + (3584 + 512))
+
+
+def arguments(**kwargs):
+    return trainer_arguments("out", **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, **kwargs})
+
+
+LARGE = EpisodeShape(prompt=400, turns=4, completion=300, observation=600)
+
+
+def test_memory_of_published_ppo_by_hand():
+    """Policy, reference and critic of their own, all trained by Adam in float32: 16 bytes a weight, 4 for the reference."""
+    found = estimate_run(QWEN, Mem1PPOConfig(**arguments()), LARGE).memory
+    policy, backbone = 7_615_616_512, 7_615_616_512 - 152064 * 3584
+    assert found["policy"] == found["reference"] == 4 * policy and found["critic"] == 4 * backbone
+    assert found["gradients"] == 4 * (policy + backbone) and found["optimizer"] == 8 * (policy + backbone)
+    # Over eight GPUs by ZeRO-2: the policy's in shards, the critic's not
+    split = estimate_run(QWEN, Mem1PPOConfig(**arguments()), LARGE, processes=8, shards=8).memory
+    assert split["policy"] == split["reference"] == 2 * policy
+    assert split["gradients"] == 2 * policy / 8 + 4 * backbone
+    assert split["optimizer"] == 12 * policy / 8 + 8 * backbone
+    # 0.5 bytes and a scale of 4 bytes for 64 weights, the rest in bfloat16; adapters in bfloat16, twice
+    adapter = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    small = estimate_run(
+        QWEN, Mem1PPOConfig(**arguments()), LARGE, dtype="bfloat16", peft_config=adapter, bits=4
+    ).memory
+    linear = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    assert small["policy"] == pytest.approx(2 * (policy - linear) + linear * (0.5 + 4 / 64))
+    assert small["adapters"] == 2 * 2 * 40_370_176 and "reference" not in small and "critic" not in small
+    assert small["optimizer"] == 2 * 2 * 2 * 40_370_176
+
+
+def test_what_is_left_out_is_not_counted():
+    shared = estimate_run(QWEN, Mem1PPOConfig(**arguments(beta=0.0)), LARGE, value_model="shared").memory
+    assert "critic" not in shared and "reference" not in shared
+    grpo = estimate_run(QWEN, Mem1GRPOConfig(**arguments(num_generations=8, beta=0.0)), LARGE)
+    assert "critic's head" not in grpo.memory and grpo.episodes == 8
+    cut = estimate_run(QWEN, Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=1)), LARGE).memory["activations"]
+    one = estimate_run(QWEN, Mem1PPOConfig(**arguments(per_device_train_batch_size=1)), LARGE).memory["activations"]
+    assert cut == one, "a single trajectory is never cut"
+
+
+def test_operations_of_one_weight():
+    """Six for each weight and token trained, eight with checkpointing, twice for a critic, and two for each pass without gradient."""
+    tiny = EpisodeShape(prompt=1, turns=1, completion=1, observation=0)
+    shape = ModelShape.of(QWEN)
+    below, head = 2 * shape.active * 2, 2 * 3584 * 152064
+    plain = {"beta": 0.0, "gradient_checkpointing": False, "use_cpu": False}
+    grpo = estimate_run(QWEN, Mem1GRPOConfig(**arguments(num_generations=8, **plain)), tiny)
+    assert grpo.update_flops == pytest.approx(8 * 3 * (below + head), rel=1e-3)
+    assert grpo.rollout_flops == pytest.approx(8 * (below + head), rel=1e-3)
+    ppo = Mem1PPOConfig(**arguments(use_cpu=False, gradient_checkpointing=True))
+    # learned: two models, forward, again, backward; not learned: policy, reference and values
+    assert estimate_run(QWEN, ppo, tiny).update_flops == pytest.approx(8 * (11 * below + 5 * head), rel=1e-3)
+
+
+def test_time_follows_from_operations_and_is_calibrated_by_a_step():
+    found = estimate_run(QWEN, Mem1PPOConfig(**arguments()), LARGE, processes=4)
+    reached = found.utilization(seconds=100.0, peak_flops=1e15)
+    assert found.seconds(1e15, update=reached, rollout=reached) == pytest.approx(100.0)
+    half = estimate_run(QWEN, Mem1PPOConfig(**arguments()), LARGE, processes=2)
+    assert half.episodes == found.episodes / 2
+    assert half.seconds(1e15) == pytest.approx(found.seconds(1e15)), "twice the GPUs play twice the episodes"
+
+
+def test_wrong_input_is_one_sentence():
+    args = Mem1PPOConfig(**arguments())
+    with pytest.raises(ValueError, match="dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"):
+        estimate_run(QWEN, args, LARGE, dtype="int8")
+    with pytest.raises(ValueError, match="bits must be one of 4, 8, 16, got 3"):
+        estimate_run(QWEN, args, LARGE, bits=3)
+    with pytest.raises(ValueError, match="turns of an episode must be at least 1, got 0"):
+        EpisodeShape(prompt=5, turns=0, completion=5, observation=5)
+    with pytest.raises(ValueError, match="peak_flops must be above 0, got 0"):
+        estimate_run(QWEN, args, LARGE).seconds(0)
