@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import platform
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -72,11 +74,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def _measure(task: Task) -> Outcome:
+    return task[-1]()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, help="random inputs for each protocol; 50000, or 200 with --quick")
     parser.add_argument("--seed", type=int, default=0, help="of random inputs")
     parser.add_argument("--only", choices=list(HEADINGS), help="one part; no page is written")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--quick", action="store_true", help="a short form; no page is written")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -84,9 +91,10 @@ def main() -> int:
     torch.set_num_threads(1)
     measured, began, rows = commit(), time.monotonic(), []
     inputs = options.inputs or (200 if options.quick else 50_000)
-    for part, what, command, measure in tasks(inputs, options.seed, options.quick):
-        if options.only in (None, part):
-            outcome = measure()
+    chosen = [task for task in tasks(inputs, options.seed, options.quick) if options.only in (None, task[0])]
+    # Forked: what was imported need not be imported again
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
+        for (part, what, command, _), outcome in zip(chosen, pool.map(_measure, chosen), strict=True):
             rows.append(Row(part, what, command, outcome))
             print(f"{what}: {outcome.tried} tried, {outcome.failed} failed {outcome.note}", flush=True)
             for failure in outcome.failures:

@@ -807,7 +807,7 @@ def test_each_environment_has_its_own_tools(tmp_path):
         assert ("there is no tool 'tell'" in observation) == (name == "library")
 
 
-@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "thinking"])
 @pytest.mark.parametrize("state", ["a", "search", "query"])
 def test_a_state_that_is_a_part_of_the_call_is_written_all_the_same(field, state):
     """The template of Llama 3.1 writes nothing beside a call, which may hold the text of the state by chance."""

@@ -171,7 +171,8 @@ class ToolCallSyntax(ActionSyntax):
         text = text[: text.rindex(end)] if end and end in text else text
         state, tag = self._state(message, "")[0], self.protocol.state_tag
         if state is not None:
-            field = "content" if find_tagged(message.get("content") or "", [tag]) else "reasoning_content"
+            fields = ["content"] if find_tagged(message.get("content") or "", [tag]) else _REASONING
+            field = next(field for field in fields if isinstance(message.get(field), str))
             mark = f"<{tag}>{MARKS.state}</{tag}>" if f"<{tag}>" in message[field] else MARKS.state
             # Some templates write nothing but a call, which may hold the text of the state by chance
             if MARKS.state not in self._render([*task, {**message, field: mark}], False):
