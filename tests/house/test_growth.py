@@ -3,56 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import pkgutil
 import re
 from pathlib import Path
 
 import pytest
-from support.growth import RATIO, growth, seconds, shapes_for
+from support.growth import RATIO, growth
+from support.patterns import PATTERNS, applied, most_hostile
 
 import mem1_trl
 
 SOURCE = Path(mem1_trl.__file__).parent
-
-
-def compiled_patterns() -> dict[str, re.Pattern]:
-    """All expressions that a module of the package has compiled under a name."""
-    found = {}
-    for module in pkgutil.walk_packages(mem1_trl.__path__, "mem1_trl."):
-        if module.name.endswith("__main__"):
-            continue
-        try:
-            values = vars(importlib.import_module(module.name))
-        except ImportError:  # an extra that is not installed
-            continue
-        for name, value in values.items():
-            if isinstance(value, re.Pattern) and value not in found.values():
-                found[f"{module.name.removeprefix('mem1_trl.')}.{name}"] = value
-    return found
-
-
-PATTERNS = compiled_patterns()
-
-
-def applied(pattern: re.Pattern):
-    """All that a pattern is used for, on one text."""
-
-    def call(text: str) -> None:
-        encoded = text.encode("latin-1", "replace") if isinstance(pattern.pattern, bytes) else text
-        pattern.match(encoded)
-        pattern.fullmatch(encoded)
-        for _ in pattern.finditer(encoded):
-            pass
-
-    return call
-
-
-def most_hostile(pattern: re.Pattern, size: int):
-    """Of the texts that are made of the pieces of a pattern, the one that takes longest."""
-    call = applied(pattern)
-    times = [(seconds(call, shape(size)), what, shape) for what, shape in shapes_for(pattern)]
-    return max(times, key=lambda one: one[0])[1:]
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -83,7 +43,7 @@ BUILT = {
     "protocol/tool_calls.py:_begins_call", "evaluation/retention.py:_hint", "evaluation/retention.py:_holds",
     "protocol/untrusted.py:clean_reply",
 }  # fmt: skip
-"""Functions that build an expression of words: `tests/house/test_parser_growth.py` reads hostile texts with them."""
+"""Functions that build an expression of words: `tests/support/readers.py` lists hostile texts that are read with them."""
 
 
 def test_no_expression_is_hidden_in_a_function():

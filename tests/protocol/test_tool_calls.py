@@ -805,3 +805,15 @@ def test_each_environment_has_its_own_tools(tmp_path):
         assert ("noon in CET" in observation) == (name == "clock")
         assert ("there is no tool 'search'; there are tell." in observation) == (name == "clock")
         assert ("there is no tool 'tell'" in observation) == (name == "library")
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "thinking"])
+@pytest.mark.parametrize("state", ["a", "search", "query"])
+def test_a_state_that_is_a_part_of_the_call_is_written_all_the_same(field, state):
+    """The template of Llama 3.1 writes nothing beside a call, which may hold the text of the state by chance."""
+    syntax = Mem1Protocol.tool_calls().syntax(template_tokenizer("llama3_1"))
+    call = {"type": "function", "function": {"name": "search", "arguments": {"query": "a tea"}}}
+    thought = f"<think>{state}</think>" if field == "content" else state
+    message = {"role": "assistant", "content": "", field: thought, "tool_calls": [call]}
+    written = syntax.write(message)
+    assert written.startswith(f"<think>{state}</think>") and written.count("<think>") == 1

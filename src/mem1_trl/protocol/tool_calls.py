@@ -169,10 +169,14 @@ class ToolCallSyntax(ActionSyntax):
         text = whole[len(before) :]
         end = self.tokenizer.eos_token or ""
         text = text[: text.rindex(end)] if end and end in text else text
-        for part in (message.get("content"), message.get("reasoning_content")):
-            state = self._state({"content": part}, part)[0] if part else None
-            if state is not None and state not in text:  # some templates write nothing but a call
-                text = f"<{self.protocol.state_tag}>{state}</{self.protocol.state_tag}>{text}"
+        state, tag = self._state(message, "")[0], self.protocol.state_tag
+        if state is not None:
+            fields = ["content"] if find_tagged(message.get("content") or "", [tag]) else _REASONING
+            field = next(field for field in fields if isinstance(message.get(field), str))
+            mark = f"<{tag}>{MARKS.state}</{tag}>" if f"<{tag}>" in message[field] else MARKS.state
+            # Some templates write nothing but a call, which may hold the text of the state by chance
+            if MARKS.state not in self._render([*task, {**message, field: mark}], False):
+                text = f"<{tag}>{state}</{tag}>{text}"
         return text + end if ended else text or " "
 
     def spoken(self, message: Mapping[str, Any], state: str | None) -> str:
