@@ -38,7 +38,7 @@ def test_words(text, passage, query):
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
 def test_every_form_of_a_text_has_the_same_words(form):
-    for text in ("Côte d’Ivoire, Åland", "가나다 서울", "हिन्दी क़", "Việt Nam", "ガギグゲゴ", "ά ῒ"):
+    for text in ("Côte d’Ivoire, Åland", "가나다 서울", "हिन्दी क़", "Việt ngữ", "ガギグゲゴ", "ά ῒ"):
         assert words_of_passage(unicodedata.normalize(form, text)) == words_of_passage(text)
 
 
