@@ -18,6 +18,14 @@ def uses_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in _TRUE
 
 
+def fsdp_version(args: TrainingArguments) -> int:
+    """The version of FSDP that is asked for, as accelerate reads it."""
+    of_arguments = getattr(args, "fsdp_plugin_args", None)
+    if of_arguments:
+        return int(of_arguments["fsdp_version"])
+    return int(os.environ.get("FSDP_VERSION", 1))
+
+
 def refuse_sharded_weights(args: TrainingArguments) -> None:
     """
     Refuse settings that a critic next to the policy's engine cannot work with.
@@ -26,14 +34,18 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
     optimizer of its own, in plain data parallelism.
 
     Raises:
-        `ValueError`: For FSDP, ZeRO-3, and DeepSpeed in half precision with loss scaling.
+        `ValueError`: For the first version of FSDP, ZeRO-3, and both engines in half precision with loss scaling.
     """
     if uses_fsdp(args):
-        raise ValueError(
-            "Mem1PPOTrainer does not support FSDP: it splits the policy's weights over processes, and the critic, which starts "
-            "as a copy of them, reads them outside of the policy's forward pass. Use DDP or DeepSpeed ZeRO-2 "
-            "(examples/accelerate), or Mem1GRPOTrainer."
-        )
+        if (version := fsdp_version(args)) != 2:
+            raise ValueError(
+                f"Mem1PPOTrainer needs FSDP's version 2, whose shards two models can be called from in turn, got {version}: set "
+                "fsdp_version to 2 (examples/accelerate/fsdp2.yaml)."
+            )
+        if args.fp16:
+            raise ValueError(
+                "Mem1PPOTrainer does not support fp16 with FSDP, whose loss scaling knows the policy's optimizer only: use bf16."
+            )
     plugin = args.deepspeed_plugin
     if plugin is None:
         return
@@ -50,15 +62,15 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
         )
 
 
-def refuse_parts(args: Mem1GRPOConfig, deepspeed: bool, fsdp: bool) -> None:
+def refuse_parts(args: Mem1GRPOConfig, deepspeed: bool) -> None:
     """
-    Refuse to train a micro-batch in parts where every backward pass is a collective.
+    Refuse to train a micro-batch in parts where every backward pass may be a step.
 
     Raises:
-        `ValueError`: For `max_tokens_per_micro_batch` with DeepSpeed or FSDP that `accelerate launch` has set up.
+        `ValueError`: For `max_tokens_per_micro_batch` with DeepSpeed that `accelerate launch` has set up.
     """
-    if args.max_tokens_per_micro_batch is not None and (deepspeed or fsdp):
+    if args.max_tokens_per_micro_batch is not None and deepspeed:
         raise ValueError(
-            f"{'DeepSpeed' if deepspeed else 'FSDP'} does not go with max_tokens_per_micro_batch, since a micro-batch could "
-            "not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
+            "DeepSpeed does not go with max_tokens_per_micro_batch, since a micro-batch could not be trained in parts: leave one "
+            "of them out, or lower per_device_train_batch_size."
         )
