@@ -70,7 +70,7 @@ class SaveGradient(TrainerCallback):
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 PPO = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}  # the discount makes every token's advantage its own
-CUT = {"max_completion_length": 39, "bootstrap_truncated": True}
+CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),

@@ -45,4 +45,4 @@ def _let_go_of_what_is_not_read(critic: ValueModel) -> None:
     for module in () if critic.adapters is None else critic.adapters.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in read:
-                setattr(module, name, torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+                setattr(module, name, torch.nn.Parameter(parameter.detach().new_empty(0), requires_grad=False))
