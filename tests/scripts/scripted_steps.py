@@ -49,7 +49,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.Tensor]:
     """The trained parameters of a module, or their gradients, by name, whole."""
     found = {name: getattr(p, attribute) for name, p in module.named_parameters() if p.requires_grad}
-    return {name.removeprefix("module."): whole(tensor) for name, tensor in found.items() if tensor is not None}
+    # A layer may be inside of others, for data parallelism or for checkpointing
+    return {name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor) for name, tensor in found.items() if tensor is not None}
 
 
 class SaveGradient(TrainerCallback):
@@ -97,6 +98,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--max-grad-norm", type=float, default=0.0)
     parser.add_argument("--shard", action="store_true", help="under FSDP2")
+    parser.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a variable of the engine")
     parser.add_argument("--run", type=Path, help="directory of a run that saves a checkpoint at each step")
     parser.add_argument("--stop-after", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -106,7 +108,7 @@ def options() -> argparse.Namespace:
 def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | Mem1PPOTrainer:
     trainer_class, settings, arguments = KINDS[chosen.kind]
     if chosen.shard:
-        shard_on_cpu()
+        shard_on_cpu(**dict(variable.split("=") for variable in chosen.engine))
     torch.manual_seed(0)
     trainer = trainer_class(
         model=tiny_model("llama"),

@@ -8,6 +8,7 @@ import torch
 from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_model
 
 from ..update.critic.critic import SharedValueHead, ValueModel
+from .refusals import refuse_unsaved_adapter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,10 +26,14 @@ def shard_critic(accelerator: Accelerator, critic: ValueModel | SharedValueHead)
             Of a run under FSDP2.
         critic ([`ValueModel`] or [`SharedValueHead`]):
             The critic, the same in all processes (with `fsdp_cpu_ram_efficient_loading` in the first).
+
+    Raises:
+        `ValueError`: See [`refuse_unsaved_adapter`].
     """
     from torch.distributed.fsdp import fully_shard
 
     if isinstance(critic, ValueModel):
+        refuse_unsaved_adapter(critic.adapters, accelerator)
         if accelerator.state.fsdp_plugin.activation_checkpointing:
             fsdp2_apply_ac(accelerator, critic.backbone)
         fsdp2_prepare_model(accelerator, critic.backbone)

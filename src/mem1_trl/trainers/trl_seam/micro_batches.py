@@ -43,7 +43,7 @@ class BalancedMicroBatches(FiniteSteps):
     def __init__(self, *args: Any, **kwargs: Any):
         self.step_is_idle = True
         super().__init__(*args, **kwargs)
-        refuse_parts(self.args, self.is_deepspeed_enabled)
+        refuse_parts(self.args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
         self.add_callback(_SkipIdleSteps(self))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:

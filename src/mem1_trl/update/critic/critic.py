@@ -90,8 +90,8 @@ class ValueModel(nn.Module):
         """
         model: Any = self.adapters or self.backbone
         # Of adapters only what is trained is saved
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        state = {k: v for k, v in model.state_dict().items() if self.adapters is None or k in trained}
+        state = model.state_dict(keep_vars=True)
+        state = {name: value for name, value in state.items() if self.adapters is None or value.requires_grad}
         options = {"state_dict": whole_on_cpu(state, write)} if any(map(is_split, state.values())) else {}
         if write:
             model.save_pretrained(str(Path(directory) / BACKBONE_DIRECTORY), **options)
