@@ -50,7 +50,11 @@ def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.
     """The trained parameters of a module, or their gradients, by name, whole."""
     found = {name: getattr(p, attribute) for name, p in module.named_parameters() if p.requires_grad}
     # A layer may be inside of others, for data parallelism or for checkpointing
-    return {name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor) for name, tensor in found.items() if tensor is not None}
+    return {
+        name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor)
+        for name, tensor in found.items()
+        if tensor is not None
+    }
 
 
 class SaveGradient(TrainerCallback):

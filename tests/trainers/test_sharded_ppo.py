@@ -59,7 +59,9 @@ def same(plain: dict, sharded: dict) -> None:
         assert relative_error(plain["weights"][part], sharded["weights"][part]) < 1e-6, part
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo", "adapter", "shared", "warmup", "shared_warmup", "checkpointing", "reference"])
+@pytest.mark.parametrize(
+    "kind", ["grpo", "ppo", "adapter", "shared", "warmup", "shared_warmup", "checkpointing", "reference"]
+)
 def test_three_steps_in_shards_are_those_of_one_process(run, kind):
     plain = run("plain", kind)
     sharded = run("sharded", kind, *SHARDED, processes=2)
@@ -118,6 +120,22 @@ def test_a_run_in_shards_is_saved_whole_and_goes_on_to_the_last_digit(run, tmp_p
         for name, weight in of_run.items():
             short = name.replace(".default", "").split("layers.")[1]
             assert any(key.endswith(short) and torch.equal(value, weight) for key, value in of_file.items()), name
+
+
+def test_an_adapter_of_which_nothing_would_be_saved_is_refused(tmp_path, fork_server):
+    wrapped = "--engine=FSDP_ACTIVATION_CHECKPOINTING=true"
+    arguments = ("adapter", tmp_path / "none.pt", *SHARDED, wrapped)
+    done = fork_server.run(SCRIPTS / "scripted_steps.py", *arguments, ranks=2, timeout=90)
+    assert done.returncode == 1
+    assert (
+        "fsdp_activation_checkpointing does not go with an adapter, of which an empty file would be saved"
+        in done.stderr
+    )
+
+
+@pytest.mark.parametrize("variable", ["FSDP_ACTIVATION_CHECKPOINTING=true", "FSDP_CPU_RAM_EFFICIENT_LOADING=false"])
+def test_settings_of_the_engine_hold_for_the_critic_too(run, variable):
+    same(run("plain", "ppo"), run("sharded", "ppo", *SHARDED, f"--engine={variable}", processes=2))
 
 
 def test_processes_that_end_at_different_tokens_wait_for_each_other(tmp_path, fork_server, actor_path):

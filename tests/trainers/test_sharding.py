@@ -98,7 +98,7 @@ def ppo(tmp_path, **settings) -> Mem1PPOConfig:
 def test_ppo_refuses_zero3(tmp_path, tokenizer):
     args = ppo(tmp_path)
     args.deepspeed_plugin = Plugin(zero_stage=3)
-    with pytest.raises(ValueError, match=r"does not support DeepSpeed ZeRO-3: .* Use ZeRO-2"):
+    with pytest.raises(ValueError, match=r"does not support DeepSpeed ZeRO-3, .* Use FSDP2"):
         build(tmp_path, tokenizer, args)
 
 
@@ -121,6 +121,17 @@ def test_ppo_refuses_the_first_version_of_fsdp(tmp_path, tokenizer, monkeypatch)
     sharding.refuse_sharded_weights(ppo(tmp_path, fsdp=True))
     with pytest.raises(ValueError, match=r"needs FSDP's version 2, .*, got 1"):
         sharding.refuse_sharded_weights(ppo(tmp_path, fsdp=True, fsdp_config={"version": 1}))
+
+
+def test_ppo_refuses_shards_in_the_memory_of_the_cpu(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"does not support fsdp_offload_params, .*: set it to false"):
+        sharding.refuse_sharded_weights(ppo(tmp_path, fsdp=True, fsdp_config={"cpu_offload": True}))
+    args = ppo(tmp_path)
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match="does not support fsdp_offload_params"):
+        sharding.refuse_sharded_weights(args)
 
 
 def test_ppo_refuses_loss_scaling_by_fsdp(tmp_path, monkeypatch):

@@ -168,7 +168,9 @@ class Mem1PPOTrainer(Mem1Trainer):
         self._critic = self._wrap(self.value_model)
         if self.is_fsdp_enabled:
             here = sum(own_part(p).nbytes for p in self.value_model.parameters())
-            self.accelerator.print(f"In shards, each of {self.accelerator.num_processes} processes holds {here / 1e6:,.2f} MB of it.")
+            self.accelerator.print(
+                f"In shards, each of {self.accelerator.num_processes} processes holds {here / 1e6:,.2f} MB of it."
+            )
         self.critic_optimizer = self._make_critic_optimizer(optimizers[0])
         self.value_layout = self.layout
         if not isinstance(self.value_model, SharedValueHead):

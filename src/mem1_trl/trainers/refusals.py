@@ -66,9 +66,9 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
         return
     if plugin.zero_stage == 3:
         raise ValueError(
-            "Mem1PPOTrainer does not support DeepSpeed ZeRO-3: it splits the policy's weights over processes, and the critic, "
-            "which starts as a copy of them, reads them outside of the policy's forward pass. Use ZeRO-2 "
-            "(examples/accelerate/zero2.yaml) or DDP, or Mem1GRPOTrainer."
+            "Mem1PPOTrainer does not support DeepSpeed ZeRO-3, whose engine takes one model: the critic, which starts as a copy of "
+            "the policy's weights, would be whole in every process. Use FSDP2 (examples/accelerate/fsdp2.yaml), which splits "
+            "both, ZeRO-2 or DDP, or Mem1GRPOTrainer."
         )
     if args.fp16:
         raise ValueError(

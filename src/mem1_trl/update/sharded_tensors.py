@@ -19,14 +19,14 @@ def is_split(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def own_part(tensor: torch.Tensor) -> torch.Tensor:
+def own_part(tensor: Any) -> torch.Tensor:
     """What this process holds of a tensor: all of it if it is not split."""
-    return tensor.to_local() if is_split(tensor) else tensor  # type: ignore[operator]
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: Any) -> torch.Tensor:
     """The whole tensor, in every process."""
-    return tensor.full_tensor() if is_split(tensor) else tensor  # type: ignore[operator]
+    return tensor.full_tensor() if is_split(tensor) else tensor
 
 
 def whole_on_cpu(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
@@ -66,7 +66,9 @@ def fill(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
         `ValueError`: If names or shapes differ.
     """
     if values is not None and (different := sorted(values.keys() ^ targets.keys())):
-        raise ValueError(f"What is loaded must have the names of what is there, but these are in one only: {different}.")
+        raise ValueError(
+            f"What is loaded must have the names of what is there, but these are in one only: {different}."
+        )
     with torch.no_grad():
         for name, target in targets.items():
             value = torch.empty(target.shape, dtype=target.dtype) if values is None else values[name]

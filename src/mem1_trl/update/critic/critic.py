@@ -15,13 +15,14 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
 from ...model_traits import forward_takes, refuse_prompt_learning
 from ..layout_model import last_hidden_state
 from ..sharded_tensors import fill, is_source, is_split, whole_on_cpu
+from .head import HEAD_FILE, load_head, read_values, save_head, value_head
 from .second_adapter import over_the_same_storage, second_adapter
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from ..scoring import TokenFunction
 
-HEAD_FILE = "value_head.safetensors"
 BACKBONE_DIRECTORY = "backbone"
 SHARED = "shared"
 """`value_model` for a head on the policy's own hidden states."""
@@ -95,7 +95,7 @@ class ValueModel(nn.Module):
         options = {"state_dict": whole_on_cpu(state, write)} if any(map(is_split, state.values())) else {}
         if write:
             model.save_pretrained(str(Path(directory) / BACKBONE_DIRECTORY), **options)
-        _save_head(self.head, directory, write)
+        save_head(self.head, directory, write)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Read weights that [`~ValueModel.save`] wrote, into this model; if it is split over processes, in all of them together."""
@@ -117,7 +117,7 @@ class ValueModel(nn.Module):
                 fill(self.backbone.state_dict(), state)
             else:
                 self.backbone.load_state_dict(state)  # type: ignore[arg-type]
-        _load_head(self.head, directory)
+        load_head(self.head, directory)
 
 
 class SharedValueHead(nn.Module):
@@ -161,7 +161,7 @@ class SharedValueHead(nn.Module):
         return read_values(self.head, hidden.detach() if self.detached else hidden)
 
     def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        policy = self._policy[0]
+        policy: Any = self._policy[0]
         if not any(map(is_split, policy.parameters())):
             return self.backbone(**inputs, use_cache=False).last_hidden_state
         # Weights that are split over processes are gathered by a call of the whole policy, not by one of a part of it
@@ -172,40 +172,11 @@ class SharedValueHead(nn.Module):
 
     def save(self, directory: str | os.PathLike[str], write: bool = True) -> None:
         """Write `value_head.safetensors` into `directory`; the rest is the policy's. `write` as in [`ValueModel.save`]."""
-        _save_head(self.head, directory, write)
+        save_head(self.head, directory, write)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Read a head that [`~SharedValueHead.save`] wrote."""
-        _load_head(self.head, directory)
-
-
-def value_head(backbone: PreTrainedModel) -> nn.Linear:
-    """A head of zeros in float32, where the backbone is."""
-    head = nn.Linear(backbone.config.get_text_config().hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head.to(backbone.device)
-
-
-def _save_head(head: nn.Linear, directory: str | os.PathLike[str], write: bool) -> None:
-    """Write `value_head.safetensors`, whole."""
-    state = whole_on_cpu(head.state_dict(), write)
-    if write:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        save_file(state, Path(directory) / HEAD_FILE)
-
-
-def _load_head(head: nn.Linear, directory: str | os.PathLike[str]) -> None:
-    """Read `value_head.safetensors`."""
-    fill(head.state_dict(), load_file(Path(directory) / HEAD_FILE) if is_source(head.parameters()) else None)
-
-
-def read_values(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Values `(N, L)`, float32, of hidden states `(N, L, H)`."""
-    # The head stays in float32: values are regressed, and half precision would round them to a coarse grid
-    with torch.autocast(hidden.device.type, enabled=False):
-        # Of a row of states, since what a view is returned of cannot be gathered for the backward pass
-        return head(hidden.float().flatten(0, 1)).view(hidden.shape[:2])
+        load_head(self.head, directory)
 
 
 def token_values(critic: nn.Module) -> TokenFunction:

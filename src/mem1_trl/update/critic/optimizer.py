@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,13 @@ class FollowingOptimizer:
         state = torch.load(Path(directory) / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, numbers in state["state"].items():
-            parameter = parameters[index]
-            state["state"][index] = _each(numbers, lambda t, p=parameter: cut_as(t, p) if t.shape == p.shape else t)
+            state["state"][index] = _each(numbers, partial(_cut_if_like, parameters[index]))
         self.optimizer.load_state_dict(state)
+
+
+def _cut_if_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A moment, split as its parameter is; a number of steps as it is."""
+    return cut_as(value, parameter) if value.shape == parameter.shape else value
 
 
 def _each(numbers: dict[str, Any], function: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
