@@ -293,7 +293,6 @@ class Mem1GRPOConfig(GRPOConfig):
             ("use_adaptive_entropy", self.use_adaptive_entropy),
             ("top_entropy_quantile", self.top_entropy_quantile < 1.0),
             ("deepspeed", bool(self.deepspeed)),
-            ("fsdp", bool(self.fsdp)),
         ):
             if bad:
                 raise ValueError(

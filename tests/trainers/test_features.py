@@ -157,7 +157,10 @@ FEATURES = [
             note="PPO: the critic stays outside the engine. See examples/accelerate."),
     Feature("DeepSpeed ZeRO-3", ("ds3_gather_for_generation",), tested="tests/trainers/test_sharding.py, one process",
             refused={"PPO": "does not support DeepSpeed ZeRO-3"}),
-    Feature("FSDP", (), {"fsdp": "full_shard"}, refused={"PPO": "does not support FSDP"}, tested="TRL's own; not tested here"),
+    Feature("FSDP2", (), tested="tests/trainers/test_sharded_ppo.py, two processes",
+            note="PPO: a critic with weights of its own is split, too."),
+    Feature("FSDP of version 1", (), {"fsdp": True, "fsdp_config": {"version": 1}}, refused={"PPO": "needs FSDP's version 2"},
+            tested="TRL's own; not tested here"),
     Feature("trackers: TensorBoard, wandb, trackio", (), tested="tests/trainers/test_tracking.py", note="With `log_completions`, episodes turn "
             "by turn: a table (wandb, trackio), traces (trackio), text (TensorBoard)."),
     Feature("trajectories as data sets on the Hub", (), tested="tests/hub/test_trajectory_hub.py"),

@@ -420,7 +420,7 @@ def test_bad_critics_are_refused(tmp_path, tokenizer, actor_path):
         ({"scale_rewards": "group"}, "scale_rewards='group' works on whole sequences or groups"),
         ({"importance_sampling_level": "sequence"}, "importance_sampling_level='sequence' works on whole sequences"),
         ({"loss_type": "vespo"}, "loss_type='vespo' works on whole sequences"),
-        ({"fsdp": "full_shard"}, "Mem1PPOTrainer does not support FSDP"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "Mem1PPOTrainer needs FSDP's version 2"),
     ],
 )
 def test_what_has_no_meaning_with_a_critic_is_refused(tmp_path, tokenizer, actor_path, kwargs, words):

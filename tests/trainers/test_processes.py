@@ -14,14 +14,16 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture
 def run(tmp_path, fork_server):
-    """One optimizer step of a kind of training: its gradient and its log, from `gradient_of_one_step.py`."""
+    """One optimizer step of a kind of training: its gradient and its log, from `scripted_steps.py`."""
 
     def step(kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0) -> dict:
         output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
-        numbers = map(str, (per_device, accumulation, max_tokens))
-        done = fork_server.run(SCRIPTS / "gradient_of_one_step.py", kind, output, *numbers, ranks=processes)
+        numbers = [f"--per-device={per_device}", f"--accumulation={accumulation}"]
+        numbers += [f"--max-tokens={max_tokens}"] if max_tokens else []
+        done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes)
         assert done.returncode == 0, done.stderr[-3000:]
-        return torch.load(output, weights_only=False)
+        found = torch.load(output, weights_only=False)
+        return {"processes": found["processes"], "gradient": found["gradients"][0], "log": found["logs"][0]}
 
     return step
 

@@ -16,6 +16,7 @@ from support.helpers import tiny_model
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.trainers import refusals as sharding
 from mem1_trl.update.critic.optimizer import FollowingOptimizer
 
 TESTS = Path(__file__).parents[1]
@@ -97,7 +98,7 @@ def ppo(tmp_path, **settings) -> Mem1PPOConfig:
 def test_ppo_refuses_zero3(tmp_path, tokenizer):
     args = ppo(tmp_path)
     args.deepspeed_plugin = Plugin(zero_stage=3)
-    with pytest.raises(ValueError, match=r"does not support DeepSpeed ZeRO-3: .* Use ZeRO-2"):
+    with pytest.raises(ValueError, match=r"does not support DeepSpeed ZeRO-3, .* Use FSDP2"):
         build(tmp_path, tokenizer, args)
 
 
@@ -108,25 +109,52 @@ def test_ppo_refuses_loss_scaling_by_deepspeed(tmp_path, tokenizer):
         build(tmp_path, tokenizer, args)
 
 
-def test_ppo_refuses_fsdp_that_accelerate_launch_sets_up(tmp_path, tokenizer, monkeypatch):
+def test_ppo_refuses_the_first_version_of_fsdp(tmp_path, tokenizer, monkeypatch):
+    """As `accelerate launch` says it, where 1 is the default, and as the arguments say it, where 2 is."""
     args = ppo(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"does not support FSDP: .* Use DDP or DeepSpeed ZeRO-2"):
+    with pytest.raises(ValueError, match=r"needs FSDP's version 2, .*, got 1: set fsdp_version to 2"):
         build(tmp_path, tokenizer, args)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    sharding.refuse_sharded_weights(args)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    sharding.refuse_sharded_weights(ppo(tmp_path, fsdp=True))
+    with pytest.raises(ValueError, match=r"needs FSDP's version 2, .*, got 1"):
+        sharding.refuse_sharded_weights(ppo(tmp_path, fsdp=True, fsdp_config={"version": 1}))
+
+
+def test_ppo_refuses_shards_in_the_memory_of_the_cpu(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"does not support fsdp_offload_params, .*: set it to false"):
+        sharding.refuse_sharded_weights(ppo(tmp_path, fsdp=True, fsdp_config={"cpu_offload": True}))
+    args = ppo(tmp_path)
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match="does not support fsdp_offload_params"):
+        sharding.refuse_sharded_weights(args)
+
+
+def test_ppo_refuses_loss_scaling_by_fsdp(tmp_path, monkeypatch):
+    args = ppo(tmp_path)
+    args.fp16 = True
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match=r"does not support fp16 with FSDP, .*: use bf16"):
+        sharding.refuse_sharded_weights(args)
 
 
 def test_parts_of_a_micro_batch_are_refused_under_an_engine(tmp_path, tokenizer, monkeypatch):
     """What the configuration cannot know, since `accelerate launch` says it by the environment."""
-    from mem1_trl.trainers import refusals as sharding
-
     args = Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_tokens_per_micro_batch=100))
     sharding.refuse_parts(args, deepspeed=False, fsdp=False)
     for name, engine in (
         ("DeepSpeed", {"deepspeed": True, "fsdp": False}),
-        ("FSDP", {"deepspeed": False, "fsdp": True}),
+        ("FSDP of version 1", {"deepspeed": False, "fsdp": True}),
     ):
         with pytest.raises(ValueError, match=f"{name} does not go with max_tokens_per_micro_batch"):
             sharding.refuse_parts(args, **engine)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    sharding.refuse_parts(args, deepspeed=False, fsdp=True)
     asked = []
     monkeypatch.setattr(
         "mem1_trl.trainers.trl_seam.micro_batches.refuse_parts", lambda *answers: asked.append(answers)

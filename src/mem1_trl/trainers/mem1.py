@@ -35,6 +35,7 @@ from .checks import (
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import play_first_row
+from .refusals import refuse_unsaved_adapter
 from .saving import (
     MEM1_CITATION,
     card_facts,
@@ -146,6 +147,7 @@ class Mem1Trainer(TrajectoryTrainer):
             args.reward_weights = weights
         check_model(self.model)  # of an id on the Hub, only now
         check_trainable(self.model)
+        refuse_unsaved_adapter(self.model, self.accelerator)
         check_optimizer(self.model, self.optimizer)
         warn_of_what_cannot_be_loaded(self.model)
         self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..update.sharded_tensors import own_part
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -64,12 +66,13 @@ def first_non_finite(tensors: Iterable[tuple[str, Any]]) -> str | None:
     """
     Name of the first of some named tensors that holds a number that is not finite, or `None`.
 
-    One question to each device, however many tensors there are. What holds no floating-point numbers is passed over.
+    One question to each device, however many tensors there are. What holds no floating-point numbers is passed over, and of a
+    tensor that is split over processes only the part of this one is looked at.
     """
     flags: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in tensors:
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel():
-            flags.setdefault(tensor.device, []).append((name, tensor.detach().isfinite().all()))
+            flags.setdefault(tensor.device, []).append((name, own_part(tensor.detach()).isfinite().all()))
     for pairs in flags.values():
         fine = torch.stack([flag for _, flag in pairs]).tolist()
         if not all(fine):

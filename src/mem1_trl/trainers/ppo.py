@@ -17,12 +17,14 @@ from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.losses import clipped_value_loss, explained_variance
 from ..update.scoring import forward_rows, forwarded_tokens
+from ..update.sharded_tensors import own_part, whole
 from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .dropout import silence_dropout
 from .grpo import model_name
 from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
 from .self_check import check_critic
+from .sharded_critic import shard_critic
 from .trl_seam.batch import is_truncated
 from .trl_seam.batch_rows import row_chunks
 from .trl_seam.helpers import instance_attribute
@@ -164,6 +166,11 @@ class Mem1PPOTrainer(Mem1Trainer):
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
         self._critic = self._wrap(self.value_model)
+        if self.is_fsdp_enabled:
+            here = sum(own_part(p).nbytes for p in self.value_model.parameters())
+            self.accelerator.print(
+                f"In shards, each of {self.accelerator.num_processes} processes holds {here / 1e6:,.2f} MB of it."
+            )
         self.critic_optimizer = self._make_critic_optimizer(optimizers[0])
         self.value_layout = self.layout
         if not isinstance(self.value_model, SharedValueHead):
@@ -179,7 +186,7 @@ class Mem1PPOTrainer(Mem1Trainer):
         kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        critic = build_value_model(source, self.model, kwargs, peft_config)
+        critic = build_value_model(source, self.model, kwargs, peft_config, in_shards=self.is_fsdp_enabled)
         if isinstance(critic, SharedValueHead):
             return critic
         keep_gradients_through_4bit(critic)
@@ -192,7 +199,10 @@ class Mem1PPOTrainer(Mem1Trainer):
         return critic
 
     def _wrap(self, critic: torch.nn.Module) -> torch.nn.Module:
-        """The critic for data parallelism; beside a DeepSpeed engine, which `prepare_model` leaves to the caller, by hand."""
+        """The critic for data parallelism or in shards; beside a DeepSpeed engine, which `prepare_model` leaves to the caller, by hand."""
+        if self.is_fsdp_enabled:
+            shard_critic(self.accelerator, self.value_model)
+            return critic
         if not self.is_deepspeed_enabled:
             return self.accelerator.prepare_model(critic)
         device = self.accelerator.device
@@ -254,12 +264,12 @@ class Mem1PPOTrainer(Mem1Trainer):
         """
         An optimizer of the critic alone, where the policy's cannot take it as a group.
 
-        DeepSpeed's knows the policy only, and one that was passed has a schedule for its own groups: beside these the critic has
+        DeepSpeed's and FSDP's know the policy only, and one that was passed has a schedule for its own groups: beside these the critic has
         an optimizer of its own, made by `args.optim` and `args.value_learning_rate`, which follows the schedule. It is made with
         the trainer, so that a checkpoint that is resumed from finds it.
         """
         parameters = self._critic_parameters(given)
-        if not parameters or (given is None and not self.is_deepspeed_enabled):
+        if not parameters or (given is None and not self.is_deepspeed_enabled and not self.is_fsdp_enabled):
             return None
         for group in () if given is None else given.param_groups:
             group.setdefault("initial_lr", group["lr"])  # which not every scheduler notes down
@@ -298,7 +308,7 @@ class Mem1PPOTrainer(Mem1Trainer):
     def clip_extra_gradients(self) -> dict[str, float]:
         parameters = [p for p in self.critic.parameters() if p.grad is not None]
         limit = self.args.max_grad_norm if self.args.max_grad_norm and self.args.max_grad_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
         self.log_metric("value/grad_norm", norm)
         return {"critic": norm}
 
@@ -350,8 +360,12 @@ class Mem1PPOTrainer(Mem1Trainer):
         cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
         # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
         size = max(1, self.args.per_device_train_batch_size)
+        passes = 0
+        if self.is_fsdp_enabled:  # where every call is, all the same
+            own = torch.tensor([-(-len(cut) // size)], device=self.accelerator.device)
+            passes = int(self.accelerator.gather(own).max())
         last = [trajectories[index].turns[-1] for index in cut]
-        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size)
+        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size, passes)
         return final
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
@@ -385,9 +399,9 @@ class Mem1PPOTrainer(Mem1Trainer):
     # Checkpoints
 
     def save_extra(self, directory: str) -> None:
-        self.value_model.save(Path(directory) / CRITIC_DIRECTORY)
+        self.value_model.save(Path(directory) / CRITIC_DIRECTORY, self.args.should_save)
         if self.critic_optimizer is not None:
-            self.critic_optimizer.save(Path(directory) / CRITIC_DIRECTORY)
+            self.critic_optimizer.save(Path(directory) / CRITIC_DIRECTORY, self.args.should_save)
 
     def load_extra(self, directory: str) -> None:
         self.value_model.load(Path(directory) / CRITIC_DIRECTORY)

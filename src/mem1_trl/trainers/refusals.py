@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import TrainingArguments
 
     from ..configs import Mem1GRPOConfig
@@ -18,6 +19,22 @@ def uses_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in _TRUE
 
 
+def fsdp_version(args: TrainingArguments) -> int:
+    """The version of FSDP that is asked for, as accelerate reads it."""
+    of_arguments = getattr(args, "fsdp_plugin_args", None)
+    if of_arguments:
+        return int(of_arguments["fsdp_version"])
+    return int(os.environ.get("FSDP_VERSION", 1))
+
+
+def offloads(args: TrainingArguments) -> bool:
+    """Whether FSDP is to keep shards in the memory of the CPU."""
+    of_arguments = getattr(args, "fsdp_plugin_args", None)
+    if of_arguments:
+        return bool(of_arguments.get("cpu_offload"))
+    return os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in _TRUE
+
+
 def refuse_sharded_weights(args: TrainingArguments) -> None:
     """
     Refuse settings that a critic next to the policy's engine cannot work with.
@@ -26,22 +43,32 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
     optimizer of its own, in plain data parallelism.
 
     Raises:
-        `ValueError`: For FSDP, ZeRO-3, and DeepSpeed in half precision with loss scaling.
+        `ValueError`: For the first version of FSDP, its offloading to the CPU, ZeRO-3, and both engines in half precision with loss
+            scaling.
     """
     if uses_fsdp(args):
-        raise ValueError(
-            "Mem1PPOTrainer does not support FSDP: it splits the policy's weights over processes, and the critic, which starts "
-            "as a copy of them, reads them outside of the policy's forward pass. Use DDP or DeepSpeed ZeRO-2 "
-            "(examples/accelerate), or Mem1GRPOTrainer."
-        )
+        if (version := fsdp_version(args)) != 2:
+            raise ValueError(
+                f"Mem1PPOTrainer needs FSDP's version 2, whose shards two models can be called from in turn, got {version}: set "
+                "fsdp_version to 2 (examples/accelerate/fsdp2.yaml)."
+            )
+        if offloads(args):
+            raise ValueError(
+                "Mem1PPOTrainer does not support fsdp_offload_params, which has not been shown to train a critic beside the policy: "
+                "set it to false."
+            )
+        if args.fp16:
+            raise ValueError(
+                "Mem1PPOTrainer does not support fp16 with FSDP, whose loss scaling knows the policy's optimizer only: use bf16."
+            )
     plugin = args.deepspeed_plugin
     if plugin is None:
         return
     if plugin.zero_stage == 3:
         raise ValueError(
-            "Mem1PPOTrainer does not support DeepSpeed ZeRO-3: it splits the policy's weights over processes, and the critic, "
-            "which starts as a copy of them, reads them outside of the policy's forward pass. Use ZeRO-2 "
-            "(examples/accelerate/zero2.yaml) or DDP, or Mem1GRPOTrainer."
+            "Mem1PPOTrainer does not support DeepSpeed ZeRO-3, whose engine takes one model: the critic, which starts as a copy of "
+            "the policy's weights, would be whole in every process. Use FSDP2 (examples/accelerate/fsdp2.yaml), which splits "
+            "both, ZeRO-2 or DDP, or Mem1GRPOTrainer."
         )
     if args.fp16:
         raise ValueError(
@@ -52,13 +79,32 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
 
 def refuse_parts(args: Mem1GRPOConfig, deepspeed: bool, fsdp: bool) -> None:
     """
-    Refuse to train a micro-batch in parts where every backward pass is a collective.
+    Refuse to train a micro-batch in parts where a backward pass may be a step, or has not been shown to add up.
 
     Raises:
-        `ValueError`: For `max_tokens_per_micro_batch` with DeepSpeed or FSDP that `accelerate launch` has set up.
+        `ValueError`: For `max_tokens_per_micro_batch` with DeepSpeed, or with the first version of FSDP.
     """
-    if args.max_tokens_per_micro_batch is not None and (deepspeed or fsdp):
+    if args.max_tokens_per_micro_batch is None:
+        return
+    if deepspeed or (fsdp and fsdp_version(args) != 2):
         raise ValueError(
-            f"{'DeepSpeed' if deepspeed else 'FSDP'} does not go with max_tokens_per_micro_batch, since a micro-batch could "
-            "not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
+            f"{'DeepSpeed' if deepspeed else 'FSDP of version 1'} does not go with max_tokens_per_micro_batch, since a micro-batch "
+            "could not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
+        )
+
+
+def refuse_unsaved_adapter(model: Any, accelerator: Accelerator) -> None:
+    """
+    Refuse an adapter whose layers accelerate wraps for checkpointing.
+
+    PEFT looks for it by names that its layers no longer have, and saves a file without a tensor, of any model that TRL trains.
+
+    Raises:
+        `ValueError`: For a model with an adapter and `fsdp_activation_checkpointing`.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.activation_checkpointing and hasattr(model, "peft_config"):
+        raise ValueError(
+            "fsdp_activation_checkpointing does not go with an adapter, of which an empty file would be saved: set it to false and "
+            "gradient_checkpointing=True, which does the same."
         )

@@ -72,7 +72,7 @@ class LayoutModel:
             if self.readout is None:
                 outputs = self.model(**inputs, labels=wanted, **kwargs)
                 return [outputs.log_probs, outputs.entropy, None]
-            with _last_hidden_state(self.backbone) as hidden:
+            with last_hidden_state(self.backbone) as hidden:
                 outputs = self.model(**inputs, labels=wanted, **kwargs)
             read = self.readout(hidden[0])[:, :-1].masked_fill(wanted[:, 1:] == -100, 0.0)
             return [outputs.log_probs, outputs.entropy, read]
@@ -86,7 +86,7 @@ class LayoutModel:
 
 
 @contextmanager
-def _last_hidden_state(backbone: Any) -> Iterator[list[torch.Tensor]]:
+def last_hidden_state(backbone: Any) -> Iterator[list[torch.Tensor]]:
     """Collect the last hidden states that a backbone passes to the head while another function calls the model."""
     hidden: list[torch.Tensor] = []
     handle = backbone.register_forward_hook(lambda module, inputs, outputs: hidden.append(outputs.last_hidden_state))

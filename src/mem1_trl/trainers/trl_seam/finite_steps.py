@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
+from ...update.sharded_tensors import whole
 from ..non_finite import first_non_finite, non_finite_rows
 from .contract import check_values
 from .loss import TreeLoss
@@ -61,6 +62,8 @@ class FiniteSteps(TreeLoss):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = check_values("_get_grad_norm", super()._get_grad_norm(model, grad_norm))
+        if isinstance(norm, torch.Tensor):
+            norm = whole(norm)  # of weights that are split over processes it is the norm of a part
         norms = {"policy": norm, **self.clip_extra_gradients()}
         trained, self._trained = self._trained, []
         finite = all(one is None or math.isfinite(float(one)) for one in norms.values())

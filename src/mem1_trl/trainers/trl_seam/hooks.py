@@ -125,7 +125,7 @@ class Hooks(GRPOTrainer):
         """Raise `ValueError` if this run must not go on from a complete checkpoint."""
 
     def save_extra(self, directory: str) -> None:
-        """Write what a checkpoint needs besides TRL's own files."""
+        """Write what a checkpoint needs besides TRL's own files. Called in all processes; those of `args.should_save` write."""
 
     def load_extra(self, directory: str) -> None:
         """Read what [`~Hooks.save_extra`] wrote."""

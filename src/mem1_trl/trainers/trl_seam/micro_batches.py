@@ -6,6 +6,7 @@ Wraps `_prepare_inputs`, which cuts a generation batch into micro-batches, and `
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -57,12 +58,20 @@ class BalancedMicroBatches(FiniteSteps):
         done = torch.zeros((), device=inputs["completion_ids"].device)
         for part in parts[:-1]:
             # The gradient of a part is added now, so that its activations can be freed; `Trainer` adds that of the last
-            with self.accelerator.no_sync(model):
+            with self._gradients_stay_here(model):
                 loss = super()._compute_loss(model, part)
                 with torch.autocast(loss.device.type, enabled=False):
                     self.accelerator.backward(loss)
             done += loss.detach()
         return super()._compute_loss(model, parts[-1]) + done
+
+    def _gradients_stay_here(self, model: Any) -> AbstractContextManager[None]:
+        """
+        While a part is trained whose gradient the other processes need not have yet.
+
+        Where weights are in shards a gradient that stays is whole, in every process: there each part is shared out at once.
+        """
+        return nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model)
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         before = self._buffered_inputs

@@ -91,12 +91,12 @@ class ExactResume(BalancedMicroBatches):
             mark_incomplete(directory)
         self.accelerator.wait_for_everyone()
         self._run_state().save(directory, self.accelerator.process_index)
+        self.save_extra(directory)
         save_state = self.state.save_to_json
 
         def finish(path: str) -> None:
             """The trainer's state is written last, before old checkpoints are deleted and this one is pushed."""
             save_state(path)
-            self.save_extra(directory)
             if self._reference_moves:
                 reference = self.accelerator.unwrap_model(self.ref_model)
                 torch.save(reference.state_dict(), f"{directory}/{REFERENCE_FILE}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def values_after(
-    turns: Sequence[Turn], critic: ValueModel | SharedValueHead, token_id: int, batch_size: int
+    turns: Sequence[Turn], critic: ValueModel | SharedValueHead, token_id: int, batch_size: int, passes: int = 0
 ) -> torch.Tensor:
     """
     Values of the states that turns ended in: their contexts and all that they generated.
@@ -33,18 +33,23 @@ def values_after(
             Any token: a value is that before a token, and this one stands after the turn.
         batch_size (`int`):
             Number of turns in one forward pass.
+        passes (`int`, *optional*, defaults to `0`):
+            Least number of forward passes. Where each needs all processes, those that have fewer turns make up for it.
 
     Returns:
         `torch.Tensor`: Shape `(N,)`, float32, without gradient.
     """
     found = []
-    for start in range(0, len(turns), batch_size):
+    for start in range(0, max(len(turns), passes * batch_size), batch_size):
         rows = [_one_more_token(turn, token_id) for turn in turns[start : start + batch_size]]
+        counts = bool(rows)
+        rows = rows or [Row([token_id], [token_id], [1], [0], [1], None)]
         batch = RowBatch.from_rows(rows, token_id, critic.head.weight.device)
         with torch.no_grad():
             (values,) = forward_rows(batch, "per_turn", critic.backbone, token_values(critic))
         assert values is not None
-        found.append(values.sum(dim=1))  # each row has one
+        if counts:
+            found.append(values.sum(dim=1))  # each row has one
     return torch.cat(found) if found else torch.zeros(0, device=critic.head.weight.device)
 
 

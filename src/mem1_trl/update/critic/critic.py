@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from ...model_traits import refuse_prompt_learning
-from .second_adapter import second_adapter
+from ...model_traits import forward_takes, refuse_prompt_learning
+from ..layout_model import last_hidden_state
+from ..sharded_tensors import fill, is_source, is_split, whole_on_cpu
+from .head import HEAD_FILE, load_head, read_values, save_head, value_head
+from .second_adapter import over_the_same_storage, second_adapter
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +33,6 @@ if TYPE_CHECKING:
 
     from ..scoring import TokenFunction
 
-HEAD_FILE = "value_head.safetensors"
 BACKBONE_DIRECTORY = "backbone"
 SHARED = "shared"
 """`value_model` for a head on the policy's own hidden states."""
@@ -67,26 +75,49 @@ class ValueModel(nn.Module):
         """
         return read_values(self.head, self.backbone(**inputs, use_cache=False).last_hidden_state)
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
+    def save(self, directory: str | os.PathLike[str], write: bool = True) -> None:
         """
-        Write the critic into `directory`: `backbone/` and `value_head.safetensors`.
+        Write the critic into `directory`, whole: `backbone/` and `value_head.safetensors`.
 
         The backbone has a folder of its own inside, because `Trainer` takes every folder of a checkpoint that holds an adapter
         for one of the policy's.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                The directory.
+            write (`bool`, *optional*, defaults to `True`):
+                Whether this process writes. Of a critic that is split over processes all call this method, and one writes.
         """
-        (self.adapters or self.backbone).save_pretrained(str(Path(directory) / BACKBONE_DIRECTORY))
-        save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
+        model: Any = self.adapters or self.backbone
+        # Of adapters only what is trained is saved
+        state = model.state_dict(keep_vars=True)
+        state = {name: value for name, value in state.items() if self.adapters is None or value.requires_grad}
+        options = {"state_dict": whole_on_cpu(state, write)} if any(map(is_split, state.values())) else {}
+        if write:
+            model.save_pretrained(str(Path(directory) / BACKBONE_DIRECTORY), **options)
+        save_head(self.head, directory, write)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
-        """Read weights that [`~ValueModel.save`] wrote, into this model."""
+        """Read weights that [`~ValueModel.save`] wrote, into this model; if it is split over processes, in all of them together."""
         folder = Path(directory) / BACKBONE_DIRECTORY
+        split = any(map(is_split, self.backbone.parameters()))
+        reads = is_source(self.backbone.parameters())
         if self.adapters is not None:
             name = self.adapters.active_adapters[0]
-            set_peft_model_state_dict(self.adapters, load_peft_weights(str(folder), device="cpu"), name)
+            found = load_peft_weights(str(folder), device="cpu") if reads else None
+            if split:
+                fill(get_peft_model_state_dict(self.adapters, adapter_name=name, save_embedding_layers=False), found)
+            else:
+                set_peft_model_state_dict(self.adapters, found, name)
         else:
-            loaded = type(self.backbone).from_pretrained(folder, dtype=self.backbone.dtype)
-            self.backbone.load_state_dict(loaded.state_dict())
-        self.head.load_state_dict(load_file(Path(directory) / HEAD_FILE))
+            # Only where it is read: the others would make a whole model for nothing
+            loaded = type(self.backbone).from_pretrained(folder, dtype=self.backbone.dtype) if reads else None
+            state = None if loaded is None else loaded.state_dict()
+            if split:
+                fill(self.backbone.state_dict(), state)
+            else:
+                self.backbone.load_state_dict(state)  # type: ignore[arg-type]
+        load_head(self.head, directory)
 
 
 class SharedValueHead(nn.Module):
@@ -126,32 +157,26 @@ class SharedValueHead(nn.Module):
         """
         if hidden is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
-                hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
+                hidden = self._hidden_states(inputs)
         return read_values(self.head, hidden.detach() if self.detached else hidden)
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write `value_head.safetensors` into `directory`; the rest is the policy's."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
+    def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        policy: Any = self._policy[0]
+        if not any(map(is_split, policy.parameters())):
+            return self.backbone(**inputs, use_cache=False).last_hidden_state
+        # Weights that are split over processes are gathered by a call of the whole policy, not by one of a part of it
+        head = {"logits_to_keep": 1} if forward_takes(policy, "logits_to_keep") else {}
+        with last_hidden_state(self.backbone) as hidden:
+            policy(**inputs, **head, use_cache=False)
+        return hidden[0]
+
+    def save(self, directory: str | os.PathLike[str], write: bool = True) -> None:
+        """Write `value_head.safetensors` into `directory`; the rest is the policy's. `write` as in [`ValueModel.save`]."""
+        save_head(self.head, directory, write)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Read a head that [`~SharedValueHead.save`] wrote."""
-        self.head.load_state_dict(load_file(Path(directory) / HEAD_FILE))
-
-
-def value_head(backbone: PreTrainedModel) -> nn.Linear:
-    """A head of zeros in float32, where the backbone is."""
-    head = nn.Linear(backbone.config.get_text_config().hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head.to(backbone.device)
-
-
-def read_values(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Values `(N, L)`, float32, of hidden states `(N, L, H)`."""
-    # The head stays in float32: values are regressed, and half precision would round them to a coarse grid
-    with torch.autocast(hidden.device.type, enabled=False):
-        return head(hidden.float()).squeeze(-1)
+        load_head(self.head, directory)
 
 
 def token_values(critic: nn.Module) -> TokenFunction:
@@ -174,6 +199,7 @@ def build_value_model(
     policy: PreTrainedModel | PeftModel,
     model_init_kwargs: dict[str, Any] | None = None,
     peft_config: PeftConfig | None = None,
+    in_shards: bool = False,
 ) -> ValueModel | SharedValueHead:
     """
     Make the critic of a policy.
@@ -191,6 +217,9 @@ def build_value_model(
             Passed to `from_pretrained`.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to put on a model that is loaded or passed without one, which then stays frozen.
+        in_shards (`bool`, *optional*, defaults to `False`):
+            Whether the critic is about to be split over processes, which copies from it. Until then a copy of the policy has
+            no storage of its own, so that there are never two whole ones; nothing of it is the policy's afterwards.
 
     Returns:
         [`ValueModel`] or [`SharedValueHead`]: What it trains requires gradients.
@@ -200,7 +229,7 @@ def build_value_model(
     saved = Path(value_model) if isinstance(value_model, str) else None
     of_adapter = saved is not None and (saved / BACKBONE_DIRECTORY / ADAPTER_CONFIG).is_file()
     if isinstance(policy, PeftModel) and (value_model is None or of_adapter):
-        adapters = second_adapter(policy)
+        adapters = second_adapter(over_the_same_storage(policy) if in_shards else policy)
         critic = _adapted(adapters)
         if of_adapter:
             critic.load(saved)  # type: ignore[arg-type]
@@ -208,7 +237,8 @@ def build_value_model(
     if isinstance(value_model, ValueModel):
         critic = value_model
     elif value_model is None:
-        critic = ValueModel(copy.deepcopy(backbone_of(policy)))
+        backbone = backbone_of(policy)
+        critic = ValueModel(over_the_same_storage(backbone) if in_shards else copy.deepcopy(backbone))
     elif isinstance(value_model, str):
         kwargs = dict(model_init_kwargs or {})
         kwargs.setdefault("dtype", policy.dtype)

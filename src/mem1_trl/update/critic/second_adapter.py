@@ -1,4 +1,4 @@
-"""A second set of adapters on the frozen weights of a model that already carries one."""
+"""Copies of a model that share storage with it: one that carries a second set of adapters, and one to be split over processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ import torch
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from ...model_traits import refuse_prompt_learning
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
 
-ModuleType = TypeVar("ModuleType", bound="nn.Module")
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+def over_the_same_storage(model: ModuleType) -> ModuleType:
+    """
+    A copy of a model whose modules and parameters are its own, while the numbers of the parameters are those of the original.
+
+    What is done in place to a parameter of one is done to the other's; what replaces a parameter, as splitting the copy over
+    processes does, is not.
+    """
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
 
 
 def copy_around_frozen(model: ModuleType) -> ModuleType:

@@ -1,0 +1,207 @@
+"""
+Runs a few optimizer steps of a trainer on scripted episodes and saves what came of them: gradients, logs and weights.
+
+    torchrun --nproc_per_node 2 tests/scripts/scripted_steps.py ppo OUTPUT.pt --per-device 2 --accumulation 2 --shard
+
+Started by `tests/trainers/test_processes.py` and `tests/trainers/test_sharded_ppo.py`.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ["CI"] = "true"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from peft import LoraConfig
+from support.fsdp_on_cpu import shard_on_cpu
+from support.helpers import tiny_model, tiny_tokenizer
+from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
+from transformers import TrainerCallback
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.update.sharded_tensors import fill
+
+torch.set_num_threads(1)
+
+
+def script(call: int, index: int, prompt: str) -> str:
+    """
+    Ragged episodes: task q0 searches once before it answers, q1 twice, and so on.
+
+    Which of a pair of samples it is, is known from its place in the first call and then carried in the state, so that the two
+    samples of a group differ in length and in reward however the rows are split.
+    """
+    task = int(prompt[prompt.index("q") + 1])
+    sample = index % 2 if call == 0 else int(prompt[prompt.rindex("<think>s") + 8])
+    if call <= (task + sample) % 4:
+        return f"<think>s{sample}{'m' * (task + call)}</think><search>x{call}</search>"
+    return f"<think>s{sample}</think><answer>{(task + sample) % 3}</answer>"
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor that may be split over processes."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.Tensor]:
+    """The trained parameters of a module, or their gradients, by name, whole."""
+    found = {name: getattr(p, attribute) for name, p in module.named_parameters() if p.requires_grad}
+    # A layer may be inside of others, for data parallelism or for checkpointing
+    return {
+        name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor)
+        for name, tensor in found.items()
+        if tensor is not None
+    }
+
+
+class SaveGradient(TrainerCallback):
+    """Gradients as the optimizer finds them: after all micro-batches, and after processes have averaged them."""
+
+    def __init__(self, stop_after: int):
+        self.steps = []
+        self.critic = None
+        self.stop_after = stop_after
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        modules = {"policy": model, "critic": self.critic}
+        self.steps.append({part: all_of(module, "grad") for part, module in modules.items() if module is not None})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == self.stop_after
+
+
+ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+PPO = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}  # the discount makes every token's advantage its own
+CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
+KINDS = {  # trainer, settings, arguments
+    "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
+    "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
+    "ppo": (Mem1PPOTrainer, PPO, {}),
+    "warmup": (Mem1PPOTrainer, {**PPO, "critic_warmup_steps": 1}, {}),
+    "cut": (Mem1PPOTrainer, {**PPO, **CUT}, {}),
+    "cut_shared": (Mem1PPOTrainer, {**PPO, **CUT}, {"value_model": "shared"}),
+    "checkpointing": (Mem1PPOTrainer, {**PPO, "gradient_checkpointing": True}, {}),
+    "reference": (Mem1PPOTrainer, {**PPO, "beta": 0.1, "layout": "per_turn"}, {}),
+    # Both matrices of the adapter are random, so that both have gradients
+    "adapter": (Mem1PPOTrainer, PPO, {"peft_config": LoraConfig(**ADAPTER, init_lora_weights=False)}),
+    "shared": (Mem1PPOTrainer, PPO, {"value_model": "shared"}),
+    "shared_warmup": (Mem1PPOTrainer, {**PPO, "critic_warmup_steps": 1}, {"value_model": "shared"}),
+}
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--per-device", type=int, default=8)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--max-grad-norm", type=float, default=0.0)
+    parser.add_argument("--shard", action="store_true", help="under FSDP2")
+    parser.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a variable of the engine")
+    parser.add_argument("--run", type=Path, help="directory of a run that saves a checkpoint at each step")
+    parser.add_argument("--stop-after", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | Mem1PPOTrainer:
+    trainer_class, settings, arguments = KINDS[chosen.kind]
+    if chosen.shard:
+        shard_on_cpu(**dict(variable.split("=") for variable in chosen.engine))
+    torch.manual_seed(0)
+    trainer = trainer_class(
+        model=tiny_model("llama"),
+        args=(Mem1PPOConfig if trainer_class is Mem1PPOTrainer else Mem1GRPOConfig)(
+            **{
+                "output_dir": str(chosen.run or chosen.output.parent / "run"),
+                "per_device_train_batch_size": chosen.per_device,
+                "gradient_accumulation_steps": chosen.accumulation,
+                "max_tokens_per_micro_batch": chosen.max_tokens,
+                "max_steps": chosen.steps,
+                "max_turns": 6,
+                "max_completion_length": 64,
+                "max_observation_length": 64,
+                "max_grad_norm": chosen.max_grad_norm,
+                "learning_rate": 1e-3,
+                "adam_epsilon": 1e-4,  # so that what is 0 but for rounding does not become a step
+                "shuffle_dataset": False,
+                "bf16": False,
+                "use_cpu": not chosen.shard,
+                "gradient_checkpointing": False,
+                "logging_steps": 1,
+                "save_strategy": "steps" if chosen.run else "no",
+                "save_steps": 1,
+                "report_to": "none",
+                "disable_tqdm": True,
+                **settings,
+            }
+        ),
+        train_dataset=lookup_dataset(8),
+        processing_class=tiny_tokenizer(),
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+        callbacks=[saver],
+        **arguments,
+    )
+    if trainer_class is Mem1PPOTrainer:
+        # The head starts at zero, where nothing below it has a gradient
+        weight = torch.randn(trainer.value_model.head.weight.shape, generator=torch.Generator().manual_seed(1)) / 2
+        fill({"weight": trainer.value_model.head.weight.data}, {"weight": weight})
+        saver.critic = trainer.value_model
+    return trainer
+
+
+def main() -> None:
+    chosen = options()
+    saver = SaveGradient(chosen.stop_after)
+    trainer = make(chosen, saver)
+    generator = None
+
+    def generate_turn(prompts, stops):
+        return generator(prompts, stops)
+
+    run_episodes = trainer.run_episodes
+
+    def fresh_script(rows):
+        nonlocal generator
+        generator = ScriptedGenerator(trainer.tokenizer, script, trainer.args.max_completion_length)
+        return run_episodes(rows)
+
+    trainer.run_episodes = fresh_script
+    trainer.rollout.generate = generate_turn
+    trainer.train(resume_from_checkpoint=chosen.resume)
+    modules = {"policy": trainer.model, "critic": saver.critic}
+    weights = {part: all_of(module) for part, module in modules.items() if module is not None}
+    of_critic = getattr(trainer, "critic_optimizer", None)
+    if trainer.accelerator.is_main_process:
+        logs = [
+            {key: value for key, value in entry.items() if isinstance(value, float)}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
+        torch.save(
+            {
+                "processes": trainer.accelerator.num_processes,
+                "distributed": str(trainer.accelerator.distributed_type),
+                "gradients": saver.steps,
+                "logs": logs,
+                "weights": weights,
+                "parts": {
+                    part: sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in module.parameters())
+                    / sum(p.numel() for p in module.parameters())
+                    for part, module in modules.items()
+                    if module is not None
+                },
+                "own_optimizer": of_critic is not None,
+            },
+            chosen.output,
+        )
+
+
+if __name__ == "__main__":
+    main()
