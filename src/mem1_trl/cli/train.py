@@ -308,7 +308,8 @@ def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig
         train, evaluated = _train_tasks(options, config), _eval_tasks(options, config)
         factory = options.environment_factory(options.passages)
 
-    from .. import Mem1GRPOTrainer, Mem1PPOTrainer
+    from ..trainers.grpo import Mem1GRPOTrainer
+    from ..trainers.ppo import Mem1PPOTrainer
 
     loading = {
         "revision": model.model_revision,
