@@ -37,6 +37,7 @@ from support.doc_blocks import PAGES, ROOT, Block, blocks_of, commands_of, inlin
 from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig
 from mem1_trl.cli import main as mem1
 from mem1_trl.cli.main import COMMANDS
+from mem1_trl.cli.train import read as read_train_options
 from mem1_trl.retrieval import Bm25Index
 from mem1_trl.retrieval.server import RetrieverServer
 
@@ -73,7 +74,7 @@ NOT_RUN = {
 }
 # Names that a page takes for granted are made here: page -> function(folder, names, monkeypatch)
 PREPARATIONS: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], None]] = {}
-SLOW = {"README.md", "docs/evaluation.md", "docs/supervised.md"}  # more than ten seconds
+SLOW = {"README.md", "docs/commands.md", "docs/evaluation.md", "docs/supervised.md"}  # more than ten seconds
 # Options with which a script whose whole run takes minutes is run, by a slow test
 WHOLE_RUNS = {
     "examples/quickstart.py": "--steps 1 --eval_tasks 1 --batch_size 4 --micro_batch_size 4 --output_dir runs/whole",
@@ -255,6 +256,9 @@ def run_block(block: Block, names: dict[str, Any], address: str, monkeypatch: py
         for words in commands_of(block):
             if " ".join(words) not in NOT_RUN:
                 run_command(small_words(words), monkeypatch)
+    elif block.language == "yaml":  # a file of `mem1 train`
+        Path("run.yaml").write_text(block.text)
+        read_train_options(["--config", "run.yaml"])
     elif block.language == "diff":
         for sign in "-+":
             side = [line[1:] for line in block.text.splitlines() if line[:1] in (sign, " ", "")]

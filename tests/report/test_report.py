@@ -435,3 +435,53 @@ def test_a_browser_shows_the_episodes_and_runs_nothing_of_theirs(hostile, tmp_pa
     assert "Dropped, turn 1: 10 tokens" in text
     assert f"query 0{HOSTILE}" in text
     assert "Showing 3 of 4 episodes; all of them are in mem1/evaluation/mem1-2.jsonl." in html.unescape(dom)
+
+
+def write_training(root: Path, name: str, steps: list[int]) -> None:
+    """What a trainer writes that evaluates itself: right answers rise with the steps."""
+    for step in steps:
+        tasks = [evaluated(i, episode("mem1"), 2.0 if i < step // 10 else 0.0) for i in range(4)]
+        settings = {"context": "mem1", "step": step}
+        Evaluation.from_tasks(tasks, f"step {step}", settings, resamples=50).save(
+            root / "evaluation", f"{name}-{step}"
+        )
+
+
+def test_evaluations_on_the_way_are_one_curve_in_the_order_of_steps(tmp_path):
+    steps = [100, 20, 30, 10, 0]  # as texts, 100 stands before 20
+    write_training(tmp_path, "eval", steps)
+    run = read_run(tmp_path)
+    assert run.agents == ["step 0", "step 100"]
+    (series,) = run.series
+    curve = [(step, found["mean"]) for step, found in series.curve("exact_match_per_objective")]
+    assert curve == [(0, 0.0), (10, 0.25), (20, 0.5), (30, 0.75), (100, 1.0)]
+    page = report(tmp_path)
+    text = html.unescape(page.read_text())
+    assert (
+        "Exact match per objective by optimizer step. evaluation: 0: 0, 10: 0.25, 20: 0.5, 30: 0.75, 100: 1." in text
+    )
+    assert (page.parent / "evaluated_em.png").is_file() and text.count("data-agent=") < 3 * len(run.results) + 1
+    assert '"step 20"' not in text and "step 20," not in text
+
+
+def test_data_sets_and_runs_have_a_curve_each(tmp_path):
+    for folder in ("a", "b"):
+        write_training(tmp_path / folder, "eval_short", [0, 10])
+        write_training(tmp_path / folder, "eval_long", [0, 10, 20])
+    write_training(tmp_path / "once", "eval", [5])  # no series
+    run = read_run(tmp_path)
+    assert sorted(series.label for series in run.series) == ["a, long", "a, short", "b, long", "b, short"]
+    assert [len(series.points) for series in run.series if series.label == "a, long"] == [3]
+    assert {r.path.stem for r in run.results if r.path.parent.parent.name == "a"} == {
+        "eval_short-0", "eval_short-10", "eval_long-0", "eval_long-20",
+    }  # fmt: skip
+    assert any(agent.startswith("step 5") for agent in run.agents)
+
+
+def test_many_agents_share_the_page(tmp_path):
+    for number in range(11):
+        tasks = [evaluated(0, episode("mem1"), 2.0)]
+        Evaluation.from_tasks(tasks, f"agent {number}", {}, resamples=50).save(tmp_path / "evaluation", f"a{number}")
+    page = report(tmp_path)
+    assert len(list(page.parent.glob("failures-*.png"))) == len(list(page.parent.glob("tokens-*.png"))) == 8
+    assert "first 8 of 11 agents" in page.read_text() and 'data-agent="agent 10"' in page.read_text()

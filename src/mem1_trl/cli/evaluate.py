@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..rollout.settings import AgentSettings, setting
-from .options import CommandError, ConfigParser, naming_columns
+from .options import CommandError, ConfigParser
+from .task_options import PROTOCOLS, TaskArguments
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from ..evaluation.result import Evaluation
     from ..protocol.protocol import Mem1Protocol
-
-FACTS = "the bundled facts"
-PROTOCOLS = ("default", "paper", "reference", "reference_inference", "tool_calls")
 
 
 def _saved(name: str) -> Any:
@@ -28,7 +24,7 @@ def _saved(name: str) -> Any:
 
 
 @dataclass
-class EvalArguments:
+class EvalArguments(TaskArguments):
     """
     Arguments of `mem1 eval`.
 
@@ -39,9 +35,6 @@ class EvalArguments:
             Path or id of a causal language model.
         label (`str`, *optional*):
             Name of the agent in tables, plots and files. `None` takes the name of the model.
-        protocol (`str`, *optional*):
-            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, or a directory with
-            `mem1_protocol.json`. `None` takes the one that was saved with the model.
         max_turns (`int`, *optional*):
             Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
         context, max_completion_length, max_observation_length, max_context_length, memory_top_k, temperature, top_p, min_p,
@@ -59,28 +52,12 @@ class EvalArguments:
         backend (`str`, *optional*):
             How the server is spoken to: `"completions"` or `"chat"`, see [`Mem1Agent`]. `None` takes completions if it offers them.
 
-        > Parameters that control the tasks
+        > Parameters that control the tasks, besides those of [`TaskArguments`]
 
         objectives (`list[int]`, *optional*, defaults to `[1, 2, 3, 4, 6, 8, 16]`):
             Numbers of objectives.
         tasks (`int`, *optional*, defaults to `200`):
             Tasks for each number.
-        questions (`str`, *optional*):
-            File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
-            bundled facts.
-        split (`str`, *optional*, defaults to `"test"`):
-            Split of the questions.
-        question_column, answer_column (`str`, *optional*):
-            Columns of the questions and answers, if they are not those that are known.
-        keywords (`bool`, *optional*, defaults to `False`):
-            Whether to ask the bundled questions in search words, such as "capital of France".
-        corpus (`str`, *optional*):
-            File or id of a data set of passages, a folder of text files, a directory that `mem1 index` wrote, or the address of
-            a retriever (`http://...`). `None` searches the bundled facts.
-        corpus_split (`str`, *optional*, defaults to `"train"`):
-            Split of the passages.
-        corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
-            Columns of the passages.
         top_k (`int`, *optional*):
             Passages per search. `None` takes what the model was trained with, or else 3.
 
@@ -94,17 +71,10 @@ class EvalArguments:
             Of the choice of tasks, of sampling and of the intervals.
     """
 
-    model_name_or_path: str = field(metadata={"help": "Path or id of a causal language model."})
+    model_name_or_path: str = field(kw_only=True, metadata={"help": "Path or id of a causal language model."})
     label: str | None = field(
         default=None,
         metadata={"help": "Name of the agent in tables, plots and files. `None` takes the name of the model."},
-    )
-    protocol: str | None = field(
-        default=None,
-        metadata={
-            "help": f"One of {', '.join(PROTOCOLS)}, or a directory with mem1_protocol.json. `None` takes the one that was "
-            "saved with the model."
-        },
     )
     context: str | None = _saved("context")
     max_turns: int | None = setting(
@@ -151,34 +121,6 @@ class EvalArguments:
         default_factory=lambda: [1, 2, 3, 4, 6, 8, 16], metadata={"help": "Numbers of objectives."}
     )
     tasks: int = field(default=200, metadata={"help": "Tasks for each number of objectives."})
-    questions: str | None = field(
-        default=None,
-        metadata={
-            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set with questions and answers. `None` asks about "
-            "the bundled facts."
-        },
-    )
-    split: str = field(default="test", metadata={"help": "Split of the questions."})
-    question_column: str | None = field(
-        default=None, metadata={"help": "Column of the questions, if it is not one that is known."}
-    )
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the answers, if it is not one that is known."}
-    )
-    keywords: bool = field(
-        default=False,
-        metadata={"help": "Whether to ask the bundled questions in search words, such as `capital of France`."},
-    )
-    corpus: str | None = field(
-        default=None,
-        metadata={
-            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a folder of text files, a directory of "
-            "`mem1 index`, or the address of a retriever (http://...). `None` searches the bundled facts."
-        },
-    )
-    corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
-    corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
-    corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
     top_k: int | None = field(
         default=None,
         metadata={"help": "Passages per search. `None` takes what the model was trained with, or else 3."},
@@ -201,8 +143,7 @@ class EvalArguments:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.keywords and self.questions is not None:
-            raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
+        super().__post_init__()
         if self.endpoint is None and (self.backend or self.endpoint_model):
             name = "backend" if self.backend else "endpoint_model"
             raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
@@ -227,14 +168,14 @@ def run(args: Sequence[str]) -> None:
     from ..hub.agent_settings import load_agent_settings
 
     # Short checks first, the model last
-    protocol = _protocol(options.protocol, options.model_name_or_path)
+    protocol = _protocol(options)
     saved = load_agent_settings(options.model_name_or_path)
     try:
         dataclasses.replace(saved or AgentSettings(), **options.given())
     except ValueError as error:
         raise CommandError(str(error)) from None
-    questions = _questions(options)
-    factory = _environments(options, options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
+    questions = options.load_questions()
+    factory = options.environment_factory(options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
     agent = _agent(options, protocol)
 
     from ..evaluation.evaluate import evaluate_objectives
@@ -256,67 +197,16 @@ def run(args: Sequence[str]) -> None:
     print(f"written to {output}; `mem1 report {options.output_dir}` makes a page of it")
 
 
-def _protocol(name: str | None, model: str) -> Mem1Protocol:
+def _protocol(options: EvalArguments) -> Mem1Protocol:
     from ..protocol.protocol import Mem1Protocol
 
-    if name is None:
-        try:
-            return Mem1Protocol.from_pretrained(model)
-        except FileNotFoundError:
-            raise CommandError(
-                f"there is no mem1_protocol.json at {model!r}: check the path, or say how the model is spoken to with "
-                f"--protocol ({', '.join(PROTOCOLS)}, or a directory)"
-            ) from None
-    if name in PROTOCOLS:
-        presets = {
-            "default": Mem1Protocol,
-            "paper": Mem1Protocol.paper,
-            "reference": Mem1Protocol.reference,
-            "reference_inference": lambda: Mem1Protocol.reference(inference=True),
-            "tool_calls": Mem1Protocol.tool_calls,
-        }
-        return presets[name]()
-    if not Path(name).is_dir():
-        raise CommandError(f"protocol is {name!r}, but must be one of {', '.join(PROTOCOLS)}, or a directory")
-    return Mem1Protocol.from_pretrained(name)
-
-
-def _questions(options: EvalArguments) -> Dataset:
-    """Columns `question` and `answer`."""
-    if options.questions is not None:
-        from ..tasks import load_qa_dataset
-
-        columns = (options.question_column, options.answer_column)
-        with naming_columns("--question_column", "--answer_column", ("question=", "answer=")):
-            return load_qa_dataset(options.questions, options.split, *columns)
-    from ..facts import KEYWORDS, load_facts
-
-    questions = load_facts().questions(options.split)
-    if options.keywords:  # only what can be put in search words
-        asked = questions.select([i for i, relation in enumerate(questions["relation"]) if relation in KEYWORDS])
-        questions = asked.remove_columns("question").rename_column("keywords", "question")
-    return questions
-
-
-def _environments(options: EvalArguments, top_k: int) -> Any:
-    from ..environments import RetrievalQAEnvironment
-
-    if options.corpus is None:
-        from ..facts import load_facts
-
-        return RetrievalQAEnvironment.factory(load_facts().corpus, top_k=top_k)
-
-    from ..local_rows import has_rows
-
-    corpus: Any = options.corpus
-    if not corpus.startswith(("http://", "https://")) and not Path(corpus).exists():
-        if has_rows(corpus):
-            raise CommandError(f"there is no file {corpus!r} for the corpus")
-        from datasets import load_dataset
-
-        corpus = load_dataset(corpus, split=options.corpus_split)
-    with naming_columns("--corpus_title", "--corpus_text"):
-        return RetrievalQAEnvironment.factory(corpus, top_k, options.corpus_title, options.corpus_text)
+    try:
+        return options.chosen_protocol() or Mem1Protocol.from_pretrained(options.model_name_or_path)
+    except FileNotFoundError:
+        raise CommandError(
+            f"there is no mem1_protocol.json at {options.protocol or options.model_name_or_path!r}: check the path, or say how "
+            f"the model is spoken to with --protocol ({', '.join(PROTOCOLS)}, or a directory)"
+        ) from None
 
 
 def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:

@@ -32,25 +32,31 @@ class Parser(argparse.ArgumentParser):
         raise CommandError(_with_suggestion(message, self))
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind the options, and examples as they were written."""
+
+
 class ConfigParser(TrlParser):
     """
-    TRL's [`~trl.TrlParser`]: options from a dataclass, and from a YAML file with `--config`. Unlike it, this one also checks
+    TRL's [`~trl.TrlParser`]: options from dataclasses, and from a YAML file with `--config`. Unlike it, this one also checks
     the values from the file, and raises [`CommandError`] with one sentence for all that is wrong.
 
     Args:
-        dataclass_type (`type`):
-            The dataclass of the options.
+        kinds (`type` or `Sequence[type]`):
+            The dataclass of the command's own options, and others that check their values themselves.
         **kwargs:
             Passed to [`argparse.ArgumentParser`].
     """
 
-    def __init__(self, dataclass_type: Any, **kwargs: Any) -> None:
-        super().__init__([dataclass_type], allow_abbrev=False, **kwargs)
+    def __init__(self, kinds: Any, **kwargs: Any) -> None:
+        self.kinds: list[Any] = [kinds] if isinstance(kinds, type) else list(kinds)
+        super().__init__(self.kinds, allow_abbrev=False, formatter_class=_Help, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with options; those on the command line win.")
-        hints = typing.get_type_hints(dataclass_type)
-        for action in self._actions:
-            if action.dest in hints and not action.choices:  # else the name of the option again, in capitals
-                action.metavar = _METAVARS[members(hints[action.dest])[0]]
+        for kind in self.kinds:
+            hints = typing.get_type_hints(kind)
+            for action in self._actions:
+                if action.dest in hints and not action.choices:  # else the name of the option again, in capitals
+                    action.metavar = _METAVARS.get(members(hints[action.dest])[0], "VALUE")
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(_with_suggestion(message, self))
@@ -64,7 +70,7 @@ class ConfigParser(TrlParser):
                 The arguments.
 
         Returns:
-            An instance of the dataclass.
+            An instance of the dataclass, or of each in their order.
 
         Raises:
             `CommandError`: if an option or a key is unknown, or a value is of the wrong type.
@@ -73,23 +79,43 @@ class ConfigParser(TrlParser):
 
         args = _split_config(args)
         try:
-            parsed, own, from_file, from_line = self.parse_args_and_config(
+            *parsed, own, from_file, from_line = self.parse_args_and_config(
                 args, return_remaining_strings=True, separate_remaining_strings=True
             )
         except OSError as error:
             raise CommandError(f"the file of --config cannot be read: {error.strerror}: {error.filename}") from None
         except yaml.YAMLError as error:
             raise CommandError(f"the file of --config is not YAML: {' '.join(str(error).split())}") from None
-        except ValueError as error:
-            raise CommandError(str(error)) from None
+        except (ValueError, TypeError) as error:
+            raise CommandError(" ".join(str(error).split())) from None
         if own.config is not None:  # `--config` of the command line is taken out before
             raise CommandError("the file of --config holds another 'config': put all options in one file")
         if from_file:
             raise CommandError(f"the file of --config holds {_unknown(from_file[0], self)}")
         if from_line:
             raise CommandError(_unknown(from_line[0], self))
-        _check_types(parsed, self)
-        return parsed
+        _check_types(parsed[0], self)
+        return parsed[0] if len(parsed) == 1 else tuple(parsed)
+
+
+def peek(args: Sequence[str], name: str) -> str | None:
+    """The value of one option that decides which others there are: from the command line, or else from the file of `--config`."""
+    words = _split_config(args)
+    for at, word in enumerate(words):
+        if word == f"--{name}" and at + 1 < len(words):
+            return words[at + 1]
+        if word.startswith(f"--{name}="):
+            return word.split("=", 1)[1]
+    if "--config" not in words:
+        return None
+    import yaml
+
+    try:
+        with open(words[words.index("--config") + 1], encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # said when the whole file is read
+    return str(found[name]) if isinstance(found, dict) and name in found else None
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from .browser import browse
 from .comparisons import compare_agents, comparison_table
 from .page import render_page
-from .plots import Plot, failure_plots, log_plot, metric_plot, retention_plot, token_plots
+from .plots import MOST_AGENTS, Plot, failure_plots, log_plot, metric_plot, retention_plot, series_plot, token_plots
 from .run_directory import Result, RunDirectory, read_run
 
 MAX_EPISODE_BYTES = 20_000_000
@@ -111,7 +111,7 @@ def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list
             run,
             "exact_match",
             "exact_match",
-            "Exact match",
+            "Exact match, summed",
             "right answers per task",
             "Summed over the objectives, as in the paper's Figure 4. Bars are the intervals of the table.",
         ),
@@ -140,6 +140,17 @@ def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list
             "As counted in the paper. Flat: a memory that is rewritten. Rising: a context that grows.",
         ),
     ]
+    evaluated = [
+        series_plot(
+            run, "exact_match_per_objective", "evaluated_em", "Exact match per objective", "share of the objectives"
+        ),
+        series_plot(run, "success", "evaluated_success", "Successes", "share of the episodes"),
+        series_plot(run, "reward", "evaluated_reward", "Reward in evaluations", "mean reward"),
+        series_plot(run, "peak_tokens", "evaluated_peak", "Peak tokens in evaluations", "tokens"),
+    ]
+    few = ""
+    if len(run.agents) > MOST_AGENTS:
+        few = f" One plot for each of the first {MOST_AGENTS} of {len(run.agents)} agents."
     training = [
         log_plot(run, "reward", "reward", "Reward", "mean reward"),
         log_plot(run, "value/loss", "value_loss", "Value loss", "loss of the critic"),
@@ -156,16 +167,23 @@ def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list
         (
             "memory",
             "Memory",
-            "Which answers the agents found, whether they still had them in memory later, and the outcome of every objective.",
+            "Which answers the agents found, whether they still had them in memory later, and the outcome of every objective."
+            + few,
             [plot for plot in [retention_plot(run)] if plot is not None] + failure_plots(run),
         ),
         (
             "tokens",
             "Tokens",
-            "The context of each turn, and the text that the turn writes, by part. All agents have the same scale.",
+            "The context of each turn, and the text that the turn writes, by part. All agents have the same scale."
+            + few,
             token_plots(run, _comparable(run, usage)),
         ),
-        ("training", "Training", "Metrics logged by the trainers.", [plot for plot in training if plot is not None]),
+        (
+            "training",
+            "Training",
+            "Evaluations on the way, and metrics logged by the trainers.",
+            [plot for plot in [*evaluated, *training] if plot is not None],
+        ),
     ]
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _SIZE = (4.6, 3.3)  # inches; two of them fit side by side on a desktop page
 _DPI = 160
 
+MOST_AGENTS = 8
+"""Agents that have plots of their own; all of them are in the tables and in the plots that compare agents."""
+
 THEMES = {
     "light": {"background": "#ffffff", "ink": "#1c2330", "grid": "#d9dde3"},
     "dark": {"background": "#1a1f29", "ink": "#e3e7ee", "grid": "#3a4250"},
@@ -137,7 +140,7 @@ def metric_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
         axes.set_xlabel("objectives")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        axes.legend()
+        _legend_below(axes)
 
     text = ". ".join(f"{agent}: {_numbers([(n, m['mean']) for n, m in points])}" for agent, points in lines.items())
     return Plot(name, title, note, f"{title} against objectives. {text}.", draw)
@@ -173,7 +176,7 @@ def retention_plot(run: RunDirectory) -> Plot | None:
             )
         axes.set(xlabel="turns since the answer was observed", ylabel="share still in memory", ylim=(-0.03, 1.03))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        _legend_below(axes)
 
     text = ". ".join(f"{agent}: {_numbers([(a, s) for a, s, _ in curve])}" for agent, curve in curves.items())
     return Plot(
@@ -187,10 +190,10 @@ def retention_plot(run: RunDirectory) -> Plot | None:
 
 
 def failure_plots(run: RunDirectory) -> list[Plot]:
-    """Outcomes of the objectives, one plot per agent."""
+    """Outcomes of the objectives, one plot for each of the first agents."""
     plots = []
     names = _unique_slugs(run.agents)
-    for agent in run.agents:
+    for agent in run.agents[:MOST_AGENTS]:
         bars = {}
         for result in run.of_agent(agent):
             failures = result.summary.get("failures") or {}
@@ -231,7 +234,7 @@ def failure_plots(run: RunDirectory) -> list[Plot]:
 
 def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[str, float]]]]) -> list[Plot]:
     """
-    Tokens of each turn by part, one plot per agent, all with the same scale.
+    Tokens of each turn by part, one plot for each of the first agents, all with the same scale.
 
     Args:
         run ([`RunDirectory`]):
@@ -243,7 +246,7 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
     top = max((sum(turn[part] for part in PARTS) for _, turns in usage.values() for turn in turns), default=0.0)
     names = _unique_slugs(run.agents)
     plots = []
-    for agent, (objectives, turns) in usage.items():
+    for agent, (objectives, turns) in list(usage.items())[:MOST_AGENTS]:
 
         def draw(axes: Axes, turns: list[dict[str, float]] = turns) -> None:
             x = list(range(1, len(turns) + 1))
@@ -297,7 +300,7 @@ def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> 
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(labels) > 1 or labels[0] != "training":
-            axes.legend()
+            _legend_below(axes)
 
     def described(values: list[float]) -> str:
         smooth = running_mean(values)
@@ -309,6 +312,36 @@ def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> 
         title,
         "Thin: every logged value. Thick: running mean, at each point over the preceding tenth of the run.",
         f"{title}. {text}.",
+        draw,
+    )
+
+
+def series_plot(run: RunDirectory, metric: str, name: str, title: str, label: str) -> Plot | None:
+    """A metric of the evaluations that training runs made on their way, against the optimizer step, with intervals."""
+    curves = {series.label: series.curve(metric) for series in run.series if series.curve(metric)}
+    if not curves:
+        return None
+    labels = list(curves)
+
+    def draw(axes: Axes) -> None:
+        for label_, points in curves.items():
+            steps = [step for step, _ in points]
+            style = agent_style(label_, labels)
+            axes.plot(steps, [m["mean"] for _, m in points], markersize=3.5, label=_plain(label_), **style)
+            lows, highs = [m["low"] for _, m in points], [m["high"] for _, m in points]
+            axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(bottom=0)
+        if len(labels) > 1:
+            _legend_below(axes)
+
+    text = ". ".join(f"{each}: {_numbers([(s, m['mean']) for s, m in points])}" for each, points in curves.items())
+    return Plot(
+        name,
+        title,
+        "Evaluations during training, with their 95% intervals. Tables and episodes show the first and the last of them.",
+        f"{title} by optimizer step. {text}.",
         draw,
     )
 

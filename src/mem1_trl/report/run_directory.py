@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ..evaluation.result import FORMAT
 from ..json_lines import read_json_lines
 from ..json_text import read_json_object
 from ..trajectory import Trajectory
+from .evaluation_series import EvaluationSeries, find_series
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 
@@ -90,11 +91,14 @@ class RunDirectory:
             Ordered by objectives, then by agent in the order of `agents`.
         logs (`list[TrainingLog]`):
             In the order of their paths.
+        series (`list[EvaluationSeries]`):
+            Evaluations that training runs made on their way. Of each, `results` holds the first and the last only.
     """
 
     path: Path
     results: list[Result]
     logs: list[TrainingLog]
+    series: list[EvaluationSeries] = field(default_factory=list)
 
     @cached_property
     def agents(self) -> list[str]:
@@ -132,7 +136,8 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     if not root.is_dir():
         raise FileNotFoundError(f"{str(root)!r} is not a directory: pass the output directory of a run.")
     found = [_read_result(path) for path in sorted(root.rglob("evaluation/*.json"))]
-    results = _told_apart([result for result in found if result is not None], root)
+    series, shown = find_series([result for result in found if result is not None], root)
+    results = _told_apart(shown, root)
     logs = _read_logs(root, results)
     if not results and not logs:
         raise FileNotFoundError(
@@ -140,7 +145,7 @@ def read_run(run_dir: str | Path) -> RunDirectory:
             "with `mem1 eval`, or pass the output directory of a trainer."
         )
     results.sort(key=lambda r: (r.objectives is None, r.objectives or 0, r.agent, str(r.path)))
-    return RunDirectory(root, results, logs)
+    return RunDirectory(root, results, logs, series)
 
 
 _ADVICE = "was it cut off? Write it again."

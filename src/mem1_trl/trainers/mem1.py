@@ -156,6 +156,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self._episodes: list[Episode] = []
         self._card_evaluation: dict[str, float] | None = None
         self._evaluations = EvaluationRecorder(self)
+        self._evaluated = ""  # name of the data set that is evaluated, if it is one of several
         self._episode_log = EpisodeLog(self, self._evaluations)
         self.rollout = Rollout(
             tokenizer=self.tokenizer,
@@ -237,6 +238,8 @@ class Mem1Trainer(TrajectoryTrainer):
         `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
         """
         self.drop_metrics(self.meaningless_metrics)
+        if self.mode == "eval" and self._evaluated:
+            self.name_metrics(self._evaluated)
         with instance_attribute(self, "num_completions_to_print", 0):
             super().log(logs, start_time)
         self._episode_log.show()
@@ -250,9 +253,11 @@ class Mem1Trainer(TrajectoryTrainer):
         Play the evaluation data set and log its metrics, as [`~transformers.Trainer.evaluate`] does.
 
         Rows with `answers` are scored by exact match, F1 and success (`eval_episode/exact_match` and so on), whatever the
-        reward is. With `args.save_eval_trajectories` the episodes are written to `<output_dir>/evaluation/`.
+        reward is. With `args.save_eval_trajectories` the episodes are written to `<output_dir>/evaluation/`. The metrics of one
+        of several data sets carry its name (`eval_<name>_reward`).
         """
         self._evaluations.begin()
+        self._evaluated = metric_key_prefix.removeprefix("eval").lstrip("_")
         try:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:

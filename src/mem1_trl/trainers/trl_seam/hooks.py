@@ -155,6 +155,12 @@ class Hooks(GRPOTrainer):
         for name in names:
             self._metrics[self.mode].pop(name, None)
 
+    def name_metrics(self, name: str) -> None:
+        """Put a name before all metrics of the current logging step, since TRL logs those of all evaluated data sets alike."""
+        metrics: Any = self._metrics[self.mode]
+        for key in list(metrics):
+            metrics[f"{name}_{key}"] = metrics.pop(key)
+
     def show_advantages(self, advantages: torch.Tensor) -> None:
         """Let the table of completions show these for the episodes of a batch, shape `(B,)`, instead of TRL's of their groups."""
         shown: Any = self._logs["advantages"]

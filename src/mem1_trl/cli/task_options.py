@@ -1,0 +1,170 @@
+"""What `mem1 eval` and `mem1 train` share: which questions are asked, what is searched, and how a model is spoken to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import CommandError, naming_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..protocol.protocol import Mem1Protocol
+
+PROTOCOLS = ("default", "paper", "reference", "reference_inference", "tool_calls")
+
+
+@dataclass
+class TaskArguments:
+    """
+    Arguments about tasks: questions that are answered by searching a corpus.
+
+    Parameters:
+        protocol (`str`, *optional*):
+            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, or a directory with
+            `mem1_protocol.json`. `None` takes the one that was saved with the model.
+        questions (`str`, *optional*):
+            File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
+            bundled facts.
+        split (`str`, *optional*):
+            Split of the questions.
+        question_column, answer_column (`str`, *optional*):
+            Columns of the questions and answers, if they are not those that are known.
+        keywords (`bool`, *optional*, defaults to `False`):
+            Whether to ask the bundled questions in search words, such as "capital of France".
+        corpus (`str`, *optional*):
+            File or id of a data set of passages, a folder of text files, a directory that `mem1 index` wrote, or the address of
+            a retriever (`http://...`). `None` searches the bundled facts.
+        corpus_split (`str`, *optional*, defaults to `"train"`):
+            Split of the passages.
+        corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
+            Columns of the passages.
+    """
+
+    protocol: str | None = field(
+        default=None,
+        metadata={
+            "help": f"One of {', '.join(PROTOCOLS)}, or a directory with mem1_protocol.json. `None` takes the one that was "
+            "saved with the model."
+        },
+    )
+    questions: str | None = field(
+        default=None,
+        metadata={
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set with questions and answers. `None` asks about "
+            "the bundled facts."
+        },
+    )
+    split: str = field(default="test", metadata={"help": "Split of the questions."})
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the questions, if it is not one that is known."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the answers, if it is not one that is known."}
+    )
+    keywords: bool = field(
+        default=False,
+        metadata={"help": "Whether to ask the bundled questions in search words, such as `capital of France`."},
+    )
+    corpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a folder of text files, a directory of "
+            "`mem1 index`, or the address of a retriever (http://...). `None` searches the bundled facts."
+        },
+    )
+    corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
+    corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
+    corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
+
+    def __post_init__(self) -> None:
+        if self.keywords and self.questions is not None:
+            raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
+
+    def load_questions(self, split: str | None = None) -> Dataset:
+        """
+        The questions.
+
+        Args:
+            split (`str`, *optional*):
+                Another split than `self.split`.
+
+        Returns:
+            `datasets.Dataset`: columns `question` and `answer`.
+
+        Raises:
+            `FileNotFoundError`: If there is no such file.
+            `ValueError`: If it holds no questions and answers, or the split is unknown.
+        """
+        split = split or self.split
+        if self.questions is not None:
+            from ..tasks import load_qa_dataset
+
+            columns = (self.question_column, self.answer_column)
+            with naming_columns("--question_column", "--answer_column", ("question=", "answer=")):
+                return load_qa_dataset(self.questions, split, *columns)
+        from ..facts import KEYWORDS, load_facts
+
+        questions = load_facts().questions(split)
+        if self.keywords:  # only what can be put in search words
+            asked = questions.select([i for i, relation in enumerate(questions["relation"]) if relation in KEYWORDS])
+            questions = asked.remove_columns("question").rename_column("keywords", "question")
+        return questions
+
+    def environment_factory(self, passages: int) -> Any:
+        """
+        Makes environments that search the corpus.
+
+        Args:
+            passages (`int`):
+                Passages of one search.
+
+        Raises:
+            `CommandError`: If there is no such file.
+            `ValueError`: If it is no corpus.
+        """
+        from ..environments import RetrievalQAEnvironment
+
+        if self.corpus is None:
+            from ..facts import load_facts
+
+            return RetrievalQAEnvironment.factory(load_facts().corpus, top_k=passages)
+
+        from ..local_rows import has_rows
+
+        corpus: Any = self.corpus
+        if not corpus.startswith(("http://", "https://")) and not Path(corpus).exists():
+            if has_rows(corpus):
+                raise CommandError(f"there is no file {corpus!r} for the corpus")
+            from datasets import load_dataset
+
+            corpus = load_dataset(corpus, split=self.corpus_split)
+        with naming_columns("--corpus_title", "--corpus_text"):
+            return RetrievalQAEnvironment.factory(corpus, passages, self.corpus_title, self.corpus_text)
+
+    def chosen_protocol(self) -> Mem1Protocol | None:
+        """
+        The protocol that was asked for; `None` stands for the one beside the model.
+
+        Raises:
+            `CommandError`: If it is neither a known one nor a directory.
+        """
+        from ..protocol.protocol import Mem1Protocol
+
+        name = self.protocol
+        if name is None:
+            return None
+        if name in PROTOCOLS:
+            presets = {
+                "default": Mem1Protocol,
+                "paper": Mem1Protocol.paper,
+                "reference": Mem1Protocol.reference,
+                "reference_inference": lambda: Mem1Protocol.reference(inference=True),
+                "tool_calls": Mem1Protocol.tool_calls,
+            }
+            return presets[name]()
+        if not Path(name).is_dir():
+            raise CommandError(f"protocol is {name!r}, but must be one of {', '.join(PROTOCOLS)}, or a directory")
+        return Mem1Protocol.from_pretrained(name)

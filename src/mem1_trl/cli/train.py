@@ -1,0 +1,410 @@
+"""`mem1 train --model_name_or_path PATH_OR_ID`"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .launch import launch, launched, own_arguments
+from .options import CommandError, ConfigParser, peek
+from .task_options import TaskArguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from ..configs import Mem1GRPOConfig
+
+ALGORITHMS = ("ppo", "grpo")
+
+SHOWN = [
+    "output_dir",
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "temperature",
+    "beta",
+    "save_steps",
+    "eval_strategy",
+    "eval_steps",
+    "logging_steps",
+    "report_to",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "use_vllm",
+    "bf16",
+    "seed",
+    "value_learning_rate",
+    "gamma",
+    "lam",
+    "model_name_or_path",
+    "dtype",
+    "use_peft",
+    "lora_r",
+    "load_in_4bit",
+]
+"""Options that `--help` shows although they are those of TRL or transformers; `--help_all` shows every one."""
+
+EXAMPLES = """examples:
+  mem1 train --model_name_or_path examples/assets/tiny-mem1 --objectives 2 --keywords true --max_steps 20
+  mem1 train --config run.yaml --algorithm grpo --num_generations 8
+  mem1 train --config run.yaml --accelerate_config fsdp2 --num_processes 4
+  mem1 train --model_name_or_path ID --environment my_shop.ShopEnvironment --dataset_name tasks.jsonl
+
+--help_all also lists every option of TRL's GRPOConfig and ModelConfig and of transformers' TrainingArguments: all of them work here.
+"""
+
+
+@dataclass
+class TrainArguments(TaskArguments):
+    """
+    Arguments of `mem1 train`, besides those of [`Mem1PPOConfig`] or [`Mem1GRPOConfig`] and of [`~trl.ModelConfig`].
+
+    Parameters:
+        algorithm (`str`, *optional*, defaults to `"ppo"`):
+            `"ppo"` or `"grpo"`.
+        objectives (`list[int]`, *optional*, defaults to `[2]`):
+            Questions of one task. Several numbers are mixed in equal parts.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of the questions, or of the tasks.
+        passages (`int`, *optional*, defaults to `3`):
+            Passages of one search.
+        environment (`str`, *optional*):
+            Import path of a class or function without arguments that makes an environment, such as `my_shop.ShopEnvironment`, in place
+            of questions and a corpus. The current directory is searched, too.
+        dataset_name (`str`, *optional*):
+            File or id of the tasks of `environment`: a column `prompt`, and whatever its `reset` takes.
+        reward_funcs (`list[str]`, *optional*):
+            Import paths of reward functions, besides the `get_reward` of the environment.
+        value_model (`str`, *optional*):
+            PPO's critic, as in [`Mem1PPOTrainer`]: `"shared"`, a path or an id. `None` makes one of the model.
+        eval_questions (`str`, *optional*):
+            File or id of the questions of evaluations. `None` takes those of training.
+        eval_split (`str`, *optional*, defaults to `"test"`):
+            Split of the questions, or of the tasks, of evaluations.
+        eval_tasks (`int`, *optional*, defaults to `50`):
+            Tasks of an evaluation, for each number of objectives; there is one if `eval_strategy` is set.
+        accelerate_config (`str`, *optional*):
+            Configuration of accelerate to train with: a file, or a name that TRL knows (`fsdp2`, `zero2`, `multi_gpu`).
+        num_processes (`int`, *optional*):
+            Processes, in place of the number in that file.
+    """
+
+    algorithm: str = field(default="ppo", metadata={"help": "Algorithm of the update.", "choices": list(ALGORITHMS)})
+    objectives: list[int] = field(
+        default_factory=lambda: [2],
+        metadata={"help": "Questions of one task. Several numbers are mixed in equal parts."},
+    )
+    split: str = field(default="train", metadata={"help": "Split of the questions, or of the tasks."})
+    passages: int = field(default=3, metadata={"help": "Passages of one search."})
+    environment: str | None = field(
+        default=None,
+        metadata={
+            "help": "Import path of a class or function without arguments that makes an environment, such as "
+            "my_shop.ShopEnvironment, in place of questions and a corpus. The current directory is searched, too."
+        },
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "File or id of the tasks of the environment: a column `prompt`, and whatever its reset takes."
+        },
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Import paths of reward functions, besides the get_reward of the environment."},
+    )
+    value_model: str | None = field(
+        default=None,
+        metadata={"help": "PPO's critic: `shared`, a path or an id. `None` makes one of the model."},
+    )
+    eval_questions: str | None = field(
+        default=None,
+        metadata={"help": "File or id of the questions of evaluations. `None` takes those of training."},
+    )
+    eval_split: str = field(
+        default="test", metadata={"help": "Split of the questions, or of the tasks, of evaluations."}
+    )
+    eval_tasks: int = field(
+        default=50,
+        metadata={
+            "help": "Tasks of an evaluation, for each number of objectives; there is one if eval_strategy is set."
+        },
+    )
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration of accelerate to train with: a file, or a name that TRL knows (fsdp2, zero2, multi_gpu)."
+        },
+    )
+    num_processes: int | None = field(
+        default=None, metadata={"help": "Processes, in place of the number in that file."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.objectives, int):
+            self.objectives = [self.objectives]
+        if isinstance(self.objectives, list) and any(isinstance(n, int) and n < 1 for n in self.objectives):
+            raise ValueError(f"objectives={self.objectives} must be 1 or more each")
+        for name in ("passages", "eval_tasks", "num_processes"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if (self.environment is None) != (self.dataset_name is None):
+            given, needed = ("environment", "dataset_name") if self.environment else ("dataset_name", "environment")
+            raise ValueError(f"{given} needs {needed}: an environment, and the tasks that it is given")
+        for name in ("questions", "corpus", "eval_questions"):
+            if self.environment is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is about searching a corpus, and environment={self.environment!r} replaces that"
+                )
+        if self.value_model is not None and self.algorithm == "grpo":
+            raise ValueError("value_model is PPO's critic, which algorithm='grpo' does not have")
+
+
+def run(args: Sequence[str]) -> None:
+    """Train a model, save it with all that a report needs, and say where it is."""
+    if "--help_all" in args:
+        _parser(_algorithm(args)).print_help()
+        return
+    options, config, model = read(args)
+    if not model.model_name_or_path:
+        raise CommandError("the following arguments are required: --model_name_or_path")
+    if (options.accelerate_config or options.num_processes) and not launched():
+        launch("train", own_arguments(args), options.accelerate_config, options.num_processes)
+        return
+    _quiet()
+    resume = _resumed(config)
+    trainer = _trainer(options, config, model)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except KeyboardInterrupt:
+        _say_how_to_continue(config)
+        raise
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(f"model and log in {config.output_dir}; `mem1 report {config.output_dir}` makes a page of the run,")
+        print(f"`mem1 eval --model_name_or_path {config.output_dir}` tests it on more objectives")
+
+
+def read(args: Sequence[str]) -> tuple[TrainArguments, Mem1GRPOConfig, ModelConfig]:
+    """
+    Parse a command line and the YAML file that it names.
+
+    Raises:
+        `CommandError`: If an option is unknown, or a value is not of its type or range.
+    """
+    parser = _parser(_algorithm(args))
+    _hide(parser)
+    return parser.read(args)
+
+
+def _algorithm(args: Sequence[str]) -> str:
+    name = peek(args, "algorithm") or ALGORITHMS[0]
+    if name not in ALGORITHMS:
+        raise CommandError(f"algorithm is {name!r}, but must be one of {', '.join(ALGORITHMS)}")
+    return name
+
+
+def _parser(algorithm: str) -> ConfigParser:
+    import torch
+    from trl import ModelConfig
+
+    from ..configs import Mem1GRPOConfig, Mem1PPOConfig
+
+    parser = ConfigParser(
+        [TrainArguments, {"ppo": Mem1PPOConfig, "grpo": Mem1GRPOConfig}[algorithm], ModelConfig],
+        prog="mem1 train",
+        usage="mem1 train --model_name_or_path PATH_OR_ID [OPTIONS] [--config FILE.yaml]",
+        description="Train an agent by reinforcement: on questions that are answered by searching, or in an environment of yours.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--help_all", action="store_true", help="show every option and end")
+    parser.set_defaults(output_dir="runs/train", logging_steps=1, disable_tqdm=True, save_eval_trajectories=True)
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        parser.set_defaults(
+            bf16=False
+        )  # mixed precision on a CPU is slow, and samples from other weights than it trains
+    return parser
+
+
+def _hide(parser: ConfigParser) -> None:
+    """Leave the hundreds of options of TRL and transformers out of `--help`, but for the most used."""
+    from argparse import SUPPRESS
+    from dataclasses import fields
+
+    from trl import GRPOConfig, ModelConfig
+
+    inherited = {one.name for kind in (GRPOConfig, ModelConfig) for one in fields(kind)}
+    for action in parser._actions:
+        negated = action.dest.startswith("no_")
+        if negated or (action.dest in inherited and action.dest not in SHOWN):
+            action.help = SUPPRESS
+
+
+def _quiet() -> None:
+    """Say what this command has to say, and not what libraries tell their own developers."""
+    import warnings
+
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|trl\.")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def _resumed(config: Mem1GRPOConfig) -> str | bool | None:
+    """What to resume from. A folder that holds a run is neither continued nor overwritten unless that was said."""
+    from ..trainers.checkpoints import last_complete_checkpoint
+
+    asked: str | bool | None = config.resume_from_checkpoint
+    if isinstance(asked, str) and asked.lower() in ("true", "false"):
+        asked = asked.lower() == "true"
+    last = last_complete_checkpoint(str(config.output_dir))
+    if not asked and last is not None:
+        raise CommandError(
+            f"{config.output_dir} holds a run up to {Path(last).name}: continue it with --resume_from_checkpoint true, or choose "
+            "another --output_dir"
+        )
+    return asked
+
+
+def _say_how_to_continue(config: Mem1GRPOConfig) -> None:
+    from ..trainers.checkpoints import last_complete_checkpoint
+
+    last = last_complete_checkpoint(str(config.output_dir))
+    if last is not None:
+        print(f"\nsaved up to {last}: the same command with --resume_from_checkpoint true goes on from there")
+
+
+def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig) -> Any:
+    from transformers import PrinterCallback
+    from trl import get_peft_config, get_quantization_config
+
+    from ..trainers.console import StepLines
+
+    # Short checks first, the model last
+    protocol = options.chosen_protocol()
+    rewards = [_imported(path, "reward_funcs") for path in options.reward_funcs or []]
+    if options.environment is not None:
+        factory = _imported(options.environment, "environment")
+        train = _rows(options.dataset_name, options.split)
+        evaluated: Any = _rows(options.dataset_name, options.eval_split) if config.eval_strategy != "no" else None
+    else:
+        train, evaluated = _train_tasks(options, config), _eval_tasks(options, config)
+        factory = options.environment_factory(options.passages)
+
+    from ..trainers.grpo import Mem1GRPOTrainer
+    from ..trainers.ppo import Mem1PPOTrainer
+
+    loading = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    given: Any = config.model_init_kwargs or {}
+    config.model_init_kwargs = {**loading, **given}
+    further: dict[str, Any] = {} if options.algorithm == "grpo" else {"value_model": options.value_model}
+    trainer_class: Any = Mem1GRPOTrainer if options.algorithm == "grpo" else Mem1PPOTrainer
+    trainer = trainer_class(
+        model=model.model_name_or_path,
+        args=config,
+        reward_funcs=rewards or None,
+        train_dataset=train,
+        eval_dataset=evaluated,
+        environment_factory=factory,
+        protocol=protocol,
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+        callbacks=[StepLines()],
+        **further,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _train_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Dataset:
+    """Tasks of each number of objectives, equally many, in random order."""
+    from datasets import concatenate_datasets
+
+    from ..tasks import compose_objectives
+
+    questions = options.load_questions()
+    parts = [compose_objectives(questions, n, seed=config.seed + i) for i, n in enumerate(options.objectives)]
+    if len(parts) == 1:
+        return parts[0]
+    fewest = min(map(len, parts))
+    return concatenate_datasets([part.select(range(fewest)) for part in parts]).shuffle(seed=config.seed)
+
+
+def _eval_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Any:
+    """One data set, or one for each number of objectives."""
+    if config.eval_strategy == "no":
+        return None
+    from ..local_rows import has_rows
+    from ..tasks import sample_objectives
+
+    if options.eval_questions is None and options.questions is not None and has_rows(options.questions):
+        raise CommandError(
+            f"eval_strategy={str(config.eval_strategy)!r} needs questions that are not trained on: give their file with --eval_questions"
+        )
+    questions = _dataclass_with(options, options.eval_questions).load_questions(options.eval_split)
+    parts = {
+        f"{n}-objectives": sample_objectives(questions, n, options.eval_tasks, seed=config.seed)
+        for n in options.objectives
+    }
+    return parts if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _dataclass_with(options: TrainArguments, questions: str | None) -> TrainArguments:
+    from dataclasses import replace
+
+    return options if questions is None else replace(options, questions=questions)
+
+
+def _rows(name: str | None, split: str) -> Dataset:
+    from datasets import Dataset, load_dataset
+
+    from ..local_rows import has_rows, read_rows
+
+    assert name is not None  # `TrainArguments` refuses an environment without tasks
+    if not has_rows(name):
+        return load_dataset(name, split=split)
+    if not Path(name).is_file():
+        raise CommandError(f"there is no file {name!r} for dataset_name")
+    rows = Dataset.from_list(list(read_rows(name, "pass a file of tasks, one in a row.")))
+    if "prompt" not in rows.column_names:
+        raise CommandError(f"{name} has the columns {', '.join(rows.column_names)}, but tasks need a column 'prompt'")
+    return rows
+
+
+def _imported(path: str, option: str) -> Any:
+    """What an import path such as `my_shop.ShopEnvironment` names."""
+    import sys
+    from importlib import import_module
+
+    module, _, name = path.replace(":", ".").rpartition(".")
+    if not module:
+        raise CommandError(f"{option} must be an import path such as my_module.name, got {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{option}={path!r} cannot be imported: {error}") from None
+    except AttributeError:
+        raise CommandError(f"{option}={path!r} cannot be imported: {module} has no {name!r}") from None

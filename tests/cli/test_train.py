@@ -1,0 +1,180 @@
+"""`mem1 train`: what it takes, what it writes, and what it says about wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig
+from mem1_trl.cli import main
+from mem1_trl.cli.launch import own_arguments
+from mem1_trl.cli.train import read
+from mem1_trl.report.run_directory import read_run
+
+TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
+BASE = ["train", "--model_name_or_path", str(TINY)]
+SHORT = [*BASE, "--keywords", "true", "--passages", "1", "--max_completion_length", "48", "--max_turns", "3",
+         "--per_device_train_batch_size", "4"]  # fmt: skip
+
+GUESSING = '''
+class Guessing:
+    """Ends with the first guess."""
+
+    def reset(self, prompt, secret, **row):
+        self.secret, self.score = secret, 0.0
+
+    def search(self, query: str) -> str:
+        """
+        Guess.
+
+        Args:
+            query: The guess.
+        """
+        self.score = float(self.secret in query)
+        return "seen"
+
+    def get_reward(self) -> float:
+        return self.score
+
+
+def short(completions, **kwargs):
+    return [1.0 for _ in completions]
+'''
+
+
+def said(capsys, *args):
+    code = main(list(args))
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.err.splitlines()[0] if captured.err else captured.out
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["train"], "the following arguments are required: --model_name_or_path"),
+        ([*BASE, "--algorithm", "dpo"], "algorithm is 'dpo', but must be one of ppo, grpo"),
+        ([*BASE, "--max_step", "2"], "an unknown option, 'max_step': did you mean 'max_steps'?"),
+        ([*BASE, "--objectives", "0"], "objectives=[0] must be 1 or more each"),
+        ([*BASE, "--max_turns", "0"], "max_turns must be at least 1, got 0."),
+        ([*BASE, "--environment", "a.B"], "environment needs dataset_name: an environment, and the tasks that it is given"),
+        ([*BASE, "--dataset_name", "a.jsonl"], "dataset_name needs environment: an environment, and the tasks that it is given"),
+        ([*BASE, "--environment", "nowhere.Shop", "--dataset_name", "a.jsonl"], "environment='nowhere.Shop' cannot be imported: No module named 'nowhere'"),
+        ([*BASE, "--environment", "json.Shop", "--dataset_name", "a.jsonl"], "environment='json.Shop' cannot be imported: json has no 'Shop'"),
+        ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
+        ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
+        ([*BASE, "--algorithm", "grpo", "--lam", "0.9"], "an unknown option, 'lam'"),
+        ([*BASE, "--questions", "/nowhere.jsonl"], "There is no file /nowhere.jsonl: check the path."),
+        ([*BASE, "--corpus", "/nowhere.jsonl"], "there is no file '/nowhere.jsonl' for the corpus"),
+        ([*BASE, "--accelerate_config", "fsdp9"], "accelerate_config must be a file or one of fsdp1, fsdp2, multi_gpu, single_gpu, zero1, zero2, zero3, got 'fsdp9'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_sentence(capsys, tmp_path, monkeypatch, args, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, line = said(capsys, *args)
+    assert code == 2 and line.startswith(f"mem1 train: {sentence}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):
+    """YAML reads 1e-5 as a text; `--algorithm` in the file decides which options there are."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model_name_or_path: {TINY}\nlearning_rate: 1e-5\nalgorithm: grpo\nlora_r: 4\nobjectives: 3\n"
+        f"max_turns: 9\noutput_dir: {tmp_path}\n"
+    )
+    args = ["--config", str(config), "--max_turns", "8"]
+    options, settings, model = read(args)
+    assert (options.objectives, settings.learning_rate, settings.max_turns, model.lora_r) == ([3], 1e-5, 8, 4)
+    assert (type(settings), settings.logging_steps, settings.bf16) == (Mem1GRPOConfig, 1, False)
+    assert type(read([*args, "--algorithm=ppo"])[1]) is Mem1PPOConfig
+
+
+def test_questions_of_a_file_are_not_evaluated_on_themselves(capsys, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n')
+    code, line = said(
+        capsys, *BASE, "--questions", str(questions), "--eval_strategy", "steps", "--output_dir", str(tmp_path / "o")
+    )
+    assert code == 2 and "--eval_questions" in line
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_a_report_reads_and_goes_on(capsys, tmp_path):
+    out = tmp_path / "run"
+    args = [*SHORT, "--objectives", "1", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--eval_tasks", "2",
+            "--save_steps", "1", "--output_dir", str(out)]  # fmt: skip
+    assert main([*args, "--max_steps", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "step 1/1: reward " in text and "evaluation after step 1 on 2-objectives: reward " in text
+    run = read_run(out)
+    assert {result.objectives for result in run.results} == {1, 2}
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    (one,) = [entry for entry in history if "eval_1-objectives_reward" in entry]
+    (two,) = [entry for entry in history if "eval_2-objectives_reward" in entry]
+    saved = json.loads((out / "evaluation" / "eval_2-objectives-1.json").read_text())
+    assert two["eval_2-objectives_reward"] == pytest.approx(saved["metrics"]["reward"]["mean"])
+    assert not [key for key in one if key.startswith("eval_2")]
+    assert Mem1Agent.from_pretrained(str(out)).settings.max_turns == 3
+
+    assert main([*args, "--max_steps", "2"]) == 2  # neither continued nor overwritten unless that is said
+    assert "--resume_from_checkpoint true" in capsys.readouterr().err
+    assert main([*args, "--max_steps", "2", "--resume_from_checkpoint", "true"]) == 0
+    text = capsys.readouterr().out
+    assert "goes on after step 1 of 2" in text and "step 2/2" in text and "step 1/2" not in text
+
+
+@pytest.mark.slow
+def test_an_environment_and_a_reward_of_ones_own(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_world_of_train.py").write_text(GUESSING)
+    (tmp_path / "tasks.jsonl").write_text("".join(f'{{"prompt": "guess {i}", "secret": "a"}}\n' for i in range(4)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code = main(
+        [*SHORT, "--keywords", "false", "--algorithm", "grpo", "--num_generations", "2", "--max_steps", "1",
+         "--environment", "my_world_of_train.Guessing", "--dataset_name", "tasks.jsonl",
+         "--reward_funcs", "my_world_of_train:short", "--output_dir", "out"]
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["rewards/short/mean"] == 1.0
+    assert "rewards/Guessing/mean" in history[0] and "value/loss" not in history[0]
+
+
+def test_what_is_meant_for_the_launcher_is_taken_out():
+    args = [
+        "--max_steps",
+        "2",
+        "--num_processes",
+        "3",
+        "--accelerate_config=fsdp2",
+        "--accelerate-config",
+        "ddp",
+        "--seed",
+        "1",
+    ]
+    assert own_arguments(args) == ["--max_steps", "2", "--seed", "1"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    config = tmp_path / "two.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 1\nnum_machines: 1\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mem1_trl", *SHORT, "--max_steps", "1", "--output_dir", str(out), "--use_cpu", "true",
+               "--accelerate_config", str(config), "--num_processes", "2"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step 1/1") == 1
+    episodes = json.loads((out / "trainer_state.json").read_text())["log_history"][0]
+    assert episodes["num_tokens"] > 0
+    assert (out / "mem1_agent.json").is_file()
