@@ -151,7 +151,33 @@ def test_what_no_context_would_change_ends_the_run_at_once(tokenizer, no_waiting
         server.fails = lambda request: status if asks(1)(request) else None
         with pytest.raises(RuntimeError, match=advice):
             evaluate_agent(agent_for(server, tokenizer), rows(), LookupEnvironment)
-    assert no_waiting == [] and sum(map(asks(1), server.requests)) == 1
+        refused = sum(map(asks(1), server.requests))
+    assert no_waiting == [] and refused == 1
+
+
+def test_nothing_is_asked_again_after_the_run_has_ended(tokenizer, no_waiting):
+    """A request that is under way when another is refused fails later, when nobody waits for it."""
+    refused, under_way = threading.Event(), threading.Event()
+
+    def fails(request):
+        if asks(0)(request):
+            under_way.set()
+            refused.wait(30)
+            return 503
+        under_way.wait(30)
+        return 404
+
+    with serve(lambda messages: ANSWER) as server:
+        server.fails = fails
+        with pytest.raises(RuntimeError, match="correct the name of the model"):
+            evaluate_agent(agent_for(server, tokenizer), rows(2), LookupEnvironment)
+        refused.set()
+        # The thread of the first request, which nobody has joined
+        deadline = time.monotonic() + 30
+        while any("ThreadPoolExecutor" in thread.name for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+        assert no_waiting == [] and sum(map(asks(0), server.requests)) == 1
 
 
 def test_a_wrong_key_is_said_while_other_requests_still_wait(tokenizer):

@@ -57,22 +57,32 @@ class ServerCalls(Generic[Value]):
         if not requests:
             return []
         pool = ThreadPoolExecutor(max_workers=min(self.max_workers, len(requests)))
+        over = threading.Event()
         try:
-            futures = [pool.submit(self.one, request) for request in requests]
+            futures = [pool.submit(self.one, request, over) for request in requests]
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
                 if future.done() and (error := future.exception()) is not None:
                     raise error
         finally:
+            over.set()
             pool.shutdown(wait=False, cancel_futures=True)
         results = [future.result() for future in futures]
         failures = [result for result in results if isinstance(result, Exception)]
         self._give_up(failures, len(results))
         return [str(result) if isinstance(result, Exception) else result for result in results]
 
-    def one(self, request: Callable[[], Value]) -> Value | FailedContext | ConnectionError:
+    def one(
+        self, request: Callable[[], Value], over: threading.Event | None = None
+    ) -> Value | FailedContext | ConnectionError:
         """
         The answer to a request, or the failure that costs one context.
+
+        Args:
+            request (`Callable`):
+                Sends a request and reads its answer.
+            over (`threading.Event`, *optional*):
+                Set when nobody waits for the answer any more: then it is not asked for again.
 
         Raises:
             `RuntimeError`: If no request would be answered.
@@ -85,8 +95,11 @@ class ServerCalls(Generic[Value]):
             with self._free:
                 return request()
 
+        def wait_before_next(error: Exception, attempt: int) -> float | None:
+            return None if over is not None and over.is_set() else seconds_to_wait(error, attempt)
+
         try:
-            return with_retries(ask, self.max_retries, seconds_to_wait, _warn)
+            return with_retries(ask, self.max_retries, wait_before_next, _warn)
         except Exception as error:
             failure = explained(error, attempts)
             failure.__cause__ = error
