@@ -42,7 +42,7 @@ ODD: tuple[Any, ...] = (
 
 
 def foreign(luck: random.Random, depth: int = 0) -> Any:
-    """A value that somebody may write as an argument."""
+    """A random value, such as a model may write for an argument."""
     kind = luck.random()
     if kind < 0.5 or depth > 3:
         return luck.choice(ODD)

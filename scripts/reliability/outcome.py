@@ -21,7 +21,7 @@ class Outcome:
         failed (`int`):
             Those that did not hold.
         skipped (`int`):
-            Those that could not be tried here. They are no part of `tried`.
+            Number of cases that cannot be tried on this machine; `tried` does not count them.
         failures (`list[str]`):
             What the first of the failed cases were.
         note (`str`):
@@ -45,9 +45,13 @@ class Outcome:
         try:
             yield
         except Exception as error:
-            self.failed += 1
-            if len(self.failures) < KEPT:
-                self.failures.append(f"{what}: {type(error).__name__}: {error}"[:600])
+            self.fail(f"{what}: {type(error).__name__}: {error}")
+
+    def fail(self, description: str) -> None:
+        """Count a case that did not hold; the first ones are described."""
+        self.failed += 1
+        if len(self.failures) < KEPT:
+            self.failures.append(description[:600])
 
 
 def equal(found: object, expected: object, what: str) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .outcome import KEPT, Outcome
+from .outcome import Outcome
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,5 @@ def read_report(text: str) -> Outcome:
             continue
         outcome.tried += 1
         if problem is not None:
-            outcome.failed += 1
-            if len(outcome.failures) < KEPT:
-                outcome.failures.append(f"{case.get('name')}: {problem.get('message', '')}"[:600])
+            outcome.fail(f"{case.get('name')}: {problem.get('message', '')}")
     return outcome

@@ -23,7 +23,7 @@ def rows(count):
 
 
 def test_a_constant_moves_the_choice_between_two_tokens(agent, tokenizer, actor):
-    """The token that the model itself writes first falls behind the second at the gap of their logits, and not before."""
+    """The most likely token loses to the second once the constant exceeds the gap between their logits, and not before."""
     ids = tokenizer("q0?")["input_ids"]
     with torch.no_grad():
         logits = actor(torch.tensor([ids])).logits[0, -1]

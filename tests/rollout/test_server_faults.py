@@ -156,7 +156,7 @@ def test_what_no_context_would_change_ends_the_run_at_once(tokenizer, no_waiting
 
 
 def test_nothing_is_asked_again_after_the_run_has_ended(tokenizer, no_waiting):
-    """A request that is under way when another is refused fails later, when nobody waits for it."""
+    """While one request is refused, another may still be running. It fails later and must not be repeated."""
     refused, under_way = threading.Event(), threading.Event()
 
     def fails(request):

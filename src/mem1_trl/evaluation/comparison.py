@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import bootstrap_interval, bootstrap_means
-from .result import EvaluatedTask, Evaluation
+from .result import Evaluation
 
 _NO_COMMON_METRIC = "Both agents need a score in common"
 
@@ -109,8 +109,8 @@ def compare(
     metric = metric or _common_metric([*first, *second])
     pairs = [_paired(one, other, metric) for one, other in zip(first, second)]
     differences = [left - right for left, right in pairs]
-    everywhere = {tuple(_key(task) for task in evaluation.tasks) for evaluation in first}
-    means = _bootstrap_means(differences, len(everywhere) == 1, seed, resamples)
+    played = {tuple((task.index, task.prompt_text) for task in evaluation.tasks) for evaluation in first}
+    means = _bootstrap_means(differences, len(played) == 1, seed, resamples)
     low, high = bootstrap_interval(means, confidence)
     by_seed = tuple(float(one.mean()) for one in differences)
     return Comparison(
@@ -137,10 +137,6 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
         if all(name in evaluation.statistics for evaluation in evaluations):
             return name
     raise ValueError(f"{_NO_COMMON_METRIC}: name it with `metric=`, since none of {', '.join(candidates)} is in all.")
-
-
-def _key(task: EvaluatedTask) -> tuple[int, str]:
-    return task.index, task.prompt_text
 
 
 def _paired(one: Evaluation, other: Evaluation, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -174,19 +170,13 @@ def _bootstrap_means(differences: list[np.ndarray], same_tasks: bool, seed: int,
         return bootstrap_means(differences[0], seed, resamples)
     generator = np.random.default_rng(seed)
     same_tasks = same_tasks and len({one.size for one in differences}) == 1
+
+    def draw(which: int) -> np.ndarray:
+        return generator.integers(0, differences[which].size, size=differences[which].size)
+
     means = np.empty(resamples)
     for at in range(resamples):
         chosen = generator.integers(0, len(differences), size=len(differences))
-        if same_tasks:
-            drawn = generator.integers(0, differences[0].size, size=differences[0].size)
-            means[at] = np.mean([differences[which][drawn].mean() for which in chosen])
-        else:
-            means[at] = np.mean(
-                [
-                    differences[which][
-                        generator.integers(0, differences[which].size, size=differences[which].size)
-                    ].mean()
-                    for which in chosen
-                ]
-            )
+        shared = draw(0) if same_tasks else None
+        means[at] = np.mean([differences[which][draw(which) if shared is None else shared].mean() for which in chosen])
     return means

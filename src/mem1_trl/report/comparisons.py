@@ -54,11 +54,14 @@ def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
         near = get_close_matches(baseline, agents, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, agents)) or 'none'}."
         raise ValueError(f"baseline={baseline!r} must be an agent of the run: {advice}")
+    baselines = {
+        objectives: _by_tasks(results) for (objectives, agent), results in groups.items() if agent == baseline
+    }
     compared = []
     for (objectives, agent), results in groups.items():
         if agent == baseline:
             continue
-        against = _by_tasks(groups.get((objectives, baseline), []))
+        against = baselines.get(objectives, {})
         pairs = [(own, against[key]) for key, own in _by_tasks(results).items() if key in against]
         compared.append(AgentComparison(agent, objectives, _compared(pairs)))
     return compared

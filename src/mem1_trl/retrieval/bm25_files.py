@@ -261,7 +261,7 @@ def load_files(directory: Path, mapped: bool) -> tuple[dict[str, Any], WordFile,
     if manifest.get("format") != _FORMAT or manifest.get("version") not in (1, VERSION):
         raise ValueError(
             f"{str(directory)!r} is not an index that this version of mem1-trl reads (format {_FORMAT}, version "
-            f"{VERSION}): build it anew with `mem1 index`."
+            f"{VERSION}): rebuild it with `mem1 index`."
         )
     read = map_array if mapped else np.load
     try:
@@ -270,13 +270,11 @@ def load_files(directory: Path, mapped: bool) -> tuple[dict[str, Any], WordFile,
             read(directory / f"{name}.npy") for name in ("scores", "entries", "starts", "best")
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The index {str(directory)!r} is damaged ({error}): build it anew with `mem1 index`."
-        ) from None
+        raise ValueError(f"The index {str(directory)!r} is damaged ({error}): rebuild it with `mem1 index`.") from None
     sizes = (len(passages), len(words), len(scores), len(entries), len(starts) - 1, len(best))
     expected = (manifest["passages"], manifest["words"], *[manifest["entries"]] * 2, *[manifest["words"]] * 2)
     if sizes != expected:
         raise ValueError(
-            f"The files of the index {str(directory)!r} do not belong together: build it anew with `mem1 index`."
+            f"The files of the index {str(directory)!r} do not belong together: rebuild it with `mem1 index`."
         )
     return manifest, words, passages, Postings(scores, entries, starts, best, len(passages))

@@ -288,7 +288,7 @@ class DenseIndex:
         manifest = read_manifest(directory)
         if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
             raise ValueError(
-                f"{str(directory)!r} is not a dense index that this version of mem1-trl reads: build it anew."
+                f"{str(directory)!r} is not a dense index that this version of mem1-trl reads: rebuild it."
             )
         encoder = manifest["encoder"] if encoder is None else encoder
         if encoder is None:

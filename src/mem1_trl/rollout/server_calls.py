@@ -82,7 +82,7 @@ class ServerCalls(Generic[Value]):
             request (`Callable`):
                 Sends a request and reads its answer.
             over (`threading.Event`, *optional*):
-                Set when nobody waits for the answer any more: then it is not asked for again.
+                Set once nobody is waiting for the answer; the request is then not repeated.
 
         Raises:
             `RuntimeError`: If no request would be answered.
