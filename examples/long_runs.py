@@ -62,6 +62,7 @@ def is_done(folder, steps=0):
 
 def write_json(path, record):
     """Write a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(path)

@@ -8,6 +8,7 @@ The whole experiment, seed by seed; stopped at any point, it goes on when it is 
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,10 +21,9 @@ from agents import TOGETHER, TRAINED_ON, load_agent, test_agent
 from imitate import RULES
 from long_runs import UNFINISHED, Deadline, is_done, quiet, write_json
 from warm_up import warm_up
-from world import ASKED, KINDS, LEVELS, Passages, tasks
+from world import ASKED, KINDS, LEVELS, SLOTS, Passages, tasks
 
-from mem1_trl.evaluation import search_scalar_control
-from mem1_trl.rollout.settings import AgentSettings
+from mem1_trl.evaluation import ScalarControl, search_scalar_control
 
 HERE = Path(__file__).parent
 ABLATIONS = {  # label -> options of train.py; of the first seed
@@ -90,37 +90,26 @@ class Experiment:
 
     def scalar(self):
         """The best constants on logits of the start, by the reward on tasks of their own; one search for all levels."""
-        path = self.folder("scalar") / "search.json"
+        path = self.folder("scalar") / "control.json"
         if not path.is_file():
-            agent = load_agent(self.start / "model")
-            count = self.args.tasks // 2
             rows = [
-                row for level in LEVELS for row in tasks(level, count, TRAINED_ON, f"validation {self.seed}", ASKED)
+                row
+                for level in LEVELS
+                for row in tasks(level, self.args.tasks // 2, TRAINED_ON, f"validation {self.seed}", ASKED)
             ]
-            tokens = [
-                "<answer>",
-                "<search>",
-                "</think>",
-                ";",
-                "1",
-                "2",
-                "3",
-                *(KINDS[:3] if self.args.short else KINDS),
-            ]
-            found = search_scalar_control(
-                agent, rows, Passages, tokens, values=(-4.0, 4.0), temperatures=(0.0, 0.5, 1.0, 1.5), most=1,
-                batch_size=TOGETHER, seed=self.seed, on_setting=lambda tried: print(tried, flush=True),
-            )  # fmt: skip
-            path.parent.mkdir(parents=True, exist_ok=True)
-            record = {"temperature": found.temperature, "constants": found.constants, "score": found.score}
-            write_json(path, {**record, "tried": found.tried, "generation_kwargs": found.settings.generation_kwargs})
-        found = json.loads(path.read_text())
+            tokens = ["<answer>", "<search>", "</think>", ";", *SLOTS[:3], *(KINDS[:3] if self.args.short else KINDS)]
+            search_scalar_control(
+                load_agent(self.start / "model"), rows, Passages, tokens, values=(-4.0, 4.0),
+                temperatures=(0.0, 0.5, 1.0, 1.5), most=1, batch_size=TOGETHER, seed=self.seed,
+                on_setting=lambda tried: print(tried, flush=True),
+            ).save(path)  # fmt: skip
+        control = ScalarControl.load(path)
 
         def change(settings):
-            changed = {"generation_kwargs": found["generation_kwargs"]}
-            if settings.temperature == 0.0:  # beside sampling at 1, the temperature that was found
-                changed["temperature"] = found["temperature"]
-            return AgentSettings.from_dict({**settings.to_dict(), **changed})
+            # Beside sampling at 1, the temperature that was found
+            return dataclasses.replace(
+                control.apply(settings), temperature=settings.temperature or control.temperature
+            )
 
         self.test("scalar", self.start / "model", change=change)
 
