@@ -120,9 +120,28 @@ class Lessons:
         parts.append((self.written(states[step], step == len(shown)), True))
         return self.encode(parts)
 
-    def mixed(self, draw, share=0.9):
-        """Draws lessons, and now and then exercises in copying."""
-        return lambda: draw() if self.rng.random() < share else self.copying()
+    def reading(self):
+        """
+        Questions about a passage, in a form of their own: the row of the kind that stands in the prompt, or behind the question mark.
+
+        They teach how a row is found by its kind, for all kinds. Nothing in them says what a state should hold.
+        """
+        rng = self.rng
+        task = draw_task(rng, rng.choice(("choose", "evict")), rng.randint(2, 4), slots=rng.randint(2, EVICTED_SLOTS))
+        passage = rng.choice(task.passages)
+        topic = rng.choice(passage)[1]
+        words = [word for row in passage for word in row]
+        parts = [(["/", topic, ".", "<information>", *words, "</information>"], False)]
+        for row in rng.choices(passage, k=3):
+            found = next(row for row in passage if row[1] == topic) if rng.random() < 0.5 else None
+            parts.append((["?"] if found else ["?", row[1], ","], False))
+            parts.append((found or row, True))
+        return self.encode(parts)
+
+    def mixed(self, draw):
+        """Draws lessons, and now and then exercises in copying and in reading."""
+        exercises = (draw, self.copying, self.reading)
+        return lambda: self.rng.choices(exercises, weights=(0.7, 0.1, 0.2))[0]()
 
 
 def warm_up(place, context, seed, steps):

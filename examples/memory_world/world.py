@@ -66,7 +66,7 @@ LONGEST = 6  # passages of a task
 SLOTS = [str(number) for number in range(1, LONGEST + 1)]
 EVICTED_SLOTS = 3
 KINDS_OFFERED = 4  # rows of a passage of `choose` and `cue`
-WORDS = ["/", ".", ";", ",", "!", "go", "more", "end", "..."]
+WORDS = ["/", ".", ";", ",", "!", "?", "go", "more", "end", "..."]
 TAGS = [f"<{slash}{name}>" for name in ("think", "search", "information", "answer") for slash in ("", "/")]
 PROTOCOL = Mem1Protocol(
     action_tags={"search": "search"},
@@ -146,11 +146,12 @@ def draw_task(rng, level, passages, asked=KINDS, slots=EVICTED_SLOTS):
     kind = rng.choice(asked)
     count = passages if level == "evict" else KINDS_OFFERED
     kinds = [kind, *rng.sample([other for other in KINDS if other != kind], count - 1)]
+    names = sorted(rng.sample(SLOTS, slots if level == "evict" else passages), key=int)
     if level == "evict":  # over the passages each slot is offered each kind once
-        orders = [rng.sample(kinds, count) for _ in range(slots)]
-        rows = [[(SLOTS[slot], order[at]) for slot, order in enumerate(orders)] for at in range(passages)]
+        orders = [rng.sample(kinds, count) for _ in names]
+        rows = [[(slot, order[at]) for slot, order in zip(names, orders)] for at in range(passages)]
     else:
-        rows = [[(SLOTS[at], other) for other in rng.sample(kinds, count)] for at in range(passages)]
+        rows = [[(slot, other) for other in rng.sample(kinds, count)] for slot in names]
     values = iter(rng.sample(VALUES, sum(map(len, rows))))
     shown = tuple(tuple((*row, next(values)) for row in passage) for passage in rows)
     return Task(level, kind, tuple(rng.sample(kinds, count)) if level == "cue" else (), shown)

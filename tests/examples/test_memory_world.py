@@ -43,8 +43,9 @@ def test_each_slot_has_one_right_row_and_others(world, level):
         task = world.draw_task(rng, level, 3, world.ASKED)
         rows = [row for passage in task.passages for row in passage]
         assert len({value for _, _, value in rows}) == len(rows), "a value tells its row"
-        assert [row[0] for row in task.wanted] == ["1", "2", "3"]
-        offered = [sum(row[0] == slot for row in rows) for slot in "123"]
+        slots = [row[0] for row in task.wanted]
+        assert len(set(slots)) == 3 and slots == sorted(slots) and set(slots) <= set(world.SLOTS)
+        offered = [sum(row[0] == slot for row in rows) for slot in slots]
         assert offered == ([3, 3, 3] if level == "evict" else [4, 4, 4])
         assert task.kind in world.ASKED and (task.kind in task.observations[0] or level == "evict")
         assert (task.topic == "go") is (level == "cue")
@@ -57,6 +58,22 @@ def test_the_right_row_stands_anywhere(world):
     drawn = [world.draw_task(rng, "choose", 3) for _ in range(400)]
     places = [[row[1] for row in passage].index(task.kind) for task in drawn for passage in task.passages]
     assert all(0.2 < places.count(at) / len(places) < 0.3 for at in range(4))
+
+
+def test_an_exercise_in_reading_asks_for_rows_of_the_passage_only(modules, world):
+    """Each answer is the row of the kind in the prompt, or of the one behind the question mark; the state is not in it."""
+    lessons = modules["warm_up"].Lessons(world.build_tokenizer(), 0)
+    words = {number: word for word, number in lessons.ids.items()}
+    for _ in range(50):
+        ids, trained = lessons.reading()
+        text = [words[i] for i in ids]
+        end = text.index("</information>")
+        passage = [tuple(text[at : at + 3]) for at in range(4, end, 3)]
+        assert "<think>" not in text and not any(trained[: end + 1]) and sum(trained) == 9
+        for at in [i for i, word in enumerate(text) if word == "?"]:
+            kind, start = (text[at + 1], at + 3) if text[at + 2] == "," else (text[1], at + 1)
+            assert all(trained[start : start + 3]) and tuple(text[start : start + 3]) in passage
+            assert text[start + 1] == kind
 
 
 def test_the_reward_by_hand(world):
