@@ -6,12 +6,28 @@ A row is `(token ids, which of them are trained)`. Rows are drawn by functions w
 heads by hand, so that copying is learned in minutes instead of an hour.
 """
 
+import copy
+import shutil
 import time
 
 import torch
 import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 EMBEDDING_SCALE = 0.1  # standard deviation of an embedding
+
+
+def copying_exercise(rng, words, source, length):
+    """Random words, then pieces of them again and again; trained from the third word of a piece on."""
+    alphabet = rng.sample(words, rng.randint(12, 40))
+    text = [rng.choice(alphabet) for _ in range(rng.randint(*source))]
+    ids, trained = list(text), [False] * len(text)
+    while len(ids) < length:
+        start = rng.randrange(len(text) - 2)
+        piece = text[start : start + rng.randint(3, 16)]
+        ids += piece
+        trained += [False, False] + [True] * (len(piece) - 2)
+    return ids, trained
 
 
 def batches(draw, rng, tokens_per_batch, rows=512):
@@ -81,7 +97,36 @@ def train(
     return final
 
 
+def save_start(model, tokenizer, protocol, place):
+    """Weights in half precision, tokenizer and protocol, in a folder of their own."""
+    shutil.rmtree(place, ignore_errors=True)
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    copy.deepcopy(model).to(torch.float16).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    protocol.save_pretrained(place)
+
+
 # First weights
+
+
+def small_llama(tokenizer, seed):
+    """A Llama of three layers, 0.6 million parameters and room for a long history, before [`Heads`] are set."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        head_dim=64,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e8},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
 
 
 def rotary_frequencies(config):
@@ -135,3 +180,61 @@ def look_back(attention, head, steps, turning, strength, when):
     turned = torch.cat([turning * torch.cos(steps * frequencies), -turning * torch.sin(steps * frequencies)])
     attention.k_proj.weight[rows, half - 1] += strength * torch.cat([turning, 0 * turning])
     attention.q_proj.weight[rows, :half] += turned[:, None] * when
+
+
+class Heads:
+    """
+    Sets attention heads of a [`small_llama`] by hand.
+
+    The residual stream holds the token (64 numbers), the token before it (32) and the one before that (32).
+    """
+
+    @torch.no_grad()
+    def __init__(self, model, layers):
+        config = model.config
+        self.dim, self.half = config.head_dim, config.hidden_size // 2
+        self.quarter = config.hidden_size // 4
+        self.token = slice(0, self.half)
+        self.last = slice(self.half, self.half + self.quarter)
+        self.last_but_one = slice(self.half + self.quarter, config.hidden_size)
+        self.everywhere = always(config)
+        # Rotary pairs that barely turn within a context compare content; fast ones tell neighbours apart
+        self.slow = (rotary_frequencies(config) < 0.004).nonzero().flatten()
+        self.fast = (torch.arange(self.dim // 2) < 6).float()
+        # What is kept of an earlier token
+        self.down = torch.nn.init.orthogonal_(torch.empty(self.quarter, self.half))
+        self.layers = start_with_induction(model, layers)
+
+    @torch.no_grad()
+    def look_for(self, layer, head, wanted):
+        """Attend to positions whose `there` is our `here`, for each `(here, there)` of `wanted`."""
+        for part, (here, there) in enumerate(wanted):
+            mix = torch.nn.init.orthogonal_(torch.empty(self.quarter, self.quarter))[: len(self.slow)]
+            rows = self.slow + head * self.dim + part * (self.dim // 2)
+            attention = self.layers[layer]
+            for matrix, place in ((attention.q_proj, here), (attention.k_proj, there)):
+                matrix.weight[rows, place] += 3 * (mix @ self.down if place == self.token else mix)
+                matrix.weight[rows, self.half - 1] = 0
+
+    @torch.no_grad()
+    def pass_on(self, layer, head, source, target, strength):
+        """Write what is at `source` where the head attends into `target` here."""
+        rows = slice(head * self.dim, (head + 1) * self.dim)
+        rotation = torch.nn.init.orthogonal_(torch.empty(self.dim, self.half))
+        attention = self.layers[layer]
+        attention.v_proj.weight[rows, source] = rotation if source == self.token else rotation @ self.down.T
+        attention.o_proj.weight[target, rows] = (
+            strength * EMBEDDING_SCALE * (rotation.T if target == self.token else self.down @ rotation.T)
+        )
+
+    def remember(self):
+        """Layer 0 writes what stood one and two tokens ago."""
+        for head, steps in ((0, 1), (1, 2), (2, 1)):
+            look_back(self.layers[0], head, steps, self.fast, 1.5, 1.5 * self.everywhere)
+            self.pass_on(0, head, self.token, self.last if steps == 1 else self.last_but_one, 1 if steps == 2 else 0.5)
+
+    def continue_text(self):
+        """Layer 1 looks for positions whose last two tokens were the current and the last one, and passes on the token there."""
+        for head in (0, 1):
+            self.look_for(1, head, [(self.token, self.last), (self.last, self.last_but_one)])
+            self.pass_on(1, head, self.token, self.token, 1)

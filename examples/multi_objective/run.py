@@ -16,16 +16,14 @@ import platform
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-warnings.filterwarnings("ignore", category=FutureWarning)  # about names that transformers and TRL use themselves
-warnings.filterwarnings("ignore", message=".*pin_memory.*")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `long_runs`, shared with the other examples
 
 import torch
 from datasets import disable_progress_bars
+from long_runs import write_json
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
@@ -36,7 +34,7 @@ from write_results import write_results
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
-from mem1_trl.evaluation import evaluate_agent
+from mem1_trl.evaluation import ScalarControl, evaluate_agent, search_scalar_control
 from mem1_trl.report import report
 
 ASSETS = Path(__file__).parents[1] / "assets" / "multi-objective"
@@ -51,6 +49,9 @@ AGENTS = {  # label -> trainer, rule of the context, further settings
     "full history PPO": ("ppo", "full", {}),
 }
 BASELINES = {"MEM1 before RL": "mem1", "full history before RL": "full"}
+# The model before RL as well: at the temperature of the training, and with the best temperature and constant on one logit
+SAMPLED, CONSTANT = "MEM1 before RL, sampled", "MEM1 before RL, one constant"
+BASELINES |= {SAMPLED: "mem1", CONSTANT: "mem1"}
 ABLATIONS = {
     "MEM1 PPO, paper layout": ("ppo", "mem1", {"layout": "paper"}),
     "MEM1 PPO, format reward": ("ppo", "mem1", {"format_reward": 1.0}),
@@ -208,9 +209,14 @@ def evaluate(args, label, seed, world, model, context):
         str(model), model_init_kwargs={"dtype": torch.float32}, context=context, batch_size=100, **EVALUATION
     )
     factory = RetrievalQAEnvironment.factory(world.corpus, top_k=3)
+    settings = agent.settings
+    if label == SAMPLED:
+        settings = replace(settings, temperature=1.0)
+    elif label == CONSTANT:
+        settings = search_control(args, agent, world, factory, place.parent / "control.json", seed).apply(settings)
     for n in missing:
         began = time.perf_counter()
-        agent.settings = replace(agent.settings, max_turns=n + 4)
+        agent.settings = replace(settings, max_turns=n + 4)
         result = evaluate_agent(
             agent, world.test_tasks(n, args.tasks), factory, batch_size=100, label=label, seed=seed,
             settings={"objectives": n, "seed_of_facts": seed},
@@ -221,6 +227,19 @@ def evaluate(args, label, seed, world, model, context):
             f"peak {result.metrics['peak_tokens']:.0f} tokens, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
+
+
+def search_control(args, agent, world, factory, path, seed):
+    """The constant on a logit and the temperature with which a model does best on tasks like those of the training."""
+    if not path.is_file():
+        tasks = world.train_tasks(TRAINED_ON)
+        tasks = tasks.select(range(min(args.tasks, len(tasks))))
+        agent.settings = replace(agent.settings, max_turns=TRAINED_ON + 4)
+        search_scalar_control(
+            agent, tasks, factory, ["<answer>", "<search>", "</think>", "|", ";"], values=(-1.0, 1.0, -2.0, 2.0, -4.0, 4.0),
+            most=1, batch_size=100, seed=seed,
+        ).save(path)  # fmt: skip
+    return ScalarControl.load(path)
 
 
 def run_job(args, phase, label, seed):
@@ -286,14 +305,6 @@ def run_all(args):
     finally:
         for process in running:
             process.terminate()
-
-
-def write_json(path, record):
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def settings_of(args):

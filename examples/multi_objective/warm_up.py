@@ -19,10 +19,8 @@ they occur in the copying exercises, and as random words in lists of earlier fin
 """
 
 import argparse
-import copy
 import json
 import random
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,16 +30,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons`, shared with war
 import torch
 import torch.nn.functional as F
 from lessons import (
-    EMBEDDING_SCALE,
+    Heads,
     always,
     batches,
+    copying_exercise,
     logits_and_targets,
     look_back,
     rotary_frequencies,
-    start_with_induction,
+    save_start,
+    small_llama,
     train,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
 from world import (
     ATTRIBUTES,
     ATTRIBUTES_PER_ENTITY,
@@ -74,16 +73,7 @@ class Lessons:
 
     def copying(self):
         """Random words, then pieces of them again and again; trained from the third word of a piece on."""
-        rng = self.rng
-        alphabet = rng.sample(self.everything, rng.randint(12, 40))
-        source = [rng.choice(alphabet) for _ in range(rng.randint(20, 48))]
-        ids, trained = list(source), [False] * len(source)
-        while len(ids) < 110:
-            start = rng.randrange(len(source) - 2)
-            piece = source[start : start + rng.randint(3, 16)]
-            ids += piece
-            trained += [False, False] + [True] * (len(piece) - 2)
-        return ids, trained
+        return copying_exercise(self.rng, self.everything, source=(20, 48), length=110)
 
     def passages(self, name, question=None):
         """Three passages as a search for `name` finds them: its own and two that mention it. `(words, facts)`."""
@@ -212,22 +202,7 @@ def task_words(task):
 
 
 def build_model(tokenizer, seed):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=160,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        head_dim=64,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e8},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    model = small_llama(tokenizer, seed)
     set_heads(model, tokenizer.get_vocab())
     return model
 
@@ -237,76 +212,45 @@ def set_heads(model, words):
     """
     First weights that continue repeated text by the last two tokens, and look where the format needs it.
 
-    The residual stream holds the token (64 numbers), the token before it (32) and the one before that (32). Layer 0 writes the
-    latter two. Layer 1 looks for positions whose last two tokens were the current and the last one, and passes on the token
-    there. Layer 2 is given outputs but nothing to look for, except that one head looks three tokens back.
+    Layers 0 and 1 are those of [`lessons.Heads`]. Layer 2 is given outputs but nothing to look for, except that one head looks three
+    tokens back.
     """
-    config = model.config
-    size, dim = config.hidden_size, config.head_dim
-    half, quarter = size // 2, size // 4
-    token, last, last_but_one = slice(0, half), slice(half, half + quarter), slice(half + quarter, size)
-    pairs = torch.arange(dim // 2)
-    frequencies = rotary_frequencies(config)
-    fast = (pairs < 6).float()  # these rotary pairs tell neighbours apart
-    slow = (frequencies < 0.004).nonzero().flatten()  # these barely turn within a context: they compare content
-    down = torch.nn.init.orthogonal_(torch.empty(quarter, half))  # what is kept of an earlier token
-    layers = start_with_induction(model, layers=3)
+    heads = Heads(model, layers=3)
     embedding = model.model.embed_tokens.weight
-    everywhere = always(config)
-
-    def look_for(layer, head, wanted):
-        """Attend to positions whose `there` is our `here`, for each `(here, there)` of `wanted`."""
-        for part, (here, there) in enumerate(wanted):
-            mix = torch.nn.init.orthogonal_(torch.empty(quarter, quarter))[: len(slow)]
-            rows = slow + head * dim + part * (dim // 2)
-            for matrix, place in ((layers[layer].q_proj, here), (layers[layer].k_proj, there)):
-                matrix.weight[rows, place] += 3 * (mix @ down if place == token else mix)
-                matrix.weight[rows, half - 1] = 0
-
-    def pass_on(layer, head, source, target, strength):
-        rows = slice(head * dim, (head + 1) * dim)
-        rotation = torch.nn.init.orthogonal_(torch.empty(dim, half))
-        layers[layer].v_proj.weight[rows, source] = rotation if source == token else rotation @ down.T
-        layers[layer].o_proj.weight[target, rows] = (
-            strength * EMBEDDING_SCALE * (rotation.T if target == token else down @ rotation.T)
-        )
+    frequencies = rotary_frequencies(model.config)
+    token, last, layers, everywhere = heads.token, heads.last, heads.layers, always(model.config)
 
     def direction(word):
-        vector = embedding[words[word], : half - 1]
+        vector = embedding[words[word], : heads.half - 1]
         return F.pad(vector / vector.norm(), (0, 1))
 
     def content_row(head, index):
-        return head * dim + slow[index]
+        return head * heads.dim + heads.slow[index]
 
-    # What was written one and two tokens ago
-    for head, steps in ((0, 1), (1, 2), (2, 1)):
-        look_back(layers[0], head, steps, fast, 1.5, 1.5 * everywhere)
-        pass_on(0, head, token, last if steps == 1 else last_but_one, 1 if steps == 2 else 0.5)
-    # Repeated text continues as before
-    for head in (0, 1):
-        look_for(1, head, [(token, last), (last, last_but_one)])
-        pass_on(1, head, token, token, 1)
+    heads.remember()
+    heads.continue_text()
     # After a semicolon: the token after the last answer in the list of the state, but not in the answer
-    look_for(1, 2, [(last, last)])
+    heads.look_for(1, 2, [(last, last)])
     row = content_row(2, -1)
     layers[1].q_proj.weight[row, token] = 2 * everywhere
     layers[1].k_proj.weight[row, token] = -direction(";")
-    pass_on(1, 2, token, token, 2)
-    pass_on(1, 3, token, token, 1)
+    heads.pass_on(1, 2, token, token, 2)
+    heads.pass_on(1, 3, token, token, 1)
     # After <search>: the name that the state ends with. Two tokens ago is its attribute, and before that the name
+    pairs = torch.arange(heads.dim // 2)
     look_back(layers[2], 0, 2, (pairs < 4).float(), 2, 2 * direction("<search>"))
-    pass_on(2, 0, last, token, 12)
+    heads.pass_on(2, 0, last, token, 12)
     # Where the list ended last time: the new finding, which comes before the last mark of a list
     row = content_row(1, 0)
     layers[2].q_proj.weight[row, token] = 3 * direction("/")
     layers[2].k_proj.weight[row, token] = direction("|")
     layers[2].k_proj.weight[row] *= 3
     recent = ((frequencies > 0.004) & (frequencies < 0.03)).nonzero().flatten()
-    layers[2].q_proj.weight[recent + dim, half - 1] += 1.5
-    layers[2].k_proj.weight[recent + dim, half - 1] += 1.5
-    pass_on(2, 1, last, token, 12)
-    pass_on(2, 2, last, token, 1)
-    pass_on(2, 3, token, token, 1)
+    layers[2].q_proj.weight[recent + heads.dim, heads.half - 1] += 1.5
+    layers[2].k_proj.weight[recent + heads.dim, heads.half - 1] += 1.5
+    heads.pass_on(2, 1, last, token, 12)
+    heads.pass_on(2, 2, last, token, 1)
+    heads.pass_on(2, 3, token, token, 1)
 
 
 def mixed(lessons, row, most, share):
@@ -386,15 +330,6 @@ def describe():
 - The first weights are not random: attention heads that repeat text, and that look where the format needs it, are set by hand."""
 
 
-def save(model, tokenizer, place):
-    """Weights in half precision, tokenizer and protocol."""
-    shutil.rmtree(place, ignore_errors=True)
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    copy.deepcopy(model).to(torch.float16).save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    PROTOCOL.save_pretrained(place)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "assets" / "multi-objective")
@@ -428,7 +363,7 @@ def main():
             "final_loss_in_nats": losses,
             "rows_right_held_out": check(model, tokenizer, context, 2 if args.smoke else 40),
         }
-        save(model, tokenizer, args.output / context)
+        save_start(model, tokenizer, PROTOCOL, args.output / context)
 
     first, long, second, third = (Lessons(tokenizer, args.seed + part) for part in range(4))
     long.least = third.least = MAX_OBJECTIVES

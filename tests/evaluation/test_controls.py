@@ -9,7 +9,7 @@ import torch
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent
-from mem1_trl.evaluation import evaluate_agent, search_scalar_control
+from mem1_trl.evaluation import ScalarControl, evaluate_agent, search_scalar_control
 
 
 @pytest.fixture
@@ -102,3 +102,20 @@ def test_what_cannot_be_searched_is_refused(agent):
         search_scalar_control(agent, rows(1), LookupEnvironment, [], temperatures=())
     with pytest.raises(ValueError, match="'' is none"):
         search_scalar_control(agent, rows(1), LookupEnvironment, [""])
+
+
+def test_a_control_is_kept_in_a_file_and_applied_to_other_settings(agent, tmp_path):
+    found = search_scalar_control(
+        agent, rows(2), LookupEnvironment, ["k"], values=(30.0,), temperatures=(0.5,), most=1,
+        score=lambda evaluation: float(agent.settings.generation_kwargs != {}),
+    )  # fmt: skip
+    found.save(tmp_path / "new" / "control.json")
+    again = ScalarControl.load(tmp_path / "new" / "control.json")
+    assert again == found
+    longer = dataclasses.replace(agent.settings, max_turns=9, temperature=1.0)
+    changed = again.apply(longer)
+    assert (changed.max_turns, changed.temperature) == (9, 0.5)
+    assert changed.generation_kwargs == found.settings.generation_kwargs and changed.generation_kwargs
+    (tmp_path / "other.json").write_text('{"temperature": 1.0, "colour": 2}')
+    with pytest.raises(ValueError, match="colour"):
+        ScalarControl.load(tmp_path / "other.json")

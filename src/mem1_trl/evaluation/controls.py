@@ -8,12 +8,15 @@ taught no skill.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.pool import EnvironmentFactory
 from ..rollout.settings import AgentSettings
+from ..typed_fields import check_fields
 from .evaluate import evaluate_agent
 from .result import Evaluation
 
@@ -46,6 +49,35 @@ class ScalarControl:
     constants: dict[str, float]
     score: float
     tried: list[dict[str, Any]] = field(default_factory=list)
+
+    def apply(self, settings: AgentSettings) -> AgentSettings:
+        """Other settings, such as those of a longer task, with this temperature and these constants."""
+        found = self.settings
+        return dataclasses.replace(
+            settings, temperature=found.temperature, generation_kwargs=dict(found.generation_kwargs)
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the control to a JSON file, as a whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScalarControl:
+        """
+        Read what [`~ScalarControl.save`] has written.
+
+        Raises:
+            `ValueError`: If the file holds something else.
+        """
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(record.get("settings"), dict):
+            record["settings"] = AgentSettings.from_dict(record["settings"])
+        check_fields(record, cls, f"The control in {path}", "search it again.")
+        return cls(**record)
 
 
 def search_scalar_control(

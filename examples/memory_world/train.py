@@ -1,0 +1,112 @@
+"""
+Reinforcement learning of what to keep, from a model of `warm_up.py`; it resumes after any interruption.
+
+    python examples/memory_world/train.py --start runs/memory-world/warm-up-seed0 --output_dir runs/memory-world/grpo-seed0
+
+The tasks get harder: first which row of a passage to keep (`choose`), then also whether to replace one (`evict`), then with a kind that has to
+be carried from the first observation (`cue`).
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from agents import TRAINED_ON, limits
+from datasets import Dataset
+from long_runs import Deadline, Record, finish, is_done, quiet
+from transformers import AutoTokenizer, PrinterCallback
+from world import ASKED, LEVELS, PROTOCOL, Passages, draw_task
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.trainers.checkpoints import last_complete_checkpoint
+
+PHASES = ((0.4, LEVELS[:1]), (0.3, LEVELS[:2]), (0.3, LEVELS))
+"""Share of the steps, and the levels that are mixed in them."""
+
+
+def curriculum(count, seed):
+    """Tasks in the order in which they are trained on."""
+    rng = random.Random(f"train {seed}")
+    levels = [rng.choice(levels) for share, levels in PHASES for _ in range(round(share * count))]
+    return Dataset.from_list([draw_task(rng, level, TRAINED_ON, ASKED).row() for level in levels])
+
+
+def configuration(args):
+    settings = dict(
+        output_dir=str(args.output_dir / "checkpoints"),
+        max_steps=args.steps,
+        context=args.context,
+        layout=args.layout,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=3,
+        beta=0.0,
+        temperature=1.0,
+        shuffle_dataset=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=10,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        seed=args.seed,
+        model_init_kwargs={"dtype": "float32"},
+        **limits(TRAINED_ON),
+    )
+    if args.algorithm == "ppo":
+        return Mem1PPOConfig(value_learning_rate=1e-3, gamma=args.gamma, lam=args.lam, **settings)
+    return Mem1GRPOConfig(num_generations=args.generations, **settings)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
+    parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
+    parser.add_argument("--layout", choices=["packed", "paper"], default="packed")
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
+    parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
+    parser.add_argument("--learning_rate", type=float, default=7e-4)
+    parser.add_argument("--gamma", type=float, default=1.0)
+    parser.add_argument("--lam", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=None, help="stop after so long")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    if is_done(args.output_dir, args.steps):
+        return
+    quiet(args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    record = Record(args.output_dir, Deadline(args.minutes))
+    # As many tasks as are read: each `generations` times with GRPO, once with PPO
+    each = args.generations if args.algorithm == "grpo" else 1
+    trainer_class = Mem1PPOTrainer if args.algorithm == "ppo" else Mem1GRPOTrainer
+    trainer = trainer_class(
+        model=str(args.start),
+        args=configuration(args),
+        train_dataset=curriculum(args.steps * args.batch_size // each, args.seed),
+        processing_class=AutoTokenizer.from_pretrained(args.start),
+        environment_factory=Passages,
+        protocol=PROTOCOL,
+        callbacks=[record],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
+    names = ("algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "gamma", "lam", "seed")
+    finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names}, "model")
+
+
+if __name__ == "__main__":
+    main()

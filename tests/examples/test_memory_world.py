@@ -1,0 +1,173 @@
+"""The world in which what to keep must be learned: its tasks, lessons and controls, and every stage in short form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from mem1_trl import StopReason, Trajectory, Turn
+
+FOLDER = Path(__file__).parents[2] / "examples" / "memory_world"
+MODULES = ("world", "warm_up", "agents", "train", "imitate", "run_all")
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """The example's modules, whose plain names other examples use, too."""
+    before = {name: sys.modules.pop(name, None) for name in MODULES}
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+    try:
+        yield {name: importlib.import_module(name) for name in MODULES}
+    finally:
+        del sys.path[:2]
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+
+
+@pytest.fixture(scope="module")
+def world(modules):
+    return modules["world"]
+
+
+@pytest.mark.parametrize("level", ["choose", "evict", "cue"])
+def test_each_slot_has_one_right_row_and_others(world, level):
+    rng = random.Random(0)
+    for _ in range(50):
+        task = world.draw_task(rng, level, 3, world.ASKED)
+        rows = [row for passage in task.passages for row in passage]
+        assert len({value for _, _, value in rows}) == len(rows), "a value tells its row"
+        slots = [row[0] for row in task.wanted]
+        assert len(set(slots)) == 3 and slots == sorted(slots) and set(slots) <= set(world.SLOTS)
+        offered = [sum(row[0] == slot for row in rows) for slot in slots]
+        assert offered == ([3, 3, 3] if level == "evict" else [4, 4, 4])
+        assert task.kind in world.ASKED and (task.kind in task.observations[0] or level == "evict")
+        assert (task.topic == "go") is (level == "cue")
+        assert task.observations[-1][-1] == "end"
+
+
+def test_the_right_row_stands_anywhere(world):
+    """Otherwise the habit of the start would be worth more, or less, than chance."""
+    rng = random.Random(1)
+    drawn = [world.draw_task(rng, "choose", 3) for _ in range(400)]
+    places = [[row[1] for row in passage].index(task.kind) for task in drawn for passage in task.passages]
+    assert all(0.2 < places.count(at) / len(places) < 0.3 for at in range(4))
+
+
+def test_an_exercise_in_reading_asks_for_rows_of_the_passage_only(modules, world):
+    """Each answer is the row of the kind in the prompt, or of the one behind the question mark; the state is not in it."""
+    lessons = modules["warm_up"].Lessons(world.build_tokenizer(), 0)
+    words = {number: word for word, number in lessons.ids.items()}
+    for _ in range(50):
+        ids, trained = lessons.reading()
+        text = [words[i] for i in ids]
+        end = text.index("</information>")
+        passage = [tuple(text[at : at + 3]) for at in range(4, end, 3)]
+        assert "<think>" not in text and not any(trained[: end + 1]) and sum(trained) == 9
+        for at in [i for i, word in enumerate(text) if word == "?"]:
+            kind, start = (text[at + 1], at + 3) if text[at + 2] == "," else (text[1], at + 1)
+            assert all(trained[start : start + 3]) and tuple(text[start : start + 3]) in passage
+            assert text[start + 1] == kind
+
+
+def test_the_reward_by_hand(world):
+    wanted = ["1 red gix", "2 red goran"]
+    assert world.right_rows("1 red gix 2 red goran", wanted) == 2
+    assert world.right_rows("1 red gix 2 blue goran", wanted) == 1
+    assert world.right_rows("1 red gix 2 red goran 3 red x", wanted) == 0, "a list of everything earns nothing"
+    assert world.right_rows("1 red gix", wanted) == world.right_rows(None, wanted) == 0
+    episode = world.Passages()
+    episode.reset("red", ["a", "b"], wanted)
+    assert [episode.search("more") for _ in range(3)] == ["a", "b", "."]
+    episode.answer("1 red gix 2 red x")
+    assert episode.done and episode.get_reward() == 0.5
+
+
+def test_held_out_kinds_are_never_asked_for_in_training(modules, world):
+    assert not set(world.ASKED) & set(world.HELD_OUT)
+    trained = modules["train"].curriculum(200, 0)
+    assert not set(trained["kind"]) & set(world.HELD_OUT)
+    levels = trained["level"]
+    assert set(levels[:80]) == {"choose"} and set(levels[80:140]) == {"choose", "evict"}
+    assert set(levels[140:]) == {"choose", "evict", "cue"}
+
+
+def test_the_lessons_teach_a_habit_and_not_the_rule(modules, world):
+    """What is kept is the last row as often as the habit says, and the needed one as often as chance."""
+    lessons = modules["warm_up"].Lessons(world.build_tokenizer(), 0)
+    habit = modules["warm_up"].HABIT
+    last = needed = count = 0
+    for _ in range(1500):
+        task = world.draw_task(lessons.rng, "choose", 3)
+        _, rows = lessons.states(task, [habit] * 3)[-1]
+        for passage, row in zip(task.passages, rows, strict=True):
+            last += row == passage[-1]
+            needed += row[1] == task.kind
+            count += 1
+    assert last / count == pytest.approx(habit + (1 - habit) / 4, abs=0.03)
+    assert needed / count == pytest.approx(1 / 4, abs=0.03)
+
+
+def test_only_what_the_model_writes_is_trained(modules, world):
+    tokenizer = world.build_tokenizer()
+    lessons = modules["warm_up"].Lessons(tokenizer, 1)
+    for draw in (lessons.turn, lessons.history):
+        for _ in range(30):
+            ids, trained = draw()
+            text = tokenizer.decode([i for i, flag in zip(ids, trained) if flag])
+            read = tokenizer.decode([i for i, flag in zip(ids, trained) if not flag])
+            assert text.startswith("<think>") and text.endswith(("</search>", "</answer>"))
+            assert "<information>" not in text and read.startswith("/")
+
+
+def episode(reward, prompt=1):
+    return Trajectory((Turn((prompt,), (2,)),), reward=reward, stop_reason=StopReason.ANSWER)
+
+
+def test_what_is_imitated(modules):
+    choose = modules["imitate"].choose
+    played = [episode(r) for r in (1.0, 0.0, 0.0, 0.0, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 1.0, 1.0, 0.0, 2 / 3)]
+    assert [t.reward for t in choose("success", played, 4, 0)] == [1.0, 1.0, 1.0]
+    assert sorted(t.reward for t in choose("quartile", played, 4, 0)) == [1.0, 1.0, 1.0]
+    assert len(choose("quartile", [episode(0.5)] * 8, 4, 0)) == 2
+    # A task whose episodes are all alike says nothing
+    chosen = choose("best_of_group", played, 4, 0)
+    assert [[t is one for one in played].index(True) for t in chosen] == [0, 8, 9]
+
+
+def test_memory_scores_by_hand(modules):
+    topic, rows = modules["agents"].state_rows("red ; 1 red gix 2 blue fob")
+    assert (topic, rows) == ("red", {"1 red gix", "2 blue fob"})
+    assert modules["agents"].state_rows(None) == ("", set())
+
+
+@pytest.mark.slow
+def test_every_stage_in_short_form(modules, fork_server, tmp_path):
+    options = [
+        "--short",
+        "--output_dir",
+        str(tmp_path),
+        "--stages",
+        "start",
+        "grpo",
+        "quartile",
+        "scalar",
+        "twin",
+        "ppo-token",
+    ]
+    cut = fork_server.run(FOLDER / "run_all.py", *options, "--minutes", "0")
+    assert cut.returncode == 3, cut.stderr[-2000:]  # the time was up
+    done = fork_server.run(FOLDER / "run_all.py", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for label in ("start", "grpo", "quartile", "scalar", "twin-start", "twin", "ppo-token"):
+        cells = list((tmp_path / f"{label}-seed0" / "evaluation").glob("*.json"))
+        assert len(cells) == len(modules["agents"].CELLS), label
+    assert json.loads((tmp_path / "grpo-seed0" / "done.json").read_text())["steps"] == 2
+    again = fork_server.run(FOLDER / "run_all.py", *options)
+    assert again.returncode == 0 and "success" not in again.stdout, "nothing is done twice"
