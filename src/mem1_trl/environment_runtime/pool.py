@@ -224,7 +224,8 @@ def _check_takes_nothing(make: Callable[..., Any]) -> None:
 
 class GivenEnvironments:
     """
-    Environments that belong to the caller, one for each episode; they are reset, played and scored, never made or closed.
+    Environments that belong to the caller, one for each episode; they are reset, played and scored, never made or closed. One
+    without `reset` is used as it is.
 
     Args:
         environments (`Sequence`):
@@ -238,7 +239,7 @@ class GivenEnvironments:
     def __init__(self, environments: Sequence[Any], protocol: Mem1Protocol, caller: EnvironmentCaller):
         self.caller = caller
         self.environments = environments
-        self.actions = [ActionSet(environment, protocol) for environment in environments]
+        self.actions = [ActionSet(environment, protocol, needs_reset=False) for environment in environments]
         self._threads = [EnvironmentThread(environment) for environment in environments]
         for thread in self._threads:
             caller.adopt(thread)
@@ -333,7 +334,8 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
             )
         return observation
 
-    return call_then(environment.reset, checked, **row)
+    reset = getattr(environment, "reset", None)
+    return call_then(reset, checked, **row) if callable(reset) else lambda: None
 
 
 def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:

@@ -11,28 +11,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
-from .environment_runtime.calls import EnvironmentCaller
-from .environment_runtime.faults import FaultSettings
-from .environment_runtime.pool import EnvironmentPool, GivenEnvironments
-from .hub.agent_settings import load_agent_settings, save_agent_settings
-from .hub.load_model import load_model
-from .protocol.protocol import Mem1Protocol
-from .rollout.decoding import warn_of_ignored_decoding
-from .rollout.generation import TransformersGenerator
-from .rollout.model_server import ModelServer
-from .rollout.play import EpisodePlayer
-from .rollout.settings import AgentSettings, resolve_conversational
-from .rollout.shared_generator import SharedGenerator
-from .rollout.turn_loop import Rollout
+from ..environment_runtime.calls import EnvironmentCaller
+from ..environment_runtime.faults import FaultSettings
+from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
+from ..environment_runtime.tools import environment_of
+from ..hub.agent_settings import load_agent_settings, save_agent_settings, saved_protocol
+from ..hub.load_model import load_model
+from ..protocol.presets import named_protocol
+from ..protocol.protocol import Mem1Protocol
+from ..rollout.decoding import warn_of_ignored_decoding
+from ..rollout.generation import TransformersGenerator
+from ..rollout.model_server import ModelServer
+from ..rollout.play import EpisodePlayer
+from ..rollout.settings import AgentSettings, resolve_conversational
+from ..rollout.shared_generator import SharedGenerator
+from ..rollout.turn_loop import Rollout
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .rollout.episode import Episode
-    from .trajectory import Trajectory
+    from ..rollout.episode import Episode
+    from ..trajectory import Trajectory
 
 
 class Mem1Agent:
@@ -64,8 +66,8 @@ class Mem1Agent:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Its tokenizer. With `client`, the tokenizer in which trajectories are written and counted: that of the model
             that will be trained on them; `None` loads the one that `model` names.
-        protocol ([`Mem1Protocol`], *optional*):
-            Tags, instructions and hints. `None` uses the default tags.
+        protocol ([`Mem1Protocol`] or `str`, *optional*):
+            Tags, instructions and hints, or the name of a preset, such as `"reference"`. `None` uses the default tags.
         settings ([`AgentSettings`], *optional*):
             Budgets, context rule, decoding and chat format. `None` uses the defaults.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -94,7 +96,7 @@ class Mem1Agent:
         self,
         model: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         settings: AgentSettings | None = None,
         batch_size: int = 32,
         client: Any = None,
@@ -129,7 +131,7 @@ class Mem1Agent:
             self._shared = SharedGenerator(lambda: self.generate)
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
-        self.protocol = protocol or Mem1Protocol()
+        self.protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol or Mem1Protocol()
         self.settings = resolve_conversational(settings, tokenizer)
         self.syntax = self.protocol.syntax(tokenizer, self.settings.chat_template_kwargs)
         if client is not None:
@@ -149,7 +151,7 @@ class Mem1Agent:
     def from_pretrained(
         cls,
         path_or_id: str,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         model_init_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Mem1Agent:
@@ -159,8 +161,10 @@ class Mem1Agent:
         Args:
             path_or_id (`str`):
                 A directory, or the id of a model on the Hub.
-            protocol ([`Mem1Protocol`], *optional*):
-                Overrides the saved one; needed for a model that carries none.
+            protocol ([`Mem1Protocol`] or `str`, *optional*):
+                Overrides the saved one; needed for a model that carries none. The name of a preset will do: `"default"`,
+                `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, `"webshop"`. MEM1's released checkpoint
+                carries none and has its preset, `"reference"`, by itself.
             model_init_kwargs (`dict`, *optional*):
                 Passed to `from_pretrained` of the class of model that the configuration names.
             kwargs (*optional*):
@@ -170,13 +174,17 @@ class Mem1Agent:
             `FileNotFoundError`: If no protocol is saved next to the model and none is passed.
         """
         if protocol is None:
-            protocol = Mem1Protocol.from_pretrained(path_or_id)
+            protocol = saved_protocol(path_or_id)
+        elif isinstance(protocol, str):  # before the weights are loaded
+            protocol = named_protocol(protocol)
         kwargs.setdefault("settings", load_agent_settings(path_or_id))
         model = load_model(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 
-    def run(self, task: Any, environment: Any, **row: Any) -> Trajectory:
+    def run(
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+    ) -> Trajectory:
         """
         Play one episode.
 
@@ -184,15 +192,18 @@ class Mem1Agent:
             task (`str` or `list[dict]`):
                 The task: a text, or messages whose last one is the user's. A text is spoken as it was in training
                 (`settings.conversational`): as a message through the chat template, or as it is.
-            environment (`Any`):
-                An environment; its `reset` is called with `prompt=task` and `row`.
+            environment (`Any`, *optional*):
+                An environment; its `reset` is called with `prompt=task` and `row`, if it has one.
+            tools (`Sequence[Callable]`, *optional*):
+                Instead of an environment, functions that the agent may call, synchronous or not, with docstrings as in
+                [`~trl.GRPOTrainer`]. Without either, the agent can only answer.
             row (*optional*):
                 What else `reset` wants, for instance `answers`.
 
         Returns:
             [`Trajectory`]: Rewarded if the environment has `get_reward`.
         """
-        return self.run_batch([{"prompt": task, **row}], [environment])[0]
+        return self.run_batch([{"prompt": task, **row}], [_one_environment(environment, tools)])[0]
 
     def run_batch(
         self,
@@ -281,6 +292,13 @@ class Mem1Agent:
             **self.settings.to_dict(),
             "protocol": self.protocol.to_dict(),
         }
+
+
+def _one_environment(environment: Any, tools: Sequence[Callable[..., Any]] | None) -> Any:
+    """The environment of an episode, made of `tools` if those are given."""
+    if environment is not None and tools is not None:
+        raise TypeError("Pass `environment` or `tools`, not both: a tool beside an environment is a method of it.")
+    return environment_of(tools or []) if environment is None else environment
 
 
 def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> AgentSettings:
