@@ -6,7 +6,8 @@ import functools
 import shutil
 
 import pytest
-from support.trainer_helpers import SHORT, ScriptedGenerator
+from support.scripted_agent import scripted
+from support.trainer_helpers import SHORT
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
 from mem1_trl.environment_runtime.tools import environment_of
@@ -53,24 +54,6 @@ class Shelf:
 
     def get_reward(self) -> float:
         return float(len(self.asked))
-
-
-def scripted(agent, tokenizer, texts):
-    """The agent with a model that says `texts`, one for each turn."""
-    agent._shared = scripted_model = ScriptedGenerator(tokenizer, [[text] for text in texts])
-    agent._shared = functools.partial(_ignore_settings, scripted_model)
-    agent._shared.playing = agent_playing
-    return agent
-
-
-def agent_playing():
-    import contextlib
-
-    return contextlib.nullcontext()
-
-
-def _ignore_settings(model, prompts, stops, settings):
-    return model(prompts, stops)
 
 
 @pytest.fixture

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoTokenizer
 
 from ..environment_runtime.calls import EnvironmentCaller
 from ..environment_runtime.faults import FaultSettings
 from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
-from ..environment_runtime.tools import environment_of
 from ..hub.agent_settings import load_agent_settings, save_agent_settings, saved_protocol
 from ..hub.load_model import load_model
 from ..protocol.presets import named_protocol
@@ -26,10 +24,13 @@ from ..rollout.play import EpisodePlayer
 from ..rollout.settings import AgentSettings, resolve_conversational
 from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
+from .checksum import weights_checksum
+from .single_episodes import SingleEpisodes
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ..trajectory import Trajectory
 
 
-class Mem1Agent:
+class Mem1Agent(SingleEpisodes):
     """
     Runs a model as a MEM1 agent (arXiv 2506.15841, section 3.1): every turn it rewrites its state, acts, and forgets the rest.
 
@@ -182,29 +183,6 @@ class Mem1Agent:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 
-    def run(
-        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
-    ) -> Trajectory:
-        """
-        Play one episode.
-
-        Args:
-            task (`str` or `list[dict]`):
-                The task: a text, or messages whose last one is the user's. A text is spoken as it was in training
-                (`settings.conversational`): as a message through the chat template, or as it is.
-            environment (`Any`, *optional*):
-                An environment; its `reset` is called with `prompt=task` and `row`, if it has one.
-            tools (`Sequence[Callable]`, *optional*):
-                Instead of an environment, functions that the agent may call, synchronous or not, with docstrings as in
-                [`~trl.GRPOTrainer`]. Without either, the agent can only answer.
-            row (*optional*):
-                What else `reset` wants, for instance `answers`.
-
-        Returns:
-            [`Trajectory`]: Rewarded if the environment has `get_reward`.
-        """
-        return self.run_batch([{"prompt": task, **row}], [_one_environment(environment, tools)])[0]
-
     def run_batch(
         self,
         rows: Sequence[Mapping[str, Any]],
@@ -251,6 +229,10 @@ class Mem1Agent:
         player.score(episodes, trajectories, environments, tolerate)
         return trajectories
 
+    def _holding(self) -> AbstractContextManager[Any]:
+        """Held while an episode is played."""
+        return nullcontext() if self.endpoint is not None else self._shared.playing()
+
     def _rollout(self, caller: EnvironmentCaller) -> Rollout:
         """The backend with the present settings."""
         parts: dict[str, Any] = dict(
@@ -284,7 +266,7 @@ class Mem1Agent:
         model: dict[str, Any] = {"model": getattr(self.endpoint, "model", None) or "endpoint", "weights": None}
         if self.model is not None:
             name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
-            model = {"model": name, "weights": _checksum(self.model)}
+            model = {"model": name, "weights": weights_checksum(self.model)}
         backend = {} if self.endpoint is None else {"backend": self.endpoint.backend or "offered"}
         return {
             **model,
@@ -292,13 +274,6 @@ class Mem1Agent:
             **self.settings.to_dict(),
             "protocol": self.protocol.to_dict(),
         }
-
-
-def _one_environment(environment: Any, tools: Sequence[Callable[..., Any]] | None) -> Any:
-    """The environment of an episode, made of `tools` if those are given."""
-    if environment is not None and tools is not None:
-        raise TypeError("Pass `environment` or `tools`, not both: a tool beside an environment is a method of it.")
-    return environment_of(tools or []) if environment is None else environment
 
 
 def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> AgentSettings:
@@ -323,13 +298,3 @@ def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
             f"There is no tokenizer for the model {model!r} of the endpoint: pass `tokenizer=`, that of the model which "
             "shall learn from the trajectories, or any other that may count their tokens."
         ) from error
-
-
-def _checksum(model: PreTrainedModel) -> str:
-    """Tells weights apart: a hash of names, shapes and the sum of the bits of every parameter."""
-    digest = hashlib.sha256()
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, parameter in model.named_parameters():
-        bits = parameter.detach().view(whole[parameter.element_size()]).sum(dtype=torch.int64).item()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}".encode())
-    return digest.hexdigest()[:16]

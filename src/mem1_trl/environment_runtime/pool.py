@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
@@ -263,6 +264,16 @@ class GivenEnvironments:
     def discard(self, environment: Any) -> None:
         """Mark an environment as failed."""
         self.caller.thread_of(environment).failed = True
+
+    def set_state(self, environment: Any, state: Any) -> None:
+        """Set the property `mem1_state` of an environment, in its own thread."""
+        thread = self.caller.thread_of(environment)
+        call = EnvironmentCall(
+            thread, partial(setattr, environment, "mem1_state", state), name=name_of_call(environment, "mem1_state")
+        )
+        (outcome,) = self.caller.run([call], counted=False)
+        if outcome.error is not None:
+            raise outcome.error
 
     def release(self) -> None:
         """Release the environments; their threads end."""

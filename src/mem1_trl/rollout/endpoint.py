@@ -16,6 +16,8 @@ from .stopping import Completion, text_before_stops
 from .turn_loop import Rollout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..protocol.syntax import ActionSyntax
     from .episode import Episode
 
@@ -40,7 +42,9 @@ class ChatRollout(Rollout):
         super().__init__(generate=_refuse_ids, **kwargs)
         self.endpoint = endpoint
 
-    def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def _generate(
+        self, running: Sequence[Episode], contexts: list[list[int]], stops: list[list[str]]
+    ) -> list[Completion]:
         tools = [episode.actions.schemas if episode.actions else [] for episode in running]
         sent = [self._messages(episode) for episode in running]
         # Where a thought is open, a stop string inside it would end the turn

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ..environment_runtime.actions import ActionResult, run_calls
 from ..environment_runtime.calls import EnvironmentCall, EnvironmentCaller, name_of_call
 from ..environment_runtime.errors import describe_error
+from ..protocol.edited_state import edited_ids
 from ..protocol.encoding import decode, encode_text
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
 from ..trajectory import StopReason, Trajectory, Turn
 from .context import next_context
 from .episode import Episode
 from .external_memory import Note
-from .observations import ObservationEncoder
+from .observations import ObservationEncoder, ObservationIds
 from .stopping import StopStrings
 
 if TYPE_CHECKING:
@@ -87,39 +88,38 @@ class Rollout:
         Returns:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
-        for episode in episodes:
-            episode.record = self.syntax.new_record()
-            if episode.stop_reason is None:
-                self.settings.check_prompt(episode.prompt_ids)
+        self.begin(episodes)
         for turn in range(1, self.settings.max_turns + 1):
             running = [episode for episode in episodes if episode.stop_reason is None]
             if not self.running_anywhere(bool(running)):
                 break
-            self._play_turn(running, turn)
+            self.play_turn(running)
             if self.on_turn is not None:
                 self.on_turn(turn, [episode for episode in running if episode.stop_reason is None])
-        return [
-            Trajectory(
-                turns=episode.turns,
-                stop_reason=episode.stop_reason or StopReason.MAX_TURNS,
-                answer=episode.answer,
-                metrics={"failed_actions": float(episode.failed_actions)},
-                error=episode.error,
-            )
-            for episode in episodes
-        ]
+        for episode in episodes:
+            episode.stop_reason = episode.stop_reason or StopReason.MAX_TURNS
+        return [trajectory_of(episode) for episode in episodes]
 
-    def _play_turn(self, running: list[Episode], turn: int) -> None:
-        turns_left = self.settings.max_turns - turn
-        contexts, stops = [], []
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        """Prepare fresh episodes for their first turn."""
+        for episode in episodes:
+            episode.record = self.syntax.new_record()
+            if episode.stop_reason is None:
+                self.settings.check_prompt(episode.prompt_ids)
+
+    def play_turn(self, running: Sequence[Episode]) -> None:
+        """Play one turn of episodes that still run, and of no episode at all where other processes play."""
+        contexts, stops, left = [], [], []
         for episode in running:
             context = self._context(episode)
+            turns_left = episode.turns_left(self.settings.max_turns) - 1
             contexts.append(context)
             stops.append(self._stops(episode, context, turns_left == 0))
+            left.append(turns_left)
         completions = self._generate(running, contexts, stops)
 
         asked: list[tuple[Episode, list[ActionRequest]]] = []
-        for episode, context, completion in zip(running, contexts, completions, strict=True):
+        for episode, context, completion, turns_left in zip(running, contexts, completions, left, strict=True):
             if completion.error is not None:
                 episode.error, episode.stop_reason = completion.error, StopReason.ERROR
                 continue
@@ -129,7 +129,7 @@ class Rollout:
                 asked.append((episode, requests))
         outcomes = self._call([(episode, self._calls(episode, requests)) for episode, requests in asked])
         for (episode, requests), results in zip(asked, outcomes, strict=True):
-            self._observe(episode, requests, results, turns_left)
+            self._observe(episode, requests, results, episode.turns_left(self.settings.max_turns))
 
     def _call(self, asked: list[tuple[Episode, list[Any]]]) -> list[list[ActionResult]]:
         """Results of all calls: those of different episodes run simultaneously, those of one in order, until its environment is done."""
@@ -147,7 +147,9 @@ class Rollout:
             self._end_finished([episode for _, episode, _ in now], [results[index][-1] for index, _, _ in now])
         return results
 
-    def _generate(self, running: list[Episode], contexts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def _generate(
+        self, running: Sequence[Episode], contexts: list[list[int]], stops: list[list[str]]
+    ) -> list[Completion]:
         """The next completion of each running episode."""
         return self.generate(contexts, stops)
 
@@ -276,6 +278,21 @@ class Rollout:
             texts[-1] = f"[Only the first {len(results)} of {len(requests)} calls were run.]\n{texts[-1]}"
         assert episode.actions is not None
         observation = self.observations.encode_results(texts, names, turns_left, list(episode.actions.tags))
+        episode.record.add_observation(names, observation.results, turns_left)
+        self.show(episode, observation, any(result.failed for result in results))
+
+    def show(self, episode: Episode, observation: ObservationIds, failed: bool = False) -> None:
+        """
+        Let an observation follow the last turn, and end the episode if the next context would be too long.
+
+        Args:
+            episode ([`Episode`]):
+                The episode; its record knows the observation already.
+            observation ([`ObservationIds`]):
+                What the agent reads next.
+            failed (`bool`, *optional*, defaults to `False`):
+                Whether it is an error, which an external memory does not keep.
+        """
         before, body, after = observation.before, observation.body, observation.after
         observation_ids = [*before, *body, *after]
         turn = episode.turns[-1]
@@ -284,20 +301,21 @@ class Rollout:
             observation=decode(self.tokenizer, observation_ids),
             observation_tokens=len(observation_ids),
         )
-        episode.history.append([*self._carried(turn), *observation_ids])
-        episode.record.add_observation(names, observation.results, turns_left)
+        carried = self.carried(turn)
+        episode.history.append([*carried, *observation_ids])
         if self.settings.context == "external":
-            failed = any(result.failed for result in results)
             recalled = self._recall(episode, turn.action_input or "", body, failed)
             episode.recalled, inside = episode.record.place_memory(recalled)
             if inside:
-                episode.history[-1] = [*self._carried(turn), *before, *body, *inside, *after]
+                episode.history[-1] = [*carried, *before, *body, *inside, *after]
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
 
-    def _carried(self, turn: Turn) -> Sequence[int]:
-        """Token ids of a completion in the next context: its own, unless scratch is dropped from it."""
+    def carried(self, turn: Turn) -> Sequence[int]:
+        """Token ids of a turn in the next context: those that were sampled, unless scratch is dropped or its state was edited."""
+        if turn.edited_state is not None:
+            return edited_ids(self.syntax, turn)
         text = self.syntax.drop_scratch(turn.text, self.syntax.opened(turn.prompt_ids))
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
 
@@ -318,6 +336,17 @@ class Rollout:
             if room is None or len(recalled) + len(episode.history[-1]) <= room:
                 return recalled
         return []
+
+
+def trajectory_of(episode: Episode) -> Trajectory:
+    """The trajectory of an episode as far as it was played, with its turns so far; not yet rewarded."""
+    return Trajectory(
+        turns=list(episode.turns),
+        stop_reason=episode.stop_reason,
+        answer=episode.answer,
+        metrics={"failed_actions": float(episode.failed_actions)},
+        error=episode.error,
+    )
 
 
 def _read_done(environment: Any) -> bool:
