@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json
 from .arguments import coerce, positional_only, read_parameters, without_variadic
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, is_failure, name_of_call
+from .call_records import EnvironmentCall, Outcome
+from .calls import EnvironmentCaller, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
 from .faults import FaultSettings
