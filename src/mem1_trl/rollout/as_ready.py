@@ -49,6 +49,7 @@ class _Playing:
 
     def __init__(self, rollout: Rollout, episodes: Sequence[Episode]):
         self.rollout = rollout
+        self.places = {id(episode): place for place, episode in enumerate(episodes)}
         self.waiting = deque(episode for episode in episodes if episode.stop_reason is None)
         self.running: dict[int, Episode] = {}
         self.ready: list[Episode] = []
@@ -98,8 +99,9 @@ class _Playing:
             self._handle_events(left)
 
     def _generate(self) -> None:
-        requests = [self.rollout.next_request(episode) for episode in self.ready]
-        self.ready = []
+        ready, self.ready = self.ready, []
+        ready.sort(key=lambda episode: self.places[id(episode)])  # the same batch in the same order, whoever was first
+        requests = [self.rollout.next_request(episode) for episode in ready]
         completions = self.rollout.generate_turns(requests)
         for request, completion in zip(requests, completions, strict=True):
             self._take(request, completion)

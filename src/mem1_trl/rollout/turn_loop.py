@@ -66,6 +66,9 @@ class Rollout:
         at_once (`int`, *optional*):
             With `"async"`, maximum number of episodes that are played at the same time; the next one begins when one has ended. `None`
             plays all.
+        seeds (`Callable[[int], list[int] | None]`, *optional*):
+            Returns a seed for each of so many episodes, whose turns `generate` samples by the numbers in `draws`, see
+            [`uniform_draws`]; `None` to let the backend draw.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Rollout:
         mode: str = "lockstep",
         batch_wait: float = 0.0,
         at_once: int | None = None,
+        seeds: Callable[[int], list[int] | None] | None = None,
     ):
         self.syntax = syntax or protocol.syntax(tokenizer)
         self.tokenizer = tokenizer
@@ -93,6 +97,7 @@ class Rollout:
         self.mode = mode
         self.batch_wait = batch_wait
         self.at_once = at_once
+        self.seeds = seeds
         self.observations = ObservationEncoder(self.syntax, settings)
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
@@ -110,6 +115,9 @@ class Rollout:
             episode.record = self.syntax.new_record()
             if episode.stop_reason is None:
                 self.settings.check_prompt(episode.prompt_ids)
+        seeds = None if self.seeds is None else self.seeds(len(episodes))
+        for episode, seed in zip(episodes, seeds or ()):
+            episode.seed = seed
         if self.mode == "async":
             play_asynchronously(self, episodes)
         else:
@@ -153,8 +161,9 @@ class Rollout:
     def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
         """One completion for each request, in one call of the backend."""
         prompts, stops = [one.context for one in requests], [one.stops for one in requests]
-        if any(one.draws is not None for one in requests):
-            return self.generate(prompts, stops, [one.draws for one in requests])  # type: ignore[call-arg]
+        draws = [one.draws for one in requests]
+        if requests and draws[0] is not None:
+            return self.generate(prompts, stops, draws=draws)  # type: ignore[call-arg]  # see `seeds`
         return self.generate(prompts, stops)
 
     def open_turns(

@@ -164,6 +164,10 @@ class Mem1Trainer(TrajectoryTrainer):
             # Refused here, where the tokenizer is known, if the model cannot call tools
             syntax=self.protocol.syntax(self.tokenizer, self.settings.chat_template_kwargs),
             caller=None if self.pool is None else self.pool.caller,
+            # A single turn has nothing to wait for, and samples as TRL does
+            mode=self.args.rollout_mode if self.settings.max_turns > 1 and self.generates_alone else "lockstep",
+            batch_wait=self.args.rollout_batch_wait,
+            seeds=self.episode_seeds,
         )
         self.player = EpisodePlayer(self.rollout)
         check_budgets(self.player, self.pool, self.train_dataset)
