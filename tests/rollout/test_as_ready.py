@@ -171,9 +171,7 @@ class Dawdling(LookupEnvironment):
 
 
 def played(actor, tokenizer, **kwargs):
-    agent = Mem1Agent(
-        actor, tokenizer, SHORT, **SETTINGS, **kwargs
-    )
+    agent = Mem1Agent(actor, tokenizer, SHORT, **SETTINGS, **kwargs)
     rows = [{"prompt": f"{'ab' * (i % 3)}q{i % 8}?", "secret": str(i % 3)} for i in range(12)]
     torch.manual_seed(5)
     return agent.run_batch(rows, [Dawdling() for _ in rows])
@@ -188,13 +186,13 @@ def assert_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert (one.stop_reason, one.answer, one.reward) == (other.stop_reason, other.answer, other.reward)
         for turn, same in zip(one.turns, other.turns, strict=True):
-            torch.testing.assert_close(torch.tensor(turn.logprobs), torch.tensor(same.logprobs), atol=1e-5, rtol=0)
+            torch.testing.assert_close(torch.tensor(turn.logprobs), torch.tensor(same.logprobs), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("batch_size", [32, 5])
 def test_greedy_episodes_are_those_of_lockstep(actor, tokenizer, batch_size):
     expected = played(actor, tokenizer, rollout_mode="lockstep", batch_size=batch_size)
-    assert len({len(trajectory.turns) for trajectory in expected}) > 1
+    assert all(len(trajectory.turns) > 1 for trajectory in expected)
     for wait in (0.0, 0.01):
         found = played(actor, tokenizer, rollout_batch_wait=wait, batch_size=batch_size)
         assert_same(found, expected)
