@@ -136,7 +136,9 @@ class Mem1Agent:
         else:
             self.model = model
             settings = settings.with_context_limit(model)
-            self.generate = TransformersGenerator(model, tokenizer, settings, batch_size)
+            self.generate = TransformersGenerator(
+                model, tokenizer, settings, batch_size, parked=batch_size if rollout_mode == "async" else 0
+            )
             self._shared = SharedGenerator(lambda: self.generate)
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
@@ -226,7 +228,7 @@ class Mem1Agent:
 
         Returns:
             `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
-            `seconds` is the episode's share of the wall time: that of each turn is split evenly among those that played it.
+            `seconds` is the episode's share of the wall time: at any moment it is split evenly among those that are played.
         """
         tolerate = "everything" if keep_failures else "nothing"
         if isinstance(environments, EnvironmentPool):

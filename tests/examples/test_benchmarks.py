@@ -203,3 +203,31 @@ def test_retrieval_finds_the_same_by_every_way(run):
     for case in (keywords, questions):
         assert values(case, "found") == values(case, "queries") == [20] * len(case["variants"])
     assert list(http["variants"]) == ["in the process", "HTTP, 1 client", "HTTP, 16 clients"]
+
+
+@pytest.mark.slow
+def test_episodes_that_wait_and_those_that_do_not_play_the_same_turns(run):
+    played, *simulated = run("waiting")["cases"]
+    assert values(played, "turns") == [2, 8, 8]
+    assert played["variants"]["longest episode alone"]["values"]["actions_alone"] > 0
+    for case in simulated:
+        lockstep, _, admitted = values(case, "steps")
+        assert admitted <= lockstep
+
+
+def test_simulated_steps_are_those_counted_by_hand(modules):
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        waiting = importlib.import_module("waiting")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    lengths = [[3, 1], [1, 4]]
+    assert waiting.steps_in_lockstep(lengths) == 3 + 4
+    # A call of 3, then both are ready: a call of 4
+    assert waiting.steps_of_calls(lengths, [[0, 0], [0, 0]]) == 3 + 4
+    # The second episode is ready again only at 11: a call of 3, one of 1, one of 4
+    assert waiting.steps_of_calls(lengths, [[0, 0], [8, 0]]) == 3 + 1 + 4
+    # One is generated in steps 0 to 4, the other in 0 to 1 and 1 to 5
+    assert waiting.steps_with_admission(lengths, [[0, 0], [0, 0]]) == 5
+    # 0 to 3 and 3 to 4; 0 to 1 and 9 to 13
+    assert waiting.steps_with_admission(lengths, [[0, 0], [8, 0]]) == 4 + 4

@@ -99,7 +99,7 @@ def main() -> None:
         saver.critic = trainer.value_model
     generator = None
 
-    def generate_turn(prompts, stops):
+    def generate_turn(prompts, stops, draws=None):
         return generator(prompts, stops)
 
     run_episodes = trainer.run_episodes
@@ -110,6 +110,7 @@ def main() -> None:
         return run_episodes(rows)
 
     trainer.run_episodes = fresh_script
+    trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
     trainer.rollout.generate = generate_turn
     trainer.train()
     log = trainer.state.log_history[0]

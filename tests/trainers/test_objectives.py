@@ -61,8 +61,8 @@ def cut_some(trainer) -> None:
     """Cut the first turn of two episodes short, as a budget that is too small does."""
     generate, calls = trainer.rollout.generate, []
 
-    def cut(prompts, stops):
-        completions = generate(prompts, stops)
+    def cut(prompts, stops, draws=None):
+        completions = generate(prompts, stops, draws)
         calls.append(len(completions))
         if len(calls) == 1:
             for index in (0, 5):

@@ -257,6 +257,8 @@ class TransformersGenerator:
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether keys and values are kept from one call to the next, until [`~TransformersGenerator.release`]. They are kept
             only if all prompts fit into one call of the model.
+        parked (`int`, *optional*, defaults to `0`):
+            As in [`PrefixCache`].
     """
 
     def __init__(
@@ -266,6 +268,7 @@ class TransformersGenerator:
         settings: AgentSettings,
         batch_size: int = 32,
         prefix_cache: bool = True,
+        parked: int = 0,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -281,7 +284,7 @@ class TransformersGenerator:
         if pad is None:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
         self.pad_token_id: int = pad
-        self._cache = PrefixCache(pad) if prefix_cache else None
+        self._cache = PrefixCache(pad, parked) if prefix_cache else None
         self.traits = sampler_traits(model, partial(sample_toys, model))
 
     def release(self) -> None:

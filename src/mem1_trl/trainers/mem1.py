@@ -198,6 +198,7 @@ class Mem1Trainer(TrajectoryTrainer):
         return [episode.prompt_ids for episode in self._episodes]
 
     def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
+        self.park_prefixes(len(self._episodes))
         trajectories = self.player.play(self._episodes)
         if self.pool is not None:
             self.player.score(self._episodes, trajectories, self.pool, tolerate="environment")

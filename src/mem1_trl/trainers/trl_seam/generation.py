@@ -122,6 +122,11 @@ class TurnGeneration(Hooks):
             return flag
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
 
+    def park_prefixes(self, count: int) -> None:
+        """Keep keys and values of up to so many episodes while the model generates for others."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.parked = count if self.rollout.mode == "async" else 0
+
     def clear_prefix_cache(self) -> None:
         """Drop keys and values that were kept from earlier turns, since the weights are about to change."""
         if self._prefix_cache is not None:
