@@ -14,7 +14,6 @@ Episodes that wait for each other, and episodes that do not: wall time under slo
 from __future__ import annotations
 
 import argparse
-import heapq
 import math
 import random
 import time
@@ -139,40 +138,43 @@ def wall_time(args: argparse.Namespace, report: Report) -> None:
     report.add(f"{args.episodes} episodes, {args.turns} turns", timings, alone, settings, facts)
 
 
-def steps_in_lockstep(lengths: list[list[int]]) -> int:
-    """In each turn the longest sequence decides."""
-    return sum(max(turn) for turn in zip(*lengths))
+def lockstep(lengths: list[list[int]], pauses: list[list[int]]) -> tuple[int, int]:
+    """Steps of decoding, and steps until the last episode has ended: in each turn the longest sequence and the slowest action decide."""
+    steps = sum(max(turn) for turn in zip(*lengths))
+    return steps, steps + sum(max(turn) for turn in zip(*pauses))
 
 
-def steps_of_calls(lengths: list[list[int]], pauses: list[list[int]]) -> int:
-    """A call takes all that are ready and goes on until the longest of them has ended."""
+def in_calls(lengths: list[list[int]], pauses: list[list[int]]) -> tuple[int, int]:
+    """The same if a call takes all that are ready and goes on until the longest of them has ended."""
     ready = [(0, episode, 0) for episode in range(len(lengths))]
-    now = steps = 0
+    now = steps = end = 0
     while ready:
         now = max(now, min(ready)[0])
         batch = [one for one in ready if one[0] <= now]
         ready = [one for one in ready if one[0] > now]
         longest = max(lengths[episode][turn] for _, episode, turn in batch)
         now, steps = now + longest, steps + longest
-        ready += [(now + pauses[e][turn], e, turn + 1) for _, e, turn in batch if turn + 1 < len(lengths[e])]
-    return steps
+        for _, episode, turn in batch:
+            end = max(end, now + pauses[episode][turn])
+            if turn + 1 < len(lengths[episode]):
+                ready.append((now + pauses[episode][turn], episode, turn + 1))
+    return steps, end
 
 
-def steps_with_admission(lengths: list[list[int]], pauses: list[list[int]]) -> int:
-    """Each episode goes on by itself; a step is spent whenever one of them is being generated."""
-    spans = []
+def with_admission(lengths: list[list[int]], pauses: list[list[int]]) -> tuple[int, int]:
+    """The same if sequences come and go in any step, so that each episode goes on by itself."""
+    spans, last = [], 0
     for own, waits in zip(lengths, pauses):
         now = 0
         for length, wait in zip(own, waits):
             spans.append((now, now + length))
             now += length + wait
-    heapq.heapify(spans)
+        last = max(last, now)
     steps = end = 0
-    while spans:
-        begin, until = heapq.heappop(spans)
+    for begin, until in sorted(spans):
         steps += max(0, until - max(begin, end))
         end = max(end, until)
-    return steps
+    return steps, last
 
 
 def decoding(args: argparse.Namespace, report: Report) -> None:
@@ -182,23 +184,22 @@ def decoding(args: argparse.Namespace, report: Report) -> None:
         for own in draw(args.length, args.length_99, args.episodes, args.turns, seed=1)
     ]
     latencies = draw(args.median, args.percentile_99, args.episodes, args.turns, seed=0)
-    for name, per_second in (("actions take no time", 0.0), ("slow actions", args.steps_per_second)):
-        pauses = [[round(seconds * per_second) for seconds in own] for own in latencies]
-        steps = {
-            "lockstep": steps_in_lockstep(lengths),
-            "async, calls of the model": steps_of_calls(lengths, pauses),
-            "async, continuous admission": steps_with_admission(lengths, pauses),
-        }
-        # Steps stand where other cases have seconds: the table of a case has one form
+    speed = args.steps_per_second
+    schedules = {
+        "lockstep": lockstep,
+        "async, calls of the model": in_calls,
+        "async, continuous admission": with_admission,
+    }
+    for name, factor in (("actions take no time", 0.0), ("slow actions", speed)):
+        pauses = [[round(seconds * factor) for seconds in own] for own in latencies]
+        found = {variant: schedule(lengths, pauses) for variant, schedule in schedules.items()}
         values = {
-            variant: {"steps": count, "lockstep_over_this": steps["lockstep"] / count}
-            for variant, count in steps.items()
+            variant: {"decoding_steps": steps, "lockstep_steps_over_these": found["lockstep"][0] / steps}
+            for variant, (steps, _) in found.items()
         }
-        timings = {variant: Timing([count / 1e3], [count / 1e3]) for variant, count in steps.items()}
-        settings = {"median length": args.length, "percentile 99": args.length_99, "steps per second": per_second}
-        report.add(
-            f"simulated steps of decoding (a step is called a ms): {name}", timings, "lockstep", settings, values
-        )
+        timings = {variant: Timing([end / speed], [end / speed]) for variant, (_, end) in found.items()}
+        settings = {"median length": args.length, "percentile 99": args.length_99, "steps per second": speed}
+        report.add(f"simulated: {name}", timings, "lockstep", settings, values)
 
 
 def main() -> None:
