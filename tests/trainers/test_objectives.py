@@ -44,7 +44,7 @@ def odd(trajectories, **kwargs) -> list[float]:
 def make_grpo(tmp_path, path, tokenizer, **settings):
     settings = {
         "num_generations": 4, "max_turns": 4, "max_observation_length": 40, "per_device_train_batch_size": 8,
-        "num_iterations": 2, "max_steps": 2, "max_grad_norm": 0.0, "learning_rate": 1e-2, **settings,
+        "num_iterations": 2, "max_steps": 2, "max_grad_norm": 0.0, "learning_rate": 1e-2, "rollout_mode": "lockstep", **settings,
     }  # fmt: skip
     return Mem1GRPOTrainer(
         model=path,
