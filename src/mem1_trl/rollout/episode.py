@@ -34,6 +34,8 @@ class Episode:
             Record of the action syntax about the episode. Set by [`Rollout.run`].
         prompt (`str` or `list[dict]`):
             The rendered task prompt: a text, or chat messages.
+        seed (`int` or `None`):
+            Seed of what it samples, see [`uniform_draws`]. `None` if the backend draws from a generator that all episodes share.
     """
 
     prompt_ids: list[int]
@@ -49,6 +51,7 @@ class Episode:
     answer: str | None = None
     failed_actions: int = 0
     error: str | None = None
+    seed: int | None = None
 
     @property
     def messages(self) -> list[dict[str, Any]]:
