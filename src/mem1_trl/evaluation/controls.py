@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.pool import EnvironmentFactory
-from ..rollout.settings import AgentSettings
 from ..json_text import read_json_object, write_json
+from ..rollout.settings import AgentSettings
 from ..typed_fields import check_fields
 from .evaluate import evaluate_agent
 from .result import Evaluation
