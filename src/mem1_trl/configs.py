@@ -10,7 +10,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
-from .rollout.settings import AgentSettings, setting
+from .rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
 from .update.layouts import LAYOUTS
 
 _WORD = re.compile(r"\w+")
@@ -56,6 +56,12 @@ class Mem1GRPOConfig(GRPOConfig):
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether generation with transformers keeps the keys and values of what is read again: the task prompt across turns
             and across the samples of a group, an appended history. `False` saves their memory between turns.
+        rollout_mode (`str`, *optional*, defaults to `"async"`):
+            How the episodes of a batch are played together: each goes on as soon as its own actions have returned, and generation takes
+            those that are ready (`"async"`); or in every turn all wait for the slowest (`"lockstep"`). Where processes generate
+            together (sharded weights, vLLM with several processes) it is lockstep in any case.
+        rollout_batch_wait (`float`, *optional*, defaults to `0.02`):
+            With `rollout_mode="async"`, seconds for which an episode that is ready waits for others, to be generated with them.
         save_eval_trajectories (`bool`, *optional*, defaults to `False`):
             Whether every evaluation writes its episodes, and means with intervals, to
             `<output_dir>/evaluation/eval-<step>.jsonl` and `.json`, see [`mem1_trl.evaluation.result`].
@@ -119,6 +125,22 @@ class Mem1GRPOConfig(GRPOConfig):
         metadata={
             "help": "Whether generation with transformers keeps the keys and values of what is read again: the task prompt "
             "across turns and across the samples of a group, an appended history. `False` saves their memory between turns."
+        },
+    )
+    rollout_mode: str = field(
+        default="async",
+        metadata={
+            "help": "How the episodes of a batch are played together: each goes on as soon as its own actions have returned "
+            "(`async`), or in every turn all wait for the slowest (`lockstep`). Where processes generate together it is lockstep in "
+            "any case.",
+            "choices": list(ROLLOUT_MODES),
+        },
+    )
+    rollout_batch_wait: float = field(
+        default=BATCH_WAIT,
+        metadata={
+            "help": "With `rollout_mode='async'`, seconds for which an episode that is ready waits for others, to be generated with "
+            "them."
         },
     )
     save_eval_trajectories: bool = field(
@@ -227,6 +249,7 @@ class Mem1GRPOConfig(GRPOConfig):
                 raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
         self.fault_settings()
+        check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
         if self.check not in ("on", "off"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -467,12 +468,26 @@ def test_seconds_are_split_among_those_that_played(actor, tokenizer, monkeypatch
 
     clock = iter([0.0, 8.0, 12.0, 13.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    agent = make_agent(actor, tokenizer)
+    agent = make_agent(actor, tokenizer, rollout_mode="lockstep")
     agent.generate = ScriptedBackend(tokenizer, planned(lambda i: (1 + (i > 0) + (i > 1), 0)))
     trajectories = agent.run_batch([{"prompt": "q?"}] * 4, [LookupEnvironment() for _ in range(4)])
     # Turn 1 takes 8 for four, turn 2 takes 4 for three, turn 3 takes 1 for two
     shares = [2.0, 2 + 4 / 3, 2 + 4 / 3 + 0.5, 2 + 4 / 3 + 0.5]
     assert [t.metrics["seconds"] for t in trajectories] == pytest.approx(shares)
+
+
+def test_no_second_is_lost_where_each_episode_ends_turns_by_itself(actor, tokenizer, monkeypatch):
+    import mem1_trl.rollout.play as module
+
+    clock = itertools.count()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
+    agent = make_agent(actor, tokenizer, rollout_mode="async")
+    agent.generate = ScriptedBackend(tokenizer, planned(lambda i: (1 + (i > 0) + (i > 1), 0)))
+    trajectories = agent.run_batch([{"prompt": "q?"}] * 4, [LookupEnvironment() for _ in range(4)])
+    ends = sum(len(t.turns) for t in trajectories)
+    assert next(clock) == 1 + ends, "the clock is read at the start, and whenever a turn ends"
+    assert sum(t.metrics["seconds"] for t in trajectories) == pytest.approx(ends)
+    assert min(t.metrics["seconds"] for t in trajectories) > 0
 
 
 def test_the_trainer_scores_and_keeps_its_evaluations(tmp_path, actor, tokenizer):

@@ -203,3 +203,32 @@ def test_retrieval_finds_the_same_by_every_way(run):
     for case in (keywords, questions):
         assert values(case, "found") == values(case, "queries") == [20] * len(case["variants"])
     assert list(http["variants"]) == ["in the process", "HTTP, 1 client", "HTTP, 16 clients"]
+
+
+@pytest.mark.slow
+def test_episodes_that_wait_and_those_that_do_not_play_the_same_turns(run):
+    played, *simulated = run("waiting")["cases"]
+    assert values(played, "turns") == [2, 8, 8]
+    assert played["variants"]["longest episode alone"]["values"]["actions_alone"] > 0
+    for case in simulated:
+        lockstep, _, admitted = values(case, "decoding_steps")
+        assert admitted <= lockstep
+
+
+def test_simulated_steps_are_those_counted_by_hand(modules):
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        waiting = importlib.import_module("waiting")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    lengths, quick, slow = [[3, 1], [1, 4]], [[0, 0], [0, 0]], [[0, 0], [8, 0]]
+    assert waiting.lockstep(lengths, quick) == (3 + 4, 7)
+    assert waiting.lockstep(lengths, slow) == (3 + 4, 3 + 8 + 4)
+    # A call of 3, then both are ready: a call of 4
+    assert waiting.in_calls(lengths, quick) == (3 + 4, 7)
+    # The second episode is ready again at 11: a call of 3, one of 1, one of 4
+    assert waiting.in_calls(lengths, slow) == (3 + 1 + 4, 15)
+    # One is generated in steps 0 to 4, the other in 0 to 1 and 1 to 5
+    assert waiting.with_admission(lengths, quick) == (5, 5)
+    # 0 to 3 and 3 to 4; 0 to 1 and 9 to 13
+    assert waiting.with_admission(lengths, slow) == (4 + 4, 13)

@@ -594,6 +594,7 @@ def played(tmp_path, trainer_class, config_class, layout="packed", **kwargs):
     """A recorded step over scripted episodes whose log-probs are the model's own, and the trajectories."""
     tokenizer = template_tokenizer()
     trainer = trainer_for(tmp_path, trainer_class, config_class, tokenizer, layout=layout, **kwargs)
+    trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
     trainer.rollout.generate = Scripted(tokenizer, lambda turn, index: script_of(turn, index), model=trainer.model)
     seen = []
     run = trainer.run_episodes
@@ -787,6 +788,7 @@ def test_each_environment_has_its_own_tools(tmp_path):
         train_dataset=Dataset.from_dict({"prompt": ["what?"] * 4, "environment": ["library", "clock"] * 2}),
     )
     calls = call("tell", '{"zone": "CET"}') + "\n" + call("search", '{"query": "q"}')
+    trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
     trainer.rollout.generate = Scripted(tokenizer, lambda turn, index: said("s", calls) if turn == 1 else ANSWER)
     seen = []
     run = trainer.run_episodes

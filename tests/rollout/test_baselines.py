@@ -12,6 +12,8 @@ from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1Protocol, S
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.rollout.external_memory import ExternalMemory, Note
 
+pytestmark = pytest.mark.usefixtures("rollout_mode")
+
 TASK = "alps and loch?"
 FACTS = {"alps": "alps are high", "loch": "loch is deep", "alps snow": "alps have snow", "bus": "a bus stops"}
 

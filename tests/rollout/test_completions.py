@@ -16,6 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
 
+pytestmark = pytest.mark.usefixtures("rollout_mode")
+
 ROWS = [{"prompt": f"{'ab' * (i % 3)}q{i}?", "secret": str(i % 3), "answers": [[str(i % 3)]]} for i in range(6)]
 VLLM = (
     "return_token_ids",

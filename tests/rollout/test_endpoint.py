@@ -17,6 +17,8 @@ from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.protocol.turn_text import close_action
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
+pytestmark = pytest.mark.usefixtures("rollout_mode")
+
 SEARCH = "<think>s</think><search>key</search>"
 ANSWER = "<think>7</think><answer>7</answer> and more"
 

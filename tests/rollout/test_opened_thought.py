@@ -14,6 +14,8 @@ from mem1_trl.protocol.tag_syntax import TagSyntax
 from mem1_trl.protocol.turn_text import close_action
 from mem1_trl.rollout.stopping import ActionStoppingCriteria, StopStringFinder, StopStrings
 
+pytestmark = pytest.mark.usefixtures("rollout_mode")
+
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}:{{ message['content'] }};{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% if thinks is not defined or thinks %}<think>\n"

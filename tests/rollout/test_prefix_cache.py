@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 
+import numpy as np
 import pytest
 import torch
 from support.helpers import tiny_model, tiny_tokenizer
@@ -221,3 +222,45 @@ def test_clear_frees_what_was_kept():
     assert cache.reused_tokens == 12 + 8
     cache.clear()
     assert cache.prepare(model, longer)[cache_argument(model)].get_seq_length() == 0 and cache.reused_tokens == 0
+
+
+def test_contexts_that_are_not_in_every_call_are_read_once(monkeypatch):
+    """Two halves of the episodes take turns, as episodes do that do not wait for each other; the third call leaves some out."""
+    model = tiny_model("llama")
+    prompts = PROMPTS["different"]
+    records, read = {}, {}
+    for parked in (0, 5, None):
+        generate = TransformersGenerator(
+            model,
+            tiny_tokenizer(),
+            AgentSettings(max_completion_length=6),
+            prefix_cache=parked is not None,
+            parked=parked or 0,
+        )
+        counting = Counting(model)
+        history = [list(prompt) for prompt in prompts]
+        records[parked] = []
+        for rows in ([0, 1], [2, 3, 4], [1, 0], [4, 2], [0, 3], [1, 2, 3, 4]):
+            completions = generate([history[row] for row in rows], [[]] * len(rows))
+            for row, completion in zip(rows, completions):
+                history[row] += [*completion.ids, 7, 9]
+            records[parked] += completions
+        read[parked] = counting.tokens
+    for parked in (0, 5):
+        for one, plain in zip(records[parked], records[None], strict=True):
+            assert one.ids == plain.ids
+            torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=0)
+    assert read[5] < read[0] < read[None]
+
+
+def test_no_more_contexts_are_parked_than_may_be_and_the_oldest_go_first():
+    model = tiny_model("llama")
+    cache = PrefixCache(0, parked=3)
+    generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=4), parked=3)
+    cache = generate._cache
+    prompts = [ids(9) for _ in range(6)]
+    for prompt in prompts:
+        generate([prompt], [[]])
+        assert sum(int(block.wanted.sum()) for block in cache._blocks) <= 4  # those parked, and the last call's
+    held = [cache._longest_match(np.asarray([*prompt, 1]))[2] for prompt in prompts]
+    assert held == [0, 0, 9, 9, 9, 9]

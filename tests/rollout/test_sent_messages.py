@@ -15,6 +15,8 @@ from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
 from mem1_trl.protocol.turn_text import join_thought
 from mem1_trl.rollout.endpoint import check_rendering
 
+pytestmark = pytest.mark.usefixtures("rollout_mode")
+
 # Thoughts of assistant messages before the last question of the user are dropped, and fields of reasoning with them
 DROPS_EARLIER = """
 {%- set ns = namespace(question=0) %}

@@ -22,6 +22,8 @@ from mem1_trl.rollout.chat_client import first_choice, read_message
 from mem1_trl.rollout.server_client import ServerClient
 from mem1_trl.rollout.server_errors import ServerError
 
+pytestmark = pytest.mark.usefixtures("rollout_mode")
+
 ANSWER = "<think>7</think><answer>7</answer>"
 
 

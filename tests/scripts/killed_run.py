@@ -101,11 +101,11 @@ def arm(trainer, place: str) -> None:
     if place in ("in_a_rollout", "in_the_first_rollout"):
         wanted, generate, calls = (2 if place == "in_a_rollout" else 0), trainer.rollout.generate, []
 
-        def generate_and_die(prompts, stops):
+        def generate_and_die(prompts, stops, **draws):
             calls.append(trainer.state.global_step)
             if trainer.state.global_step >= wanted and calls.count(calls[-1]) == 2:
                 die()
-            return generate(prompts, stops)
+            return generate(prompts, stops, **draws)
 
         trainer.rollout.generate = generate_and_die
     if place == "in_the_optimizer_file":

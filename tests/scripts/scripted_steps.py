@@ -162,7 +162,7 @@ def main() -> None:
     trainer = make(chosen, saver)
     generator = None
 
-    def generate_turn(prompts, stops):
+    def generate_turn(prompts, stops, draws=None):
         return generator(prompts, stops)
 
     run_episodes = trainer.run_episodes
@@ -173,6 +173,7 @@ def main() -> None:
         return run_episodes(rows)
 
     trainer.run_episodes = fresh_script
+    trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
     trainer.rollout.generate = generate_turn
     trainer.train(resume_from_checkpoint=chosen.resume)
     modules = {"policy": trainer.model, "critic": saver.critic}

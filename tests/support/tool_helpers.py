@@ -129,7 +129,7 @@ class Scripted:
         self.prompts: list[list[list[int]]] = []
         self.stops: list[list[list[str]]] = []
 
-    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]], draws: Any = None) -> list[Completion]:
         self.prompts.append([list(prompt) for prompt in prompts])
         self.stops.append(stops)
         completions = []

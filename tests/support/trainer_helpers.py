@@ -63,7 +63,7 @@ class ScriptedGenerator:
         self.prompts: list[list[list[int]]] = []
         self.stops: list[list[list[str]]] = []
 
-    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]], draws: Any = None) -> list[Completion]:
         call = len(self.prompts)
         self.prompts.append([list(prompt) for prompt in prompts])
         self.stops.append(stops)
@@ -188,6 +188,7 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
         "disable_tqdm": True,
         "gradient_checkpointing": False,
         "conversational": False,  # the tiny actor was taught on texts
+        "rollout_batch_wait": 10.0,  # the same batches in every run, since environments answer at once or soon
         "seed": 3,
         **kwargs,
     }
@@ -196,7 +197,7 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
 def trl_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
     """The same for a configuration of TRL itself."""
     arguments = trainer_arguments(directory, **kwargs)
-    del arguments["conversational"]
+    del arguments["conversational"], arguments["rollout_batch_wait"]
     return arguments
 
 

@@ -98,12 +98,13 @@ def test_environments_written_for_trl_train_unchanged(tmp_path, syntax):
     class Policy(Scripted):
         """Knows which episodes still run: a context belongs to the task prompt that it begins with."""
 
-        def __call__(self, prompts, stops):
+        def __call__(self, prompts, stops, draws=None):
             self.running = [i for i, e in enumerate(trainer._episodes) if e.stop_reason is None]
             return super().__call__(prompts, stops)
 
     policy = Policy(tokenizer, lambda turn, index: script(turn, index, policy.running))
-    trainer.rollout.generate = lambda prompts, stops: [
+    trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
+    trainer.rollout.generate = lambda prompts, stops, draws=None: [
         dataclasses.replace(one, ended=True) for one in policy(prompts, stops)
     ]
 

@@ -217,7 +217,7 @@ def test_update_scores_tokens_as_they_were_sampled(tmp_path, tokenizer, actor, l
     assert int(batch["turn_ids"].max()) >= 2
     assert batch["sampling_per_token_logps"] is not None
     gap = recorder.logs[0]["sampling/max_logp_difference"]
-    assert gap < 1e-4 if exact else gap > 0.01
+    assert gap < 1e-4 if exact else gap > 1e-3
 
 
 def test_packed_and_per_turn_give_the_same_loss_and_gradient(tmp_path, tokenizer, actor):

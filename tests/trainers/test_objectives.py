@@ -44,7 +44,7 @@ def odd(trajectories, **kwargs) -> list[float]:
 def make_grpo(tmp_path, path, tokenizer, **settings):
     settings = {
         "num_generations": 4, "max_turns": 4, "max_observation_length": 40, "per_device_train_batch_size": 8,
-        "num_iterations": 2, "max_steps": 2, "max_grad_norm": 0.0, "learning_rate": 1e-2, **settings,
+        "num_iterations": 2, "max_steps": 2, "max_grad_norm": 0.0, "learning_rate": 1e-2, "rollout_mode": "lockstep", **settings,
     }  # fmt: skip
     return Mem1GRPOTrainer(
         model=path,
@@ -61,8 +61,8 @@ def cut_some(trainer) -> None:
     """Cut the first turn of two episodes short, as a budget that is too small does."""
     generate, calls = trainer.rollout.generate, []
 
-    def cut(prompts, stops):
-        completions = generate(prompts, stops)
+    def cut(prompts, stops, draws=None):
+        completions = generate(prompts, stops, draws)
         calls.append(len(completions))
         if len(calls) == 1:
             for index in (0, 5):

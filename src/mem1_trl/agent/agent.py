@@ -18,10 +18,11 @@ from ..hub.load_model import load_model
 from ..protocol.presets import named_protocol
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.decoding import warn_of_ignored_decoding
+from ..rollout.draws import episode_seeds
 from ..rollout.generation import TransformersGenerator
 from ..rollout.model_server import ModelServer
 from ..rollout.play import EpisodePlayer
-from ..rollout.settings import AgentSettings, resolve_conversational
+from ..rollout.settings import BATCH_WAIT, AgentSettings, check_rollout_mode, resolve_conversational
 from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
 from .checksum import weights_checksum
@@ -89,6 +90,11 @@ class Mem1Agent(SingleEpisodes):
             How often a call of an environment that failed is repeated, see [`mem1_trl.faults.may_repeat`].
         environment_concurrency (`int`, *optional*, defaults to `64`):
             Maximum number of concurrent calls of environments. `1` calls them in order.
+        rollout_mode (`str`, *optional*, defaults to `"async"`):
+            `"async"`: each episode goes on as soon as its own actions have returned; with a local model, `batch_size` episodes are played
+            at once, and the next begins when one has ended. `"lockstep"`: in every turn all episodes wait for the slowest.
+        rollout_batch_wait (`float`, *optional*, defaults to `0.02`):
+            With `"async"` and a local model, seconds for which an episode that is ready waits for others, to be generated with them.
         overrides (*optional*):
             Fields of [`AgentSettings`] that win over those of `settings`, such as `max_turns=10`.
     """
@@ -107,10 +113,15 @@ class Mem1Agent(SingleEpisodes):
         environment_timeout: float | None = 300.0,
         environment_retries: int = 2,
         environment_concurrency: int = 64,
+        rollout_mode: str = "async",
+        rollout_batch_wait: float = BATCH_WAIT,
         **overrides: Any,
     ):
         settings = _with_overrides(settings or AgentSettings(), overrides)
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
+        check_rollout_mode(rollout_mode, rollout_batch_wait)
+        self.rollout_mode = rollout_mode
+        self.rollout_batch_wait = rollout_batch_wait
         self.endpoint: ModelServer | None = None
         self.model: PreTrainedModel | None = None
         if client is not None:
@@ -128,7 +139,9 @@ class Mem1Agent(SingleEpisodes):
         else:
             self.model = model
             settings = settings.with_context_limit(model)
-            self.generate = TransformersGenerator(model, tokenizer, settings, batch_size)
+            self.generate = TransformersGenerator(
+                model, tokenizer, settings, batch_size, parked=batch_size if rollout_mode == "async" else 0
+            )
             self._shared = SharedGenerator(lambda: self.generate)
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
@@ -204,7 +217,7 @@ class Mem1Agent(SingleEpisodes):
 
         Returns:
             `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
-            `seconds` is the episode's share of the wall time: that of each turn is split evenly among those that played it.
+            `seconds` is the episode's share of the wall time: at any moment it is split evenly among those that are played.
         """
         tolerate = "everything" if keep_failures else "nothing"
         if isinstance(environments, EnvironmentPool):
@@ -241,19 +254,31 @@ class Mem1Agent(SingleEpisodes):
             settings=self.settings,
             syntax=self.syntax,
             caller=caller,
+            mode=self.rollout_mode,
+            batch_wait=self.rollout_batch_wait,
         )
         if self.endpoint is not None:
             return self.endpoint.rollout(**parts)
-        return Rollout(generate=partial(self._shared, settings=self.settings), **parts)
+        return Rollout(
+            generate=partial(self._shared, settings=self.settings),
+            at_once=self.generate.batch_size,
+            seeds=self._seeds,
+            **parts,
+        )
+
+    def _seeds(self, count: int) -> list[int] | None:
+        """Seeds of episodes that sample at their own pace: what they sample must not depend on which of them is ready first."""
+        return episode_seeds(count) if self.rollout_mode == "async" and self.settings.temperature > 0 else None
 
     def _play(self, player: EpisodePlayer, episodes: list[Episode]) -> list[Trajectory]:
         """Episodes to their end; of a local model as many together as `batch_size` allows."""
         if self.endpoint is not None:
             return player.play(episodes)
         trajectories: list[Trajectory] = []
-        for start in range(0, len(episodes), self.generate.batch_size):
+        together = self.generate.batch_size if self.rollout_mode == "lockstep" else max(len(episodes), 1)
+        for start in range(0, len(episodes), together):
             with self._shared.playing():
-                trajectories += player.play(episodes[start : start + self.generate.batch_size])
+                trajectories += player.play(episodes[start : start + together])
         return trajectories
 
     def describe(self) -> dict[str, Any]:

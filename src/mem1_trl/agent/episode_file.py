@@ -79,6 +79,7 @@ def write_episode(
         "trajectory": {**trajectory_of(episode).to_dict(), "reward": reward, "metrics": {}},
         "history": episode.history,
         "rounds": episode.rounds,
+        "seed": episode.seed,
         "failed_actions": episode.failed_actions,
         "recalled": episode.recalled,
         "notes": [dataclasses.asdict(note) for note in episode.memory.notes],
@@ -134,6 +135,7 @@ def read_episode(path: str | os.PathLike[str], settings: AgentSettings, protocol
             failed_actions=int(record["failed_actions"]),
             error=played.error,
             rounds=list(record["rounds"]),
+            seed=record["seed"],
         )
         return SavedEpisode(
             episode,

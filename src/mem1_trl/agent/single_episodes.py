@@ -108,7 +108,8 @@ class SingleEpisodes(ABC):
         repeat: bool = True,
     ) -> AgentEpisode:
         """
-        An episode that [`AgentEpisode.save`] wrote, which goes on where it was: decoded greedily, exactly as if it had never stopped.
+        An episode that [`AgentEpisode.save`] wrote, which goes on where it was: decoded greedily, or sampled with
+        `rollout_mode="async"`, exactly as if it had never stopped.
 
         Args:
             path (`str` or `os.PathLike`):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json
 from .arguments import coerce, positional_only, read_parameters, without_variadic
-from .calls import EnvironmentCall, EnvironmentCaller, Outcome, call_then, is_failure, name_of_call
+from .call_records import EnvironmentCall, Outcome
+from .calls import EnvironmentCaller, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
-from .faults import FaultSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -247,19 +247,38 @@ def run_calls(
     if environments is None:
         environments = [getattr(method, "__self__", None) for method, _ in calls]
     requests = [
-        EnvironmentCall(
-            EnvironmentThread() if environment is None else caller.thread_of(environment),
-            call_then(method, _text, **arguments),
-            repeatable=getattr(method, "idempotent", False),
-            may_refuse=True,
-            name=name_of_call(environment, getattr(method, "__name__", "action")),
-            written=" ".join(map(str, arguments.values())),
-        )
+        action_call(method, arguments, caller, environment)
         for (method, arguments), environment in zip(calls, environments, strict=True)
     ]
     outcomes = caller.run(requests)
-    caller.counts.action_errors += sum(map(is_failure, requests, outcomes))
-    return [_result(outcome, call.thread, caller.settings) for call, outcome in zip(requests, outcomes)]
+    return [action_result(call, outcome, caller) for call, outcome in zip(requests, outcomes)]
+
+
+def action_call(
+    method: Callable[..., Any], arguments: dict[str, Any], caller: EnvironmentCaller, environment: Any
+) -> EnvironmentCall:
+    """The call of an action; without an environment it has a thread of its own."""
+    return EnvironmentCall(
+        EnvironmentThread() if environment is None else caller.thread_of(environment),
+        call_then(method, _text, **arguments),
+        repeatable=getattr(method, "idempotent", False),
+        may_refuse=True,
+        name=name_of_call(environment, getattr(method, "__name__", "action")),
+        written=" ".join(map(str, arguments.values())),
+    )
+
+
+def action_result(call: EnvironmentCall, outcome: Outcome, caller: EnvironmentCaller) -> ActionResult:
+    """What the agent reads of an action that has ended; a failure is counted."""
+    caller.counts.action_errors += is_failure(call, outcome)
+    error = outcome.error
+    if error is None:
+        return ActionResult(outcome.value)
+    text = f"Error: {error_text(error)}"
+    if is_refusal(error):
+        return ActionResult(text, failed=True)
+    fatal = call.thread.dead or caller.settings.on_error == "drop_group"
+    return ActionResult(text, failed=True, error=describe_error(error), fatal=fatal)
 
 
 def _text(value: Any) -> str:
@@ -268,14 +287,3 @@ def _text(value: Any) -> str:
     if isinstance(value, (bytes, bytearray)):
         return bytes(value).decode("utf-8", errors="replace")
     return str(value)
-
-
-def _result(outcome: Outcome, thread: EnvironmentThread, settings: FaultSettings) -> ActionResult:
-    error = outcome.error
-    if error is None:
-        return ActionResult(outcome.value)
-    text = f"Error: {error_text(error)}"
-    if is_refusal(error):
-        return ActionResult(text, failed=True)
-    fatal = thread.dead or settings.on_error == "drop_group"
-    return ActionResult(text, failed=True, error=describe_error(error), fatal=fatal)

@@ -3,88 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import inspect
 import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
-from enum import Enum
-from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
+from .call_records import USE_SETTINGS, EnvironmentCall, Outcome
 from .environment_thread import EnvironmentThread, closing_hook, terminate
 from .errors import CallTimedOut, EnvironmentDied, ends_the_run, error_text, is_refusal, may_repeat
 from .failure_log import FailureLog
-from .faults import FaultCounts, FaultSettings, seconds_to_wait
+from .faults import FaultCounts, FaultSettings
+from .running_calls import RunningCalls
 
 logger = logging.getLogger(__name__)
 
 _GRACE = 1.0  # seconds that a cancelled coroutine has to clean up
-_LONGEST_SLEEP = 0.5  # seconds after which the main thread looks for an interrupt, on systems where a wait hides it
 _MAKING = 60.0  # seconds that making an instance may take at least: it may load an index or start a process
 _CLOSING = 10.0  # seconds that closing one may take at most
-
-
-class _Default(Enum):
-    USE_SETTINGS = "as the settings say"
-
-
-USE_SETTINGS = _Default.USE_SETTINGS
-"""Value of a limit of [`EnvironmentCall`] that is taken from the [`FaultSettings`]."""
-
-
-@dataclass(slots=True)
-class EnvironmentCall:
-    """
-    One call.
-
-    Attributes:
-        thread ([`EnvironmentThread`]):
-            Whose environment it calls. Calls of one thread run one after the other, in their order.
-        function (`Callable[[], Any]`):
-            What to call. A coroutine function runs in the event loop, any other in this thread.
-        repeatable (`bool`):
-            Whether calling twice does what calling once does, see [`may_repeat`].
-        may_refuse (`bool`):
-            Whether a `ValueError` is an answer rather than a failure.
-        retries (`int` or `None`, *optional*, defaults to `USE_SETTINGS`):
-            Maximum number of repetitions; `None` for none.
-        timeout (`float` or `None`, *optional*, defaults to `USE_SETTINGS`):
-            Seconds that it may take; `None` for no limit.
-        name (`str`, *optional*, defaults to `""`):
-            What is called, for messages, such as "`search` of Library"; empty if its failure never ends a run, as that of closing.
-        written (`str`, *optional*, defaults to `""`):
-            What an agent wrote into it.
-    """
-
-    thread: EnvironmentThread
-    function: Callable[[], Any]
-    repeatable: bool = False
-    may_refuse: bool = False
-    retries: int | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
-    timeout: float | Literal[_Default.USE_SETTINGS] | None = USE_SETTINGS
-    name: str = ""
-    written: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Result of a call: its `value`, or the `error` of its last attempt."""
-
-    value: Any = None
-    error: Exception | None = None
-
-
-@dataclass(slots=True)
-class _Running:
-    index: int
-    deadline: float
-    asynchronous: bool
 
 
 class _Escaped(Exception):
@@ -213,99 +152,36 @@ class EnvironmentCaller:
             `KeyboardInterrupt`: If the user, or an environment, interrupts. Running calls are not waited for.
             `ImportError`: If an environment needs a package that cannot be imported, see [`ends_the_run`].
         """
-        outcomes: list[Outcome | None] = [None] * len(calls)
-        attempts = [0] * len(calls)
-        waiting = deque(range(len(calls)))
-        delayed: list[tuple[float, int]] = []
-        running: dict[Future[Any], _Running] = {}
-        busy: set[int] = set()  # threads with a call that runs or is to be repeated
-        ended: SimpleQueue[Future[Any]] = SimpleQueue()
+        outcomes: dict[int, Outcome] = {}
+        running = RunningCalls(self)
         try:
-            while waiting or delayed or running:
-                while delayed and delayed[0][0] <= time.monotonic():
-                    index = heapq.heappop(delayed)[1]
-                    busy.discard(id(calls[index].thread))
-                    waiting.appendleft(index)
-                for index in self._startable(calls, waiting, busy, self.settings.concurrency - len(running)):
-                    call = calls[index]
-                    if call.thread.dead:
-                        outcomes[index] = Outcome(
-                            error=EnvironmentDied("an earlier call of this environment never ended")
-                        )
-                        continue
-                    busy.add(id(call.thread))
-                    attempts[index] += 1
-                    future, state = self._begin(index, call)
-                    running[future] = state
-                    future.add_done_callback(ended.put)
-                for future in self._wait(running, delayed, ended):
-                    state = running.pop(future)
-                    call = calls[state.index]
-                    busy.discard(id(call.thread))
-                    outcome = self._end(future, state, call)
-                    _end_the_run_if_hopeless(call, outcome.error)
-                    if self._goes_again(outcome.error, call, attempts[state.index]):
-                        self.counts.retries += 1
-                        busy.add(id(call.thread))
-                        pause = seconds_to_wait(attempts[state.index], self.jitter)
-                        heapq.heappush(delayed, (time.monotonic() + pause, state.index))
-                    else:
-                        outcomes[state.index] = outcome
+            for index, call in enumerate(calls):
+                running.add(index, call, counted)
+            while len(outcomes) < len(calls):
+                outcomes.update(running.step())
         except BaseException:
-            for state in running.values():
-                calls[state.index].thread.dead = True
+            running.abandon()
             raise
-        finished = [outcome for outcome in outcomes if outcome is not None]
-        assert len(finished) == len(calls)
-        if counted:
-            failed = [(call, one.error) for call, one in zip(calls, finished) if is_failure(call, one)]
-            self.counts.calls += len(calls)
-            self.counts.errors += len(failed)
-            for call, error in failed:
-                if call.name and error is not None:
-                    self.failures.note(call.name, error)
-        return finished
+        return [outcomes[index] for index in range(len(calls))]
 
-    @staticmethod
-    def _startable(calls: Sequence[EnvironmentCall], waiting: deque[int], busy: set[int], room: int) -> list[int]:
-        """Take out of `waiting` what can start now: at most `room` calls, one of each thread, and of each its first."""
-        chosen: list[int] = []
-        passed: list[int] = []
-        threads = set(busy)
-        while waiting and len(chosen) < room:
-            index = waiting.popleft()
-            (passed if id(calls[index].thread) in threads else chosen).append(index)
-            threads.add(id(calls[index].thread))
-        waiting.extendleft(reversed(passed))
-        return chosen
+    def count(self, call: EnvironmentCall, outcome: Outcome) -> None:
+        """Count a call that has ended, and note its failure."""
+        self.counts.calls += 1
+        if is_failure(call, outcome):
+            self.counts.errors += 1
+            if call.name and outcome.error is not None:
+                self.failures.note(call.name, outcome.error)
 
-    @staticmethod
-    def _wait(
-        running: dict[Future[Any], _Running], delayed: list[tuple[float, int]], ended: SimpleQueue[Future[Any]]
-    ) -> list[Future[Any]]:
-        """Wait until calls end, run out of time or are to be repeated; returns those that have ended or must."""
-        moments = [state.deadline for state in running.values()] + [moment for moment, _ in delayed[:1]]
-        if not moments:
-            return []
-        seconds = min(max(0.0, min(moments) - time.monotonic()), _LONGEST_SLEEP)
-        found = []
-        try:
-            found.append(ended.get(timeout=seconds))
-            while True:
-                found.append(ended.get_nowait())
-        except Empty:
-            pass
-        now = time.monotonic()
-        found += [future for future, state in running.items() if now >= state.deadline]
-        return [future for future in dict.fromkeys(found) if future in running]  # the others timed out before
+    # One attempt of a call, for [`RunningCalls`]
 
-    def _begin(self, index: int, call: EnvironmentCall) -> tuple[Future[Any], _Running]:
+    def begin(self, call: EnvironmentCall) -> tuple[Future[Any], float, bool]:
+        """Start an attempt: its result in the future, the moment at which it is given up, whether it runs in the event loop."""
         timeout = self._timeout_of(call)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         if inspect.iscoroutinefunction(call.function):
             coroutine = _bounded(call.function, timeout)
             future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
-            return future, _Running(index, deadline + _GRACE, True)
+            return future, deadline + _GRACE, True
 
         def function() -> Any:
             value = call.function()
@@ -317,14 +193,15 @@ class EnvironmentCaller:
                 value = asyncio.run_coroutine_threadsafe(_bounded(finish, timeout), self._running_loop()).result()
             return value
 
-        return call.thread.submit(function), _Running(index, deadline, False)
+        return call.thread.submit(function), deadline, False
 
-    def _end(self, future: Future[Any], state: _Running, call: EnvironmentCall) -> Outcome:
+    def end(self, future: Future[Any], call: EnvironmentCall, asynchronous: bool) -> Outcome:
+        """The outcome of an attempt that has ended, or whose time is over."""
         if not future.done():
             self.counts.timeouts += 1
             call.thread.dead = True
             terminate(call.thread.environment)
-            if state.asynchronous:
+            if asynchronous:
                 future.cancel()
                 self._check_loop()
             call.thread.leave()
@@ -343,11 +220,18 @@ class EnvironmentCaller:
             error = RuntimeError(f"{type(error).__name__}: {error}")
         return Outcome(error=error)
 
-    def _goes_again(self, error: Exception | None, call: EnvironmentCall, attempts: int) -> bool:
-        allowed = self.settings.retries if call.retries is USE_SETTINGS else call.retries or 0
-        if error is None or call.thread.dead or attempts > allowed:
+    def goes_again(self, call: EnvironmentCall, error: Exception | None, attempts: int) -> bool:
+        """Whether a call is tried once more after `attempts` of them, which is counted; an error that no repetition can mend is raised."""
+        if error is None:
             return False
-        return may_repeat(error, call.repeatable)
+        if call.name and ends_the_run(error, call.written):
+            raise ImportError(
+                f"{call.name} cannot work here and would fail in every episode: {error_text(error)}"
+            ) from error
+        allowed = self.settings.retries if call.retries is USE_SETTINGS else call.retries or 0
+        again = not call.thread.dead and attempts <= allowed and may_repeat(error, call.repeatable)
+        self.counts.retries += again
+        return again
 
     def _timeout_of(self, call: EnvironmentCall) -> float | None:
         return self.settings.timeout if call.timeout is USE_SETTINGS else call.timeout
@@ -393,13 +277,6 @@ async def _bounded(function: Callable[[], Coroutine[Any, Any, Any]], timeout: fl
         raise _Escaped from error
     except SystemExit as error:
         raise RuntimeError(f"SystemExit: {error}") from error
-
-
-def _end_the_run_if_hopeless(call: EnvironmentCall, error: Exception | None) -> None:
-    if error is not None and call.name and ends_the_run(error, call.written):
-        raise ImportError(
-            f"{call.name} cannot work here and would fail in every episode: {error_text(error)}"
-        ) from error
 
 
 def name_of_call(environment: Any, method: str) -> str:

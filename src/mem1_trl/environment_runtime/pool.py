@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
-from .calls import EnvironmentCall, EnvironmentCaller, call_then, name_of_call
+from .call_records import EnvironmentCall
+from .calls import EnvironmentCaller, call_then, name_of_call
 from .environment_thread import EnvironmentThread
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait

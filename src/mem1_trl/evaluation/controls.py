@@ -8,13 +8,13 @@ taught no skill.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.pool import EnvironmentFactory
+from ..json_text import read_json_object, write_json
 from ..rollout.settings import AgentSettings
 from ..typed_fields import check_fields
 from .evaluate import evaluate_agent
@@ -62,7 +62,7 @@ class ScalarControl:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(write_json(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
 
     @classmethod
@@ -73,7 +73,7 @@ class ScalarControl:
         Raises:
             `ValueError`: If the file holds something else.
         """
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = read_json_object(Path(path), "search it again.")
         if isinstance(record.get("settings"), dict):
             record["settings"] = AgentSettings.from_dict(record["settings"])
         check_fields(record, cls, f"The control in {path}", "search it again.")

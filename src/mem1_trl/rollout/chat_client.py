@@ -108,9 +108,10 @@ class ChatEndpoint:
             `RuntimeError`, `ConnectionError`: As [`ServerCalls.all`].
         """
         asked = zip(conversations, stops, tools or [[]] * len(conversations), strict=True)
-        return self.calls.all([partial(self._ask_one, *one) for one in asked])
+        return self.calls.all([partial(self.ask_one, *one) for one in asked])
 
-    def _ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Reply:
+    def ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Reply:
+        """The answer to one conversation, asked for once; see [`~ChatEndpoint.ask`]."""
         reply = self._send(messages, stops, tools)
         if stops and reply.ended and _is_only_thought(reply.message):
             # A stop string inside a thought ended it before it came to an action

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..protocol.encoding import decode
@@ -146,17 +145,8 @@ class CompletionsEndpoint:
 
     # Completions
 
-    def generate(
-        self, prompts: Sequence[list[int]], stops: Sequence[list[str]], settings: AgentSettings, offer: Offer
-    ) -> list[Completion]:
-        """One completion for each context; one that failed has `error`."""
-        asked = [partial(self._complete, *one, settings, offer) for one in zip(prompts, stops, strict=True)]
-        return [
-            Completion((), None, False, error=answer) if isinstance(answer, str) else answer
-            for answer in self.calls.all(asked)
-        ]
-
-    def _complete(self, context: list[int], stops: list[str], settings: AgentSettings, offer: Offer) -> Completion:
+    def complete(self, context: list[int], stops: list[str], settings: AgentSettings, offer: Offer) -> Completion:
+        """The completion of a context, asked for once: an error is raised, and [`ServerCalls`] says what it costs."""
         after, budget = text_before_stops(stops), settings.max_completion_length
         thought: tuple[int, ...] = ()
         if after:  # a stop string inside the thought that the context has opened would end the turn

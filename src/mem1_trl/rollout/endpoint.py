@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json
@@ -11,18 +12,17 @@ from ..protocol.turn_text import written_tags
 from ..protocol.untrusted import clean_reply
 from .chat_client import ChatEndpoint, Reply
 from .context import first_kept
+from .server_rollout import Question, ServerRollout
 from .settings import CHARACTERS_PER_TOKEN
 from .stopping import Completion, text_before_stops
-from .turn_loop import Rollout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..protocol.syntax import ActionSyntax
     from .episode import Episode
+    from .turn_request import TurnRequest
 
 
-class ChatRollout(Rollout):
+class ChatRollout(ServerRollout):
     """
     A rollout whose completions come from a [`ChatEndpoint`].
 
@@ -34,24 +34,26 @@ class ChatRollout(Rollout):
     Args:
         endpoint ([`ChatEndpoint`]):
             Writes the turns.
-        tokenizer, protocol, settings, on_turn, syntax, caller (*optional*):
+        kwargs (*optional*):
             As in [`Rollout`].
     """
 
     def __init__(self, endpoint: ChatEndpoint, **kwargs: Any):
-        super().__init__(generate=_refuse_ids, **kwargs)
+        super().__init__(endpoint.calls, **kwargs)
         self.endpoint = endpoint
 
-    def _generate(
-        self, running: Sequence[Episode], contexts: list[list[int]], stops: list[list[str]]
-    ) -> list[Completion]:
-        tools = [episode.actions.schemas if episode.actions else [] for episode in running]
-        sent = [self._messages(episode) for episode in running]
+    def question(self, request: TurnRequest) -> Question:
+        episode, stops = request.episode, request.stops
+        sent = self._messages(episode)
         # Where a thought is open, a stop string inside it would end the turn
-        asked = [[] if text_before_stops(stop) else stop for stop in stops]
-        replies = self.endpoint.ask(sent, asked, tools)
-        tags = [written_tags(self.protocol, episode.actions.tags if episode.actions else ()) for episode in running]
-        return [self._read_reply(*one) for one in zip(replies, sent, contexts, stops, tags, strict=True)]
+        asked = [] if text_before_stops(stops) else stops
+        tools = episode.actions.schemas if episode.actions else []
+        tags = written_tags(self.protocol, episode.actions.tags if episode.actions else ())
+
+        def read(reply: Reply | str) -> Completion:
+            return self._read_reply(reply, sent, request.context, stops, tags)
+
+        return Question(partial(self.endpoint.ask_one, sent, asked, tools), read)
 
     def _read_reply(
         self, reply: Reply | str, sent: list[dict[str, Any]], context: list[int], stops: list[str], tags: set[str]
@@ -112,7 +114,3 @@ def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
         for call in message.get("tool_calls", [])
     ]
     return {**message, "tool_calls": calls} if calls else message
-
-
-def _refuse_ids(prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
-    raise TypeError("A chat endpoint reads messages, not token ids: use Rollout with another generator.")

@@ -36,6 +36,8 @@ class Episode:
             The rendered task prompt: a text, or chat messages.
         rounds (`list[int]`):
             Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
+        seed (`int` or `None`):
+            Seed of what it samples, see [`uniform_draws`]. `None` if the backend draws from a generator that all episodes share.
     """
 
     prompt_ids: list[int]
@@ -51,6 +53,7 @@ class Episode:
     answer: str | None = None
     failed_actions: int = 0
     error: str | None = None
+    seed: int | None = None
     rounds: list[int] = field(default_factory=list)
 
     def turns_left(self, max_turns: int) -> int:

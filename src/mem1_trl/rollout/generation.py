@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
-from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from ..model_traits import cache_argument, embedding_rows, ordinary_ids
 from .decoding import own_decoding_only, owners_of_decoding
 from .prefix_cache import PrefixCache
 from .sampled_logprobs import SampledLogprobs
 from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
+from .seeded_sampling import SeededSampling, seeded_options
 from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
 
 
 class TurnGenerator(Protocol):
-    """A backend that returns one completion for each context; each context has its own list of stop strings."""
+    """
+    A backend that returns one completion for each context; each context has its own list of stop strings.
+
+    One whose rollout gives seeds to its episodes is also passed `draws`, the numbers that choose the tokens of each context.
+    """
 
     def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
 
@@ -52,6 +58,9 @@ class ActionGenerate:
             not that of transformers, which may not read the gaps that it leaves between columns.
         traits ([`SamplerTraits`], *optional*):
             How contexts may be passed to the model. `None` finds out, once for each model.
+        draws (`Sequence[numpy.ndarray]`, *optional*):
+            Numbers that choose the tokens of each sequence if it is sampled, see [`SeededSampling`]. `None` uses PyTorch's generator,
+            which all sequences share; so do options of sampling that [`seeded_options`] does not know.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class ActionGenerate:
         eos_token_ids: Sequence[int],
         cache: PrefixCache | None = None,
         traits: SamplerTraits | None = None,
+        draws: Sequence[np.ndarray] | None = None,
     ):
         self.model = model
         self.generate: Any = model.generate
@@ -71,7 +81,9 @@ class ActionGenerate:
         self.stops = stops
         self.temperature = temperature
         self.eos_token_ids = eos_token_ids
-        self.cache = cache if _generates_as_transformers(model) else None
+        plain = _generates_as_transformers(model)
+        self.cache = cache if plain else None
+        self.draws = draws if plain else None
         self.logprobs: list[list[float]] | None = None
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -81,7 +93,7 @@ class ActionGenerate:
                 return self._generate_by_length(input_ids, attention_mask, options)
             columns = input_ids.shape[1]
             sequences, self.logprobs, _ = self._call(
-                self.stops, columns, 0, input_ids=input_ids, attention_mask=attention_mask, **options
+                range(len(input_ids)), columns, 0, input_ids=input_ids, attention_mask=attention_mask, **options
             )
             return sequences
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids.cpu(), attention_mask.cpu())]
@@ -98,7 +110,7 @@ class ActionGenerate:
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten().tolist()
             own = {"input_ids": input_ids[rows, -length:], "attention_mask": attention_mask[rows, -length:]}
-            sequences, of_rows, _ = self._call([self.stops[row] for row in rows], length, 0, **own, **options)
+            sequences, of_rows, _ = self._call(rows, length, 0, **own, **options)
             recorded &= of_rows is not None
             for row, ids, values in zip(rows, sequences[:, length:].tolist(), of_rows or [[]] * len(rows)):
                 completions[row], logprobs[row] = ids, values
@@ -123,9 +135,7 @@ class ActionGenerate:
             columns, written = inputs["input_ids"].shape[1], len(completions[running[0]])
             limits = {} if budget is None else {"max_new_tokens": budget - written}
             leave_at = len(running) // 2 if may_leave and len(running) >= _FEWEST_TO_LEAVE else 0
-            sequences, logprobs, done = self._call(
-                [self.stops[row] for row in running], columns - written, leave_at, **inputs, **limits, **options
-            )
+            sequences, logprobs, done = self._call(running, columns - written, leave_at, **inputs, **limits, **options)
             sampled = sequences[:, columns:]
             if logprobs is None:  # steps of a kind that is not known, which leave keys of other tokens
                 cache.clear()
@@ -141,21 +151,33 @@ class ActionGenerate:
         return completions
 
     def _call(
-        self, stops: list[list[str]], columns: int, leave_at: int, **inputs: Any
+        self, rows: Sequence[int], columns: int, leave_at: int, **inputs: Any
     ) -> tuple[torch.Tensor, list[list[float]] | None, list[bool]]:
-        """Sequences, their log-probs, and which have ended, from one call of `generate`. The completions start at `columns`."""
+        """Sequences of some rows, their log-probs, and which have ended, from one call of `generate`. Completions start at `columns`."""
+        stops = [self.stops[row] for row in rows]
         criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
         contexts = inputs["input_ids"]
         greedy = not inputs.get("do_sample", getattr(inputs.get("generation_config"), "do_sample", None))
         recorder = SampledLogprobs(self.temperature, contexts.shape[1], criteria if greedy else None)
+        processors: list[LogitsProcessor] = [recorder]
+        warpers = None if self.draws is None else seeded_options(partial(_option, self.model, inputs))
+        if self.draws is not None and warpers is not None:
+            processors.append(SeededSampling([self.draws[row] for row in rows], columns, warpers))
+            inputs = {**inputs, "do_sample": False}
         with own_decoding_only(self.model):
             sequences = self.generate(
                 stopping_criteria=StoppingCriteriaList([criteria]),
-                logits_processor=LogitsProcessorList([recorder]),
+                logits_processor=LogitsProcessorList(processors),
                 **inputs,
             )
         _check_rows(sequences, contexts)
         return sequences, recorder.finish(sequences), criteria.done
+
+
+def _option(model: Any, options: dict[str, Any], name: str) -> Any:
+    """An option of a call of `generate`: its own, or that of the configuration."""
+    config = options.get("generation_config") or model.generation_config
+    return options.get(name, getattr(config, name, None))
 
 
 def _generates_as_transformers(model: Any) -> bool:
@@ -235,6 +257,8 @@ class TransformersGenerator:
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether keys and values are kept from one call to the next, until [`~TransformersGenerator.release`]. They are kept
             only if all prompts fit into one call of the model.
+        parked (`int`, *optional*, defaults to `0`):
+            As in [`PrefixCache`].
     """
 
     def __init__(
@@ -244,6 +268,7 @@ class TransformersGenerator:
         settings: AgentSettings,
         batch_size: int = 32,
         prefix_cache: bool = True,
+        parked: int = 0,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -259,7 +284,7 @@ class TransformersGenerator:
         if pad is None:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
         self.pad_token_id: int = pad
-        self._cache = PrefixCache(pad) if prefix_cache else None
+        self._cache = PrefixCache(pad, parked) if prefix_cache else None
         self.traits = sampler_traits(model, partial(sample_toys, model))
 
     def release(self) -> None:
@@ -267,21 +292,29 @@ class TransformersGenerator:
         if self._cache is not None:
             self._cache.clear()
 
-    def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def __call__(
+        self,
+        prompts: list[list[int]],
+        stops: list[list[str]],
+        draws: Sequence[np.ndarray] | None = None,
+    ) -> list[Completion]:
         completions: list[Completion] = []
         for start in range(0, len(prompts), self.batch_size):
             chunk = slice(start, start + self.batch_size)
             if len(prompts) > self.batch_size:
                 self.release()  # drops the keys and values of other prompts
-            completions.extend(self._generate(prompts[chunk], stops[chunk]))
+            own = None if draws is None else draws[chunk]
+            completions.extend(self._generate(prompts[chunk], stops[chunk], own))
         return completions
 
     @torch.no_grad()
-    def _generate(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def _generate(
+        self, prompts: list[list[int]], stops: list[list[str]], draws: Sequence[np.ndarray] | None
+    ) -> list[Completion]:
         inputs = pad_left(prompts, self.pad_token_id, self.model.device)
         temperature = self.settings.temperature or 1.0
         hook = ActionGenerate(
-            self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache, self.traits
+            self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache, self.traits, draws
         )
         sequences = hook(
             **inputs,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .chat_client import ChatEndpoint
 from .completions import CompletionsEndpoint, Offer
 from .endpoint import ChatRollout, check_rendering
-from .turn_loop import Rollout
+from .server_rollout import CompletionsRollout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..protocol.syntax import ActionSyntax
+    from .server_rollout import ServerRollout
     from .settings import AgentSettings
 
 logger = logging.getLogger(__name__)
@@ -88,12 +88,11 @@ class ModelServer:
         self._asked = False
         self._offer: Offer | None = None
 
-    def rollout(self, settings: AgentSettings, **parts: Any) -> Rollout:
+    def rollout(self, settings: AgentSettings, **parts: Any) -> ServerRollout:
         """A rollout with the present settings; the first one asks the server what it offers."""
         offer = self._find_offer()
         if offer is not None and self.completions is not None:
-            generate = partial(self.completions.generate, settings=settings, offer=offer)
-            return Rollout(generate=generate, settings=settings, **parts)
+            return CompletionsRollout(self.completions, offer, settings=settings, **parts)
         top_p = {} if settings.top_p == 1.0 else {"top_p": settings.top_p}
         chat = dataclasses.replace(
             self.chat,

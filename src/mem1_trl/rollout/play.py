@@ -35,8 +35,8 @@ class EpisodePlayer:
         rollout ([`Rollout`]):
             Plays the turns; its protocol, syntax, tokenizer and settings render the tasks.
         timed (`bool`, *optional*, defaults to `False`):
-            Whether the metric `seconds` of a trajectory is its share of the wall time: that of each turn is split evenly among
-            the episodes that played it.
+            Whether the metric `seconds` of a trajectory is its share of the wall time: at any moment it is split evenly among the
+            episodes that are played.
     """
 
     def __init__(self, rollout: Rollout, timed: bool = False):
@@ -203,7 +203,7 @@ def _plain_text(content: Any) -> Any:
 
 
 class _TurnClock:
-    """Splits the wall time of every turn evenly among the episodes that played it."""
+    """Splits the wall time between two ends of turns evenly among the episodes that were played meanwhile."""
 
     def __init__(self, episodes: Sequence[Episode]):
         self.running = [episode for episode in episodes if episode.stop_reason is None]

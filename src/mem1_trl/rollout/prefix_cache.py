@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,26 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
+@dataclass(slots=True, eq=False)
+class _Block:
+    """
+    Keys and values that one call of the model has left.
+
+    Attributes:
+        cache ([`~transformers.DynamicCache`]):
+            `R` rows of keys and values.
+        ids, columns (`numpy.ndarray`):
+            Tokens read by each row, followed by -1, and the column of each in `cache`, shape `(R, longest)`.
+        wanted (`numpy.ndarray`):
+            Which rows no later call has gone on from, shape `(R,)`.
+    """
+
+    cache: DynamicCache
+    ids: np.ndarray
+    columns: np.ndarray
+    wanted: np.ndarray
+
+
 class PrefixCache:
     """
     Finds, for each context, the longest prefix that was read before, and passes its keys and values to `generate`.
@@ -71,19 +92,21 @@ class PrefixCache:
     Args:
         pad_token_id (`int`):
             Token that fills the gaps between cached and new tokens; the gaps are masked.
+        parked (`int`, *optional*, defaults to `0`):
+            Maximum number of contexts whose keys are kept while calls go on without them. `0` keeps those of the last call alone, which is
+            enough where all episodes take part in each call.
     """
 
-    def __init__(self, pad_token_id: int):
+    def __init__(self, pad_token_id: int, parked: int = 0):
         self.pad_token_id = pad_token_id
+        self.parked = parked
         self.reused_tokens = 0  # since the last `clear`
-        self._cache: DynamicCache | None = None
-        self._ids = np.empty((0, 0), dtype=np.int64)  # tokens read by each row of `_cache`, followed by -1
-        self._columns = self._ids  # the column of each of these tokens in `_cache`
+        self._blocks: list[_Block] = []  # the newest last
         self._next_columns: list[np.ndarray] = []  # columns in the new cache, for each context of the last `prepare`
 
     def clear(self) -> None:
         """Drop all keys and values."""
-        self.__init__(self.pad_token_id)  # type: ignore[misc]
+        self.__init__(self.pad_token_id, self.parked)  # type: ignore[misc]
 
     @staticmethod
     def fits(model: PreTrainedModel, options: dict[str, Any]) -> bool:
@@ -132,12 +155,12 @@ class PrefixCache:
             read before, by the name that [`cache_argument`] gives. Each row contains the tokens of its context in order, with masked gaps.
         """
         rows = [np.asarray(context, dtype=np.int64) for context in contexts]
-        if self._cache is None:
+        if not self._blocks:
             distinct = {row.tobytes(): row for row in rows}
             if 2 * len(distinct) <= len(rows):  # samples of a group: read the common prompt once
                 self._read(model, list(distinct.values()))
         matches = [self._longest_match(row) for row in rows]
-        shared = [length for _, length in matches]
+        shared = [length for _, _, length in matches]
         kept, new = max(shared), max(len(row) - length for row, length in zip(rows, shared))
         self.reused_tokens += sum(shared)
 
@@ -145,14 +168,14 @@ class PrefixCache:
         mask = np.zeros_like(ids)
         columns = np.zeros((len(rows), kept), dtype=np.int64)
         self._next_columns = []
-        for index, (row, (source, length)) in enumerate(zip(rows, matches)):
+        for index, (row, (block, source, length)) in enumerate(zip(rows, matches)):
             rest = kept + new - (len(row) - length)
             places = np.concatenate([np.arange(length), np.arange(rest, kept + new)])
             ids[index, places], mask[index, places] = row, 1
-            columns[index, :length] = self._columns[source, :length] if length else 0
+            if block is not None:
+                columns[index, :length] = block.columns[source, :length]
             self._next_columns.append(places)
-        sources = np.asarray([source for source, _ in matches])
-        cache = self._select(model, sources, columns)
+        cache = self._select(model, [(block, source) for block, source, _ in matches], columns)
         device = model.device
         return {
             "input_ids": torch.from_numpy(ids).to(device),
@@ -180,24 +203,28 @@ class PrefixCache:
         self._remember(
             [np.concatenate([np.asarray(c, dtype=np.int64), t]) for c, t in zip(contexts, tokens)],
             [np.concatenate([places, added]) for places in self._next_columns],
+            cache,
         )
-        self._cache = cache
 
-    def _remember(self, ids: list[np.ndarray], columns: list[np.ndarray]) -> None:
+    def _remember(self, ids: list[np.ndarray], columns: list[np.ndarray], cache: DynamicCache) -> None:
         longest = max(map(len, ids))
-        self._ids = np.full((len(ids), longest), -1, dtype=np.int64)
-        self._columns = np.zeros_like(self._ids)
+        own_ids = np.full((len(ids), longest), -1, dtype=np.int64)
+        own_columns = np.zeros_like(own_ids)
         for index, (row, places) in enumerate(zip(ids, columns)):
-            self._ids[index, : len(row)], self._columns[index, : len(row)] = row, places
+            own_ids[index, : len(row)], own_columns[index, : len(row)] = row, places
+        self._blocks.append(_Block(cache, own_ids, own_columns, np.ones(len(ids), dtype=bool)))
 
-    def _longest_match(self, row: np.ndarray) -> tuple[int, int]:
-        """`(row of the cache, tokens in common)`; the last token of a context is always read, since it yields the logits."""
-        limit = min(len(row) - 1, self._ids.shape[1])
-        if self._cache is None or limit == 0:
-            return 0, 0
-        alike = (self._ids[:, :limit] == row[:limit]).cumprod(axis=1).sum(axis=1)
-        best = int(alike.argmax())
-        return best, int(alike[best])
+    def _longest_match(self, row: np.ndarray) -> tuple[_Block | None, int, int]:
+        """`(block, row of it, tokens in common)`; the last token of a context is always read, since it yields the logits."""
+        best: tuple[_Block | None, int, int] = (None, 0, 0)
+        for block in reversed(self._blocks):
+            limit = min(len(row) - 1, block.ids.shape[1])
+            if limit > best[2]:
+                alike = (block.ids[:, :limit] == row[:limit]).cumprod(axis=1).sum(axis=1)
+                source = int(alike.argmax())
+                if alike[source] > best[2]:
+                    best = block, source, int(alike[source])
+        return best
 
     def _read(self, model: PreTrainedModel, rows: list[np.ndarray]) -> None:
         """Read all but the last token of some contexts."""
@@ -220,24 +247,100 @@ class PrefixCache:
                 **one,
             )
         if cache.get_seq_length() > 0:
-            self._remember(rows, [np.arange(len(row)) for row in rows])
-            self._cache = cache
+            self._remember(rows, [np.arange(len(row)) for row in rows], cache)
 
-    def _select(self, model: PreTrainedModel, sources: np.ndarray, columns: np.ndarray) -> DynamicCache:
-        """A cache whose rows have the given columns of the given rows of the old cache, which is consumed."""
+    def _select(
+        self, model: PreTrainedModel, picks: list[tuple[_Block | None, int]], columns: np.ndarray
+    ) -> DynamicCache:
+        """A cache whose rows have the given columns of the given rows of the blocks, of which those that nobody wants now are freed."""
         selected = _new_cache(model)
-        old, self._cache = self._cache, None
-        if old is None or columns.shape[1] == 0:
-            return selected
-        before: Any
-        after: Any
-        for before, after in zip(old.layers, selected.layers):
-            row = torch.from_numpy(sources).to(before.keys.device)[:, None]
-            column = torch.from_numpy(columns).to(before.keys.device)
-            states = [held[row, :, column].transpose(1, 2) for held in (before.keys, before.values)]
-            before.reset()  # frees a layer before the next layer is copied
-            after.update(*states)
+        places: dict[int, list[int]] = {}
+        for place, (block, source) in enumerate(picks):
+            if block is not None:
+                block.wanted[source] = False
+                places.setdefault(id(block), []).append(place)
+        kept, freed = self._sort_out()
+        for block in kept + freed:
+            of_block = places.get(id(block), [])
+            if of_block and columns.shape[1]:
+                sources = np.asarray([picks[place][1] for place in of_block])
+                whole = len(of_block) == len(picks)
+                _copy(
+                    block,
+                    sources,
+                    columns[of_block],
+                    selected,
+                    None if whole else (of_block, len(picks)),
+                    block in freed,
+                )
+        self._blocks = [_compact(model, block) for block in kept]
         return selected
+
+    def _sort_out(self) -> tuple[list[_Block], list[_Block]]:
+        """The blocks that are kept, as many wanted rows as may be parked, the newest first; and the others."""
+        room = self.parked
+        kept: list[_Block] = []
+        freed: list[_Block] = []
+        for block in reversed(self._blocks):
+            rows = block.wanted.nonzero()[0]
+            block.wanted[rows[max(room, 0) :]] = False
+            room -= len(rows)
+            (kept if block.wanted.any() else freed).append(block)
+        return kept[::-1], freed
+
+
+def _copy(
+    block: _Block,
+    sources: np.ndarray,
+    columns: np.ndarray,
+    selected: DynamicCache,
+    places: tuple[list[int], int] | None,
+    frees: bool,
+) -> None:
+    """
+    Copy columns of some rows of a block into a cache.
+
+    Args:
+        block (`_Block`):
+            Where they are.
+        sources (`numpy.ndarray`):
+            `S` of its rows.
+        columns (`numpy.ndarray`):
+            Columns of each of these rows, shape `(S, kept)`.
+        selected ([`~transformers.DynamicCache`]):
+            Where they go: its layers are empty, or hold what was copied from other blocks.
+        places (`tuple[list[int], int]` or `None`):
+            Rows of `selected` that they go to, and how many rows it has. `None` if they are all of its rows.
+        frees (`bool`):
+            Whether the block is used up: a layer of it is dropped before the next is copied.
+    """
+    before: Any
+    after: Any
+    for before, after in zip(block.cache.layers, selected.layers):
+        row = torch.from_numpy(sources).to(before.keys.device)[:, None]
+        column = torch.from_numpy(columns).to(before.keys.device)
+        states = [held[row, :, column].transpose(1, 2) for held in (before.keys, before.values)]
+        if frees:
+            before.reset()
+        if places is None:
+            after.update(*states)
+            continue
+        rows, count = places
+        if not after.is_initialized:
+            after.update(*(new.new_zeros(count, *new.shape[1:]) for new in states))
+        after.keys[rows], after.values[rows] = states
+
+
+def _compact(model: PreTrainedModel, block: _Block) -> _Block:
+    """A block without the rows that nobody wants, if these are most of it."""
+    rows = block.wanted.nonzero()[0]
+    if 2 * len(rows) > len(block.wanted):
+        return block
+    longest = int((block.ids[rows] >= 0).sum(axis=1).max())
+    ids, columns = block.ids[rows, :longest], block.columns[rows, :longest]
+    smaller = _new_cache(model)
+    _copy(block, rows, columns, smaller, None, frees=True)
+    return _Block(smaller, ids, np.tile(np.arange(longest), (len(rows), 1)), np.ones(len(rows), dtype=bool))
 
 
 def _new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -69,7 +69,7 @@ class ServerCalls(Generic[Value]):
             pool.shutdown(wait=False, cancel_futures=True)
         results = [future.result() for future in futures]
         failures = [result for result in results if isinstance(result, Exception)]
-        self._give_up(failures, len(results))
+        self.give_up(failures, len(results))
         return [str(result) if isinstance(result, Exception) else result for result in results]
 
     def one(
@@ -107,8 +107,8 @@ class ServerCalls(Generic[Value]):
                 return failure
             raise failure from error
 
-    def _give_up(self, failures: list[Any], asked: int) -> None:
-        """Raise if going on would only spend episodes."""
+    def give_up(self, failures: list[Any], asked: int) -> None:
+        """Raise if going on would only spend episodes, after `asked` requests of which some failed."""
         with self._lock:
             if len(failures) < asked:
                 self._has_answered, self._barren = True, 0

@@ -22,6 +22,21 @@ def _at_least_one(default: int, help: str) -> Any:
     return field(default=default, metadata={"help": help, "minimum": 1})
 
 
+ROLLOUT_MODES = ("async", "lockstep")
+"""How episodes are played together: each goes on as soon as its own actions have returned, or all wait for the slowest in every turn."""
+
+BATCH_WAIT = 0.02
+"""Seconds for which a context that is ready waits for others, to be generated with them."""
+
+
+def check_rollout_mode(rollout_mode: str, rollout_batch_wait: float) -> None:
+    """Raise a `ValueError` unless these say how episodes are played together."""
+    if rollout_mode not in ROLLOUT_MODES:
+        raise ValueError(f"rollout_mode must be one of {', '.join(map(repr, ROLLOUT_MODES))}, got {rollout_mode!r}.")
+    if not 0 <= rollout_batch_wait < float("inf"):
+        raise ValueError(f"rollout_batch_wait must be a number of seconds, at least 0, got {rollout_batch_wait}.")
+
+
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
     """

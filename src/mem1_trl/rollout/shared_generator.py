@@ -23,12 +23,18 @@ class _Request:
     settings: AgentSettings
     prompts: list[list[int]]
     stops: list[list[str]]
+    draws: list[Any] | None = None
     completions: list[Completion] | None = None
     error: Exception | None = None
 
     @property
     def done(self) -> bool:
         return self.completions is not None or self.error is not None
+
+
+def _alike(one: _Request, other: _Request) -> bool:
+    """Whether two requests may be one call of the model."""
+    return one.settings == other.settings and (one.draws is None) == (other.draws is None)
 
 
 class SharedGenerator:
@@ -66,9 +72,15 @@ class SharedGenerator:
                     if not self._playing:
                         self._generator().release()
 
-    def __call__(self, prompts: list[list[int]], stops: list[list[str]], settings: AgentSettings) -> list[Completion]:
+    def __call__(
+        self,
+        prompts: list[list[int]],
+        stops: list[list[str]],
+        settings: AgentSettings,
+        draws: list[Any] | None = None,
+    ) -> list[Completion]:
         """One completion for each context, as from the generator."""
-        request = _Request(settings, prompts, stops)
+        request = _Request(settings, prompts, stops, draws)
         with self._changed:
             self._waiting.append(request)
             self._changed.notify_all()
@@ -88,7 +100,7 @@ class SharedGenerator:
         try:
             left = list(taken)
             while left:
-                alike = [request for request in left if request.settings == left[0].settings]
+                alike = [request for request in left if _alike(request, left[0])]
                 left = [request for request in left if request not in alike]
                 self._generate_together(alike)
         except BaseException:  # an interrupt of this thread: the others go on
@@ -118,7 +130,10 @@ class SharedGenerator:
             model.eval()
         try:
             prompts = [prompt for request in requests for prompt in request.prompts]
-            return iter(generator(prompts, [stops for request in requests for stops in request.stops]))
+            stops = [stops for request in requests for stops in request.stops]
+            if requests[0].draws is None:
+                return iter(generator(prompts, stops))
+            return iter(generator(prompts, stops, [one for request in requests for one in request.draws or ()]))
         finally:
             if training:
                 model.train()

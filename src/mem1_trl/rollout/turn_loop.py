@@ -1,24 +1,26 @@
-"""The turn loop: a batch of episodes is played in lockstep and becomes trajectories."""
+"""The turns of episodes: contexts, completions, actions, observations; and the loop in which all episodes take each turn together."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..environment_runtime.actions import ActionResult, run_calls
-from ..environment_runtime.calls import EnvironmentCall, EnvironmentCaller, name_of_call
-from ..environment_runtime.errors import describe_error
+from ..environment_runtime.actions import ActionResult
+from ..environment_runtime.calls import EnvironmentCaller
 from ..protocol.edited_state import edited_ids
 from ..protocol.encoding import decode, encode_text
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
 from ..trajectory import StopReason, Trajectory, Turn
+from .acting import Acting, run_actions
+from .as_ready import play_asynchronously
 from .context import next_context
+from .draws import uniform_draws
 from .episode import Episode
 from .external_memory import Note
 from .observations import ObservationEncoder, ObservationIds
 from .stopping import StopStrings
+from .turn_request import TurnRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +30,17 @@ if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
     from ..protocol.syntax import ActionSyntax
     from .generation import TurnGenerator
+    from .server_rollout import OpenTurns
     from .settings import AgentSettings
     from .stopping import Completion
 
 
 class Rollout:
     """
-    Runs episodes in lockstep: each turn generates for all that still run, then calls all their actions simultaneously.
+    Plays episodes to their end.
+
+    In lockstep each turn generates for all episodes that still run, calls all their actions simultaneously and waits for the slowest.
+    Otherwise each episode goes on as soon as its own actions have returned, see [`~mem1_trl.rollout.as_ready`].
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -49,11 +55,21 @@ class Rollout:
             Returns whether any process still plays, given whether this one does. For backends in which one call generates
             for all processes: a process whose episodes have ended still takes part, with no contexts of its own.
         on_turn (`Callable[[int, list[Episode]], None]`, *optional*):
-            Called after every turn with the number of turns done and the episodes that still run.
+            Called after every turn (`"async"`: of every episode) with its number and the episodes that still run.
         syntax ([`~mem1_trl.protocol.syntax.ActionSyntax`], *optional*):
             How actions are written and read. `None` makes the one of `protocol` for `tokenizer`.
         caller ([`EnvironmentCaller`], *optional*):
             Calls the environments, with its time limit and retries. `None` makes one with the default settings.
+        mode (`str`, *optional*, defaults to `"lockstep"`):
+            One of [`~mem1_trl.rollout.settings.ROLLOUT_MODES`]. A backend in which processes take part together needs `"lockstep"`.
+        batch_wait (`float`, *optional*, defaults to `0.0`):
+            With `"async"`, seconds for which a context that is ready waits for others, if generation comes in batches.
+        at_once (`int`, *optional*):
+            With `"async"`, maximum number of episodes that are played at the same time; the next one begins when one has ended. `None`
+            plays all.
+        seeds (`Callable[[int], list[int] | None]`, *optional*):
+            Returns a seed for each of so many episodes, whose turns `generate` samples by the numbers in `draws`, see
+            [`uniform_draws`]; `None` to let the backend draw.
     """
 
     def __init__(
@@ -66,6 +82,10 @@ class Rollout:
         on_turn: Callable[[int, list[Episode]], None] | None = None,
         syntax: ActionSyntax | None = None,
         caller: EnvironmentCaller | None = None,
+        mode: str = "lockstep",
+        batch_wait: float = 0.0,
+        at_once: int | None = None,
+        seeds: Callable[[int], list[int] | None] | None = None,
     ):
         self.syntax = syntax or protocol.syntax(tokenizer)
         self.tokenizer = tokenizer
@@ -75,6 +95,10 @@ class Rollout:
         self.running_anywhere = running_anywhere
         self.on_turn = on_turn
         self.caller = caller or EnvironmentCaller()
+        self.mode = mode
+        self.batch_wait = batch_wait
+        self.at_once = at_once
+        self.seeds = seeds
         self.observations = ObservationEncoder(self.syntax, settings)
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
@@ -89,13 +113,10 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         self.begin(episodes)
-        for turn in range(1, self.settings.max_turns + 1):
-            running = [episode for episode in episodes if episode.stop_reason is None]
-            if not self.running_anywhere(bool(running)):
-                break
-            self.play_turn(running)
-            if self.on_turn is not None:
-                self.on_turn(turn, [episode for episode in running if episode.stop_reason is None])
+        if self.mode == "async":
+            play_asynchronously(self, episodes)
+        else:
+            self._play_in_lockstep(episodes)
         for episode in episodes:
             episode.stop_reason = episode.stop_reason or StopReason.MAX_TURNS
         return [trajectory_of(episode) for episode in episodes]
@@ -106,52 +127,70 @@ class Rollout:
             episode.record = self.syntax.new_record()
             if episode.stop_reason is None:
                 self.settings.check_prompt(episode.prompt_ids)
+        seeds = None if self.seeds is None else self.seeds(len(episodes))
+        for episode, seed in zip(episodes, seeds or ()):
+            episode.seed = seed
+
+    def _play_in_lockstep(self, episodes: Sequence[Episode]) -> None:
+        for turn in range(1, self.settings.max_turns + 1):
+            running = [episode for episode in episodes if episode.stop_reason is None]
+            if not self.running_anywhere(bool(running)):
+                break
+            self.play_turn(running)
+            if self.on_turn is not None:
+                self.on_turn(turn, [episode for episode in running if episode.stop_reason is None])
 
     def play_turn(self, running: Sequence[Episode]) -> None:
-        """Play one turn of episodes that still run, and of no episode at all where other processes play."""
-        contexts, stops, left = [], [], []
-        for episode in running:
-            context = self._context(episode)
-            turns_left = episode.turns_left(self.settings.max_turns) - 1
-            contexts.append(context)
-            stops.append(self._stops(episode, context, turns_left == 0))
-            left.append(turns_left)
-        completions = self._generate(running, contexts, stops)
+        """Play one turn of episodes that still run, together; of none at all where only other processes still play."""
+        requests = [self.next_request(episode) for episode in running]
+        completions = self.generate_turns(requests)
+        acting = [action for one in zip(requests, completions, strict=True) if (action := self.read(*one))]
+        run_actions(acting, self.caller)
+        for action in acting:
+            self.observe(action)
 
-        asked: list[tuple[Episode, list[ActionRequest]]] = []
-        for episode, context, completion, turns_left in zip(running, contexts, completions, left, strict=True):
-            if completion.error is not None:
-                episode.error, episode.stop_reason = completion.error, StopReason.ERROR
-                continue
-            parsed = self._read(episode, context, completion, turns_left)
-            requests = self._act(episode, parsed, completion)
-            if requests:
-                asked.append((episode, requests))
-        outcomes = self._call([(episode, self._calls(episode, requests)) for episode, requests in asked])
-        for (episode, requests), results in zip(asked, outcomes, strict=True):
-            self._observe(episode, requests, results, episode.turns_left(self.settings.max_turns))
+    # One turn of one episode, in this order
 
-    def _call(self, asked: list[tuple[Episode, list[Any]]]) -> list[list[ActionResult]]:
-        """Results of all calls: those of different episodes run simultaneously, those of one in order, until its environment is done."""
-        results: list[list[ActionResult]] = [[] for _ in asked]
-        for place in range(max((len(calls) for _, calls in asked), default=0)):
-            now = [
-                (index, episode, calls[place])
-                for index, (episode, calls) in enumerate(asked)
-                if place < len(calls) and not (place and episode.stop_reason is not None)
-            ]
-            ready = [(call, episode.environment) for _, episode, call in now if not isinstance(call, ActionResult)]
-            outcomes = iter(run_calls([call for call, _ in ready], self.caller, [owner for _, owner in ready]))
-            for index, _, call in now:
-                results[index].append(call if isinstance(call, ActionResult) else next(outcomes))
-            self._end_finished([episode for _, episode, _ in now], [results[index][-1] for index, _, _ in now])
-        return results
+    def next_request(self, episode: Episode) -> TurnRequest:
+        """What is to be generated next."""
+        context = self._context(episode)
+        turns_left = episode.turns_left(self.settings.max_turns) - 1
+        draws = None
+        if episode.seed is not None:
+            draws = uniform_draws(episode.seed, len(episode.turns), self.settings.max_completion_length)
+        return TurnRequest(episode, context, self._stops(episode, context, turns_left == 0), turns_left, draws)
 
-    def _generate(
-        self, running: Sequence[Episode], contexts: list[list[int]], stops: list[list[str]]
-    ) -> list[Completion]:
-        """The next completion of each running episode."""
-        return self.generate(contexts, stops)
+    def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
+        """One completion for each request, in one call of the backend."""
+        prompts, stops = [one.context for one in requests], [one.stops for one in requests]
+        draws = [one.draws for one in requests]
+        if requests and draws[0] is not None:
+            return self.generate(prompts, stops, draws=draws)  # type: ignore[call-arg]  # see `seeds`
+        return self.generate(prompts, stops)
+
+    def open_turns(
+        self,
+        answered: Callable[[TurnRequest, Callable[[], Completion]], None],
+        failed: Callable[[BaseException], None],
+    ) -> OpenTurns | None:
+        """Where each turn is asked for on its own, as of a server, the turns that are on their way, see [`OpenTurns`]."""
+        return None
+
+    def read(self, request: TurnRequest, completion: Completion) -> Acting | None:
+        """Record a completion; returns what its episode does now, or `None` if it has ended."""
+        episode = request.episode
+        if completion.error is not None:
+            episode.error, episode.stop_reason = completion.error, StopReason.ERROR
+            return None
+        parsed = self._read(episode, request.context, completion, request.turns_left)
+        asked = self._act(episode, parsed, completion)
+        if not asked:
+            return None
+        return Acting(episode, asked, self._calls(episode, asked), request.turns_left)
+
+    def observe(self, action: Acting) -> None:
+        """Let an episode read the results of its actions, which decides whether it goes on."""
+        self._observe(action.episode, action.requests, action.results, action.turns_left)
 
     def _context(self, episode: Episode) -> list[int]:
         room = self._history_room(episode)
@@ -234,33 +273,6 @@ class Rollout:
             else:
                 calls.append((getattr(episode.environment, request.method), request.arguments))
         return calls
-
-    def _end_finished(self, episodes: list[Episode], results: list[ActionResult]) -> None:
-        """End the episodes whose environment is done, or can no longer be used."""
-        asked, calls = [], []
-        for episode, result in zip(episodes, results):
-            if result.fatal:
-                episode.error = result.error
-                episode.stop_reason = StopReason.ERROR
-            elif isinstance(getattr(type(episode.environment), "done", None), property):
-                # It runs code of the environment, which may raise or hang as an action may
-                asked.append(episode)
-                thread = self.caller.thread_of(episode.environment)
-                calls.append(
-                    EnvironmentCall(
-                        thread,
-                        partial(_read_done, episode.environment),
-                        name=name_of_call(episode.environment, "done"),
-                    )
-                )
-            elif episode.stop_reason is None and _is_done(episode.environment):
-                episode.stop_reason = StopReason.DONE
-        for episode, outcome in zip(asked, self.caller.run(calls, counted=False)):
-            if outcome.error is not None:  # there is nothing to show to the agent
-                episode.error = describe_error(outcome.error)
-                episode.stop_reason = StopReason.ERROR
-            elif episode.stop_reason is None and outcome.value:
-                episode.stop_reason = StopReason.DONE
 
     def _observe(
         self, episode: Episode, requests: Sequence[ActionRequest], results: list[ActionResult], turns_left: int
@@ -347,16 +359,3 @@ def trajectory_of(episode: Episode) -> Trajectory:
         metrics={"failed_actions": float(episode.failed_actions)},
         error=episode.error,
     )
-
-
-def _read_done(environment: Any) -> bool:
-    return bool(environment.done)
-
-
-def _is_done(environment: Any) -> bool:
-    """The attribute `done` of an environment; a method of this name is an action."""
-    try:
-        done = getattr(environment, "done", False)
-        return not callable(done) and bool(done)
-    except Exception:  # an array, say
-        return False

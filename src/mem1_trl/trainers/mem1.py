@@ -167,6 +167,10 @@ class Mem1Trainer(TrajectoryTrainer):
             # Refused here, where the tokenizer is known, if the model cannot call tools
             syntax=self.protocol.syntax(self.tokenizer, self.settings.chat_template_kwargs),
             caller=None if self.pool is None else self.pool.caller,
+            # A single turn has nothing to wait for, and samples as TRL does
+            mode=self.args.rollout_mode if self.settings.max_turns > 1 and self.generates_alone else "lockstep",
+            batch_wait=self.args.rollout_batch_wait,
+            seeds=self.episode_seeds,
         )
         self.player = EpisodePlayer(self.rollout)
         check_budgets(self.player, self.pool, self.train_dataset)
@@ -197,6 +201,7 @@ class Mem1Trainer(TrajectoryTrainer):
         return [episode.prompt_ids for episode in self._episodes]
 
     def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
+        self.park_prefixes(len(self._episodes))
         trajectories = self.player.play(self._episodes)
         if self.pool is not None:
             self.player.score(self._episodes, trajectories, self.pool, tolerate="environment")

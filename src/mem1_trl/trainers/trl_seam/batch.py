@@ -21,6 +21,7 @@ from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
 from .reference import reference_is_a_copy
 from .resume import ExactResume
+from .vllm_sleep import awake
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -107,7 +108,8 @@ class TrajectoryTrainer(ExactResume):
         try:
             with instance_attribute(self.tokenizer, "response_template", current.response_template):
                 prompt_ids = self.encode_prompts(prompts)
-                current.trajectories = self.run_episodes(current.rows)
+                with awake(self):
+                    current.trajectories = self.run_episodes(current.rows)
         finally:
             self.clear_prefix_cache()
         current.left_out, logprobs_missing = self._find_left_out(current.trajectories)

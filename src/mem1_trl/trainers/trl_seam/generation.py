@@ -10,8 +10,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from ...rollout.draws import episode_seeds
 from ...rollout.generation import ActionGenerate
 from ...rollout.prefix_cache import PrefixCache
 from ...rollout.sampler_check import SamplerTraits
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...rollout.settings import AgentSettings
+    from ...rollout.turn_loop import Rollout
 
 
 class TurnGeneration(Hooks):
     """Samples one completion for each context, and knows when all processes must take part in it."""
+
+    rollout: Rollout
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -40,7 +45,12 @@ class TurnGeneration(Hooks):
         self.stop_texts = StopStringFinder(self.tokenizer)
         self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
 
-    def generate_turn(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]:
+    def generate_turn(
+        self,
+        prompts: list[list[int]],
+        stops: list[list[str]],
+        draws: list[np.ndarray] | None = None,
+    ) -> list[Completion]:
         """
         One completion for each context, by whatever backend TRL is configured with.
 
@@ -49,6 +59,8 @@ class TurnGeneration(Hooks):
                 Token ids of the contexts.
             stops (`list[list[str]]`):
                 Stop strings of each.
+            draws (`list[numpy.ndarray]`, *optional*):
+                Numbers that choose the tokens of each, where [`~TurnGeneration.episode_seeds`] gave seeds.
 
         Returns:
             `list[Completion]`: Cut at the first complete action.
@@ -68,7 +80,9 @@ class TurnGeneration(Hooks):
             cache = None if self._generates_together else self._prefix_cache
             # The model is asked how it may be sampled from, unless that would be a call of its own in each process
             traits = SamplerTraits() if self._generates_together else None
-            hook = ActionGenerate(model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache, traits)
+            hook = ActionGenerate(
+                model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache, traits, draws
+            )
             training = model.training
             with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
                 ids, logprobs = self._sample(prompts)
@@ -86,11 +100,32 @@ class TurnGeneration(Hooks):
         training = {"temperature": self.args.temperature} if self.mode == "train" else {}
         return self.args.agent_settings(**training)
 
+    def episode_seeds(self, count: int) -> list[int] | None:
+        """
+        Seeds of episodes that sample at their own pace, so that what they sample does not depend on which of them is ready first.
+
+        `None` in lockstep, where PyTorch's generator does, in greedy decoding, and for backends that draw by themselves.
+        """
+        own = self.use_vllm or self.use_transformers_continuous_batching
+        if self.rollout.mode == "lockstep" or own or not self.decoding.decoding_options()["do_sample"]:
+            return None
+        return episode_seeds(count)
+
+    @property
+    def generates_alone(self) -> bool:
+        """Whether this process may generate when it likes, without a thought of the others."""
+        return self.accelerator.num_processes == 1 or not (self._generates_together or self.use_vllm)
+
     def any_process(self, flag: bool) -> bool:
         """Whether `flag` is true in some process; asked only if the backend generates for all processes together."""
         if not self._generates_together:
             return flag
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
+    def park_prefixes(self, count: int) -> None:
+        """Keep keys and values of up to so many episodes while the model generates for others."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.parked = count if self.rollout.mode == "async" else 0
 
     def clear_prefix_cache(self) -> None:
         """Drop keys and values that were kept from earlier turns, since the weights are about to change."""
