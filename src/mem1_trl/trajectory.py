@@ -72,6 +72,8 @@ class Turn:
         truncated_sampling (`bool`):
             Whether the sampler could not draw every token with its probability under the policy: greedy decoding, top-k, top-p,
             min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
+        edited_state (`str` or `None`):
+            Text that a person put in place of the state for the contexts after this turn; `None` if they hold what was sampled.
         messages (`tuple[dict, ...]` or `None`):
             What was sent, if it was chat messages that a server rendered with a template of its own; `prompt_ids` then say the
             same in the format of this tokenizer. `None` if `prompt_ids` themselves were read.
@@ -89,6 +91,7 @@ class Turn:
     state_tokens: int = 0
     truncated_sampling: bool = False
     messages: tuple[dict[str, Any], ...] | None = None
+    edited_state: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -111,11 +114,11 @@ class Trajectory:
 
     Attributes:
         turns (`list[Turn]`):
-            At least one turn, unless the episode could not be started (`stop_reason` `"error"`).
+            At least one turn, unless the episode could not be started (`stop_reason` `"error"`) or has just begun.
         reward (`float` or `None`):
             Reward of the whole episode, or `None` while it is not scored.
-        stop_reason ([`StopReason`]):
-            Why the episode ended.
+        stop_reason ([`StopReason`] or `None`):
+            Why the episode ended; `None` while it goes on.
         answer (`str` or `None`):
             Text inside the answer tag of the last turn, or `None` if the agent did not answer.
         metrics (`dict[str, float]`):
@@ -126,13 +129,13 @@ class Trajectory:
 
     turns: list[Turn]
     reward: float | None = None
-    stop_reason: StopReason = StopReason.ANSWER
+    stop_reason: StopReason | None = StopReason.ANSWER
     answer: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.turns and self.stop_reason != StopReason.ERROR:
+        if not self.turns and self.stop_reason not in (StopReason.ERROR, None):
             raise ValueError("A trajectory needs at least one turn.")
 
     @property
@@ -162,11 +165,12 @@ class Trajectory:
                     "state_tokens": turn.state_tokens,
                     "truncated_sampling": turn.truncated_sampling,
                     "messages": None if turn.messages is None else list(turn.messages),
+                    "edited_state": turn.edited_state,
                 }
                 for turn in self.turns
             ],
             "reward": self.reward,
-            "stop_reason": str(self.stop_reason),
+            "stop_reason": None if self.stop_reason is None else str(self.stop_reason),
             "answer": self.answer,
             "metrics": dict(self.metrics),
             "error": self.error,

@@ -122,7 +122,7 @@ def test_a_failure_in_the_middle_keeps_the_turns_before_it(tokenizer, no_waiting
     with serve(lambda messages: "<think>s</think><search>k</search>") as server:
         server.fails = lambda request: 400 if "<search>" in request["messages"][0]["content"] else None
         (trajectory,) = agent_for(server, tokenizer).run_batch(rows(1), [LookupEnvironment()], keep_failures=True)
-        with pytest.raises(RuntimeError, match=r"episode of row 0 failed: The model server refused this context"):
+        with pytest.raises(RuntimeError, match=r"The model gave no turn: The model server refused this context"):
             agent_for(server, tokenizer).run("q?", LookupEnvironment())
     assert len(trajectory.turns) == 1 and trajectory.stop_reason is StopReason.ERROR and trajectory.reward is None
 

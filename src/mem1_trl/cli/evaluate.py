@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..protocol.presets import PRESETS
 from ..rollout.settings import AgentSettings, setting
 from .options import CommandError, ConfigParser
-from .task_options import PROTOCOLS, TaskArguments
+from .task_options import TaskArguments
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -198,14 +199,14 @@ def run(args: Sequence[str]) -> None:
 
 
 def _protocol(options: EvalArguments) -> Mem1Protocol:
-    from ..protocol.protocol import Mem1Protocol
+    from ..hub.agent_settings import saved_protocol
 
     try:
-        return options.chosen_protocol() or Mem1Protocol.from_pretrained(options.model_name_or_path)
+        return options.chosen_protocol() or saved_protocol(options.model_name_or_path)
     except FileNotFoundError:
         raise CommandError(
             f"there is no mem1_protocol.json at {options.protocol or options.model_name_or_path!r}: check the path, or say how "
-            f"the model is spoken to with --protocol ({', '.join(PROTOCOLS)}, or a directory)"
+            f"the model is spoken to with --protocol ({', '.join(PRESETS)}, or a directory)"
         ) from None
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..protocol.presets import PRESETS, named_protocol
 from .options import CommandError, naming_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..protocol.protocol import Mem1Protocol
-
-PROTOCOLS = ("default", "paper", "reference", "reference_inference", "tool_calls")
 
 
 @dataclass
@@ -23,7 +22,7 @@ class TaskArguments:
 
     Parameters:
         protocol (`str`, *optional*):
-            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, or a directory with
+            `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, `"webshop"`, or a directory with
             `mem1_protocol.json`. `None` takes the one that was saved with the model.
         questions (`str`, *optional*):
             File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
@@ -46,7 +45,7 @@ class TaskArguments:
     protocol: str | None = field(
         default=None,
         metadata={
-            "help": f"One of {', '.join(PROTOCOLS)}, or a directory with mem1_protocol.json. `None` takes the one that was "
+            "help": f"One of {', '.join(PRESETS)}, or a directory with mem1_protocol.json. `None` takes the one that was "
             "saved with the model."
         },
     )
@@ -149,22 +148,6 @@ class TaskArguments:
         The protocol that was asked for; `None` stands for the one beside the model.
 
         Raises:
-            `CommandError`: If it is neither a known one nor a directory.
+            `ValueError`: If it is neither a known one nor a directory.
         """
-        from ..protocol.protocol import Mem1Protocol
-
-        name = self.protocol
-        if name is None:
-            return None
-        if name in PROTOCOLS:
-            presets = {
-                "default": Mem1Protocol,
-                "paper": Mem1Protocol.paper,
-                "reference": Mem1Protocol.reference,
-                "reference_inference": lambda: Mem1Protocol.reference(inference=True),
-                "tool_calls": Mem1Protocol.tool_calls,
-            }
-            return presets[name]()
-        if not Path(name).is_dir():
-            raise CommandError(f"protocol is {name!r}, but must be one of {', '.join(PROTOCOLS)}, or a directory")
-        return Mem1Protocol.from_pretrained(name)
+        return None if self.protocol is None else named_protocol(self.protocol)

@@ -66,12 +66,14 @@ class ActionSet:
             An instance of the environment, which is only inspected.
         protocol ([`Mem1Protocol`]):
             Protocol that defines the tags.
+        needs_reset (`bool`, *optional*, defaults to `True`):
+            Whether an environment without `reset` is refused. One that is used once may have none.
     """
 
-    def __init__(self, environment: Any, protocol: Mem1Protocol):
+    def __init__(self, environment: Any, protocol: Mem1Protocol, needs_reset: bool = True):
         methods = action_methods(environment)
         kind = type(environment).__name__
-        if not callable(getattr(environment, "reset", None)):
+        if needs_reset and not callable(getattr(environment, "reset", None)):
             raise ValueError(
                 f"The environment {kind} has no `reset` method: define `reset(self, **row) -> str | None`, which starts "
                 "an episode from a row of the dataset."
@@ -89,6 +91,7 @@ class ActionSet:
                     "remove the `/` from its signature."
                 )
         self.syntax = protocol.action_syntax
+        self._answer_tag = protocol.answer_tag
         tags = protocol.action_tags
         if tags is None and self.syntax != "tags":
             tags = {name: name for name in methods}
@@ -133,6 +136,8 @@ class ActionSet:
                 self.syntax, f"{tag}({inner})"
             )
             lines.append(f"{written}: {' '.join(self._docs[name].split())}")
+        if not lines and self.syntax == "tags":  # the instructions announce a list
+            lines.append(f"<{self._answer_tag}>text</{self._answer_tag}>: Answer.")
         return lines
 
     def arguments(self, method: str, text: str) -> dict[str, Any]:

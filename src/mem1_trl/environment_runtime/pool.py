@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
@@ -225,7 +226,8 @@ def _check_takes_nothing(make: Callable[..., Any]) -> None:
 
 class GivenEnvironments:
     """
-    Environments that belong to the caller, one for each episode; they are reset, played and scored, never made or closed.
+    Environments that belong to the caller, one for each episode; they are reset, played and scored, never made or closed. One
+    without `reset` is used as it is.
 
     Args:
         environments (`Sequence`):
@@ -239,7 +241,7 @@ class GivenEnvironments:
     def __init__(self, environments: Sequence[Any], protocol: Mem1Protocol, caller: EnvironmentCaller):
         self.caller = caller
         self.environments = environments
-        self.actions = [ActionSet(environment, protocol) for environment in environments]
+        self.actions = [ActionSet(environment, protocol, needs_reset=False) for environment in environments]
         self._threads = [EnvironmentThread(environment) for environment in environments]
         for thread in self._threads:
             caller.adopt(thread)
@@ -263,6 +265,16 @@ class GivenEnvironments:
     def discard(self, environment: Any) -> None:
         """Mark an environment as failed."""
         self.caller.thread_of(environment).failed = True
+
+    def set_state(self, environment: Any, state: Any) -> None:
+        """Set the property `mem1_state` of an environment, in its own thread."""
+        thread = self.caller.thread_of(environment)
+        call = EnvironmentCall(
+            thread, partial(setattr, environment, "mem1_state", state), name=name_of_call(environment, "mem1_state")
+        )
+        (outcome,) = self.caller.run([call], counted=False)
+        if outcome.error is not None:
+            raise outcome.error
 
     def release(self) -> None:
         """Release the environments; their threads end."""
@@ -334,7 +346,8 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
             )
         return observation
 
-    return call_then(environment.reset, checked, **row)
+    reset = getattr(environment, "reset", None)
+    return call_then(reset, checked, **row) if callable(reset) else lambda: None
 
 
 def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:

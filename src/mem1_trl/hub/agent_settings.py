@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..json_text import read_json_object, write_json
+from ..protocol.presets import released_protocol
 from ..protocol.protocol import PROTOCOL_FILE, Mem1Protocol
 from ..rollout.settings import AgentSettings
 
@@ -39,9 +40,22 @@ def load_agent_settings(path_or_id: str | os.PathLike[str]) -> AgentSettings | N
 
 
 def find_protocol(path_or_id: str | os.PathLike[str]) -> Mem1Protocol | None:
-    """The protocol saved next to a model, in a directory or on the Hub; `None` if there is none."""
+    """The protocol saved next to a model, in a directory or on the Hub, or known of a released one; `None` if there is none."""
+    released = released_protocol(str(path_or_id))
+    if released is not None:
+        return released
     path = _find(path_or_id, PROTOCOL_FILE)
     return None if path is None else Mem1Protocol.from_pretrained(path.parent)
+
+
+def saved_protocol(path_or_id: str | os.PathLike[str]) -> Mem1Protocol:
+    """
+    The protocol of a model that is used, as [`find_protocol`] finds it.
+
+    Raises:
+        `FileNotFoundError`: If there is none.
+    """
+    return released_protocol(str(path_or_id)) or Mem1Protocol.from_pretrained(path_or_id)
 
 
 def _find(path_or_id: str | os.PathLike[str], name: str) -> Path | None:

@@ -140,6 +140,10 @@ class ActionSyntax(ABC):
         """
 
     @abstractmethod
+    def state_span(self, turn: Turn) -> tuple[int, int] | None:
+        """Characters of the text of a turn that hold its state, tags included where it has them; `None` if it wrote none."""
+
+    @abstractmethod
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
         """The calls that a turn with an action asks for, in order; none for an answer that no method takes."""
 
@@ -170,6 +174,10 @@ class ActionSyntax(ABC):
             names (`Sequence[str]`):
                 Names of the actions that the results are of.
         """
+
+    @abstractmethod
+    def message_frame(self) -> tuple[str, str]:
+        """Texts around a message of a person that follows the agent's turn, as [`~ActionSyntax.frame`] has them for results."""
 
     @abstractmethod
     def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
@@ -256,6 +264,28 @@ class EpisodeRecord(ABC):
             turns_left (`int`):
                 Turns that remain, for the hint.
         """
+
+    @abstractmethod
+    def add_message(self, text: str, body: Sequence[int], turns_left: int) -> None:
+        """
+        Keep a message of a person that follows the last turn.
+
+        Args:
+            text (`str`):
+                The whole message.
+            body (`Sequence[int]`):
+                Its token ids as the agent reads them, escaped and cut.
+            turns_left (`int`):
+                Turns that remain, for the hint.
+        """
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The record, ready for JSON."""
+
+    @abstractmethod
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Become the record that [`~EpisodeRecord.to_dict`] returned."""
 
     @abstractmethod
     def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:

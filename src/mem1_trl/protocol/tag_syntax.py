@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..trajectory import Turn
+from .edited_state import edited_text
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn
 from .syntax import MARKS, ActionSyntax, EpisodeRecord, read_request
@@ -70,6 +71,11 @@ class TagSyntax(ActionSyntax):
         turn = parse_tags(self.protocol, text, list(actions.tags), last_turn, opened)
         return dataclasses.replace(turn, truncated=not ended and turn.action is None)
 
+    def state_span(self, turn: Turn) -> tuple[int, int] | None:
+        names = [] if turn.action is None else [turn.action]
+        span = parse_tags(self.protocol, turn.text, names, opened=self.opened(turn.prompt_ids)).state_span
+        return None if turn.state is None else span
+
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
         assert parsed.action is not None
         method = actions.answer_method if parsed.answer is not None else actions.tags[parsed.action]
@@ -79,6 +85,9 @@ class TagSyntax(ActionSyntax):
 
     def frame(self, names: Sequence[str]) -> tuple[str, ...]:
         return ("",) * (len(names) + 1)
+
+    def message_frame(self) -> tuple[str, str]:
+        return "", ""
 
     def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
         return escape_tags(self.protocol, text, tags)
@@ -115,6 +124,15 @@ class TagRecord(EpisodeRecord):
     def add_observation(self, names: Sequence[str], bodies: Sequence[Sequence[int]], turns_left: int) -> None:
         pass
 
+    def add_message(self, text: str, body: Sequence[int], turns_left: int) -> None:
+        pass
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        pass
+
     def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
         return recalled, []
 
@@ -140,7 +158,8 @@ class TagRecord(EpisodeRecord):
     def _said(self, turn: Turn) -> str:
         """What a turn wrote, with the tag that its context had opened, and without scratch and end token."""
         opened = self.syntax.opened(turn.prompt_ids)
-        text = turn.text if opened is None else f"<{opened}>{turn.text}"
+        text = edited_text(self.syntax, turn) if turn.edited_state is not None else turn.text
+        text = text if opened is None else f"<{opened}>{text}"
         return self.syntax.drop_scratch(text).removesuffix(self.syntax.tokenizer.eos_token or "")
 
 

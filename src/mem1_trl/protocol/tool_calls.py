@@ -202,6 +202,16 @@ class ToolCallSyntax(ActionSyntax):
             self._frames[key] = (*pieces, text)
         return self._frames[key]
 
+    def message_frame(self) -> tuple[str, str]:
+        said = [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "m1"}]
+        before, found, after = self._after(said, [{"role": "user", "content": MARKS.result}]).partition(MARKS.result)
+        if not found:
+            raise ValueError(
+                "The chat template does not show a message of the user after an answer: use `Mem1Protocol()`, which writes "
+                "actions as tags."
+            )
+        return before, after
+
     def _suffix(self, names: Sequence[str], results: Sequence[str]) -> str:
         """Text that the template writes after a turn that called tools."""
         # One call only, since some templates allow no more; others write its name into the header of the result
@@ -211,6 +221,10 @@ class ToolCallSyntax(ActionSyntax):
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
         messages = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, results, strict=True)]
+        return self._after(turn, messages)
+
+    def _after(self, turn: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str:
+        """Text that the template writes for messages after a turn that ended with its end token, up to where the next turn begins."""
         before, whole = self._render(turn, False), self._render([*turn, *messages], True)
         end = self.tokenizer.eos_token
         if end and before.rstrip().endswith(end):  # text after the end token was not sampled
@@ -283,6 +297,9 @@ class ToolCallSyntax(ActionSyntax):
     ) -> ParsedTurn:
         turn = self._parse(ids, text, actions.schemas)
         return dataclasses.replace(turn, truncated=not ended)
+
+    def state_span(self, turn: Turn) -> tuple[int, int] | None:
+        return self._parse(turn.completion_ids, turn.text, []).state_span
 
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
         return [read_request(call.name, call.name, partial(_arguments, call, actions)) for call in parsed.calls]
@@ -400,6 +417,19 @@ class ToolCallRecord(EpisodeRecord):
         results = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, contents)]
         self.shown.append([self._last_turn, *results])
 
+    def add_message(self, text: str, body: Sequence[int], turns_left: int) -> None:
+        self.exchange.append({"role": "user", "content": text})
+        content = self.syntax.protocol.observation_frame(turns_left)[0] + decode(self.syntax.tokenizer, body)
+        said = {name: value for name, value in self._last_turn.items() if name != "tool_calls"}  # they have no results
+        self.shown.append([said, {"role": "user", "content": content}])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"exchange": self.exchange, "shown": self.shown, "inside": self.inside, "last_turn": self._last_turn}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        self.exchange, self.shown = list(record["exchange"]), list(record["shown"])
+        self.inside, self._last_turn = list(record["inside"]), dict(record["last_turn"])
+
     def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
         self.inside = recalled
         return [], recalled  # after the last result the agent's own turn is open
@@ -417,7 +447,9 @@ class ToolCallRecord(EpisodeRecord):
             texts = [result["content"] for result in results]
             if number == len(turns) - 1:
                 texts[-1] += decode(self.syntax.tokenizer, self.inside)
-            text = self.syntax.drop_scratch(self.syntax.spoken(said, turn.state))
+            text = self.syntax.drop_scratch(
+                self.syntax.spoken(said, turn.state if turn.edited_state is None else turn.edited_state)
+            )
             calls = [
                 {
                     "id": f"call_{number}_{index}",

@@ -34,6 +34,8 @@ class Episode:
             Record of the action syntax about the episode. Set by [`Rollout.run`].
         prompt (`str` or `list[dict]`):
             The rendered task prompt: a text, or chat messages.
+        rounds (`list[int]`):
+            Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
         seed (`int` or `None`):
             Seed of what it samples, see [`uniform_draws`]. `None` if the backend draws from a generator that all episodes share.
     """
@@ -52,6 +54,11 @@ class Episode:
     failed_actions: int = 0
     error: str | None = None
     seed: int | None = None
+    rounds: list[int] = field(default_factory=list)
+
+    def turns_left(self, max_turns: int) -> int:
+        """Turns that it may still play before it needs another message."""
+        return max_turns - len(self.turns) + (self.rounds[-1] if self.rounds else 0)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

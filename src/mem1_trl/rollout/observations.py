@@ -103,7 +103,24 @@ class ObservationEncoder:
             action_tags (`Sequence[str]`):
                 Tags to escape besides the protocol's own.
         """
-        frame = self._frame(names, turns_left)
+        return self._fit(texts, self._frame(self.syntax.frame(names), turns_left), action_tags)
+
+    def encode_message(self, text: str, turns_left: int, action_tags: Sequence[str]) -> ObservationIds:
+        """
+        The observation that is a message of a person, as a result of the turn before it.
+
+        Args:
+            text (`str`):
+                What the person wrote.
+            turns_left (`int`):
+                Turns that remain, for the hint.
+            action_tags (`Sequence[str]`):
+                Tags to escape besides the protocol's own.
+        """
+        return self._fit([text], self._frame(self.syntax.message_frame(), turns_left), action_tags)
+
+    def _fit(self, texts: Sequence[str], frame: list[list[int]], action_tags: Sequence[str]) -> ObservationIds:
+        """The texts inside their frame, cut so that the whole is within the budget."""
         marker = self._encode_trusted(self.protocol.truncation_marker)
         fixed = sum(map(len, frame))
         room = self.settings.max_observation_length - fixed
@@ -125,15 +142,15 @@ class ObservationEncoder:
         least = len(self._encode_trusted(self.protocol.truncation_marker)) + _LEAST_RESULT
         for count in range(len(names), 1, -1):
             # Of all hints that of the first turn is about the longest
-            frame = sum(map(len, self._frame(names[:count], self.settings.max_turns)))
+            frame = sum(map(len, self._frame(self.syntax.frame(names[:count]), self.settings.max_turns)))
             if frame + count * least <= self.settings.max_observation_length:
                 return count
         return 1
 
-    def _frame(self, names: Sequence[str], turns_left: int) -> list[list[int]]:
-        """Token ids of the trusted pieces around the results of one turn, one piece more than there are results."""
+    def _frame(self, pieces: Sequence[str], turns_left: int) -> list[list[int]]:
+        """Token ids of the trusted pieces around results, one piece more than there are results, with hint and tags."""
         before, after = self.protocol.observation_frame(turns_left)
-        first, second, *others = self.syntax.frame(names)
+        first, second, *others = pieces
         texts = [first + before, after + second, *others]  # the hint is shown once
         return [self._encode_trusted(text) for text in texts]
 

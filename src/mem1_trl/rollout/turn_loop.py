@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.calls import EnvironmentCaller
+from ..protocol.edited_state import edited_ids
 from ..protocol.encoding import decode, encode_text
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
 from ..trajectory import StopReason, Trajectory, Turn
@@ -17,7 +18,7 @@ from .context import next_context
 from .draws import uniform_draws
 from .episode import Episode
 from .external_memory import Note
-from .observations import ObservationEncoder
+from .observations import ObservationEncoder, ObservationIds
 from .stopping import StopStrings
 from .turn_request import TurnRequest
 
@@ -111,6 +112,17 @@ class Rollout:
         Returns:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
+        self.begin(episodes)
+        if self.mode == "async":
+            play_asynchronously(self, episodes)
+        else:
+            self._play_in_lockstep(episodes)
+        for episode in episodes:
+            episode.stop_reason = episode.stop_reason or StopReason.MAX_TURNS
+        return [trajectory_of(episode) for episode in episodes]
+
+    def begin(self, episodes: Sequence[Episode]) -> None:
+        """Prepare fresh episodes for their first turn."""
         for episode in episodes:
             episode.record = self.syntax.new_record()
             if episode.stop_reason is None:
@@ -118,41 +130,31 @@ class Rollout:
         seeds = None if self.seeds is None else self.seeds(len(episodes))
         for episode, seed in zip(episodes, seeds or ()):
             episode.seed = seed
-        if self.mode == "async":
-            play_asynchronously(self, episodes)
-        else:
-            self._play_in_lockstep(episodes)
-        return [
-            Trajectory(
-                turns=episode.turns,
-                stop_reason=episode.stop_reason or StopReason.MAX_TURNS,
-                answer=episode.answer,
-                metrics={"failed_actions": float(episode.failed_actions)},
-                error=episode.error,
-            )
-            for episode in episodes
-        ]
 
     def _play_in_lockstep(self, episodes: Sequence[Episode]) -> None:
         for turn in range(1, self.settings.max_turns + 1):
             running = [episode for episode in episodes if episode.stop_reason is None]
             if not self.running_anywhere(bool(running)):
                 break
-            requests = [self.next_request(episode) for episode in running]
-            completions = self.generate_turns(requests)
-            acting = [action for one in zip(requests, completions, strict=True) if (action := self.read(*one))]
-            run_actions(acting, self.caller)
-            for action in acting:
-                self.observe(action)
+            self.play_turn(running)
             if self.on_turn is not None:
                 self.on_turn(turn, [episode for episode in running if episode.stop_reason is None])
+
+    def play_turn(self, running: Sequence[Episode]) -> None:
+        """Play one turn of episodes that still run, together; of none at all where only other processes still play."""
+        requests = [self.next_request(episode) for episode in running]
+        completions = self.generate_turns(requests)
+        acting = [action for one in zip(requests, completions, strict=True) if (action := self.read(*one))]
+        run_actions(acting, self.caller)
+        for action in acting:
+            self.observe(action)
 
     # One turn of one episode, in this order
 
     def next_request(self, episode: Episode) -> TurnRequest:
         """What is to be generated next."""
         context = self._context(episode)
-        turns_left = self.settings.max_turns - len(episode.turns) - 1
+        turns_left = episode.turns_left(self.settings.max_turns) - 1
         draws = None
         if episode.seed is not None:
             draws = uniform_draws(episode.seed, len(episode.turns), self.settings.max_completion_length)
@@ -288,6 +290,21 @@ class Rollout:
             texts[-1] = f"[Only the first {len(results)} of {len(requests)} calls were run.]\n{texts[-1]}"
         assert episode.actions is not None
         observation = self.observations.encode_results(texts, names, turns_left, list(episode.actions.tags))
+        episode.record.add_observation(names, observation.results, turns_left)
+        self.show(episode, observation, any(result.failed for result in results))
+
+    def show(self, episode: Episode, observation: ObservationIds, failed: bool = False) -> None:
+        """
+        Let an observation follow the last turn, and end the episode if the next context would be too long.
+
+        Args:
+            episode ([`Episode`]):
+                The episode; its record knows the observation already.
+            observation ([`ObservationIds`]):
+                What the agent reads next.
+            failed (`bool`, *optional*, defaults to `False`):
+                Whether it is an error, which an external memory does not keep.
+        """
         before, body, after = observation.before, observation.body, observation.after
         observation_ids = [*before, *body, *after]
         turn = episode.turns[-1]
@@ -296,20 +313,21 @@ class Rollout:
             observation=decode(self.tokenizer, observation_ids),
             observation_tokens=len(observation_ids),
         )
-        episode.history.append([*self._carried(turn), *observation_ids])
-        episode.record.add_observation(names, observation.results, turns_left)
+        carried = self.carried(turn)
+        episode.history.append([*carried, *observation_ids])
         if self.settings.context == "external":
-            failed = any(result.failed for result in results)
             recalled = self._recall(episode, turn.action_input or "", body, failed)
             episode.recalled, inside = episode.record.place_memory(recalled)
             if inside:
-                episode.history[-1] = [*self._carried(turn), *before, *body, *inside, *after]
+                episode.history[-1] = [*carried, *before, *body, *inside, *after]
         limit = self.settings.max_context_length
         if limit is not None and len(self._context(episode)) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
 
-    def _carried(self, turn: Turn) -> Sequence[int]:
-        """Token ids of a completion in the next context: its own, unless scratch is dropped from it."""
+    def carried(self, turn: Turn) -> Sequence[int]:
+        """Token ids of a turn in the next context: those that were sampled, unless scratch is dropped or its state was edited."""
+        if turn.edited_state is not None:
+            return edited_ids(self.syntax, turn)
         text = self.syntax.drop_scratch(turn.text, self.syntax.opened(turn.prompt_ids))
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
 
@@ -330,3 +348,14 @@ class Rollout:
             if room is None or len(recalled) + len(episode.history[-1]) <= room:
                 return recalled
         return []
+
+
+def trajectory_of(episode: Episode) -> Trajectory:
+    """The trajectory of an episode as far as it was played, with its turns so far; not yet rewarded."""
+    return Trajectory(
+        turns=list(episode.turns),
+        stop_reason=episode.stop_reason,
+        answer=episode.answer,
+        metrics={"failed_actions": float(episode.failed_actions)},
+        error=episode.error,
+    )

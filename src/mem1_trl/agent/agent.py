@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoTokenizer
 
-from .environment_runtime.calls import EnvironmentCaller
-from .environment_runtime.faults import FaultSettings
-from .environment_runtime.pool import EnvironmentPool, GivenEnvironments
-from .hub.agent_settings import load_agent_settings, save_agent_settings
-from .hub.load_model import load_model
-from .protocol.protocol import Mem1Protocol
-from .rollout.decoding import warn_of_ignored_decoding
-from .rollout.draws import episode_seeds
-from .rollout.generation import TransformersGenerator
-from .rollout.model_server import ModelServer
-from .rollout.play import EpisodePlayer
-from .rollout.settings import BATCH_WAIT, AgentSettings, check_rollout_mode, resolve_conversational
-from .rollout.shared_generator import SharedGenerator
-from .rollout.turn_loop import Rollout
+from ..environment_runtime.calls import EnvironmentCaller
+from ..environment_runtime.faults import FaultSettings
+from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
+from ..hub.agent_settings import load_agent_settings, save_agent_settings, saved_protocol
+from ..hub.load_model import load_model
+from ..protocol.presets import named_protocol
+from ..protocol.protocol import Mem1Protocol
+from ..rollout.decoding import warn_of_ignored_decoding
+from ..rollout.draws import episode_seeds
+from ..rollout.generation import TransformersGenerator
+from ..rollout.model_server import ModelServer
+from ..rollout.play import EpisodePlayer
+from ..rollout.settings import BATCH_WAIT, AgentSettings, check_rollout_mode, resolve_conversational
+from ..rollout.shared_generator import SharedGenerator
+from ..rollout.turn_loop import Rollout
+from .checksum import weights_checksum
+from .single_episodes import SingleEpisodes
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .rollout.episode import Episode
-    from .trajectory import Trajectory
+    from ..rollout.episode import Episode
+    from ..trajectory import Trajectory
 
 
-class Mem1Agent:
+class Mem1Agent(SingleEpisodes):
     """
     Runs a model as a MEM1 agent (arXiv 2506.15841, section 3.1): every turn it rewrites its state, acts, and forgets the rest.
 
@@ -65,8 +68,8 @@ class Mem1Agent:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Its tokenizer. With `client`, the tokenizer in which trajectories are written and counted: that of the model
             that will be trained on them; `None` loads the one that `model` names.
-        protocol ([`Mem1Protocol`], *optional*):
-            Tags, instructions and hints. `None` uses the default tags.
+        protocol ([`Mem1Protocol`] or `str`, *optional*):
+            Tags, instructions and hints, or the name of a preset, such as `"reference"`. `None` uses the default tags.
         settings ([`AgentSettings`], *optional*):
             Budgets, context rule, decoding and chat format. `None` uses the defaults.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -100,7 +103,7 @@ class Mem1Agent:
         self,
         model: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         settings: AgentSettings | None = None,
         batch_size: int = 32,
         client: Any = None,
@@ -142,7 +145,7 @@ class Mem1Agent:
             self._shared = SharedGenerator(lambda: self.generate)
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
-        self.protocol = protocol or Mem1Protocol()
+        self.protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol or Mem1Protocol()
         self.settings = resolve_conversational(settings, tokenizer)
         self.syntax = self.protocol.syntax(tokenizer, self.settings.chat_template_kwargs)
         if client is not None:
@@ -162,7 +165,7 @@ class Mem1Agent:
     def from_pretrained(
         cls,
         path_or_id: str,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         model_init_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Mem1Agent:
@@ -172,8 +175,10 @@ class Mem1Agent:
         Args:
             path_or_id (`str`):
                 A directory, or the id of a model on the Hub.
-            protocol ([`Mem1Protocol`], *optional*):
-                Overrides the saved one; needed for a model that carries none.
+            protocol ([`Mem1Protocol`] or `str`, *optional*):
+                Overrides the saved one; needed for a model that carries none. The name of a preset will do: `"default"`,
+                `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, `"webshop"`. MEM1's released checkpoint
+                carries none and has its preset, `"reference"`, by itself.
             model_init_kwargs (`dict`, *optional*):
                 Passed to `from_pretrained` of the class of model that the configuration names.
             kwargs (*optional*):
@@ -183,29 +188,13 @@ class Mem1Agent:
             `FileNotFoundError`: If no protocol is saved next to the model and none is passed.
         """
         if protocol is None:
-            protocol = Mem1Protocol.from_pretrained(path_or_id)
+            protocol = saved_protocol(path_or_id)
+        elif isinstance(protocol, str):  # before the weights are loaded
+            protocol = named_protocol(protocol)
         kwargs.setdefault("settings", load_agent_settings(path_or_id))
         model = load_model(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
-
-    def run(self, task: Any, environment: Any, **row: Any) -> Trajectory:
-        """
-        Play one episode.
-
-        Args:
-            task (`str` or `list[dict]`):
-                The task: a text, or messages whose last one is the user's. A text is spoken as it was in training
-                (`settings.conversational`): as a message through the chat template, or as it is.
-            environment (`Any`):
-                An environment; its `reset` is called with `prompt=task` and `row`.
-            row (*optional*):
-                What else `reset` wants, for instance `answers`.
-
-        Returns:
-            [`Trajectory`]: Rewarded if the environment has `get_reward`.
-        """
-        return self.run_batch([{"prompt": task, **row}], [environment])[0]
 
     def run_batch(
         self,
@@ -253,6 +242,10 @@ class Mem1Agent:
         player.score(episodes, trajectories, environments, tolerate)
         return trajectories
 
+    def _holding(self) -> AbstractContextManager[Any]:
+        """Held while an episode is played."""
+        return nullcontext() if self.endpoint is not None else self._shared.playing()
+
     def _rollout(self, caller: EnvironmentCaller) -> Rollout:
         """The backend with the present settings."""
         parts: dict[str, Any] = dict(
@@ -298,7 +291,7 @@ class Mem1Agent:
         model: dict[str, Any] = {"model": getattr(self.endpoint, "model", None) or "endpoint", "weights": None}
         if self.model is not None:
             name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
-            model = {"model": name, "weights": _checksum(self.model)}
+            model = {"model": name, "weights": weights_checksum(self.model)}
         backend = {} if self.endpoint is None else {"backend": self.endpoint.backend or "offered"}
         return {
             **model,
@@ -330,13 +323,3 @@ def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
             f"There is no tokenizer for the model {model!r} of the endpoint: pass `tokenizer=`, that of the model which "
             "shall learn from the trajectories, or any other that may count their tokens."
         ) from error
-
-
-def _checksum(model: PreTrainedModel) -> str:
-    """Tells weights apart: a hash of names, shapes and the sum of the bits of every parameter."""
-    digest = hashlib.sha256()
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, parameter in model.named_parameters():
-        bits = parameter.detach().view(whole[parameter.element_size()]).sum(dtype=torch.int64).item()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}".encode())
-    return digest.hexdigest()[:16]

@@ -1,0 +1,249 @@
+"""An episode in progress: played turn by turn, read, edited, talked to and saved."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..metrics import peak_tokens, trajectory_metrics
+from ..rollout.interventions import add_message, edit_state
+from ..rollout.turn_loop import trajectory_of
+from ..trajectory import Trajectory
+from .episode_file import write_episode
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from ..environment_runtime.pool import GivenEnvironments
+    from ..rollout.episode import Episode
+    from ..rollout.play import EpisodePlayer
+    from ..trajectory import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeCost:
+    """
+    What an episode has cost so far.
+
+    Attributes:
+        turns (`int`):
+            Calls of the model.
+        read_tokens (`int`):
+            Tokens of the contexts of all turns, in sum.
+        generated_tokens (`int`):
+            Tokens that were sampled.
+        peak_tokens (`int`):
+            Tokens of the longest context with its completion.
+        seconds (`float`):
+            Wall time of the turns, actions included.
+    """
+
+    turns: int = 0
+    read_tokens: int = 0
+    generated_tokens: int = 0
+    peak_tokens: int = 0
+    seconds: float = 0.0
+
+
+class AgentEpisode:
+    """
+    An episode that [`Mem1Agent.start`] began or [`Mem1Agent.load`] read from a file.
+
+    Example:
+
+    ```python
+    episode = agent.start("What is the capital of France?", tools=[search])
+    while not episode.done:
+        turn = episode.step()
+        print(turn.text, turn.observation)
+    print(episode.trajectory.answer, episode.cost)
+    ```
+
+    Not safe from several threads; several episodes of one agent are.
+
+    Args:
+        player ([`EpisodePlayer`]):
+            Plays and scores it.
+        episode ([`Episode`]):
+            Its state.
+        environments ([`GivenEnvironments`]):
+            Has its environment.
+        row (`Mapping`):
+            What the environment was reset with.
+        playing (`Callable`):
+            Returns a context manager that is held while turns are generated.
+        reward (`float`, *optional*):
+            Reward of an episode that has ended.
+        seconds (`float`, *optional*, defaults to `0.0`):
+            Wall time of the turns so far.
+    """
+
+    def __init__(
+        self,
+        player: EpisodePlayer,
+        episode: Episode,
+        environments: GivenEnvironments,
+        row: Mapping[str, Any],
+        playing: Callable[[], AbstractContextManager[Any]],
+        reward: float | None = None,
+        seconds: float = 0.0,
+    ):
+        self.row = dict(row)
+        self._player = player
+        self._episode = episode
+        self._environments = environments
+        self._playing = playing
+        self._reward = reward
+        self._seconds = seconds
+
+    # Reading
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode has ended."""
+        return self._episode.stop_reason is not None
+
+    @property
+    def answer(self) -> str | None:
+        """The answer, or the reply to the last message; `None` if there is none (yet)."""
+        return self._episode.answer
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The episode so far, with its metrics. Its `stop_reason` is `None` while it goes on."""
+        trajectory = trajectory_of(self._episode)
+        trajectory.reward = self._reward
+        if trajectory.turns:
+            trajectory.metrics.update(trajectory_metrics(trajectory))
+            trajectory.metrics["seconds"] = self._seconds
+        return trajectory
+
+    @property
+    def cost(self) -> EpisodeCost:
+        """Tokens and time so far."""
+        trajectory = trajectory_of(self._episode)
+        if not trajectory.turns:
+            return EpisodeCost()
+        return EpisodeCost(
+            turns=len(trajectory.turns),
+            read_tokens=sum(len(turn.prompt_ids) for turn in trajectory.turns),
+            generated_tokens=trajectory.num_generated_tokens,
+            peak_tokens=peak_tokens(trajectory),
+            seconds=self._seconds,
+        )
+
+    @property
+    def memory(self) -> str | None:
+        """
+        The internal state that the next turn will read; `None` before the first turn, or if the last one wrote none.
+
+        It can be set between turns: the next context then holds the new text in its place. The record of the turn keeps what was
+        sampled, and its `edited_state` says what replaced it.
+        """
+        if not self._episode.turns:
+            return None
+        last = self._episode.turns[-1]
+        return last.state if last.edited_state is None else last.edited_state
+
+    @memory.setter
+    def memory(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"The memory must be a text, got a {type(text).__name__}.")
+        if not self._episode.turns:
+            raise RuntimeError(
+                "The agent has written no state yet: put what it should know into the task, or play a turn first."
+            )
+        if text != self.memory:
+            edit_state(self._player.rollout, self._episode, text)
+
+    # Playing
+
+    def step(self) -> Turn:
+        """
+        Play one turn, its action included.
+
+        Returns:
+            [`Turn`]: With the observation that the next turn will read, if there is one.
+
+        Raises:
+            `RuntimeError`: If the episode has ended; if its environment fails, which ends it; or if the model's server gives no
+                answer, after which the turn can be played again.
+        """
+        with self._playing():
+            return self._play_turn()
+
+    def run(self) -> Trajectory:
+        """Play the episode to its end."""
+        with self._playing():
+            while not self.done:
+                self._play_turn()
+        return self.trajectory
+
+    def stream(self) -> Iterator[Turn]:
+        """Play the episode to its end, and yield each turn as soon as it has ended."""
+        while not self.done:
+            yield self.step()
+
+    def send(self, text: str) -> str | None:
+        """
+        Write to the agent after it has answered, and play until it has answered again.
+
+        The message is the observation of the turn before. It gives the agent `max_turns` turns more, and what was said earlier is
+        in its memory only, so that its context does not grow.
+
+        Args:
+            text (`str`):
+                The message; one longer than `max_observation_length` is cut, and says so.
+
+        Returns:
+            `str` or `None`: The reply, which is `answer` too; `None` if the agent used all its turns without one.
+        """
+        self.add_message(text)
+        return self.run().answer
+
+    def add_message(self, text: str) -> None:
+        """Write to the agent after it has answered, as [`~AgentEpisode.send`], but leave the turns to `step()`, `run()` or `stream()`."""
+        add_message(self._player.rollout, self._episode, text)
+        self._reward = None
+
+    def _play_turn(self) -> Turn:
+        episode = self._episode
+        if episode.stop_reason is not None:
+            raise RuntimeError(
+                f"The episode has ended ({episode.stop_reason.value}): start another, or `send` a message."
+            )
+        started, played = time.perf_counter(), len(episode.turns)
+        self._player.rollout.play_turn([episode])
+        self._seconds += time.perf_counter() - started
+        if len(episode.turns) == played:  # the server failed, and nothing has changed
+            error, episode.error, episode.stop_reason = episode.error, None, None
+            raise RuntimeError(f"The model gave no turn: {error}")
+        if self.done:
+            trajectory = trajectory_of(episode)
+            self._player.score([episode], [trajectory], self._environments)
+            self._reward = trajectory.reward
+        return episode.turns[-1]
+
+    # Keeping
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write the episode to a JSON file, from which [`Mem1Agent.load`] goes on. A kill while it is written leaves the earlier file.
+
+        An environment with a property `mem1_state` (JSON values, with a setter) has it saved; see [`Mem1Agent.load`] for others.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                The file.
+
+        Raises:
+            `ValueError`: If the row or the state of the environment cannot be written as JSON.
+        """
+        write_episode(path, self._player.rollout, self._episode, self.row, self._reward, self._seconds)
+
+    def close(self) -> None:
+        """Let the thread of the environment end. The environment itself is the caller's."""
+        self._environments.release()

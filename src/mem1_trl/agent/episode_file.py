@@ -1,0 +1,162 @@
+"""An episode in progress as a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..json_text import as_json, read_json_object, write_json
+from ..rollout.episode import Episode
+from ..rollout.external_memory import ExternalMemory, Note
+from ..rollout.settings import AgentSettings
+from ..rollout.turn_loop import trajectory_of
+from ..trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from ..rollout.turn_loop import Rollout
+
+_ADVICE = "it is not a file that `episode.save` wrote."
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SavedEpisode:
+    """
+    What a file holds.
+
+    Attributes:
+        episode ([`Episode`]):
+            The episode, without environment and actions.
+        record (`Mapping`):
+            For the record of the syntax.
+        row (`dict`):
+            What the environment was reset with.
+        reward (`float` or `None`):
+            Its reward, if it has ended.
+        seconds (`float`):
+            Wall time of its turns.
+        environment_state (`Any`):
+            What `mem1_state` of the environment was; `None` if it had none.
+    """
+
+    episode: Episode
+    record: Mapping[str, Any]
+    row: dict[str, Any]
+    reward: float | None
+    seconds: float
+    environment_state: Any
+
+
+def write_episode(
+    path: str | os.PathLike[str],
+    rollout: Rollout,
+    episode: Episode,
+    row: Mapping[str, Any],
+    reward: float | None,
+    seconds: float,
+) -> None:
+    """
+    Write an episode to a file, whole or not at all.
+
+    Raises:
+        `ValueError`: If the row or the state of the environment is not made of JSON values.
+    """
+    state = getattr(episode.environment, "mem1_state", None)
+    for name, value in {**row, "mem1_state": state}.items():
+        if not _is_json(value):
+            raise ValueError(f"{name!r} must be made of JSON values for the episode to be saved, got {value!r:.80}.")
+    record = {
+        "mem1_episode": _VERSION,
+        "settings": rollout.settings.to_dict(),
+        "protocol": rollout.protocol.to_dict(),
+        "row": dict(row),
+        "prompt": episode.prompt,
+        "prompt_ids": episode.prompt_ids,
+        "trajectory": {**trajectory_of(episode).to_dict(), "reward": reward, "metrics": {}},
+        "history": episode.history,
+        "rounds": episode.rounds,
+        "seed": episode.seed,
+        "failed_actions": episode.failed_actions,
+        "recalled": episode.recalled,
+        "notes": [dataclasses.asdict(note) for note in episode.memory.notes],
+        "record": episode.record.to_dict(),
+        "seconds": seconds,
+        "environment_state": state,
+    }
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(write_json(record) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_episode(path: str | os.PathLike[str], settings: AgentSettings, protocol: Mapping[str, Any]) -> SavedEpisode:
+    """
+    Read an episode from a file.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        settings ([`AgentSettings`]):
+            Those of the agent that will play on.
+        protocol (`Mapping`):
+            Its protocol, as `to_dict` writes it.
+
+    Raises:
+        `FileNotFoundError`: If there is no file.
+        `ValueError`: If it holds no episode, or that of an agent with other settings or another protocol.
+    """
+    record = read_json_object(path, _ADVICE)
+    if record.get("mem1_episode") != _VERSION:
+        raise ValueError(f"{path} must have the field 'mem1_episode' with the value {_VERSION}: {_ADVICE}")
+    ours = {"settings": as_json(settings.to_dict()), "protocol": as_json(protocol)}
+    for kind, mine in ours.items():
+        theirs = record.get(kind) or {}
+        for name in mine:
+            if mine[name] != theirs.get(name):
+                raise ValueError(
+                    f"The agent must run as when {path} was saved, but {name} of its {kind} was {theirs.get(name)!r:.80} and is "
+                    f"{mine[name]!r:.80}."
+                )
+    try:
+        played = Trajectory.from_dict(record["trajectory"])
+        episode = Episode(
+            prompt_ids=list(record["prompt_ids"]),
+            prompt=record["prompt"],
+            memory=ExternalMemory([Note(note["query"], note["text"], tuple(note["ids"])) for note in record["notes"]]),
+            recalled=list(record["recalled"]),
+            turns=played.turns,
+            history=[list(ids) for ids in record["history"]],
+            stop_reason=played.stop_reason,
+            answer=played.answer,
+            failed_actions=int(record["failed_actions"]),
+            error=played.error,
+            rounds=list(record["rounds"]),
+            seed=record["seed"],
+        )
+        return SavedEpisode(
+            episode,
+            record["record"],
+            dict(record["row"]),
+            played.reward,
+            float(record["seconds"]),
+            record["environment_state"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): {_ADVICE}") from None
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value comes back from a file as it is; a tuple comes back as a list."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(item) for name, item in value.items())
+    return (
+        value is None
+        or isinstance(value, (str, int))
+        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
+    )

@@ -1,0 +1,168 @@
+"""What an agent does with one episode: play it, begin it, or read it from a file."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from ..environment_runtime.pool import GivenEnvironments
+from ..environment_runtime.tools import environment_of
+from ..rollout.interventions import repeat_actions
+from ..rollout.play import EpisodePlayer
+from .episode import AgentEpisode
+from .episode_file import read_episode
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from ..environment_runtime.calls import EnvironmentCaller
+    from ..protocol.protocol import Mem1Protocol
+    from ..protocol.syntax import ActionSyntax
+    from ..rollout.settings import AgentSettings
+    from ..rollout.turn_loop import Rollout
+    from ..trajectory import Trajectory, Turn
+
+
+class SingleEpisodes(ABC):
+    """The part of [`Mem1Agent`] that plays one episode."""
+
+    protocol: Mem1Protocol
+    settings: AgentSettings
+    syntax: ActionSyntax
+    _caller: EnvironmentCaller
+
+    def run(
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+    ) -> Trajectory:
+        """
+        Play one episode.
+
+        Args:
+            task (`str` or `list[dict]`):
+                The task: a text, or messages whose last one is the user's. A text is spoken as it was in training
+                (`settings.conversational`): as a message through the chat template, or as it is.
+            environment (`Any`, *optional*):
+                An environment; its `reset` is called with `prompt=task` and `row`, if it has one.
+            tools (`Sequence[Callable]`, *optional*):
+                Instead of an environment, functions that the agent may call, synchronous or not, with docstrings as in
+                [`~trl.GRPOTrainer`]. Without either, the agent can only answer.
+            row (*optional*):
+                What else `reset` wants, for instance `answers`.
+
+        Returns:
+            [`Trajectory`]: Rewarded if the environment has `get_reward`.
+        """
+        episode = self.start(task, environment, tools, **row)
+        try:
+            return episode.run()
+        finally:
+            episode.close()
+
+    def stream(
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+    ) -> Iterator[Turn]:
+        """Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended."""
+        episode = self.start(task, environment, tools, **row)
+        try:
+            yield from episode.stream()
+        finally:
+            episode.close()
+
+    async def arun(
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+    ) -> Trajectory:
+        """Play one episode, as [`~Mem1Agent.run`], in a thread, while the event loop goes on. Several share the model."""
+        return await asyncio.to_thread(self.run, task, environment, tools, **row)
+
+    def start(
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+    ) -> AgentEpisode:
+        """
+        Begin an episode: the environment is reset and the task is rendered, no turn is played yet.
+
+        Args:
+            task, environment, tools, row:
+                As in [`~Mem1Agent.run`].
+
+        Returns:
+            [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
+        """
+        row = {"prompt": task, **row}
+        given, player = self._prepare(environment, tools)
+        try:
+            (episode,) = player.start([row], given)
+            player.rollout.begin([episode])
+        except BaseException:
+            given.release()
+            raise
+        return AgentEpisode(player, episode, given, row, self._holding)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        repeat: bool = True,
+    ) -> AgentEpisode:
+        """
+        An episode that [`AgentEpisode.save`] wrote, which goes on where it was: decoded greedily, or sampled with
+        `rollout_mode="async"`, exactly as if it had never stopped.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                The file.
+            environment (`Any`, *optional*):
+                An environment of the same kind. If the file holds its `mem1_state`, that is set. Otherwise, if it has a `reset`, it is
+                reset with the row of the episode, and the actions of the episode are called again; they must have the same
+                results.
+            tools (`Sequence[Callable]`, *optional*):
+                The same functions, if the episode had those. They are not called again.
+            repeat (`bool`, *optional*, defaults to `True`):
+                Whether actions may be called again. With `False` the environment is used as it is; for those whose actions
+                have an effect elsewhere, and have no `mem1_state`.
+
+        Raises:
+            `ValueError`: If the file holds no episode, or that of an agent with other settings, protocol, tokenizer or tools.
+            `RuntimeError`: If an action that is called again has another result.
+        """
+        saved = read_episode(path, self.settings, self.protocol.to_dict())
+        given, player = self._prepare(environment, tools)
+        episode = saved.episode
+        episode.environment, episode.actions = given.environments[0], given.actions[0]
+        try:
+            if player.encode(episode.prompt, episode.actions) != episode.prompt_ids:
+                raise ValueError(
+                    f"The task of {path} must have the token ids that it had, but the tokenizer or the tools are others now."
+                )
+            episode.record = self.syntax.new_record()
+            episode.record.restore(saved.record)
+            if saved.environment_state is not None:
+                given.set_state(episode.environment, saved.environment_state)
+            elif repeat and callable(getattr(episode.environment, "reset", None)):
+                (started,) = given.start([saved.row])
+                if started.error is not None:
+                    raise started.error
+                repeat_actions(player.rollout, episode)
+        except BaseException:
+            given.release()
+            raise
+        return AgentEpisode(player, episode, given, saved.row, self._holding, saved.reward, saved.seconds)
+
+    def _prepare(
+        self, environment: Any, tools: Sequence[Callable[..., Any]] | None
+    ) -> tuple[GivenEnvironments, EpisodePlayer]:
+        """The environment of one episode, made of `tools` if those are given, and the player of the episode."""
+        if environment is not None and tools is not None:
+            raise TypeError("Pass `environment` or `tools`, not both: a tool beside an environment is a method of it.")
+        environment = environment_of(tools or []) if environment is None else environment
+        given = GivenEnvironments([environment], self.protocol, self._caller)
+        return given, EpisodePlayer(self._rollout(self._caller))
+
+    @abstractmethod
+    def _rollout(self, caller: EnvironmentCaller) -> Rollout: ...
+
+    @abstractmethod
+    def _holding(self) -> AbstractContextManager[Any]: ...

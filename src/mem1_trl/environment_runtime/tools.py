@@ -1,0 +1,68 @@
+"""Plain functions as the actions of an environment."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_RESERVED = ("reset", "get_reward", "close", "done")
+
+
+def environment_of(tools: Sequence[Callable[..., Any]]) -> Any:
+    """
+    An environment whose actions are functions: `[search, read]` become its actions `search` and `read`.
+
+    Args:
+        tools (`Sequence[Callable]`):
+            Functions, synchronous or not, with docstrings as in [`~trl.GRPOTrainer`]. Bound methods and callable objects with a
+            `__name__` do as well. None at all is an environment without actions, in which an agent can only answer.
+
+    Returns:
+        `Any`: An environment without `reset` and reward, which keeps no state of its own.
+
+    Raises:
+        `TypeError`: If one cannot be called.
+        `ValueError`: If one has no name that an action can have, or two have the same.
+    """
+    if callable(tools):
+        raise TypeError(f"`tools` must be a list of functions, got the function {_name(tools)!r}: put it into a list.")
+    members: dict[str, Any] = {}
+    for tool in tools:
+        if not callable(tool) or inspect.isclass(tool):
+            raise TypeError(f"Each of `tools` must be a function, got {tool!r:.80}.")
+        name = _name(tool)
+        if not name.isidentifier() or name.startswith("_") or name in _RESERVED:
+            raise ValueError(
+                f"A tool must have a name that an action can have, got {name!r}: define it with `def`, under a name that does "
+                f"not begin with an underscore and is none of {', '.join(_RESERVED)}."
+            )
+        if name in members:
+            raise ValueError(f"Each tool must have a name of its own, got two named {name!r}.")
+        members[name] = staticmethod(tool if inspect.isfunction(tool) else _function(tool, name))
+    return type("Tools", (), members)()
+
+
+def _name(tool: Any) -> str:
+    return str(getattr(tool, "__name__", type(tool).__name__))
+
+
+def _function(tool: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that calls a bound method or another callable, with its signature and docstring."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return tool(*args, **kwargs)  # of an asynchronous one a coroutine, which is awaited where actions are called
+
+    functools.update_wrapper(call, tool)
+    call.__name__ = name
+    inner: Any = tool
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    inner = inner if inspect.isroutine(inner) else inner.__call__
+    with contextlib.suppress(Exception):  # a hint that does not resolve means text, as for a function
+        call.__annotations__ = get_type_hints(inner)
+    return call

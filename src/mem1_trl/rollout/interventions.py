@@ -1,0 +1,132 @@
+"""What a person does to an episode between two turns: write a message, or another state. And what is done again after a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ..trajectory import StopReason
+from .episode import Episode
+from .stopping import Completion
+from .turn_loop import Rollout
+
+if TYPE_CHECKING:
+    from .endpoint import ChatRollout
+
+_MAY_GO_ON = (StopReason.ANSWER, StopReason.MAX_TURNS, StopReason.INVALID_ACTION, StopReason.TRUNCATED)
+
+
+def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> None:
+    """
+    Let an episode that has ended go on with a message of a person, which the agent reads as the result of its last turn.
+
+    Args:
+        rollout ([`Rollout`]):
+            Plays the episode.
+        episode ([`Episode`]):
+            It gets `max_turns` turns more.
+        text (`str`):
+            The message; it is escaped and cut as every observation.
+
+    Raises:
+        `RuntimeError`: If the episode has not ended, or not in a way after which it can go on.
+        `ValueError`: If the message leaves no room in the context.
+    """
+    if episode.stop_reason is None:
+        raise RuntimeError(
+            "A message follows an answer, and this episode has not ended: play it on with `step()` or `run()` first."
+        )
+    if episode.stop_reason not in _MAY_GO_ON or not episode.turns:
+        raise RuntimeError(f"The episode ended by {episode.stop_reason.value!r} and cannot go on: start another.")
+    before = dataclasses.replace(
+        episode, turns=list(episode.turns), history=list(episode.history), rounds=list(episode.rounds)
+    )
+    turns_left = rollout.settings.max_turns
+    tags = list(episode.actions.tags) if episode.actions is not None else []
+    observation = rollout.observations.encode_message(text, turns_left, tags)
+    episode.stop_reason = episode.answer = None
+    episode.rounds.append(len(episode.turns))
+    rollout.show(episode, observation)
+    if episode.stop_reason is not None:
+        for one in ("turns", "history", "rounds", "recalled", "stop_reason", "answer"):
+            setattr(episode, one, getattr(before, one))
+        raise ValueError(
+            f"The context with the message must have at most {rollout.settings.max_context_length} tokens: lower "
+            "`max_observation_length`, raise `max_context_length`, or write less."
+        )
+    episode.record.add_message(text, observation.results[0], turns_left)
+
+
+def edit_state(rollout: Rollout, episode: Episode, state: str) -> None:
+    """
+    Put another text in place of the state that the last turn wrote, for the contexts that follow.
+
+    What the turn sampled stays recorded as it is; `edited_state` says what replaced it.
+
+    Args:
+        rollout ([`Rollout`]):
+            Plays the episode.
+        episode ([`Episode`]):
+            An episode with a turn.
+        state (`str`):
+            The new state.
+
+    Raises:
+        `ValueError`: If the next context would be too long.
+    """
+    old = episode.turns[-1]
+    new = dataclasses.replace(old, edited_state=state)
+    if len(episode.history) == len(
+        episode.turns
+    ):  # otherwise the turn has no observation yet, and enters the history with it
+        past = [*rollout.carried(new), *episode.history[-1][len(rollout.carried(old)) :]]
+        limit = rollout.settings.max_context_length
+        if limit is not None and len(episode.prompt_ids) + len(episode.recalled) + len(past) > limit:
+            raise ValueError(f"The context with this memory must have at most {limit} tokens: write a shorter one.")
+        episode.history[-1] = past
+    episode.turns[-1] = new
+
+
+def repeat_actions(rollout: Rollout, episode: Episode) -> None:
+    """
+    Bring a fresh environment to where that of a saved episode was: its actions are called again, in their order.
+
+    Args:
+        rollout ([`Rollout`]):
+            Calls the environment. Its model is not asked.
+        episode ([`Episode`]):
+            Saved and read again; its environment was reset.
+
+    Raises:
+        `RuntimeError`: If an action has another result than it had, or the environment fails.
+    """
+    given: list[Completion] = []
+    again = Rollout(
+        rollout.tokenizer,
+        rollout.protocol,
+        rollout.settings,
+        lambda prompts, stops: given,
+        syntax=rollout.syntax,
+        caller=rollout.caller,
+    )
+    copy = Episode(episode.prompt_ids, episode.environment, episode.actions, episode.prompt)
+    again.begin([copy])
+    for number, turn in enumerate(episode.turns, 1):
+        whole = (
+            rollout.protocol.action_syntax != "tool_calls" or turn.completion_ids[-1] == rollout.tokenizer.eos_token_id
+        )
+        given[:] = [
+            Completion(turn.completion_ids, turn.logprobs, whole, prompt_ids=turn.prompt_ids, messages=turn.messages)
+        ]
+        again.play_turn([copy])
+        same = number in episode.rounds or copy.turns[-1].observation == turn.observation
+        if copy.error is not None or not same:
+            reason = copy.error or f"it was {turn.observation!r:.200} and is now {copy.turns[-1].observation!r:.200}"
+            raise RuntimeError(
+                f"The actions of the saved episode cannot be repeated in this environment, turn {number} differs: {reason}. Give the "
+                "environment a property `mem1_state`, or bring it to its state yourself and pass `repeat=False`."
+            )
+        copy.history = episode.history[:number]
+        copy.rounds = [one for one in episode.rounds if one <= number]
+        if number < len(episode.turns):
+            copy.stop_reason = None
