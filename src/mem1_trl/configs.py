@@ -88,6 +88,10 @@ class Mem1GRPOConfig(GRPOConfig):
             with the same gradient, so that memory follows this number however long trajectories become; a single trajectory
             is never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
             micro-batch in one pass.
+        state_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the tokens of the state (`<think>` to `</think>`) in the policy's loss, against 1 for all other sampled
+            tokens. It multiplies their terms of the clipped objective, and nothing else: not what the loss is divided by, not KL
+            or entropy, not the critic.
         check (`str`, *optional*, defaults to `"on"`):
             Whether the model is checked when the trainer is built (`"on"`): a toy trajectory is sampled and scored as in the
             run and held against the plain model, which takes a fraction of a second for a small model. A layout that is off is
@@ -173,6 +177,14 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
+    state_loss_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the tokens of the state (`<think>` to `</think>`) in the policy's loss, against 1 for all other "
+            "sampled tokens. What the loss is divided by, KL, entropy and the critic stay as they are."
+        },
+    )
+
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -226,6 +238,7 @@ class Mem1GRPOConfig(GRPOConfig):
             if isinstance(value, float) and value != value:
                 raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
+        self._check_state_loss_weight()
         self.fault_settings()
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
@@ -280,6 +293,22 @@ class Mem1GRPOConfig(GRPOConfig):
             concurrency=self.environment_concurrency,
             on_error=self.on_environment_error,
         )
+
+    def _check_state_loss_weight(self) -> None:
+        weight = self.state_loss_weight
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"state_loss_weight must be a finite number of at least 0, got {weight}.")
+        if weight == 1.0:
+            return
+        for name, bad in (
+            ("loss_type", self.loss_type == "vespo"),
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} takes one advantage for a trajectory, so tokens cannot have "
+                    f"state_loss_weight={weight}: leave one of them out."
+                )
 
     def _check_token_budget(self) -> None:
         """Refuse a token budget next to what needs all tokens of a micro-batch at once: its parts would not add up."""

@@ -68,7 +68,9 @@ class Turn:
         state (`str` or `None`):
             Text of the internal state that the turn wrote, or `None` if it did not write one.
         state_tokens (`int`):
-            Number of tokens of `completion_ids` that belong to the state.
+            Number of tokens of `completion_ids` that belong to the state, its tags included.
+        state_begin (`int`):
+            Number of tokens of `completion_ids` before the state.
         truncated_sampling (`bool`):
             Whether the sampler could not draw every token with its probability under the policy: greedy decoding, top-k, top-p,
             min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
@@ -89,6 +91,7 @@ class Turn:
     state_tokens: int = 0
     truncated_sampling: bool = False
     messages: tuple[dict[str, Any], ...] | None = None
+    state_begin: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -162,6 +165,7 @@ class Trajectory:
                     "state_tokens": turn.state_tokens,
                     "truncated_sampling": turn.truncated_sampling,
                     "messages": None if turn.messages is None else list(turn.messages),
+                    "state_begin": turn.state_begin,
                 }
                 for turn in self.turns
             ],

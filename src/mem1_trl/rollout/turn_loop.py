@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..environment_runtime.actions import ActionResult, run_calls
 from ..environment_runtime.calls import EnvironmentCall, EnvironmentCaller, name_of_call
 from ..environment_runtime.errors import describe_error
-from ..protocol.encoding import decode, encode_text
+from ..protocol.encoding import decode, encode_text, tokens_of_span
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
 from ..trajectory import StopReason, Trajectory, Turn
 from .context import next_context
@@ -183,10 +183,9 @@ class Rollout:
                 opened=self.syntax.opened(context),
             )
             episode.record.add_turn(parsed)
-        state_tokens = 0
+        begin = end = 0
         if parsed is not None and parsed.state_span is not None:
-            begin, end = parsed.state_span
-            state_tokens = len(encode_text(self.tokenizer, text[begin:end]))
+            begin, end = tokens_of_span(self.tokenizer, completion.ids, parsed.state_span)
         episode.turns.append(
             Turn(
                 prompt_ids=tuple(context) if completion.prompt_ids is None else completion.prompt_ids,
@@ -196,7 +195,8 @@ class Rollout:
                 action=parsed.action if parsed else None,
                 action_input=parsed.action_input if parsed else None,
                 state=parsed.state if parsed else None,
-                state_tokens=state_tokens,
+                state_tokens=end - begin,
+                state_begin=begin,
                 truncated_sampling=completion.truncated_sampling,
                 messages=completion.messages,
             )

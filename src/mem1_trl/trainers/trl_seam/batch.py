@@ -15,6 +15,7 @@ from accelerate.logging import get_logger
 from trl.data_utils import is_conversational
 
 from ...update.rows import Row, build_row
+from ...update.state_weights import state_weights
 from ..reward_gate import RewardGate
 from .contract import check_trl, check_values
 from .generation_batch import GenerationBatch
@@ -87,6 +88,11 @@ class TrajectoryTrainer(ExactResume):
         rows = current.row_batch(prompt, completion, self.tokenizer.pad_token_id, self.accelerator.device)
         batch["turn_ids"] = rows.turn_ids[:, prompt:].contiguous()
         batch["parent_offsets"] = rows.parent_offsets[:, prompt:].contiguous()
+        if self.args.state_loss_weight != 1.0:
+            weights = state_weights(
+                current.trajectories, self._own(current.left_out), rows.tool_mask, self.args.state_loss_weight
+            )
+            batch["loss_weights"] = weights[:, prompt:].contiguous()
 
     # Play
 

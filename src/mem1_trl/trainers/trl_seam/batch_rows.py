@@ -27,6 +27,8 @@ ROW_KEYS = frozenset(
         # the tree
         "turn_ids",
         "parent_offsets",
+        # weights of tokens in the policy's loss
+        "loss_weights",
         # the critic
         "old_values",
         "returns",
