@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .actions import ActionSet
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
 
 EnvironmentFactory = Callable[[], Any]
-"""Makes one environment: `reset(**row) -> str | None`, actions, optionally `get_reward() -> float`, `done` and `close()`."""
+"""Makes one environment: `reset(**row) -> str | None`, actions, optionally `get_reward() -> float`, `get_turn_reward() -> float`, `done`, `close()`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,9 @@ class EnvironmentPool:
         return name
 
     def gives_reward(self, row: Mapping[str, Any]) -> bool:
-        """Whether the environment of a row has `get_reward`."""
-        return callable(getattr(type(self._examples[self.name_of(row)]), "get_reward", None))
+        """Whether the environment of a row has `get_reward` or `get_turn_reward`."""
+        kind = type(self._examples[self.name_of(row)])
+        return any(_has(kind, method) for method in ("get_reward", "get_turn_reward"))
 
     def made_with(self) -> dict[str, Any]:
         """JSON-serializable settings of the environments, from their property `mem1_settings` if they have it."""
@@ -190,14 +192,17 @@ class EnvironmentPool:
 
     def reward_functions(self) -> list[Callable[..., Any]]:
         """
-        One TRL reward function, named after its class, for each class of environment that has `get_reward`.
+        One TRL reward function, named after its class, for each class of environment that has `get_reward`, and one for
+        each that has `get_turn_reward`.
 
-        The functions return the rewards that [`~EnvironmentPool.score`] found.
+        They return the rewards that [`~EnvironmentPool.score`] found, and those that the turns have.
         """
         functions: list[Callable[..., Any]] = []
         for kind in dict.fromkeys(type(example) for example in self._examples.values()):
-            if callable(getattr(kind, "get_reward", None)):
+            if _has(kind, "get_reward"):
                 functions.append(self._reward_function(kind))
+            if _has(kind, "get_turn_reward"):
+                functions.append(_turn_reward_function(kind))
         return functions
 
     def _reward_function(self, kind: type) -> Callable[..., Any]:
@@ -206,6 +211,21 @@ class EnvironmentPool:
 
         read.__name__ = kind.__name__
         return read
+
+
+def _turn_reward_function(kind: type) -> Callable[..., Any]:
+    def read(environments: list[Any], trajectories: list[Any], **kwargs: Any) -> list[list[float | None] | None]:
+        return [
+            [turn.reward for turn in trajectory.turns] if type(e) is kind else None
+            for e, trajectory in zip(environments, trajectories, strict=True)
+        ]
+
+    read.__name__ = f"{kind.__name__}.get_turn_reward"
+    return read
+
+
+def _has(kind: type, method: str) -> bool:
+    return callable(getattr(kind, method, None))
 
 
 def _check_takes_nothing(make: Callable[..., Any]) -> None:
@@ -336,21 +356,23 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
     return call_then(environment.reset, checked, **row)
 
 
-def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
+def ask_rewards(
+    caller: EnvironmentCaller, environments: Sequence[Any], method: str = "get_reward"
+) -> list[tuple[float | None, Exception | None]]:
     """
-    Call `get_reward` of all environments concurrently.
+    Call `get_reward`, or `get_turn_reward`, of all environments concurrently.
 
     Returns:
-        `list[tuple[float | None, Exception | None]]`: For each environment, the reward, which is `None` without a `get_reward` or
+        `list[tuple[float | None, Exception | None]]`: For each environment, the reward, which is `None` without such a method or
         without a score, and the error.
     """
-    asked = [index for index, e in enumerate(environments) if callable(getattr(type(e), "get_reward", None))]
+    asked = [index for index, e in enumerate(environments) if _has(type(e), method)]
     calls = [
         EnvironmentCall(
             caller.thread_of(environments[index]),
-            call_then(environments[index].get_reward, as_reward),
+            call_then(getattr(environments[index], method), partial(as_reward, source=method)),
             repeatable=True,
-            name=name_of_call(environments[index], "get_reward"),
+            name=name_of_call(environments[index], method),
         )
         for index in asked
     ]

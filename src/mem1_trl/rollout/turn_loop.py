@@ -18,6 +18,7 @@ from .episode import Episode
 from .external_memory import Note
 from .observations import ObservationEncoder
 from .stopping import StopStrings
+from .turn_rewards import reward_turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +128,10 @@ class Rollout:
             requests = self._act(episode, parsed, completion)
             if requests:
                 asked.append((episode, requests))
-        outcomes = self._call([(episode, self._calls(episode, requests)) for episode, requests in asked])
+        calls = [(episode, self._calls(episode, requests)) for episode, requests in asked]
+        outcomes = self._call(calls)
+        acted = [episode for episode, made in calls if any(not isinstance(call, ActionResult) for call in made)]
+        reward_turns(self.caller, [episode for episode in acted if episode.error is None])
         for (episode, requests), results in zip(asked, outcomes, strict=True):
             self._observe(episode, requests, results, turns_left)
 

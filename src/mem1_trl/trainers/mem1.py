@@ -120,7 +120,8 @@ class Mem1Trainer(TrajectoryTrainer):
         from_environment = self.pool.reward_functions() if self.pool is not None else []
         if not reward_funcs and not from_environment:
             raise ValueError(
-                "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` method."
+                "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` or "
+                "`get_turn_reward() -> float` method."
             )
         if self.pool is not None:
             play_first_row(self.pool, rows)

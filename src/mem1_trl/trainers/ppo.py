@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
 from ..model_traits import enable_activation_checkpointing
-from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
+from ..update.advantages import generalized_advantages, masked_whiten, token_rewards, turn_end_rewards
 from ..update.critic.bootstrap import values_after
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
@@ -340,7 +340,10 @@ class Mem1PPOTrainer(Mem1Trainer):
             old_logps = batch.get("old_per_token_logps")
             penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
             self._log_masked_mean("kl", penalty, mask)
-        token_level = token_rewards(rewards.nan_to_num(0.0), credited, penalty, self.beta)
+        of_turns = [trajectory.turn_rewards for trajectory in trajectories]
+        at_turn_ends = turn_end_rewards(of_turns, batch["turn_ids"], credited)
+        at_the_end = rewards.nan_to_num(0.0) - at_turn_ends.sum(1)
+        token_level = token_rewards(at_the_end, credited, penalty, self.beta) + at_turn_ends
         final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
         advantages, returns = generalized_advantages(
             token_level, values, credited, self.args.gamma, self.args.lam, final_values

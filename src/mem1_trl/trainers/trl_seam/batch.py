@@ -16,7 +16,7 @@ from trl.data_utils import is_conversational
 
 from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
-from ..reward_gate import RewardGate
+from ..reward_gate import RewardGate, note_turn_rewards
 from .contract import check_trl, check_values
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
@@ -193,8 +193,11 @@ class TrajectoryTrainer(ExactResume):
     ) -> torch.Tensor:
         current = self._current()
         sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in current.trajectories]
-        gate = RewardGate([trajectory.error is not None for trajectory in current.trajectories])
-        functions = [gate.guard(*pair) for pair in zip(self.reward_funcs, self.reward_func_names, strict=True)]
+        gate = RewardGate(
+            [t.error is not None for t in current.trajectories], [len(t.turns) for t in current.trajectories]
+        )
+        named = zip(self.reward_funcs, self.reward_func_names, strict=True)
+        functions = [gate.guard(*pair, column) for column, pair in enumerate(named)]
         with instance_attribute(self, "reward_funcs", functions):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         check_values("_calculate_rewards", per_function)
@@ -213,6 +216,7 @@ class TrajectoryTrainer(ExactResume):
         current.rewards = self._own(rewards)
         for trajectory, reward in zip(current.trajectories, current.rewards.tolist(), strict=True):
             trajectory.reward = None if reward != reward else reward
+        note_turn_rewards(current.trajectories, gate.turn_rewards, self.reward_weights.tolist())
         return per_function
 
     def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:
