@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from .rollout.settings import AgentSettings, setting
 from .update.layouts import LAYOUTS
+from .update.turn_advantages import ADVANTAGE_LEVELS
 
 _WORD = re.compile(r"\w+")
 
@@ -341,10 +342,18 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     Parameters:
         > Parameters that control credit
 
+        advantage_level (`str`, *optional*, defaults to `"token"`):
+            What a step of generalised advantage estimation is: a generated token of the whole trajectory (`"token"`), a turn, with the
+            value at its begin and one advantage for all its tokens (`"turn"`), or turns first and then the tokens inside each
+            turn (`"two_level"`), see [`mem1_trl.update.turn_advantages`].
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount per generated token.
+            Discount per generated token; per turn, unless `advantage_level="token"`.
         lam (`float`, *optional*, defaults to `1.0`):
-            Trace decay of generalised advantage estimation, per generated token.
+            Trace decay of generalised advantage estimation, per generated token; per turn, unless `advantage_level="token"`.
+        token_gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per generated token inside a turn, with `advantage_level="two_level"` only.
+        token_lam (`float`, *optional*, defaults to `1.0`):
+            Trace decay per generated token inside a turn, with `advantage_level="two_level"` only.
         bootstrap_truncated (`bool`, *optional*, defaults to `False`):
             Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the critic's value
             of the state in which it was cut, instead of ending there. An episode that used all its turns has ended either way:
@@ -386,9 +395,32 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     scale_rewards: str = field(
         default="none", metadata={"help": "Group statistics have no place next to a critic: only `none`."}
     )
-    gamma: float = field(default=1.0, metadata={"help": "Discount per generated token."})
+    advantage_level: str = field(
+        default="token",
+        metadata={
+            "help": "What a step of generalised advantage estimation is: a generated token (`token`), a turn, with one advantage "
+            "for all its tokens (`turn`), or turns first and then the tokens inside each turn (`two_level`).",
+            "choices": list(ADVANTAGE_LEVELS),
+        },
+    )
+    gamma: float = field(
+        default=1.0,
+        metadata={"help": "Discount per generated token; per turn, unless `advantage_level` is `token`."},
+    )
     lam: float = field(
-        default=1.0, metadata={"help": "Trace decay of generalised advantage estimation, per generated token."}
+        default=1.0,
+        metadata={
+            "help": "Trace decay of generalised advantage estimation, per generated token; per turn, unless "
+            "`advantage_level` is `token`."
+        },
+    )
+    token_gamma: float = field(
+        default=1.0,
+        metadata={"help": "Discount per generated token inside a turn, with `advantage_level` `two_level` only."},
+    )
+    token_lam: float = field(
+        default=1.0,
+        metadata={"help": "Trace decay per generated token inside a turn, with `advantage_level` `two_level` only."},
     )
     bootstrap_truncated: bool = field(
         default=False,
@@ -448,9 +480,19 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             self._post_init_of_one_generation()
         else:
             super().__post_init__()
-        for name in ("gamma", "lam"):
+        if self.advantage_level not in ADVANTAGE_LEVELS:
+            raise ValueError(
+                f"advantage_level must be one of {', '.join(map(repr, ADVANTAGE_LEVELS))}, got {self.advantage_level!r}."
+            )
+        for name in ("gamma", "lam", "token_gamma", "token_lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        for name in ("token_gamma", "token_lam"):
+            if getattr(self, name) != 1.0 and self.advantage_level != "two_level":
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with advantage_level={self.advantage_level!r}: use 'two_level', "
+                    f"or leave it 1.0."
+                )
         if self.vf_coef < 0:
             raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
         if self.critic_warmup_steps < 0:

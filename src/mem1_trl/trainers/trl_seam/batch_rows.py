@@ -32,6 +32,7 @@ ROW_KEYS = frozenset(
         # the critic
         "old_values",
         "returns",
+        "value_weights",
     }
 )
 """Keys whose value is a tensor with one entry for each row."""
