@@ -63,8 +63,8 @@ class Mem1GRPOTrainer(Mem1Trainer):
             The tokenizer. `None` loads that of the model.
         environment_factory (`Callable` or `dict[str, Callable]`, *optional*):
             Makes an environment: a class or function without arguments, as in `GRPOTrainer`. `reset(**row)` starts an
-            episode; every other public method with a docstring is an action; `get_reward()`, if there, scores the episode;
-            `done`, if there, ends it. With a dictionary, the column `environment` of a row chooses. `None` is one turn
+            episode; every other public method with a docstring is an action; `get_reward()`, if there, scores the episode, and
+            `get_turn_reward()` each turn; `done`, if there, ends it. With a dictionary, the column `environment` of a row chooses. `None` is one turn
             without environment.
         protocol ([`Mem1Protocol`], *optional*):
             Tags, instructions and hints. `None` uses `<think>` for the state, one tag per action, and `<answer>`.
