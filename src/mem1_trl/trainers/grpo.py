@@ -50,7 +50,8 @@ class Mem1GRPOTrainer(Mem1Trainer):
         reward_funcs (`RewardFunc | list[RewardFunc]`, *optional*):
             TRL's reward functions. They see a completion as all turns with the observations between them (one text, or
             messages if the prompt is conversational), `completion_ids` as the sampled tokens only, and further
-            `trajectories` (a list of [`Trajectory`]) and `environments`. Optional if the environment has `get_reward`.
+            `trajectories` (a list of [`Trajectory`]) and `environments`. For an episode they may return a list, one number for each
+            turn. Optional if the environment has `get_reward` or `get_turn_reward`.
         args ([`Mem1GRPOConfig`] or [`~trl.GRPOConfig`], *optional*):
             Configuration. `None` uses the defaults; a `GRPOConfig` is converted by
             [`mem1_trl.configs.from_grpo_config`], with a warning that says how.
