@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from .rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
 from .update.layouts import LAYOUTS
+from .update.turn_advantages import ADVANTAGE_LEVELS
 
 _WORD = re.compile(r"\w+")
 
@@ -19,6 +20,34 @@ _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+
+
+_PAPER: dict[str, Any] = {
+    "advantage_level": "token",
+    "gamma": 1.0,
+    "lam": 1.0,
+    "whiten_advantages": True,
+    "beta": 0.001,
+    "kl_in_reward": True,
+    "entropy_coef": 0.001,
+    "epsilon": 0.2,
+    "cliprange_value": 0.5,
+    "max_grad_norm": 1.0,
+    "learning_rate": 1e-6,
+    "value_learning_rate": 1e-5,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 25,
+    "num_generations": 1,
+    "num_iterations": 1,
+    "temperature": 1.0,
+    "max_turns": 6,
+    "max_completion_length": 1000,
+    "max_observation_length": 1000,
+}
+"""Settings of [`Mem1PPOConfig.paper`]."""
+
+_TURN_LEVEL: dict[str, Any] = {"advantage_level": "turn", "gamma": 0.99, "lam": 0.9}
+"""Settings of [`Mem1PPOConfig.turn_level`]."""
 
 
 @dataclass
@@ -94,6 +123,10 @@ class Mem1GRPOConfig(GRPOConfig):
             with the same gradient, so that memory follows this number however long trajectories become; a single trajectory
             is never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
             micro-batch in one pass.
+        state_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the tokens of the state (`<think>` to `</think>`) in the policy's loss, against 1 for all other sampled
+            tokens. It multiplies their terms of the clipped objective, and nothing else: not what the loss is divided by, not KL
+            or entropy, not the critic.
         check (`str`, *optional*, defaults to `"on"`):
             Whether the model is checked when the trainer is built (`"on"`): a toy trajectory is sampled and scored as in the
             run and held against the plain model, which takes a fraction of a second for a small model. A layout that is off is
@@ -195,6 +228,14 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
+    state_loss_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the tokens of the state (`<think>` to `</think>`) in the policy's loss, against 1 for all other "
+            "sampled tokens. What the loss is divided by, KL, entropy and the critic stay as they are."
+        },
+    )
+
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -248,6 +289,7 @@ class Mem1GRPOConfig(GRPOConfig):
             if isinstance(value, float) and value != value:
                 raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
+        self._check_state_loss_weight()
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:
@@ -304,6 +346,22 @@ class Mem1GRPOConfig(GRPOConfig):
             on_error=self.on_environment_error,
         )
 
+    def _check_state_loss_weight(self) -> None:
+        weight = self.state_loss_weight
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"state_loss_weight must be a finite number of at least 0, got {weight}.")
+        if weight == 1.0:
+            return
+        for name, bad in (
+            ("loss_type", self.loss_type == "vespo"),
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} takes one advantage for a trajectory, so tokens cannot have "
+                    f"state_loss_weight={weight}: leave one of them out."
+                )
+
     def _check_token_budget(self) -> None:
         """Refuse a token budget next to what needs all tokens of a micro-batch at once: its parts would not add up."""
         if self.max_tokens_per_micro_batch is None:
@@ -335,10 +393,18 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     Parameters:
         > Parameters that control credit
 
+        advantage_level (`str`, *optional*, defaults to `"token"`):
+            What a step of generalised advantage estimation is: a generated token of the whole trajectory (`"token"`), a turn, with the
+            value at its begin and one advantage for all its tokens (`"turn"`), or turns first and then the tokens inside each
+            turn (`"two_level"`), see [`mem1_trl.update.turn_advantages`].
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount per generated token.
+            Discount per generated token; per turn, unless `advantage_level="token"`.
         lam (`float`, *optional*, defaults to `1.0`):
-            Trace decay of generalised advantage estimation, per generated token.
+            Trace decay of generalised advantage estimation, per generated token; per turn, unless `advantage_level="token"`.
+        token_gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per generated token inside a turn, with `advantage_level="two_level"` only.
+        token_lam (`float`, *optional*, defaults to `1.0`):
+            Trace decay per generated token inside a turn, with `advantage_level="two_level"` only.
         bootstrap_truncated (`bool`, *optional*, defaults to `False`):
             Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the critic's value
             of the state in which it was cut, instead of ending there. An episode that used all its turns has ended either way:
@@ -380,9 +446,32 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     scale_rewards: str = field(
         default="none", metadata={"help": "Group statistics have no place next to a critic: only `none`."}
     )
-    gamma: float = field(default=1.0, metadata={"help": "Discount per generated token."})
+    advantage_level: str = field(
+        default="token",
+        metadata={
+            "help": "What a step of generalised advantage estimation is: a generated token (`token`), a turn, with one advantage "
+            "for all its tokens (`turn`), or turns first and then the tokens inside each turn (`two_level`).",
+            "choices": list(ADVANTAGE_LEVELS),
+        },
+    )
+    gamma: float = field(
+        default=1.0,
+        metadata={"help": "Discount per generated token; per turn, unless `advantage_level` is `token`."},
+    )
     lam: float = field(
-        default=1.0, metadata={"help": "Trace decay of generalised advantage estimation, per generated token."}
+        default=1.0,
+        metadata={
+            "help": "Trace decay of generalised advantage estimation, per generated token; per turn, unless "
+            "`advantage_level` is `token`."
+        },
+    )
+    token_gamma: float = field(
+        default=1.0,
+        metadata={"help": "Discount per generated token inside a turn, with `advantage_level` `two_level` only."},
+    )
+    token_lam: float = field(
+        default=1.0,
+        metadata={"help": "Trace decay per generated token inside a turn, with `advantage_level` `two_level` only."},
     )
     bootstrap_truncated: bool = field(
         default=False,
@@ -442,9 +531,19 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             self._post_init_of_one_generation()
         else:
             super().__post_init__()
-        for name in ("gamma", "lam"):
+        if self.advantage_level not in ADVANTAGE_LEVELS:
+            raise ValueError(
+                f"advantage_level must be one of {', '.join(map(repr, ADVANTAGE_LEVELS))}, got {self.advantage_level!r}."
+            )
+        for name in ("gamma", "lam", "token_gamma", "token_lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        for name in ("token_gamma", "token_lam"):
+            if getattr(self, name) != 1.0 and self.advantage_level != "two_level":
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with advantage_level={self.advantage_level!r}: use 'two_level', "
+                    f"or leave it 1.0."
+                )
         if self.vf_coef < 0:
             raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
         if self.critic_warmup_steps < 0:
@@ -477,6 +576,52 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                     f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here "
                     f"{advantage_per_token}: {instead}."
                 )
+
+    @classmethod
+    def paper(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
+        """
+        The settings of the reference run of MEM1 on question answering (arXiv 2506.15841 and its released code).
+
+        Credit over tokens with `gamma` and `lam` 1, advantages whitened, a KL penalty of 0.001 in the reward, an entropy bonus of
+        0.001, clipping at 0.2 (policy), 0.5 (values) and 1.0 (gradients), learning rates of 1e-6 and 1e-5 that stay constant
+        after 25 steps, 6 turns, 1,000 tokens for each completion and observation. Each generation batch of one sample a task is
+        trained on once, in two optimizer steps. The run had 64 tasks in a step: set `per_device_train_batch_size` and
+        `gradient_accumulation_steps` so that they, times the number of processes, give 64.
+
+        One setting differs: its critic warmed up over 7 steps, which here is done over 25 along the policy's schedule.
+
+        Args:
+            output_dir (`str`, *optional*):
+                As in [`~transformers.TrainingArguments`].
+            changes (*optional*):
+                Fields with other values.
+
+        Returns:
+            [`Mem1PPOConfig`]
+        """
+        accumulation = changes.get("gradient_accumulation_steps", 1)
+        in_two_steps = {} if "generation_batch_size" in changes else {"steps_per_generation": 2 * accumulation}
+        return cls(output_dir, **{**_PAPER, **in_two_steps, **changes})
+
+    @classmethod
+    def turn_level(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
+        """
+        Credit between turns: one value at the begin of each turn, `gamma=0.99` and `lam=0.9` from turn to turn.
+
+        The two numbers are those that summaries of Turn-PPO (arXiv 2512.17008) report as best in its ablation on WebShop and
+        Sokoban; the paper itself was not at hand. It also clips the ratio of whole turns, which is not done here: the ratio is that of
+        each token. All other settings are the defaults.
+
+        Args:
+            output_dir (`str`, *optional*):
+                As in [`~transformers.TrainingArguments`].
+            changes (*optional*):
+                Fields with other values.
+
+        Returns:
+            [`Mem1PPOConfig`]
+        """
+        return cls(output_dir, **{**_TURN_LEVEL, **changes})
 
     def _post_init_of_one_generation(self) -> None:
         """

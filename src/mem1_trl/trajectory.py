@@ -68,7 +68,12 @@ class Turn:
         state (`str` or `None`):
             Text of the internal state that the turn wrote, or `None` if it did not write one.
         state_tokens (`int`):
-            Number of tokens of `completion_ids` that belong to the state.
+            Number of tokens of `completion_ids` that belong to the state, its tags included.
+        state_begin (`int`):
+            Number of tokens of `completion_ids` before the state.
+        reward (`float` or `None`):
+            Reward of this turn alone, which the reward of the episode includes, or `None` if nothing scored it. What `get_turn_reward`
+            of the environment gave; after a trainer has scored it, the weighted sum of that and of what reward functions gave.
         truncated_sampling (`bool`):
             Whether the sampler could not draw every token with its probability under the policy: greedy decoding, top-k, top-p,
             min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
@@ -92,6 +97,8 @@ class Turn:
     truncated_sampling: bool = False
     messages: tuple[dict[str, Any], ...] | None = None
     edited_state: str | None = None
+    state_begin: int = 0
+    reward: float | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -116,7 +123,7 @@ class Trajectory:
         turns (`list[Turn]`):
             At least one turn, unless the episode could not be started (`stop_reason` `"error"`) or has just begun.
         reward (`float` or `None`):
-            Reward of the whole episode, or `None` while it is not scored.
+            Reward of the whole episode, those of its turns included, or `None` while it is not scored.
         stop_reason ([`StopReason`] or `None`):
             Why the episode ended; `None` while it goes on.
         answer (`str` or `None`):
@@ -144,6 +151,13 @@ class Trajectory:
         return self.turns[0].prompt_ids if self.turns else ()
 
     @property
+    def turn_rewards(self) -> list[float] | None:
+        """The reward of each turn, 0 for one that nothing scored; `None` if nothing scored any."""
+        if all(turn.reward is None for turn in self.turns):
+            return None
+        return [turn.reward or 0.0 for turn in self.turns]
+
+    @property
     def num_generated_tokens(self) -> int:
         """Tokens the model sampled over all turns."""
         return sum(len(turn.completion_ids) for turn in self.turns)
@@ -166,6 +180,8 @@ class Trajectory:
                     "truncated_sampling": turn.truncated_sampling,
                     "messages": None if turn.messages is None else list(turn.messages),
                     "edited_state": turn.edited_state,
+                    "state_begin": turn.state_begin,
+                    "reward": turn.reward,
                 }
                 for turn in self.turns
             ],

@@ -57,6 +57,13 @@ def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.
     }
 
 
+class TurnByTurn(LookupEnvironment):
+    """Rewards every turn."""
+
+    def get_turn_reward(self) -> float:
+        return 1.0 if self.given is not None else 0.5 ** len(self.queries)
+
+
 class SaveGradient(TrainerCallback):
     """Gradients as the optimizer finds them: after all micro-batches, and after processes have averaged them."""
 
@@ -75,11 +82,18 @@ class SaveGradient(TrainerCallback):
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 PPO = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}  # the discount makes every token's advantage its own
+LEVELS = {"state_loss_weight": 2.5, "advantage_level": "turn"}
 CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
     "ppo": (Mem1PPOTrainer, PPO, {}),
+    "turns": (Mem1PPOTrainer, {**PPO, **LEVELS}, {"environment_factory": TurnByTurn}),
+    "two_levels": (
+        Mem1PPOTrainer,
+        {**PPO, **LEVELS, "advantage_level": "two_level", "token_lam": 0.9},
+        {"environment_factory": TurnByTurn},
+    ),
     "warmup": (Mem1PPOTrainer, {**PPO, "critic_warmup_steps": 1}, {}),
     "cut": (Mem1PPOTrainer, {**PPO, **CUT}, {}),
     "cut_shared": (Mem1PPOTrainer, {**PPO, **CUT}, {"value_model": "shared"}),
@@ -143,10 +157,9 @@ def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | M
         ),
         train_dataset=lookup_dataset(8),
         processing_class=tiny_tokenizer(),
-        environment_factory=LookupEnvironment,
         protocol=SHORT,
         callbacks=[saver],
-        **arguments,
+        **{"environment_factory": LookupEnvironment, **arguments},
     )
     if trainer_class is Mem1PPOTrainer:
         # The head starts at zero, where nothing below it has a gradient

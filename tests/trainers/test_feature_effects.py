@@ -58,6 +58,9 @@ HELD = {
     "a head in float32": HERE,
     "tables of completions": "trainers/test_tracking.py",
     "continuous batching of transformers": HERE,
+    "weight of the state's tokens": "trainers/test_state_weight.py",
+    "rewards of single turns": "trainers/test_turn_rewards.py",
+    "advantages between turns, or on two levels": "trainers/test_advantage_level.py",
 }
 """Rows of the table that say "works", and the tests that hold a value of theirs over several turns."""
 

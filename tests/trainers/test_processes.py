@@ -62,6 +62,18 @@ def test_gradient_is_independent_of_micro_batches_and_processes(run, kind):
             assert other["log"][key] == pytest.approx(whole["log"][key]), key
 
 
+@pytest.mark.parametrize("kind", ["turns", "two_levels"])
+def test_credit_between_turns_has_the_same_gradient_on_two_processes(run, kind):
+    """With rewards of turns and weights of states, whitened over all processes."""
+    whole = run(kind, processes=1, per_device=8, accumulation=1)
+    parallel = run(kind, processes=2, per_device=2, accumulation=2)
+    assert parallel["processes"] == 2
+    for part in ("policy", "critic"):
+        assert relative_error(whole["gradient"][part], parallel["gradient"][part]) < 1e-5, part
+    for key in ("reward", "value/mean", "value/return_mean", "value/explained_variance", "loss"):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
 def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(run, kind):
     whole = run(kind, processes=1, per_device=8, accumulation=1)

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     from ..protocol.protocol import Mem1Protocol
 
-_RESERVED = ("reset", "get_reward")
+_RESERVED = ("reset", "get_reward", "get_turn_reward")
 
 
 def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     """
-    Public methods of an environment that an agent may call: all but `reset` and `get_reward`.
+    Public methods of an environment that an agent may call: all but `reset`, `get_reward` and `get_turn_reward`.
 
     The rule is TRL's (`GRPOTrainer(environment_factory=...)`), so that an environment has the same actions here: plain
-    functions of the class, which are listed on the class so that properties are never evaluated. One exception: a method `close`
-    without arguments is called when the environment is no longer needed, and is not an action.
+    functions of the class, which are listed on the class so that properties are never evaluated. Two exceptions: a method `close`
+    without arguments is called when the environment is no longer needed, and `get_turn_reward` after a turn; neither is an action.
     """
     reserved = _RESERVED if closing_hook(environment) is None else (*_RESERVED, "close")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
 
 EnvironmentFactory = Callable[[], Any]
-"""Makes one environment: `reset(**row) -> str | None`, actions, optionally `get_reward() -> float`, `done` and `close()`."""
+"""Makes one environment: `reset(**row) -> str | None`, actions, optionally `get_reward() -> float`, `get_turn_reward() -> float`, `done`, `close()`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,9 @@ class EnvironmentPool:
         return name
 
     def gives_reward(self, row: Mapping[str, Any]) -> bool:
-        """Whether the environment of a row has `get_reward`."""
-        return callable(getattr(type(self._examples[self.name_of(row)]), "get_reward", None))
+        """Whether the environment of a row has `get_reward` or `get_turn_reward`."""
+        kind = type(self._examples[self.name_of(row)])
+        return any(_has(kind, method) for method in ("get_reward", "get_turn_reward"))
 
     def made_with(self) -> dict[str, Any]:
         """JSON-serializable settings of the environments, from their property `mem1_settings` if they have it."""
@@ -192,14 +193,17 @@ class EnvironmentPool:
 
     def reward_functions(self) -> list[Callable[..., Any]]:
         """
-        One TRL reward function, named after its class, for each class of environment that has `get_reward`.
+        One TRL reward function, named after its class, for each class of environment that has `get_reward`, and one for
+        each that has `get_turn_reward`.
 
-        The functions return the rewards that [`~EnvironmentPool.score`] found.
+        They return the rewards that [`~EnvironmentPool.score`] found, and those that the turns have.
         """
         functions: list[Callable[..., Any]] = []
         for kind in dict.fromkeys(type(example) for example in self._examples.values()):
-            if callable(getattr(kind, "get_reward", None)):
+            if _has(kind, "get_reward"):
                 functions.append(self._reward_function(kind))
+            if _has(kind, "get_turn_reward"):
+                functions.append(_turn_reward_function(kind))
         return functions
 
     def _reward_function(self, kind: type) -> Callable[..., Any]:
@@ -208,6 +212,21 @@ class EnvironmentPool:
 
         read.__name__ = kind.__name__
         return read
+
+
+def _turn_reward_function(kind: type) -> Callable[..., Any]:
+    def read(environments: list[Any], trajectories: list[Any], **kwargs: Any) -> list[list[float | None] | None]:
+        return [
+            [turn.reward for turn in trajectory.turns] if type(e) is kind else None
+            for e, trajectory in zip(environments, trajectories, strict=True)
+        ]
+
+    read.__name__ = f"{kind.__name__}.get_turn_reward"
+    return read
+
+
+def _has(kind: type, method: str) -> bool:
+    return callable(getattr(kind, method, None))
 
 
 def _check_takes_nothing(make: Callable[..., Any]) -> None:
@@ -350,26 +369,33 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
     return call_then(reset, checked, **row) if callable(reset) else lambda: None
 
 
-def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
+def reward_call(caller: EnvironmentCaller, environment: Any, method: str = "get_reward") -> EnvironmentCall | None:
+    """The call of `get_reward`, or `get_turn_reward`, whose value is a checked number; `None` without such a method."""
+    if not _has(type(environment), method):
+        return None
+    return EnvironmentCall(
+        caller.thread_of(environment),
+        call_then(getattr(environment, method), partial(as_reward, source=method)),
+        repeatable=True,
+        name=name_of_call(environment, method),
+    )
+
+
+def ask_rewards(
+    caller: EnvironmentCaller, environments: Sequence[Any], method: str = "get_reward"
+) -> list[tuple[float | None, Exception | None]]:
     """
-    Call `get_reward` of all environments concurrently.
+    Call `get_reward`, or `get_turn_reward`, of all environments concurrently.
 
     Returns:
-        `list[tuple[float | None, Exception | None]]`: For each environment, the reward, which is `None` without a `get_reward` or
+        `list[tuple[float | None, Exception | None]]`: For each environment, the reward, which is `None` without such a method or
         without a score, and the error.
     """
-    asked = [index for index, e in enumerate(environments) if callable(getattr(type(e), "get_reward", None))]
-    calls = [
-        EnvironmentCall(
-            caller.thread_of(environments[index]),
-            call_then(environments[index].get_reward, as_reward),
-            repeatable=True,
-            name=name_of_call(environments[index], "get_reward"),
-        )
-        for index in asked
-    ]
+    calls = {
+        index: call for index, e in enumerate(environments) if (call := reward_call(caller, e, method)) is not None
+    }
     scores: list[tuple[float | None, Exception | None]] = [(None, None)] * len(environments)
-    for index, call, outcome in zip(asked, calls, caller.run(calls)):
+    for (index, call), outcome in zip(calls.items(), caller.run(list(calls.values()))):
         call.thread.failed = call.thread.failed or outcome.error is not None
         scores[index] = (outcome.value, outcome.error)
     return scores

@@ -70,7 +70,7 @@ def evaluate_agent(
     | `f1` | the same with F1 over sets of words |
     | `exact_match_per_objective`, `f1_per_objective` | divided by N |
     | `success` | 1 if all objectives are answered exactly, or what `success` says |
-    | `reward` | what `get_reward` gave |
+    | `reward` | what `get_reward` gave, and `get_turn_reward` for all turns |
     | `turns`, `generated_tokens`, `peak_tokens`, `peak_tokens_without_prompt`, `dependency_length`, `state_tokens`, `valid_action_rate` | see [`mem1_trl.metrics`] |
     | `failed_actions` | actions that raised, or whose arguments were wrong |
     | `seconds` | wall time, that of each turn split evenly among the episodes that played it at once |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,34 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_
     text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
     assert isinstance(text, str)
     return text
+
+
+def tokens_of_span(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], span: tuple[int, int]) -> tuple[int, int]:
+    """
+    The tokens that hold some characters of their decoded text.
+
+    Sampled tokens need not be those that the text would be encoded to, so they are found by decoding beginnings of `ids`, about
+    `2 log2(len(ids))` of them. A token that holds characters of the span and others, as `><` between two tags may be, belongs to it.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        ids (`Sequence[int]`):
+            Token ids.
+        span (`tuple[int, int]`):
+            First character, and the one after the last.
+
+    Returns:
+        `tuple[int, int]`: Index of the first token, and that after the last.
+    """
+
+    def characters(count: int) -> int:
+        # What ends inside a character decodes to marks, which would make a longer text out of fewer tokens
+        return len(decode(tokenizer, ids[:count]).rstrip("\ufffd"))
+
+    counts = range(len(ids) + 1)
+    first = max(bisect_right(counts, span[0], key=characters) - 1, 0)
+    return first, max(first, min(bisect_left(counts, span[1], key=characters), len(ids)))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -13,8 +13,10 @@ from ..environment_runtime.actions import ActionResult, action_call, action_resu
 from ..environment_runtime.call_records import EnvironmentCall, Outcome
 from ..environment_runtime.calls import name_of_call
 from ..environment_runtime.errors import describe_error
+from ..environment_runtime.pool import reward_call
 from ..environment_runtime.running_calls import RunningCalls
 from ..trajectory import StopReason
+from .turn_rewards import note_turn_reward
 
 if TYPE_CHECKING:
     from ..environment_runtime.calls import EnvironmentCaller
@@ -56,12 +58,13 @@ class Acting:
         """
         Each call that is to be made, and whether it counts; the outcome of one is sent in before the next.
 
-        The actions end early if the environment is done, or can no longer be used.
+        The actions end early if the environment is done, or can no longer be used. Then it is asked for the reward of the turn, if
+        something of it was called.
         """
         episode = self.episode
         for place, call in enumerate(self.calls):
             if place and episode.stop_reason is not None:
-                return
+                break
             if isinstance(call, ActionResult):
                 result = call
             else:
@@ -85,6 +88,10 @@ class Acting:
                     episode.stop_reason = StopReason.DONE
             elif episode.stop_reason is None and _is_done(episode.environment):
                 episode.stop_reason = StopReason.DONE
+        if episode.error is None and not all(isinstance(call, ActionResult) for call in self.calls):
+            reward = reward_call(caller, episode.environment, "get_turn_reward")
+            if reward is not None:
+                note_turn_reward(episode, reward, (yield reward, True))
 
 
 class _Progress:

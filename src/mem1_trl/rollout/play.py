@@ -179,7 +179,8 @@ class EpisodePlayer:
         sound = [index for index, trajectory in enumerate(trajectories) if trajectory.error is None]
         scores = environments.score([episodes[index].environment for index in sound])
         for index, (reward, failure) in zip(sound, scores, strict=True):
-            trajectories[index].reward = reward
+            of_turns = trajectories[index].turn_rewards
+            trajectories[index].reward = reward if of_turns is None else (reward or 0.0) + sum(of_turns)
             if failure is not None:
                 trajectories[index].error = describe_error(failure)
         failures = {index: failure for index, (_, failure) in zip(sound, scores) if failure is not None}

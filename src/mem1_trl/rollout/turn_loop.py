@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.calls import EnvironmentCaller
 from ..protocol.edited_state import edited_ids
-from ..protocol.encoding import decode, encode_text
+from ..protocol.encoding import decode, encode_text, tokens_of_span
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
 from ..trajectory import StopReason, Trajectory, Turn
 from .acting import Acting, run_actions
@@ -224,10 +224,9 @@ class Rollout:
                 opened=self.syntax.opened(context),
             )
             episode.record.add_turn(parsed)
-        state_tokens = 0
+        begin = end = 0
         if parsed is not None and parsed.state_span is not None:
-            begin, end = parsed.state_span
-            state_tokens = len(encode_text(self.tokenizer, text[begin:end]))
+            begin, end = tokens_of_span(self.tokenizer, completion.ids, parsed.state_span)
         episode.turns.append(
             Turn(
                 prompt_ids=tuple(context) if completion.prompt_ids is None else completion.prompt_ids,
@@ -237,7 +236,8 @@ class Rollout:
                 action=parsed.action if parsed else None,
                 action_input=parsed.action_input if parsed else None,
                 state=parsed.state if parsed else None,
-                state_tokens=state_tokens,
+                state_tokens=end - begin,
+                state_begin=begin,
                 truncated_sampling=completion.truncated_sampling,
                 messages=completion.messages,
             )

@@ -48,6 +48,8 @@ def play_first_row(pool: EnvironmentPool, dataset: Any) -> None:
                 f"{kind} has no action: give it a public method with a docstring, which the agent may call, or leave out "
                 "`environment_factory` if tasks are one completion each."
             )
+        if callable(getattr(type(environment), "get_turn_reward", None)):
+            _check_takes_nothing(environment)
         for action, method in action_methods(environment).items():
             for argument in inspect.signature(method).parameters.values():
                 if argument.annotation is argument.empty and argument.kind not in (
@@ -94,6 +96,15 @@ def _play_one_of(pool: EnvironmentPool, rows: list[dict[str, Any]]) -> None:
             return
         problem = problem or said
     raise ValueError(f"The first row cannot be played: {problem}")
+
+
+def _check_takes_nothing(environment: Any) -> None:
+    """Raise `ValueError` if `get_turn_reward` needs arguments. It is not called here, since no turn was played."""
+    try:
+        inspect.signature(environment.get_turn_reward).bind()
+    except TypeError as error:
+        place = name_of_call(environment, "get_turn_reward")
+        raise ValueError(f"{place} must be callable without arguments: {error}.") from error
 
 
 def _check_signature(pool: EnvironmentPool, row: Mapping[str, Any]) -> None:

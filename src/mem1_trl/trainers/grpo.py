@@ -50,7 +50,8 @@ class Mem1GRPOTrainer(Mem1Trainer):
         reward_funcs (`RewardFunc | list[RewardFunc]`, *optional*):
             TRL's reward functions. They see a completion as all turns with the observations between them (one text, or
             messages if the prompt is conversational), `completion_ids` as the sampled tokens only, and further
-            `trajectories` (a list of [`Trajectory`]) and `environments`. Optional if the environment has `get_reward`.
+            `trajectories` (a list of [`Trajectory`]) and `environments`. For an episode they may return a list, one number for each
+            turn. Optional if the environment has `get_reward` or `get_turn_reward`.
         args ([`Mem1GRPOConfig`] or [`~trl.GRPOConfig`], *optional*):
             Configuration. `None` uses the defaults; a `GRPOConfig` is converted by
             [`mem1_trl.configs.from_grpo_config`], with a warning that says how.
@@ -63,8 +64,8 @@ class Mem1GRPOTrainer(Mem1Trainer):
             The tokenizer. `None` loads that of the model.
         environment_factory (`Callable` or `dict[str, Callable]`, *optional*):
             Makes an environment: a class or function without arguments, as in `GRPOTrainer`. `reset(**row)` starts an
-            episode; every other public method with a docstring is an action; `get_reward()`, if there, scores the episode;
-            `done`, if there, ends it. With a dictionary, the column `environment` of a row chooses. `None` is one turn
+            episode; every other public method with a docstring is an action; `get_reward()`, if there, scores the episode, and
+            `get_turn_reward()` each turn; `done`, if there, ends it. With a dictionary, the column `environment` of a row chooses. `None` is one turn
             without environment.
         protocol ([`Mem1Protocol`], *optional*):
             Tags, instructions and hints. `None` uses `<think>` for the state, one tag per action, and `<answer>`.

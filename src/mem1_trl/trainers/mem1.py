@@ -99,6 +99,11 @@ class Mem1Trainer(TrajectoryTrainer):
         native = self.protocol.action_syntax == "tool_calls"
         if self.pool is None and protocol is not None and (native or args.max_turns > 1):
             raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
+        if self.pool is None and args.state_loss_weight != 1.0:
+            raise ValueError(
+                f"state_loss_weight={args.state_loss_weight} needs turns that write a state, and there are none without "
+                "`environment_factory`: pass one, or leave it 1.0."
+            )
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
@@ -115,7 +120,8 @@ class Mem1Trainer(TrajectoryTrainer):
         from_environment = self.pool.reward_functions() if self.pool is not None else []
         if not reward_funcs and not from_environment:
             raise ValueError(
-                "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` method."
+                "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` or "
+                "`get_turn_reward() -> float` method."
             )
         if self.pool is not None:
             play_first_row(self.pool, rows)

@@ -10,23 +10,18 @@ from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
 from ..model_traits import enable_activation_checkpointing
-from ..update.advantages import generalized_advantages, masked_whiten, token_rewards
-from ..update.critic.bootstrap import values_after
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
-from ..update.losses import clipped_value_loss, explained_variance
 from ..update.scoring import forward_rows, forwarded_tokens
 from ..update.sharded_tensors import own_part, whole
 from .bitsandbytes_cpu import keep_gradients_through_4bit
+from .credit import CreditingTrainer
 from .dropout import silence_dropout
 from .grpo import model_name
-from .mem1 import Mem1Trainer
 from .refusals import refuse_sharded_weights
 from .self_check import check_critic
 from .sharded_critic import shard_critic
-from .trl_seam.batch import is_truncated
-from .trl_seam.batch_rows import row_chunks
 from .trl_seam.helpers import instance_attribute
 
 if TYPE_CHECKING:
@@ -38,7 +33,6 @@ if TYPE_CHECKING:
 
     from ..environment_runtime.pool import EnvironmentFactory
     from ..protocol.protocol import Mem1Protocol
-    from ..trajectory import Trajectory
     from ..update.row_batch import RowBatch
 
 CRITIC_DIRECTORY = "critic"
@@ -64,13 +58,13 @@ class _CriticSteps(TrainerCallback):
         self.trainer.critic.zero_grad(set_to_none=True)
 
 
-class Mem1PPOTrainer(Mem1Trainer):
+class Mem1PPOTrainer(CreditingTrainer):
     """
     Proximal policy optimization (arXiv 1707.06347) for agents that rewrite their context (MEM1, arXiv 2506.15841).
 
     The policy update is [`~trl.GRPOTrainer`]'s clipped objective, with one advantage per generated token: generalised
     advantage estimation (arXiv 1506.02438) over the generated tokens of the whole trajectory, whatever stands between its
-    turns. The critic reads the same rows in the same layout, so that a value too is computed under the context that the agent
+    turns, or over its turns (`args.advantage_level`). The critic reads the same rows in the same layout, so that a value too is computed under the context that the agent
     had. Tokens of the environment are in neither loss.
 
     Example:
@@ -327,74 +321,6 @@ class Mem1PPOTrainer(Mem1Trainer):
     def forwarded_tokens(self, rows: RowBatch) -> int:
         of_critic = forwarded_tokens(rows, self.value_layout, self.value_model.backbone)
         return max(super().forwarded_tokens(rows), of_critic)
-
-    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
-        mask = self.sampled_mask(batch)
-        scored = ~rewards.isnan()
-        credited = mask * scored[:, None]
-        with torch.no_grad():
-            size = max(1, self.args.per_device_train_batch_size)
-            values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
-        penalty = None
-        if self.args.kl_in_reward and self.beta != 0.0:
-            old_logps = batch.get("old_per_token_logps")
-            penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
-            self._log_masked_mean("kl", penalty, mask)
-        token_level = token_rewards(rewards.nan_to_num(0.0), credited, penalty, self.beta)
-        final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
-        advantages, returns = generalized_advantages(
-            token_level, values, credited, self.args.gamma, self.args.lam, final_values
-        )
-        self._log_values(values, returns, advantages, credited)
-        if self.args.whiten_advantages:
-            advantages = masked_whiten(advantages, credited, self.accelerator.gather)
-        batch["advantages"] = advantages
-        self.show_advantages((advantages * credited).sum(1) / credited.sum(1).clamp(min=1))
-        batch["old_values"] = values
-        # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
-        batch["returns"] = torch.where(credited.bool(), returns, values)
-
-    def _values_where_cut(self, trajectories: list[Trajectory]) -> torch.Tensor:
-        """Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes."""
-        final = torch.zeros(len(trajectories), device=self.accelerator.device)
-        cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
-        # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
-        size = max(1, self.args.per_device_train_batch_size)
-        passes = 0
-        if self.is_fsdp_enabled:  # where every call is, all the same
-            own = torch.tensor([-(-len(cut) // size)], device=self.accelerator.device)
-            passes = int(self.accelerator.gather(own).max())
-        last = [trajectories[index].turns[-1] for index in cut]
-        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size, passes)
-        return final
-
-    def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
-        mask = self.sampled_mask(batch)
-        # A shared critic was read off in the forward pass of the policy's loss
-        values, self.last_readout = self.last_readout, None
-        if values is None:
-            values = self.values(batch)
-        self.last_values = values.detach()
-        loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
-        self._log_masked_mean("value/loss", loss.detach(), mask)
-        self._log_masked_mean("value/clip_ratio", clipped, mask)
-        return self.args.vf_coef * (loss * mask).sum() / self.token_normalizer(batch)
-
-    def _log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
-        sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self.log_metric(name, total / max(count, 1.0))
-
-    def _log_values(
-        self, values: torch.Tensor, returns: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
-    ) -> None:
-        self._log_masked_mean("value/mean", values, mask)
-        self._log_masked_mean("value/return_mean", returns, mask)
-        self._log_masked_mean("value/advantage_abs_mean", advantages.abs(), mask)
-        flat = mask.bool()
-        pairs = self.gather_records([torch.stack([values[flat], returns[flat]]).cpu()])
-        both = torch.cat(pairs, dim=1)
-        self.log_metric("value/explained_variance", explained_variance(both[0], both[1], torch.ones_like(both[0])))
 
     # Checkpoints
 

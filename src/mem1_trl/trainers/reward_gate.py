@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from ..environment_runtime.faults import as_reward
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..trajectory import Trajectory
+
 
 class RewardGate:
     """
@@ -22,39 +25,47 @@ class RewardGate:
     Reward functions are written for episodes; one that never began has no turns, perhaps no environment, and gets 0. What they
     return is held to the same rule as `get_reward` of an environment. Reward models get texts only and are asked as they are.
 
+    For an episode a function may give a list in place of a number: one number (or `None`) for each of its turns. TRL is then told their sum.
+
     Args:
         failed (`list[bool]`):
             Which episodes failed.
+        turns (`list[int]`):
+            Number of turns of each episode.
 
     Attributes:
         problems (`dict[int, str]`):
             Index of each episode that a reward function gave a number for that is not finite, and what it gave.
+        turn_rewards (`dict[tuple[int, int], list[float]]`):
+            What functions gave for single turns, 0 for `None`, by the index of the function and of the episode.
     """
 
-    def __init__(self, failed: list[bool]):
+    def __init__(self, failed: list[bool], turns: list[int]):
         self.failed = failed
+        self.turns = turns
         self.kept = [index for index, one in enumerate(failed) if not one]
         self.problems: dict[int, str] = {}
+        self.turn_rewards: dict[tuple[int, int], list[float]] = {}
 
-    def guard(self, function: Any, name: str) -> Any:
+    def guard(self, function: Any, name: str, column: int = 0) -> Any:
         """
-        A function that may take the place of a reward function in TRL.
+        A function that may take the place of a reward function in TRL, the one of index `column`.
 
         Raises:
-            `TypeError`: From the function that is returned, if a reward is not a number.
-            `ValueError`: From it, if there are more or fewer rewards than episodes it was asked about.
+            `TypeError`: From the function that is returned, if a reward is neither a number nor a list of numbers.
+            `ValueError`: From it, if there are more or fewer rewards than episodes it was asked about, or than turns of one.
         """
         if isinstance(function, torch.nn.Module):
             return function
         if _is_asynchronous(function):
 
             async def ask(**kwargs: Any) -> list[Any]:
-                return self._taken(await function(**self._chosen(kwargs)) if self.kept else [], name)
+                return self._taken(await function(**self._chosen(kwargs)) if self.kept else [], name, column)
 
             return ask
 
         def call(**kwargs: Any) -> list[Any]:
-            return self._taken(function(**self._chosen(kwargs)) if self.kept else [], name)
+            return self._taken(function(**self._chosen(kwargs)) if self.kept else [], name, column)
 
         return call
 
@@ -74,7 +85,7 @@ class RewardGate:
                     if not self.failed[index]:
                         self.problems[index] = f"The reward model {name!r} gave {float(rewards[index, column])}"
 
-    def _taken(self, values: Any, name: str) -> list[Any]:
+    def _taken(self, values: Any, name: str, column: int) -> list[Any]:
         if isinstance(values, (str, bytes, Mapping)) or not _is_row(values):
             raise TypeError(
                 f"The reward function '{name}' must return a list with one number for each of {len(self.kept)} completions, got a "
@@ -88,13 +99,32 @@ class RewardGate:
             )
         rewards: list[Any] = [0.0] * len(self.failed)
         for index, value in zip(self.kept, values):
+            if isinstance(value, (list, tuple)) and len(value) != self.turns[index]:
+                raise ValueError(
+                    f"The reward function '{name}' returned a list of {len(value)} for row {index} of the batch: it must have one "
+                    f"number for each of the {self.turns[index]} turns, or be one number for the episode."
+                )
             try:
-                rewards[index] = as_reward(value, f"The reward function {name!r}")
+                if isinstance(value, (list, tuple)):
+                    rewards[index] = self._sum_of_turns(value, name, (column, index))
+                else:
+                    rewards[index] = as_reward(value, f"The reward function {name!r}")
             except TypeError as error:
                 raise TypeError(f"{error} (row {index} of the batch).") from None
             except ValueError as error:
                 rewards[index], self.problems[index] = None, str(error)
         return rewards
+
+    def _sum_of_turns(self, values: Sequence[Any], name: str, place: tuple[int, int]) -> float | None:
+        """The sum of the rewards of the turns of an episode, which are noted; `None` if all are."""
+        numbers = [as_reward(one, f"The reward function {name!r}, for turn {n},") for n, one in enumerate(values, 1)]
+        if all(number is None for number in numbers):
+            return None
+        total = as_reward(
+            sum(number or 0.0 for number in numbers), f"The reward function {name!r}, summed over turns,"
+        )
+        self.turn_rewards[place] = [number or 0.0 for number in numbers]
+        return total
 
     def _chosen(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments about the episodes that did not fail."""
@@ -114,6 +144,29 @@ class RewardGate:
 
     def _is_column(self, value: Any) -> bool:
         return isinstance(value, list) and len(value) == len(self.failed)
+
+
+def note_turn_rewards(
+    trajectories: Sequence[Trajectory], given: Mapping[tuple[int, int], list[float]], weights: Sequence[float]
+) -> None:
+    """
+    Set the rewards of turns to the weighted sums of what reward functions gave for them.
+
+    Args:
+        trajectories (`Sequence[Trajectory]`):
+            The episodes.
+        given (`Mapping[tuple[int, int], list[float]]`):
+            As [`RewardGate.turn_rewards`].
+        weights (`Sequence[float]`):
+            One for each reward function.
+    """
+    for index, trajectory in enumerate(trajectories):
+        columns = [(weights[column], numbers) for (column, row), numbers in given.items() if row == index]
+        if columns and trajectory.error is None:
+            trajectory.turns[:] = [
+                dataclasses.replace(turn, reward=sum(weight * numbers[place] for weight, numbers in columns))
+                for place, turn in enumerate(trajectory.turns)
+            ]
 
 
 def _is_row(values: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 def token_rewards(
@@ -42,6 +42,32 @@ def token_rewards(
     rows = torch.arange(len(mask), device=mask.device)[has_tokens]
     result[rows, last[has_tokens]] += rewards.float()[has_tokens]
     return result.masked_fill(~mask, 0.0)
+
+
+def turn_end_rewards(
+    turn_rewards: Sequence[Sequence[float] | None], turn_ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """
+    Put the reward of each turn on its last generated token.
+
+    Args:
+        turn_rewards (`Sequence[Sequence[float] | None]`):
+            For each of B rows, one number for each turn, or `None` for no reward of any turn.
+        turn_ids (`torch.Tensor`):
+            Shape `(B, T)`, int64, turn of each token.
+        mask (`torch.Tensor`):
+            Shape `(B, T)`, 1 on generated tokens.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, float32, zero elsewhere.
+    """
+    result = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    for row, numbers in enumerate(turn_rewards):
+        for turn, number in enumerate(numbers or ()):
+            places = (mask[row].bool() & (turn_ids[row] == turn)).nonzero().flatten()
+            if len(places):
+                result[row, places[-1]] = number
+    return result
 
 
 def generalized_advantages(

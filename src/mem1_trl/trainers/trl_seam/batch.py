@@ -15,7 +15,8 @@ from accelerate.logging import get_logger
 from trl.data_utils import is_conversational
 
 from ...update.rows import Row, build_row
-from ..reward_gate import RewardGate
+from ...update.state_weights import state_weights
+from ..reward_gate import RewardGate, note_turn_rewards
 from .contract import check_trl, check_values
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
@@ -88,6 +89,11 @@ class TrajectoryTrainer(ExactResume):
         rows = current.row_batch(prompt, completion, self.tokenizer.pad_token_id, self.accelerator.device)
         batch["turn_ids"] = rows.turn_ids[:, prompt:].contiguous()
         batch["parent_offsets"] = rows.parent_offsets[:, prompt:].contiguous()
+        if self.args.state_loss_weight != 1.0:
+            weights = state_weights(
+                current.trajectories, self._own(current.left_out), rows.tool_mask, self.args.state_loss_weight
+            )
+            batch["loss_weights"] = weights[:, prompt:].contiguous()
 
     # Play
 
@@ -189,8 +195,11 @@ class TrajectoryTrainer(ExactResume):
     ) -> torch.Tensor:
         current = self._current()
         sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in current.trajectories]
-        gate = RewardGate([trajectory.error is not None for trajectory in current.trajectories])
-        functions = [gate.guard(*pair) for pair in zip(self.reward_funcs, self.reward_func_names, strict=True)]
+        gate = RewardGate(
+            [t.error is not None for t in current.trajectories], [len(t.turns) for t in current.trajectories]
+        )
+        named = zip(self.reward_funcs, self.reward_func_names, strict=True)
+        functions = [gate.guard(*pair, column) for column, pair in enumerate(named)]
         with instance_attribute(self, "reward_funcs", functions):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         check_values("_calculate_rewards", per_function)
@@ -209,6 +218,7 @@ class TrajectoryTrainer(ExactResume):
         current.rewards = self._own(rewards)
         for trajectory, reward in zip(current.trajectories, current.rewards.tolist(), strict=True):
             trajectory.reward = None if reward != reward else reward
+        note_turn_rewards(current.trajectories, gate.turn_rewards, self.reward_weights.tolist())
         return per_function
 
     def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:

@@ -27,9 +27,12 @@ ROW_KEYS = frozenset(
         # the tree
         "turn_ids",
         "parent_offsets",
+        # weights of tokens in the policy's loss
+        "loss_weights",
         # the critic
         "old_values",
         "returns",
+        "value_weights",
     }
 )
 """Keys whose value is a tensor with one entry for each row."""

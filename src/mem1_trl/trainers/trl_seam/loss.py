@@ -123,6 +123,10 @@ class TreeLoss(TurnGeneration):
         steps = getattr(self, "current_gradient_accumulation_steps", 1)  # there are none before training
         beta = self.beta * policy if self.kl_in_loss else 0.0
         inputs = {**inputs, "advantages": inputs["advantages"] * policy}
+        if "loss_weights" in inputs:
+            given = inputs["advantages"]
+            # The objective of a token is linear in its advantage, whatever the loss type
+            inputs["advantages"] = (given[:, None] if given.ndim == 1 else given) * inputs["loss_weights"]
         experts = weights.experts / weights.token_means
         gradient = torch.is_grad_enabled() and not self.policy_frozen
         with (

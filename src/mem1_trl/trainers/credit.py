@@ -1,0 +1,140 @@
+"""What PPO learns from a batch: rewards become advantages of tokens, and targets of the critic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..update.advantages import generalized_advantages, masked_whiten, token_rewards, turn_end_rewards
+from ..update.critic.bootstrap import values_after
+from ..update.losses import clipped_value_loss, explained_variance
+from ..update.turn_advantages import turn_begins, turn_level_advantages, two_level_advantages
+from .mem1 import Mem1Trainer
+from .trl_seam.batch import is_truncated
+from .trl_seam.batch_rows import row_chunks
+
+if TYPE_CHECKING:
+    from ..configs import Mem1PPOConfig
+    from ..trajectory import Trajectory
+    from ..update.critic.critic import SharedValueHead, ValueModel
+
+
+class CreditingTrainer(Mem1Trainer):
+    """The part of [`Mem1PPOTrainer`] that estimates advantages and computes the loss of the critic."""
+
+    args: Mem1PPOConfig
+    value_model: ValueModel | SharedValueHead
+
+    def values(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Values before each generated token, shape `(B, C)`, float32; zero elsewhere."""
+        raise NotImplementedError
+
+    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        mask = self.sampled_mask(batch)
+        scored = ~rewards.isnan()
+        credited = mask * scored[:, None]
+        with torch.no_grad():
+            size = max(1, self.args.per_device_train_batch_size)
+            values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
+        penalty = None
+        if self.args.kl_in_reward and self.beta != 0.0:
+            old_logps = batch.get("old_per_token_logps")
+            penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
+            self._log_masked_mean("kl", penalty, mask)
+        of_turns = [trajectory.turn_rewards for trajectory in trajectories]
+        at_turn_ends = turn_end_rewards(of_turns, batch["turn_ids"], credited)
+        at_the_end = rewards.nan_to_num(0.0) - at_turn_ends.sum(1)
+        token_level = token_rewards(at_the_end, credited, penalty, self.beta) + at_turn_ends
+        final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
+        advantages, returns = self._estimate(token_level, values, credited, batch["turn_ids"], final_values)
+        valued = credited
+        if self.args.advantage_level == "turn":
+            batch["value_weights"] = self._weights_of_begins(batch, mask)
+            valued = credited * (batch["value_weights"] > 0)
+        self._log_values(values, returns, advantages, credited, valued)
+        if self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, credited, self.accelerator.gather)
+        batch["advantages"] = advantages
+        self.show_advantages((advantages * credited).sum(1) / credited.sum(1).clamp(min=1))
+        batch["old_values"] = values
+        # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
+        batch["returns"] = torch.where(valued.bool(), returns, values)
+
+    def _estimate(
+        self,
+        rewards: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        turn_ids: torch.Tensor,
+        final_values: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advantages and returns by `advantage_level`, each `(B, C)`."""
+        args = self.args
+        if args.advantage_level == "turn":
+            return turn_level_advantages(rewards, values, mask, turn_ids, args.gamma, args.lam, final_values)
+        if args.advantage_level == "two_level":
+            of_tokens = (args.token_gamma, args.token_lam)
+            return two_level_advantages(
+                rewards, values, mask, turn_ids, args.gamma, args.lam, *of_tokens, final_values
+            )
+        return generalized_advantages(rewards, values, mask, args.gamma, args.lam, final_values)
+
+    def _weights_of_begins(self, batch: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
+        """
+        Weights of values in their loss if only those at the begins of turns are used, shape `(B, C)`.
+
+        The loss divides by the number of generated tokens; these make it the mean over the turns of the generation batch.
+        """
+        begins = turn_begins(mask, batch["turn_ids"])
+        counts = self.accelerator.gather(torch.stack([mask.sum(), begins.sum()])[None]).sum(0)
+        return begins * (counts[0] / counts[1].clamp(min=1))
+
+    def _values_where_cut(self, trajectories: list[Trajectory]) -> torch.Tensor:
+        """Values of the states in which turns were cut at `max_completion_length`, shape `(B,)`, float32; 0 for other episodes."""
+        final = torch.zeros(len(trajectories), device=self.accelerator.device)
+        cut = [index for index, trajectory in enumerate(trajectories) if is_truncated(trajectory)]
+        # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
+        size = max(1, self.args.per_device_train_batch_size)
+        passes = 0
+        if self.is_fsdp_enabled:  # where every call is, all the same
+            own = torch.tensor([-(-len(cut) // size)], device=self.accelerator.device)
+            passes = int(self.accelerator.gather(own).max())
+        last = [trajectories[index].turns[-1] for index in cut]
+        final[cut] = values_after(last, self.value_model, self.eos_token_ids[0], size, passes)
+        return final
+
+    def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        mask = self.sampled_mask(batch)
+        if "value_weights" in batch:
+            mask = mask * batch["value_weights"]
+        # A shared critic was read off in the forward pass of the policy's loss
+        values, self.last_readout = self.last_readout, None
+        if values is None:
+            values = self.values(batch)
+        self.last_values = values.detach()
+        loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
+        self._log_masked_mean("value/loss", loss.detach(), mask)
+        self._log_masked_mean("value/clip_ratio", clipped, mask)
+        return self.args.vf_coef * (loss * mask).sum() / self.token_normalizer(batch)
+
+    def _log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
+        sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self.log_metric(name, total / max(count, 1.0))
+
+    def _log_values(
+        self,
+        values: torch.Tensor,
+        returns: torch.Tensor,
+        advantages: torch.Tensor,
+        mask: torch.Tensor,
+        valued: torch.Tensor,
+    ) -> None:
+        self._log_masked_mean("value/mean", values, valued)
+        self._log_masked_mean("value/return_mean", returns, valued)
+        self._log_masked_mean("value/advantage_abs_mean", advantages.abs(), mask)
+        flat = valued.bool()
+        pairs = self.gather_records([torch.stack([values[flat], returns[flat]]).cpu()])
+        both = torch.cat(pairs, dim=1)
+        self.log_metric("value/explained_variance", explained_variance(both[0], both[1], torch.ones_like(both[0])))
