@@ -163,10 +163,15 @@ def tasks(level, count, passages, seed, asked=ASKED):
     return Dataset.from_list([draw_task(rng, level, passages, asked).row() for _ in range(count)])
 
 
+def rows_of(text):
+    """The rows of a text, in order."""
+    words = (text or "").split()
+    return [" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+
+
 def right_rows(text, wanted):
     """How many rows of a text are right, if it has as many as it should; else 0."""
-    words = (text or "").split()
-    rows = [" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+    rows = rows_of(text)
     return sum(a == b for a, b in zip(rows, wanted)) if len(rows) == len(wanted) else 0
 
 
