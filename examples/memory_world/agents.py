@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `long_runs`, shared with t
 
 import torch
 from long_runs import UNFINISHED
-from world import ASKED, HELD_OUT, LEVELS, Passages, tasks
+from world import ASKED, HELD_OUT, LEVELS, Passages, rows_of, tasks
 
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import Evaluation, evaluate_agent
@@ -44,8 +44,7 @@ def load_agent(place, context="mem1", passages=TRAINED_ON, temperature=0.0):
 def state_rows(state):
     """The topic and the rows of a state."""
     topic, _, rows = (state or "").partition(";")
-    words = rows.split()
-    return topic.strip(), {" ".join(words[i : i + 3]) for i in range(0, len(words), 3)}
+    return topic.strip(), set(rows_of(rows))
 
 
 def with_memory_scores(task):

@@ -34,7 +34,9 @@ RULES = ("success", "quartile", "best_of_group")
 def played_tasks(count, seed, group):
     """Tasks of all levels, each `group` times in a row."""
     rng = random.Random(f"imitate {seed}")
-    rows = [draw_task(rng, rng.choice(LEVELS), TRAINED_ON, ASKED).row() for _ in range(-(-count // group))]
+    rows = [
+        draw_task(rng, rng.choice(LEVELS), TRAINED_ON, ASKED, beside=ASKED).row() for _ in range(-(-count // group))
+    ]
     return Dataset.from_list([row for row in rows for _ in range(group)][:count])
 
 

@@ -3,35 +3,67 @@ Reinforcement learning of what to keep, from a model of `warm_up.py`; it resumes
 
     python examples/memory_world/train.py --start runs/memory-world/warm-up-seed0 --output_dir runs/memory-world/grpo-seed0
 
-The tasks get harder: first which row of a passage to keep (`choose`), then also whether to replace one (`evict`), then with a kind that has to
-be carried from the first observation (`cue`).
+The tasks get harder: first which row of a passage to keep (`choose`), then also with a kind that has to be carried from the first observation
+(`cue`), then also whether to replace a row (`evict`).
 """
 
 import argparse
+import json
 import random
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agents import TRAINED_ON, limits
+from agents import TRAINED_ON, limits, state_rows
 from datasets import Dataset
 from long_runs import Deadline, Record, finish, is_done, quiet
 from transformers import AutoTokenizer, PrinterCallback
-from world import ASKED, LEVELS, PROTOCOL, Passages, draw_task
+from world import ASKED, LEVELS, PROTOCOL, Passages, draw_task, rows_of
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
-PHASES = ((0.4, LEVELS[:1]), (0.3, LEVELS[:2]), (0.3, LEVELS))
+PHASES = ((0.3, ("choose",)), (0.4, ("choose", "cue")), (0.3, LEVELS))
 """Share of the steps, and the levels that are mixed in them."""
 
 
 def curriculum(count, seed):
-    """Tasks in the order in which they are trained on."""
+    """
+    Tasks in the order in which they are trained on.
+
+    Kinds that are held out do not stand beside others either: what is never right would be learned to be wrong.
+    """
     rng = random.Random(f"train {seed}")
     levels = [rng.choice(levels) for share, levels in PHASES for _ in range(round(share * count))]
-    return Dataset.from_list([draw_task(rng, level, TRAINED_ON, ASKED).row() for level in levels])
+    return Dataset.from_list([draw_task(rng, level, TRAINED_ON, ASKED, beside=ASKED).row() for level in levels])
+
+
+class MemoryLog:
+    """
+    Writes after each batch what the last states hold: of the needed rows and of the others, the share kept by the turns since they were read.
+
+    It is given as a reward function and rewards nothing.
+    """
+
+    __name__ = "memory_log"
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, prompts, trajectories, observations, wanted, level, trainer_state, **row):
+        counts = {}
+        for trajectory, shown, needed, of in zip(trajectories, observations, wanted, level):
+            _, held = state_rows(trajectory.turns[-1].state if trajectory.turns else None)
+            passages = shown[1:] if of == "cue" else shown
+            for age, passage in enumerate(reversed(passages), start=1):
+                for text in rows_of(passage.removesuffix(" end")):
+                    found = counts.setdefault(f"{of} {'needed' if text in needed else 'other'} {age}", [0, 0])
+                    found[0] += text in held
+                    found[1] += 1
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": trainer_state.global_step, "kept": counts}) + "\n")
+        return [None] * len(prompts)
 
 
 def configuration(args):
@@ -71,7 +103,7 @@ def parse_arguments():
     parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--layout", choices=["packed", "paper"], default="packed")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
     parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
     parser.add_argument("--learning_rate", type=float, default=7e-4)
@@ -96,6 +128,7 @@ def main():
     trainer = trainer_class(
         model=str(args.start),
         args=configuration(args),
+        reward_funcs=[MemoryLog(args.output_dir / "memory.jsonl")],
         train_dataset=curriculum(args.steps * args.batch_size // each, args.seed),
         processing_class=AutoTokenizer.from_pretrained(args.start),
         environment_factory=Passages,

@@ -141,11 +141,18 @@ class Task:
         }
 
 
-def draw_task(rng, level, passages, asked=KINDS, slots=EVICTED_SLOTS):
-    """A task of some passages whose kind is one of `asked`; all kinds may stand beside it."""
+def draw_task(rng, level, passages, asked=KINDS, slots=EVICTED_SLOTS, beside=KINDS):
+    """
+    A task of some passages.
+
+    Args:
+        asked: Kinds of which one is asked for.
+        slots: Slots of a task of the level `evict`.
+        beside: Kinds that may stand beside it.
+    """
     kind = rng.choice(asked)
     count = passages if level == "evict" else KINDS_OFFERED
-    kinds = [kind, *rng.sample([other for other in KINDS if other != kind], count - 1)]
+    kinds = [kind, *rng.sample([other for other in beside if other != kind], count - 1)]
     names = sorted(rng.sample(SLOTS, slots if level == "evict" else passages), key=int)
     if level == "evict":  # over the passages each slot is offered each kind once
         orders = [rng.sample(kinds, count) for _ in names]
@@ -163,10 +170,15 @@ def tasks(level, count, passages, seed, asked=ASKED):
     return Dataset.from_list([draw_task(rng, level, passages, asked).row() for _ in range(count)])
 
 
+def rows_of(text):
+    """The rows of a text, in order."""
+    words = (text or "").split()
+    return [" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+
+
 def right_rows(text, wanted):
     """How many rows of a text are right, if it has as many as it should; else 0."""
-    words = (text or "").split()
-    rows = [" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+    rows = rows_of(text)
     return sum(a == b for a, b in zip(rows, wanted)) if len(rows) == len(wanted) else 0
 
 

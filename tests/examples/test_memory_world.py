@@ -7,13 +7,14 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mem1_trl import StopReason, Trajectory, Turn
 
 FOLDER = Path(__file__).parents[2] / "examples" / "memory_world"
-MODULES = ("world", "warm_up", "agents", "train", "imitate", "run_all")
+MODULES = ("world", "warm_up", "agents", "train", "imitate", "run_all", "write_results")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,30 @@ def test_held_out_kinds_are_never_asked_for_in_training(modules, world):
     trained = modules["train"].curriculum(200, 0)
     assert not set(trained["kind"]) & set(world.HELD_OUT)
     levels = trained["level"]
-    assert set(levels[:80]) == {"choose"} and set(levels[80:140]) == {"choose", "evict"}
+    assert set(levels[:60]) == {"choose"} and set(levels[60:140]) == {"choose", "cue"}
     assert set(levels[140:]) == {"choose", "evict", "cue"}
+    shown = {word for row in trained["observations"] for text in row for word in text.split()}
+    assert not shown & set(world.HELD_OUT), "what is never right would be learned to be wrong"
+
+
+def test_what_is_kept_is_counted_by_need_and_by_age(modules, tmp_path):
+    log = modules["train"].MemoryLog(tmp_path / "memory.jsonl")
+    turn = Turn((1,), (2,), state="red ; 1 red gix 2 blue pelan")
+    shown = ["! red , blue", "1 red gix 1 blue goran", "2 blue pelan 2 red x end"]
+    needed = ["1 red gix", "2 red x"]
+    played = [Trajectory((turn,)), Trajectory((), stop_reason=StopReason.ERROR)]
+    state = SimpleNamespace(global_step=7)
+    given = log(
+        prompts=["go", "red"], trajectories=played, observations=[shown, shown[1:]], wanted=[needed] * 2,
+        level=["cue", "choose"], trainer_state=state, kind=["red"] * 2,
+    )  # fmt: skip
+    assert given == [None, None], "it rewards nothing"
+    record = json.loads((tmp_path / "memory.jsonl").read_text())
+    assert record["step"] == 7
+    assert record["kept"] == {
+        "cue other 1": [1, 1], "cue needed 1": [0, 1], "cue needed 2": [1, 1], "cue other 2": [0, 1],
+        "choose other 1": [0, 1], "choose needed 1": [0, 1], "choose needed 2": [0, 1], "choose other 2": [0, 1],
+    }  # fmt: skip
 
 
 def test_the_lessons_teach_a_habit_and_not_the_rule(modules, world):
@@ -169,5 +192,15 @@ def test_every_stage_in_short_form(modules, fork_server, tmp_path):
         cells = list((tmp_path / f"{label}-seed0" / "evaluation").glob("*.json"))
         assert len(cells) == len(modules["agents"].CELLS), label
     assert json.loads((tmp_path / "grpo-seed0" / "done.json").read_text())["steps"] == 2
+    page = fork_server.run(FOLDER / "write_results.py", str(tmp_path), "--to", str(tmp_path / "page"))
+    assert page.returncode == 0, page.stderr[-3000:]
+    text = (tmp_path / "page" / "RESULTS.md").read_text()
+    assert "Not run: imitation of successes, imitation of the best of each group, GRPO, stitched mask" in text
+    results = json.loads((tmp_path / "page" / "results.json").read_text())
+    cell = json.loads((tmp_path / "grpo-seed0" / "evaluation" / "choose-3-asked-t0.json").read_text())
+    assert results["cells"]["grpo"]["choose-3-asked-t0"]["kept"]["mean"] == pytest.approx(
+        cell["metrics"]["kept"]["mean"]
+    )
+    assert {path.name for path in (tmp_path / "page").glob("*.png")} == {"agents.png", "memory.png", "reward.png"}
     again = fork_server.run(FOLDER / "run_all.py", *options)
     assert again.returncode == 0 and "success" not in again.stdout, "nothing is done twice"

@@ -1,0 +1,335 @@
+"""
+Writes `RESULTS.md`, `results.json` and the plots from the runs that are finished.
+
+    python examples/memory_world/write_results.py runs/memory-world --to docs/memory_world
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from agents import TRAINED_ON, TWICE, cell_name
+from imitate import RULES
+from long_runs import steps_of, write_json
+from world import LEVELS
+
+from mem1_trl.evaluation import compare
+from mem1_trl.evaluation.intervals import summarize
+from mem1_trl.evaluation.result import Evaluation
+
+NAMES = {
+    "grpo": "GRPO",
+    "start": "before RL",
+    "scalar": "before RL, best constant and temperature",
+    "success": "imitation of successes",
+    "quartile": "imitation of the best quarter",
+    "best_of_group": "imitation of the best of each group",
+    "twin": "full history, GRPO",
+    "twin-start": "full history, before RL",
+    "grpo-stitched": "GRPO, stitched mask",
+    "ppo-token": "PPO",
+    "ppo-discounted": "PPO, gamma 0.99, lambda 0.9",
+}
+COLOURS = {"needed": "tab:blue", "other": "tab:gray"}
+WINDOW = 15  # steps of a running mean
+AIMS = {"asked": 0.9, "held-out": 0.85}
+
+
+def read_runs(root):
+    """`{label: {seed: {cell: Evaluation}}}` of the finished evaluations."""
+    runs = {}
+    for label in NAMES:
+        for folder in sorted(root.glob(f"{label}-seed*")):
+            seed = int(folder.name.removeprefix(f"{label}-seed"))
+            cells = {path.stem: Evaluation.load(path.parent, path.stem) for path in folder.glob("evaluation/*.json")}
+            if cells:
+                runs.setdefault(label, {})[seed] = cells
+    return runs
+
+
+def pooled(runs, label, cell, metric):
+    """Mean with its interval over the tasks of all seeds, and the mean of each seed; `None` without any."""
+    found = {seed: cells[cell] for seed, cells in runs[label].items() if cell in cells}
+    values = [task.scores[metric] for evaluation in found.values() for task in evaluation.tasks]
+    if not values:
+        return None
+    statistic = summarize(values)
+    seeds = {seed: evaluation.metrics[metric] for seed, evaluation in found.items()}
+    return {"mean": statistic.mean, "low": statistic.low, "high": statistic.high, "seeds": seeds}
+
+
+def markdown(heads, rows):
+    return "\n".join(
+        ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(row) + " |" for row in rows)]
+    )
+
+
+def columns():
+    """Heading and cell of each column."""
+    found = [(f"{level}, {kinds}", cell_name(level, TRAINED_ON, kinds, 0.0)) for kinds in AIMS for level in LEVELS]
+    return found + [(f"{level}, {TWICE} passages", cell_name(level, TWICE, "asked", 0.0)) for level in LEVELS]
+
+
+def table(runs, metric, temperature=0.0):
+    rows = []
+    for label in runs:
+        texts = []
+        for _, cell in columns():
+            found = pooled(runs, label, cell.replace("-t0", f"-t{temperature:g}"), metric)
+            texts.append("" if found is None else f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]")
+        rows.append([NAMES[label], ", ".join(map(str, runs[label])), *texts])
+    return markdown(["", "seeds", *(name for name, _ in columns())], rows)
+
+
+def differences(runs, metric):
+    """Paired differences of GRPO to all others."""
+    rows, record = [], {}
+    for label in runs:
+        if label == "grpo":
+            continue
+        texts = []
+        for _, cell in columns():
+            seeds = [s for s in runs[label] if cell in runs[label][s] and cell in runs.get("grpo", {}).get(s, {})]
+            if not seeds:
+                texts.append("")
+                continue
+            found = compare([runs["grpo"][s][cell] for s in seeds], [runs[label][s][cell] for s in seeds], metric)
+            record.setdefault(label, {})[cell] = [found.difference, found.low, found.high]
+            text = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            texts.append(f"**{text}**" if found.is_clear else text)
+        rows.append([f"minus {NAMES[label]}", *texts])
+    return markdown(["GRPO", *(name for name, _ in columns())], rows), record
+
+
+def aims(runs):
+    """What was to be reached, and what was."""
+    lines = []
+    for kinds, wanted in AIMS.items():
+        for level in LEVELS:
+            found = pooled(runs, "grpo", cell_name(level, TRAINED_ON, kinds, 0.0), "kept")
+            if found:
+                seeds = ", ".join(f"{value:.2f}" for value in found["seeds"].values())
+                verdict = "reached" if found["mean"] >= wanted else "not reached"
+                lines.append(
+                    f"- Kept on {level}, {kinds} kinds: aim {wanted}, got {found['mean']:.2f} (seeds {seeds}): {verdict}."
+                )
+    return "\n".join(lines)
+
+
+def smooth(values):
+    return [
+        sum(values[max(0, i + 1 - WINDOW) : i + 1]) / len(values[max(0, i + 1 - WINDOW) : i + 1])
+        for i in range(len(values))
+    ]
+
+
+def memory_curves(path):
+    """`{(level, need, age): (steps, share kept)}` of the training of one seed."""
+    curves = {}
+    for step, record in sorted(steps_of(path).items()):
+        for key, (kept, count) in record["kept"].items():
+            level, need, age = key.split()
+            if count:
+                curves.setdefault((level, need, int(age)), []).append((step, kept / count))
+    return {key: tuple(zip(*points)) for key, points in curves.items()}
+
+
+def plot_memory(root, path):
+    """What the last state holds of each passage, by need and by age, over training; one line for each seed."""
+    runs = [memory_curves(each) for each in sorted(root.glob("grpo-seed*/memory.jsonl"))]
+    if not runs:
+        return False
+    ages = range(TRAINED_ON, 0, -1)
+    figure, panels = plt.subplots(len(LEVELS), TRAINED_ON, figsize=(9, 7), sharex=True, sharey=True)
+    for row, level in zip(panels, LEVELS):
+        for axes, age in zip(row, ages):
+            for curves in runs:
+                for need, colour in COLOURS.items():
+                    if (level, need, age) in curves:
+                        steps, shares = curves[level, need, age]
+                        axes.plot(steps, smooth(shares), color=colour, linewidth=1.2)
+            axes.set_ylim(-0.02, 1.02)
+            axes.grid(alpha=0.3)
+            if level == LEVELS[0]:
+                axes.set_title(f"read {age} turn{'s' * (age > 1)} before the answer", fontsize=9)
+            if level == LEVELS[-1]:
+                axes.set_xlabel("optimizer step")
+        row[0].set_ylabel(f"{level}: share kept")
+    lines = [plt.Line2D([], [], color=colour) for colour in COLOURS.values()]
+    figure.legend(lines, ["rows that are needed", "other rows"], loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def plot_agents(runs, path):
+    """Kept and right of every agent, on asked and held-out kinds."""
+    figure, panels = plt.subplots(2, len(LEVELS), figsize=(11, 6), sharex=True, sharey=True)
+    labels = list(runs)[::-1]
+    for row, kinds in zip(panels, AIMS):
+        for axes, level in zip(row, LEVELS):
+            for metric, colour, shift in (("kept", "tab:blue", 0.2), ("success", "tab:orange", -0.2)):
+                found = [pooled(runs, label, cell_name(level, TRAINED_ON, kinds, 0.0), metric) for label in labels]
+                places = [at + shift for at, one in enumerate(found) if one]
+                means = [one["mean"] for one in found if one]
+                errors = [
+                    [one["mean"] - one["low"] for one in found if one],
+                    [one["high"] - one["mean"] for one in found if one],
+                ]
+                axes.barh(places, means, 0.38, xerr=errors, color=colour, error_kw={"linewidth": 0.8})
+            axes.set(title=f"{level}, {kinds} kinds", xlim=(0, 1.02))
+            axes.set_yticks(range(len(labels)), [NAMES[label] for label in labels], fontsize=8)
+            axes.grid(axis="x", alpha=0.3)
+    bars = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in ("tab:blue", "tab:orange")]
+    figure.legend(bars, ["needed rows kept", "every slot right"], loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_reward(root, path):
+    """Reward in training, every seed."""
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    for each in sorted(root.glob("grpo-seed*/training.jsonl")):
+        steps = {step: record["reward"] for step, record in sorted(steps_of(each).items()) if "reward" in record}
+        (line,) = axes.plot(list(steps), smooth(list(steps.values())), label=each.parent.name.removeprefix("grpo-"))
+        axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
+    axes.set(xlabel="optimizer step", ylabel="reward: share of slots that are right", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def imitated(root):
+    """How many episodes each rule has imitated."""
+    lines = []
+    for rule in RULES:
+        for path in sorted(root.glob(f"{rule}-seed*/done.json")):
+            record = json.loads(path.read_text())
+            kept = ", ".join(f"{count:,}" for count in record["kept"])
+            lines.append(
+                f"- {NAMES[rule]}, {path.parent.name.rpartition('-')[2]}: {kept} of {record['episodes'] // len(record['kept']):,} each round."
+            )
+    return "\n".join(lines)
+
+
+def scalar_found(root):
+    texts = []
+    for path in sorted(root.glob("scalar-seed*/control.json")):
+        record = json.loads(path.read_text())
+        moved = ", ".join(f"{value:+g} on `{token}`" for token, value in record["constants"].items()) or "no constant"
+        texts.append(f"{path.parent.name.rpartition('-')[2]}: {moved}, temperature {record['temperature']:g}")
+    return "; ".join(texts)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="output folder of run_all.py")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the page")
+    parser.add_argument("--commit", help="commit that the runs were made at (default: that of this file)")
+    args = parser.parse_args()
+    runs = read_runs(args.root)
+    if "grpo" not in runs:
+        parser.error(f"root must hold an evaluated run of train.py, but {args.root} has no grpo-seed*/evaluation")
+    done = json.loads((args.root / f"grpo-seed{min(runs['grpo'])}" / "done.json").read_text())
+    commit = (
+        args.commit
+        or subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    )
+    args.to.mkdir(parents=True, exist_ok=True)
+    has_memory = plot_memory(args.root, args.to / "memory.png")
+    plot_agents(runs, args.to / "agents.png")
+    plot_reward(args.root, args.to / "reward.png")
+    right, record = differences(runs, "success")
+    kept, kept_record = differences(runs, "kept")
+    episodes = done["steps"] * done["batch_size"]
+    tasks = len(next(iter(next(iter(runs["grpo"].values())).values())).tasks)
+    missing = [NAMES[label] for label in NAMES if label not in runs]
+    text = f"""# What to keep: learned by reinforcement?
+
+Written by `python examples/memory_world/write_results.py` from runs of `run_all.py` at commit {commit}. GRPO: {
+        done["steps"]
+    } steps of {done["batch_size"]} episodes, groups of
+{done["generations"]}, {episodes:,} episodes in all. Each cell: {
+        tasks
+    } tasks for each seed, greedy decoding, mean with a 95% bootstrap interval over the tasks. A seed has a
+warm-up, tasks and an order of its own.{" Not run: " + ", ".join(missing) + "." if missing else ""}
+
+The [world](../../examples/memory_world/README.md): an agent reads passages and has room for a part of what they hold; one word says which part will be asked
+for. The supervised start reads, copies and follows the format, and keeps what stands last, whatever is asked for. *Asked* kinds are asked for in training;
+*held-out* kinds never occur there. *{TWICE} passages*: twice as many as in training.
+
+![every agent](agents.png)
+
+## Needed rows that stand in the last state
+
+{table(runs, "kept")}
+
+## Tasks with every slot right
+
+{table(runs, "success")}
+
+Sampled at temperature 1:
+
+{table(runs, "success", 1.0)}
+
+## Paired differences, tasks with every slot right
+
+Bold where the 95% bootstrap interval, over seeds and tasks, leaves out 0.
+
+{right}
+
+The same for needed rows that are kept:
+
+{kept}
+
+## Aims
+
+{aims(runs)}
+
+## Training
+
+![reward](reward.png)
+{
+        ""
+        if not has_memory
+        else '''
+What the last state holds, by need and by the turns since it was read:
+
+![memory over training](memory.png)
+'''
+    }
+## Controls
+
+- Constants on logits, searched on validation tasks of all levels: {scalar_found(args.root) or "not run"}.
+{imitated(args.root)}
+"""
+    (args.to / "RESULTS.md").write_text(text)
+    cells = {
+        label: {
+            cell: {metric: pooled(runs, label, cell, metric) for metric in ("kept", "success", "topic_kept")}
+            for cell in next(iter(runs[label].values()))
+        }
+        for label in runs
+    }
+    write_json(
+        args.to / "results.json",
+        {"commit": commit, "settings": done, "cells": cells, "differences": {"success": record, "kept": kept_record}},
+    )
+    print(args.to / "RESULTS.md")
+
+
+if __name__ == "__main__":
+    main()
