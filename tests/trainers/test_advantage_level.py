@@ -28,8 +28,8 @@ def cut_two(trainer) -> None:
     """Cut the first turn of two episodes."""
     generate, calls = trainer.rollout.generate, []
 
-    def cut(prompts, stops):
-        completions = generate(prompts, stops)
+    def cut(prompts, stops, draws=None):
+        completions = generate(prompts, stops, draws=draws)
         calls.append(len(completions))
         if len(calls) == 1:
             for index in (0, 4):

@@ -77,8 +77,8 @@ def cut_one(trainer) -> None:
     """Cut the first turn of one episode inside its state, so that it has none."""
     generate, calls = trainer.rollout.generate, []
 
-    def cut(prompts, stops):
-        completions = generate(prompts, stops)
+    def cut(prompts, stops, draws=None):
+        completions = generate(prompts, stops, draws=draws)
         calls.append(len(completions))
         if len(calls) == 1:
             one = completions[0]
