@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.objectives import group_advantages
 from support.ppo_helpers import four_plans, gae, make, wake, watch_credit
+from support.stepwise import Stepwise
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
@@ -26,18 +27,6 @@ from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 from mem1_trl.update.advantages import turn_end_rewards
-
-
-class Stepwise(LookupEnvironment):
-    """Rewards each turn: a quarter for the first search, an eighth for the second, ...; half for the answer."""
-
-    def reset(self, prompt=None, secret="7", **row):
-        self.asked = 0
-        return super().reset(prompt, secret)
-
-    def get_turn_reward(self) -> float:
-        self.asked += 1
-        return 0.5 if self.given is not None else 0.5 ** (1 + len(self.queries))
 
 
 class NoReward(LookupEnvironment):
