@@ -186,6 +186,13 @@ class _Parsed(Exception):
     """Raised in the place of all that a script does after it has read its options."""
 
 
+def _take_out_modules_of_examples() -> dict[str, Any]:
+    """Forget the modules that were imported from `examples/`; returns them."""
+    folder = str(ROOT / "examples")
+    found = [name for name, module in sys.modules.items() if folder in str(getattr(module, "__file__", None))]
+    return {name: sys.modules.pop(name) for name in found}
+
+
 def read_options(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """The options of a script, read by its own parser; nothing else of its `main` is run."""
     found = []
@@ -199,14 +206,13 @@ def read_options(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyP
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         patch.setattr(sys, "argv", [str(script), *arguments])
         patch.syspath_prepend(str(script.parent))  # as Python does for a script
-        modules = set(sys.modules)
-        with contextlib.suppress(_Parsed):
-            runpy.run_path(str(script), run_name="__main__")
-        for name in set(sys.modules) - modules:  # `world`, `lessons`: another script may have its own
-            if getattr(sys.modules[name], "__file__", None) and str(ROOT / "examples") in str(
-                sys.modules[name].__file__
-            ):
-                del sys.modules[name]
+        others = _take_out_modules_of_examples()  # `world`, `lessons`: another script may have its own
+        try:
+            with contextlib.suppress(_Parsed):
+                runpy.run_path(str(script), run_name="__main__")
+        finally:
+            _take_out_modules_of_examples()
+            sys.modules.update(others)
     assert found, f"{script} read no options"
     return found[0]
 

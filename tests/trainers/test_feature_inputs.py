@@ -114,8 +114,9 @@ def test_each_of_several_evaluation_data_sets_is_its_own_evaluation(tmp_path, to
     for name, dataset in datasets.items():
         (logged,) = [entry for entry in run.state.log_history if f"eval_{name}_loss" in entry]
         alone = run.evaluate(dataset)  # greedy, by the same weights
-        for key in ("eval_reward", "eval_episode/turns", "eval_episode/generated_tokens"):
-            assert logged[key] == pytest.approx(alone[key]), key
+        for key in ("reward", "episode/turns", "episode/generated_tokens"):
+            assert logged[f"eval_{name}_{key}"] == pytest.approx(alone[f"eval_{key}"]), key
+        assert "eval_reward" not in logged, "which of them it is would not be said"
 
 
 def unscored() -> Dataset:

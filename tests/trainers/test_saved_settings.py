@@ -99,12 +99,14 @@ def test_mem1_eval_takes_what_was_saved(tmp_path, actor, tokenizer, monkeypatch)
     record["environment"] = {"top_k": 1}
     (tmp_path / "model" / "mem1_agent.json").write_text(json.dumps(record))
     arguments = ["--model_name_or_path", path, "--objectives", "1", "--tasks", "2"]
-    factory = command._environments
+    factory = EvalArguments.environment_factory
     for more, lengths, top_k in (([], (48, 200), 1), (["--max_completion_length", "9", "--top_k", "2"], (9, 200), 2)):
         out = tmp_path / str(top_k)
         with monkeypatch.context() as patch:
             patch.setattr(
-                command, "_environments", lambda options, top_k: made.append(top_k) or factory(options, top_k)
+                EvalArguments,
+                "environment_factory",
+                lambda options, top_k: made.append(top_k) or factory(options, top_k),
             )
             command.run([*arguments, *more, "--output_dir", str(out)])
         assert made.pop() == top_k
@@ -112,13 +114,11 @@ def test_mem1_eval_takes_what_was_saved(tmp_path, actor, tokenizer, monkeypatch)
         settings = json.loads(file.read_text())["settings"]
         assert (settings["max_completion_length"], settings["max_observation_length"]) == lengths
         assert settings["conversational"] is False
-    assert EvalArguments("x", memory_top_k=7).given() == {"memory_top_k": 7}
+    assert EvalArguments(model_name_or_path="x", memory_top_k=7).given() == {"memory_top_k": 7}
 
 
 def test_mem1_eval_searches_as_many_passages_as_in_training(tmp_path):
-    from mem1_trl.cli.evaluate import _environments
-
-    assert _environments(EvalArguments("x"), 1)().mem1_settings == {"top_k": 1}
+    assert EvalArguments(model_name_or_path="x").environment_factory(1)().mem1_settings == {"top_k": 1}
 
 
 # The protocol
