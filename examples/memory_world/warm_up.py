@@ -122,7 +122,7 @@ class Lessons:
 
     def reading(self):
         """
-        Questions about a passage, in a form of their own: the row of the kind that stands in the prompt, or behind the question mark.
+        Questions about a passage. Each asks for the row of one kind: the kind in the prompt, or the one after the question mark.
 
         They teach how a row is found by its kind, for all kinds. Nothing in them says what a state should hold.
         """

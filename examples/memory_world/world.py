@@ -21,11 +21,14 @@ Kinds, values and their places are drawn for every task. Four kinds are never as
 """
 
 import random
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons`, shared with the other examples
 
 from datasets import Dataset
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from lessons import word_tokenizer
 
 from mem1_trl import Mem1Protocol
 
@@ -78,19 +81,7 @@ PROTOCOL = Mem1Protocol(
 
 def build_tokenizer():
     """One token per word, mark and tag; text comes back with single spaces."""
-    vocabulary = ["<pad>", "<eos>", "<unk>", *WORDS, *SLOTS, *KINDS, *VALUES]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    return tokenizer
+    return word_tokenizer([*WORDS, *SLOTS, *KINDS, *VALUES], TAGS)
 
 
 @dataclass(frozen=True)

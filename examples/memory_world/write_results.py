@@ -6,7 +6,6 @@ Writes `RESULTS.md`, `results.json` and the plots from the runs that are finishe
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 import matplotlib
@@ -16,9 +15,10 @@ import matplotlib.pyplot as plt
 from agents import TRAINED_ON, TWICE, cell_name
 from imitate import RULES
 from long_runs import steps_of, write_json
+from result_pages import commit, control_in_words, difference_cell, markdown_table, smooth
 from world import LEVELS
 
-from mem1_trl.evaluation import compare
+from mem1_trl.evaluation import ScalarControl, compare
 from mem1_trl.evaluation.intervals import summarize
 from mem1_trl.evaluation.result import Evaluation
 
@@ -63,12 +63,6 @@ def pooled(runs, label, cell, metric):
     return {"mean": statistic.mean, "low": statistic.low, "high": statistic.high, "seeds": seeds}
 
 
-def markdown(heads, rows):
-    return "\n".join(
-        ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(row) + " |" for row in rows)]
-    )
-
-
 def columns():
     """Heading and cell of each column."""
     found = [(f"{level}, {kinds}", cell_name(level, TRAINED_ON, kinds, 0.0)) for kinds in AIMS for level in LEVELS]
@@ -83,7 +77,7 @@ def table(runs, metric, temperature=0.0):
             found = pooled(runs, label, cell.replace("-t0", f"-t{temperature:g}"), metric)
             texts.append("" if found is None else f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]")
         rows.append([NAMES[label], ", ".join(map(str, runs[label])), *texts])
-    return markdown(["", "seeds", *(name for name, _ in columns())], rows)
+    return markdown_table(["", "seeds", *(name for name, _ in columns())], rows)
 
 
 def differences(runs, metric):
@@ -100,10 +94,9 @@ def differences(runs, metric):
                 continue
             found = compare([runs["grpo"][s][cell] for s in seeds], [runs[label][s][cell] for s in seeds], metric)
             record.setdefault(label, {})[cell] = [found.difference, found.low, found.high]
-            text = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-            texts.append(f"**{text}**" if found.is_clear else text)
+            texts.append(difference_cell(found))
         rows.append([f"minus {NAMES[label]}", *texts])
-    return markdown(["GRPO", *(name for name, _ in columns())], rows), record
+    return markdown_table(["GRPO", *(name for name, _ in columns())], rows), record
 
 
 def aims(runs):
@@ -119,13 +112,6 @@ def aims(runs):
                     f"- Kept on {level}, {kinds} kinds: aim {wanted}, got {found['mean']:.2f} (seeds {seeds}): {verdict}."
                 )
     return "\n".join(lines)
-
-
-def smooth(values):
-    return [
-        sum(values[max(0, i + 1 - WINDOW) : i + 1]) / len(values[max(0, i + 1 - WINDOW) : i + 1])
-        for i in range(len(values))
-    ]
 
 
 def memory_curves(path):
@@ -152,7 +138,7 @@ def plot_memory(root, path):
                 for need, colour in COLOURS.items():
                     if (level, need, age) in curves:
                         steps, shares = curves[level, need, age]
-                        axes.plot(steps, smooth(shares), color=colour, linewidth=1.2)
+                        axes.plot(steps, smooth(shares, WINDOW), color=colour, linewidth=1.2)
             axes.set_ylim(-0.02, 1.02)
             axes.grid(alpha=0.3)
             if level == LEVELS[0]:
@@ -198,7 +184,9 @@ def plot_reward(root, path):
     figure, axes = plt.subplots(figsize=(6, 3.4))
     for each in sorted(root.glob("grpo-seed*/training.jsonl")):
         steps = {step: record["reward"] for step, record in sorted(steps_of(each).items()) if "reward" in record}
-        (line,) = axes.plot(list(steps), smooth(list(steps.values())), label=each.parent.name.removeprefix("grpo-"))
+        (line,) = axes.plot(
+            list(steps), smooth(list(steps.values()), WINDOW), label=each.parent.name.removeprefix("grpo-")
+        )
         axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
     axes.set(xlabel="optimizer step", ylabel="reward: share of slots that are right", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
@@ -224,9 +212,7 @@ def imitated(root):
 def scalar_found(root):
     texts = []
     for path in sorted(root.glob("scalar-seed*/control.json")):
-        record = json.loads(path.read_text())
-        moved = ", ".join(f"{value:+g} on `{token}`" for token, value in record["constants"].items()) or "no constant"
-        texts.append(f"{path.parent.name.rpartition('-')[2]}: {moved}, temperature {record['temperature']:g}")
+        texts.append(f"{path.parent.name.rpartition('-')[2]}: {control_in_words(ScalarControl.load(path))}")
     return "; ".join(texts)
 
 
@@ -240,14 +226,7 @@ def main():
     if "grpo" not in runs:
         parser.error(f"root must hold an evaluated run of train.py, but {args.root} has no grpo-seed*/evaluation")
     done = json.loads((args.root / f"grpo-seed{min(runs['grpo'])}" / "done.json").read_text())
-    commit = (
-        args.commit
-        or subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"],
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    )
+    at = args.commit or commit()
     args.to.mkdir(parents=True, exist_ok=True)
     has_memory = plot_memory(args.root, args.to / "memory.png")
     plot_agents(runs, args.to / "agents.png")
@@ -259,7 +238,7 @@ def main():
     missing = [NAMES[label] for label in NAMES if label not in runs]
     text = f"""# What to keep: learned by reinforcement?
 
-Written by `python examples/memory_world/write_results.py` from runs of `run_all.py` at commit {commit}. GRPO: {
+Written by `python examples/memory_world/write_results.py` from runs of `run_all.py` at commit {at}. GRPO: {
         done["steps"]
     } steps of {done["batch_size"]} episodes, groups of
 {done["generations"]}, {episodes:,} episodes in all. Each cell: {
@@ -326,7 +305,7 @@ What the last state holds, by need and by the turns since it was read:
     }
     write_json(
         args.to / "results.json",
-        {"commit": commit, "settings": done, "cells": cells, "differences": {"success": record, "kept": kept_record}},
+        {"commit": at, "settings": done, "cells": cells, "differences": {"success": record, "kept": kept_record}},
     )
     print(args.to / "RESULTS.md")
 

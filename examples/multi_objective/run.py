@@ -19,11 +19,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `long_runs`, shared with the other examples
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `long_runs` and `result_pages`, shared with the other examples
 
 import torch
 from datasets import disable_progress_bars
 from long_runs import write_json
+from result_pages import commit
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
@@ -332,14 +333,6 @@ def hardware():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{os.cpu_count()} cores of {name}"
-
-
-def commit():
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def parse_arguments():

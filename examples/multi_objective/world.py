@@ -13,10 +13,13 @@ be memorised.
 """
 
 import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons`, shared with the other examples
 
 from datasets import Dataset, concatenate_datasets
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from lessons import word_tokenizer
 
 from mem1_trl import Mem1Protocol, compose_objectives
 
@@ -53,19 +56,7 @@ VALUE_NAMES = _INVENTED[TRAIN_ENTITIES + TEST_ENTITIES :]
 
 def build_tokenizer():
     """One token per word, mark and tag; text comes back with single spaces."""
-    vocabulary = ["<pad>", "<eos>", "<unk>", *WORDS, *_INVENTED]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    return tokenizer
+    return word_tokenizer([*WORDS, *_INVENTED], TAGS)
 
 
 class World:

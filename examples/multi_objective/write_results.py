@@ -1,11 +1,16 @@
 """Writes `RESULTS.md`, `results.json` and the plots of `run.py` from the files of its runs."""
 
 import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `result_pages`, shared with the other examples
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from result_pages import control_in_words, difference_cell, markdown_table, smooth
 
 from mem1_trl.evaluation import ScalarControl, compare
 from mem1_trl.evaluation.intervals import summarize
@@ -31,6 +36,7 @@ SHOWN = (
 REWARD = "rewards/RetrievalQAEnvironment/mean"
 MISMATCH = "sampling/max_logp_difference"
 AIMS = {2: 0.95, 8: 0.8, 16: 0.6}
+WINDOW = 5  # steps of a running mean
 PAPER_GROWTH = 1.63  # peak tokens of MEM1 from 2 to 16 objectives, MEM1 paper, table of multi-objective QA
 
 
@@ -97,11 +103,6 @@ def tabulate(args, runs):
     return table
 
 
-def markdown_table(heads, rows):
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def metric_rows(args, table, labels, metric, form, interval=True):
     rows = []
     for label in labels:
@@ -136,13 +137,6 @@ def rewards_of(run):
     """Steps and the environment's reward in each, a reward for the format not counted."""
     logs = [(log["step"], log[REWARD]) for log in run["training"]["history"] if REWARD in log]
     return list(zip(*logs))
-
-
-def smooth(values, window=5):
-    return [
-        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
-        for i in range(len(values))
-    ]
 
 
 def plot_metric(args, table, metric, labels, title, path, top=None):
@@ -204,7 +198,7 @@ def plot_rewards(args, runs, labels, path):
     for axes, label in zip(panels[0], labels):
         for seed, run in runs[label].items():
             steps, rewards = rewards_of(run)
-            (line,) = axes.plot(steps, smooth(rewards), label=f"seed {seed}")
+            (line,) = axes.plot(steps, smooth(rewards, WINDOW), label=f"seed {seed}")
             axes.plot(steps, rewards, color=line.get_color(), alpha=0.25)
         axes.set(title=label, xlabel="optimizer step")
         axes.set_ylim(0, 2.05)
@@ -300,8 +294,7 @@ def differences(args, runs, label, others):
                 texts.append("-")
                 continue
             found = compare(*map(list, zip(*pairs)), "exact_match_per_objective")
-            text = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-            texts.append(f"**{text}**" if found.is_clear else text)
+            texts.append(difference_cell(found))
         rows.append([f"{label} minus {other}", *texts])
     return markdown_table(["", *map(str, args.objectives)], rows)
 
@@ -312,11 +305,7 @@ def constants(args, folder, label):
     for seed in args.seeds:
         path = folder(label, seed) / "control.json"
         if path.is_file():
-            found = ScalarControl.load(path)
-            moved = (
-                " and ".join(f"{value:+g} on `{token}`" for token, value in found.constants.items()) or "no constant"
-            )
-            texts.append(f"seed {seed}: {moved}, temperature {found.temperature:g}")
+            texts.append(f"seed {seed}: {control_in_words(ScalarControl.load(path))}")
     return "; ".join(texts)
 
 

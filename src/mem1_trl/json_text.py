@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,15 @@ def write_json(value: Any, indent: int | None = None) -> str:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # Surrogates stand inside of strings only, where the escape of Python is that of JSON
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> None:
+    """Write a text, or its parts one after the other, such that the file is there whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines([parts] if isinstance(parts, str) else parts)
+    partial.replace(path)
 
 
 def as_json(value: Any) -> Any:

@@ -51,7 +51,7 @@ def test_what_threads_play_at_once_is_what_one_thread_plays(actor, tokenizer):
     assert sum(sizes) == sum(len(turns) for turns, _ in expected) and len(sizes) < sum(sizes)
     assert actor.training  # as it was left
     cache = agent.generate._cache
-    assert cache is None or not cache._blocks  # nothing is kept once nobody plays
+    assert cache is None or not cache._blocks  # nothing is kept when no episode is played
 
 
 def test_what_arrives_together_is_generated_together(actor, tokenizer):

@@ -33,6 +33,7 @@ import transformers
 from datasets import Dataset
 from packaging.requirements import Requirement
 from support.doc_blocks import PAGES, ROOT, Block, blocks_of, commands_of, inline_commands_of, links_of
+from support.example_modules import importing_from
 
 from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig
 from mem1_trl.cli import main as mem1
@@ -186,13 +187,6 @@ class _Parsed(Exception):
     """Raised in the place of all that a script does after it has read its options."""
 
 
-def _take_out_modules_of_examples() -> dict[str, Any]:
-    """Forget the modules that were imported from `examples/`; returns them."""
-    folder = str(ROOT / "examples")
-    found = [name for name, module in sys.modules.items() if folder in str(getattr(module, "__file__", None))]
-    return {name: sys.modules.pop(name) for name in found}
-
-
 def read_options(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """The options of a script, read by its own parser; nothing else of its `main` is run."""
     found = []
@@ -205,14 +199,8 @@ def read_options(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         patch.setattr(sys, "argv", [str(script), *arguments])
-        patch.syspath_prepend(str(script.parent))  # as Python does for a script
-        others = _take_out_modules_of_examples()  # `world`, `lessons`: another script may have its own
-        try:
-            with contextlib.suppress(_Parsed):
-                runpy.run_path(str(script), run_name="__main__")
-        finally:
-            _take_out_modules_of_examples()
-            sys.modules.update(others)
+        with importing_from(script.parent), contextlib.suppress(_Parsed):  # as Python does for a script
+            runpy.run_path(str(script), run_name="__main__")
     assert found, f"{script} read no options"
     return found[0]
 

@@ -5,31 +5,22 @@ from __future__ import annotations
 import importlib
 import json
 import random
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.example_modules import EXAMPLES, importing_from
 
 from mem1_trl import StopReason, Trajectory, Turn
 
-FOLDER = Path(__file__).parents[2] / "examples" / "memory_world"
+FOLDER = EXAMPLES / "memory_world"
 MODULES = ("world", "warm_up", "agents", "train", "imitate", "run_all", "write_results")
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The example's modules, whose plain names other examples use, too."""
-    before = {name: sys.modules.pop(name, None) for name in MODULES}
-    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
-    try:
+    with importing_from(FOLDER, EXAMPLES):
         yield {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        del sys.path[:2]
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
 
 
 @pytest.fixture(scope="module")

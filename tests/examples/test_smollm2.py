@@ -8,25 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.example_modules import EXAMPLES, importing_from
 from transformers import AutoTokenizer
 
 from mem1_trl.trajectory import Trajectory, Turn
 
-FOLDER = Path(__file__).parents[2] / "examples" / "smollm2"
+FOLDER = EXAMPLES / "smollm2"
 TINY = FOLDER.parent / "assets" / "tiny-mem1"
 
 
 @pytest.fixture(scope="module")
 def example():
     """The scripts by name. Other examples have scripts of the same names, so these are forgotten afterwards."""
-    names = {path.stem for path in FOLDER.glob("*.py")}
-    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(hidden)
+    with importing_from(FOLDER):
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")

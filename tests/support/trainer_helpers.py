@@ -44,6 +44,22 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def cut_first_turns(trainer: Any, lengths: dict[int, int]) -> None:
+    """Cut the first turn of some episodes after so many tokens, as a budget that is too small does. Keys are their places in the batch."""
+    generate, calls = trainer.rollout.generate, []
+
+    def cut(prompts: Any, stops: Any, draws: Any = None) -> list[Completion]:
+        completions = generate(prompts, stops, draws)
+        calls.append(len(completions))
+        if len(calls) == 1:
+            for index, length in lengths.items():
+                one = completions[index]
+                completions[index] = Completion(one.ids[:length], one.logprobs[:length], False)
+        return completions
+
+    trainer.rollout.generate = cut
+
+
 class ScriptedGenerator:
     """
     A backend that says what it is told, cut where a real one would stop.

@@ -6,10 +6,9 @@ import pytest
 import torch
 from support.objectives import Watch, gradients_of, in_float32, logprobs_of, token_objective, values_of
 from support.ppo_helpers import Gradients, gae, make, wake
-from support.trainer_helpers import LookupEnvironment, assert_same_tensors, lookup_dataset, record
+from support.trainer_helpers import LookupEnvironment, assert_same_tensors, cut_first_turns, lookup_dataset, record
 
 from mem1_trl import Mem1PPOConfig
-from mem1_trl.rollout.stopping import Completion
 
 
 class Stepwise(LookupEnvironment):
@@ -22,22 +21,6 @@ class Stepwise(LookupEnvironment):
 
     def get_turn_reward(self) -> float:
         return 1.5 if self.given is not None else 0.5 ** len(self.queries)
-
-
-def cut_two(trainer) -> None:
-    """Cut the first turn of two episodes."""
-    generate, calls = trainer.rollout.generate, []
-
-    def cut(prompts, stops, draws=None):
-        completions = generate(prompts, stops, draws=draws)
-        calls.append(len(completions))
-        if len(calls) == 1:
-            for index in (0, 4):
-                one = completions[index]
-                completions[index] = Completion(one.ids[:3], one.logprobs[:3], False)
-        return completions
-
-    trainer.rollout.generate = cut
 
 
 def build(tmp_path, path, tokenizer, level, **settings):
@@ -56,7 +39,7 @@ def build(tmp_path, path, tokenizer, level, **settings):
         **settings,
     )
     wake(trainer)
-    cut_two(trainer)
+    cut_first_turns(trainer, {0: 3, 4: 3})
     return trainer
 
 

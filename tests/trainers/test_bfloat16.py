@@ -35,7 +35,7 @@ NOISE = 0.1
 RUNS = [(weights, layout) for weights in ("float32", "bfloat16") for layout in ("packed", "per_turn")]
 COMMON: dict[str, Any] = {
     "bf16": True, "beta": BETA, "max_steps": 2, "num_iterations": 2, "per_device_train_batch_size": 8, "max_grad_norm": 0.0,
-    "learning_rate": 2e-3,
+    "learning_rate": 2e-3, "rollout_mode": "lockstep",
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_logprobs_of_sampler_policy_and_reference_are_float32(ppo):
         assert off_grid(logps) > 0.7  # the likeliest token may be a difference of two multiples of the grid
     gap = torch.cat(per_row(batch, "old_per_token_logps")) - torch.cat(per_row(batch, "sampling_per_token_logps"))
     assert logs_of(trainer, "sampling/max_logp_difference") == pytest.approx(float(gap.abs().max()), abs=1e-6)
-    assert 1e-5 < float(gap.abs().max()) < NOISE
+    assert 1e-4 < float(gap.abs().max()) < NOISE
 
 
 def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], kind: str) -> float:

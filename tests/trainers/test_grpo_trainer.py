@@ -209,15 +209,16 @@ def test_every_parameter_changes_and_every_metric_is_logged_at_every_step(tmp_pa
 def test_update_scores_tokens_as_they_were_sampled(tmp_path, tokenizer, actor, layout, exact):
     """Invariant 1 in training: only the paper's stitched row disagrees with the sampler, from the third turn on."""
     trainer = make(
-        tmp_path, actor, tokenizer, layout, per_device_train_batch_size=16, num_generations=8, max_steps=1, seed=1
-    )
+        tmp_path, actor, tokenizer, layout, per_device_train_batch_size=16, num_generations=8, max_steps=1, seed=1,
+        rollout_mode="lockstep",
+    )  # fmt: skip
     recorder = record(trainer)
     trainer.train()
     (batch,) = recorder.batches
     assert int(batch["turn_ids"].max()) >= 2
     assert batch["sampling_per_token_logps"] is not None
     gap = recorder.logs[0]["sampling/max_logp_difference"]
-    assert gap < 1e-4 if exact else gap > 1e-3
+    assert gap < 1e-4 if exact else gap > 0.01
 
 
 def test_packed_and_per_turn_give_the_same_loss_and_gradient(tmp_path, tokenizer, actor):

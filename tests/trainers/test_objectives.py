@@ -20,12 +20,12 @@ from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
     assert_same_tensors,
+    cut_first_turns,
     lookup_dataset,
     trainer_arguments,
 )
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, StopReason
-from mem1_trl.rollout.stopping import Completion
 
 
 class NoReward(LookupEnvironment):
@@ -55,22 +55,6 @@ def make_grpo(tmp_path, path, tokenizer, **settings):
         environment_factory=NoReward,
         protocol=SHORT,
     )
-
-
-def cut_some(trainer) -> None:
-    """Cut the first turn of two episodes short, as a budget that is too small does."""
-    generate, calls = trainer.rollout.generate, []
-
-    def cut(prompts, stops, draws=None):
-        completions = generate(prompts, stops, draws)
-        calls.append(len(completions))
-        if len(calls) == 1:
-            for index in (0, 5):
-                one = completions[index]
-                completions[index] = Completion(one.ids[:4], one.logprobs[:4], False)
-        return completions
-
-    trainer.rollout.generate = cut
 
 
 def is_counted(args, trajectory) -> bool:
@@ -118,7 +102,7 @@ def test_grpo(tmp_path, tokenizer, actor_path, option, layout):
     trainer = make_grpo(tmp_path, actor_path, tokenizer, layout=layout, **GRPO[option])
     args = trainer.args
     if option == "truncated left out":
-        cut_some(trainer)
+        cut_first_turns(trainer, {0: 4, 5: 4})
     watch = Watch(trainer, actor_path)
     trainer.train()
     (trajectories,) = watch.trajectories
@@ -204,7 +188,7 @@ def test_ppo(tmp_path, tokenizer, actor_path, option):
     args = trainer.args
     wake(trainer)
     if option == "truncated left out":
-        cut_some(trainer)
+        cut_first_turns(trainer, {0: 4, 5: 4})
     watch = Watch(trainer, actor_path)
     trainer.train()
     (trajectories,) = watch.trajectories

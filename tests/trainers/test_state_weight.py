@@ -19,13 +19,13 @@ from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
     assert_same_tensors,
+    cut_first_turns,
     lookup_dataset,
     record,
     trainer_arguments,
 )
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Trajectory, Turn
-from mem1_trl.rollout.stopping import Completion
 from mem1_trl.update.state_weights import state_weights
 
 
@@ -73,21 +73,6 @@ def make(kind, tmp_path, path, tokenizer, **settings):
     )
 
 
-def cut_one(trainer) -> None:
-    """Cut the first turn of one episode inside its state, so that it has none."""
-    generate, calls = trainer.rollout.generate, []
-
-    def cut(prompts, stops, draws=None):
-        completions = generate(prompts, stops, draws=draws)
-        calls.append(len(completions))
-        if len(calls) == 1:
-            one = completions[0]
-            completions[0] = Completion(one.ids[:2], one.logprobs[:2], False)
-        return completions
-
-    trainer.rollout.generate = cut
-
-
 def hand_weights(tokenizer, trajectory, weight) -> torch.Tensor:
     """`weight` from `<think>` to `</think>`, both one token here, if the turn has both before its action."""
     begin, end = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
@@ -105,7 +90,7 @@ def hand_weights(tokenizer, trajectory, weight) -> torch.Tensor:
 def test_the_terms_of_the_state_are_weighted(tmp_path, tokenizer, actor_path, kind, layout, weight):
     """Two passes, so that ratios are away from 1: loss and gradients by hand, with cut and (PPO) failed episodes."""
     trainer = make(kind, tmp_path, actor_path, tokenizer, layout=layout, state_loss_weight=weight)
-    cut_one(trainer)
+    cut_first_turns(trainer, {0: 2})  # inside its state, so that it has none
     watch = Watch(trainer, actor_path)
     trainer.train()
     (trajectories,) = watch.trajectories

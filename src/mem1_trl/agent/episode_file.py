@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..json_text import as_json, read_json_object, write_json
+from ..json_text import as_json, read_json_object, write_json, write_whole
 from ..rollout.episode import Episode
 from ..rollout.external_memory import ExternalMemory, Note
 from ..rollout.settings import AgentSettings
@@ -87,10 +86,7 @@ def write_episode(
         "seconds": seconds,
         "environment_state": state,
     }
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(write_json(record) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, write_json(record) + "\n")
 
 
 def read_episode(path: str | os.PathLike[str], settings: AgentSettings, protocol: Mapping[str, Any]) -> SavedEpisode:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..protocol.presets import PRESETS
 from ..rollout.settings import AgentSettings, setting
 from .options import CommandError, ConfigParser
-from .task_options import TaskArguments
+from .task_options import TaskArguments, listed_objectives
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -136,14 +136,8 @@ class EvalArguments(TaskArguments):
     seed: int = field(default=0, metadata={"help": "Of the choice of tasks, of sampling and of the intervals."})
 
     def __post_init__(self) -> None:
-        if isinstance(self.objectives, int):
-            self.objectives = [self.objectives]
-        if isinstance(self.objectives, list) and any(isinstance(n, int) and n < 1 for n in self.objectives):
-            raise ValueError(f"objectives={self.objectives} must be 1 or more each")
-        for name in ("tasks", "top_k", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.objectives = listed_objectives(self.objectives)
+        self._check_counts("tasks", "top_k", "batch_size")
         super().__post_init__()
         if self.endpoint is None and (self.backend or self.endpoint_model):
             name = "backend" if self.backend else "endpoint_model"

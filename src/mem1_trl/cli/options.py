@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind the options, and examples as they were written."""
+    """Shows the default of each option, and keeps the line breaks of the examples."""
 
 
 class ConfigParser(TrlParser):

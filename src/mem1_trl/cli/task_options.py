@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
 
 
+def listed_objectives(objectives: Any) -> Any:
+    """Numbers of objectives as a list, which one number may stand for; a value of another type is left to the check of types."""
+    if isinstance(objectives, int):
+        objectives = [objectives]
+    if isinstance(objectives, list) and any(isinstance(n, int) and n < 1 for n in objectives):
+        raise ValueError(f"objectives={objectives} must be 1 or more each")
+    return objectives
+
+
 @dataclass
 class TaskArguments:
     """
@@ -77,6 +86,12 @@ class TaskArguments:
     corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
     corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
     corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def __post_init__(self) -> None:
         if self.keywords and self.questions is not None:

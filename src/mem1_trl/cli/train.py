@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .launch import launch, launched, own_arguments
 from .options import CommandError, ConfigParser, peek
-from .task_options import TaskArguments
+from .task_options import TaskArguments, listed_objectives
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,14 +149,8 @@ class TrainArguments(TaskArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.objectives, int):
-            self.objectives = [self.objectives]
-        if isinstance(self.objectives, list) and any(isinstance(n, int) and n < 1 for n in self.objectives):
-            raise ValueError(f"objectives={self.objectives} must be 1 or more each")
-        for name in ("passages", "eval_tasks", "num_processes"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.objectives = listed_objectives(self.objectives)
+        self._check_counts("passages", "eval_tasks", "num_processes")
         if (self.environment is None) != (self.dataset_name is None):
             given, needed = ("environment", "dataset_name") if self.environment else ("dataset_name", "environment")
             raise ValueError(f"{given} needs {needed}: an environment, and the tasks that it is given")
@@ -362,18 +356,13 @@ def _eval_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Any:
         raise CommandError(
             f"eval_strategy={str(config.eval_strategy)!r} needs questions that are not trained on: give their file with --eval_questions"
         )
-    questions = _dataclass_with(options, options.eval_questions).load_questions(options.eval_split)
+    asked = options if options.eval_questions is None else replace(options, questions=options.eval_questions)
+    questions = asked.load_questions(options.eval_split)
     parts = {
         f"{n}-objectives": sample_objectives(questions, n, options.eval_tasks, seed=config.seed)
         for n in options.objectives
     }
     return parts if len(parts) > 1 else next(iter(parts.values()))
-
-
-def _dataclass_with(options: TrainArguments, questions: str | None) -> TrainArguments:
-    from dataclasses import replace
-
-    return options if questions is None else replace(options, questions=questions)
 
 
 def _rows(name: str | None, split: str) -> Dataset:

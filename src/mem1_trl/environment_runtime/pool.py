@@ -369,7 +369,7 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
     return call_then(reset, checked, **row) if callable(reset) else lambda: None
 
 
-def reward_call(caller: EnvironmentCaller, environment: Any, method: str = "get_reward") -> EnvironmentCall | None:
+def reward_call(caller: EnvironmentCaller, environment: Any, method: str) -> EnvironmentCall | None:
     """The call of `get_reward`, or `get_turn_reward`, whose value is a checked number; `None` without such a method."""
     if not _has(type(environment), method):
         return None
@@ -381,19 +381,16 @@ def reward_call(caller: EnvironmentCaller, environment: Any, method: str = "get_
     )
 
 
-def ask_rewards(
-    caller: EnvironmentCaller, environments: Sequence[Any], method: str = "get_reward"
-) -> list[tuple[float | None, Exception | None]]:
+def ask_rewards(caller: EnvironmentCaller, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
     """
-    Call `get_reward`, or `get_turn_reward`, of all environments concurrently.
+    Call `get_reward` of all environments concurrently.
 
     Returns:
         `list[tuple[float | None, Exception | None]]`: For each environment, the reward, which is `None` without such a method or
         without a score, and the error.
     """
-    calls = {
-        index: call for index, e in enumerate(environments) if (call := reward_call(caller, e, method)) is not None
-    }
+    made = [reward_call(caller, environment, "get_reward") for environment in environments]
+    calls = {index: call for index, call in enumerate(made) if call is not None}
     scores: list[tuple[float | None, Exception | None]] = [(None, None)] * len(environments)
     for (index, call), outcome in zip(calls.items(), caller.run(list(calls.values()))):
         call.thread.failed = call.thread.failed or outcome.error is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.pool import EnvironmentFactory
-from ..json_text import read_json_object, write_json
+from ..json_text import read_json_object, write_json, write_whole
 from ..rollout.settings import AgentSettings
 from ..typed_fields import check_fields
 from .evaluate import evaluate_agent
@@ -59,11 +59,8 @@ class ScalarControl:
 
     def save(self, path: str | Path) -> None:
         """Write the control to a JSON file, as a whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(write_json(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write_json(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ScalarControl:
@@ -73,7 +70,7 @@ class ScalarControl:
         Raises:
             `ValueError`: If the file holds something else.
         """
-        record = read_json_object(Path(path), "search it again.")
+        record = read_json_object(path, "search it again.")
         if isinstance(record.get("settings"), dict):
             record["settings"] = AgentSettings.from_dict(record["settings"])
         check_fields(record, cls, f"The control in {path}", "search it again.")

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from ..json_lines import read_json_lines
-from ..json_text import read_json, read_json_object, with_nan, write_json
+from ..json_text import read_json, read_json_object, with_nan, write_json, write_whole
 from ..trajectory import StopReason, Trajectory
 from ..typed_fields import check_fields
 from .intervals import Statistic, summarize
@@ -265,8 +265,8 @@ class Evaluation:
         summary, lines = _paths(directory, name)
         summary.parent.mkdir(parents=True, exist_ok=True)
         summary.unlink(missing_ok=True)  # it describes other lines from now on
-        _write(lines, (write_json(task.to_dict()) + "\n" for task in self.tasks))
-        _write(summary, [write_json(self.to_dict(name), indent=2) + "\n"])
+        write_whole(lines, (write_json(task.to_dict()) + "\n" for task in self.tasks))
+        write_whole(summary, [write_json(self.to_dict(name), indent=2) + "\n"])
         return summary
 
     @classmethod
@@ -331,14 +331,6 @@ def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
     if not name or Path(name).name != name:
         raise ValueError(f"{name!r} cannot name a file: use a word such as 'mem1-ppo-2', without slashes.")
     return Path(directory) / f"{name}.json", Path(directory) / f"{name}.jsonl"
-
-
-def _write(path: Path, parts: Iterable[str]) -> None:
-    """Write a file such that it is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-    partial.replace(path)
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:

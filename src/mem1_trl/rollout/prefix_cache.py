@@ -252,7 +252,7 @@ class PrefixCache:
     def _select(
         self, model: PreTrainedModel, picks: list[tuple[_Block | None, int]], columns: np.ndarray
     ) -> DynamicCache:
-        """A cache whose rows have the given columns of the given rows of the blocks, of which those that nobody wants now are freed."""
+        """A cache with the given columns of the given rows of the blocks. Blocks without a wanted row are freed."""
         selected = _new_cache(model)
         places: dict[int, list[int]] = {}
         for place, (block, source) in enumerate(picks):
@@ -332,7 +332,7 @@ def _copy(
 
 
 def _compact(model: PreTrainedModel, block: _Block) -> _Block:
-    """A block without the rows that nobody wants, if these are most of it."""
+    """The block without its unwanted rows, if they are at least half of it; else the block itself."""
     rows = block.wanted.nonzero()[0]
     if 2 * len(rows) > len(block.wanted):
         return block

@@ -82,7 +82,7 @@ class ServerCalls(Generic[Value]):
             request (`Callable`):
                 Sends a request and reads its answer.
             over (`threading.Event`, *optional*):
-                Set once nobody is waiting for the answer; the request is then not repeated.
+                Set when the answer is no longer needed; then the request is not repeated.
 
         Raises:
             `RuntimeError`: If no request would be answered.

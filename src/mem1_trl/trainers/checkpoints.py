@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..json_text import write_whole
+
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
 
@@ -23,10 +25,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def mark_complete(directory: str | os.PathLike[str], global_step: int) -> None:
     """Mark a checkpoint as written to its end."""
-    path = Path(directory) / COMPLETE_FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"global_step": global_step}) + "\n")
-    partial.replace(path)
+    write_whole(Path(directory) / COMPLETE_FILE, json.dumps({"global_step": global_step}) + "\n")
 
 
 def mark_incomplete(directory: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -39,7 +40,7 @@ class StepLines(TrainerCallback):
             Takes each line. `None` prints it.
     """
 
-    def __init__(self, write: Any = None) -> None:
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self.write = write or (lambda line: print(line, flush=True))
         self._began = self._first = 0.0
 
