@@ -155,8 +155,8 @@ def test_a_model_without_a_protocol_is_loaded_with_one_by_name(actor_path, token
     with pytest.raises(FileNotFoundError, match=r"mem1_protocol\.json"):
         Mem1Agent.from_pretrained(str(model))
     assert Mem1Agent.from_pretrained(str(model), "reference").protocol == Mem1Protocol.reference()
-    with pytest.raises(ValueError, match="protocol is 'refrence', but must be one of default, paper, reference"):
-        Mem1Agent.from_pretrained(str(model), "refrence")
+    with pytest.raises(ValueError, match="protocol is 'reference2', but must be one of default, paper, reference"):
+        Mem1Agent.from_pretrained(str(model), "reference2")
 
 
 def test_the_released_checkpoint_has_the_protocol_that_it_was_trained_with(actor, tokenizer, monkeypatch):
