@@ -10,6 +10,7 @@ format:
 lint:
 	ruff check .
 	ruff format --check .
+	codespell
 
 types:
 	mypy
