@@ -6,16 +6,14 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset, concatenate_datasets
-from trl import TrlParser
 
 from mem1_trl import compose_objectives
+from mem1_trl.cli.options import CommandError, ConfigParser
 from mem1_trl.retrieval.open_retriever import open_retriever
 from mem1_trl.tasks import load_qa_dataset
 
@@ -29,32 +27,13 @@ NO_GPU = (
 )
 
 
-class _Parser(TrlParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def read_options(kinds: Sequence[type], args: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Options from the command line and the file of `--config`, as [`~trl.TrlParser`] reads them; an error is one sentence."""
-    parser = _Parser(list(kinds), allow_abbrev=False)
+    """Options from the command line and the file of `--config`, as the commands of the package read them; an error is one sentence."""
     try:
-        *parsed, from_file, from_line = parser.parse_args_and_config(
-            args, return_remaining_strings=True, separate_remaining_strings=True
-        )
-    except OSError as error:
-        sys.exit(f"train.py: the file of --config cannot be read: {error.strerror}: {error.filename}")
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        if "bf16/gpu" in str(error):
-            sys.exit(f"train.py: {NO_GPU}")
-        sys.exit(f"train.py: {_one_line(error)}")
-    for where, unknown in (("the file of --config", from_file), ("the command line", from_line)):
-        if unknown:
-            name = unknown[0].removeprefix("--").split("=")[0]
-            known = [action.dest for action in parser._actions]
-            close = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            sys.exit(f"train.py: {where} holds an unknown option, {name!r}.{hint}")
-    return tuple(parsed)
+        found: tuple[Any, ...] = ConfigParser(kinds).read(sys.argv[1:] if args is None else args)
+    except CommandError as error:
+        sys.exit(f"train.py: {NO_GPU if 'bf16/gpu' in str(error) else error}")
+    return found
 
 
 @dataclass

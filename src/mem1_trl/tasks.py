@@ -223,7 +223,7 @@ def load_qa_dataset(
         `FileNotFoundError`: if a path to a file does not exist.
         `ValueError`: if the schema is unknown, or no row has an answer.
     """
-    rows, columns = _load_rows(path_or_name, split, kwargs)
+    rows, columns = load_rows(path_or_name, split, "a question and an answer", **kwargs)
     asked = question or "question"
     known = ANSWER_COLUMNS if answer is None else (answer,)
     column = next((name for name in known if name in columns), None)
@@ -251,8 +251,24 @@ def load_qa_dataset(
     return Dataset.from_list(answered, features=features)
 
 
-def _load_rows(path_or_name: str | Path, split: str, kwargs: dict[str, Any]) -> tuple[Iterable[Any], list[str]]:
-    """Rows of a file or of a dataset on the Hub, and the names of their columns."""
+def load_rows(path_or_name: str | Path, split: str, holding: str, **kwargs: Any) -> tuple[Iterable[Any], list[str]]:
+    """
+    Rows of a file or of a dataset on the Hub, and the names of their columns.
+
+    Args:
+        path_or_name (`str` or `Path`):
+            The file, or the name of the dataset.
+        split (`str`):
+            Split of the dataset.
+        holding (`str`):
+            What a row must hold, for the messages.
+        **kwargs:
+            Passed to [`~datasets.load_dataset`]; of these a file takes `field` and `delimiter`.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If the file is of another kind, or a row is no object.
+    """
     path = Path(path_or_name)
     if path.is_file() and not has_rows(path):
         raise ValueError(f"{path.name} is not a {', '.join(FILES)} file: convert it to one of these.")
@@ -262,12 +278,10 @@ def _load_rows(path_or_name: str | Path, split: str, kwargs: dict[str, Any]) -> 
         dataset = load_dataset(str(path_or_name), split=split, **kwargs)
         return dataset, dataset.column_names
     own = {key: value for key, value in kwargs.items() if key in ("field", "delimiter")}
-    rows = list(read_rows(path, "pass a file of questions and answers, one in a row.", **own))
+    rows = list(read_rows(path, f"pass a file of rows that each hold {holding}.", **own))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise ValueError(
-                f"Row {number} of {path} is {row!r:.60}: it must be an object with a question and an answer."
-            )
+            raise ValueError(f"Row {number} of {path} is {row!r:.60}: it must be an object with {holding}.")
     return rows, list(dict.fromkeys(column for row in rows for column in row))
 
 

@@ -366,19 +366,15 @@ def _eval_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Any:
 
 
 def _rows(name: str | None, split: str) -> Dataset:
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
 
-    from ..local_rows import has_rows, read_rows
+    from ..tasks import load_rows
 
     assert name is not None  # `TrainArguments` refuses an environment without tasks
-    if not has_rows(name):
-        return load_dataset(name, split=split)
-    if not Path(name).is_file():
-        raise CommandError(f"there is no file {name!r} for dataset_name")
-    rows = Dataset.from_list(list(read_rows(name, "pass a file of tasks, one in a row.")))
-    if "prompt" not in rows.column_names:
-        raise CommandError(f"{name} has the columns {', '.join(rows.column_names)}, but tasks need a column 'prompt'")
-    return rows
+    rows, columns = load_rows(name, split, "a task")
+    if "prompt" not in columns:
+        raise CommandError(f"{name} has the columns {', '.join(columns)}, but tasks need a column 'prompt'")
+    return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
 
 
 def _imported(path: str, option: str) -> Any:
