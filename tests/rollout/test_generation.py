@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from support.helpers import tiny_model
 from support.trainer_helpers import SHORT, LookupEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteriaList
 
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.rollout.episode import Episode
@@ -231,6 +232,23 @@ def test_the_hook_leaves_the_output_of_generate_alone(tokenizer, actor, cached):
     hooked = hook(input_ids=prompt, **kwargs)
     assert torch.equal(plain, hooked)
     assert torch.tensor(hook.logprobs).shape == (6, plain.shape[1] - prompt.shape[1])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_options_reach_generate_in_one_form(tokenizer, actor, cached):
+    """transformers takes a generation config or single options, and warns where both are given; TRL's trainer gives a config."""
+    prompt = torch.tensor([encode(tokenizer, "q1?")] * 2)
+    config = GenerationConfig(max_new_tokens=6, do_sample=True, pad_token_id=0, eos_token_id=1)
+    draws = list(np.random.default_rng(0).random((2, 6)))
+    cache = PrefixCache(0) if cached else None
+    hook = ActionGenerate(actor, StopStringFinder(tokenizer), [[]] * 2, 1.0, [1], cache, None, draws)
+    given, real = [], hook.generate
+    hook.generate = lambda **kwargs: given.append(kwargs) or real(**kwargs)
+    hook(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    assert given and not any({"max_new_tokens", "do_sample"} & set(kwargs) for kwargs in given)
+    own = given[0]["generation_config"]
+    assert own.max_new_tokens == 6 and own.do_sample is False
+    assert config.do_sample is True, "what was given is left as it was"
 
 
 def test_a_budget_that_runs_out_is_not_an_end(tokenizer, actor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -168,10 +169,19 @@ class ActionGenerate:
             sequences = self.generate(
                 stopping_criteria=StoppingCriteriaList([criteria]),
                 logits_processor=LogitsProcessorList(processors),
-                **inputs,
+                **_in_one_form(inputs),
             )
         _check_rows(sequences, contexts)
         return sequences, recorder.finish(sequences), criteria.done
+
+
+def _in_one_form(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a call of `generate`, all of them in its generation config if it is given one: it takes one form or the other."""
+    if options.get("generation_config") is None:
+        return options
+    config = copy.deepcopy(options["generation_config"])
+    others = {name: value for name, value in options.items() if name != "generation_config"}
+    return {"generation_config": config, **config.update(**others)}
 
 
 def _option(model: Any, options: dict[str, Any], name: str) -> Any:
