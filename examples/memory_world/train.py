@@ -24,7 +24,7 @@ from world import ASKED, LEVELS, PROTOCOL, Passages, draw_task, rows_of
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
-PHASES = ((0.3, ("choose",)), (0.4, ("choose", "cue")), (0.3, LEVELS))
+PHASES = ((0.25, ("choose",)), (0.35, ("choose", "cue")), (0.4, LEVELS))
 """Share of the steps, and the levels that are mixed in them."""
 
 
@@ -76,7 +76,7 @@ def configuration(args):
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=3,
-        beta=0.0,
+        beta=args.beta,
         temperature=1.0,
         shuffle_dataset=False,
         gradient_checkpointing=False,
@@ -107,6 +107,9 @@ def parse_arguments():
     parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
     parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
     parser.add_argument("--learning_rate", type=float, default=7e-4)
+    parser.add_argument(
+        "--beta", type=float, default=0.04, help="weight of the KL to the start: keeps what is not decided yet open"
+    )
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--lam", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -137,7 +140,7 @@ def main():
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
-    names = ("algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "gamma", "lam", "seed")
+    names = "algorithm context layout batch_size generations learning_rate beta gamma lam seed".split()
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names}, "model")
 
 

@@ -138,10 +138,21 @@ class Lessons:
             parts.append((found or row, True))
         return self.encode(parts)
 
+    def reading_marks(self):
+        """Questions about a cue: a kind that stands behind the mark that is asked for. Nothing says which mark matters."""
+        rng = self.rng
+        task = draw_task(rng, "cue", 1)
+        parts = [(["/", "go", ".", "<information>", *task.observations[0], "</information>"], False)]
+        for _ in range(3):
+            mark = rng.choice("!,")
+            parts.append((["?", mark], False))
+            parts.append(([task.kind if mark == "!" else rng.choice([k for k in task.cue if k != task.kind])], True))
+        return self.encode(parts)
+
     def mixed(self, draw):
         """Draws lessons, and now and then exercises in copying and in reading."""
-        exercises = (draw, self.copying, self.reading)
-        return lambda: self.rng.choices(exercises, weights=(0.7, 0.1, 0.2))[0]()
+        exercises = (draw, self.copying, self.reading, self.reading_marks)
+        return lambda: self.rng.choices(exercises, weights=(0.65, 0.1, 0.18, 0.07))[0]()
 
 
 def warm_up(place, context, seed, steps):

@@ -68,6 +68,24 @@ def test_an_exercise_in_reading_asks_for_rows_of_the_passage_only(modules, world
             assert text[start + 1] == kind
 
 
+def test_an_exercise_in_reading_marks_asks_for_any_of_them(modules, world):
+    """Each answer stands behind the mark that is asked for; both marks are asked for alike, and no state is in it."""
+    lessons = modules["warm_up"].Lessons(world.build_tokenizer(), 0)
+    words = {number: word for word, number in lessons.ids.items()}
+    asked = []
+    for _ in range(200):
+        ids, trained = lessons.reading_marks()
+        text = [words[i] for i in ids]
+        end = text.index("</information>")
+        marks = dict(zip(text[5:end:2], text[4:end:2]))
+        assert list(marks.values()).count("!") == 1 and "<think>" not in text and sum(trained) == 3
+        for at in range(end + 1, len(text), 3):
+            question, mark, answer = text[at : at + 3]
+            assert question == "?" and marks[answer] == mark and trained[at : at + 3] == [False, False, True]
+            asked.append(mark)
+    assert asked.count("!") / len(asked) == pytest.approx(0.5, abs=0.07)
+
+
 def test_the_reward_by_hand(world):
     wanted = ["1 red gix", "2 red goran"]
     assert world.right_rows("1 red gix 2 red goran", wanted) == 2
@@ -86,8 +104,8 @@ def test_held_out_kinds_are_never_asked_for_in_training(modules, world):
     trained = modules["train"].curriculum(200, 0)
     assert not set(trained["kind"]) & set(world.HELD_OUT)
     levels = trained["level"]
-    assert set(levels[:60]) == {"choose"} and set(levels[60:140]) == {"choose", "cue"}
-    assert set(levels[140:]) == {"choose", "evict", "cue"}
+    assert set(levels[:50]) == {"choose"} and set(levels[50:120]) == {"choose", "cue"}
+    assert set(levels[120:]) == {"choose", "evict", "cue"}
     shown = {word for row in trained["observations"] for text in row for word in text.split()}
     assert not shown & set(world.HELD_OUT), "what is never right would be learned to be wrong"
 
