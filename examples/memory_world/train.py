@@ -140,7 +140,7 @@ def main():
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
-    names = "algorithm context layout batch_size generations learning_rate beta gamma lam seed".split()
+    names = ["algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "beta", "gamma", "lam", "seed"]  # fmt: skip
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names}, "model")
 
 
