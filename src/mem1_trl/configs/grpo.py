@@ -10,6 +10,7 @@ from trl import GRPOConfig
 
 from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
+from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
 
 _WORD = re.compile(r"\w+")
@@ -81,6 +82,20 @@ class Mem1GRPOConfig(GRPOConfig):
             What an action that fails in the end does: the agent reads the error and goes on (`"observe"`), or the episode ends
             and all episodes of its group are left out of the update (`"drop_group"`). Either way an episode whose `reset` or
             `get_reward` fails, or whose environment dies, is left out itself.
+
+        > Parameters that control credit
+
+        advantage_level (`str`, *optional*, defaults to `"episode"`):
+            What is compared within a group: the rewards of its episodes (`"episode"`), as in TRL; what its episodes still got from
+            their turn `k` on, for each `k` (`"turn"`); or episodes, and beside that the turns `k` that read the very same context
+            (`"state"`), see [`mem1_trl.update.group_advantages`].
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per turn, with `advantage_level` `"turn"` or `"state"` only.
+        lam (`float`, *optional*, defaults to `1.0`):
+            Trace decay per turn, with `advantage_level` `"turn"` or `"state"` only. Below 1, what came after the next turn is
+            partly replaced by the mean of the turns that the next turn is compared with.
+        state_group_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level="state"` only.
 
         > Parameters that control the update
 
@@ -180,6 +195,27 @@ class Mem1GRPOConfig(GRPOConfig):
             "choices": list(ON_ENVIRONMENT_ERROR),
         },
     )
+    advantage_level: str = field(
+        default="episode",
+        metadata={
+            "help": "What is compared within a group: the rewards of episodes (`episode`), what episodes still got from their turn "
+            "k on (`turn`), or episodes and, beside that, the turns that read the same context (`state`).",
+            "choices": list(GROUP_LEVELS),
+        },
+    )
+    gamma: float = field(
+        default=1.0, metadata={"help": "Discount per turn, with `advantage_level` `turn` or `state` only."}
+    )
+    lam: float = field(
+        default=1.0, metadata={"help": "Trace decay per turn, with `advantage_level` `turn` or `state` only."}
+    )
+    state_group_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level` "
+            "`state` only."
+        },
+    )
     layout: str = field(
         default="packed",
         metadata={
@@ -260,6 +296,7 @@ class Mem1GRPOConfig(GRPOConfig):
                 raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
         self._check_state_loss_weight()
+        self._check_credit()
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:
@@ -330,6 +367,53 @@ class Mem1GRPOConfig(GRPOConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} takes one advantage for a trajectory, so tokens cannot have "
                     f"state_loss_weight={weight}: leave one of them out."
+                )
+
+    def _check_credit(self) -> None:
+        """Refuse what the levels of credit cannot mean, or do not use."""
+        self._check_level(GROUP_LEVELS)
+        compared = self.advantage_level != "episode"
+        for name in ("gamma", "lam"):
+            if getattr(self, name) != 1.0 and not compared:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with advantage_level='episode': use 'turn' or 'state', or leave it 1.0."
+                )
+        weight = self.state_group_weight
+        if not 0.0 < weight < float("inf"):
+            raise ValueError(f"state_group_weight must be a finite number above 0, got {weight}.")
+        if weight != 1.0 and self.advantage_level != "state":
+            raise ValueError(
+                f"state_group_weight={weight} has no effect with advantage_level={self.advantage_level!r}: use 'state', or leave it 1.0."
+            )
+        if compared:
+            self._refuse_whole_sequences(
+                f"advantage_level={self.advantage_level!r} gives every turn an advantage of its own"
+            )
+
+    def _check_level(self, levels: tuple[str, ...]) -> None:
+        if self.advantage_level not in levels:
+            raise ValueError(
+                f"advantage_level must be one of {', '.join(map(repr, levels))}, got {self.advantage_level!r}."
+            )
+        for name in ("gamma", "lam"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+
+    def _refuse_whole_sequences(self, reason: str) -> None:
+        """Refuse what takes one advantage for a trajectory, where tokens or turns have their own."""
+        for name, bad, instead in (
+            ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
+            ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
+            (
+                "multi_objective_aggregation",
+                self.multi_objective_aggregation != "sum_then_normalize",
+                "use reward_weights",
+            ),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here {reason}: {instead}."
                 )
 
     def _check_token_budget(self) -> None:

@@ -185,19 +185,6 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             self._post_init_of_one_generation()
         else:
             super().__post_init__()
-        if self.advantage_level not in ADVANTAGE_LEVELS:
-            raise ValueError(
-                f"advantage_level must be one of {', '.join(map(repr, ADVANTAGE_LEVELS))}, got {self.advantage_level!r}."
-            )
-        for name in ("gamma", "lam", "token_gamma", "token_lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        for name in ("token_gamma", "token_lam"):
-            if getattr(self, name) != 1.0 and self.advantage_level != "two_level":
-                raise ValueError(
-                    f"{name}={getattr(self, name)} has no effect with advantage_level={self.advantage_level!r}: use 'two_level', "
-                    f"or leave it 1.0."
-                )
         if self.vf_coef < 0:
             raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
         if self.critic_warmup_steps < 0:
@@ -213,23 +200,27 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             raise ValueError(f"value_learning_rate={self.value_learning_rate} must be positive.")
         if self.cliprange_value is not None and self.cliprange_value <= 0:
             raise ValueError(f"cliprange_value={self.cliprange_value} must be positive; None turns the clip off.")
-        advantage_per_token = "the critic gives every token an advantage of its own"
-        for name, bad, instead in (
-            ("scale_rewards", self.scale_rewards != "none", "leave it 'none' and use whiten_advantages"),
-            ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
-            ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
-            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
-            (
-                "multi_objective_aggregation",
-                self.multi_objective_aggregation != "sum_then_normalize",
-                "use reward_weights",
-            ),
-        ):
-            if bad:
+
+    def _check_credit(self) -> None:
+        self._check_level(ADVANTAGE_LEVELS)
+        for name in ("token_gamma", "token_lam"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+            if getattr(self, name) != 1.0 and self.advantage_level != "two_level":
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here "
-                    f"{advantage_per_token}: {instead}."
+                    f"{name}={getattr(self, name)} has no effect with advantage_level={self.advantage_level!r}: use 'two_level', "
+                    f"or leave it 1.0."
                 )
+        reason = "the critic gives every token an advantage of its own"
+        for name, default, instead in (
+            ("scale_rewards", "none", "leave it 'none' and use whiten_advantages"),
+            ("state_group_weight", 1.0, "leave it 1.0"),
+        ):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here {reason}: {instead}."
+                )
+        self._refuse_whole_sequences(reason)
 
     @classmethod
     def paper(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
