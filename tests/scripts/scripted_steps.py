@@ -83,7 +83,7 @@ class SaveGradient(TrainerCallback):
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 PPO = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}  # the discount makes every token's advantage its own
 LEVELS = {"state_loss_weight": 2.5, "advantage_level": "turn"}
-GROUPS = {"num_generations": 4, "gamma": 0.9, "lam": 0.8, "max_completion_length": 13}
+GROUPS = {"num_generations": 4, "gamma": 0.9, "lam": 0.8, "max_completion_length": 9}
 CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),

@@ -96,6 +96,9 @@ class Mem1GRPOConfig(GRPOConfig):
             partly replaced by the mean of the turns that the next turn is compared with.
         state_group_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level="state"` only.
+        memory_value_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
+            carries that the turn wrote, by the policy itself, see [`mem1_trl.update.memory_value`]. `0.0` does not compute it.
 
         > Parameters that control the update
 
@@ -216,6 +219,13 @@ class Mem1GRPOConfig(GRPOConfig):
             "`state` only."
         },
     )
+    memory_value_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next "
+            "action) the state carries that the turn wrote. `0.0` does not compute it."
+        },
+    )
     layout: str = field(
         default="packed",
         metadata={
@@ -297,6 +307,10 @@ class Mem1GRPOConfig(GRPOConfig):
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()
+        if not 0.0 <= self.memory_value_weight < float("inf"):
+            raise ValueError(
+                f"memory_value_weight must be a finite number of at least 0, got {self.memory_value_weight}."
+            )
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:
