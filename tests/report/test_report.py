@@ -26,6 +26,7 @@ from mem1_trl.report.plots import retention_curve, running_mean
 from mem1_trl.report.run_directory import read_run
 from mem1_trl.report.turns import turn_usage
 from mem1_trl.rollout.context import next_context
+from mem1_trl.update.state_value import StateValue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROMPT = tuple(range(100, 110))
@@ -71,6 +72,8 @@ def evaluated(index: int, trajectory: Trajectory, exact_match: float, hostile: s
         scores=scores,
         objectives_detail=() if error else tuple(trace_objectives(trajectory, answers)),
         error=error,
+        memory_values=tuple(StateValue(n + 1, 1.25 + n, 0.5, 2.75) for n in range(len(trajectory.turns) - 1))
+        + (None,),
     )
 
 
@@ -320,6 +323,13 @@ def test_the_page_shows_the_numbers_of_the_files(plain):
         assert len(cells) == 3 * len(summary["metrics"])
 
 
+def test_each_state_has_its_worth_beside_it(plain):
+    blocks = {a["id"]: json.loads(text) for a, text in Page(plain.read_text()).scripts if "id" in a}
+    turns = [one["turns"] for one in blocks["episodes-0"] if one["turns"]]
+    assert turns and all(turn["worth"]["next_turn"] == 1.25 + n for own in turns for n, turn in enumerate(own[:-1]))
+    assert all(own[-1]["worth"] is None for own in turns)
+
+
 def test_plots_lie_beside_the_page_and_in_it(plain):
     text = plain.read_text()
     names = {path.stem for path in plain.parent.glob("*.png")}
@@ -433,6 +443,9 @@ def test_a_browser_shows_the_episodes_and_runs_nothing_of_theirs(hostile, tmp_pa
     assert "partly right: 1 of 2" in text
     assert "Kept from turn 2: 10 tokens (state 3, action 1, observation 6)" in text
     assert "Dropped, turn 1: 10 tokens" in text
+    assert (
+        "Its state carries 1.25 nats of the next turn, of its action 0.50 nats, of the right answer 2.75 nats" in text
+    )
     assert f"query 0{HOSTILE}" in text
     assert "Showing 3 of 4 episodes; all of them are in mem1/evaluation/mem1-2.jsonl." in html.unescape(dom)
 

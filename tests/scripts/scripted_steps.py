@@ -83,10 +83,17 @@ class SaveGradient(TrainerCallback):
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 PPO = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}  # the discount makes every token's advantage its own
 LEVELS = {"state_loss_weight": 2.5, "advantage_level": "turn"}
+GROUPS = {"num_generations": 4, "gamma": 0.9, "lam": 0.8, "max_completion_length": 9}
 CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
+    "grpo_turns": (Mem1GRPOTrainer, {**GROUPS, "advantage_level": "turn"}, {"environment_factory": TurnByTurn}),
+    "grpo_states": (
+        Mem1GRPOTrainer,
+        {**GROUPS, "advantage_level": "state", "state_group_weight": 0.5},
+        {"environment_factory": TurnByTurn},
+    ),
     "ppo": (Mem1PPOTrainer, PPO, {}),
     "turns": (Mem1PPOTrainer, {**PPO, **LEVELS}, {"environment_factory": TurnByTurn}),
     "two_levels": (

@@ -172,7 +172,10 @@ FEATURES = [
     Feature("rewards of single turns", (), {}, {"environment_factory": TurnByTurn},
             note="Not TRL's. GRPO adds them up."),
     Feature("advantages between turns, or on two levels", (), {"advantage_level": "two_level", "token_lam": 0.9, "lam": 0.9},
-            refused={"GRPO": "unexpected keyword argument 'advantage_level'"}, note="Not TRL's. GRPO has one advantage for an episode."),
+            refused={"GRPO": "unexpected keyword argument 'token_lam'"}, note="Not TRL's: by a critic."),
+    Feature("turns compared within their group", (), {"advantage_level": "state", "gamma": 0.9},
+            refused={"PPO": "advantage_level must be one of 'token', 'turn', 'two_level'"},
+            note="Not TRL's: turns of one number, or of one context, without a critic."),
     Feature("trackers: TensorBoard, wandb, trackio", (), tested="tests/trainers/test_tracking.py", note="With `log_completions`, episodes turn "
             "by turn: a table (wandb, trackio), traces (trackio), text (TensorBoard)."),
     Feature("trajectories as data sets on the Hub", (), tested="tests/hub/test_trajectory_hub.py"),

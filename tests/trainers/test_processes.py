@@ -74,6 +74,19 @@ def test_credit_between_turns_has_the_same_gradient_on_two_processes(run, kind):
         assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.parametrize("kind", ["grpo_turns", "grpo_states"])
+def test_turns_are_compared_over_processes(run, kind):
+    """Groups of four over two processes that hold two rows of each; some episodes are cut."""
+    whole = run(kind, processes=1, per_device=8, accumulation=1)
+    parallel = run(kind, processes=2, per_device=2, accumulation=2)
+    assert parallel["processes"] == 2 and whole["log"]["episode/stop_reason/truncated"] > 0
+    assert whole["log"]["episode/turns"] > 1.5
+    assert relative_error(whole["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
+    own = ("turn_groups/other_context",) if kind == "grpo_states" else ()
+    for key in ("reward", "loss", "turn_groups/alone", *own):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
 def test_a_critic_that_shares_weights_has_the_same_gradient_on_two_processes(run, kind):
     whole = run(kind, processes=1, per_device=8, accumulation=1)

@@ -68,6 +68,8 @@ class EvalArguments(TaskArguments):
             Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again.
         batch_size (`int`, *optional*, defaults to `32`):
             Episodes played at once.
+        memory_value (`str` or `None`, *optional*):
+            Measure what each state is worth, in nats, with nothing in its place (`"blank"`) or the state of another episode (`"swap"`).
         seed (`int`, *optional*, defaults to `0`):
             Of the choice of tasks, of sampling and of the intervals.
     """
@@ -133,12 +135,21 @@ class EvalArguments(TaskArguments):
         },
     )
     batch_size: int = field(default=32, metadata={"help": "Episodes played at once."})
+    memory_value: str | None = field(
+        default=None,
+        metadata={
+            "help": "Measure what each state is worth, in nats, with nothing in its place or the state of another episode. `None` does not.",
+            "choices": ["blank", "swap"],
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Of the choice of tasks, of sampling and of the intervals."})
 
     def __post_init__(self) -> None:
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("tasks", "top_k", "batch_size")
         super().__post_init__()
+        if self.memory_value is not None and self.endpoint is not None:
+            raise ValueError("memory_value needs a model that is loaded here: leave out endpoint, or memory_value")
         if self.endpoint is None and (self.backend or self.endpoint_model):
             name = "backend" if self.backend else "endpoint_model"
             raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
@@ -174,6 +185,7 @@ def run(args: Sequence[str]) -> None:
     agent = _agent(options, protocol)
 
     from ..evaluation.evaluate import evaluate_objectives
+    from ..evaluation.result import slug
 
     output = Path(options.output_dir) / "evaluation"
     evaluations = evaluate_objectives(
@@ -188,6 +200,12 @@ def run(args: Sequence[str]) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
     )
+    if options.memory_value is not None:
+        from ..evaluation.memory import measure_memory
+
+        for n, evaluation in evaluations.items():
+            evaluations[n] = measure_memory(agent, evaluation, options.memory_value, min(options.batch_size, 8))
+            evaluations[n].save(output, f"{slug(evaluation.agent)}-{n}")
     _print_table(evaluations)
     print(f"written to {output}; `mem1 report {options.output_dir}` makes a page of it")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_agent as evaluate_agent
     from .evaluate import evaluate_objectives as evaluate_objectives
     from .evaluate import paper_max_turns as paper_max_turns
+    from .memory import measure_memory as measure_memory
     from .reference import reference_metrics as reference_metrics
     from .result import EvaluatedTask as EvaluatedTask
     from .result import Evaluation as Evaluation
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "compare": "comparison",
         "evaluate_agent": "evaluate",
         "evaluate_objectives": "evaluate",
+        "measure_memory": "memory",
         "paper_max_turns": "evaluate",
         "reference_metrics": "reference",
         "search_scalar_control": "controls",

@@ -16,6 +16,7 @@ What an evaluation found, and the two files that hold it.
 | `errors` | share of tasks in which the environment failed |
 | `environment` | `error_rate`, the share of its calls that failed, and numbers of `timeouts`, `retries` and `restarts` |
 | `retention` | `[{"age", "kept", "count"}]`, see [`mem1_trl.evaluation.retention.retention_curve`] |
+| `memory_value` | `{"by_turn", "by_age"}`, what states are worth in nats, see [`mem1_trl.evaluation.memory.summarize_memory`]; empty if it was not measured |
 | `failures` | number of objectives for each of `never_found`, `forgotten`, `misreported`, `correct` |
 
 `<name>.jsonl`, one line for each task, in order:
@@ -28,6 +29,7 @@ What an evaluation found, and the two files that hold it.
 | `trajectory` | [`Trajectory.to_dict`] |
 | `scores` | the numbers whose means are the `metrics` |
 | `objectives_detail` | for each objective `{"gold", "given", "correct", "first_seen_turn", "kept", "outcome"}`, see [`mem1_trl.evaluation.retention.ObjectiveTrace`]; empty without references, or if the environment failed |
+| `memory_values` | for each turn what the state that it wrote is worth, see [`mem1_trl.update.state_value.StateValue`], or `null`; empty if it was not measured |
 | `error` | what the environment raised, or `null` |
 """
 
@@ -45,7 +47,9 @@ from ..json_lines import read_json_lines
 from ..json_text import read_json, read_json_object, with_nan, write_json, write_whole
 from ..trajectory import StopReason, Trajectory
 from ..typed_fields import check_fields
+from ..update.state_value import StateValue
 from .intervals import Statistic, summarize
+from .memory import summarize_memory
 from .retention import ObjectiveTrace, RetentionPoint, count_outcomes, retention_curve
 
 FORMAT = 1
@@ -64,7 +68,11 @@ _SUMMARY = (
     "retention",
     "failures",
     "environment",
+    "memory_value",
 )
+
+_LATER = ("environment", "memory_value")
+"""Keys of the summary that older files do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,8 @@ class EvaluatedTask:
             What became of each objective.
         error (`str` or `None`):
             What the environment raised, if it failed.
+        memory_values (`tuple[StateValue | None, ...]`):
+            What the state of each turn is worth; empty if it was not measured, see [`mem1_trl.evaluation.measure_memory`].
     """
 
     index: int
@@ -96,6 +106,7 @@ class EvaluatedTask:
     scores: dict[str, float]
     objectives_detail: tuple[ObjectiveTrace, ...] = ()
     error: str | None = None
+    memory_values: tuple[StateValue | None, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain lists, numbers and strings: one line of the `.jsonl` file."""
@@ -107,6 +118,7 @@ class EvaluatedTask:
             "scores": dict(self.scores),
             "objectives_detail": [dataclasses.asdict(trace) for trace in self.objectives_detail],
             "error": self.error,
+            "memory_values": [None if one is None else dataclasses.asdict(one) for one in self.memory_values],
         }
 
     @classmethod
@@ -120,11 +132,18 @@ class EvaluatedTask:
         if not isinstance(record, Mapping):
             raise ValueError(f"A task must be a JSON object, got {record!r:.60}: {_NOT_OURS}")
         trajectory = Trajectory.from_dict(record.get("trajectory", {}))
-        values = {**record, "trajectory": trajectory, "objectives_detail": []}
+        values = {**record, "trajectory": trajectory, "objectives_detail": [], "memory_values": []}
         values["scores"] = with_nan(record.get("scores"))
         check_fields(values, cls, "The task", _NOT_OURS)
         traces = record.get("objectives_detail", [])
-        return cls(**{**values, "objectives_detail": tuple(_read_record(ObjectiveTrace, trace) for trace in traces)})
+        worths = record.get("memory_values", [])
+        return cls(
+            **{
+                **values,
+                "objectives_detail": tuple(_read_record(ObjectiveTrace, trace) for trace in traces),
+                "memory_values": tuple(None if one is None else _read_record(StateValue, one) for one in worths),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +172,8 @@ class Evaluation:
             Number of objectives with each outcome.
         environment (`dict[str, float]`):
             What went wrong in calls of the environment, see [`mem1_trl.faults.fault_metrics`].
+        memory_value (`dict[str, list]`):
+            What states are worth by turn and by age, see [`mem1_trl.evaluation.memory.summarize_memory`].
 
     Example:
 
@@ -172,6 +193,7 @@ class Evaluation:
     retention: list[RetentionPoint] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     environment: dict[str, float] = field(default_factory=dict)
+    memory_value: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_tasks(
@@ -217,6 +239,7 @@ class Evaluation:
             retention=retention_curve(traces),
             failures=count_outcomes(traces),
             environment=dict(environment or {}),
+            memory_value=summarize_memory(tasks),
         )
 
     @property
@@ -245,6 +268,7 @@ class Evaluation:
             "retention": [dataclasses.asdict(point) for point in self.retention],
             "failures": self.failures,
             "environment": self.environment,
+            "memory_value": self.memory_value,
         }
 
     def save(self, directory: str | os.PathLike[str], name: str) -> Path:
@@ -301,7 +325,7 @@ class Evaluation:
             )
         values = {"statistics" if key == "metrics" else key: value for key, value in record.items()}
         values = {name: values[name] for name in _SUMMARY if name in values}
-        missing = [name for name in _SUMMARY if name not in values and name != "environment"]
+        missing = [name for name in _SUMMARY if name not in values and name not in _LATER]
         try:
             if missing:
                 raise ValueError(f"The summary has no {missing[0]!r}: {_NOT_OURS}")

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..rewards import Answers, exact_match, normalize_answer, split_answers, to_nfc
-from ..words import UNSPACED
+from ..rewards import Answers, contains_answer, exact_match, split_answers
 
 if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("never_found", "forgotten", "misreported", "correct")
 """Outcomes of an objective, see the top of this module."""
-
-_DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)|(?<=\d),(?=\d{3}(?!\d))")
-_WORD = re.compile(r"[^\W_]+")
-_ARTICLES = frozenset(("a", "an", "the"))
-_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,38 +78,6 @@ class RetentionPoint:
     age: int
     kept: float
     count: int
-
-
-def contains_answer(text: str | None, answers: Iterable[str]) -> bool:
-    """
-    Whether `text` contains one of `answers` as whole words.
-
-    Both are normalised as the paper normalises answers: lower case, no punctuation, no articles. Punctuation inside `text`
-    may also separate words ("France=Paris"), but does not split a number ("3.5", "1,000").
-
-    Args:
-        text (`str` or `None`):
-            A state, an observation or any other text. `None` contains no answer.
-        answers (`Iterable[str]`):
-            Accepted answers. An answer that normalises to an empty string ("A", "+") is searched for as it is written.
-
-    Returns:
-        `bool`
-
-    Example:
-
-    ```python
-    >>> contains_answer("atomic number: 13.", ["3"]), contains_answer("it has 3 moons", ["3"])
-    (False, True)
-    >>> contains_answer("found so far: capital=The Hague;", ["Hague"])
-    True
-    ```
-    """
-    if not text:
-        return False
-    text = to_nfc(text)
-    glued, parted = _padded(normalize_answer(text)), _padded(_parted(text))
-    return any(_holds(text, glued, parted, to_nfc(answer)) for answer in answers)
 
 
 def trace_objectives(
@@ -210,22 +172,3 @@ def without_hint(text: str | None, protocol: Mem1Protocol | None) -> str:
 def _hint(template: str) -> re.Pattern[str]:
     # A number is read from its first digit to its last, or not at all: else each digit of a long one is a place to begin
     return re.compile(re.escape(template).replace(re.escape("{n}"), r"(?<!\d)-?\d++"))
-
-
-def _holds(text: str, glued: str, parted: str, answer: str) -> bool:
-    words = normalize_answer(answer)
-    if not words:
-        raw = re.escape(answer.strip())
-        return bool(raw) and re.search(rf"(?<!\w){raw}(?!\w)", text) is not None
-    alike, apart = (words, _parted(answer)) if _UNSPACED.search(words) else (_padded(words), _padded(_parted(answer)))
-    return alike in glued or (bool(apart.strip()) and apart in parted)
-
-
-def _parted(text: str) -> str:
-    """Lower-case words of `text`, split at spaces and punctuation; numbers are not split."""
-    words = _WORD.findall(_DECIMAL_POINT.sub("", text.lower()))
-    return " ".join(word for word in words if word not in _ARTICLES)
-
-
-def _padded(words: str) -> str:
-    return f" {words} "

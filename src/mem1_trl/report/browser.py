@@ -122,7 +122,8 @@ def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]
         return shown
     shown["answer"] = trajectory.answer
     shown["stop"] = str(trajectory.stop_reason)
-    for turn, usage in zip(trajectory.turns, turn_usage(trajectory)):
+    worths = record.get("memory_values") or [None] * len(trajectory.turns)
+    for turn, usage, worth in zip(trajectory.turns, turn_usage(trajectory), worths):
         shown["turns"].append(
             {
                 "context": {part: getattr(usage, part) for part in PARTS if part != "generated"},
@@ -131,6 +132,7 @@ def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]
                 "dropped": list(usage.dropped),
                 "droppedTokens": usage.dropped_tokens,
                 "written": completion_parts(turn.text, turn.state, turn.action, turn.action_input),
+                "worth": worth,
                 "observation": turn.observation,
                 "observationTokens": turn.observation_tokens,
             }

@@ -117,6 +117,14 @@
       element("div", { class: "label", text: `Generated: ${count(sum(turn.new), "token")} (state ${turn.new[0]}, action and rest ${turn.new[1]})` }),
       writtenBlock(turn, pattern, "generated"),
     );
+    if (turn.worth) {
+      const nats = (value) => `${value.toFixed(2)} nats`;
+      const { next_turn, next_action, answer } = turn.worth;
+      const right = answer === null ? "" : `, of the right answer ${nats(answer)}`;
+      card.append(
+        element("div", { class: "label", text: `Its state carries ${nats(next_turn)} of the next turn, of its action ${nats(next_action)}${right}` }),
+      );
+    }
     if (turn.observation !== null)
       card.append(
         element("div", { class: "label", text: `Observation: ${count(turn.observationTokens, "token")}` }),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..configs import Mem1GRPOConfig, Mem1PPOConfig, from_grpo_config
+from .group_credit import credit_turns
 from .mem1 import Mem1Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..environment_runtime.pool import EnvironmentFactory
     from ..protocol.protocol import Mem1Protocol
+    from ..trajectory import Trajectory
 
 
 class Mem1GRPOTrainer(Mem1Trainer):
@@ -25,7 +28,7 @@ class Mem1GRPOTrainer(Mem1Trainer):
 
     It is [`~trl.GRPOTrainer`] with another rollout: an episode of several turns, each under a context of its own. A group is
     `num_generations` trajectories of one task, however many turns they took, and every token that the agent sampled has the
-    advantage of its trajectory. With one turn it does what `GRPOTrainer` does.
+    advantage of its trajectory, or of its turn (`args.advantage_level`). With one turn it does what `GRPOTrainer` does.
 
     Example:
 
@@ -129,6 +132,10 @@ class Mem1GRPOTrainer(Mem1Trainer):
             environment_factory=environment_factory,
             protocol=protocol,
         )
+
+    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        if self.args.advantage_level != "episode":
+            credit_turns(self, batch, trajectories, rewards)
 
 
 def model_name(model: Any) -> str:

@@ -35,7 +35,8 @@ from .checks import (
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import play_first_row
-from .refusals import refuse_unsaved_adapter
+from .memory_reward import memory_value_reward
+from .refusals import refuse_memory_value, refuse_unsaved_adapter
 from .saving import (
     MEM1_CITATION,
     card_facts,
@@ -104,6 +105,8 @@ class Mem1Trainer(TrajectoryTrainer):
                 f"state_loss_weight={args.state_loss_weight} needs turns that write a state, and there are none without "
                 "`environment_factory`: pass one, or leave it 1.0."
             )
+        if args.memory_value_weight:
+            refuse_memory_value(args, self.pool is not None)
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
@@ -123,12 +126,16 @@ class Mem1Trainer(TrajectoryTrainer):
                 "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` or "
                 "`get_turn_reward() -> float` method."
             )
+        # Rewards of our own, each with its weight
+        own = [(function, 1.0) for function in from_environment]
+        if args.memory_value_weight:
+            own.append((memory_value_reward(self), args.memory_value_weight))
         if self.pool is not None:
             play_first_row(self.pool, rows)
         classes = kwargs.get("reward_processing_classes")
         if classes is not None:  # one for each reward function that the user knows of
             classes = classes if isinstance(classes, list) else [classes]
-            kwargs["reward_processing_classes"] = [*classes, *([None] * len(from_environment))]
+            kwargs["reward_processing_classes"] = [*classes, *([None] * len(own))]
         weights = args.reward_weights
         if weights is not None:
             if not all(math.isfinite(weight) for weight in weights):
@@ -138,11 +145,12 @@ class Mem1Trainer(TrajectoryTrainer):
                     f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "
                     "each (an environment's own reward has weight 1)."
                 )
-            args.reward_weights = [*weights, *([1.0] * len(from_environment))]
+        if weights is not None or args.memory_value_weight:
+            args.reward_weights = [*(weights or [1.0] * len(reward_funcs)), *(weight for _, weight in own)]
         try:
             super().__init__(
                 model=model,
-                reward_funcs=[*reward_funcs, *from_environment],
+                reward_funcs=[*reward_funcs, *(function for function, _ in own)],
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,

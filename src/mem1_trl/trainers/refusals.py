@@ -93,6 +93,25 @@ def refuse_parts(args: Mem1GRPOConfig, deepspeed: bool, fsdp: bool) -> None:
         )
 
 
+def refuse_memory_value(args: Mem1GRPOConfig, has_environment: bool) -> None:
+    """
+    Refuse a reward for the worth of states where there is none, or where one process cannot score alone.
+
+    Raises:
+        `ValueError`: For `memory_value_weight` without an environment, with DeepSpeed ZeRO-3 or with FSDP.
+    """
+    given = f"memory_value_weight={args.memory_value_weight}"
+    if not has_environment:
+        raise ValueError(
+            f"{given} needs turns that read a state, and there are none without `environment_factory`: pass one, or leave it 0.0."
+        )
+    if uses_fsdp(args) or (args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3):
+        raise ValueError(
+            f"{given} needs the whole policy in each process, which scores as many states as its own episodes have: use DDP or "
+            "ZeRO-2, or leave it 0.0."
+        )
+
+
 def refuse_unsaved_adapter(model: Any, accelerator: Accelerator) -> None:
     """
     Refuse an adapter whose layers accelerate wraps for checkpointing.

@@ -1,18 +1,17 @@
-"""The two training configurations: TRL's `GRPOConfig` and what rewritten contexts add to it."""
+"""The configuration of [`Mem1GRPOTrainer`]: TRL's `GRPOConfig` and what rewritten contexts add to it."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
-from .environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
-from .rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
-from .update.layouts import LAYOUTS
-from .update.turn_advantages import ADVANTAGE_LEVELS
+from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
+from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
+from ..update.group_advantages import GROUP_LEVELS
+from ..update.layouts import LAYOUTS
 
 _WORD = re.compile(r"\w+")
 
@@ -20,34 +19,6 @@ _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-
-
-_PAPER: dict[str, Any] = {
-    "advantage_level": "token",
-    "gamma": 1.0,
-    "lam": 1.0,
-    "whiten_advantages": True,
-    "beta": 0.001,
-    "kl_in_reward": True,
-    "entropy_coef": 0.001,
-    "epsilon": 0.2,
-    "cliprange_value": 0.5,
-    "max_grad_norm": 1.0,
-    "learning_rate": 1e-6,
-    "value_learning_rate": 1e-5,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 25,
-    "num_generations": 1,
-    "num_iterations": 1,
-    "temperature": 1.0,
-    "max_turns": 6,
-    "max_completion_length": 1000,
-    "max_observation_length": 1000,
-}
-"""Settings of [`Mem1PPOConfig.paper`]."""
-
-_TURN_LEVEL: dict[str, Any] = {"advantage_level": "turn", "gamma": 0.99, "lam": 0.9}
-"""Settings of [`Mem1PPOConfig.turn_level`]."""
 
 
 @dataclass
@@ -111,6 +82,23 @@ class Mem1GRPOConfig(GRPOConfig):
             What an action that fails in the end does: the agent reads the error and goes on (`"observe"`), or the episode ends
             and all episodes of its group are left out of the update (`"drop_group"`). Either way an episode whose `reset` or
             `get_reward` fails, or whose environment dies, is left out itself.
+
+        > Parameters that control credit
+
+        advantage_level (`str`, *optional*, defaults to `"episode"`):
+            What is compared within a group: the rewards of its episodes (`"episode"`), as in TRL; what its episodes still got from
+            their turn `k` on, for each `k` (`"turn"`); or episodes, and beside that the turns `k` that read the very same context
+            (`"state"`), see [`mem1_trl.update.group_advantages`].
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per turn, with `advantage_level` `"turn"` or `"state"` only.
+        lam (`float`, *optional*, defaults to `1.0`):
+            Trace decay per turn, with `advantage_level` `"turn"` or `"state"` only. Below 1, what came after the next turn is
+            partly replaced by the mean of the turns that the next turn is compared with.
+        state_group_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level="state"` only.
+        memory_value_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
+            carries that the turn wrote, by the policy itself, see [`mem1_trl.update.memory_value`]. `0.0` does not compute it.
 
         > Parameters that control the update
 
@@ -210,6 +198,34 @@ class Mem1GRPOConfig(GRPOConfig):
             "choices": list(ON_ENVIRONMENT_ERROR),
         },
     )
+    advantage_level: str = field(
+        default="episode",
+        metadata={
+            "help": "What is compared within a group: the rewards of episodes (`episode`), what episodes still got from their turn "
+            "k on (`turn`), or episodes and, beside that, the turns that read the same context (`state`).",
+            "choices": list(GROUP_LEVELS),
+        },
+    )
+    gamma: float = field(
+        default=1.0, metadata={"help": "Discount per turn, with `advantage_level` `turn` or `state` only."}
+    )
+    lam: float = field(
+        default=1.0, metadata={"help": "Trace decay per turn, with `advantage_level` `turn` or `state` only."}
+    )
+    state_group_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level` "
+            "`state` only."
+        },
+    )
+    memory_value_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next "
+            "action) the state carries that the turn wrote. `0.0` does not compute it."
+        },
+    )
     layout: str = field(
         default="packed",
         metadata={
@@ -290,6 +306,11 @@ class Mem1GRPOConfig(GRPOConfig):
                 raise ValueError(f"{one.name} must be a number, got {value}.")
         self._check_token_budget()
         self._check_state_loss_weight()
+        self._check_credit()
+        if not 0.0 <= self.memory_value_weight < float("inf"):
+            raise ValueError(
+                f"memory_value_weight must be a finite number of at least 0, got {self.memory_value_weight}."
+            )
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:
@@ -362,6 +383,53 @@ class Mem1GRPOConfig(GRPOConfig):
                     f"state_loss_weight={weight}: leave one of them out."
                 )
 
+    def _check_credit(self) -> None:
+        """Refuse what the levels of credit cannot mean, or do not use."""
+        self._check_level(GROUP_LEVELS)
+        compared = self.advantage_level != "episode"
+        for name in ("gamma", "lam"):
+            if getattr(self, name) != 1.0 and not compared:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with advantage_level='episode': use 'turn' or 'state', or leave it 1.0."
+                )
+        weight = self.state_group_weight
+        if not 0.0 < weight < float("inf"):
+            raise ValueError(f"state_group_weight must be a finite number above 0, got {weight}.")
+        if weight != 1.0 and self.advantage_level != "state":
+            raise ValueError(
+                f"state_group_weight={weight} has no effect with advantage_level={self.advantage_level!r}: use 'state', or leave it 1.0."
+            )
+        if compared:
+            self._refuse_whole_sequences(
+                f"advantage_level={self.advantage_level!r} gives every turn an advantage of its own"
+            )
+
+    def _check_level(self, levels: tuple[str, ...]) -> None:
+        if self.advantage_level not in levels:
+            raise ValueError(
+                f"advantage_level must be one of {', '.join(map(repr, levels))}, got {self.advantage_level!r}."
+            )
+        for name in ("gamma", "lam"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+
+    def _refuse_whole_sequences(self, reason: str) -> None:
+        """Refuse what takes one advantage for a trajectory, where tokens or turns have their own."""
+        for name, bad, instead in (
+            ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
+            ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
+            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
+            (
+                "multi_objective_aggregation",
+                self.multi_objective_aggregation != "sum_then_normalize",
+                "use reward_weights",
+            ),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here {reason}: {instead}."
+                )
+
     def _check_token_budget(self) -> None:
         """Refuse a token budget next to what needs all tokens of a micro-batch at once: its parts would not add up."""
         if self.max_tokens_per_micro_batch is None:
@@ -380,312 +448,3 @@ class Mem1GRPOConfig(GRPOConfig):
                     f"{name}={getattr(self, name)!r} does not go with max_tokens_per_micro_batch, since a micro-batch could "
                     "not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
                 )
-
-
-@dataclass
-class Mem1PPOConfig(Mem1GRPOConfig):
-    r"""
-    Configuration class for the [`Mem1PPOTrainer`].
-
-    It has all parameters of [`Mem1GRPOConfig`]. The defaults are those of the reference run of MEM1 where it states them;
-    below are only the parameters that it adds, and the defaults that it changes.
-
-    Parameters:
-        > Parameters that control credit
-
-        advantage_level (`str`, *optional*, defaults to `"token"`):
-            What a step of generalised advantage estimation is: a generated token of the whole trajectory (`"token"`), a turn, with the
-            value at its begin and one advantage for all its tokens (`"turn"`), or turns first and then the tokens inside each
-            turn (`"two_level"`), see [`mem1_trl.update.turn_advantages`].
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount per generated token; per turn, unless `advantage_level="token"`.
-        lam (`float`, *optional*, defaults to `1.0`):
-            Trace decay of generalised advantage estimation, per generated token; per turn, unless `advantage_level="token"`.
-        token_gamma (`float`, *optional*, defaults to `1.0`):
-            Discount per generated token inside a turn, with `advantage_level="two_level"` only.
-        token_lam (`float`, *optional*, defaults to `1.0`):
-            Trace decay per generated token inside a turn, with `advantage_level="two_level"` only.
-        bootstrap_truncated (`bool`, *optional*, defaults to `False`):
-            Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the critic's value
-            of the state in which it was cut, instead of ending there. An episode that used all its turns has ended either way:
-            the agent is told how many it has, so they are part of the task.
-        whiten_advantages (`bool`, *optional*, defaults to `True`):
-            Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the generated tokens of the
-            generation batch.
-        kl_in_reward (`bool`, *optional*, defaults to `True`):
-            Whether the KL penalty of weight `beta` is taken off the reward of each token (k1), as in the reference run, or
-            added to the loss (k3), as in TRL.
-
-        > Parameters that control the critic
-
-        vf_coef (`float`, *optional*, defaults to `1.0`):
-            Weight of the value loss. With `value_model="shared"` it weighs the value loss against the policy's in the
-            weights they share; a critic with weights of its own has its own clipping, and Adam scales its gradients anyway.
-        cliprange_value (`float` or `None`, *optional*, defaults to `0.5`):
-            How far a value may move from its old estimate before the loss is clipped. `None` does not clip.
-        value_learning_rate (`float`, *optional*, defaults to `1e-5`):
-            Initial learning rate of the critic (of its head, if it is shared); it follows the same schedule as the policy's.
-        critic_warmup_steps (`int`, *optional*, defaults to `0`):
-            Optimizer steps in which only the critic learns. Until then the policy does not move at all; it plays, and its
-            loss is logged. The learning-rate schedule runs on meanwhile, for both.
-
-        > Changed defaults
-
-        num_generations (`int`, *optional*, defaults to `1`):
-            Trajectories per task; a critic needs no group.
-        beta (`float`, *optional*, defaults to `0.001`):
-            Weight of the KL penalty. `0.0` saves the reference model.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            Group statistics have no place next to a critic.
-    """
-
-    num_generations: int | None = field(
-        default=1, metadata={"help": "Trajectories per task; a critic needs no group, so 1 is allowed."}
-    )
-    beta: float = field(default=0.001, metadata={"help": "Weight of the KL penalty. `0.0` saves the reference model."})
-    scale_rewards: str = field(
-        default="none", metadata={"help": "Group statistics have no place next to a critic: only `none`."}
-    )
-    advantage_level: str = field(
-        default="token",
-        metadata={
-            "help": "What a step of generalised advantage estimation is: a generated token (`token`), a turn, with one advantage "
-            "for all its tokens (`turn`), or turns first and then the tokens inside each turn (`two_level`).",
-            "choices": list(ADVANTAGE_LEVELS),
-        },
-    )
-    gamma: float = field(
-        default=1.0,
-        metadata={"help": "Discount per generated token; per turn, unless `advantage_level` is `token`."},
-    )
-    lam: float = field(
-        default=1.0,
-        metadata={
-            "help": "Trace decay of generalised advantage estimation, per generated token; per turn, unless "
-            "`advantage_level` is `token`."
-        },
-    )
-    token_gamma: float = field(
-        default=1.0,
-        metadata={"help": "Discount per generated token inside a turn, with `advantage_level` `two_level` only."},
-    )
-    token_lam: float = field(
-        default=1.0,
-        metadata={"help": "Trace decay per generated token inside a turn, with `advantage_level` `two_level` only."},
-    )
-    bootstrap_truncated: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether the return of an episode whose last turn was cut at `max_completion_length` goes on with the "
-            "critic's value of the state in which it was cut, instead of ending there."
-        },
-    )
-    whiten_advantages: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the generated "
-            "tokens of the generation batch."
-        },
-    )
-    kl_in_reward: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether the KL penalty of weight `beta` is taken off the reward of each token (k1), as in the "
-            "reference run, or added to the loss (k3), as in TRL."
-        },
-    )
-    vf_coef: float = field(
-        default=1.0,
-        metadata={
-            "help": "Weight of the value loss. With `value_model='shared'` it weighs the value loss against the policy's "
-            "in the weights they share; a critic with weights of its own has its own clipping, and Adam scales its "
-            "gradients anyway."
-        },
-    )
-    cliprange_value: float | None = field(
-        default=0.5,
-        metadata={
-            "help": "How far a value may move from its old estimate before the loss is clipped. `None` does not clip."
-        },
-    )
-    value_learning_rate: float = field(
-        default=1e-5,
-        metadata={
-            "help": "Initial learning rate of the critic (of its head, if it is shared); it follows the same schedule as "
-            "the policy's."
-        },
-    )
-    critic_warmup_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Optimizer steps in which only the critic learns. Until then the policy does not move at all; it "
-            "plays, and its loss is logged. The learning-rate schedule runs on meanwhile, for both."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        self._refuse_texts()
-        if self.num_generations is None or self.num_generations < 1:
-            raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
-        if self.num_generations == 1:
-            self._post_init_of_one_generation()
-        else:
-            super().__post_init__()
-        if self.advantage_level not in ADVANTAGE_LEVELS:
-            raise ValueError(
-                f"advantage_level must be one of {', '.join(map(repr, ADVANTAGE_LEVELS))}, got {self.advantage_level!r}."
-            )
-        for name in ("gamma", "lam", "token_gamma", "token_lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        for name in ("token_gamma", "token_lam"):
-            if getattr(self, name) != 1.0 and self.advantage_level != "two_level":
-                raise ValueError(
-                    f"{name}={getattr(self, name)} has no effect with advantage_level={self.advantage_level!r}: use 'two_level', "
-                    f"or leave it 1.0."
-                )
-        if self.vf_coef < 0:
-            raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
-        if self.critic_warmup_steps < 0:
-            raise ValueError(f"critic_warmup_steps={self.critic_warmup_steps} is negative: use 0 for no warm-up.")
-        if 0 < self.max_steps <= self.critic_warmup_steps:
-            raise ValueError(
-                f"critic_warmup_steps={self.critic_warmup_steps} leaves nothing of max_steps={self.max_steps} to train the "
-                "policy in: lower it."
-            )
-        if self.critic_warmup_steps and self.vf_coef == 0:
-            raise ValueError("critic_warmup_steps without a value loss would train nothing: set vf_coef above 0.")
-        if self.value_learning_rate <= 0:
-            raise ValueError(f"value_learning_rate={self.value_learning_rate} must be positive.")
-        if self.cliprange_value is not None and self.cliprange_value <= 0:
-            raise ValueError(f"cliprange_value={self.cliprange_value} must be positive; None turns the clip off.")
-        advantage_per_token = "the critic gives every token an advantage of its own"
-        for name, bad, instead in (
-            ("scale_rewards", self.scale_rewards != "none", "leave it 'none' and use whiten_advantages"),
-            ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
-            ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
-            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
-            (
-                "multi_objective_aggregation",
-                self.multi_objective_aggregation != "sum_then_normalize",
-                "use reward_weights",
-            ),
-        ):
-            if bad:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here "
-                    f"{advantage_per_token}: {instead}."
-                )
-
-    @classmethod
-    def paper(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
-        """
-        The settings of the reference run of MEM1 on question answering (arXiv 2506.15841 and its released code).
-
-        Credit over tokens with `gamma` and `lam` 1, advantages whitened, a KL penalty of 0.001 in the reward, an entropy bonus of
-        0.001, clipping at 0.2 (policy), 0.5 (values) and 1.0 (gradients), learning rates of 1e-6 and 1e-5 that stay constant
-        after 25 steps, 6 turns, 1,000 tokens for each completion and observation. Each generation batch of one sample a task is
-        trained on once, in two optimizer steps. The run had 64 tasks in a step: set `per_device_train_batch_size` and
-        `gradient_accumulation_steps` so that they, times the number of processes, give 64.
-
-        One setting differs: its critic warmed up over 7 steps, which here is done over 25 along the policy's schedule.
-
-        Args:
-            output_dir (`str`, *optional*):
-                As in [`~transformers.TrainingArguments`].
-            changes (*optional*):
-                Fields with other values.
-
-        Returns:
-            [`Mem1PPOConfig`]
-        """
-        accumulation = changes.get("gradient_accumulation_steps", 1)
-        in_two_steps = {} if "generation_batch_size" in changes else {"steps_per_generation": 2 * accumulation}
-        return cls(output_dir, **{**_PAPER, **in_two_steps, **changes})
-
-    @classmethod
-    def turn_level(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
-        """
-        Credit between turns: one value at the begin of each turn, `gamma=0.99` and `lam=0.9` from turn to turn.
-
-        The two numbers are those that summaries of Turn-PPO (arXiv 2512.17008) report as best in its ablation on WebShop and
-        Sokoban; the paper itself was not at hand. It also clips the ratio of whole turns, which is not done here: the ratio is that of
-        each token. All other settings are the defaults.
-
-        Args:
-            output_dir (`str`, *optional*):
-                As in [`~transformers.TrainingArguments`].
-            changes (*optional*):
-                Fields with other values.
-
-        Returns:
-            [`Mem1PPOConfig`]
-        """
-        return cls(output_dir, **{**_TURN_LEVEL, **changes})
-
-    def _post_init_of_one_generation(self) -> None:
-        """
-        Let `GRPOConfig` check two generations per prompt, and derive for one what it derives from their number.
-
-        It refuses one, because its baseline is the mean of a group; a critic needs no group. The two are checked on a
-        generation batch of two steps, which holds whole groups of two whatever the batch size is.
-        """
-        batch_size, steps = self.generation_batch_size, self.steps_per_generation
-        generations_eval = self.num_generations_eval
-        one_is_derived = batch_size is None or steps is None
-        if one_is_derived:  # else it is an error, which `GRPOConfig` raises
-            self.generation_batch_size, self.steps_per_generation = None, 2
-        self.num_generations, self.num_generations_eval = 2, generations_eval or 1
-        super().__post_init__()
-        self.num_generations, self.num_generations_eval = 1, generations_eval
-        global_batch_size = self.per_device_train_batch_size * self.world_size
-        if steps is None and batch_size is None:
-            steps = self.gradient_accumulation_steps
-        elif steps is None:
-            assert batch_size is not None
-            if batch_size % global_batch_size != 0:
-                raise ValueError(
-                    f"generation_batch_size ({batch_size}) must be divisible by the global batch size ({global_batch_size})."
-                )
-            steps = batch_size // global_batch_size
-        self.generation_batch_size, self.steps_per_generation = steps * global_batch_size, steps
-
-
-def from_grpo_config(args: Any) -> Mem1GRPOConfig:
-    """
-    The configuration of a script that was written for [`~trl.GRPOTrainer`], for [`Mem1GRPOTrainer`].
-
-    What it does not know has its default, except that `max_tool_calling_iterations=n` becomes `max_turns=n + 1`: n calls and the
-    turn after the last. A warning says what the settings that mean something else here have become.
-
-    Args:
-        args ([`~trl.GRPOConfig`]):
-            It is left as it is.
-
-    Raises:
-        `TypeError`: If it is no `GRPOConfig`.
-        `ValueError`: If it holds a setting that is refused here.
-    """
-    if not isinstance(args, GRPOConfig):
-        raise TypeError(f"`args` is a {type(args).__name__}: pass a Mem1GRPOConfig or a trl.GRPOConfig.")
-    # Copied and not built anew: what `GRPOConfig` has derived from its arguments it would refuse as arguments
-    config: Mem1GRPOConfig = object.__new__(Mem1GRPOConfig)
-    vars(config).update(vars(args))
-    inherited = {one.name for one in fields(GRPOConfig)}
-    for one in fields(Mem1GRPOConfig):
-        if one.name not in inherited:
-            setattr(config, one.name, one.default)
-    config._play_once_if_greedy()
-    config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
-    iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None
-    if iterations is not None:
-        config.max_turns = iterations + 1
-    config._check_episode()
-    warnings.warn(
-        f"A GRPOConfig is run as a Mem1GRPOConfig: max_turns={config.max_turns}"
-        + (" (one more than max_tool_calling_iterations)" if iterations is not None else "")
-        + f", max_completion_length={config.max_completion_length} tokens for each turn (TRL: for the whole episode), "
-        f"max_observation_length={config.max_observation_length}. Pass a Mem1GRPOConfig to set them.",
-        stacklevel=3,
-    )
-    return config

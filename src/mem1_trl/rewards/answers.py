@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .protocol.tagged_text import all_tagged
-from .trajectory import StopReason, Trajectory
+from ..protocol.tagged_text import all_tagged
+from ..trajectory import StopReason, Trajectory
 
 ANSWER_SEPARATOR = ";"
 

@@ -1,0 +1,51 @@
+"""A configuration of TRL's `GRPOTrainer` for this package's."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from .grpo import Mem1GRPOConfig
+
+
+def from_grpo_config(args: Any) -> Mem1GRPOConfig:
+    """
+    The configuration of a script that was written for [`~trl.GRPOTrainer`], for [`Mem1GRPOTrainer`].
+
+    What it does not know has its default, except that `max_tool_calling_iterations=n` becomes `max_turns=n + 1`: n calls and the
+    turn after the last. A warning says what the settings that mean something else here have become.
+
+    Args:
+        args ([`~trl.GRPOConfig`]):
+            It is left as it is.
+
+    Raises:
+        `TypeError`: If it is no `GRPOConfig`.
+        `ValueError`: If it holds a setting that is refused here.
+    """
+    if not isinstance(args, GRPOConfig):
+        raise TypeError(f"`args` is a {type(args).__name__}: pass a Mem1GRPOConfig or a trl.GRPOConfig.")
+    # Copied and not built anew: what `GRPOConfig` has derived from its arguments it would refuse as arguments
+    config: Mem1GRPOConfig = object.__new__(Mem1GRPOConfig)
+    vars(config).update(vars(args))
+    inherited = {one.name for one in fields(GRPOConfig)}
+    for one in fields(Mem1GRPOConfig):
+        if one.name not in inherited:
+            setattr(config, one.name, one.default)
+    config._play_once_if_greedy()
+    config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
+    iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None
+    if iterations is not None:
+        config.max_turns = iterations + 1
+    config._check_episode()
+    warnings.warn(
+        f"A GRPOConfig is run as a Mem1GRPOConfig: max_turns={config.max_turns}"
+        + (" (one more than max_tool_calling_iterations)" if iterations is not None else "")
+        + f", max_completion_length={config.max_completion_length} tokens for each turn (TRL: for the whole episode), "
+        f"max_observation_length={config.max_observation_length}. Pass a Mem1GRPOConfig to set them.",
+        stacklevel=3,
+    )
+    return config

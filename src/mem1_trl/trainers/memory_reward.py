@@ -1,0 +1,41 @@
+"""A reward of turns: what the states that they wrote are worth to the policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..rewards import are_answers
+from ..update.memory_value import memory_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..trajectory import Trajectory
+    from .mem1 import Mem1Trainer
+
+
+def memory_value_reward(trainer: Mem1Trainer) -> Callable[..., list[list[float | None]]]:
+    """
+    A reward function `memory_value` that asks the policy of a trainer, at the moment it is called.
+
+    It gives each turn the nats of the right answers that its state carries, or those of the next action for rows without `answers`;
+    `None` for a turn whose state nobody read. Nothing is learned through the log-probs that it compares: they are numbers.
+    """
+
+    def memory_value(trajectories: list[Trajectory], answers: Any = None, **kwargs: Any) -> list[list[float | None]]:
+        golds = [one if are_answers(one) else None for one in answers or [None] * len(trajectories)]
+        found = memory_values(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trajectories,
+            trainer.rollout.syntax,
+            golds,
+            layout=trainer.layout if trainer.layout != "paper" else "packed",
+            temperature=trainer.args.temperature,
+            batch_size=max(1, trainer.args.per_device_train_batch_size),
+        )
+        return [
+            [None if one is None else one.next_action if one.answer is None else one.answer for one in values]
+            for values in found
+        ]
+
+    return memory_value
