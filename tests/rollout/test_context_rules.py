@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from support.scripted_agent import scripted
 from support.tool_helpers import template_tokenizer
 from support.trainer_helpers import SHORT
 
-from mem1_trl import ContextRule, Mem1Agent, Mem1Protocol, StopReason
+from mem1_trl import ContextRule, Mem1Agent, Mem1Protocol, StopReason, Trajectory
 from mem1_trl.context_rules import Compact, Fold, NextTurn, OnDemand
 from mem1_trl.context_rules.rule import SUMMARY_REPLY
+from mem1_trl.evaluation import evaluate_agent
 
 TASK = "alps and loch?"
 FACTS = {"alps": "alps are high", "loch": "loch is deep", "snow": "alps have snow", "bus": "a bus stops" * 9}
@@ -222,6 +224,49 @@ def test_with_tool_calls_the_request_is_in_the_last_result(actor):
     )
     assert read[2].startswith("<think>high</think><|im_end|>\n<|im_start|>user\n") and SUMMARY_REPLY in read[2]
     assert trajectory.turns[1].state == "high" and trajectory.answer == "x"
+
+
+def test_a_chat_endpoint_reads_the_same(tokenizer):
+    """Messages hold what the contexts hold; a reply that is only a thought is what was asked for, and asked for once."""
+    asked = []
+    replies = [
+        {"content": turn("alps")}, {"content": turn("loch")}, {"content": "", "reasoning_content": "high, deep"}, {"content": ANSWER},
+    ]  # fmt: skip
+
+    def create(**request):
+        asked.append(request)
+        message = SimpleNamespace(**{"tool_calls": None, "reasoning_content": None, **replies[len(asked) - 1]})
+        return SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason="stop")])
+
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    agent = Mem1Agent(
+        "m", tokenizer, SHORT, client=client, context=ShortRequest(every=2), max_observation_length=200, conversational=False
+    )  # fmt: skip
+    trajectory = agent.run(TASK, Library())
+    past = turn("alps") + seen("alps", "5;") + turn("loch") + seen("loch", "4;")
+    said = [request["messages"][-1]["content"] for request in asked]
+    assert said[2] == TASK + "\n\n" + past + ASKED and asked[2]["stop"] == ["</think>"]
+    assert said[3] == TASK + "\n\n<think>high, deep</think>" + seen(SUMMARY_REPLY, "4;")
+    assert [t.context_action for t in trajectory.turns] == [None, None, "summary", None]
+    assert trajectory.turns[2].text == "<think>high, deep</think>", "no end token, as the student would have stopped"
+    assert tokenizer.decode(trajectory.turns[3].prompt_ids) == TASK + said[3].removeprefix(TASK + "\n\n")
+
+
+def test_an_evaluation_says_what_summaries_lost(actor, tokenizer):
+    texts = [turn("alps"), turn("loch"), "<think>high</think>", turn("snow"), ANSWER]
+    settings = {
+        "max_turns": 6,
+        "max_observation_length": 200,
+        "conversational": False,
+        "context": ShortRequest(every=2),
+    }
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **settings), tokenizer, texts)
+    rows = [{"prompt": TASK, "answers": [["high"], ["deep"], ["snow"]]}]
+    evaluation = evaluate_agent(agent, rows, Library)
+    # Both were read before the summary; what was seen after it was not lost by it
+    assert evaluation.metrics["summary_lost_answers"] == 1.0
+    assert evaluation.metrics["summaries"] == 1.0 and evaluation.settings["context_kwargs"]["every"] == 2
+    assert Trajectory.from_dict(evaluation.tasks[0].trajectory.to_dict()).turns == evaluation.tasks[0].trajectory.turns
 
 
 def test_an_episode_goes_on_from_a_file_in_the_middle(actor, tokenizer, tmp_path):

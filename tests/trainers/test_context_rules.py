@@ -139,7 +139,7 @@ def test_a_summary_has_the_credit_of_the_trajectory(tmp_path, tokenizer, actor_p
     (credit,) = seen
     for row, trajectory in enumerate(credit["trajectories"]):
         assert [turn.context_action for turn in trajectory.turns] == [None, None, "summary", None, None]
-        assert [turn.reward for turn in trajectory.turns] == [0.25, 0.125, None, 0.0625, 0.5]
+        assert [turn.reward for turn in trajectory.turns] == [0.25, 0.125, 0.0, 0.0625, 0.5]
         rewards = []
         for turn in trajectory.turns:
             rewards += [0.0] * (len(turn.completion_ids) - 1) + [turn.reward or 0.0]
