@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .agent import Mem1Agent as Mem1Agent
     from .configs import Mem1GRPOConfig as Mem1GRPOConfig
     from .configs import Mem1PPOConfig as Mem1PPOConfig
+    from .context_rules import ContextRule as ContextRule
     from .hub.trajectories import load_trajectories as load_trajectories
     from .hub.trajectories import push_trajectories as push_trajectories
     from .protocol.protocol import Mem1Protocol as Mem1Protocol
@@ -33,6 +34,7 @@ __getattr__, __dir__, _names = lazy_exports(
         "Mem1Protocol": "protocol.protocol",
         "Mem1Agent": "agent",
         "AgentSettings": "rollout.settings",
+        "ContextRule": "context_rules",
         "Turn": "trajectory",
         "Trajectory": "trajectory",
         "StopReason": "trajectory",

@@ -11,12 +11,25 @@ Keys of [`trajectory_metrics`], all `float`:
 | `peak_tokens_without_prompt` | the same without the task prompt, as the paper counts |
 | `dependency_length` | attention pairs computed for the generated tokens |
 | `state_tokens` | tokens of internal state per turn, averaged over the turns |
-| `valid_action_rate` | share of turns that held a complete action |
+| `valid_action_rate` | share of turns that held a complete action, summary turns left out |
+
+Keys of [`summary_metrics`], for context rules under which a turn may take the place of earlier ones:
+
+| key | meaning |
+|---|---|
+| `summaries` | turns that took the place of earlier ones |
+| `summary_tokens` | tokens sampled in those turns, in sum |
+| `summary_saved_tokens` | tokens by which contexts became shorter, in sum over the summaries; negative if they became longer |
+| `summaries_longer` | summaries that are longer than what they replace |
+| `summaries_of_one_turn` | summaries of a single turn, as where one observation exceeds the budget |
+| `summaries_unfinished` | summaries that were cut at `max_completion_length`, which ends the episode |
+| `summary_words_kept` | share of the different words of the replaced observations that the summary holds, averaged over the summaries; missing without any |
 """
 
 from __future__ import annotations
 
-from .trajectory import Trajectory
+from .trajectory import UNFINISHED_SUMMARY, Trajectory, Turn
+from .words import words_of_passage
 
 
 def peak_tokens(trajectory: Trajectory, include_prompt: bool = True) -> int:
@@ -69,8 +82,9 @@ def state_tokens(trajectory: Trajectory) -> float:
 
 
 def valid_action_rate(trajectory: Trajectory) -> float:
-    """Share of turns that held a complete action, between 0 and 1."""
-    return sum(turn.action is not None for turn in trajectory.turns) / len(trajectory.turns)
+    """Share of turns that held a complete action, between 0 and 1; turns that were to be a summary are not counted."""
+    acting = [turn for turn in trajectory.turns if turn.acts]
+    return sum(turn.action is not None for turn in acting) / max(len(acting), 1)
 
 
 def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:
@@ -93,3 +107,38 @@ def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:
         "state_tokens": state_tokens(trajectory),
         "valid_action_rate": valid_action_rate(trajectory),
     }
+
+
+def summary_metrics(trajectory: Trajectory) -> dict[str, float]:
+    """
+    How often the past was replaced by a summary, how long those are, what they save and what they lose.
+
+    Args:
+        trajectory ([`Trajectory`]):
+            The episode.
+
+    Returns:
+        `dict[str, float]`: listed at the top of this module.
+    """
+    summaries = [turn for turn in trajectory.turns if turn.replaced_turns is not None]
+    kept = [share for turn in summaries if (share := words_kept(trajectory, turn)) is not None]
+    return {
+        "summaries": float(len(summaries)),
+        "summary_tokens": float(sum(len(turn.completion_ids) for turn in summaries)),
+        "summary_saved_tokens": float(sum(turn.saved_tokens for turn in summaries)),
+        "summaries_longer": float(sum(turn.saved_tokens < 0 for turn in summaries)),
+        "summaries_of_one_turn": float(sum(len(turn.replaced_turns or ()) == 1 for turn in summaries)),
+        "summaries_unfinished": float(sum(turn.context_action == UNFINISHED_SUMMARY for turn in trajectory.turns)),
+        **({"summary_words_kept": sum(kept) / len(kept)} if kept else {}),
+    }
+
+
+def words_kept(trajectory: Trajectory, summary: Turn) -> float | None:
+    """
+    Share of the different words of the observations that a summary replaces which its turn holds; `None` if they hold none.
+
+    A sign of what was lost, not a proof: the words may stand for something else, and others may say the same.
+    """
+    observed = [trajectory.turns[index].observation or "" for index in summary.replaced_turns or ()]
+    words = {word for text in observed for word in words_of_passage(text)}
+    return None if not words else len(words & set(words_of_passage(summary.text))) / len(words)

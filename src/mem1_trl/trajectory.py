@@ -10,6 +10,9 @@ from typing import Any
 from .json_text import with_nan
 from .typed_fields import check_fields
 
+SUMMARY, UNFINISHED_SUMMARY = "summary", "unfinished_summary"
+"""What a summary turn does to the context: its text takes the place of earlier turns; or it was cut, and nothing follows."""
+
 
 class StopReason(StrEnum):
     """Why an episode ended."""
@@ -79,6 +82,15 @@ class Turn:
             min-p, a penalty. Then `logprobs` are those of the policy, not of the sampler.
         edited_state (`str` or `None`):
             Text that a person put in place of the state for the contexts after this turn; `None` if they hold what was sampled.
+        context_action (`str` or `None`):
+            What the turn did to the contexts after it, under its context rule: `"summary"` if it was asked for a summary, which takes the
+            place of earlier turns (`"unfinished_summary"` if it was cut), or the name of an action of the rule, such as `"rewrite"`.
+        replaced_turns (`tuple[int, ...]` or `None`):
+            Indices of the turns that it has read and that its summary takes the place of; `None` if it wrote no summary, or nothing was
+            to be read after it.
+        saved_tokens (`int`):
+            By how many tokens the contexts became shorter by that: the tokens of those turns minus those of this one. Negative if a
+            summary is longer than what it replaces.
         messages (`tuple[dict, ...]` or `None`):
             What was sent, if it was chat messages that a server rendered with a template of its own; `prompt_ids` then say the
             same in the format of this tokenizer. `None` if `prompt_ids` themselves were read.
@@ -99,6 +111,9 @@ class Turn:
     edited_state: str | None = None
     state_begin: int = 0
     reward: float | None = None
+    context_action: str | None = None
+    replaced_turns: tuple[int, ...] | None = None
+    saved_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -112,6 +127,11 @@ class Turn:
                 f"A turn has {len(self.completion_ids)} completion tokens but {len(self.logprobs)} log-probs: pass one "
                 "per sampled token, or None."
             )
+
+    @property
+    def acts(self) -> bool:
+        """Whether it was to act; a summary turn was not, and counts for none of `max_turns`."""
+        return self.context_action not in (SUMMARY, UNFINISHED_SUMMARY)
 
 
 @dataclass(slots=True)
@@ -182,6 +202,9 @@ class Trajectory:
                     "edited_state": turn.edited_state,
                     "state_begin": turn.state_begin,
                     "reward": turn.reward,
+                    "context_action": turn.context_action,
+                    "replaced_turns": None if turn.replaced_turns is None else list(turn.replaced_turns),
+                    "saved_tokens": turn.saved_tokens,
                 }
                 for turn in self.turns
             ],
@@ -232,5 +255,6 @@ def _read_turn(record: Any, where: str) -> Turn:
             "completion_ids": tuple(values["completion_ids"]),
             "logprobs": None if logprobs is None else tuple(logprobs),
             "messages": None if values.get("messages") is None else tuple(values["messages"]),
+            "replaced_turns": None if values.get("replaced_turns") is None else tuple(values["replaced_turns"]),
         }
     )

@@ -24,7 +24,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,17 @@ WHOLE_RUNS = {
 
 def prepares(page: str) -> Callable[[Any], Any]:
     return lambda function: PREPARATIONS.setdefault(page, function)
+
+
+@prepares("docs/context_rules.md")
+def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Page(ModuleType):
+        """The page as the module that its classes say they are of, as `__main__` is that of a script."""
+
+        def __getattr__(self, name: str) -> Any:
+            return names.get(name)
+
+    monkeypatch.setitem(sys.modules, "snippets", Page("snippets"))
 
 
 @prepares("docs/retrieval.md")

@@ -28,6 +28,7 @@ ORDER = [
     "retrying",
     "optional_packages",
     "trajectory",
+    "context_rules",
     "facts",
     "protocol",
     "environment_runtime",

@@ -243,7 +243,7 @@ def test_a_memory_that_returns_nothing_leaves_nothing_in_the_messages():
         record.add_observation(["search"], [tokenizer("7")["input_ids"]], 3)
         assert record.place_memory(recalled) == ([], recalled)
         turns.append(Turn((1,), tuple(ids), text=SEARCH, state="looking"))
-        last.append(record.messages([{"role": "user", "content": "q"}], turns, len(turns) - 1, "")[-1]["content"])
+        last.append(record.messages([{"role": "user", "content": "q"}], turns, [len(turns) - 1], "")[-1]["content"])
     assert last == [f"[HINT]You have 3 turns left.[/HINT]\n\n7{old}" for old in ("<memory>old</memory>", "")]
 
 

@@ -27,6 +27,7 @@ from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 ROOT = Path(__file__).parents[2]
 LOSSES, HERE, GRPO = "trainers/test_objectives.py", "trainers/test_feature_effects.py", "trainers/test_grpo_trainer.py"
 INPUTS = "trainers/test_feature_inputs.py"
+RULES = "trainers/test_context_rules.py"
 HELD = {
     "reward functions, several, weighted, asynchronous": HERE,
     "`normalize_then_sum` of several rewards": INPUTS,
@@ -62,6 +63,11 @@ HELD = {
     "rewards of single turns": "trainers/test_turn_rewards.py",
     "advantages between turns, or on two levels": "trainers/test_advantage_level.py",
     "turns compared within their group": "trainers/test_group_levels.py",
+    "context rule `compact`: summaries at a budget, or every few turns": RULES,
+    "context rule `on_demand`: rewriting is an action": RULES,
+    "context rule `fold`: branches that are folded": RULES,
+    "context rules `full`, `truncate`, `external`": RULES,
+    "a context rule of one's own": RULES,
 }
 """Rows of the table that say "works", and the tests that hold a value of theirs over several turns."""
 

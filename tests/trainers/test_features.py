@@ -18,7 +18,8 @@ from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, ti
 from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl import ContextRule, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
+from mem1_trl.context_rules import NextTurn
 
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 TRAINERS = {"GRPO": (Mem1GRPOTrainer, Mem1GRPOConfig), "PPO": (Mem1PPOTrainer, Mem1PPOConfig)}
@@ -78,6 +79,13 @@ class TurnByTurn(LookupEnvironment):
 
     def get_turn_reward(self) -> float:
         return 1.0 if self.given is not None else 0.5 ** len(self.queries)
+
+
+class AllTurns(ContextRule):
+    """A rule as users write it."""
+
+    def next(self, past):
+        return NextTurn(range(len(past)))
 
 
 LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -176,6 +184,13 @@ FEATURES = [
     Feature("turns compared within their group", (), {"advantage_level": "state", "gamma": 0.9},
             refused={"PPO": "advantage_level must be one of 'token', 'turn', 'two_level'"},
             note="Not TRL's: turns of one number, or of one context, without a critic."),
+            refused={"GRPO": "unexpected keyword argument 'advantage_level'"}, note="Not TRL's. GRPO has one advantage for an episode."),
+    Feature("context rule `compact`: summaries at a budget, or every few turns", (),
+            {"context": "compact", "context_kwargs": {"every": 1}}, note="Not TRL's: [context_rules.md](context_rules.md)."),
+    Feature("context rule `on_demand`: rewriting is an action", (), {"context": "on_demand"}, note="Not TRL's."),
+    Feature("context rule `fold`: branches that are folded", (), {"context": "fold"}, note="Not TRL's."),
+    Feature("context rules `full`, `truncate`, `external`", (), {"context": "truncate", "max_context_length": 120}, note="Not TRL's."),
+    Feature("a context rule of one's own", (), {"context": AllTurns()}, note="Not TRL's."),
     Feature("trackers: TensorBoard, wandb, trackio", (), tested="tests/trainers/test_tracking.py", note="With `log_completions`, episodes turn "
             "by turn: a table (wandb, trackio), traces (trackio), text (TensorBoard)."),
     Feature("trajectories as data sets on the Hub", (), tested="tests/hub/test_trajectory_hub.py"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
+from ..context_rules.named import import_rule
 from ..environment_runtime.calls import EnvironmentCaller
 from ..environment_runtime.faults import FaultSettings
 from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
@@ -118,6 +119,7 @@ class Mem1Agent(SingleEpisodes):
         **overrides: Any,
     ):
         settings = _with_overrides(settings or AgentSettings(), overrides)
+        _ = settings.rule  # it may be a class that has not been imported
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
         check_rollout_mode(rollout_mode, rollout_batch_wait)
         self.rollout_mode = rollout_mode
@@ -309,6 +311,10 @@ def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> Ag
             raise TypeError(
                 f"Mem1Agent has no argument {name!r}" + (f": did you mean {close[0]!r}?" if close else ".")
             )
+    if "context" in overrides:
+        if isinstance(overrides["context"], str):
+            import_rule(overrides["context"])
+        overrides = {"context_kwargs": {}, **overrides}  # those of another rule
     return dataclasses.replace(settings, **overrides)
 
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..metrics import peak_tokens, trajectory_metrics
+from ..metrics import peak_tokens
 from ..rollout.interventions import add_message, edit_state
 from ..rollout.turn_loop import trajectory_of
 from ..trajectory import Trajectory
@@ -117,7 +117,7 @@ class AgentEpisode:
         trajectory = trajectory_of(self._episode)
         trajectory.reward = self._reward
         if trajectory.turns:
-            trajectory.metrics.update(trajectory_metrics(trajectory))
+            trajectory.metrics.update(self._player.metrics(trajectory))
             trajectory.metrics["seconds"] = self._seconds
         return trajectory
 

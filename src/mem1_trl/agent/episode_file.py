@@ -77,6 +77,7 @@ def write_episode(
         "prompt_ids": episode.prompt_ids,
         "trajectory": {**trajectory_of(episode).to_dict(), "reward": reward, "metrics": {}},
         "history": episode.history,
+        "tails": episode.tails,
         "rounds": episode.rounds,
         "seed": episode.seed,
         "failed_actions": episode.failed_actions,
@@ -131,6 +132,7 @@ def read_episode(path: str | os.PathLike[str], settings: AgentSettings, protocol
             failed_actions=int(record["failed_actions"]),
             error=played.error,
             rounds=list(record["rounds"]),
+            tails=list(record["tails"]),
             seed=record["seed"],
         )
         return SavedEpisode(

@@ -131,7 +131,8 @@ class SingleEpisodes(ABC):
         saved = read_episode(path, self.settings, self.protocol.to_dict())
         given, player = self._prepare(environment, tools)
         episode = saved.episode
-        episode.environment, episode.actions = given.environments[0], given.actions[0]
+        episode.environment = given.environments[0]
+        episode.actions = player.rollout.contexts.actions(given.actions[0])
         try:
             if player.encode(episode.prompt, episode.actions) != episode.prompt_ids:
                 raise ValueError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..context_rules.named import import_rule
+from ..json_text import read_json
 from ..protocol.presets import PRESETS
 from ..rollout.settings import AgentSettings, setting
 from .options import CommandError, ConfigParser
@@ -38,7 +40,7 @@ class EvalArguments(TaskArguments):
             Name of the agent in tables, plots and files. `None` takes the name of the model.
         max_turns (`int`, *optional*):
             Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
-        context, max_completion_length, max_observation_length, max_context_length, memory_top_k, temperature, top_p, min_p,
+        context, context_kwargs, max_completion_length, max_observation_length, max_context_length, memory_top_k, temperature, top_p, min_p,
         repetition_penalty, conversational (*optional*):
             As in [`AgentSettings`]. `None` takes what was saved with the model (`mem1_agent.json`), else the default there.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -80,6 +82,7 @@ class EvalArguments(TaskArguments):
         metadata={"help": "Name of the agent in tables, plots and files. `None` takes the name of the model."},
     )
     context: str | None = _saved("context")
+    context_kwargs: dict | str | None = _saved("context_kwargs")  # noqa: RUF009  # the type that TRL's own have
     max_turns: int | None = setting(
         "max_turns",
         default=None,
@@ -157,7 +160,18 @@ class EvalArguments(TaskArguments):
     def given(self) -> dict[str, Any]:
         """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
         names = [one.name for one in fields(AgentSettings) if one.name != "top_k" and hasattr(self, one.name)]
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
+        try:
+            if isinstance(self.context_kwargs, str):
+                found["context_kwargs"] = read_json(self.context_kwargs)
+            if self.context is not None:
+                import_rule(self.context)
+                found.setdefault("context_kwargs", {})  # those that were saved are of another rule
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        if not isinstance(found.get("context_kwargs", {}), dict):
+            raise CommandError(f"context_kwargs must be a JSON object, got {self.context_kwargs!r}")
+        return found
 
 
 def run(args: Sequence[str]) -> None:

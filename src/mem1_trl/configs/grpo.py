@@ -8,6 +8,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from ..context_rules.named import describe_rule, import_rule
+from ..context_rules.rule import ContextRule
 from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
 from ..update.group_advantages import GROUP_LEVELS
@@ -38,8 +40,12 @@ class Mem1GRPOConfig(GRPOConfig):
             Maximum number of tokens of one observation, its tags and hint included. A longer one is cut, and says so.
         context (`str`, *optional*, defaults to `"mem1"`):
             What the next turn reads after the task prompt: the last turn and its observation (`"mem1"`), all turns
-            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), or the last turn and the
-            best matches from a BM25 store of past observations (`"external"`).
+            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), the last turn and the
+            best matches from a BM25 store of past observations (`"external"`), all turns until a budget is reached and a summary of
+            them then (`"compact"`), or what the agent decides by actions (`"on_demand"`, `"fold"`). Or a [`ContextRule`] of yours, or
+            its import path, `"module:Class"`, see docs/context_rules.md.
+        context_kwargs (`dict`, *optional*):
+            Parameters of the context rule, such as `{"every": 4}` for `"compact"`.
         max_context_length (`int` or `None`, *optional*):
             Maximum number of tokens of a context, its completion not counted. `None` uses the model's maximum position minus
             `max_completion_length`. The task prompt is never cut: a longer one is an error.
@@ -131,6 +137,7 @@ class Mem1GRPOConfig(GRPOConfig):
     max_turns: int = setting("max_turns")
     max_observation_length: int = setting("max_observation_length")
     context: str = setting("context")
+    context_kwargs: dict | str | None = setting("context_kwargs")  # noqa: RUF009  # the type that TRL's own have
     max_context_length: int | None = setting("max_context_length")
     memory_top_k: int = setting("memory_top_k")
     conversational: bool | None = setting("conversational")
@@ -268,7 +275,12 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "context_kwargs"]  # noqa: RUF012  # as TRL declares it
+
     def __post_init__(self) -> None:
+        if isinstance(self.context, ContextRule):
+            self.context, self.context_kwargs = describe_rule(self.context)
+        import_rule(self.context)
         self._refuse_texts()
         self._play_once_if_greedy()
         self._use_new_names()

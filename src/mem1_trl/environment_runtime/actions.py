@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,12 @@ class ActionSet:
                 )
         self.syntax = protocol.action_syntax
         self._answer_tag = protocol.answer_tag
+        self._reserved_tags = {
+            protocol.state_tag,
+            protocol.observation_tag,
+            protocol.answer_tag,
+            *protocol.scratch_tags,
+        }
         tags = protocol.action_tags
         if tags is None and self.syntax != "tags":
             tags = {name: name for name in methods}
@@ -118,6 +125,38 @@ class ActionSet:
         self.schemas: list[dict[str, Any]] = []
         if self.syntax == "tool_calls":
             self.schemas = [_schema(methods[name], kind) for name in self.tags.values()]
+
+    def extended(self, methods: Mapping[str, Callable[..., Any]]) -> ActionSet:
+        """
+        These actions and those of a context rule, each under its own name.
+
+        Args:
+            methods (`Mapping[str, Callable]`):
+                Name -> method. It is not called by the tag of an environment's method, but known by its name.
+
+        Raises:
+            `ValueError`: If a name is taken, or a method has no docstring.
+        """
+        both = copy.copy(self)
+        both.tags, both._parameters, both._docs = dict(self.tags), dict(self._parameters), dict(self._docs)
+        both.schemas = list(self.schemas)
+        for name, method in methods.items():
+            if name in self.tags or name in self._parameters or name in self._reserved_tags:
+                raise ValueError(
+                    f"The context rule has an action {name!r}, which is one of the environment or a tag of the protocol, too: rename that "
+                    "one."
+                )
+            documentation = inspect.getdoc(method)
+            if not documentation:
+                raise ValueError(
+                    f"The action {name!r} of the context rule has no docstring: say in one line what it does."
+                )
+            both.tags[name] = name
+            both._parameters[name] = read_parameters(method)
+            both._docs[name] = documentation.split("\n\n")[0]
+            if self.syntax == "tool_calls":
+                both.schemas.append(_schema(method, "the context rule"))
+        return both
 
     def describe(self) -> list[str]:
         """

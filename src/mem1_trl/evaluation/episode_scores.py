@@ -10,7 +10,7 @@ from ..metrics import trajectory_metrics
 from ..protocol.encoding import decode
 from ..rewards import are_answers, score_answer
 from .result import EvaluatedTask
-from .retention import trace_objectives
+from .retention import answers_lost, trace_objectives
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,6 +84,10 @@ def evaluate_episode(
         if memory_kind(context) == "context":
             start = len(trajectory.prompt_ids)
             contexts = [decode(tokenizer, turn.prompt_ids[start:]) for turn in trajectory.turns]
+            if any(turn.replaced_turns is not None for turn in trajectory.turns):
+                trajectory.metrics["summary_lost_answers"] = float(
+                    answers_lost(trajectory, answers, contexts, protocol)
+                )
         traces = trace_objectives(trajectory, answers, protocol, contexts)
     return EvaluatedTask(
         index=index,

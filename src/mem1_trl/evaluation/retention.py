@@ -130,6 +130,32 @@ def trace_objectives(
     return traces
 
 
+def answers_lost(
+    trajectory: Trajectory, answers: Answers, contexts: Sequence[str], protocol: Mem1Protocol | None = None
+) -> int:
+    """
+    How many gold answers summaries have lost: those in the context of a turn whose summary replaced others, but not in the next one.
+
+    Args:
+        trajectory ([`Trajectory`]):
+            The episode.
+        answers (`Answers`):
+            Accepted answers of each objective.
+        contexts (`Sequence[str]`):
+            Text of the context of each turn, without the task prompt.
+        protocol ([`Mem1Protocol`], *optional*):
+            Protocol whose hints are not searched.
+    """
+    golds = [(aliases,) if isinstance(aliases, str) else tuple(aliases) for aliases in answers]
+    texts = [without_hint(text, protocol) for text in contexts]
+    return sum(
+        contains_answer(before, gold) and not contains_answer(after, gold)
+        for turn, before, after in zip(trajectory.turns, texts, texts[1:])
+        if turn.replaced_turns is not None
+        for gold in golds
+    )
+
+
 def retention_curve(traces: Iterable[ObjectiveTrace]) -> list[RetentionPoint]:
     """
     Share of the seen answers that are still in memory, by the number of turns since they were seen.

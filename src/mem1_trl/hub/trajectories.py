@@ -30,7 +30,7 @@ _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 _COLUMNS = {
     "prompt": "the row's `prompt`: a text or messages (where it is known)",
     "turns": "one entry for each call of the model: `prompt_ids` and `completion_ids` as they were read and sampled, `logprobs`, "
-    "`text`, `state`, `action`, `action_input`, `observation`, how many tokens `state` and `observation` take, and the chat "
+    "`text`, `state`, `action`, `action_input`, `observation`, how many tokens `state` and `observation` take, what a summary replaced, and the chat "
     "`messages` that were sent in place of `prompt_ids`, if a server rendered them",
     "reward": "of the whole episode",
     "stop_reason": "why it ended",

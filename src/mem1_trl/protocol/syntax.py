@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .encoding import encode_text
 from .parsed_turn import ActionRequest
 from .tagged_text import drop_tagged
 
@@ -160,6 +161,33 @@ class ActionSyntax(ABC):
             text = drop_tagged(text, tag)
         return text
 
+    # Summaries
+
+    asks_inside: bool = False
+    """Whether a request for a summary goes inside the last result, since the agent's own turn is open after it."""
+
+    def write_request(self, request: str) -> str:
+        """The request for a summary as it stands after the last result; `{state}` becomes the tag of the state."""
+        return request.replace("{state}", self.protocol.state_tag) + "\n\n"
+
+    def encode_request(self, request: str) -> list[int]:
+        """Token ids of [`~ActionSyntax.write_request`]."""
+        return encode_text(self.tokenizer, self.write_request(request))
+
+    @abstractmethod
+    def summary_stops(self) -> list[str]:
+        """Strings at which the generation of a summary stops besides the end token."""
+
+    @abstractmethod
+    def parse_summary(self, ids: Sequence[int], text: str, ended: bool, opened: str | None = None) -> ParsedTurn:
+        """
+        Read a completion that was to be a summary: its state, or all of it if it wrote none. Actions in it are not read.
+
+        Args:
+            ids, text, ended, opened:
+                As in [`~ActionSyntax.parse`].
+        """
+
     # Results
 
     @abstractmethod
@@ -311,7 +339,12 @@ class EpisodeRecord(ABC):
 
     @abstractmethod
     def messages(
-        self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
+        self,
+        task: Sequence[dict[str, Any]],
+        turns: Sequence[Turn],
+        kept: Sequence[int],
+        recalled: str,
+        request: str = "",
     ) -> list[dict[str, Any]]:
         """
         The next context as messages for a chat endpoint.
@@ -324,8 +357,10 @@ class EpisodeRecord(ABC):
                 Messages of the task prompt.
             turns (`Sequence[Turn]`):
                 Turns so far.
-            first (`int`):
-                Index of the first turn that is kept.
+            kept (`Sequence[int]`):
+                Indices of the turns that are kept.
             recalled (`str`):
                 Text of an external memory that goes before the turns.
+            request (`str`, *optional*):
+                Request for a summary, which follows the last result.
         """

@@ -71,6 +71,21 @@ class TagSyntax(ActionSyntax):
         turn = parse_tags(self.protocol, text, list(actions.tags), last_turn, opened)
         return dataclasses.replace(turn, truncated=not ended and turn.action is None)
 
+    def summary_stops(self) -> list[str]:
+        return [f"</{self.protocol.state_tag}>"]
+
+    def parse_summary(self, ids: Sequence[int], text: str, ended: bool, opened: str | None = None) -> ParsedTurn:
+        tag, begin = self.protocol.state_tag, 0
+        if opened is not None and opened != tag:  # a thought comes first
+            begin = text.find(f"</{opened}>") + len(f"</{opened}>") if f"</{opened}>" in text else len(text)
+        found = find_tagged(f"<{tag}>{text}" if opened == tag else text, [tag], begin=begin)
+        if found is None:
+            rest = text[begin:].removesuffix(self.tokenizer.eos_token or "")
+            return ParsedTurn(rest.strip(), (begin, begin + len(rest)), truncated=not ended)
+        before = len(f"<{tag}>") if opened == tag else 0  # is in the context
+        span = (max(found.begin - before, 0), found.end - before)
+        return ParsedTurn(found.inner.strip(), span, truncated=not ended)
+
     def state_span(self, turn: Turn) -> tuple[int, int] | None:
         names = [] if turn.action is None else [turn.action]
         span = parse_tags(self.protocol, turn.text, names, opened=self.opened(turn.prompt_ids)).state_span
@@ -96,14 +111,17 @@ class TagSyntax(ActionSyntax):
         self, message: Mapping[str, Any], ended: bool, stops: Sequence[str], opened: str | None = None
     ) -> list[int]:
         text = join_thought(self.protocol, message, opened)
-        return encode_closed(self.tokenizer, text, ended, stops, opened or leading_thought(self.protocol, text))
+        # A thought at whose end the turn stops is what was asked for
+        asked = {stop.removeprefix("</").removesuffix(">") for stop in stops}
+        opened = None if opened in asked else opened or leading_thought(self.protocol, text, asked)
+        return encode_closed(self.tokenizer, text, ended, stops, opened)
 
     def sample_messages(self) -> list[dict[str, Any]]:
         state, answer, observation = self.protocol.state_tag, self.protocol.answer_tag, self.protocol.observation_tag
         text = f"<{state}>{MARKS.state}</{state}><{answer}>{MARKS.action}</{answer}>"
         ids = encode_text(self.tokenizer, MARKS.task)
         turn = Turn(tuple(ids), tuple(ids), text=text, observation=f"<{observation}>{MARKS.result}</{observation}>")
-        return self.new_record().messages([{"role": "user", "content": MARKS.task}], [turn], 0, "")
+        return self.new_record().messages([{"role": "user", "content": MARKS.task}], [turn], [0], "")
 
     def new_record(self) -> TagRecord:
         return TagRecord(self)
@@ -149,11 +167,16 @@ class TagRecord(EpisodeRecord):
         return messages
 
     def messages(
-        self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
+        self,
+        task: Sequence[dict[str, Any]],
+        turns: Sequence[Turn],
+        kept: Sequence[int],
+        recalled: str,
+        request: str = "",
     ) -> list[dict[str, Any]]:
         *before, last = task
-        past = [self._said(turn) + (turn.observation or "") for turn in turns[first:]]
-        return [*before, {**last, "content": append_text(last["content"] + recalled, "".join(past))}]
+        past = [self._said(turns[index]) + (turns[index].observation or "") for index in kept]
+        return [*before, {**last, "content": append_text(last["content"] + recalled, "".join([*past, request]))}]
 
     def _said(self, turn: Turn) -> str:
         """What a turn wrote, with the tag that its context had opened, and without scratch and end token."""

@@ -143,7 +143,7 @@ class ToolCallSyntax(ActionSyntax):
         record.add_turn(ParsedTurn(MARKS.state, message={"role": "assistant", "content": "", "tool_calls": [call]}))
         record.add_observation([MARKS.action], [ids], 1)
         turn = Turn(tuple(ids), tuple(ids), state=MARKS.state)
-        return record.messages([{"role": "user", "content": MARKS.task}], [turn], 0, "")
+        return record.messages([{"role": "user", "content": MARKS.task}], [turn], [0], "")
 
     def new_record(self) -> ToolCallRecord:
         return ToolCallRecord(self)
@@ -298,6 +298,24 @@ class ToolCallSyntax(ActionSyntax):
         turn = self._parse(ids, text, actions.schemas)
         return dataclasses.replace(turn, truncated=not ended)
 
+    asks_inside = True
+
+    def write_request(self, request: str) -> str:
+        return "\n\n" + request.replace("{state}", self.protocol.state_tag)
+
+    def encode_request(self, request: str) -> list[int]:
+        text = self.write_request(request)
+        return encode_text(self.tokenizer, json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text)
+
+    def summary_stops(self) -> list[str]:
+        return []
+
+    def parse_summary(self, ids: Sequence[int], text: str, ended: bool, opened: str | None = None) -> ParsedTurn:
+        turn = self._parse(ids, text, [])
+        state = turn.state if turn.state is not None else turn.answer or ""
+        message = {name: value for name, value in (turn.message or {}).items() if name != "tool_calls"}
+        return ParsedTurn(state, turn.state_span or (0, len(text)), message=message, truncated=not ended)
+
     def state_span(self, turn: Turn) -> tuple[int, int] | None:
         return self._parse(turn.completion_ids, turn.text, []).state_span
 
@@ -438,15 +456,23 @@ class ToolCallRecord(EpisodeRecord):
         return self.exchange
 
     def messages(
-        self, task: Sequence[dict[str, Any]], turns: Sequence[Turn], first: int, recalled: str
+        self,
+        task: Sequence[dict[str, Any]],
+        turns: Sequence[Turn],
+        kept: Sequence[int],
+        recalled: str,
+        request: str = "",
     ) -> list[dict[str, Any]]:
         spoken: list[str] = []
         exchange: list[dict[str, Any]] = []
-        for number, turn in enumerate(turns[first:], first):
+        for number in kept:
+            turn = turns[number]
             said, *results = self.shown[number]
             texts = [result["content"] for result in results]
             if number == len(turns) - 1:
                 texts[-1] += decode(self.syntax.tokenizer, self.inside)
+            if number == kept[-1]:
+                texts[-1] += request
             text = self.syntax.drop_scratch(
                 self.syntax.spoken(said, turn.state if turn.edited_state is None else turn.edited_state)
             )

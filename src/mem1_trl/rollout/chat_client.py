@@ -110,10 +110,12 @@ class ChatEndpoint:
         asked = zip(conversations, stops, tools or [[]] * len(conversations), strict=True)
         return self.calls.all([partial(self.ask_one, *one) for one in asked])
 
-    def ask_one(self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]]) -> Reply:
-        """The answer to one conversation, asked for once; see [`~ChatEndpoint.ask`]."""
+    def ask_one(
+        self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]], acts: bool = True
+    ) -> Reply:
+        """The answer to one conversation, asked for once; see [`~ChatEndpoint.ask`]. One that is not to act may be a thought alone."""
         reply = self._send(messages, stops, tools)
-        if stops and reply.ended and _is_only_thought(reply.message):
+        if acts and stops and reply.ended and _is_only_thought(reply.message):
             # A stop string inside a thought ended it before it came to an action
             reply = self._send(messages, [], tools)
         return reply

@@ -1,44 +1,26 @@
-"""The context of the next turn: the last turn only (MEM1), the full history, a truncated history, or an external memory."""
+"""The context of the next turn from token ids alone, for rules that decide by lengths."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..context_rules.named import RULES, make_rule
+from ..context_rules.rule import Past
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CONTEXT_RULES = ("mem1", "full", "truncate", "external")
+CONTEXT_RULES = tuple(RULES)
 
 
-def first_kept(rule: str, lengths: Sequence[int], max_history_length: int | None = None) -> int:
-    """
-    Index of the oldest past turn that stays in the context; it and all later ones do.
-
-    Args:
-        rule (`str`):
-            One of `CONTEXT_RULES`, see [`next_context`].
-        lengths (`Sequence[int]`):
-            Number of tokens that each past turn adds to the history, oldest first.
-        max_history_length (`int`, *optional*):
-            Maximum number of tokens of history in the context; only `"truncate"` uses it.
-
-    Returns:
-        `int`: between 0 and `len(lengths) - 1`; 0 if there are no past turns.
-    """
-    last = max(len(lengths) - 1, 0)
-    if rule in ("mem1", "external"):
-        return last
-    if rule == "full":
-        return 0
-    if rule != "truncate":
-        raise ValueError(f"context must be one of {', '.join(map(repr, CONTEXT_RULES))}, got {rule!r}.")
-    if max_history_length is None:
-        raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
-    first, length = last, sum(lengths[last:])
-    while first > 0 and length + lengths[first - 1] <= max_history_length:
-        first -= 1
-        length += lengths[first]
-    return first
+def joined(
+    prompt_ids: Sequence[int], history: Sequence[Sequence[int]], kept: Sequence[int], recalled: Sequence[int] = ()
+) -> list[int]:
+    """The task prompt, the notes of an external memory, and the turns that are kept."""
+    context = [*prompt_ids, *recalled]
+    for index in kept:
+        context.extend(history[index])
+    return context
 
 
 def next_context(
@@ -62,23 +44,20 @@ def next_context(
 
     Args:
         rule (`str`):
-            One of `"mem1"`, `"full"`, `"truncate"`, `"external"`.
+            One of `CONTEXT_RULES`.
         prompt_ids (`Sequence[int]`):
             Token ids of the task prompt.
         history (`Sequence[Sequence[int]]`):
             Token ids of the completion and the observation of each past turn, oldest first.
         max_history_length (`int`, *optional*):
-            Maximum number of tokens of history in the context; only `"truncate"` uses it.
+            Maximum number of tokens of history in the context.
         recalled (`Sequence[int]`, *optional*):
             Token ids of the notes of an external memory; only `"external"` uses them.
 
     Returns:
         `list[int]`: Token ids of the next context.
     """
-    kept = history[first_kept(rule, [len(tokens) for tokens in history], max_history_length) :]
-    context = list(prompt_ids)
-    if rule == "external":
-        context.extend(recalled)
-    for tokens in kept:
-        context.extend(tokens)
-    return context
+    one = make_rule(rule)
+    limit = None if max_history_length is None else len(prompt_ids) + max_history_length
+    past = Past(prompt_ids, [len(tokens) for tokens in history], max_length=limit)
+    return joined(prompt_ids, history, one.next(past).kept, recalled if one.recalls else ())

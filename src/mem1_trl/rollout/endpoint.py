@@ -11,12 +11,12 @@ from ..protocol.syntax import MARKS
 from ..protocol.turn_text import written_tags
 from ..protocol.untrusted import clean_reply
 from .chat_client import ChatEndpoint, Reply
-from .context import first_kept
 from .server_rollout import Question, ServerRollout
 from .settings import CHARACTERS_PER_TOKEN
 from .stopping import Completion, text_before_stops
 
 if TYPE_CHECKING:
+    from ..context_rules.rule import NextTurn
     from ..protocol.syntax import ActionSyntax
     from .episode import Episode
     from .turn_request import TurnRequest
@@ -44,7 +44,7 @@ class ChatRollout(ServerRollout):
 
     def question(self, request: TurnRequest) -> Question:
         episode, stops = request.episode, request.stops
-        sent = self._messages(episode)
+        sent = self._messages(episode, request.next)
         # Where a thought is open, a stop string inside it would end the turn
         asked = [] if text_before_stops(stops) else stops
         tools = episode.actions.schemas if episode.actions else []
@@ -53,7 +53,7 @@ class ChatRollout(ServerRollout):
         def read(reply: Reply | str) -> Completion:
             return self._read_reply(reply, sent, request.context, stops, tags)
 
-        return Question(partial(self.endpoint.ask_one, sent, asked, tools), read)
+        return Question(partial(self.endpoint.ask_one, sent, asked, tools, not request.next.summary), read)
 
     def _read_reply(
         self, reply: Reply | str, sent: list[dict[str, Any]], context: list[int], stops: list[str], tags: set[str]
@@ -68,13 +68,12 @@ class ChatRollout(ServerRollout):
         ids = self.syntax.encode_reply(message, ended, stops, self.syntax.opened(context))
         return Completion(tuple(ids), None, ended, messages=tuple(sent))
 
-    def _messages(self, episode: Episode) -> list[dict[str, Any]]:
+    def _messages(self, episode: Episode, step: NextTurn) -> list[dict[str, Any]]:
         """The context of an episode as messages."""
         assert episode.messages is not None
-        lengths = [len(tokens) for tokens in episode.history]
-        first = first_kept(self.settings.context, lengths, self._history_room(episode))
         recalled = decode(self.tokenizer, episode.recalled) if episode.recalled else ""
-        return episode.record.messages(episode.messages, episode.turns, first, recalled)
+        request = self.syntax.write_request(step.request) if step.summary else ""
+        return episode.record.messages(episode.messages, episode.turns, step.kept, recalled, request)
 
 
 def check_rendering(syntax: ActionSyntax) -> None:

@@ -36,6 +36,9 @@ class Episode:
             The rendered task prompt: a text, or chat messages.
         rounds (`list[int]`):
             Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
+        tails (`list[int]`):
+            For each entry of `history`, how many tokens at its end frame its observation; a request to summarize goes before them with
+            tool calls, where the agent's own turn is open after them.
         seed (`int` or `None`):
             Seed of what it samples, see [`uniform_draws`]. `None` if the backend draws from a generator that all episodes share.
     """
@@ -55,10 +58,11 @@ class Episode:
     error: str | None = None
     seed: int | None = None
     rounds: list[int] = field(default_factory=list)
+    tails: list[int] = field(default_factory=list)
 
     def turns_left(self, max_turns: int) -> int:
         """Turns that it may still play before it needs another message."""
-        return max_turns - len(self.turns) + (self.rounds[-1] if self.rounds else 0)
+        return max_turns - sum(turn.acts for turn in self.turns[self.rounds[-1] if self.rounds else 0 :])
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -39,7 +39,11 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
     if episode.stop_reason not in _MAY_GO_ON or not episode.turns:
         raise RuntimeError(f"The episode ended by {episode.stop_reason.value!r} and cannot go on: start another.")
     before = dataclasses.replace(
-        episode, turns=list(episode.turns), history=list(episode.history), rounds=list(episode.rounds)
+        episode,
+        turns=list(episode.turns),
+        history=list(episode.history),
+        rounds=list(episode.rounds),
+        tails=list(episode.tails),
     )
     turns_left = rollout.settings.max_turns
     tags = list(episode.actions.tags) if episode.actions is not None else []
@@ -48,7 +52,7 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
     episode.rounds.append(len(episode.turns))
     rollout.show(episode, observation)
     if episode.stop_reason is not None:
-        for one in ("turns", "history", "rounds", "recalled", "stop_reason", "answer"):
+        for one in ("turns", "history", "rounds", "tails", "recalled", "stop_reason", "answer"):
             setattr(episode, one, getattr(before, one))
         raise ValueError(
             f"The context with the message must have at most {rollout.settings.max_context_length} tokens: lower "
@@ -126,7 +130,7 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
                 f"The actions of the saved episode cannot be repeated in this environment, turn {number} differs: {reason}. Give the "
                 "environment a property `mem1_state`, or bring it to its state yourself and pass `repeat=False`."
             )
-        copy.history = episode.history[:number]
+        copy.history, copy.tails = episode.history[:number], episode.tails[:number]
         copy.rounds = [one for one in episode.rounds if one <= number]
         if number < len(episode.turns):
             copy.stop_reason = None

@@ -156,7 +156,7 @@ class ObservationEncoder:
 
     def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
         """Token ids of a result, and whether a part that cannot fit was left out."""
-        if self.settings.context == "external":  # this text may be put back later
+        if self.settings.rule.recalls:  # this text may be put back later
             action_tags = [*action_tags, self.protocol.memory_tag]
         ids: list[int] = []
         whole = False

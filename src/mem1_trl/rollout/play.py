@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.errors import describe_error
-from ..metrics import trajectory_metrics
+from ..metrics import summary_metrics, trajectory_metrics
 from ..protocol.untrusted import sanitize_prompt
 from ..trajectory import StopReason, Trajectory
 from .episode import Episode
@@ -82,7 +82,8 @@ class EpisodePlayer:
                 f"A row has no 'prompt' (it has {', '.join(row)}) and `reset` of {type(started.environment).__name__} "
                 "returned no task: rename the column with the task to 'prompt', or return the task from `reset`."
             )
-        episode = Episode([], environment=started.environment, actions=started.actions)
+        actions = self.rollout.contexts.actions(started.actions)
+        episode = Episode([], environment=started.environment, actions=actions)
         fatal = tolerate == "nothing"
         try:
             if error is None:
@@ -91,8 +92,8 @@ class EpisodePlayer:
             error = too_long
         try:
             added = None if error is not None else observation
-            episode.prompt = self.render(row.get("prompt", NO_TASK), started.actions, added)
-            episode.prompt_ids = self.encode(episode.prompt, started.actions)
+            episode.prompt = self.render(row.get("prompt", NO_TASK), actions, added)
+            episode.prompt_ids = self.encode(episode.prompt, actions)
             if error is None:
                 self.rollout.settings.check_prompt(episode.prompt_ids)
         except Exception as own:
@@ -146,10 +147,15 @@ class EpisodePlayer:
         trajectories = self.rollout.run(episodes)
         for episode, trajectory in zip(episodes, trajectories, strict=True):
             if trajectory.turns:
-                trajectory.metrics.update(trajectory_metrics(trajectory))
+                trajectory.metrics.update(self.metrics(trajectory))
                 if self.timed:
                     trajectory.metrics["seconds"] = clock.seconds[id(episode)]
         return trajectories
+
+    def metrics(self, trajectory: Trajectory) -> dict[str, float]:
+        """Metrics of an episode, those of its summaries included if the context rule makes some."""
+        own = summary_metrics(trajectory) if self.rollout.contexts.rule.measured else {}
+        return {**trajectory_metrics(trajectory), **own}
 
     def score(
         self,

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..context_rules.named import describe_rule, is_loaded, make_rule
+from ..context_rules.rule import ContextRule
 from ..typed_fields import check_fields
-from .context import CONTEXT_RULES
 from .decoding_modes import refuse_decoding_modes
 
 CHARACTERS_PER_TOKEN = (8, 32, 128)
@@ -54,8 +55,12 @@ class AgentSettings:
             Maximum number of tokens of one observation, its tags and hint included. A longer one is cut, and says so.
         context (`str`, *optional*, defaults to `"mem1"`):
             What the next turn reads after the task prompt: the last turn and its observation (`"mem1"`), all turns
-            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), or the last turn and the best
-            matches from a BM25 store of past observations (`"external"`).
+            (`"full"`), as many whole turns as fit into `max_context_length` (`"truncate"`), the last turn and the best
+            matches from a BM25 store of past observations (`"external"`), all turns until a budget is reached and a summary of them
+            then (`"compact"`), or what the agent decides by actions (`"on_demand"`, `"fold"`). Or the import path of a
+            [`ContextRule`] of yours, `"module:Class"`, or a rule itself; see [`mem1_trl.context_rules`].
+        context_kwargs (`dict`, *optional*):
+            Parameters of the context rule, such as `{"every": 4}` for `"compact"`.
         max_context_length (`int` or `None`, *optional*):
             Maximum number of tokens of one context, its completion not counted. `None` uses the model's maximum position
             minus `max_completion_length`. The task prompt is never cut: a longer one is an error.
@@ -97,10 +102,15 @@ class AgentSettings:
         default="mem1",
         metadata={
             "help": "What the next turn reads after the task prompt: the last turn and its observation (`mem1`), all turns "
-            "(`full`), as many whole turns as fit into `max_context_length` (`truncate`), or the last turn and the best "
-            "matches from a BM25 store of past observations (`external`).",
-            "choices": list(CONTEXT_RULES),
+            "(`full`), as many whole turns as fit into `max_context_length` (`truncate`), the last turn and the best "
+            "matches from a BM25 store of past observations (`external`), all turns until a budget is reached and a summary of them then "
+            "(`compact`), or what the agent decides by actions (`on_demand`, `fold`). Or the import path of a rule of yours, "
+            "`module:Class`.",
         },
+    )
+    context_kwargs: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Parameters of the context rule, such as '{\"every\": 4}' for `compact`."},
     )
     max_context_length: int | None = field(
         default=None,
@@ -172,8 +182,22 @@ class AgentSettings:
             if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
                 object.__setattr__(self, one.name, dict(value or {}))
         refuse_decoding_modes(self.generation_kwargs)
-        if self.context == "truncate" and self.max_context_length is None:
-            raise ValueError("context='truncate' needs a length to truncate to: set `max_context_length`.")
+        if isinstance(self.context, ContextRule):
+            name, parameters = describe_rule(self.context)
+            object.__setattr__(self, "context", name)
+            object.__setattr__(self, "context_kwargs", parameters)
+        if ":" not in self.context or is_loaded(self.context):  # a class of a file may become known later
+            self.rule.check(self.max_context_length)
+
+    @property
+    def rule(self) -> ContextRule:
+        """
+        The context rule.
+
+        Raises:
+            `ValueError`: If it is a class that has not been imported, see [`mem1_trl.context_rules.named`].
+        """
+        return make_rule(self.context, self.context_kwargs)
 
     # Records
 

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..context_rules.rule import SUMMARY_REPLY
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.calls import EnvironmentCaller
 from ..protocol.edited_state import edited_ids
 from ..protocol.encoding import decode, encode_text, tokens_of_span
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
-from ..trajectory import StopReason, Trajectory, Turn
+from ..trajectory import SUMMARY, UNFINISHED_SUMMARY, StopReason, Trajectory, Turn
 from .acting import Acting, run_actions
 from .as_ready import play_asynchronously
-from .context import next_context
+from .contexts import ContextBuilder
 from .draws import uniform_draws
 from .episode import Episode
-from .external_memory import Note
 from .observations import ObservationEncoder, ObservationIds
 from .stopping import StopStrings
 from .turn_request import TurnRequest
@@ -100,6 +100,7 @@ class Rollout:
         self.at_once = at_once
         self.seeds = seeds
         self.observations = ObservationEncoder(self.syntax, settings)
+        self.contexts = ContextBuilder(self.syntax, settings)
 
     def run(self, episodes: Sequence[Episode]) -> list[Trajectory]:
         """
@@ -132,7 +133,8 @@ class Rollout:
             episode.seed = seed
 
     def _play_in_lockstep(self, episodes: Sequence[Episode]) -> None:
-        for turn in range(1, self.settings.max_turns + 1):
+        # Each action may be preceded by a summary, which is not counted
+        for turn in range(1, self.settings.max_turns * (1 + self.contexts.rule.asks) + 1):
             running = [episode for episode in episodes if episode.stop_reason is None]
             if not self.running_anywhere(bool(running)):
                 break
@@ -153,12 +155,14 @@ class Rollout:
 
     def next_request(self, episode: Episode) -> TurnRequest:
         """What is to be generated next."""
-        context = self._context(episode)
-        turns_left = episode.turns_left(self.settings.max_turns) - 1
+        step = self.contexts.next(episode)
+        context = self.contexts.context(episode, step)
+        turns_left = episode.turns_left(self.settings.max_turns) - (not step.summary)
         draws = None
         if episode.seed is not None:
             draws = uniform_draws(episode.seed, len(episode.turns), self.settings.max_completion_length)
-        return TurnRequest(episode, context, self._stops(episode, context, turns_left == 0), turns_left, draws)
+        stops = self._stops(episode, context, turns_left == 0, step.summary)
+        return TurnRequest(episode, context, stops, turns_left, step, draws)
 
     def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
         """One completion for each request, in one call of the backend."""
@@ -177,12 +181,15 @@ class Rollout:
         return None
 
     def read(self, request: TurnRequest, completion: Completion) -> Acting | None:
-        """Record a completion; returns what its episode does now, or `None` if it has ended."""
+        """Record a completion; returns what its episode does now, or `None` if that is nothing."""
         episode = request.episode
         if completion.error is not None:
             episode.error, episode.stop_reason = completion.error, StopReason.ERROR
             return None
-        parsed = self._read(episode, request.context, completion, request.turns_left)
+        parsed = self._read(request, completion)
+        if request.next.summary:
+            self._go_on_from_summary(episode, request.turns_left)
+            return None
         asked = self._act(episode, parsed, completion)
         if not asked:
             return None
@@ -192,37 +199,36 @@ class Rollout:
         """Let an episode read the results of its actions, which decides whether it goes on."""
         self._observe(action.episode, action.requests, action.results, action.turns_left)
 
-    def _context(self, episode: Episode) -> list[int]:
-        room = self._history_room(episode)
-        return next_context(self.settings.context, episode.prompt_ids, episode.history, room, episode.recalled)
-
-    def _history_room(self, episode: Episode) -> int | None:
-        """Tokens that the past may take in a context."""
-        limit = self.settings.max_context_length
-        return None if limit is None else limit - len(episode.prompt_ids)
-
-    def _stops(self, episode: Episode, context: list[int], last_turn: bool) -> list[str]:
+    def _stops(self, episode: Episode, context: list[int], last_turn: bool, summary: bool) -> list[str]:
         if episode.actions is None:
             return []
-        stops = self.syntax.stop_strings(list(episode.actions.tags), last_turn)
         opened = self.syntax.opened(context)
+        if summary:
+            stops = self.syntax.summary_stops()
+            opened = None if f"</{opened}>" in stops else opened
+        else:
+            stops = self.syntax.stop_strings(list(episode.actions.tags), last_turn)
         return StopStrings(stops, f"</{opened}>") if stops and opened else stops
 
-    def _read(
-        self, episode: Episode, context: list[int], completion: Completion, turns_left: int
-    ) -> ParsedTurn | None:
+    def _read(self, request: TurnRequest, completion: Completion) -> ParsedTurn | None:
         """Record the turn and return it parsed (`None` without an environment)."""
+        episode, context = request.episode, request.context
         text = decode(self.tokenizer, completion.ids)
-        parsed = None
+        parsed = did = None
         if episode.actions is not None:
-            parsed = self.syntax.parse(
-                completion.ids,
-                text,
-                episode.actions,
-                last_turn=turns_left == 0,
-                ended=completion.ended,
-                opened=self.syntax.opened(context),
-            )
+            opened = self.syntax.opened(context)
+            if request.next.summary:
+                parsed = self.syntax.parse_summary(completion.ids, text, completion.ended, opened)
+                did = UNFINISHED_SUMMARY if parsed.truncated else SUMMARY
+            else:
+                parsed = self.syntax.parse(
+                    completion.ids,
+                    text,
+                    episode.actions,
+                    last_turn=request.turns_left == 0,
+                    ended=completion.ended,
+                    opened=opened,
+                )
             episode.record.add_turn(parsed)
         begin = end = 0
         if parsed is not None and parsed.state_span is not None:
@@ -240,9 +246,20 @@ class Rollout:
                 state_begin=begin,
                 truncated_sampling=completion.truncated_sampling,
                 messages=completion.messages,
+                context_action=did,
             )
         )
         return parsed
+
+    def _go_on_from_summary(self, episode: Episode, turns_left: int) -> None:
+        """Let an episode go on after a summary, unless that was cut, which ends it as it does any turn."""
+        if episode.turns[-1].context_action == UNFINISHED_SUMMARY:
+            episode.stop_reason = StopReason.TRUNCATED
+            return
+        assert episode.actions is not None
+        observation = self.observations.encode_message(SUMMARY_REPLY, turns_left, list(episode.actions.tags))
+        episode.record.add_message(SUMMARY_REPLY, observation.results[0], turns_left)
+        self.show(episode, observation)
 
     def _act(self, episode: Episode, parsed: ParsedTurn | None, completion: Completion) -> list[ActionRequest]:
         """End the episode if its turn does so, and return the requests of the turn, those that cannot be run included."""
@@ -270,6 +287,8 @@ class Rollout:
         for request in requests[: self.observations.most_results([request.name for request in requests])]:
             if request.method is None:
                 calls.append(ActionResult(f"Error: {request.problem}", failed=True))
+            elif request.method in self.contexts.rule.actions:
+                calls.append(self.contexts.act(episode, request))
             else:
                 calls.append((getattr(episode.environment, request.method), request.arguments))
         return calls
@@ -315,13 +334,15 @@ class Rollout:
         )
         carried = self.carried(turn)
         episode.history.append([*carried, *observation_ids])
-        if self.settings.context == "external":
-            recalled = self._recall(episode, turn.action_input or "", body, failed)
+        episode.tails.append(len(after))
+        if self.contexts.rule.recalls:
+            recalled = self.contexts.recall(episode, turn.action_input or "", body, failed)
             episode.recalled, inside = episode.record.place_memory(recalled)
             if inside:
                 episode.history[-1] = [*carried, *before, *body, *inside, *after]
+        self.contexts.measure(episode)
         limit = self.settings.max_context_length
-        if limit is not None and len(self._context(episode)) > limit:
+        if limit is not None and len(self.contexts.context(episode, self.contexts.next(episode))) > limit:
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
 
     def carried(self, turn: Turn) -> Sequence[int]:
@@ -330,24 +351,6 @@ class Rollout:
             return edited_ids(self.syntax, turn)
         text = self.syntax.drop_scratch(turn.text, self.syntax.opened(turn.prompt_ids))
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
-
-    def _recall(self, episode: Episode, query: str, body: list[int], failed: bool) -> list[int]:
-        """Token ids of the notes that go into the next context. Then add the newest observation, which is in that context anyway."""
-        newest = Note(query, decode(self.tokenizer, body), tuple(body))
-        task = decode(self.tokenizer, episode.prompt_ids, skip_special_tokens=True)
-        top_k = self.settings.memory_top_k
-        found = [note for note in episode.memory.recall(f"{task}\n{query}", top_k + 1) if note.text != newest.text]
-        if not failed:
-            episode.memory.add(newest)
-        before, after = (encode_text(self.tokenizer, part) for part in self.protocol.memory_frame())
-        newline = encode_text(self.tokenizer, "\n")
-        room = self._history_room(episode)
-        for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit
-            notes = [token for note in found[:count] for token in (*note.ids, *newline)]
-            recalled = [*before, *notes, *after]
-            if room is None or len(recalled) + len(episode.history[-1]) <= room:
-                return recalled
-        return []
 
 
 def trajectory_of(episode: Episode) -> Trajectory:

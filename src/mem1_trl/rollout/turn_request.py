@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..context_rules.rule import NextTurn
     from .episode import Episode
 
 
@@ -24,7 +25,9 @@ class TurnRequest:
         stops (`list[str]`):
             Stop strings of the turn.
         turns_left (`int`):
-            Turns after this one.
+            Turns after this one, those of summaries not counted.
+        next (`NextTurn`):
+            What the context rule has decided: the turns in the context, and whether the turn is a summary.
         draws (`numpy.ndarray` or `None`):
             Random numbers that choose its tokens, see [`uniform_draws`]. `None` if the backend draws its own.
     """
@@ -33,4 +36,5 @@ class TurnRequest:
     context: list[int]
     stops: list[str]
     turns_left: int
+    next: NextTurn
     draws: np.ndarray | None = None

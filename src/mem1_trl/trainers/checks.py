@@ -206,15 +206,16 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
     """Refuse budgets that cannot work, on the first thousand prompts, instead of in the middle of training."""
     settings = player.rollout.settings
     limit = settings.max_context_length
+    contexts = player.rollout.contexts
     if pool is not None:
-        tags = list(next(iter(pool.actions.values())).tags)
+        tags = list(contexts.actions(next(iter(pool.actions.values()))).tags)
         player.rollout.observations.encode("", settings.max_turns - 1, tags)
     if limit is None or not isinstance(dataset, Dataset):
         return
     lengths = []
     for row in dataset.select(range(min(CHECKED_PROMPTS, len(dataset)))):
         prompt = row.get("prompt", NO_TASK)
-        actions = None if pool is None else pool.actions[pool.name_of(row)]
+        actions = None if pool is None else contexts.actions(pool.actions[pool.name_of(row)])
         if actions is not None:
             prompt = player.render(prompt, actions)
         lengths.append(len(player.encode(prompt, actions)))
@@ -226,10 +227,10 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
             "max_completion_length), or drop the row."
         )
     # What MEM1 keeps is bounded, so that it can be promised to fit
-    bound = longest + settings.max_completion_length + settings.max_observation_length
-    if settings.context == "mem1" and settings.max_turns > 1 and bound > limit:
+    bound = contexts.bound(longest)
+    if bound is not None and settings.max_turns > 1 and bound > limit:
         raise ValueError(
             f"A context may need {bound} tokens (prompt {longest}, state and action {settings.max_completion_length}, "
-            f"observation {settings.max_observation_length}) but only {limit} are allowed: lower "
+            f"observation {settings.max_observation_length}{contexts.bound_beyond_a_turn}) but only {limit} are allowed: lower "
             "max_completion_length or max_observation_length, or raise max_context_length."
         )

@@ -1,0 +1,150 @@
+"""What the context rule of a rollout means for an episode: its next context, its own actions, and what a summary has replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ..context_rules.rule import SUMMARY_REQUEST, NextTurn, Past
+from ..environment_runtime.actions import ActionResult
+from ..protocol.encoding import decode, encode_text
+from ..trajectory import SUMMARY
+from .context import joined
+from .external_memory import Note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..environment_runtime.actions import ActionSet
+    from ..protocol.parsed_turn import ActionRequest
+    from ..protocol.syntax import ActionSyntax
+    from .episode import Episode
+    from .settings import AgentSettings
+
+
+class ContextBuilder:
+    """
+    Makes contexts of episodes by their rule.
+
+    Args:
+        syntax ([`~mem1_trl.protocol.syntax.ActionSyntax`]):
+            Writes requests and notes.
+        settings ([`AgentSettings`]):
+            Gives the rule and the budgets.
+    """
+
+    def __init__(self, syntax: ActionSyntax, settings: AgentSettings):
+        self.syntax = syntax
+        self.settings = settings
+        self.rule = settings.rule
+        self._extended: dict[int, tuple[ActionSet, ActionSet]] = {}
+
+    def past(self, episode: Episode, count: int | None = None) -> Past:
+        """The past of an episode, or its first `count` turns."""
+        lengths = [len(tokens) for tokens in episode.history[:count]]
+        return Past(
+            episode.prompt_ids, lengths, tuple(episode.turns[: len(lengths)]), self.settings.max_context_length
+        )
+
+    def next(self, episode: Episode, count: int | None = None) -> NextTurn:
+        """
+        What the rule says about the next turn, or about the one after `count` turns.
+
+        Raises:
+            `ValueError`: If the rule names turns that there are not, or asks for a summary of nothing, or for two in a row.
+        """
+        past = self.past(episode, count)
+        step = self.rule.next(past)
+        kept, name = list(step.kept), type(self.rule).__name__
+        if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < len(past)):
+            raise ValueError(
+                f"{name}.next must keep turns by their indices, ascending and from 0 to {len(past) - 1}, got {kept}."
+            )
+        if step.summary and not (self.rule.asks and kept and past.turns[-1].context_action != SUMMARY):
+            raise ValueError(
+                f"{name}.next asked for a summary, which needs `asks = True`, a turn that is kept, and an action since the last summary."
+            )
+        return step
+
+    def context(self, episode: Episode, step: NextTurn) -> list[int]:
+        """Token ids of the context of a turn."""
+        context = joined(episode.prompt_ids, episode.history, step.kept, episode.recalled if self.rule.recalls else ())
+        if step.summary:
+            place = len(context) - (episode.tails[step.kept[-1]] if self.syntax.asks_inside else 0)
+            context[place:place] = self.syntax.encode_request(step.request)
+        return context
+
+    def bound(self, prompt: int) -> int | None:
+        """Tokens that a context needs at most after a task prompt of so many, within `max_context_length`; `None` if nobody knows."""
+        settings = self.settings
+        assert settings.max_context_length is not None
+        lengths = settings.max_completion_length, settings.max_observation_length, settings.max_context_length
+        bound = self.rule.bound(prompt, *lengths)
+        if bound is None or not self.rule.asks:
+            return bound
+        return bound + len(self.syntax.encode_request(SUMMARY_REQUEST))
+
+    @property
+    def bound_beyond_a_turn(self) -> str:
+        """What else is in the longest context, for a message."""
+        return ", and the turns and the request before a summary" if self.rule.asks else ""
+
+    # Actions of the rule
+
+    def actions(self, actions: ActionSet) -> ActionSet:
+        """The actions of an environment and those of the rule."""
+        if not self.rule.actions:
+            return actions
+        if id(actions) not in self._extended:
+            own = {name: getattr(self.rule, name) for name in self.rule.actions}
+            self._extended[id(actions)] = actions, actions.extended(own)
+        return self._extended[id(actions)][1]
+
+    def act(self, episode: Episode, request: ActionRequest) -> ActionResult:
+        """Take an action of the rule, which the last turn of an episode asks for."""
+        turn, action = episode.turns[-1], request.method
+        assert action is not None
+        problem = self.rule.refusal(action, self.past(episode, len(episode.turns) - 1))
+        if turn.context_action is not None:
+            problem = f"{turn.context_action} was called in this turn already: call one of {', '.join(self.rule.actions)} in a turn."
+        if problem is not None:
+            return ActionResult(f"Error: {problem}", failed=True)
+        text = str(getattr(self.rule, action)(**request.arguments))
+        turn = dataclasses.replace(turn, context_action=action)
+        if action in self.rule.summaries:  # what stays of the past is the action itself
+            begin = turn.state_begin if turn.state_tokens else 0
+            turn = dataclasses.replace(turn, state_begin=begin, state_tokens=len(turn.completion_ids) - begin)
+        episode.turns[-1] = turn
+        return ActionResult(text)
+
+    def measure(self, episode: Episode) -> None:
+        """Note in the last turn of an episode, whose observation has just been added, which turns its summary replaces, if it is one."""
+        turn, number = episode.turns[-1], len(episode.turns) - 1
+        if turn.context_action != SUMMARY and turn.context_action not in self.rule.summaries:
+            return
+        after = set(self.next(episode).kept)
+        replaced = tuple(index for index in self.next(episode, number).kept if index not in after)
+        saved = sum(len(episode.history[index]) for index in replaced) - len(episode.history[number])
+        episode.turns[-1] = dataclasses.replace(turn, replaced_turns=replaced, saved_tokens=saved)
+
+    # External memory
+
+    def recall(self, episode: Episode, query: str, body: Sequence[int], failed: bool) -> list[int]:
+        """Token ids of the notes that go into the next context. Then add the newest observation, which is in that context anyway."""
+        tokenizer = self.syntax.tokenizer
+        newest = Note(query, decode(tokenizer, body), tuple(body))
+        task = decode(tokenizer, episode.prompt_ids, skip_special_tokens=True)
+        top_k = self.settings.memory_top_k
+        found = [note for note in episode.memory.recall(f"{task}\n{query}", top_k + 1) if note.text != newest.text]
+        if not failed:
+            episode.memory.add(newest)
+        before, after = (encode_text(tokenizer, part) for part in self.syntax.protocol.memory_frame())
+        newline = encode_text(tokenizer, "\n")
+        past = self.past(episode)
+        kept = past.tokens(self.next(episode).kept)
+        for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit
+            notes = [token for note in found[:count] for token in (*note.ids, *newline)]
+            recalled = [*before, *notes, *after]
+            if past.max_length is None or len(recalled) + kept <= past.max_length:
+                return recalled
+        return []
