@@ -89,13 +89,37 @@ def longest_pass(model: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def head_sizes(model: Any) -> tuple[int, int]:
-    """Sizes of a head's query (and key) and of its value."""
+def longest_row(model: Any) -> int | None:
+    """
+    Most tokens of a row in which the place of a token does not matter beside its position; `None` if nothing limits them.
+
+    Llama 4 scales the queries of layers without rotary embeddings by their place in the row, in steps of `floor_scale` tokens.
+    """
     config = text_config(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    scaled = getattr(config, "attn_temperature_tuning", False) and getattr(config, "floor_scale", None)
+    return int(config.floor_scale) - 1 if scaled else None
+
+
+def head_sizes(model: Any) -> set[tuple[int, int]]:
+    """Sizes of a head's query (and key) and of its value, of every kind of attention layer that a model has."""
+    config = text_config(model)
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return set()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     nope, rope = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
     query = nope + rope if nope and rope else head_dim
-    return query, getattr(config, "v_head_dim", None) or head_dim
+    sizes = {(query, getattr(config, "v_head_dim", None) or head_dim)}
+    wide = getattr(
+        config, "global_head_dim", None
+    )  # of layers that see everything, beside windowed ones of `head_dim`
+    return sizes | ({(wide, wide)} if wide else set())
+
+
+def attention_dropout(model: Any) -> float:
+    """Probability with which a model in training drops attention probabilities."""
+    config = text_config(model)
+    return max(getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
 
 
 def cache_argument(model: PreTrainedModel) -> str:
@@ -140,7 +164,7 @@ def why_not_masked(model: PreTrainedModel, longest: int | None = None) -> str | 
         return f"attn_implementation={implementation!r} takes no explicit mask"
     if getattr(model, "_is_stateful", False):
         return f"{config.model_type} carries a recurrent state"
-    windows = _windows(config)
+    windows = layer_windows(config)
     layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *windows}
     if layer_types:
         return f"{config.model_type} has {' and '.join(sorted(layer_types))} layers"
@@ -160,7 +184,7 @@ def why_not_masked(model: PreTrainedModel, longest: int | None = None) -> str | 
     return None
 
 
-def _windows(config: Any) -> dict[str, int]:
+def layer_windows(config: Any) -> dict[str, int]:
     """Tokens that layers of limited reach see, by the name of their type; `""` if the configuration does not name layers."""
     types = set(getattr(config, "layer_types", None) or ())
     sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}

@@ -3,7 +3,9 @@
 import functools
 import logging
 import random
+import re
 import string
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -26,13 +28,13 @@ from mem1_trl.model_traits import attention_implementation, enable_activation_ch
 from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
-from mem1_trl.update.attention import cpu_kernels
+from mem1_trl.update.attention import interface
 from mem1_trl.update.attention.masks import model_mask
 from mem1_trl.update.layout_model import LayoutModel
 from mem1_trl.update.layouts import resolve_layout
-from mem1_trl.update.row_batch import RowBatch, paper_context_mask, tree_context_mask, tree_positions
+from mem1_trl.update.row_batch import RowBatch, paper_context_mask, tree_context_mask
 from mem1_trl.update.rows import Row, build_row, pack_trajectory, stitch_trajectory
-from mem1_trl.update.scoring import forward_rows, token_logprobs
+from mem1_trl.update.scoring import forward_rows, forwarded_tokens, token_logprobs
 
 EXACT = ("packed", "per_turn")
 MODELS = [
@@ -593,15 +595,24 @@ BEYOND = {
 }
 
 
-@pytest.mark.parametrize("architecture", FALLBACKS)
-def test_packed_becomes_per_turn_with_one_line_that_says_why(architecture, caplog):
-    model = shared_model(architecture, IMPLEMENTATIONS.get(architecture, ("sdpa",))[0])
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        (
+            "gemma2",
+            "layout='per_turn' instead of 'packed', since gemma2 caps its attention scores. Both are exact; 'packed' forwards "
+            "fewer tokens.",
+        ),
+        ("mamba", "layout='per_turn' instead of 'packed', which is off by [0-9.]+ nat with MambaForCausalLM here."),
+    ],
+)
+def test_packed_becomes_per_turn_with_one_line_that_says_why(architecture, said, caplog):
+    model = tiny_model(architecture, IMPLEMENTATIONS.get(architecture, ("sdpa",))[0])
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        score_trajectories(model, CASES["right_padding"], "packed", batch_size=1)
-    assert warnings_of(caplog) == [
-        f"layout='per_turn' instead of 'packed', since {FALLBACKS[architecture]}{BEYOND.get(architecture, '').format(33)}. Both "
-        "are exact; 'packed' forwards fewer tokens."
-    ]
+        scores = score_trajectories(model, CASES["right_padding"], "packed", batch_size=1)
+    (found,) = [r.getMessage() for r in caplog.records if r.name.startswith("mem1_trl.update")]
+    assert re.fullmatch(said, found)
+    assert_close(scores, [oracle_logprobs(model, trajectory) for trajectory in CASES["right_padding"]])
     caplog.clear()
     assert resolve_layout(model, "per_turn") == "per_turn"
     assert warnings_of(caplog) == []  # asked for
@@ -630,7 +641,7 @@ def test_flash_attention_runs_one_row_per_turn(caplog):
     model.config._attn_implementation = "flash_attention_2"  # its kernel is for GPUs; its name is enough to decide
     with caplog.at_level(logging.WARNING):
         assert resolve_layout(model, "packed") == "per_turn"
-    assert "attn_implementation='flash_attention_2' takes no explicit mask" in warnings_of(caplog)[0]
+    assert "attn_implementation='flash_attention_2' takes no plan of its pairs" in warnings_of(caplog)[0]
     with pytest.raises(ValueError, match="'flash_attention_2' takes no explicit mask: use layout='per_turn'"):
         resolve_layout(model, "paper")
     with pytest.raises(ValueError, match="load the model with attn_implementation='sdpa'"):
@@ -640,14 +651,17 @@ def test_flash_attention_runs_one_row_per_turn(caplog):
 @pytest.mark.parametrize("used", [False, True])
 def test_a_sliding_window_counts_only_if_it_is_used(used):
     model = tiny_model("qwen2", sliding_window=16, use_sliding_window=used, max_window_layers=1)
-    assert resolve_layout(model, "packed") == ("per_turn" if used else "packed")
+    with pytest.raises(ValueError, match="sliding_attention") if used else nullcontext():
+        resolve_layout(model, "paper")
+    assert resolve_layout(model, "packed") == "packed"
     trajectories = CASES["left_padding"]
     with torch.no_grad():
         expected = [oracle_logprobs(model, trajectory) for trajectory in trajectories]
         assert_close(score_trajectories(model, trajectories), expected)
 
 
-def test_local_layers_of_gpt_neo_are_not_packed():
+def test_local_layers_of_gpt_neo_are_not_packed(monkeypatch):
+    monkeypatch.setattr(interface, "_WITHOUT_PLANS", set())
     from transformers import AutoModelForCausalLM, GPTNeoConfig
 
     config = GPTNeoConfig(
@@ -663,6 +677,9 @@ def test_local_layers_of_gpt_neo_are_not_packed():
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        scores = score_trajectories(model, CASES["left_padding"])
+        assert_close(scores, [oracle_logprobs(model, trajectory) for trajectory in CASES["left_padding"]])
     assert resolve_layout(model, "packed") == "per_turn"
 
 
@@ -698,38 +715,34 @@ def inputs_of(model, rows):
 
 
 def test_chains_are_forwarded_without_a_mask_of_their_own():
-    """A full history is an ordinary sequence, for which every kernel will do."""
+    """Rows of one turn that share next to nothing are ordinary sequences, for which every kernel will do."""
     model = shared_model("llama", "eager")
-    chains = RowBatch.from_rows([pack_trajectory(t) for t in episodes((3, 5), (3, 9), context="full")])
+    chains = RowBatch.from_rows(
+        [
+            pack_trajectory(t)
+            for t in [Trajectory([Turn(ids(9, 5), ids(4, 6))]), Trajectory([Turn(ids(8, 7), ids(5, 8))])]
+        ]
+    )
     (inputs,) = inputs_of(model, chains)
     assert torch.equal(inputs["attention_mask"], chains.attention_mask)
     places = chains.attention_mask.cumsum(1) - 1
     assert torch.equal(inputs["position_ids"], places * chains.attention_mask)
-    trees = RowBatch.from_rows([pack_trajectory(t) for t in episodes((3, 5), (3, 9))])
-    (inputs,) = inputs_of(model, trees)
-    assert inputs["attention_mask"].shape == (2, 1, trees.input_ids.shape[1], trees.input_ids.shape[1])
-    assert torch.equal(inputs["position_ids"], tree_positions(trees))
 
 
-@pytest.mark.parametrize("architecture", MASKED)
-def test_sdpa_with_a_dense_mask_is_exact_too(architecture, monkeypatch):
-    """What runs where attention cannot follow a plan, on a GPU for one."""
-    monkeypatch.setattr(cpu_kernels, "can_plan", lambda model, rows: False)
-    model = shared_model(architecture, "sdpa")
+def test_without_a_plan_turns_are_forwarded_and_no_dense_mask(monkeypatch):
+    """What runs where attention cannot follow a plan: on a GPU whose FlexAttention is off, or with dropout in attention."""
+    monkeypatch.setattr(interface, "can_plan", lambda model, rows: False)
+    model = shared_model("llama", "sdpa")
     trajectories = CASES["left_padding"]
-    (inputs,) = inputs_of(model, RowBatch.from_rows([pack_trajectory(t) for t in trajectories]))
-    assert inputs["attention_mask"].dtype == torch.bool and inputs["attention_mask"].ndim == 4
+    rows = RowBatch.from_rows([pack_trajectory(t) for t in trajectories])
+    turns = [len(t.prompt_ids) + len(t.completion_ids) for one in trajectories for t in one.turns]
+    calls = inputs_of(model, rows)
+    assert sum(int(inputs["attention_mask"].sum()) for inputs in calls) == sum(turns)
+    assert all(inputs["attention_mask"].shape == inputs["input_ids"].shape for inputs in calls)
+    assert forwarded_tokens(rows, "packed", model) == sum(inputs["input_ids"].numel() for inputs in calls)
     scores = score_trajectories(model, trajectories)
     assert_close(scores, [oracle_logprobs(model, trajectory) for trajectory in trajectories])
-    assert relative_error(gradient(model, summed(scores)), oracle_gradient(architecture, "sdpa")) < 1e-5
-    for trajectory in REACHED_FROM.values():
-        row = pack_trajectory(trajectory)
-        double = double_model(architecture, "sdpa")
-
-        def score(rows, double=double):
-            return forward_rows(rows, "packed", double, logprobs_in_double(double))[0]
-
-        assert reached(row, score) == expected_reach(row, trajectory)
+    assert relative_error(gradient(model, summed(scores)), oracle_gradient("llama", "sdpa")) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from support.helpers import random_trajectory, tiny_model
 from torch.nn.attention.flex_attention import create_mask
 
 from mem1_trl import score_trajectories
-from mem1_trl.update.attention import cpu_kernels, flex_kernels
-from mem1_trl.update.attention.plan import plan_attention
+from mem1_trl.update.attention import flex_kernels, interface
+from mem1_trl.update.attention.plan import AttentionPlan, plan_attention
 from mem1_trl.update.folding import fold_rows
 from mem1_trl.update.row_batch import RowBatch, tree_context_mask
 from mem1_trl.update.rows import build_row
@@ -24,6 +24,13 @@ def tree_of(seed: int, *turns: int, context: str = "mem1", size: int = 60) -> Ro
         random_trajectory(generator, n, generator.randint(1, 3 * size), (3, size), (0, size), context) for n in turns
     ]
     return fold_rows(RowBatch.from_rows([build_row(t, "packed") for t in trajectories])).tree
+
+
+def planned_tree(tree: RowBatch) -> AttentionPlan:
+    """The plan of a row as it is on a GPU."""
+    plan = plan_attention(tree)
+    plan.tree = tree
+    return plan
 
 
 TREES = {
@@ -71,7 +78,7 @@ def test_output_is_that_of_dense_attention(name, scale):
     torch.manual_seed(0)
     states = [torch.randn(1, heads, size, 16) for heads in (4, 2, 2)]
     with torch.no_grad():
-        planned = flex_kernels.attend(*states, flex_kernels.block_mask(tree, plan_attention(tree)), scale)
+        planned = flex_kernels.attend(*states, planned_tree(tree), scale)
     dense = torch.nn.functional.scaled_dot_product_attention(
         *states, attn_mask=tree_context_mask(tree)[:, None], scale=scale, enable_gqa=True
     )
@@ -126,7 +133,7 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
 def attention_of(visible: torch.Tensor, gradient: float = 1.0):
     """Dense attention under a mask in place of the kernel, whose gradient is multiplied."""
 
-    def attend(query, key, value, mask, scale=None):
+    def attend(query, key, value, plan, scale=None):
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, scale=scale, enable_gqa=True
         )
@@ -181,7 +188,7 @@ def test_a_model_on_a_gpu_scores_as_on_the_cpu():
     with torch.no_grad():
         expected = score_trajectories(model, trajectories)
     model.to("cuda")
-    assert cpu_kernels.can_plan(model, model.device)
+    assert interface.can_plan(model, model.device)
     for row, other in zip(expected, score_trajectories(model, trajectories), strict=True):
         for one, another in zip(row, other, strict=True):
             torch.testing.assert_close(another.cpu(), one, atol=1e-3, rtol=1e-3)

@@ -9,7 +9,7 @@ import torch
 from support.helpers import oracle_logprobs, random_trajectory, tiny_model
 
 from mem1_trl import score_trajectories
-from mem1_trl.update.attention import cpu_kernels
+from mem1_trl.update.attention import cpu_kernels, interface
 from mem1_trl.update.attention.plan import plan_attention
 from mem1_trl.update.row_batch import RowBatch, tree_context_mask
 from mem1_trl.update.rows import build_row
@@ -95,12 +95,12 @@ def test_calls_without_a_plan_go_to_transformers():
 
 
 def test_a_model_that_drops_keyword_arguments_is_scored_with_a_mask(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "_WITHOUT_PLANS", set())
+    monkeypatch.setattr(interface, "_WITHOUT_PLANS", set())
     model = tiny_model("llama")
     inner = model.model.forward
 
     def without_extras(*args, **kwargs):
-        kwargs.pop(cpu_kernels.PLAN_ARGUMENT, None)
+        kwargs.pop(interface.PLAN_ARGUMENT, None)
         return inner(*args, **kwargs)
 
     model.model.forward = without_extras
@@ -108,17 +108,17 @@ def test_a_model_that_drops_keyword_arguments_is_scored_with_a_mask(monkeypatch)
     scores = score_trajectories(model, [trajectory])[0]
     for ours, oracle in zip(scores, oracle_logprobs(model, trajectory), strict=True):
         torch.testing.assert_close(ours, oracle, atol=1e-4, rtol=0)
-    assert type(model).__name__ in cpu_kernels._WITHOUT_PLANS
+    assert type(model).__name__ in interface._WITHOUT_PLANS
 
 
 def test_dropout_on_attention_is_left_to_the_mask():
     model = tiny_model("llama")
     batch = batch_of(4, 3)
-    assert cpu_kernels.can_plan(model, batch.input_ids.device)
+    assert interface.can_plan(model, batch.input_ids.device)
     model.config.attention_dropout = 0.1
-    assert cpu_kernels.can_plan(model, batch.input_ids.device), "dropout is off in eval mode"
+    assert interface.can_plan(model, batch.input_ids.device), "dropout is off in eval mode"
     model.train()
-    assert not cpu_kernels.can_plan(model, batch.input_ids.device)
+    assert not interface.can_plan(model, batch.input_ids.device)
 
 
 def test_half_precision_is_close():

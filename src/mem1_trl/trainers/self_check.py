@@ -16,6 +16,7 @@ import torch
 from accelerate.logging import get_logger
 
 from ..trajectory import Turn
+from ..update.layouts import resolve_layout
 from ..update.row_batch import RowBatch
 from ..update.rows import build_row
 from ..update.scoring import forward_rows, hidden_numbers, token_logprobs
@@ -146,6 +147,8 @@ def _decide(
     layout, gaps = exact_layout(name, wanted, _tolerance(trainer, model), worst)
     if layout != wanted:
         logger.warning(f"layout={layout!r} instead of {wanted!r}, which {gaps[wanted]} with {name} here.")
+    if layout != "paper":  # what the toy has shown about the model counts too
+        layout = resolve_layout(model, layout)
     return layout, gaps
 
 

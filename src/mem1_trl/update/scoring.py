@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..model_traits import attention_implementation, forward_takes, module_dtype, position_switch
-from .attention import cpu_kernels, flex_kernels
+from ..model_traits import (
+    attention_implementation,
+    forward_takes,
+    longest_row,
+    module_dtype,
+    position_switch,
+    text_config,
+)
+from .attention import interface
 from .attention.masks import model_mask
 from .attention.plan import plan_attention
+from .attention.reach import reaches_by_configuration
+from .attention.recurrent import follow_plans, recurrent_layers
 from .folding import FoldedRows, fold_rows
 from .layouts import resolve_layout
-from .row_batch import RowBatch, paper_context_mask, tree_context_mask, tree_positions
+from .model_check import exact_layout_of
+from .row_batch import RowBatch, paper_context_mask, tree_positions
 from .rows import build_row
 from .unfolding import unfold_turns
 
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
     from ..trajectory import Trajectory
 
 
-cpu_kernels.register()
+interface.register()
 
 # Share of the padded tokens that must remain at most for folding to be worth another kernel
 _WORTH_FOLDING = 0.9
@@ -56,24 +66,22 @@ def forward_rows(
     Returns:
         `list[torch.Tensor | None]`: The results of `function`, folded back to shape `(B, T - 1)`; zero where no token was sampled.
     """
-    if layout == "per_turn":
-        return _forward_per_turn(rows, function)
-    folded = _fold(rows, layout, model)
-    if folded is not None:
-        results = _forward_folded(folded, model, function)
+    if layout == "packed":
+        folded = _fold(rows, model)
+        results = None if folded is None else _forward_folded(folded, model, function)
         if results is not None:
             return results
-    labels = rows.input_ids.masked_fill(~rows.tool_mask, -100)
-    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": tree_positions(rows)}
-    mask = None
-    if layout == "paper":
-        mask = paper_context_mask(rows)
-    elif not rows.is_chain():
-        mask = tree_context_mask(rows)
-    inputs["attention_mask"] = rows.attention_mask  # enough for a chain: ordinary causal attention is exact
-    if mask is not None:
-        inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
-    return function(inputs, labels)
+    if layout == "paper" or (layout == "packed" and _is_ordinary(rows, model)):
+        inputs: dict[str, Any] = {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,  # enough for a chain: ordinary causal attention is exact
+            "position_ids": tree_positions(rows),
+        }
+        if layout == "paper":
+            mask = paper_context_mask(rows)
+            inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
+        return function(inputs, rows.input_ids.masked_fill(~rows.tool_mask, -100))
+    return _forward_per_turn(rows, function)
 
 
 def forwarded_tokens(rows: RowBatch, layout: str, model: PreTrainedModel) -> int:
@@ -84,7 +92,7 @@ def forwarded_tokens(rows: RowBatch, layout: str, model: PreTrainedModel) -> int
         rows ([`RowBatch`]):
             `B` rows of `T` tokens.
         layout (`str`):
-            `"packed"` (a common beginning of several rows counts once), `"per_turn"` (each turn counts as wide as the longest) or
+            `"packed"` (a common beginning of several rows counts once), `"per_turn"` (each turn counts as wide as the longest of its call) or
             `"paper"`.
         model ([`~transformers.PreTrainedModel`]):
             The model, or its backbone.
@@ -92,18 +100,28 @@ def forwarded_tokens(rows: RowBatch, layout: str, model: PreTrainedModel) -> int
     Returns:
         `int`
     """
-    if layout == "per_turn":
-        turns = unfold_turns(rows)
-        return rows.input_ids.numel() if turns is None else turns.input_ids.numel()
-    folded = _fold(rows, layout, model)
-    return rows.input_ids.numel() if folded is None else folded.tree.input_ids.numel()
+    folded = _fold(rows, model) if layout == "packed" else None
+    if folded is not None:
+        return folded.tree.input_ids.numel()
+    if layout == "paper" or (layout == "packed" and _is_ordinary(rows, model)):
+        return rows.input_ids.numel()
+    turns = unfold_turns(rows)
+    return rows.input_ids.numel() if turns is None else sum(call.input_ids.numel() for call in turns.calls())
 
 
-def _fold(rows: RowBatch, layout: str, model: PreTrainedModel) -> FoldedRows | None:
+def _is_ordinary(rows: RowBatch, model: PreTrainedModel) -> bool:
+    """Whether rows are chains, which the model reads as TRL's rows: padding on the left does not reach into a recurrent state."""
+    return rows.is_chain() and not recurrent_layers(model)
+
+
+def _fold(rows: RowBatch, model: PreTrainedModel) -> FoldedRows | None:
     """The rows as one tree, if they are forwarded as one."""
-    if layout != "packed" or not cpu_kernels.can_plan(model, rows.input_ids.device):
+    if not interface.can_plan(model, rows.input_ids.device):
         return None
     folded = fold_rows(rows)
+    limit = longest_row(model)
+    if limit is not None and folded.tree.input_ids.numel() > limit:
+        return None
     # One turn without a shared prompt is left to the very kernels TRL uses, so that it trains bit for bit like GRPOTrainer
     several_turns = bool((rows.turn_ids > 0).any())
     worth_it = several_turns or folded.tree.input_ids.numel() <= _WORTH_FOLDING * rows.input_ids.numel()
@@ -117,17 +135,28 @@ def _forward_folded(
     tree = folded.tree
     plan = plan_attention(tree)
     if tree.input_ids.device.type != "cpu":
-        plan.block_mask = flex_kernels.block_mask(tree, plan)
-    inputs: dict[str, Any] = {
-        "input_ids": tree.input_ids,
-        "position_ids": tree_positions(tree),
+        plan.tree = tree
+    recurrent = follow_plans(model)
+    inputs: dict[str, Any] = {"input_ids": tree.input_ids, interface.PLAN_ARGUMENT: plan}
+    if forward_takes(model, "position_ids"):
+        inputs["position_ids"] = tree_positions(tree)
         # Should the plan not arrive, this mask turns everything into NaN instead of leaking
-        "attention_mask": torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model)),
-        cpu_kernels.PLAN_ARGUMENT: plan,
-    }
-    results = function(inputs, tree.input_ids.masked_fill(~tree.tool_mask, -100))
-    if not plan.used:
-        cpu_kernels.never_plan_again(model)
+        inputs["attention_mask"] = torch.full((1, 1, 1, 1), torch.nan, dtype=module_dtype(model))
+    else:  # nothing but recurrent layers, which are counted below
+        inputs["attention_mask"] = tree.attention_mask
+    reason = None
+    try:
+        with interface.plan_at_hand(plan, model):
+            results = function(inputs, tree.input_ids.masked_fill(~tree.tool_mask, -100))
+    except interface.PlanRefused as problem:
+        reason = str(problem)
+    else:
+        if plan.used + plan.states == 0 or plan.states < recurrent:
+            reason = "its layers are not handed their keyword arguments"
+        elif reaches_by_configuration(text_config(model), plan.longest) - plan.reaches:
+            reason = "its windowed layers do not say how far they see"
+    if reason is not None:
+        interface.never_plan_again(model, reason)
         return None
     return [None if result is None else folded.spread(result) for result in results]
 
@@ -137,17 +166,20 @@ def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Ten
     if turns is None:  # every completion is masked out: forward the rows as they are, nothing in them counts
         inputs = {"input_ids": rows.input_ids, "attention_mask": torch.ones_like(rows.attention_mask)}
         return function(inputs, torch.full_like(rows.input_ids, -100))
-    inputs = {"input_ids": turns.input_ids, "attention_mask": turns.attention_mask}
-    results = function(inputs, turns.input_ids.masked_fill(~turns.tool_mask, -100))
-    wanted = turns.tool_mask[:, 1:]
-    places = turns.sources[:, 1:][wanted]
-    folded: list[torch.Tensor | None] = []
-    for result in results:
-        if result is not None:
-            flat = result.new_zeros(rows.input_ids.numel())
-            result = flat.index_put((places,), result[wanted]).view(rows.input_ids.shape)[:, 1:]
-        folded.append(result)
-    return folded
+    spread: list[torch.Tensor | None] | None = None
+    for call in turns.calls():
+        inputs = {"input_ids": call.input_ids, "attention_mask": call.attention_mask}
+        results = function(inputs, call.input_ids.masked_fill(~call.tool_mask, -100))
+        wanted = call.tool_mask[:, 1:]
+        places = call.sources[:, 1:][wanted]
+        if spread is None:
+            spread = [None if result is None else result.new_zeros(rows.input_ids.numel()) for result in results]
+        spread = [
+            None if whole is None or result is None else whole.index_put((places,), result[wanted])
+            for whole, result in zip(spread, results)
+        ]
+    assert spread is not None
+    return [None if whole is None else whole.view(rows.input_ids.shape)[:, 1:] for whole in spread]
 
 
 def token_logprobs(model: PreTrainedModel, temperature: float = 1.0) -> TokenFunction:
@@ -217,12 +249,19 @@ def score_trajectories(
             f"A context and its completion must have at most {switch[1]} tokens for this model, got {longest}: its positions "
             f"({switch[0]}) depend on the longest row of a batch beyond that."
         )
-    layout = resolve_layout(model, layout, longest)
+    function = token_logprobs(model, temperature)
+    layout = exact_layout_of(
+        model,
+        resolve_layout(model, layout, longest),
+        longest,
+        lambda rows: forward_rows(rows, "packed", model, function)[0],
+        function,
+    )
     scores: list[list[torch.Tensor]] = []
     for start in range(0, len(trajectories), batch_size):
         chunk = trajectories[start : start + batch_size]
         rows = RowBatch.from_rows([build_row(t, layout) for t in chunk], device=model.device)
-        (logprobs,) = forward_rows(rows, layout, model, token_logprobs(model, temperature))
+        (logprobs,) = forward_rows(rows, layout, model, function)
         assert logprobs is not None
         for index, trajectory in enumerate(chunk):
             of_row = logprobs[index][rows.tool_mask[index, 1:]]

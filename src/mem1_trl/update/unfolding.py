@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .like_lengths import like_lengths
 from .row_batch import RowBatch
 
 
@@ -25,6 +26,17 @@ class UnfoldedTurns:
     attention_mask: torch.Tensor
     tool_mask: torch.Tensor
     sources: torch.Tensor
+
+    def calls(self) -> list[UnfoldedTurns]:
+        """The rows in calls of like length, the longest first, each no wider than its longest row."""
+        lengths = self.attention_mask.sum(dim=1).tolist()
+        calls = []
+        for rows in like_lengths(lengths):
+            index = torch.tensor(rows, device=self.input_ids.device)
+            calls.append(
+                UnfoldedTurns(*(getattr(self, name)[index, : lengths[rows[0]]] for name in self.__dataclass_fields__))
+            )
+        return calls
 
 
 def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:

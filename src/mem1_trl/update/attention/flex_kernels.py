@@ -11,36 +11,41 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..row_batch import RowBatch, tree_context_mask
-from .plan import plan_attention
+from .plan import depth_of, plan_attention
+from .reach import FULL, Reach
 
 if TYPE_CHECKING:
-    from .plan import AttentionPlan
+    from .plan import AttentionPlan, Block
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 128  # tokens; FlexAttention's own default
 
 
-def block_mask(tree: RowBatch, plan: AttentionPlan) -> BlockMask:
+def block_mask(tree: RowBatch, plan: AttentionPlan, reach: Reach = FULL) -> BlockMask:
     """
     The mask of one row as FlexAttention takes it: blocks that are skipped, computed whole, or computed under a mask.
 
     How many pairs of a block are visible follows from the rectangles of the plan, so no `(T, T)` mask is ever made. Inside
-    a block a token `q` of run `r` sees a token `k` of run `s` if `k <= q` and `k` lies before the end of what `r` sees of `s`.
+    a block a token `q` of run `r` sees a token `k` of run `s` if `k <= q`, `k` lies before the end of what `r` sees of `s`, and
+    their depths are no further apart than the reach.
 
     Args:
         tree ([`RowBatch`]):
             One row without padding, as [`mem1_trl.update.folding.fold_rows`] returns it.
         plan ([`AttentionPlan`]):
             Its plan.
+        reach ([`Reach`], *optional*):
+            How far back a token sees on its path.
 
     Returns:
         `BlockMask`: For sequences of `T` tokens, in blocks of 128.
     """
     size, device = tree.input_ids.shape[1], tree.input_ids.device
-    visible = _visible_pairs(plan, size)
+    (blocks,) = plan.blocks(reach)
+    visible = _visible_pairs(blocks, size)
     whole = visible == BLOCK * BLOCK
-    paths = tree.paths(0)
+    paths = plan.paths[0]
     begins = np.asarray([begin for begin, _, _ in paths])
     run_of = torch.from_numpy(np.searchsorted(begins, np.arange(size), side="right") - 1).to(device)
     limits = np.zeros((len(paths), len(paths)), dtype=np.int64)
@@ -49,34 +54,50 @@ def block_mask(tree: RowBatch, plan: AttentionPlan) -> BlockMask:
         for first, last in stretches:
             limits[run, np.searchsorted(begins, first, side="right") - 1] = last
     limit = torch.from_numpy(limits).to(device)
+    # The first depth that each token sees, which says all about a window or a chunk
+    depths = np.concatenate([depth_of(path) + np.arange(path[1] - path[0]) for path in paths])
+    depth, first_seen = (
+        torch.from_numpy(np.asarray(x)).to(device) for x in (depths, [reach.first(d) for d in depths.tolist()])
+    )
 
-    def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def on_path(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (k < limit[run_of[q], run_of[k]])
+
+    def within(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (k <= q) & (k < limit[run_of[q], run_of[k]]) & (depth[k] >= first_seen[q])
 
     return BlockMask.from_kv_blocks(
         *_columns((visible > 0) & ~whole, device),
         *_columns(whole, device),
         BLOCK_SIZE=BLOCK,
-        mask_mod=sees,
+        mask_mod=on_path if reach == FULL else within,
         seq_lengths=(size, size),
     )
 
 
-def _visible_pairs(plan: AttentionPlan, size: int) -> np.ndarray:
-    """Number of visible pairs in each block of queries and keys."""
-    edges = np.arange(0, size, BLOCK)
+def _visible_pairs(rectangles: list[Block], size: int) -> np.ndarray:
+    """Number of visible pairs in each block of queries and keys; each rectangle looks at the blocks that it touches only."""
+    count = -(-size // BLOCK)
+    pairs = np.zeros((count, count), dtype=np.int64)
 
-    def overlap(begin: int, end: int) -> np.ndarray:
-        return np.clip(np.minimum(edges + BLOCK, end) - np.maximum(edges, begin), 0, None)
+    def touched(begin: int, end: int) -> tuple[slice, np.ndarray]:
+        blocks = slice(begin // BLOCK, -(-end // BLOCK))
+        edges = np.arange(blocks.start, blocks.stop) * BLOCK
+        return blocks, np.minimum(edges + BLOCK, end) - np.maximum(edges, begin)
 
-    (rectangles,) = plan.rows
-    pairs = np.zeros((len(edges), len(edges)), dtype=np.int64)
     for part in rectangles:
-        queries, keys = overlap(part.q_begin, part.q_end), overlap(part.k_begin, part.k_end)
-        product = np.outer(queries, keys)
-        if part.causal:
-            product = np.tril(product, -1) + np.diag(queries * (queries + 1) // 2)
-        pairs += product
+        (down, queries), (across, keys) = touched(part.q_begin, part.q_end), touched(part.k_begin, part.k_end)
+        if part.band is not None:
+            firsts = part.k_begin + np.maximum(0, np.arange(part.q_end - part.q_begin) + part.band)
+            edges = np.arange(across.start, across.stop) * BLOCK
+            lasts = np.minimum(edges + BLOCK, part.k_end)
+            of_query = np.clip(lasts - np.maximum(edges, firsts[:, None]), 0, None)
+            product = np.add.reduceat(of_query, np.cumsum([0, *queries[:-1]]), axis=0)
+        else:
+            product = np.outer(queries, keys)
+            if part.causal:
+                product = np.tril(product, -1) + np.diag(queries * (queries + 1) // 2)
+        pairs[down, across] += product
     return pairs
 
 
@@ -93,27 +114,47 @@ def _compiled() -> Any:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float | None = None,
+    reach: Reach = FULL,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Attention under a block mask.
+    Attention of each token over its path, by a block mask that is made once for all layers of a reach.
 
     Args:
         query (`torch.Tensor`):
             Shape `(1, heads, T, head_dim)`.
         key, value (`torch.Tensor`):
             Shape `(1, key heads, T, head_dim)`. A value may have another size.
-        mask (`BlockMask`):
-            From [`block_mask`].
+        plan ([`AttentionPlan`]):
+            The plan of the row, with its tree.
         scale (`float`, *optional*):
             What the scores are multiplied by; `None` is `head_dim ** -0.5`.
+        reach ([`Reach`], *optional*):
+            How far back a token sees on its path.
+        sinks (`torch.Tensor`, *optional*):
+            Shape `(heads,)`: one more score for every query of a head, with a value of zero.
 
     Returns:
-        `torch.Tensor`: Shape `(1, heads, T, head_dim)`. On a CPU without gradient: FlexAttention has no backward there.
+        `torch.Tensor`: Shape `(1, heads, T, head_dim of value)`.
     """
+    assert plan.tree is not None
+    if reach.holds(plan.longest):
+        reach = FULL
+    mask = plan.made.get(("block mask", reach))
+    if mask is None:
+        mask = plan.made["block mask", reach] = block_mask(plan.tree, plan, reach)
     function = _compiled() if query.device.type == "cuda" else flex_attention
     grouped = query.shape[1] != key.shape[1]
-    return function(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    if sinks is None:
+        return function(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    output, lse = function(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped, return_lse=True)
+    kept = torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])
+    return (output * kept[..., None]).to(query.dtype)
 
 
 @functools.cache
@@ -159,7 +200,9 @@ def _largest_error(device: torch.device, dtype: torch.dtype, head_dim: int, valu
     dense = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=tree_context_mask(tree)[:, None], enable_gqa=True
     )
-    planned = attend(query, key, value, block_mask(tree, plan_attention(tree)))
+    plan = plan_attention(tree)
+    plan.tree = tree
+    planned = attend(query, key, value, plan)
     errors = [
         ((one - other).abs().max() / other.abs().max().clamp(min=1e-6)).float()
         for one, other in zip(results(planned), results(dense))
