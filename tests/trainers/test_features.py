@@ -184,7 +184,6 @@ FEATURES = [
     Feature("turns compared within their group", (), {"advantage_level": "state", "gamma": 0.9},
             refused={"PPO": "advantage_level must be one of 'token', 'turn', 'two_level'"},
             note="Not TRL's: turns of one number, or of one context, without a critic."),
-            refused={"GRPO": "unexpected keyword argument 'advantage_level'"}, note="Not TRL's. GRPO has one advantage for an episode."),
     Feature("context rule `compact`: summaries at a budget, or every few turns", (),
             {"context": "compact", "context_kwargs": {"every": 1}}, note="Not TRL's: [context_rules.md](context_rules.md)."),
     Feature("context rule `on_demand`: rewriting is an action", (), {"context": "on_demand"}, note="Not TRL's."),
