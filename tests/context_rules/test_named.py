@@ -28,8 +28,9 @@ def test_a_rule_is_made_again_from_what_is_saved(name):
 
 def test_parameters_are_kept_and_checked():
     settings = AgentSettings(context=Compact(budget=70, every=3))
-    assert settings.context_kwargs == {"fraction": None, "budget": 70, "every": 3}
+    assert settings.context_kwargs == {"budget": 70, "every": 3}
     assert AgentSettings.from_dict(settings.to_dict()).rule == Compact(budget=70, every=3)
+    assert AgentSettings(context="compact", context_kwargs={"every": 3, "budget": None}).context_kwargs == {"every": 3}
     with pytest.raises(ValueError, match=r"context_kwargs must be parameters of context='full', got \{'every': 3\}"):
         AgentSettings(context="full", context_kwargs={"every": 3})
     for wrong, words in (

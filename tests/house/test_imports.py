@@ -60,6 +60,7 @@ ORDER = [
 
 PUBLIC = {
     "mem1_trl.configs": ["Mem1GRPOConfig", "Mem1PPOConfig"],
+    "mem1_trl.context_rules": ["Compact", "ContextRule", "NextTurn", "Past"],
     "mem1_trl.demonstrations": [
         "collect_trajectories",
         "demonstration_dataset",

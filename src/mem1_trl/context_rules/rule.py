@@ -158,7 +158,8 @@ class ContextRule(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the rule is made with, by name."""
+        """What the rule is made with, by name, where it is not the default."""
         if not dataclasses.is_dataclass(self):
             return {}
-        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.init}
+        values = {one.name: (getattr(self, one.name), one.default) for one in dataclasses.fields(self) if one.init}
+        return {name: value for name, (value, default) in values.items() if value != default}

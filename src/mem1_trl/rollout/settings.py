@@ -187,7 +187,9 @@ class AgentSettings:
             object.__setattr__(self, "context", name)
             object.__setattr__(self, "context_kwargs", parameters)
         if ":" not in self.context or is_loaded(self.context):  # a class of a file may become known later
-            self.rule.check(self.max_context_length)
+            rule = self.rule
+            rule.check(self.max_context_length)
+            object.__setattr__(self, "context_kwargs", rule.parameters)  # the same rule is written in one way
 
     @property
     def rule(self) -> ContextRule:
