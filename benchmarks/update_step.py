@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mem1_trl import Trajectory, Turn
 from mem1_trl.model_traits import enable_activation_checkpointing
-from mem1_trl.update.attention import cpu_kernels
+from mem1_trl.update.attention import interface
 from mem1_trl.update.folding import fold_rows
 from mem1_trl.update.row_batch import RowBatch
 from mem1_trl.update.rows import build_row
@@ -57,11 +57,11 @@ def trajectory(generator: random.Random, prompt: list[int], turns: int, context:
 @contextmanager
 def without_plans(model: PreTrainedModel) -> Iterator[None]:
     """Attend under an explicit mask, as a model does that cannot follow a plan."""
-    cpu_kernels.never_plan_again(model)
+    interface.never_plan_again(model, "measured so")
     try:
         yield
     finally:
-        cpu_kernels._WITHOUT_PLANS.clear()
+        interface._WITHOUT_PLANS.clear()
 
 
 class Update:
@@ -99,9 +99,7 @@ class Update:
         for rows in self.rows:
             if self.layout == "per_turn":
                 total += unfold_turns(rows).input_ids.numel()
-            elif (
-                self.layout == "packed" and not self.dense and cpu_kernels.can_plan(self.model, rows.input_ids.device)
-            ):
+            elif self.layout == "packed" and not self.dense and interface.can_plan(self.model, rows.input_ids.device):
                 total += fold_rows(rows).tree.input_ids.numel()
             else:
                 total += rows.input_ids.numel()

@@ -190,7 +190,7 @@ def recurrent_layers(model: Any) -> list[Any]:
 
 
 @functools.cache
-def _keeps_a_state(kind: type) -> bool:
+def _keeps_a_state(kind: Any) -> bool:
     forward = inspect.unwrap(kind.forward)
     code = getattr(forward, "__code__", None)
     names = set(code.co_names) if code is not None else set()
@@ -200,9 +200,9 @@ def _keeps_a_state(kind: type) -> bool:
 
 
 @functools.cache
-def _follow_plans(kind: type) -> None:
+def _follow_plans(kind: Any) -> None:
     """Let the forward pass of a class of layers read segments where a call carries a plan; all other calls are as before."""
-    original: Any = kind.forward
+    original = kind.forward
 
     @functools.wraps(original)
     def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -217,7 +217,7 @@ def _follow_plans(kind: type) -> None:
             lambda states, cache: original(self, states, cache=cache, **rest), hidden_states, plan.made["segments"]
         )
 
-    kind.forward = forward  # type: ignore[method-assign]
+    kind.forward = forward
 
 
 def follow_plans(model: Any) -> int:
