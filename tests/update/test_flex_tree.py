@@ -175,7 +175,9 @@ def test_a_kernel_is_used_if_it_is_off_by_rounding_only(monkeypatch, caplog, dty
     monkeypatch.setattr(flex_kernels, "_largest_error", lambda *args: error)
     assert asked_anew(dtype) is exact
     said = [record.getMessage() for record in caplog.records]
-    assert said == ([] if exact else [f"A dense mask instead of FlexAttention, which is off by {error:.1e} here."])
+    assert said == (
+        [] if exact else [f"One row per turn instead of FlexAttention over a tree, which is off by {error:.1e} here."]
+    )
 
 
 def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
@@ -185,7 +187,7 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
     monkeypatch.setattr(flex_kernels, "_largest_error", fail)
     assert asked_anew(torch.float32) is False
     assert [record.getMessage() for record in caplog.records] == [
-        "A dense mask instead of FlexAttention, which failed here: NotImplementedError: no such head"
+        "One row per turn instead of FlexAttention over a tree, which failed here: NotImplementedError: no such head"
     ]
 
 

@@ -186,7 +186,11 @@ def recurrent_layers(model: Any) -> list[Any]:
 
     Their forward pass takes hidden states, a cache and a padding mask, by these names, and asks the cache for its state.
     """
-    return [module for module in model.modules() if _keeps_a_state(type(module))]
+    return [module for module in model.modules() if _keeps_a_state(_class_of(module))]
+
+
+def _class_of(module: Any) -> Any:
+    return type(module)
 
 
 @functools.cache
@@ -224,5 +228,5 @@ def follow_plans(model: Any) -> int:
     """Let the recurrent layers of a model follow plans. Returns how many there are."""
     layers = recurrent_layers(model)
     for layer in layers:
-        _follow_plans(type(layer))
+        _follow_plans(_class_of(layer))
     return len(layers)
