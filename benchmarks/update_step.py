@@ -7,16 +7,14 @@ What one policy update costs: forward and backward over MEM1-shaped trajectories
     python benchmarks/update_step.py --only groups         # eight samples of one task in a micro-batch
     python benchmarks/update_step.py --only ragged         # 2 and 20 turns in one micro-batch
 
-Layouts: `packed` (the default: a prefix tree, attention along its paths), `packed, dense mask` (the same rows under an explicit
-mask), `per_turn` (one padded row per turn), `paper` (MEM1's stitched row under its mask; not exact), `full history` (what an
+Layouts: `packed` (the default: a prefix tree, attention along its paths), `per_turn` (one row per turn), `paper` (MEM1's stitched row under its mask; not exact), `full history` (what an
 agent that appends everything would train on: the same turns in one causal sequence).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,12 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mem1_trl import Trajectory, Turn
 from mem1_trl.model_traits import enable_activation_checkpointing
-from mem1_trl.update.attention import cpu_kernels
-from mem1_trl.update.folding import fold_rows
 from mem1_trl.update.row_batch import RowBatch
 from mem1_trl.update.rows import build_row
-from mem1_trl.update.scoring import forward_rows, token_logprobs
-from mem1_trl.update.unfolding import unfold_turns
+from mem1_trl.update.scoring import forward_rows, forwarded_tokens, token_logprobs
 
 VOCAB = 4096
 STATE, ACTION, OBSERVATION = 150, 20, 500
@@ -54,24 +49,13 @@ def trajectory(generator: random.Random, prompt: list[int], turns: int, context:
     return Trajectory(turns=episode)
 
 
-@contextmanager
-def without_plans(model: PreTrainedModel) -> Iterator[None]:
-    """Attend under an explicit mask, as a model does that cannot follow a plan."""
-    cpu_kernels.never_plan_again(model)
-    try:
-        yield
-    finally:
-        cpu_kernels._WITHOUT_PLANS.clear()
-
-
 class Update:
     """Forward and backward of a summed log-prob, as an update does it, for one layout of some trajectories."""
 
     def __init__(
         self, model: PreTrainedModel, episodes: list[Trajectory], layout: str, micro_batch: int | None = None
     ):
-        self.model, self.layout = model, layout.partition(",")[0]
-        self.dense = "dense" in layout
+        self.model, self.layout = model, layout
         size = micro_batch or len(episodes)
         self.rows = [
             RowBatch.from_rows([build_row(e, self.layout) for e in episodes[i : i + size]], device=model.device)
@@ -83,11 +67,7 @@ class Update:
         total = 0.0
         for rows in self.rows:
             function = token_logprobs(self.model)
-            if self.dense:
-                with without_plans(self.model):
-                    (logps,) = forward_rows(rows, self.layout, self.model, function)
-            else:
-                (logps,) = forward_rows(rows, self.layout, self.model, function)
+            (logps,) = forward_rows(rows, self.layout, self.model, function)
             loss = logps.sum()
             loss.backward()
             total += loss.item()
@@ -95,17 +75,7 @@ class Update:
 
     def tokens(self) -> int:
         """Tokens that the model computes, padding included."""
-        total = 0
-        for rows in self.rows:
-            if self.layout == "per_turn":
-                total += unfold_turns(rows).input_ids.numel()
-            elif (
-                self.layout == "packed" and not self.dense and cpu_kernels.can_plan(self.model, rows.input_ids.device)
-            ):
-                total += fold_rows(rows).tree.input_ids.numel()
-            else:
-                total += rows.input_ids.numel()
-        return total
+        return sum(forwarded_tokens(rows, self.layout, self.model) for rows in self.rows)
 
 
 def build_model(args: Any, positions: int) -> PreTrainedModel:
@@ -156,7 +126,7 @@ def layouts(report: Report, args: Any, case: str, prompt: int, turns: int, names
         name: Update(model, [history], "packed") if name == "full history" else Update(model, [episode], name)
         for name in names
     }
-    measure(report, args, case, baseline, updates, {"packed", "packed, dense mask", "per_turn"} & set(names))
+    measure(report, args, case, baseline, updates, {"packed", "per_turn"} & set(names))
 
 
 def main() -> None:
@@ -189,8 +159,7 @@ def main() -> None:
 def compare_layouts(report: Report, args: Any) -> None:
     names = ["packed", "per_turn", "paper", "full history"]
     for prompt, turns in [(40, 3)] if args.smoke else [(400, 6), (670, 16), (1500, 16)]:
-        dense = ["packed, dense mask"] if turns <= 6 else []  # minutes beyond, and no news
-        layouts(report, args, f"prompt {prompt}, {turns} turns", prompt, turns, names + dense, "per_turn")
+        layouts(report, args, f"prompt {prompt}, {turns} turns", prompt, turns, names, "per_turn")
 
 
 def compare_turns(report: Report, args: Any) -> None:
@@ -237,7 +206,6 @@ def compare_ragged(report: Report, args: Any) -> None:
     model = build_model(args, 3000)
     updates = {
         "packed": Update(model, episodes, "packed"),
-        "packed, dense mask": Update(model, episodes, "packed, dense mask"),
         "per_turn": Update(model, episodes, "per_turn"),
     }
     measure(report, args, f"ragged: {', '.join(map(str, lengths))} turns", "packed", updates, set(updates))

@@ -92,6 +92,14 @@ LONG_ROPE = {
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 
+GEMMA_4 = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "global_head_dim": 32,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 0,
+}
+
 
 def _without(*names: str, **changes: Any) -> dict[str, Any]:
     return {**{name: value for name, value in SIZES.items() if name not in names}, **changes}
@@ -131,13 +139,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "MPT (ALiBi)": ("mpt", SIZES),
     "Mistral, window 256": ("mistral", _windows(LONGEST)),
     "Mistral, window 16": ("mistral", _windows(16)),
+    "Qwen3, window 16 in two of three": ("qwen3", _windows(16, use_sliding_window=True, max_window_layers=1)),
     "Gemma 2, window 256": ("gemma2", _windows(LONGEST, query_pre_attn_scalar=16)),
     "Gemma 3, window 256": ("gemma3_text", _windows(LONGEST, query_pre_attn_scalar=16)),
     "Gemma 3, window 16": ("gemma3_text", _windows(16, query_pre_attn_scalar=16)),
     "OLMo 3, window 256": ("olmo3", _windows(LONGEST)),
+    "Gemma 4, window 16": ("gemma4_text", _windows(16, **GEMMA_4)),
+    "OLMo 3, window 16": ("olmo3", _windows(16)),
     "Cohere 2, window 256": ("cohere2", _windows(LONGEST)),
     "EXAONE 4, window 256": ("exaone4", _windows(LONGEST)),
     "gpt-oss, window 256": ("gpt_oss", _windows(LONGEST, **EXPERTS)),
+    "gpt-oss, window 16": ("gpt_oss", _windows(16, **EXPERTS)),
     "Llama 4, chunks of 256": ("llama4_text", {**SIZES, **EXPERTS, "attention_chunk_size": LONGEST, "intermediate_size_mlp": 96}),
     "Qwen3-MoE": ("qwen3_moe", {**SIZES, **EXPERTS}),
     "Mixtral": ("mixtral", {**SIZES, **EXPERTS}),
@@ -151,6 +163,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Bamba": ("bamba", {**SIZES, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8}),
     "LFM2": ("lfm2", {**SIZES, "layer_types": ["conv", "full_attention", "conv"]}),
     "Qwen3-Next": ("qwen3_next", {**SIZES, **EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}),
+    "Qwen3.5": ("qwen3_5_text", {**SIZES, **LINEAR, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "rope_parameters": MROPE}),
+    "Falcon-H1": ("falcon_h1", {**SIZES, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}),
+    "OLMo Hybrid": ("olmo_hybrid", {**SIZES, **LINEAR, "linear_num_value_heads": 2, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}),
     "MiniMax": ("minimax", {**SIZES, **EXPERTS, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}),
     "RecurrentGemma": ("recurrent_gemma", SIZES),
     "RWKV": ("rwkv", SIZES),
@@ -194,7 +209,7 @@ CLOSING = """
 A trainer does the first of these when it is built (`check="on"`): a toy trajectory, one of whose contexts is as long as the run's
 may be (2,048 tokens at most, 512 on a CPU), is sampled and scored in the run's layout and held against the plain model, in the data type of the
 weights. A layout that is off is replaced by `per_turn` with one line in the log, and refused if that is off too; what it finds about
-padding and kept keys is used by [`Mem1Agent`] as well. During training `sampling/max_logp_difference` is the same comparison on real
+padding and kept keys is used by [`Mem1Agent`] as well. `score_trajectories`, which has no trainer, does the part about `packed` once for each model. During training `sampling/max_logp_difference` is the same comparison on real
 trajectories, and in float32 a first batch that is off by more than 0.1 nats ends the run.
 
 Positions that depend on the length of the whole batch (`longrope`, dynamic NTK scaling) are exact below the length at which they

@@ -147,10 +147,10 @@ def enable_activation_checkpointing(model: PreTrainedModel, options: dict[str, A
 
 def why_not_masked(model: PreTrainedModel, longest: int | None = None) -> str | None:
     """
-    Why a model cannot forward a tree (or any other row that needs its own attention mask), or `None` if it can.
+    Why a model cannot take a visibility mask of its own for a row, or `None` if it can.
 
-    A sliding window, a chunk or a recurrent state is defined on neighbours in the row, which in a tree are not the
-    neighbours in the context. Such models are exact with `layout="per_turn"`.
+    A sliding window, a chunk or a recurrent state is defined on neighbours in the row, which under such a mask are not the
+    neighbours in the context.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

@@ -11,8 +11,10 @@ from support.helpers import random_trajectory, tiny_model
 from torch.nn.attention.flex_attention import create_mask
 
 from mem1_trl import score_trajectories
-from mem1_trl.update.attention import flex_kernels, interface
+from mem1_trl.update import scoring
+from mem1_trl.update.attention import cpu_kernels, flex_kernels, interface
 from mem1_trl.update.attention.plan import AttentionPlan, plan_attention
+from mem1_trl.update.attention.reach import Reach
 from mem1_trl.update.folding import fold_rows
 from mem1_trl.update.row_batch import RowBatch, tree_context_mask
 from mem1_trl.update.rows import build_row
@@ -85,6 +87,63 @@ def test_output_is_that_of_dense_attention(name, scale):
     torch.testing.assert_close(planned, dense, atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture
+def flex_on_a_cpu(monkeypatch):
+    """FlexAttention's eager operator runs forward and backward on a CPU; only a check of the device is in the way."""
+    checks = torch.nn.attention.flex_attention
+    monkeypatch.setattr(checks, "_validate_device", lambda *args: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reach", "sunk"), [(Reach(), False), (Reach(window=40), True), (Reach(chunk=150), False)], ids=str
+)
+@pytest.mark.parametrize("name", ["several"])
+def test_output_and_gradients_are_those_of_the_cpu_kernels(name, reach, sunk, flex_on_a_cpu):
+    """Which tests/update/test_windows.py holds against dense attention."""
+    tree = TREES[name]
+    size = tree.input_ids.shape[1]
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, size, 16, requires_grad=True) for heads in (4, 2, 2)]
+    sinks = torch.randn(4, requires_grad=True) if sunk else None
+    inputs = [*states, *([sinks] if sunk else [])]
+    weights = torch.randn(1, 4, size, 16)
+    flex = flex_kernels.attend(*states, planned_tree(tree), 0.3, reach, sinks)
+    expected = cpu_kernels.tree_attention(*states, plan_attention(tree), 0.3, reach, sinks)
+    torch.testing.assert_close(flex, expected, atol=1e-5, rtol=1e-5)
+    found, wanted = (torch.autograd.grad((output * weights).sum(), inputs) for output in (flex, expected))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gemma3", "bamba"])
+def test_whole_models_are_exact_with_flex_attention(architecture, flex_on_a_cpu, monkeypatch):
+    """The path of a GPU, with the arithmetic of the CPU: log-probs and gradients against one row per turn."""
+    model = tiny_model(architecture)
+    generator = random.Random(5)
+    trajectories = [random_trajectory(generator, turns, 60, (3, 40), (0, 40)) for turns in (4, 2)]
+    used = []
+
+    def plan_for_a_gpu(tree):
+        plan = planned_tree(tree)
+        used.append(plan)
+        return plan
+
+    monkeypatch.setattr(scoring, "plan_attention", plan_for_a_gpu)
+
+    def scored(layout):
+        scores = torch.cat([turn for one in score_trajectories(model, trajectories, layout) for turn in one])
+        weights = torch.linspace(-1, 1, len(scores))
+        grads = torch.autograd.grad((scores * weights).sum(), list(model.parameters()))
+        return scores, torch.cat([grad.flatten() for grad in grads])
+
+    packed, per_turn = scored("packed"), scored("per_turn")
+    assert used and used[-1].used > 0 and all(("block mask", reach) in used[-1].made for reach in used[-1].reaches)
+    torch.testing.assert_close(packed[0], per_turn[0], atol=3e-5, rtol=0)
+    assert (packed[1] - per_turn[1]).norm() < 1e-4 * per_turn[1].norm()
+
+
 def test_a_cpu_is_not_asked():
     assert not flex_kernels.flex_attention_is_exact(torch.device("cpu"), torch.float32, 16)
 
@@ -116,7 +175,9 @@ def test_a_kernel_is_used_if_it_is_off_by_rounding_only(monkeypatch, caplog, dty
     monkeypatch.setattr(flex_kernels, "_largest_error", lambda *args: error)
     assert asked_anew(dtype) is exact
     said = [record.getMessage() for record in caplog.records]
-    assert said == ([] if exact else [f"A dense mask instead of FlexAttention, which is off by {error:.1e} here."])
+    assert said == (
+        [] if exact else [f"One row per turn instead of FlexAttention over a tree, which is off by {error:.1e} here."]
+    )
 
 
 def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
@@ -126,7 +187,7 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
     monkeypatch.setattr(flex_kernels, "_largest_error", fail)
     assert asked_anew(torch.float32) is False
     assert [record.getMessage() for record in caplog.records] == [
-        "A dense mask instead of FlexAttention, which failed here: NotImplementedError: no such head"
+        "One row per turn instead of FlexAttention over a tree, which failed here: NotImplementedError: no such head"
     ]
 
 

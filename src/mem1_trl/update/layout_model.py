@@ -77,7 +77,9 @@ class LayoutModel:
             read = self.readout(hidden[0])[:, :-1].masked_fill(wanted[:, 1:] == -100, 0.0)
             return [outputs.log_probs, outputs.entropy, read]
 
-        log_probs, entropy, read = forward_rows(rows, self.layout, self.unwrapped, fused)
+        # The load-balancing loss of experts is one of the whole batch
+        balanced = bool(kwargs.get("output_router_logits"))
+        log_probs, entropy, read = forward_rows(rows, self.layout, self.unwrapped, fused, in_one_call=balanced)
         assert outputs is not None
         if read is not None:
             self.read.append(read)

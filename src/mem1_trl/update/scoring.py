@@ -48,7 +48,7 @@ label `i` at place `i - 1`, as a causal language model predicts it from the toke
 
 
 def forward_rows(
-    rows: RowBatch, layout: str, model: PreTrainedModel, function: TokenFunction
+    rows: RowBatch, layout: str, model: PreTrainedModel, function: TokenFunction, in_one_call: bool = False
 ) -> list[torch.Tensor | None]:
     """
     Evaluate a per-token function of a model on rows, each token in exactly the context that the layout defines.
@@ -62,6 +62,8 @@ def forward_rows(
             The model that `function` calls; asked for its attention implementation and data type only.
         function (`TokenFunction`):
             Calls the model.
+        in_one_call (`bool`, *optional*, defaults to `False`):
+            Whether `function` must be called once only, since it has a result for the whole batch besides.
 
     Returns:
         `list[torch.Tensor | None]`: The results of `function`, folded back to shape `(B, T - 1)`; zero where no token was sampled.
@@ -81,7 +83,7 @@ def forward_rows(
             mask = paper_context_mask(rows)
             inputs["attention_mask"] = model_mask(mask, attention_implementation(model), module_dtype(model))
         return function(inputs, rows.input_ids.masked_fill(~rows.tool_mask, -100))
-    return _forward_per_turn(rows, function)
+    return _forward_per_turn(rows, function, in_one_call)
 
 
 def forwarded_tokens(rows: RowBatch, layout: str, model: PreTrainedModel) -> int:
@@ -161,13 +163,13 @@ def _forward_folded(
     return [None if result is None else folded.spread(result) for result in results]
 
 
-def _forward_per_turn(rows: RowBatch, function: TokenFunction) -> list[torch.Tensor | None]:
+def _forward_per_turn(rows: RowBatch, function: TokenFunction, in_one_call: bool) -> list[torch.Tensor | None]:
     turns = unfold_turns(rows)
     if turns is None:  # every completion is masked out: forward the rows as they are, nothing in them counts
         inputs = {"input_ids": rows.input_ids, "attention_mask": torch.ones_like(rows.attention_mask)}
         return function(inputs, torch.full_like(rows.input_ids, -100))
     spread: list[torch.Tensor | None] | None = None
-    for call in turns.calls():
+    for call in [turns] if in_one_call else turns.calls():
         inputs = {"input_ids": call.input_ids, "attention_mask": call.attention_mask}
         results = function(inputs, call.input_ids.masked_fill(~call.tool_mask, -100))
         wanted = call.tool_mask[:, 1:]

@@ -28,7 +28,14 @@ class UnfoldedTurns:
     sources: torch.Tensor
 
     def calls(self) -> list[UnfoldedTurns]:
-        """The rows in calls of like length, the longest first, each no wider than its longest row."""
+        """
+        The rows in calls of like length, the longest first, each no wider than its longest row.
+
+        In one call where several processes train: they must call a sharded model equally often.
+        """
+        processes = torch.distributed
+        if processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1:
+            return [self]
         lengths = self.attention_mask.sum(dim=1).tolist()
         calls = []
         for rows in like_lengths(lengths):

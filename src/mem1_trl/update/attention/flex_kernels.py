@@ -170,16 +170,16 @@ def flex_attention_is_exact(
         return False
     try:
         error = _largest_error(device, dtype, head_dim, value_dim or head_dim)
-    except Exception as problem:  # compiling a kernel may fail in many ways, and a dense mask is there instead
+    except Exception as problem:  # compiling a kernel may fail in many ways, and one row per turn is there instead
         logger.warning(
-            f"A dense mask instead of FlexAttention, which failed here: {type(problem).__name__}: {problem}"
+            f"One row per turn instead of FlexAttention over a tree, which failed here: {type(problem).__name__}: {problem}"
         )
         return False
     # Half precision rounds at 2^-8 (bfloat16) or 2^-11 of numbers of order one; a wrong mask is off by order one
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
     exact = error <= tolerance  # NaN is not
     if not exact:
-        logger.warning(f"A dense mask instead of FlexAttention, which is off by {error:.1e} here.")
+        logger.warning(f"One row per turn instead of FlexAttention over a tree, which is off by {error:.1e} here.")
     return exact
 
 

@@ -108,7 +108,7 @@ def register() -> None:
         return functools.partial(_attention_with_plans, found) if attn_implementation == "eager" else found
 
     get_interface.follows_plans = True  # type: ignore[attr-defined]
-    AttentionInterface.get_interface = get_interface
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
 
 
 def can_plan(model: Any, device: torch.device) -> bool:

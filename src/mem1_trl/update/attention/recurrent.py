@@ -186,11 +186,15 @@ def recurrent_layers(model: Any) -> list[Any]:
 
     Their forward pass takes hidden states, a cache and a padding mask, by these names, and asks the cache for its state.
     """
-    return [module for module in model.modules() if _keeps_a_state(type(module))]
+    return [module for module in model.modules() if _keeps_a_state(_class_of(module))]
+
+
+def _class_of(module: Any) -> Any:
+    return type(module)
 
 
 @functools.cache
-def _keeps_a_state(kind: type) -> bool:
+def _keeps_a_state(kind: Any) -> bool:
     forward = inspect.unwrap(kind.forward)
     code = getattr(forward, "__code__", None)
     names = set(code.co_names) if code is not None else set()
@@ -200,9 +204,9 @@ def _keeps_a_state(kind: type) -> bool:
 
 
 @functools.cache
-def _follow_plans(kind: type) -> None:
+def _follow_plans(kind: Any) -> None:
     """Let the forward pass of a class of layers read segments where a call carries a plan; all other calls are as before."""
-    original: Any = kind.forward
+    original = kind.forward
 
     @functools.wraps(original)
     def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -217,12 +221,12 @@ def _follow_plans(kind: type) -> None:
             lambda states, cache: original(self, states, cache=cache, **rest), hidden_states, plan.made["segments"]
         )
 
-    kind.forward = forward  # type: ignore[method-assign]
+    kind.forward = forward
 
 
 def follow_plans(model: Any) -> int:
     """Let the recurrent layers of a model follow plans. Returns how many there are."""
     layers = recurrent_layers(model)
     for layer in layers:
-        _follow_plans(type(layer))
+        _follow_plans(_class_of(layer))
     return len(layers)
