@@ -61,6 +61,7 @@ HELD = {
     "weight of the state's tokens": "trainers/test_state_weight.py",
     "rewards of single turns": "trainers/test_turn_rewards.py",
     "advantages between turns, or on two levels": "trainers/test_advantage_level.py",
+    "a reward for what states are worth": "trainers/test_memory_reward.py",
     "turns compared within their group": "trainers/test_group_levels.py",
 }
 """Rows of the table that say "works", and the tests that hold a value of theirs over several turns."""

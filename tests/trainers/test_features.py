@@ -176,6 +176,8 @@ FEATURES = [
     Feature("turns compared within their group", (), {"advantage_level": "state", "gamma": 0.9},
             refused={"PPO": "advantage_level must be one of 'token', 'turn', 'two_level'"},
             note="Not TRL's: turns of one number, or of one context, without a critic."),
+    Feature("a reward for what states are worth", (), {"memory_value_weight": 0.1},
+            note="Not TRL's: nats that the state carries, by turn. Not with FSDP or ZeRO-3."),
     Feature("trackers: TensorBoard, wandb, trackio", (), tested="tests/trainers/test_tracking.py", note="With `log_completions`, episodes turn "
             "by turn: a table (wandb, trackio), traces (trackio), text (TensorBoard)."),
     Feature("trajectories as data sets on the Hub", (), tested="tests/hub/test_trajectory_hub.py"),
