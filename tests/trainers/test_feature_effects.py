@@ -62,6 +62,7 @@ HELD = {
     "weight of the state's tokens": "trainers/test_state_weight.py",
     "rewards of single turns": "trainers/test_turn_rewards.py",
     "advantages between turns, or on two levels": "trainers/test_advantage_level.py",
+    "a reward for what states are worth": "trainers/test_memory_reward.py",
     "turns compared within their group": "trainers/test_group_levels.py",
     "context rule `compact`: summaries at a budget, or every few turns": RULES,
     "context rule `on_demand`: rewriting is an action": RULES,

@@ -190,6 +190,8 @@ FEATURES = [
     Feature("context rule `fold`: branches that are folded", (), {"context": "fold"}, note="Not TRL's."),
     Feature("context rules `full`, `truncate`, `external`", (), {"context": "truncate", "max_context_length": 120}, note="Not TRL's."),
     Feature("a context rule of one's own", (), {"context": AllTurns()}, note="Not TRL's."),
+    Feature("a reward for what states are worth", (), {"memory_value_weight": 0.1},
+            note="Not TRL's: nats that the state carries, by turn. Not with FSDP or ZeRO-3."),
     Feature("trackers: TensorBoard, wandb, trackio", (), tested="tests/trainers/test_tracking.py", note="With `log_completions`, episodes turn "
             "by turn: a table (wandb, trackio), traces (trackio), text (TensorBoard)."),
     Feature("trajectories as data sets on the Hub", (), tested="tests/hub/test_trajectory_hub.py"),
