@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..metrics import peak_tokens, trajectory_metrics
 from ..rollout.interventions import add_message, edit_state
+from ..rollout.turn_listener import TurnListener
 from ..rollout.turn_loop import trajectory_of
 from ..trajectory import Trajectory
 from .episode_file import write_episode
+from .token_stream import pieces_of
 
 if TYPE_CHECKING:
     import os
@@ -159,11 +161,24 @@ class AgentEpisode:
         if text != self.memory:
             edit_state(self._player.rollout, self._episode, text)
 
+    @property
+    def opened(self) -> str | None:
+        """The tag that the next context has opened, in which the next turn begins, such as `"think"`; `None` if there is none."""
+        if self.done:
+            return None
+        rollout = self._player.rollout
+        return rollout.syntax.opened(rollout.next_request(self._episode).context)
+
     # Playing
 
-    def step(self) -> Turn:
+    def step(self, on_text: Callable[[str], object] | None = None) -> Turn:
         """
         Play one turn, its action included.
+
+        Args:
+            on_text (`Callable[[str], object]`, *optional*):
+                Called with each piece of the turn's `text` as it is generated, here or on a server. An error that it raises stops the
+                generation and is raised here; the turn has not been played then.
 
         Returns:
             [`Turn`]: With the observation that the next turn will read, if there is one.
@@ -173,21 +188,37 @@ class AgentEpisode:
                 answer, after which the turn can be played again.
         """
         with self._playing():
-            return self._play_turn()
+            return self._play_turn(on_text)
 
-    def run(self) -> Trajectory:
-        """Play the episode to its end."""
+    def run(self, on_text: Callable[[str], object] | None = None) -> Trajectory:
+        """Play the episode to its end. `on_text` is called as in [`~AgentEpisode.step`]."""
         with self._playing():
             while not self.done:
-                self._play_turn()
+                self._play_turn(on_text)
         return self.trajectory
 
-    def stream(self) -> Iterator[Turn]:
-        """Play the episode to its end, and yield each turn as soon as it has ended."""
-        while not self.done:
-            yield self.step()
+    @overload
+    def stream(self, tokens: Literal[False] = False) -> Iterator[Turn]: ...
 
-    def send(self, text: str) -> str | None:
+    @overload
+    def stream(self, tokens: bool) -> Iterator[Turn | str]: ...
+
+    def stream(self, tokens: bool = False) -> Iterator[Turn | str]:
+        """
+        Play the episode to its end, and yield each turn as soon as it has ended.
+
+        Args:
+            tokens (`bool`, *optional*, defaults to `False`):
+                Whether to yield the text of each turn, too, in pieces as it is generated and before the turn itself. The pieces of a
+                turn, one after the other, are its `text`. Whoever leaves the loop stops the generation; the turn can be played again.
+        """
+        while not self.done:
+            if tokens:
+                yield from pieces_of(self.step)
+            else:
+                yield self.step()
+
+    def send(self, text: str, on_text: Callable[[str], object] | None = None) -> str | None:
         """
         Write to the agent after it has answered, and play until it has answered again.
 
@@ -197,29 +228,38 @@ class AgentEpisode:
         Args:
             text (`str`):
                 The message; one longer than `max_observation_length` is cut, and says so.
+            on_text (`Callable[[str], object]`, *optional*):
+                As in [`~AgentEpisode.step`].
 
         Returns:
             `str` or `None`: The reply, which is `answer` too; `None` if the agent used all its turns without one.
         """
         self.add_message(text)
-        return self.run().answer
+        return self.run(on_text).answer
 
     def add_message(self, text: str) -> None:
         """Write to the agent after it has answered, as [`~AgentEpisode.send`], but leave the turns to `step()`, `run()` or `stream()`."""
         add_message(self._player.rollout, self._episode, text)
         self._reward = None
 
-    def _play_turn(self) -> Turn:
+    def _play_turn(self, on_text: Callable[[str], object] | None = None) -> Turn:
         episode = self._episode
         if episode.stop_reason is not None:
             raise RuntimeError(
                 f"The episode has ended ({episode.stop_reason.value}): start another, or `send` a message."
             )
         started, played = time.perf_counter(), len(episode.turns)
-        self._player.rollout.play_turn([episode])
+        listener = None if on_text is None else TurnListener(self._player.rollout.tokenizer, on_text)
+        episode.listener = listener
+        try:
+            self._player.rollout.play_turn([episode])
+        finally:
+            episode.listener = None
         self._seconds += time.perf_counter() - started
         if len(episode.turns) == played:  # the server failed, and nothing has changed
             error, episode.error, episode.stop_reason = episode.error, None, None
+            if listener is not None and listener.error is not None:
+                raise listener.error
             raise RuntimeError(f"The model gave no turn: {error}")
         if self.done:
             trajectory = trajectory_of(episode)

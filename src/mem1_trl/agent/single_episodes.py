@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..protocol.syntax import ActionSyntax
     from ..rollout.settings import AgentSettings
     from ..rollout.turn_loop import Rollout
-    from ..trajectory import Trajectory, Turn
+    from ..trajectory import Trajectory
 
 
 class SingleEpisodes(ABC):
@@ -62,12 +62,20 @@ class SingleEpisodes(ABC):
             episode.close()
 
     def stream(
-        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
-    ) -> Iterator[Turn]:
-        """Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended."""
+        self,
+        task: Any,
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        tokens: bool = False,
+        **row: Any,
+    ) -> Iterator[Any]:
+        """
+        Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended; with `tokens`,
+        before each turn also its text, in pieces as it is generated, see [`AgentEpisode.stream`].
+        """
         episode = self.start(task, environment, tools, **row)
         try:
-            yield from episode.stream()
+            yield from episode.stream(tokens)
         finally:
             episode.close()
 

@@ -11,6 +11,7 @@ from ..printable import one_line
 from ..version import __version__
 
 COMMANDS = {
+    "chat": ("chat", "talk with an agent in the terminal"),
     "eval": ("evaluate", "evaluate an agent on tasks of more and more objectives"),
     "index": ("index", "write a search index of a corpus to disk"),
     "report": ("report", "write what a run found as one HTML page with plots"),

@@ -11,6 +11,7 @@ from .external_memory import ExternalMemory
 
 if TYPE_CHECKING:
     from ..protocol.syntax import EpisodeRecord
+    from .turn_listener import TurnListener
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class Episode:
             Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
         seed (`int` or `None`):
             Seed of what it samples, see [`uniform_draws`]. `None` if the backend draws from a generator that all episodes share.
+        listener ([`TurnListener`] or `None`):
+            Is told the text of the present turn while it is generated.
     """
 
     prompt_ids: list[int]
@@ -55,6 +58,7 @@ class Episode:
     error: str | None = None
     seed: int | None = None
     rounds: list[int] = field(default_factory=list)
+    listener: TurnListener | None = field(default=None, repr=False, compare=False)
 
     def turns_left(self, max_turns: int) -> int:
         """Turns that it may still play before it needs another message."""

@@ -163,10 +163,12 @@ class Rollout:
     def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
         """One completion for each request, in one call of the backend."""
         prompts, stops = [one.context for one in requests], [one.stops for one in requests]
-        draws = [one.draws for one in requests]
-        if requests and draws[0] is not None:
-            return self.generate(prompts, stops, draws=draws)  # type: ignore[call-arg]  # see `seeds`
-        return self.generate(prompts, stops)
+        more: dict[str, Any] = {}
+        if requests and requests[0].draws is not None:
+            more["draws"] = [one.draws for one in requests]
+        if any(one.episode.listener is not None for one in requests):
+            more["listeners"] = [one.episode.listener for one in requests]
+        return self.generate(prompts, stops, **more)
 
     def open_turns(
         self,
@@ -213,6 +215,8 @@ class Rollout:
     ) -> ParsedTurn | None:
         """Record the turn and return it parsed (`None` without an environment)."""
         text = decode(self.tokenizer, completion.ids)
+        if episode.listener is not None:
+            episode.listener.extend_to(text)
         parsed = None
         if episode.actions is not None:
             parsed = self.syntax.parse(
