@@ -108,6 +108,15 @@ def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     )  # ends as soon as it serves
 
 
+@prepares("docs/serving.md")
+def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    pytest.importorskip("starlette")
+    from mem1_trl.wire.server import WireServer
+
+    monkeypatch.setattr(WireServer, "run", lambda server: server._close())  # ends as soon as it would serve
+
+
 @prepares("examples/paper/README.md")
 def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(ROOT / "examples" / "paper" / "smoke_files.py"))["write_files"](folder / "data")

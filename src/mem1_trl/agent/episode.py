@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ..environment_runtime.actions import ActionResult
 from ..metrics import peak_tokens, trajectory_metrics
 from ..rollout.interventions import add_message, edit_state
 from ..rollout.turn_listener import TurnListener
 from ..rollout.turn_loop import trajectory_of
 from ..trajectory import Trajectory
-from .episode_file import write_episode
+from .episode_file import episode_record, write_episode
 from .token_stream import pieces_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from ..environment_runtime.pool import GivenEnvironments
+    from ..protocol.parsed_turn import ActionRequest
+    from ..rollout.acting import Acting
     from ..rollout.episode import Episode
     from ..rollout.play import EpisodePlayer
+    from ..rollout.settings import AgentSettings
     from ..trajectory import Turn
 
 
@@ -81,6 +86,12 @@ class AgentEpisode:
             Reward of an episode that has ended.
         seconds (`float`, *optional*, defaults to `0.0`):
             Wall time of the turns so far.
+        schemas (`Sequence[dict]`, *optional*):
+            Tools that run elsewhere, see [`~AgentEpisode.calls`].
+        waiting ([`Acting`], *optional*):
+            The calls of the last turn, if their results are still to be given.
+        settings ([`AgentSettings`], *optional*):
+            Those of the agent, where the episode is played with others.
     """
 
     def __init__(
@@ -92,6 +103,9 @@ class AgentEpisode:
         playing: Callable[[], AbstractContextManager[Any]],
         reward: float | None = None,
         seconds: float = 0.0,
+        schemas: Sequence[Mapping[str, Any]] | None = None,
+        waiting: Acting | None = None,
+        settings: AgentSettings | None = None,
     ):
         self.row = dict(row)
         self._player = player
@@ -100,6 +114,9 @@ class AgentEpisode:
         self._playing = playing
         self._reward = reward
         self._seconds = seconds
+        self._schemas = schemas
+        self._waiting = waiting
+        self._settings = settings
 
     # Reading
 
@@ -112,6 +129,17 @@ class AgentEpisode:
     def answer(self) -> str | None:
         """The answer, or the reply to the last message; `None` if there is none (yet)."""
         return self._episode.answer
+
+    @property
+    def calls(self) -> list[ActionRequest]:
+        """
+        Calls of the last turn that are to be made elsewhere, by whoever plays the episode (`schemas=` of [`Mem1Agent.start`]): `method`
+        and `arguments` say which. Their results go to [`~AgentEpisode.give`] before the next turn.
+        """
+        if self._waiting is None:
+            return []
+        waiting = zip(self._waiting.requests, self._waiting.calls)
+        return [request for request, call in waiting if not isinstance(call, ActionResult)]
 
     @property
     def trajectory(self) -> Trajectory:
@@ -193,7 +221,7 @@ class AgentEpisode:
     def run(self, on_text: Callable[[str], object] | None = None) -> Trajectory:
         """Play the episode to its end. `on_text` is called as in [`~AgentEpisode.step`]."""
         with self._playing():
-            while not self.done:
+            while not self.done and not self.calls:
                 self._play_turn(on_text)
         return self.trajectory
 
@@ -212,7 +240,7 @@ class AgentEpisode:
                 Whether to yield the text of each turn, too, in pieces as it is generated and before the turn itself. The pieces of a
                 turn, one after the other, are its `text`. Whoever leaves the loop stops the generation; the turn can be played again.
         """
-        while not self.done:
+        while not self.done and not self.calls:
             if tokens:
                 yield from pieces_of(self.step)
             else:
@@ -237,6 +265,21 @@ class AgentEpisode:
         self.add_message(text)
         return self.run(on_text).answer
 
+    def give(self, results: Sequence[str]) -> None:
+        """
+        Let the agent read the results of [`~AgentEpisode.calls`], one text for each, in their order.
+
+        Raises:
+            `ValueError`: If there are not as many.
+        """
+        calls = self.calls
+        if self._waiting is None or len(results) != len(calls):
+            raise ValueError(f"There must be one result for each of {len(calls)} calls, got {len(results)}.")
+        given, acting = iter(results), self._waiting
+        acting.results = [one if isinstance(one, ActionResult) else ActionResult(next(given)) for one in acting.calls]
+        self._player.rollout.observe(acting)
+        self._waiting = None
+
     def add_message(self, text: str) -> None:
         """Write to the agent after it has answered, as [`~AgentEpisode.send`], but leave the turns to `step()`, `run()` or `stream()`."""
         add_message(self._player.rollout, self._episode, text)
@@ -248,11 +291,16 @@ class AgentEpisode:
             raise RuntimeError(
                 f"The episode has ended ({episode.stop_reason.value}): start another, or `send` a message."
             )
+        if self._waiting is not None:
+            raise RuntimeError(f"{len(self.calls)} calls wait for their results: `give` them before the next turn.")
         started, played = time.perf_counter(), len(episode.turns)
         listener = None if on_text is None else TurnListener(self._player.rollout.tokenizer, on_text)
         episode.listener = listener
         try:
-            self._player.rollout.play_turn([episode])
+            if self._schemas is None:
+                self._player.rollout.play_turn([episode])
+            else:
+                self._waiting = self._player.rollout.play_turn_outside(episode)
         finally:
             episode.listener = None
         self._seconds += time.perf_counter() - started
@@ -282,7 +330,31 @@ class AgentEpisode:
         Raises:
             `ValueError`: If the row or the state of the environment cannot be written as JSON.
         """
-        write_episode(path, self._player.rollout, self._episode, self.row, self._reward, self._seconds)
+        write_episode(path, self.to_dict())
+
+    def draw_from(self, seed: int) -> None:
+        """Choose what the coming turns sample by another seed, where episodes have seeds of their own."""
+        if self._player.rollout.seeds is not None:
+            self._episode.seed = seed % 2**62
+
+    def to_dict(self, past: bool = True) -> dict[str, Any]:
+        """
+        What [`~AgentEpisode.save`] writes, which [`Mem1Agent.resume`] takes.
+
+        Args:
+            past (`bool`, *optional*, defaults to `True`):
+                Whether turns that no later context holds are kept. Without them an episode goes on as well, and stays as small as its
+                context.
+        """
+        record = episode_record(self._player.rollout, self._episode, self.row, self._reward, self._seconds, past)
+        if self._settings is not None:
+            record["settings"] = self._settings.to_dict()
+        if self._schemas is not None:
+            record["schemas"] = list(self._schemas)
+        if self._waiting is not None:
+            record["calls"] = [dataclasses.asdict(request) for request in self._waiting.requests]
+            record["turns_left"] = self._waiting.turns_left
+        return record
 
     def close(self) -> None:
         """Let the thread of the environment end. The environment itself is the caller's."""

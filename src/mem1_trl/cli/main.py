@@ -16,6 +16,7 @@ COMMANDS = {
     "index": ("index", "write a search index of a corpus to disk"),
     "report": ("report", "write what a run found as one HTML page with plots"),
     "retriever": ("retriever", "search a corpus over HTTP, with the API of Search-R1"),
+    "serve": ("serve", "serve an agent over OpenAI's API"),
     "train": ("train", "train an agent by reinforcement"),
     "trajectories": ("trajectories", "print episodes of an evaluation, turn by turn"),
 }

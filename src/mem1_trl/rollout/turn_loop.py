@@ -113,7 +113,10 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         self.begin(episodes)
-        if self.mode == "async":
+        play = next((getattr(one.environment, "mem1_plays", None) for one in episodes), None)
+        if play is not None:  # the environment owns the loop, see mem1_trl.gateway
+            play(self, episodes)
+        elif self.mode == "async":
             play_asynchronously(self, episodes)
         else:
             self._play_in_lockstep(episodes)
@@ -148,6 +151,31 @@ class Rollout:
         run_actions(acting, self.caller)
         for action in acting:
             self.observe(action)
+
+    def play_turn_outside(self, episode: Episode) -> Acting | None:
+        """
+        Play one turn of an episode whose actions are called elsewhere.
+
+        Returns:
+            [`Acting`] or `None`: The calls whose results are to be given to [`~Rollout.observe`]; `None` if there are none to wait for.
+        """
+        request = self.next_request(episode)
+        (completion,) = self.generate_turns([request])
+        acting = self.read(request, completion)
+        if acting is None or episode.stop_reason is not None:
+            return None
+        if acting.turns_left == 0:  # nothing would be done with the results
+            episode.stop_reason = StopReason.MAX_TURNS
+            return None
+        if not all(isinstance(call, ActionResult) for call in acting.calls):
+            return acting
+        acting.results = list(acting.calls)
+        self.observe(acting)
+        return None
+
+    def waiting_actions(self, episode: Episode, requests: list[ActionRequest], turns_left: int) -> Acting:
+        """The actions of the last turn of an episode again, which were written down by their requests."""
+        return Acting(episode, requests, self._calls(episode, requests), turns_left)
 
     # One turn of one episode, in this order
 
