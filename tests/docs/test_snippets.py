@@ -75,7 +75,13 @@ NOT_RUN = {
 }
 # Names that a page takes for granted are made here: page -> function(folder, names, monkeypatch)
 PREPARATIONS: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], None]] = {}
-SLOW = {"README.md", "docs/commands.md", "docs/evaluation.md", "docs/supervised.md"}  # more than ten seconds
+SLOW = {
+    "README.md",
+    "docs/gateway.md",
+    "docs/commands.md",
+    "docs/evaluation.md",
+    "docs/supervised.md",
+}  # more than ten seconds
 # Options with which a script whose whole run takes minutes is run, by a slow test
 WHOLE_RUNS = {
     "examples/quickstart.py": "--steps 1 --eval_tasks 1 --batch_size 4 --micro_batch_size 4 --output_dir runs/whole",
