@@ -75,7 +75,13 @@ NOT_RUN = {
 }
 # Names that a page takes for granted are made here: page -> function(folder, names, monkeypatch)
 PREPARATIONS: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], None]] = {}
-SLOW = {"README.md", "docs/commands.md", "docs/evaluation.md", "docs/supervised.md"}  # more than ten seconds
+SLOW = {
+    "README.md",
+    "docs/gateway.md",
+    "docs/commands.md",
+    "docs/evaluation.md",
+    "docs/supervised.md",
+}  # more than ten seconds
 # Options with which a script whose whole run takes minutes is run, by a slow test
 WHOLE_RUNS = {
     "examples/quickstart.py": "--steps 1 --eval_tasks 1 --batch_size 4 --micro_batch_size 4 --output_dir runs/whole",
@@ -117,6 +123,15 @@ def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         RetrieverServer, "serve_forever", lambda server, poll_interval: None
     )  # ends as soon as it serves
+
+
+@prepares("docs/serving.md")
+def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    pytest.importorskip("starlette")
+    from mem1_trl.wire.server import WireServer
+
+    monkeypatch.setattr(WireServer, "run", lambda server: server._close())  # ends as soon as it would serve
 
 
 @prepares("examples/paper/README.md")

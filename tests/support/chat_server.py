@@ -48,6 +48,8 @@ class ChatServer(ThreadingHTTPServer):
         self.fails: Callable[[dict[str, Any]], Any] = lambda request: None
         """The same by the request; `None` for a good answer."""
         self.headers: dict[str, str] = {}
+        self.breaks_after: int | None = None
+        """Pieces of a streamed answer after which the connection is closed; `None` for all."""
 
     @property
     def url(self) -> str:
@@ -62,7 +64,7 @@ class ChatServer(ThreadingHTTPServer):
             return None
         if path != "/v1/completions" or self.continuation is None:
             return 404
-        known = {"model", "prompt", "max_tokens", "temperature", "stop", "top_p", *self.knows}
+        known = {"model", "prompt", "max_tokens", "temperature", "stop", "top_p", "stream", *self.knows}
         return 422 if set(request) - known or (isinstance(request["prompt"], list) and not self.takes_ids) else None
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -113,12 +115,39 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if body.get("max_tokens") != 1:
             self.server.requests.append(body)
-        if failure is None:
+        if failure is None and body.get("stream"):
+            self.stream(self.server.complete(body))
+        elif failure is None:
             self.answer(200, self.server.complete(body))
         elif isinstance(failure, int):
             self.answer(failure, {"error": {"message": "told to fail"}})
         else:
             self.answer(200, failure)
+
+    def stream(self, answer: dict[str, Any]) -> None:
+        """The answer as server-sent events of three characters."""
+        choice, chunks = answer["choices"][0], []
+        text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
+        for piece in [text[at : at + 3] for at in range(0, len(text), 3)]:
+            chunks.append({"text": piece} if "text" in choice else {"delta": {"content": piece}})
+        for index, call in enumerate(choice.get("message", {}).get("tool_calls") or []):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            chunks.append({"delta": {"tool_calls": [{"index": index, "function": {"name": name, "arguments": ""}}]}})
+            for at in range(0, len(arguments), 3):
+                part = {"index": index, "function": {"arguments": arguments[at : at + 3]}}
+                chunks.append({"delta": {"tool_calls": [part]}})
+        chunks.append({"delta": {}, "text": "", "finish_reason": choice["finish_reason"]})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for number, chunk in enumerate(chunks):
+            if number == self.server.breaks_after:
+                return self.connection.close()
+            event = {**answer, "object": "chat.completion.chunk", "choices": [{"index": 0, **chunk}]}
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def answer(self, status: int, content: Any) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()

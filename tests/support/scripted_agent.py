@@ -17,7 +17,7 @@ class _Scripted:
     def __init__(self, generator: ScriptedGenerator):
         self.generator = generator
 
-    def __call__(self, prompts: list[list[int]], stops: list[list[str]], settings: Any) -> Any:
+    def __call__(self, prompts: list[list[int]], stops: list[list[str]], settings: Any, **more: Any) -> Any:
         return self.generator(prompts, stops)
 
     def playing(self) -> contextlib.AbstractContextManager[None]:

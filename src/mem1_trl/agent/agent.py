@@ -248,12 +248,13 @@ class Mem1Agent(SingleEpisodes):
         """Held while an episode is played."""
         return nullcontext() if self.endpoint is not None else self._shared.playing()
 
-    def _rollout(self, caller: EnvironmentCaller) -> Rollout:
-        """The backend with the present settings."""
+    def _rollout(self, caller: EnvironmentCaller, options: Mapping[str, Any] | None = None) -> Rollout:
+        """The backend with the present settings, or with others in place of some."""
+        settings = dataclasses.replace(self.settings, **(options or {}))
         parts: dict[str, Any] = dict(
             tokenizer=self.tokenizer,
             protocol=self.protocol,
-            settings=self.settings,
+            settings=settings,
             syntax=self.syntax,
             caller=caller,
             mode=self.rollout_mode,
@@ -262,15 +263,15 @@ class Mem1Agent(SingleEpisodes):
         if self.endpoint is not None:
             return self.endpoint.rollout(**parts)
         return Rollout(
-            generate=partial(self._shared, settings=self.settings),
+            generate=partial(self._shared, settings=settings),
             at_once=self.generate.batch_size,
-            seeds=self._seeds,
+            seeds=self._seeds if settings.temperature > 0 else None,
             **parts,
         )
 
     def _seeds(self, count: int) -> list[int] | None:
         """Seeds of episodes that sample at their own pace: what they sample must not depend on which of them is ready first."""
-        return episode_seeds(count) if self.rollout_mode == "async" and self.settings.temperature > 0 else None
+        return episode_seeds(count) if self.rollout_mode == "async" else None
 
     def _play(self, player: EpisodePlayer, episodes: list[Episode]) -> list[Trajectory]:
         """Episodes to their end; of a local model as many together as `batch_size` allows."""

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ..environment_runtime.actions import ActionResult
 from ..metrics import peak_tokens
 from ..rollout.interventions import add_message, edit_state
+from ..rollout.turn_listener import TurnListener
 from ..rollout.turn_loop import trajectory_of
 from ..trajectory import Trajectory
-from .episode_file import write_episode
+from .episode_file import episode_record, write_episode
+from .token_stream import pieces_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from ..environment_runtime.pool import GivenEnvironments
+    from ..protocol.parsed_turn import ActionRequest
+    from ..rollout.acting import Acting
     from ..rollout.episode import Episode
     from ..rollout.play import EpisodePlayer
+    from ..rollout.settings import AgentSettings
     from ..trajectory import Turn
 
 
@@ -79,6 +86,12 @@ class AgentEpisode:
             Reward of an episode that has ended.
         seconds (`float`, *optional*, defaults to `0.0`):
             Wall time of the turns so far.
+        schemas (`Sequence[dict]`, *optional*):
+            Tools that run elsewhere, see [`~AgentEpisode.calls`].
+        waiting ([`Acting`], *optional*):
+            The calls of the last turn, if their results are still to be given.
+        settings ([`AgentSettings`], *optional*):
+            Those of the agent, where the episode is played with others.
     """
 
     def __init__(
@@ -90,6 +103,9 @@ class AgentEpisode:
         playing: Callable[[], AbstractContextManager[Any]],
         reward: float | None = None,
         seconds: float = 0.0,
+        schemas: Sequence[Mapping[str, Any]] | None = None,
+        waiting: Acting | None = None,
+        settings: AgentSettings | None = None,
     ):
         self.row = dict(row)
         self._player = player
@@ -98,6 +114,9 @@ class AgentEpisode:
         self._playing = playing
         self._reward = reward
         self._seconds = seconds
+        self._schemas = schemas
+        self._waiting = waiting
+        self._settings = settings
 
     # Reading
 
@@ -110,6 +129,17 @@ class AgentEpisode:
     def answer(self) -> str | None:
         """The answer, or the reply to the last message; `None` if there is none (yet)."""
         return self._episode.answer
+
+    @property
+    def calls(self) -> list[ActionRequest]:
+        """
+        Calls of the last turn that are to be made elsewhere, by whoever plays the episode (`schemas=` of [`Mem1Agent.start`]): `method`
+        and `arguments` say which. Their results go to [`~AgentEpisode.give`] before the next turn.
+        """
+        if self._waiting is None:
+            return []
+        waiting = zip(self._waiting.requests, self._waiting.calls)
+        return [request for request, call in waiting if not isinstance(call, ActionResult)]
 
     @property
     def trajectory(self) -> Trajectory:
@@ -159,11 +189,24 @@ class AgentEpisode:
         if text != self.memory:
             edit_state(self._player.rollout, self._episode, text)
 
+    @property
+    def opened(self) -> str | None:
+        """The tag that the next context has opened, in which the next turn begins, such as `"think"`; `None` if there is none."""
+        if self.done:
+            return None
+        rollout = self._player.rollout
+        return rollout.syntax.opened(rollout.next_request(self._episode).context)
+
     # Playing
 
-    def step(self) -> Turn:
+    def step(self, on_text: Callable[[str], object] | None = None) -> Turn:
         """
         Play one turn, its action included.
+
+        Args:
+            on_text (`Callable[[str], object]`, *optional*):
+                Called with each piece of the turn's `text` as it is generated, here or on a server. An error that it raises stops the
+                generation and is raised here; the turn has not been played then.
 
         Returns:
             [`Turn`]: With the observation that the next turn will read, if there is one.
@@ -173,21 +216,37 @@ class AgentEpisode:
                 answer, after which the turn can be played again.
         """
         with self._playing():
-            return self._play_turn()
+            return self._play_turn(on_text)
 
-    def run(self) -> Trajectory:
-        """Play the episode to its end."""
+    def run(self, on_text: Callable[[str], object] | None = None) -> Trajectory:
+        """Play the episode to its end. `on_text` is called as in [`~AgentEpisode.step`]."""
         with self._playing():
-            while not self.done:
-                self._play_turn()
+            while not self.done and not self.calls:
+                self._play_turn(on_text)
         return self.trajectory
 
-    def stream(self) -> Iterator[Turn]:
-        """Play the episode to its end, and yield each turn as soon as it has ended."""
-        while not self.done:
-            yield self.step()
+    @overload
+    def stream(self, tokens: Literal[False] = False) -> Iterator[Turn]: ...
 
-    def send(self, text: str) -> str | None:
+    @overload
+    def stream(self, tokens: bool) -> Iterator[Turn | str]: ...
+
+    def stream(self, tokens: bool = False) -> Iterator[Turn | str]:
+        """
+        Play the episode to its end, and yield each turn as soon as it has ended.
+
+        Args:
+            tokens (`bool`, *optional*, defaults to `False`):
+                Whether to yield the text of each turn, too, in pieces as it is generated and before the turn itself. The pieces of a
+                turn, one after the other, are its `text`. Whoever leaves the loop stops the generation; the turn can be played again.
+        """
+        while not self.done and not self.calls:
+            if tokens:
+                yield from pieces_of(self.step)
+            else:
+                yield self.step()
+
+    def send(self, text: str, on_text: Callable[[str], object] | None = None) -> str | None:
         """
         Write to the agent after it has answered, and play until it has answered again.
 
@@ -197,29 +256,58 @@ class AgentEpisode:
         Args:
             text (`str`):
                 The message; one longer than `max_observation_length` is cut, and says so.
+            on_text (`Callable[[str], object]`, *optional*):
+                As in [`~AgentEpisode.step`].
 
         Returns:
             `str` or `None`: The reply, which is `answer` too; `None` if the agent used all its turns without one.
         """
         self.add_message(text)
-        return self.run().answer
+        return self.run(on_text).answer
+
+    def give(self, results: Sequence[str]) -> None:
+        """
+        Let the agent read the results of [`~AgentEpisode.calls`], one text for each, in their order.
+
+        Raises:
+            `ValueError`: If there are not as many.
+        """
+        calls = self.calls
+        if self._waiting is None or len(results) != len(calls):
+            raise ValueError(f"There must be one result for each of {len(calls)} calls, got {len(results)}.")
+        given, acting = iter(results), self._waiting
+        acting.results = [one if isinstance(one, ActionResult) else ActionResult(next(given)) for one in acting.calls]
+        self._player.rollout.observe(acting)
+        self._waiting = None
 
     def add_message(self, text: str) -> None:
         """Write to the agent after it has answered, as [`~AgentEpisode.send`], but leave the turns to `step()`, `run()` or `stream()`."""
         add_message(self._player.rollout, self._episode, text)
         self._reward = None
 
-    def _play_turn(self) -> Turn:
+    def _play_turn(self, on_text: Callable[[str], object] | None = None) -> Turn:
         episode = self._episode
         if episode.stop_reason is not None:
             raise RuntimeError(
                 f"The episode has ended ({episode.stop_reason.value}): start another, or `send` a message."
             )
+        if self._waiting is not None:
+            raise RuntimeError(f"{len(self.calls)} calls wait for their results: `give` them before the next turn.")
         started, played = time.perf_counter(), len(episode.turns)
-        self._player.rollout.play_turn([episode])
+        listener = None if on_text is None else TurnListener(self._player.rollout.tokenizer, on_text)
+        episode.listener = listener
+        try:
+            if self._schemas is None:
+                self._player.rollout.play_turn([episode])
+            else:
+                self._waiting = self._player.rollout.play_turn_outside(episode)
+        finally:
+            episode.listener = None
         self._seconds += time.perf_counter() - started
         if len(episode.turns) == played:  # the server failed, and nothing has changed
             error, episode.error, episode.stop_reason = episode.error, None, None
+            if listener is not None and listener.error is not None:
+                raise listener.error
             raise RuntimeError(f"The model gave no turn: {error}")
         if self.done:
             trajectory = trajectory_of(episode)
@@ -242,7 +330,31 @@ class AgentEpisode:
         Raises:
             `ValueError`: If the row or the state of the environment cannot be written as JSON.
         """
-        write_episode(path, self._player.rollout, self._episode, self.row, self._reward, self._seconds)
+        write_episode(path, self.to_dict())
+
+    def draw_from(self, seed: int) -> None:
+        """Choose what the coming turns sample by another seed, where episodes have seeds of their own."""
+        if self._player.rollout.seeds is not None:
+            self._episode.seed = seed % 2**62
+
+    def to_dict(self, past: bool = True) -> dict[str, Any]:
+        """
+        What [`~AgentEpisode.save`] writes, which [`Mem1Agent.resume`] takes.
+
+        Args:
+            past (`bool`, *optional*, defaults to `True`):
+                Whether turns that no later context holds are kept. Without them an episode goes on as well, and stays as small as its
+                context.
+        """
+        record = episode_record(self._player.rollout, self._episode, self.row, self._reward, self._seconds, past)
+        if self._settings is not None:
+            record["settings"] = self._settings.to_dict()
+        if self._schemas is not None:
+            record["schemas"] = list(self._schemas)
+        if self._waiting is not None:
+            record["calls"] = [dataclasses.asdict(request) for request in self._waiting.requests]
+            record["turns_left"] = self._waiting.turns_left
+        return record
 
     def close(self) -> None:
         """Let the thread of the environment end. The environment itself is the caller's."""

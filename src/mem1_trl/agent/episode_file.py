@@ -6,8 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import as_json, read_json_object, write_json, write_whole
+from ..protocol.parsed_turn import ActionRequest
 from ..rollout.episode import Episode
 from ..rollout.external_memory import ExternalMemory, Note
+from ..rollout.interventions import forgettable_turns
 from ..rollout.settings import AgentSettings
 from ..rollout.turn_loop import trajectory_of
 from ..trajectory import Trajectory
@@ -40,6 +42,12 @@ class SavedEpisode:
             Wall time of its turns.
         environment_state (`Any`):
             What `mem1_state` of the environment was; `None` if it had none.
+        schemas (`list[dict]` or `None`):
+            Its tools, if they run elsewhere.
+        calls (`list[ActionRequest]`):
+            Calls whose results are still to be given.
+        turns_left (`int`):
+            Turns after those calls.
     """
 
     episode: Episode
@@ -48,18 +56,26 @@ class SavedEpisode:
     reward: float | None
     seconds: float
     environment_state: Any
+    schemas: list[dict[str, Any]] | None = None
+    calls: list[ActionRequest] = dataclasses.field(default_factory=list)
+    turns_left: int = 0
 
 
-def write_episode(
-    path: str | os.PathLike[str],
+def write_episode(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Write the record of an episode to a file, whole or not at all."""
+    write_whole(path, write_json(record) + "\n")
+
+
+def episode_record(
     rollout: Rollout,
     episode: Episode,
     row: Mapping[str, Any],
     reward: float | None,
     seconds: float,
-) -> None:
+    past: bool = True,
+) -> dict[str, Any]:
     """
-    Write an episode to a file, whole or not at all.
+    An episode, ready for JSON; without `past`, without the turns that no later context can hold.
 
     Raises:
         `ValueError`: If the row or the state of the environment is not made of JSON values.
@@ -68,45 +84,60 @@ def write_episode(
     for name, value in {**row, "mem1_state": state}.items():
         if not _is_json(value):
             raise ValueError(f"{name!r} must be made of JSON values for the episode to be saved, got {value!r:.80}.")
-    record = {
+    dropped = 0 if past else forgettable_turns(rollout, episode)
+    trajectory = trajectory_of(episode)
+    trajectory.turns = trajectory.turns[dropped:]
+    return {
         "mem1_episode": _VERSION,
         "settings": rollout.settings.to_dict(),
         "protocol": rollout.protocol.to_dict(),
         "row": dict(row),
         "prompt": episode.prompt,
         "prompt_ids": episode.prompt_ids,
-        "trajectory": {**trajectory_of(episode).to_dict(), "reward": reward, "metrics": {}},
-        "history": episode.history,
-        "tails": episode.tails,
-        "rounds": episode.rounds,
-        "seed": episode.seed,
+        "trajectory": {**trajectory.to_dict(), "reward": reward, "metrics": {}},
+        "history": episode.history[dropped:],
+        "tails": episode.tails[dropped:],
+        "rounds": [one - dropped for one in episode.rounds][-1 if dropped else 0 :],
+        "seed": None if episode.seed is None else (episode.seed + dropped) % 2**62,
         "failed_actions": episode.failed_actions,
         "recalled": episode.recalled,
         "notes": [dataclasses.asdict(note) for note in episode.memory.notes],
-        "record": episode.record.to_dict(),
+        "record": episode.record.to_dict(dropped),
         "seconds": seconds,
         "environment_state": state,
     }
-    write_whole(path, write_json(record) + "\n")
 
 
-def read_episode(path: str | os.PathLike[str], settings: AgentSettings, protocol: Mapping[str, Any]) -> SavedEpisode:
+def read_episode(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
-    Read an episode from a file.
+    The record of an episode that a file holds.
+
+    Raises:
+        `FileNotFoundError`: If there is no file.
+        `ValueError`: If it is not one of JSON.
+    """
+    return read_json_object(path, _ADVICE)
+
+
+def saved_episode(
+    record: Mapping[str, Any], path: Any, settings: AgentSettings, protocol: Mapping[str, Any]
+) -> SavedEpisode:
+    """
+    Read an episode from its record.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file.
+        record (`Mapping`):
+            What [`episode_record`] returned.
+        path (`Any`):
+            What the record is called in errors.
         settings ([`AgentSettings`]):
             Those of the agent that will play on.
         protocol (`Mapping`):
             Its protocol, as `to_dict` writes it.
 
     Raises:
-        `FileNotFoundError`: If there is no file.
         `ValueError`: If it holds no episode, or that of an agent with other settings or another protocol.
     """
-    record = read_json_object(path, _ADVICE)
     if record.get("mem1_episode") != _VERSION:
         raise ValueError(f"{path} must have the field 'mem1_episode' with the value {_VERSION}: {_ADVICE}")
     ours = {"settings": as_json(settings.to_dict()), "protocol": as_json(protocol)}
@@ -142,6 +173,9 @@ def read_episode(path: str | os.PathLike[str], settings: AgentSettings, protocol
             played.reward,
             float(record["seconds"]),
             record["environment_state"],
+            record.get("schemas"),
+            [ActionRequest(**call) for call in record.get("calls", ())],
+            int(record.get("turns_left", 0)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): {_ADVICE}") from None

@@ -11,11 +11,12 @@ from ..environment_runtime.tools import environment_of
 from ..rollout.interventions import repeat_actions
 from ..rollout.play import EpisodePlayer
 from .episode import AgentEpisode
-from .episode_file import read_episode
+from .episode_file import read_episode, saved_episode
+from .outside_tools import environment_of_schemas
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from ..environment_runtime.calls import EnvironmentCaller
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..protocol.syntax import ActionSyntax
     from ..rollout.settings import AgentSettings
     from ..rollout.turn_loop import Rollout
-    from ..trajectory import Trajectory, Turn
+    from ..trajectory import Trajectory
 
 
 class SingleEpisodes(ABC):
@@ -62,12 +63,20 @@ class SingleEpisodes(ABC):
             episode.close()
 
     def stream(
-        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
-    ) -> Iterator[Turn]:
-        """Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended."""
+        self,
+        task: Any,
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        tokens: bool = False,
+        **row: Any,
+    ) -> Iterator[Any]:
+        """
+        Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended; with `tokens`,
+        before each turn also its text, in pieces as it is generated, see [`AgentEpisode.stream`].
+        """
         episode = self.start(task, environment, tools, **row)
         try:
-            yield from episode.stream()
+            yield from episode.stream(tokens)
         finally:
             episode.close()
 
@@ -78,7 +87,13 @@ class SingleEpisodes(ABC):
         return await asyncio.to_thread(self.run, task, environment, tools, **row)
 
     def start(
-        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+        self,
+        task: Any,
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        schemas: Sequence[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **row: Any,
     ) -> AgentEpisode:
         """
         Begin an episode: the environment is reset and the task is rendered, no turn is played yet.
@@ -86,19 +101,24 @@ class SingleEpisodes(ABC):
         Args:
             task, environment, tools, row:
                 As in [`~Mem1Agent.run`].
+            schemas (`Sequence[dict]`, *optional*):
+                In place of functions, tools that run elsewhere, as OpenAI's API describes them: a turn that calls some ends in
+                `episode.calls`, and `episode.give(results)` lets the agent go on.
+            options (`Mapping`, *optional*):
+                Fields of [`AgentSettings`] for this episode, such as `{"temperature": 0.0}`.
 
         Returns:
             [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
         """
         row = {"prompt": task, **row}
-        given, player = self._prepare(environment, tools)
+        given, player = self._prepare(environment, tools, schemas, options)
         try:
             (episode,) = player.start([row], given)
             player.rollout.begin([episode])
         except BaseException:
             given.release()
             raise
-        return AgentEpisode(player, episode, given, row, self._holding)
+        return AgentEpisode(player, episode, given, row, self._holding, schemas=schemas, settings=self.settings)
 
     def load(
         self,
@@ -128,8 +148,24 @@ class SingleEpisodes(ABC):
             `ValueError`: If the file holds no episode, or that of an agent with other settings, protocol, tokenizer or tools.
             `RuntimeError`: If an action that is called again has another result.
         """
-        saved = read_episode(path, self.settings, self.protocol.to_dict())
-        given, player = self._prepare(environment, tools)
+        return self.resume(read_episode(path), environment, tools, repeat, name=str(path))
+
+    def resume(
+        self,
+        record: Mapping[str, Any],
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        repeat: bool = True,
+        options: Mapping[str, Any] | None = None,
+        name: str = "the record",
+    ) -> AgentEpisode:
+        """
+        An episode from what [`AgentEpisode.to_dict`] returned; the other arguments, and errors, are those of [`~Mem1Agent.load`] and
+        [`~Mem1Agent.start`]. Tools that run elsewhere are in the record.
+        """
+        path = name
+        saved = saved_episode(record, path, self.settings, self.protocol.to_dict())
+        given, player = self._prepare(environment, tools, saved.schemas, options)
         episode = saved.episode
         episode.environment = given.environments[0]
         episode.actions = player.rollout.contexts.actions(given.actions[0])
@@ -142,7 +178,7 @@ class SingleEpisodes(ABC):
             episode.record.restore(saved.record)
             if saved.environment_state is not None:
                 given.set_state(episode.environment, saved.environment_state)
-            elif repeat and callable(getattr(episode.environment, "reset", None)):
+            elif repeat and saved.schemas is None and callable(getattr(episode.environment, "reset", None)):
                 (started,) = given.start([saved.row])
                 if started.error is not None:
                     raise started.error
@@ -150,20 +186,34 @@ class SingleEpisodes(ABC):
         except BaseException:
             given.release()
             raise
-        return AgentEpisode(player, episode, given, saved.row, self._holding, saved.reward, saved.seconds)
+        waiting = None
+        if saved.calls:
+            waiting = player.rollout.waiting_actions(episode, saved.calls, saved.turns_left)
+        parts = (saved.row, self._holding, saved.reward, saved.seconds, saved.schemas, waiting, self.settings)
+        return AgentEpisode(player, episode, given, *parts)
 
     def _prepare(
-        self, environment: Any, tools: Sequence[Callable[..., Any]] | None
+        self,
+        environment: Any,
+        tools: Sequence[Callable[..., Any]] | None,
+        schemas: Sequence[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[GivenEnvironments, EpisodePlayer]:
-        """The environment of one episode, made of `tools` if those are given, and the player of the episode."""
-        if environment is not None and tools is not None:
-            raise TypeError("Pass `environment` or `tools`, not both: a tool beside an environment is a method of it.")
+        """The environment of one episode, made of `tools` or `schemas` if those are given, and the player of the episode."""
+        if sum(one is not None for one in (environment, tools, schemas)) > 1:
+            raise TypeError(
+                "Pass `environment`, `tools` or `schemas`, not two of them: a tool beside an environment is a method of it."
+            )
+        if schemas is not None:
+            environment = environment_of_schemas(schemas)
         environment = environment_of(tools or []) if environment is None else environment
         given = GivenEnvironments([environment], self.protocol, self._caller)
-        return given, EpisodePlayer(self._rollout(self._caller))
+        if schemas is not None and given.actions[0].schemas:
+            given.actions[0].schemas = [dict(one) for one in schemas]  # as the client describes them
+        return given, EpisodePlayer(self._rollout(self._caller, options))
 
     @abstractmethod
-    def _rollout(self, caller: EnvironmentCaller) -> Rollout: ...
+    def _rollout(self, caller: EnvironmentCaller, options: Mapping[str, Any] | None = None) -> Rollout: ...
 
     @abstractmethod
     def _holding(self) -> AbstractContextManager[Any]: ...

@@ -4,56 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..context_rules.named import import_rule
-from ..json_text import read_json
-from ..protocol.presets import PRESETS
 from ..rollout.settings import AgentSettings, setting
+from .agent_options import AgentArguments, chosen_protocol, open_agent
 from .options import CommandError, ConfigParser
 from .task_options import TaskArguments, listed_objectives
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
-    from ..protocol.protocol import Mem1Protocol
-
-
-def _saved(name: str) -> Any:
-    """A field of [`AgentSettings`] that is not set, which takes the value saved with the model."""
-    own = next(one for one in fields(AgentSettings) if one.name == name)
-    return setting(name, default=None, help=f"{own.metadata['help']} Default: as saved with the model.")
 
 
 @dataclass
-class EvalArguments(TaskArguments):
+class EvalArguments(AgentArguments, TaskArguments):
     """
     Arguments of `mem1 eval`.
 
     Parameters:
-        > Parameters that control the agent
+        > Parameters that control the agent, besides those of [`AgentArguments`]
 
-        model_name_or_path (`str`):
-            Path or id of a causal language model.
         label (`str`, *optional*):
             Name of the agent in tables, plots and files. `None` takes the name of the model.
         max_turns (`int`, *optional*):
             Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
-        context, context_kwargs, max_completion_length, max_observation_length, max_context_length, memory_top_k, temperature, top_p, min_p,
-        repetition_penalty, conversational (*optional*):
-            As in [`AgentSettings`]. `None` takes what was saved with the model (`mem1_agent.json`), else the default there.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights.
-        device (`str`, *optional*):
-            Where the model runs. `None` takes a GPU if there is one.
-        endpoint (`str`, *optional*):
-            Address of a server that runs the model, such as `http://localhost:8000/v1`; then `model_name_or_path` gives the
-            tokenizer, the protocol and the saved settings only.
-        endpoint_model (`str`, *optional*):
-            Name of the model at the server. `None` takes `model_name_or_path`.
-        backend (`str`, *optional*):
-            How the server is spoken to: `"completions"` or `"chat"`, see [`Mem1Agent`]. `None` takes completions if it offers them.
 
         > Parameters that control the tasks, besides those of [`TaskArguments`]
 
@@ -68,60 +43,20 @@ class EvalArguments(TaskArguments):
 
         output_dir (`str`, *optional*, defaults to `"runs/eval"`):
             Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Episodes played at once.
         memory_value (`str` or `None`, *optional*):
             Measure what each state is worth, in nats, with nothing in its place (`"blank"`) or the state of another episode (`"swap"`).
         seed (`int`, *optional*, defaults to `0`):
             Of the choice of tasks, of sampling and of the intervals.
     """
 
-    model_name_or_path: str = field(kw_only=True, metadata={"help": "Path or id of a causal language model."})
     label: str | None = field(
         default=None,
         metadata={"help": "Name of the agent in tables, plots and files. `None` takes the name of the model."},
     )
-    context: str | None = _saved("context")
-    context_kwargs: dict | str | None = _saved("context_kwargs")  # noqa: RUF009  # the type that TRL's own have
     max_turns: int | None = setting(
         "max_turns",
         default=None,
         help="Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.",
-    )
-    max_completion_length: int | None = _saved("max_completion_length")
-    max_observation_length: int | None = _saved("max_observation_length")
-    max_context_length: int | None = _saved("max_context_length")
-    memory_top_k: int | None = _saved("memory_top_k")
-    temperature: float | None = _saved("temperature")
-    top_p: float | None = _saved("top_p")
-    min_p: float | None = _saved("min_p")
-    repetition_penalty: float | None = _saved("repetition_penalty")
-    conversational: bool | None = _saved("conversational")
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Data type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "Where the model runs. `None` takes a GPU if there is one."}
-    )
-    endpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Address of a server that runs the model, such as http://localhost:8000/v1; then model_name_or_path gives "
-            "the tokenizer, the protocol and the saved settings only."
-        },
-    )
-    endpoint_model: str | None = field(
-        default=None,
-        metadata={"help": "Name of the model at the server. `None` takes model_name_or_path."},
-    )
-    backend: str | None = field(
-        default=None,
-        metadata={
-            "help": "How the server is spoken to: raw contexts as in training, or chat messages. `None` takes completions if it "
-            "offers them.",
-            "choices": ["completions", "chat"],
-        },
     )
     objectives: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 6, 8, 16], metadata={"help": "Numbers of objectives."}
@@ -137,7 +72,6 @@ class EvalArguments(TaskArguments):
             "help": "Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again."
         },
     )
-    batch_size: int = field(default=32, metadata={"help": "Episodes played at once."})
     memory_value: str | None = field(
         default=None,
         metadata={
@@ -151,27 +85,9 @@ class EvalArguments(TaskArguments):
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("tasks", "top_k", "batch_size")
         super().__post_init__()
+        self.check_endpoint()
         if self.memory_value is not None and self.endpoint is not None:
             raise ValueError("memory_value needs a model that is loaded here: leave out endpoint, or memory_value")
-        if self.endpoint is None and (self.backend or self.endpoint_model):
-            name = "backend" if self.backend else "endpoint_model"
-            raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
-
-    def given(self) -> dict[str, Any]:
-        """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
-        names = [one.name for one in fields(AgentSettings) if one.name != "top_k" and hasattr(self, one.name)]
-        found = {name: value for name in names if (value := getattr(self, name)) is not None}
-        try:
-            if isinstance(self.context_kwargs, str):
-                found["context_kwargs"] = read_json(self.context_kwargs)
-            if self.context is not None:
-                import_rule(self.context)
-                found.setdefault("context_kwargs", {})  # those that were saved are of another rule
-        except ValueError as error:
-            raise CommandError(str(error)) from None
-        if not isinstance(found.get("context_kwargs", {}), dict):
-            raise CommandError(f"context_kwargs must be a JSON object, got {self.context_kwargs!r}")
-        return found
 
 
 def run(args: Sequence[str]) -> None:
@@ -188,7 +104,7 @@ def run(args: Sequence[str]) -> None:
     from ..hub.agent_settings import load_agent_settings
 
     # Short checks first, the model last
-    protocol = _protocol(options)
+    protocol = chosen_protocol(options)
     saved = load_agent_settings(options.model_name_or_path)
     try:
         dataclasses.replace(saved or AgentSettings(), **options.given())
@@ -196,7 +112,7 @@ def run(args: Sequence[str]) -> None:
         raise CommandError(str(error)) from None
     questions = options.load_questions()
     factory = options.environment_factory(options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
-    agent = _agent(options, protocol)
+    agent = open_agent(options, protocol)
 
     from ..evaluation.evaluate import evaluate_objectives
     from ..evaluation.result import slug
@@ -222,60 +138,6 @@ def run(args: Sequence[str]) -> None:
             evaluations[n].save(output, f"{slug(evaluation.agent)}-{n}")
     _print_table(evaluations)
     print(f"written to {output}; `mem1 report {options.output_dir}` makes a page of it")
-
-
-def _protocol(options: EvalArguments) -> Mem1Protocol:
-    from ..hub.agent_settings import saved_protocol
-
-    try:
-        return options.chosen_protocol() or saved_protocol(options.model_name_or_path)
-    except FileNotFoundError:
-        raise CommandError(
-            f"there is no mem1_protocol.json at {options.protocol or options.model_name_or_path!r}: check the path, or say how "
-            f"the model is spoken to with --protocol ({', '.join(PRESETS)}, or a directory)"
-        ) from None
-
-
-def _agent(options: EvalArguments, protocol: Mem1Protocol) -> Any:
-    import torch
-    from transformers.utils import logging
-
-    from ..agent import Mem1Agent
-    from ..hub.agent_settings import load_agent_settings
-
-    logging.disable_progress_bar()
-    budgets = {name: value for name, value in options.given().items() if name != "max_turns"}
-    if options.endpoint is not None:
-        from transformers import AutoTokenizer
-
-        try:
-            return Mem1Agent(
-                options.endpoint_model or options.model_name_or_path,
-                AutoTokenizer.from_pretrained(options.model_name_or_path),
-                protocol,
-                load_agent_settings(options.model_name_or_path),
-                options.batch_size,
-                client=options.endpoint,
-                backend=options.backend,
-                **budgets,
-            )
-        except ValueError as error:
-            raise CommandError(str(error)) from None
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each unknown kind has its own
-        reason = str(error).splitlines()[0]
-        raise CommandError(
-            f"device must be one that this machine has, such as cpu, got {device!r}: {reason}"
-        ) from None
-    return Mem1Agent.from_pretrained(
-        options.model_name_or_path,
-        protocol,
-        model_init_kwargs={"dtype": options.dtype, "device_map": device},
-        batch_size=options.batch_size,
-        **budgets,
-    )
 
 
 def _print_table(evaluations: dict[int, Evaluation]) -> None:

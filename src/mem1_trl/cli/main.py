@@ -11,10 +11,12 @@ from ..printable import one_line
 from ..version import __version__
 
 COMMANDS = {
+    "chat": ("chat", "talk with an agent in the terminal"),
     "eval": ("evaluate", "evaluate an agent on tasks of more and more objectives"),
     "index": ("index", "write a search index of a corpus to disk"),
     "report": ("report", "write what a run found as one HTML page with plots"),
     "retriever": ("retriever", "search a corpus over HTTP, with the API of Search-R1"),
+    "serve": ("serve", "serve an agent over OpenAI's API"),
     "train": ("train", "train an agent by reinforcement"),
     "trajectories": ("trajectories", "print episodes of an evaluation, turn by turn"),
 }

@@ -1,4 +1,4 @@
-"""What `mem1 eval` and `mem1 train` share: which questions are asked, what is searched, and how a model is spoken to."""
+"""What commands share: which questions are asked, what is searched, and how a model is spoken to."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..protocol.protocol import Mem1Protocol
 
 
+BUNDLED = "facts"
+"""The name of the corpus that comes with the package."""
+
+
 def listed_objectives(objectives: Any) -> Any:
     """Numbers of objectives as a list, which one number may stand for; a value of another type is left to the check of types."""
     if isinstance(objectives, int):
@@ -25,26 +29,17 @@ def listed_objectives(objectives: Any) -> Any:
 
 
 @dataclass
-class TaskArguments:
+class CorpusArguments:
     """
-    Arguments about tasks: questions that are answered by searching a corpus.
+    Arguments about what an agent searches, and how it is spoken to.
 
     Parameters:
         protocol (`str`, *optional*):
             `"default"`, `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, `"webshop"`, or a directory with
             `mem1_protocol.json`. `None` takes the one that was saved with the model.
-        questions (`str`, *optional*):
-            File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
-            bundled facts.
-        split (`str`, *optional*):
-            Split of the questions.
-        question_column, answer_column (`str`, *optional*):
-            Columns of the questions and answers, if they are not those that are known.
-        keywords (`bool`, *optional*, defaults to `False`):
-            Whether to ask the bundled questions in search words, such as "capital of France".
         corpus (`str`, *optional*):
             File or id of a data set of passages, a folder of text files, a directory that `mem1 index` wrote, or the address of
-            a retriever (`http://...`). `None` searches the bundled facts.
+            a retriever (`http://...`). `None`, or `"facts"`, searches the bundled facts.
         corpus_split (`str`, *optional*, defaults to `"train"`):
             Split of the passages.
         corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
@@ -58,6 +53,81 @@ class TaskArguments:
             "saved with the model."
         },
     )
+    corpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a folder of text files, a directory of "
+            "`mem1 index`, or the address of a retriever (http://...). `None`, or `facts`, searches the bundled facts."
+        },
+    )
+    corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
+    corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
+    corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def environment_factory(self, passages: int) -> Any:
+        """
+        Makes environments that search the corpus.
+
+        Args:
+            passages (`int`):
+                Passages of one search.
+
+        Raises:
+            `CommandError`: If there is no such file.
+            `ValueError`: If it is no corpus.
+        """
+        from ..environments import RetrievalQAEnvironment
+
+        if self.corpus in (None, BUNDLED):
+            from ..facts import load_facts
+
+            return RetrievalQAEnvironment.factory(load_facts().corpus, top_k=passages)
+
+        from ..local_rows import has_rows
+
+        corpus: Any = self.corpus
+        if not corpus.startswith(("http://", "https://")) and not Path(corpus).exists():
+            if has_rows(corpus):
+                raise CommandError(f"there is no file {corpus!r} for the corpus")
+            from datasets import load_dataset
+
+            corpus = load_dataset(corpus, split=self.corpus_split)
+        with naming_columns("--corpus_title", "--corpus_text"):
+            return RetrievalQAEnvironment.factory(corpus, passages, self.corpus_title, self.corpus_text)
+
+    def chosen_protocol(self) -> Mem1Protocol | None:
+        """
+        The protocol that was asked for; `None` stands for the one beside the model.
+
+        Raises:
+            `ValueError`: If it is neither a known one nor a directory.
+        """
+        return None if self.protocol is None else named_protocol(self.protocol)
+
+
+@dataclass
+class TaskArguments(CorpusArguments):
+    """
+    Arguments about tasks: questions that are answered by searching a corpus. Those of [`CorpusArguments`], and:
+
+    Parameters:
+        questions (`str`, *optional*):
+            File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
+            bundled facts.
+        split (`str`, *optional*):
+            Split of the questions.
+        question_column, answer_column (`str`, *optional*):
+            Columns of the questions and answers, if they are not those that are known.
+        keywords (`bool`, *optional*, defaults to `False`):
+            Whether to ask the bundled questions in search words, such as "capital of France".
+    """
+
     questions: str | None = field(
         default=None,
         metadata={
@@ -76,22 +146,6 @@ class TaskArguments:
         default=False,
         metadata={"help": "Whether to ask the bundled questions in search words, such as `capital of France`."},
     )
-    corpus: str | None = field(
-        default=None,
-        metadata={
-            "help": "File (.jsonl, .json, .csv, .parquet) or id of a data set of passages, a folder of text files, a directory of "
-            "`mem1 index`, or the address of a retriever (http://...). `None` searches the bundled facts."
-        },
-    )
-    corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
-    corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
-    corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
-
-    def _check_counts(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def __post_init__(self) -> None:
         if self.keywords and self.questions is not None:
@@ -126,43 +180,3 @@ class TaskArguments:
             asked = questions.select([i for i, relation in enumerate(questions["relation"]) if relation in KEYWORDS])
             questions = asked.remove_columns("question").rename_column("keywords", "question")
         return questions
-
-    def environment_factory(self, passages: int) -> Any:
-        """
-        Makes environments that search the corpus.
-
-        Args:
-            passages (`int`):
-                Passages of one search.
-
-        Raises:
-            `CommandError`: If there is no such file.
-            `ValueError`: If it is no corpus.
-        """
-        from ..environments import RetrievalQAEnvironment
-
-        if self.corpus is None:
-            from ..facts import load_facts
-
-            return RetrievalQAEnvironment.factory(load_facts().corpus, top_k=passages)
-
-        from ..local_rows import has_rows
-
-        corpus: Any = self.corpus
-        if not corpus.startswith(("http://", "https://")) and not Path(corpus).exists():
-            if has_rows(corpus):
-                raise CommandError(f"there is no file {corpus!r} for the corpus")
-            from datasets import load_dataset
-
-            corpus = load_dataset(corpus, split=self.corpus_split)
-        with naming_columns("--corpus_title", "--corpus_text"):
-            return RetrievalQAEnvironment.factory(corpus, passages, self.corpus_title, self.corpus_text)
-
-    def chosen_protocol(self) -> Mem1Protocol | None:
-        """
-        The protocol that was asked for; `None` stands for the one beside the model.
-
-        Raises:
-            `ValueError`: If it is neither a known one nor a directory.
-        """
-        return None if self.protocol is None else named_protocol(self.protocol)

@@ -308,8 +308,8 @@ class EpisodeRecord(ABC):
         """
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """The record, ready for JSON."""
+    def to_dict(self, dropped: int = 0) -> dict[str, Any]:
+        """The record, ready for JSON; without so many turns, the oldest."""
 
     @abstractmethod
     def restore(self, record: Mapping[str, Any]) -> None:

@@ -145,7 +145,7 @@ class TagRecord(EpisodeRecord):
     def add_message(self, text: str, body: Sequence[int], turns_left: int) -> None:
         pass
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, dropped: int = 0) -> dict[str, Any]:
         return {}
 
     def restore(self, record: Mapping[str, Any]) -> None:

@@ -441,8 +441,16 @@ class ToolCallRecord(EpisodeRecord):
         said = {name: value for name, value in self._last_turn.items() if name != "tool_calls"}  # they have no results
         self.shown.append([said, {"role": "user", "content": content}])
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"exchange": self.exchange, "shown": self.shown, "inside": self.inside, "last_turn": self._last_turn}
+    def to_dict(self, dropped: int = 0) -> dict[str, Any]:
+        exchange = (
+            self.exchange if not dropped else self.exchange[-1:]
+        )  # for reward functions, which want the whole episode
+        return {
+            "exchange": exchange,
+            "shown": self.shown[dropped:],
+            "inside": self.inside,
+            "last_turn": self._last_turn,
+        }
 
     def restore(self, record: Mapping[str, Any]) -> None:
         self.exchange, self.shown = list(record["exchange"]), list(record["shown"])

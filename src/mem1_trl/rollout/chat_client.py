@@ -11,9 +11,12 @@ from ..protocol.untrusted import clean_values
 from .server_calls import ServerCalls
 from .server_client import ServerClient
 from .server_errors import ServerError, part
+from .streamed_answers import send_streamed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from .turn_listener import TurnListener
 
 
 MAX_STOPS = 4
@@ -111,16 +114,30 @@ class ChatEndpoint:
         return self.calls.all([partial(self.ask_one, *one) for one in asked])
 
     def ask_one(
-        self, messages: list[dict[str, Any]], stops: list[str], tools: list[dict[str, Any]], acts: bool = True
+        self,
+        messages: list[dict[str, Any]],
+        stops: list[str],
+        tools: list[dict[str, Any]],
+        acts: bool = True,
+        listener: TurnListener | None = None,
     ) -> Reply:
-        """The answer to one conversation, asked for once; see [`~ChatEndpoint.ask`]. One that is not to act may be a thought alone."""
-        reply = self._send(messages, stops, tools)
+        """
+        The answer to one conversation, asked for once; see [`~ChatEndpoint.ask`]. One that is not to act may be a thought alone. A listener
+        is told its text as it comes.
+        """
+        reply = self._send(messages, stops, tools, listener)
         if acts and stops and reply.ended and _is_only_thought(reply.message):
             # A stop string inside a thought ended it before it came to an action
-            reply = self._send(messages, [], tools)
+            reply = self._send(messages, [], tools, listener)
         return reply
 
-    def _send(self, messages: list[dict[str, Any]], stops: Sequence[str], tools: list[dict[str, Any]]) -> Reply:
+    def _send(
+        self,
+        messages: list[dict[str, Any]],
+        stops: Sequence[str],
+        tools: list[dict[str, Any]],
+        listener: TurnListener | None,
+    ) -> Reply:
         request = {
             "model": self.model,
             "messages": messages,
@@ -130,7 +147,8 @@ class ChatEndpoint:
             "tools": tools or None,
             **self.request_kwargs,
         }
-        answer = self.client.chat.completions.create(**{k: v for k, v in request.items() if v is not None})
+        given = {name: value for name, value in request.items() if value is not None}
+        answer = send_streamed(self.client.chat.completions.create, given, listener)
         choice = first_choice(answer)
         message = part(choice, "message")
         if message is None:

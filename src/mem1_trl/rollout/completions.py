@@ -18,6 +18,7 @@ from .chat_client import MAX_STOPS, first_choice
 from .server_calls import ServerCalls
 from .server_errors import ServerError, part, status_of
 from .stopping import Completion, StopStringFinder, finish_completion, text_before_stops
+from .streamed_answers import send_streamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .settings import AgentSettings
+    from .turn_listener import TurnListener
 
 logger = logging.getLogger(__name__)
 
@@ -145,17 +147,29 @@ class CompletionsEndpoint:
 
     # Completions
 
-    def complete(self, context: list[int], stops: list[str], settings: AgentSettings, offer: Offer) -> Completion:
-        """The completion of a context, asked for once: an error is raised, and [`ServerCalls`] says what it costs."""
+    def complete(
+        self,
+        context: list[int],
+        stops: list[str],
+        settings: AgentSettings,
+        offer: Offer,
+        listener: TurnListener | None = None,
+    ) -> Completion:
+        """
+        The completion of a context, asked for once: an error is raised, and [`ServerCalls`] says what it costs. A listener is told
+        its text as it comes.
+        """
         after, budget = text_before_stops(stops), settings.max_completion_length
         thought: tuple[int, ...] = ()
         if after:  # a stop string inside the thought that the context has opened would end the turn
-            piece = self._send(context, [after], budget, settings, offer, in_thought=True)
+            piece = self._send(context, [after], budget, settings, offer, listener, in_thought=True)
             thought = piece.ids
+            if listener is not None:  # the end of the thought, if the server stopped at it and left it out
+                listener.extend_to(decode(self.tokenizer, thought))
             closed = self.stop_texts.end(thought, [after]) is not None
             if not piece.ended or not closed or len(thought) >= budget:
                 return self._completion(context, piece, settings, offer)
-        piece = self._send([*context, *thought], stops, budget - len(thought), settings, offer)
+        piece = self._send([*context, *thought], stops, budget - len(thought), settings, offer, listener)
         return self._completion(context, _Piece((*thought, *piece.ids), piece.ended), settings, offer)
 
     def _completion(self, context: list[int], piece: _Piece, settings: AgentSettings, offer: Offer) -> Completion:
@@ -171,6 +185,7 @@ class CompletionsEndpoint:
         budget: int,
         settings: AgentSettings,
         offer: Offer,
+        listener: TurnListener | None,
         in_thought: bool = False,
     ) -> _Piece:
         text, read = ("", context) if offer.takes_ids else self._as_text(context)
@@ -186,7 +201,7 @@ class CompletionsEndpoint:
         }
         more = {name: options[name] for name, neutral in _EXTENSIONS.items() if options.get(name) not in neutral}
         request["extra_body"] = {**offer.extra, **more, **(request.get("extra_body") or {})}
-        answer = self.create(**_given(request))
+        answer = send_streamed(self.create, _given(request), listener)
         choice = first_choice(answer)
         self._check_read(_tokens_read(answer), len(read))
         return self._read_choice(choice, list(stops), budget, in_thought)

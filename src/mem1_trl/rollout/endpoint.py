@@ -53,7 +53,8 @@ class ChatRollout(ServerRollout):
         def read(reply: Reply | str) -> Completion:
             return self._read_reply(reply, sent, request.context, stops, tags)
 
-        return Question(partial(self.endpoint.ask_one, sent, asked, tools, not request.next.summary), read)
+        acts = not request.next.summary
+        return Question(partial(self.endpoint.ask_one, sent, asked, tools, acts, episode.listener), read)
 
     def _read_reply(
         self, reply: Reply | str, sent: list[dict[str, Any]], context: list[int], stops: list[str], tags: set[str]

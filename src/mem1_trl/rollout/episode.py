@@ -11,6 +11,7 @@ from .external_memory import ExternalMemory
 
 if TYPE_CHECKING:
     from ..protocol.syntax import EpisodeRecord
+    from .turn_listener import TurnListener
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class Episode:
             tool calls, where the agent's own turn is open after them.
         seed (`int` or `None`):
             Seed of what it samples, see [`uniform_draws`]. `None` if the backend draws from a generator that all episodes share.
+        listener ([`TurnListener`] or `None`):
+            Is told the text of the present turn while it is generated.
     """
 
     prompt_ids: list[int]
@@ -59,6 +62,7 @@ class Episode:
     seed: int | None = None
     rounds: list[int] = field(default_factory=list)
     tails: list[int] = field(default_factory=list)
+    listener: TurnListener | None = field(default=None, repr=False, compare=False)
 
     def turns_left(self, max_turns: int) -> int:
         """Turns that it may still play before it needs another message."""

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .settings import AgentSettings
+    from .turn_listener import TurnListener
 
 
 class TurnGenerator(Protocol):
     """
     A backend that returns one completion for each context; each context has its own list of stop strings.
 
-    One whose rollout gives seeds to its episodes is also passed `draws`, the numbers that choose the tokens of each context.
+    One whose rollout gives seeds to its episodes is also passed `draws`, the numbers that choose the tokens of each context; one whose
+    episodes are listened to, `listeners`, see [`TurnListener`].
     """
 
     def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
@@ -62,6 +64,8 @@ class ActionGenerate:
         draws (`Sequence[numpy.ndarray]`, *optional*):
             Numbers that choose the tokens of each sequence if it is sampled, see [`SeededSampling`]. `None` uses PyTorch's generator,
             which all sequences share; so do options of sampling that [`seeded_options`] does not know.
+        listeners (`Sequence[TurnListener | None]`, *optional*):
+            Are told the tokens of each sequence as they are sampled.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class ActionGenerate:
         cache: PrefixCache | None = None,
         traits: SamplerTraits | None = None,
         draws: Sequence[np.ndarray] | None = None,
+        listeners: Sequence[TurnListener | None] | None = None,
     ):
         self.model = model
         self.generate: Any = model.generate
@@ -85,6 +90,7 @@ class ActionGenerate:
         plain = _generates_as_transformers(model)
         self.cache = cache if plain else None
         self.draws = draws if plain else None
+        self.listeners = listeners
         self.logprobs: list[list[float]] | None = None
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -156,7 +162,8 @@ class ActionGenerate:
     ) -> tuple[torch.Tensor, list[list[float]] | None, list[bool]]:
         """Sequences of some rows, their log-probs, and which have ended, from one call of `generate`. Completions start at `columns`."""
         stops = [self.stops[row] for row in rows]
-        criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at)
+        listeners = None if self.listeners is None else [self.listeners[row] for row in rows]
+        criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at, listeners)
         contexts = inputs["input_ids"]
         greedy = not inputs.get("do_sample", getattr(inputs.get("generation_config"), "do_sample", None))
         recorder = SampledLogprobs(self.temperature, contexts.shape[1], criteria if greedy else None)
@@ -307,24 +314,37 @@ class TransformersGenerator:
         prompts: list[list[int]],
         stops: list[list[str]],
         draws: Sequence[np.ndarray] | None = None,
+        listeners: Sequence[TurnListener | None] | None = None,
     ) -> list[Completion]:
         completions: list[Completion] = []
         for start in range(0, len(prompts), self.batch_size):
             chunk = slice(start, start + self.batch_size)
             if len(prompts) > self.batch_size:
                 self.release()  # drops the keys and values of other prompts
-            own = None if draws is None else draws[chunk]
-            completions.extend(self._generate(prompts[chunk], stops[chunk], own))
+            own = [None if given is None else given[chunk] for given in (draws, listeners)]
+            completions.extend(self._generate(prompts[chunk], stops[chunk], *own))
         return completions
 
     @torch.no_grad()
     def _generate(
-        self, prompts: list[list[int]], stops: list[list[str]], draws: Sequence[np.ndarray] | None
+        self,
+        prompts: list[list[int]],
+        stops: list[list[str]],
+        draws: Any,
+        listeners: Any,
     ) -> list[Completion]:
         inputs = pad_left(prompts, self.pad_token_id, self.model.device)
         temperature = self.settings.temperature or 1.0
         hook = ActionGenerate(
-            self.model, self.stop_texts, stops, temperature, self.eos_token_ids, self._cache, self.traits, draws
+            self.model,
+            self.stop_texts,
+            stops,
+            temperature,
+            self.eos_token_ids,
+            self._cache,
+            self.traits,
+            draws,
+            listeners,
         )
         sequences = hook(
             **inputs,
@@ -337,9 +357,13 @@ class TransformersGenerator:
         )
         truncated = not self.settings.samples_from_policy
         logprobs: list[Any] = hook.logprobs or [None] * len(prompts)
-        return [
+        completions = [
             finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids, truncated)
             for row, row_logprobs, row_stops in zip(
                 sequences[:, inputs["input_ids"].shape[1] :].tolist(), logprobs, stops
             )
         ]
+        for place, listener in enumerate(listeners or ()):
+            if listener is not None and listener.error is not None:
+                completions[place] = Completion((), None, False, error=f"it was stopped ({listener.error!r})")
+        return completions

@@ -91,6 +91,13 @@ def edit_state(rollout: Rollout, episode: Episode, state: str) -> None:
     episode.turns[-1] = new
 
 
+def forgettable_turns(rollout: Rollout, episode: Episode) -> int:
+    """How many turns, oldest first, no later context can hold: all but the last where only that is carried."""
+    if rollout.settings.context not in ("mem1", "external"):
+        return 0
+    return max(len(episode.turns) - 1, 0)
+
+
 def repeat_actions(rollout: Rollout, episode: Episode) -> None:
     """
     Bring a fresh environment to where that of a saved episode was: its actions are called again, in their order.

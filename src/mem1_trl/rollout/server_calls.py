@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
 from ..retrying import with_retries
-from .server_errors import FailedContext, explained, one_line, seconds_to_wait
+from .server_errors import FailedContext, TurnStopped, explained, one_line, seconds_to_wait
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class ServerCalls(Generic[Value]):
             over.set()
             pool.shutdown(wait=False, cancel_futures=True)
         results = [future.result() for future in futures]
-        failures = [result for result in results if isinstance(result, Exception)]
-        self.give_up(failures, len(results))
+        judged = [result for result in results if not isinstance(result, TurnStopped)]
+        self.give_up([result for result in judged if isinstance(result, Exception)], len(judged))
         return [str(result) if isinstance(result, Exception) else result for result in results]
 
     def one(
@@ -110,6 +110,8 @@ class ServerCalls(Generic[Value]):
     def give_up(self, failures: list[Any], asked: int) -> None:
         """Raise if going on would only spend episodes, after `asked` requests of which some failed."""
         with self._lock:
+            if not asked:
+                return
             if len(failures) < asked:
                 self._has_answered, self._barren = True, 0
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 from ..json_text import read_json
 from ..web.addresses import Address, resolve
-from ..web.exchange import exchange
+from ..web.exchange import exchange, exchange_lines
 from ..web.pages import FetchError
 from .server_errors import ServerError
 
@@ -21,7 +22,8 @@ _HUB_HOSTS = ("huggingface.co", "huggingface.cloud", "hf.space")
 
 class ServerClient:
     """
-    Has `chat.completions.create` and `completions.create`, as `openai.OpenAI` does, and returns the JSON of the answers.
+    Has `chat.completions.create` and `completions.create`, as `openai.OpenAI` does, and returns the JSON of the answers; with
+    `stream=True` that of their pieces, one after the other.
 
     The token of the Hub, if one is logged in, goes to hosts of Hugging Face only.
 
@@ -56,27 +58,66 @@ class ServerClient:
         self.completions = SimpleNamespace(create=partial(self._post, "completions"))
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=partial(self._post, "chat/completions")))
 
-    def _post(self, route: str, extra_body: dict[str, Any] | None = None, **request: Any) -> dict[str, Any]:
+    def _post(self, route: str, extra_body: dict[str, Any] | None = None, **request: Any) -> Any:
         """The answer to a request, as JSON."""
-        address = dataclasses.replace(self._base, target=f"{self._base.target}/{route}")
-        body = json.dumps({**request, **(extra_body or {})}).encode()
+        if request.get("stream"):
+            return self._pieces(route, {**request, **(extra_body or {})})
+        address, body = self._address(route), json.dumps({**request, **(extra_body or {})}).encode()
         try:
             ips = resolve(address, allow_private=True)  # the address is the user's, not the agent's
             answer = exchange(address, ips, self.timeout, _MAX_BYTES, "POST", self._headers, body)
         except FetchError as error:
-            if error.passing:
-                raise ConnectionError(str(error)) from None
-            raise RuntimeError(str(error)) from None
+            raise _not_fetched(error) from None
         text = answer.body.decode("utf-8", errors="replace")
         if answer.status >= 300:
             raise ServerError(f"HTTP {answer.status}: {_said(text)}", answer.status, answer.headers)
+        return _read_object(text)
+
+    def _pieces(self, route: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The pieces of a streamed answer; its only one, if the server sends the whole answer."""
+        address, body = self._address(route), json.dumps(request).encode()
+        headers = {**self._headers, "Accept": "text/event-stream, application/json"}
         try:
-            found = read_json(text, nan_is_null=True)
-        except ValueError:
-            raise ServerError(f"its answer is no JSON but {text[:80]!r}") from None
-        if not isinstance(found, dict):
-            raise ServerError(f"its answer must be a JSON object, got {text[:80]!r}")
-        return found
+            ips = resolve(address, allow_private=True)
+            status, given, lines = exchange_lines(address, ips, self.timeout, _MAX_BYTES, headers, body)
+            if status >= 300:
+                raise ServerError(f"HTTP {status}: {_said(chr(10).join(lines))}", status, given)
+            if "event-stream" not in str(given.get("Content-Type", "")):
+                yield _as_piece(_read_object("\n".join(lines)))
+                return
+            for line in lines:
+                data = line.removeprefix("data:").strip()
+                if line.startswith("data:") and data != "[DONE]":
+                    yield _read_object(data)
+        except FetchError as error:
+            raise _not_fetched(error) from None
+
+    def _address(self, route: str) -> Address:
+        return dataclasses.replace(self._base, target=f"{self._base.target}/{route}")
+
+
+def _not_fetched(error: FetchError) -> Exception:
+    return ConnectionError(str(error)) if error.passing else RuntimeError(str(error))
+
+
+def _as_piece(answer: dict[str, Any]) -> dict[str, Any]:
+    """A whole answer as one piece of a stream."""
+    choices = [
+        {"finish_reason": "stop", **one, "delta": one.get("message")}
+        for one in answer.get("choices") or []
+        if isinstance(one, dict)
+    ]
+    return {**answer, "choices": choices}
+
+
+def _read_object(text: str) -> dict[str, Any]:
+    try:
+        found = read_json(text, nan_is_null=True)
+    except ValueError:
+        raise ServerError(f"its answer is no JSON but {text[:80]!r}") from None
+    if not isinstance(found, dict):
+        raise ServerError(f"its answer must be a JSON object, got {text[:80]!r}")
+    return found
 
 
 def _said(text: str) -> str:

@@ -51,6 +51,10 @@ class FailedContext(Exception):
     """Raised for a context that the server has no completion for, while it may have one for others."""
 
 
+class TurnStopped(FailedContext):
+    """Raised when whoever listens to a turn wants no more of it, which says nothing about the server."""
+
+
 def part(value: Any, name: str) -> Any:
     """An entry of what a client returned, which is a dictionary or an object; `None` if there is none."""
     return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
@@ -76,6 +80,8 @@ def seconds_to_wait(error: Exception, attempt: int) -> float | None:
 
 def explained(error: Exception, attempts: int) -> Exception:
     """The last failure of a request as one of the three kinds of this module."""
+    if isinstance(error, FailedContext):
+        return error
     status, detail = status_of(error), one_line(error)
     if status in _ADVICE:
         return RuntimeError(f"The model server refused a request ({detail}): {_ADVICE[status]}.")

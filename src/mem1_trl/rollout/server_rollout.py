@@ -112,7 +112,8 @@ class CompletionsRollout(ServerRollout):
 
     def question(self, request: TurnRequest) -> Question:
         def send() -> Completion:
-            return self.endpoint.complete(request.context, request.stops, self.settings, self.offer)
+            listener = request.episode.listener
+            return self.endpoint.complete(request.context, request.stops, self.settings, self.offer, listener)
 
         return Question(send, _or_failure)
 

@@ -24,6 +24,7 @@ class _Request:
     prompts: list[list[int]]
     stops: list[list[str]]
     draws: list[Any] | None = None
+    listeners: list[Any] | None = None
     completions: list[Completion] | None = None
     error: Exception | None = None
 
@@ -78,9 +79,10 @@ class SharedGenerator:
         stops: list[list[str]],
         settings: AgentSettings,
         draws: list[Any] | None = None,
+        listeners: list[Any] | None = None,
     ) -> list[Completion]:
         """One completion for each context, as from the generator."""
-        request = _Request(settings, prompts, stops, draws)
+        request = _Request(settings, prompts, stops, draws, listeners)
         with self._changed:
             self._waiting.append(request)
             self._changed.notify_all()
@@ -131,9 +133,13 @@ class SharedGenerator:
         try:
             prompts = [prompt for request in requests for prompt in request.prompts]
             stops = [stops for request in requests for stops in request.stops]
-            if requests[0].draws is None:
-                return iter(generator(prompts, stops))
-            return iter(generator(prompts, stops, [one for request in requests for one in request.draws or ()]))
+            more: dict[str, Any] = {}
+            if requests[0].draws is not None:
+                more["draws"] = [one for request in requests for one in request.draws or ()]
+            if any(request.listeners for request in requests):
+                own = [request.listeners or [None] * len(request.prompts) for request in requests]
+                more["listeners"] = [listener for listeners in own for listener in listeners]
+            return iter(generator(prompts, stops, **more))
         finally:
             if training:
                 model.train()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from .turn_listener import TurnListener
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -140,6 +142,8 @@ class ActionStoppingCriteria(StoppingCriteria):
             Token ids that also end a sequence.
         leave_at (`int`, *optional*, defaults to `0`):
             End all sequences as soon as at most this many are unfinished, so that the caller can continue with these alone.
+        listeners (`Sequence[TurnListener | None]`, *optional*):
+            Are told the tokens of their sequences as these are sampled, and end those that nobody wants any more.
     """
 
     def __init__(
@@ -149,12 +153,14 @@ class ActionStoppingCriteria(StoppingCriteria):
         prompt_length: int,
         eos_token_ids: Sequence[int] = (),
         leave_at: int = 0,
+        listeners: Sequence[TurnListener | None] | None = None,
     ):
         self.stop_texts = stop_texts
         self.stops = stops
         self.prompt_length = prompt_length
         self.eos_token_ids = eos_token_ids
         self.leave_at = leave_at
+        self.listeners = listeners
         self.done = [False] * len(stops)
         self._begin: list[int | None] = [None if text_before_stops(row) else 0 for row in stops]
         """Where the stop strings of each row begin to count, in tokens; `None` until the text before them was written."""
@@ -166,7 +172,7 @@ class ActionStoppingCriteria(StoppingCriteria):
             self.done
         ):  # several rows for a sequence, as in beam search: each ends as `generate` says
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        last = input_ids[:, -1].cpu()
+        last, ended = input_ids[:, -1].cpu(), list(self.done)
         for character in self._last_characters:
             finder = self.stop_texts
             assert finder is not None
@@ -174,12 +180,18 @@ class ActionStoppingCriteria(StoppingCriteria):
             hits = closers[last.clamp(max=len(closers) - 1)].nonzero().flatten().tolist()
             for row in hits:
                 if not self.done[row]:
-                    self.done[row] = self._completes(finder, row, input_ids[row, self.prompt_length :].tolist())
+                    self.done[row] = self._completes(finder, row, self._sampled(input_ids, row))
         for row, token in enumerate(last.tolist()):
             self.done[row] |= token in self.eos_token_ids
+        for row, listener in enumerate(self.listeners or ()):
+            if listener is not None and not ended[row] and not listener.read_ids(self._sampled(input_ids, row)):
+                self.done[row] = True
         if len(self.done) - sum(self.done) <= self.leave_at:
             return torch.ones(len(self.done), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(self.done, device=input_ids.device)
+
+    def _sampled(self, input_ids: torch.Tensor, row: int) -> list[int]:
+        return input_ids[row, self.prompt_length :].tolist()
 
     def _completes(self, finder: StopStringFinder, row: int, ids: list[int]) -> bool:
         """Whether the last token of a row completes one of its stop strings."""

@@ -114,7 +114,10 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         self.begin(episodes)
-        if self.mode == "async":
+        play = next((getattr(one.environment, "mem1_plays", None) for one in episodes), None)
+        if play is not None:  # the environment owns the loop, see mem1_trl.gateway
+            play(self, episodes)
+        elif self.mode == "async":
             play_asynchronously(self, episodes)
         else:
             self._play_in_lockstep(episodes)
@@ -151,6 +154,31 @@ class Rollout:
         for action in acting:
             self.observe(action)
 
+    def play_turn_outside(self, episode: Episode) -> Acting | None:
+        """
+        Play one turn of an episode whose actions are called elsewhere.
+
+        Returns:
+            [`Acting`] or `None`: The calls whose results are to be given to [`~Rollout.observe`]; `None` if there are none to wait for.
+        """
+        request = self.next_request(episode)
+        (completion,) = self.generate_turns([request])
+        acting = self.read(request, completion)
+        if acting is None or episode.stop_reason is not None:
+            return None
+        if acting.turns_left == 0:  # nothing would be done with the results
+            episode.stop_reason = StopReason.MAX_TURNS
+            return None
+        if not all(isinstance(call, ActionResult) for call in acting.calls):
+            return acting
+        acting.results = list(acting.calls)
+        self.observe(acting)
+        return None
+
+    def waiting_actions(self, episode: Episode, requests: list[ActionRequest], turns_left: int) -> Acting:
+        """The actions of the last turn of an episode again, which were written down by their requests."""
+        return Acting(episode, requests, self._calls(episode, requests), turns_left)
+
     # One turn of one episode, in this order
 
     def next_request(self, episode: Episode) -> TurnRequest:
@@ -167,10 +195,12 @@ class Rollout:
     def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
         """One completion for each request, in one call of the backend."""
         prompts, stops = [one.context for one in requests], [one.stops for one in requests]
-        draws = [one.draws for one in requests]
-        if requests and draws[0] is not None:
-            return self.generate(prompts, stops, draws=draws)  # type: ignore[call-arg]  # see `seeds`
-        return self.generate(prompts, stops)
+        more: dict[str, Any] = {}
+        if requests and requests[0].draws is not None:
+            more["draws"] = [one.draws for one in requests]
+        if any(one.episode.listener is not None for one in requests):
+            more["listeners"] = [one.episode.listener for one in requests]
+        return self.generate(prompts, stops, **more)
 
     def open_turns(
         self,
@@ -214,6 +244,8 @@ class Rollout:
         """Record the turn and return it parsed (`None` without an environment)."""
         episode, context = request.episode, request.context
         text = decode(self.tokenizer, completion.ids)
+        if episode.listener is not None:
+            episode.listener.extend_to(text)
         parsed = did = None
         if episode.actions is not None:
             opened = self.syntax.opened(context)

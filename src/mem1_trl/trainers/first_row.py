@@ -43,7 +43,8 @@ def play_first_row(pool: EnvironmentPool, dataset: Any) -> None:
     for name, actions in pool.actions.items():
         environment = pool.example_of(name)
         kind = type(environment).__name__
-        if not actions.tags and actions.answer_method is None:
+        owns_loop = getattr(type(environment), "mem1_plays", None) is not None
+        if not owns_loop and not actions.tags and actions.answer_method is None:
             raise ValueError(
                 f"{kind} has no action: give it a public method with a docstring, which the agent may call, or leave out "
                 "`environment_factory` if tasks are one completion each."

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
@@ -90,27 +91,79 @@ def exchange(
     deadline = time.monotonic() + timeout
     connection = _connect(address, ips, deadline, tls)
     sent = {"Host": address.authority, "Accept-Encoding": "gzip, deflate", "Connection": "close", **(headers or {})}
-    with contextlib.closing(connection), TimeLimit(deadline - time.monotonic()) as limit:
+    limit = TimeLimit(deadline - time.monotonic())
+    with contextlib.closing(connection), limit, _explained(address, timeout, limit):
+        limit.watch(connection.sock)
+        connection.request(method, address.target, body=body, headers=sent, preload_content=False)
+        response = connection.getresponse()
+        loaded, cut = b"", False
+        if wanted(response.status, response.headers):
+            loaded, cut = read_at_most(response, max_bytes)
+        if limit.over:  # what was read ends where the connection was shut
+            raise TimeoutError
+        return Answer(response.status, response.headers, loaded, cut)
+
+
+def exchange_lines(
+    address: Address,
+    ips: list[str],
+    timeout: float,
+    max_bytes: int,
+    headers: Mapping[str, str],
+    body: bytes,
+) -> tuple[int, Mapping[str, str], Iterator[str]]:
+    """
+    Status, headers and lines of the answer to a `POST`, each line as soon as it has come. The arguments are those of [`exchange`].
+
+    The connection is closed with the lines: when they have all come, or their iterator is closed.
+
+    Raises:
+        [`FetchError`]: if the host does not answer, or not in time; the lines raise it, too.
+    """
+    deadline = time.monotonic() + timeout
+    connection = _connect(address, ips, deadline, None)
+    sent = {"Host": address.authority, "Connection": "close", **headers}
+    limit = TimeLimit(deadline - time.monotonic())
+
+    def lines() -> Iterator[str]:
         try:
+            with _explained(address, timeout, limit):
+                size = 0
+                # A compressed line would wait for those after it
+                for line in iter(lambda: response.readline(max_bytes + 1), b""):
+                    size += len(line)
+                    if size > max_bytes:
+                        raise ValueError("too long")
+                    yield line.decode("utf-8", errors="replace").rstrip("\r\n")
+                if limit.over:
+                    raise TimeoutError
+        finally:
+            stack.close()
+
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(contextlib.closing(connection))
+        opened.enter_context(limit)
+        with _explained(address, timeout, limit):
             limit.watch(connection.sock)
-            connection.request(method, address.target, body=body, headers=sent, preload_content=False)
-            response = connection.getresponse()
-            loaded, cut = b"", False
-            if wanted(response.status, response.headers):
-                loaded, cut = read_at_most(response, max_bytes)
-            if limit.over:  # what was read ends where the connection was shut
-                raise TimeoutError
-            return Answer(response.status, response.headers, loaded, cut)
-        except (OSError, HTTPError, ValueError) as error:
-            if limit.over or isinstance(error, TimeoutError):
-                raise FetchError(f"{address.host} did not answer within {timeout:g} seconds.", passing=True) from None
-            raise FetchError(
-                f"The connection to {address.host} broke ({type(error).__name__}).", passing=True
-            ) from None
-        except Exception as error:  # http.client's own errors about malformed answers
-            raise FetchError(
-                f"{address.host} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
-            ) from None
+            connection.request("POST", address.target, body=body, headers=sent, preload_content=False)
+            response: Any = connection.getresponse()
+        stack = opened.pop_all()
+    return response.status, response.headers, lines()
+
+
+@contextlib.contextmanager
+def _explained(address: Address, timeout: float, limit: TimeLimit) -> Iterator[None]:
+    """Failures of a connection as a [`FetchError`] that says what happened."""
+    try:
+        yield
+    except (OSError, HTTPError, ValueError) as error:
+        if limit.over or isinstance(error, TimeoutError):
+            raise FetchError(f"{address.host} did not answer within {timeout:g} seconds.", passing=True) from None
+        raise FetchError(f"The connection to {address.host} broke ({type(error).__name__}).", passing=True) from None
+    except Exception as error:  # http.client's own errors about malformed answers
+        raise FetchError(
+            f"{address.host} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
+        ) from None
 
 
 def _connect(address: Address, ips: list[str], deadline: float, tls: ssl.SSLContext | None) -> HTTPConnection:

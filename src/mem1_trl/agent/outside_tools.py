@@ -1,0 +1,61 @@
+"""Tools that run elsewhere: the agent asks for them, and whoever plays the episode brings their results."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..environment_runtime.tools import environment_of
+
+_KINDS: dict[Any, Any] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+}
+
+
+def environment_of_schemas(schemas: Sequence[Mapping[str, Any]]) -> Any:
+    """
+    An environment whose actions are described by JSON schemas and run elsewhere.
+
+    Args:
+        schemas (`Sequence[Mapping]`):
+            Tools as OpenAI's API describes them: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+
+    Raises:
+        `ValueError`: If a name cannot be that of an action, or two are the same.
+    """
+    return environment_of([_stub(schema["function"]) for schema in schemas])
+
+
+def _stub(function: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function with the signature and the docstring that a schema describes."""
+
+    def outside(**arguments: Any) -> None:
+        raise RuntimeError("This tool runs elsewhere.")
+
+    parameters = function.get("parameters") or {}
+    described = parameters.get("properties") or {}
+    required = parameters.get("required") or []
+    ordered = sorted(described, key=lambda name: name not in required)  # those with a default come last
+    places = []
+    lines = [" ".join(str(function.get("description") or function["name"]).split()), "", "Args:"]
+    for name in ordered:
+        about = described[name] if isinstance(described[name], Mapping) else {}
+        kind = _KINDS.get(about.get("type"), Any) if isinstance(about.get("type"), str) else Any
+        default = inspect.Parameter.empty if name in required else about.get("default")
+        places.append(
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+        )
+        outside.__annotations__[name] = kind
+        lines.append(f"    {name}: {' '.join(str(about.get('description') or name).split())}")
+    outside.__annotations__.pop("arguments", None)
+    outside.__annotations__["return"] = str
+    outside.__signature__ = inspect.Signature(places)  # type: ignore[attr-defined]
+    outside.__name__ = outside.__qualname__ = function["name"]
+    outside.__doc__ = "\n".join(lines if described else lines[:1])
+    return outside

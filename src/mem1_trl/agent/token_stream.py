@@ -1,0 +1,59 @@
+"""A call that tells its progress to a function, turned around into an iterator."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class ReaderLeft(Exception):
+    """Raised inside the call when nobody reads on."""
+
+
+def pieces_of(call: Callable[[Callable[[str], object]], Value]) -> Iterator[str | Value]:
+    """
+    What a call tells while it runs, and then its value.
+
+    Args:
+        call (`Callable`):
+            Called in a thread, with a function that it passes each piece to. If nobody reads on, that function raises, and the call
+            is waited for.
+
+    Yields:
+        `str` or the value: The pieces, and the value last.
+
+    Raises:
+        `BaseException`: What the call raised.
+    """
+    events: SimpleQueue[str | None] = SimpleQueue()
+    left = threading.Event()
+    outcome: list[Value] = []
+    errors: list[BaseException] = []
+
+    def tell(piece: str) -> None:
+        if left.is_set():
+            raise ReaderLeft("Nobody reads this turn any more.")
+        events.put(piece)
+
+    def run() -> None:
+        try:
+            outcome.append(call(tell))
+        except BaseException as error:
+            errors.append(error)
+        events.put(None)
+
+    thread = threading.Thread(target=run, daemon=True, name="mem1-turn")
+    thread.start()
+    try:
+        while (piece := events.get()) is not None:
+            yield piece
+    finally:
+        left.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+    yield outcome[0]

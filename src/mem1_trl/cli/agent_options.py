@@ -1,0 +1,167 @@
+"""What commands that play an agent share: which model it is, where it runs, and how it decodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from ..context_rules.named import import_rule
+from ..json_text import read_json
+from ..protocol.presets import PRESETS
+from ..rollout.settings import AgentSettings, setting
+from .options import CommandError
+
+if TYPE_CHECKING:
+    from ..agent import Mem1Agent
+    from ..protocol.protocol import Mem1Protocol
+
+
+def _saved(name: str) -> Any:
+    """A field of [`AgentSettings`] that is not set, which takes the value saved with the model."""
+    own = next(one for one in fields(AgentSettings) if one.name == name)
+    return setting(name, default=None, help=f"{own.metadata['help']} Default: as saved with the model.")
+
+
+@dataclass
+class AgentArguments:
+    """
+    Arguments about an agent.
+
+    Parameters:
+        model_name_or_path (`str`):
+            Path or id of a causal language model.
+        context, context_kwargs, max_completion_length, max_observation_length, max_context_length, memory_top_k, temperature, top_p, min_p,
+        repetition_penalty, conversational (*optional*):
+            As in [`AgentSettings`]. `None` takes what was saved with the model (`mem1_agent.json`), else the default there.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Data type of the weights.
+        device (`str`, *optional*):
+            Where the model runs. `None` takes a GPU if there is one.
+        endpoint (`str`, *optional*):
+            Address of a server that runs the model, such as `http://localhost:8000/v1`; then `model_name_or_path` gives the
+            tokenizer, the protocol and the saved settings only.
+        endpoint_model (`str`, *optional*):
+            Name of the model at the server. `None` takes `model_name_or_path`.
+        backend (`str`, *optional*):
+            How the server is spoken to: `"completions"` or `"chat"`, see [`Mem1Agent`]. `None` takes completions if it offers them.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Episodes played at once.
+    """
+
+    model_name_or_path: str = field(kw_only=True, metadata={"help": "Path or id of a causal language model."})
+    context: str | None = _saved("context")
+    context_kwargs: dict | str | None = _saved("context_kwargs")  # noqa: RUF009  # the type that TRL's own have
+    max_completion_length: int | None = _saved("max_completion_length")
+    max_observation_length: int | None = _saved("max_observation_length")
+    max_context_length: int | None = _saved("max_context_length")
+    memory_top_k: int | None = _saved("memory_top_k")
+    temperature: float | None = _saved("temperature")
+    top_p: float | None = _saved("top_p")
+    min_p: float | None = _saved("min_p")
+    repetition_penalty: float | None = _saved("repetition_penalty")
+    conversational: bool | None = _saved("conversational")
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Data type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Where the model runs. `None` takes a GPU if there is one."}
+    )
+    endpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of a server that runs the model, such as http://localhost:8000/v1; then model_name_or_path gives "
+            "the tokenizer, the protocol and the saved settings only."
+        },
+    )
+    endpoint_model: str | None = field(
+        default=None,
+        metadata={"help": "Name of the model at the server. `None` takes model_name_or_path."},
+    )
+    backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the server is spoken to: raw contexts as in training, or chat messages. `None` takes completions if it "
+            "offers them.",
+            "choices": ["completions", "chat"],
+        },
+    )
+    batch_size: int = field(default=32, metadata={"help": "Episodes played at once."})
+
+    def check_endpoint(self) -> None:
+        """Raise `ValueError` for options that are about a server, without one."""
+        if self.endpoint is None and (self.backend or self.endpoint_model):
+            name = "backend" if self.backend else "endpoint_model"
+            raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
+
+    def given(self) -> dict[str, Any]:
+        """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
+        names = [one.name for one in fields(AgentSettings) if one.name != "top_k" and hasattr(self, one.name)]
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
+        try:
+            if isinstance(self.context_kwargs, str):
+                found["context_kwargs"] = read_json(self.context_kwargs)
+            if self.context is not None:
+                import_rule(self.context)
+                found.setdefault("context_kwargs", {})  # those that were saved are of another rule
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        if not isinstance(found.get("context_kwargs", {}), dict):
+            raise CommandError(f"context_kwargs must be a JSON object, got {self.context_kwargs!r}")
+        return found
+
+
+def chosen_protocol(options: Any) -> Mem1Protocol:
+    """The protocol that was asked for, or the one that was saved with the model."""
+    from ..hub.agent_settings import saved_protocol
+
+    try:
+        return options.chosen_protocol() or saved_protocol(options.model_name_or_path)
+    except FileNotFoundError:
+        raise CommandError(
+            f"there is no mem1_protocol.json at {options.protocol or options.model_name_or_path!r}: check the path, or say how "
+            f"the model is spoken to with --protocol ({', '.join(PRESETS)}, or a directory)"
+        ) from None
+
+
+def open_agent(options: AgentArguments, protocol: Mem1Protocol, **overrides: Any) -> Mem1Agent:
+    """The agent: a model that is loaded here, or that a server runs."""
+    import torch
+    from transformers.utils import logging
+
+    from ..agent import Mem1Agent
+    from ..hub.agent_settings import load_agent_settings
+
+    logging.disable_progress_bar()
+    budgets = {name: value for name, value in options.given().items() if name != "max_turns"} | overrides
+    if options.endpoint is not None:
+        from transformers import AutoTokenizer
+
+        try:
+            return Mem1Agent(
+                options.endpoint_model or options.model_name_or_path,
+                AutoTokenizer.from_pretrained(options.model_name_or_path),
+                protocol,
+                load_agent_settings(options.model_name_or_path),
+                options.batch_size,
+                client=options.endpoint,
+                backend=options.backend,
+                **budgets,
+            )
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each unknown kind has its own
+        reason = str(error).splitlines()[0]
+        raise CommandError(
+            f"device must be one that this machine has, such as cpu, got {device!r}: {reason}"
+        ) from None
+    return Mem1Agent.from_pretrained(
+        options.model_name_or_path,
+        protocol,
+        model_init_kwargs={"dtype": options.dtype, "device_map": device},
+        batch_size=options.batch_size,
+        **budgets,
+    )

@@ -1,0 +1,91 @@
+"""An environment that is a program of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .playing import play_programs
+
+Program = Callable[[dict[str, Any], str], Any] | Sequence[str]
+"""A function of the row and the address of the model, or a command."""
+
+
+class GatewayEnvironment:
+    """
+    Lets a program play an episode: it asks the model over OpenAI's API, as often and with whatever contexts it likes.
+
+    Each request is a turn: the token ids that the model read, and those that it sampled, with their log-probs. The program may append,
+    compact, branch, or hold several conversations at once.
+
+    Example:
+
+    ```python
+    def program(row, base_url):
+        client = openai.OpenAI(base_url=base_url, api_key="none")
+        answer = client.chat.completions.create(model="policy", messages=[{"role": "user", "content": row["question"]}])
+        return float(answer.choices[0].message.content == row["answer"])
+
+
+    trainer = Mem1GRPOTrainer(model, args=args, train_dataset=dataset, environment_factory=GatewayEnvironment.factory(program))
+    ```
+
+    Args:
+        program (`Callable` or `Sequence[str]`):
+            `program(row, base_url)`, called in a thread, whose return value is its result; or a command, which finds the address in the
+            environment variable `OPENAI_BASE_URL` and the row as JSON on its standard input, and whose output is its result.
+        reward (`Callable[[Any, dict], float]`, *optional*):
+            `reward(result, row)`. `None` takes the result of the program as a number (of a command, the last line of its output).
+        timeout (`float`, *optional*, defaults to `300.0`):
+            Seconds for one episode.
+        max_requests (`int`, *optional*, defaults to `64`):
+            Most requests of one episode; further ones are refused.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        reward: Callable[[Any, dict[str, Any]], float] | None = None,
+        timeout: float = 300.0,
+        max_requests: int = 64,
+    ):
+        if not callable(program) and (isinstance(program, str) or not all(isinstance(one, str) for one in program)):
+            raise TypeError(f"`program` must be a function, or a command as a list of texts, got {program!r:.80}.")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be above 0, got {timeout}.")
+        if max_requests < 1:
+            raise ValueError(f"max_requests must be at least 1, got {max_requests}.")
+        self._program = program
+        self._reward = reward
+        self._timeout = timeout
+        self._max_requests = max_requests
+        self._row: dict[str, Any] = {}
+        self._result: Any = None
+        self._played = False
+
+    @classmethod
+    def factory(cls, program: Program, **kwargs: Any) -> Callable[[], GatewayEnvironment]:
+        """A zero-argument factory, for `environment_factory`. The arguments are those of the class."""
+        return partial(cls, program, **kwargs)
+
+    def reset(self, **row: Any) -> None:
+        """Begin an episode of a row of the data set."""
+        self._row, self._result, self._played = row, None, False
+
+    def get_reward(self) -> float:
+        """The reward of the episode; 0 before its program has run, as trainers try an environment out."""
+        if not self._played:
+            return 0.0
+        if self._reward is not None:
+            return float(self._reward(self._result, self._row))
+        result = self._result.strip().rpartition("\n")[2] if isinstance(self._result, str) else self._result
+        try:
+            return float(result)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"Without `reward`, the result of the program must be a number, got {self._result!r:.80}."
+            ) from None
+
+    mem1_plays = property(lambda self: play_programs)
+    """Plays the episodes in place of the turn loop."""

@@ -1,0 +1,131 @@
+"""A request of the chat API as a turn: the token ids that are read, and the message that the sampled ones are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..json_text import read_json, write_json
+from ..protocol.encoding import decode, encode_text
+from ..protocol.protocol import Mem1Protocol
+from ..trajectory import Turn
+from ..wire.answers import ChatAnswer
+from ..wire.requests import ChatRequest, WireError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..rollout.settings import AgentSettings
+    from ..rollout.stopping import Completion
+
+
+class ChatTurns:
+    """
+    Reads requests and writes answers for one tokenizer.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy, with a chat template.
+        settings ([`AgentSettings`]):
+            Its budgets.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: AgentSettings):
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                "A program speaks in chat messages, so the tokenizer must have a chat template: set `chat_template`."
+            )
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    @cached_property
+    def _tool_syntax(self) -> Any:
+        try:
+            return Mem1Protocol.tool_calls().syntax(self.tokenizer, self.settings.chat_template_kwargs)
+        except ValueError as error:
+            raise WireError(400, f"This model cannot call tools: {error}") from None
+
+    def context(self, request: ChatRequest, earlier: Sequence[Turn]) -> list[int]:
+        """
+        Token ids that the model reads for a request.
+
+        Where the text of the chat goes on from all that an earlier turn read and wrote, the ids are that turn's own and those of the
+        rest: what was sampled is not encoded again. Otherwise they are those of the whole text. Either way they are what is read.
+
+        Args:
+            request ([`ChatRequest`]):
+                The request.
+            earlier (`Sequence[Turn]`):
+                Turns of the episode so far.
+
+        Raises:
+            [`WireError`]: If the template cannot write the chat, or it is too long.
+        """
+        text = self._render(request)
+        ids: list[int] | None = None
+        for turn in sorted(earlier, key=lambda one: -len(one.prompt_ids) - len(one.completion_ids)):
+            whole = [*turn.prompt_ids, *turn.completion_ids]
+            before = decode(self.tokenizer, whole)
+            if text.startswith(before):
+                ids = [*whole, *encode_text(self.tokenizer, text[len(before) :])]
+                break
+        if ids is None:
+            ids = encode_text(self.tokenizer, text)
+        limit = self.settings.max_context_length
+        if limit is not None and len(ids) > limit:
+            sentence = f"The chat must have at most {limit} tokens, got {len(ids)}."
+            raise WireError(400, sentence, "context_length_exceeded")
+        return ids
+
+    def _render(self, request: ChatRequest) -> str:
+        messages = [_for_template(message) for message in request.messages]
+        try:
+            if request.tools:
+                return self._tool_syntax._render(messages, True, list(request.tools))
+            conversation: Any = messages
+            text = self.tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=False, **self.settings.chat_template_kwargs
+            )
+            return str(text)
+        except WireError:
+            raise
+        except Exception as error:
+            raise WireError(400, f"The chat template cannot write these messages: {error}.") from None
+
+    def cut(
+        self, request: ChatRequest, completion: Completion
+    ) -> tuple[tuple[int, ...], tuple[float, ...] | None, bool]:
+        """Sampled ids as far as the program wants them, their log-probs, and whether they ended by themselves."""
+        most = request.options.get("max_tokens", len(completion.ids)) if request.options else len(completion.ids)
+        logprobs = None if completion.logprobs is None else completion.logprobs[:most]
+        return completion.ids[:most], logprobs, completion.ended and len(completion.ids) <= most
+
+    def answer(self, request: ChatRequest, context: Sequence[int], ids: Sequence[int], ended: bool) -> ChatAnswer:
+        """What the program is told of the sampled ids."""
+        text = decode(self.tokenizer, ids, skip_special_tokens=True)
+        calls: list[dict[str, Any]] = []
+        if request.tools and ended:
+            parsed = self._tool_syntax._parse(ids, decode(self.tokenizer, ids), list(request.tools))
+            for call in parsed.calls:
+                function = {"name": call.name, "arguments": write_json(dict(call.arguments))}
+                calls.append({"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function})
+            if calls:
+                text = (parsed.message or {}).get("content") or ""
+        reason = "tool_calls" if calls else "stop" if ended else "length"
+        return ChatAnswer(text, tuple(calls), reason, len(context), len(ids))
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the arguments of its calls as dictionaries, which templates want."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        try:
+            arguments = read_json(call["function"]["arguments"])
+        except ValueError as error:
+            raise WireError(400, f"The arguments of a call must be JSON: {error}.") from None
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls}

@@ -1,0 +1,275 @@
+"""Chat requests answered by an agent."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..agent.answer_stream import AnswerStream
+from ..json_text import write_json
+from ..metrics import peak_tokens
+from ..trajectory import StopReason, Trajectory
+from ..wire.answers import ChatAnswer
+from ..wire.app import ChatApp, WireLimits
+from ..wire.requests import ChatRequest, WireError
+from ..wire.server import WireServer
+from .conversations import Conversations, Found
+from .states import StateStore
+
+if TYPE_CHECKING:
+    from ..agent import Mem1Agent
+    from ..agent.episode import AgentEpisode
+
+
+class AgentBackend:
+    """
+    Answers chat requests by an agent's conversations, whose contexts stay flat however long the chat becomes.
+
+    Args:
+        agent ([`Mem1Agent`]):
+            Answers.
+        name (`str`, *optional*, defaults to `"mem1"`):
+            Name of the model for clients.
+        environment_factory (`Callable`, *optional*):
+            Makes what the agent may use here where a request brings no tools: an environment that keeps nothing between actions, or
+            has `mem1_state`.
+        store ([`StateStore`], *optional*):
+            Keeps the states of conversations. `None` makes one in memory.
+    """
+
+    def __init__(
+        self,
+        agent: Mem1Agent,
+        name: str = "mem1",
+        environment_factory: Callable[[], Any] | None = None,
+        store: StateStore | None = None,
+    ):
+        self.agent = agent
+        self.name = name
+        self.environment_factory = environment_factory
+        self.store = StateStore() if store is None else store
+        self.conversations = Conversations(self.store)
+        self._lock = threading.Lock()
+        self._counts = {"mem1_conversations_begun": 0.0, "mem1_conversations_continued": 0.0, "mem1_peak_tokens": 0.0}
+
+    def answer(
+        self, request: ChatRequest, owner: str, session: str | None, tell: Callable[[str], object]
+    ) -> ChatAnswer:
+        """
+        Answer a request, as [`ChatBackend`] says.
+
+        Raises:
+            [`WireError`]: If it cannot be answered.
+        """
+        found = self.conversations.find(request, owner, session)
+        try:
+            episode = self._episode(request, found)
+        except (ValueError, TypeError) as error:
+            raise WireError(
+                400, str(error), "context_length_exceeded" if "max_context_length" in str(error) else None
+            ) from None
+        try:
+            before = len(episode.trajectory.turns)
+            content = self._play(episode, tell)
+            turns = episode.trajectory.turns[before:]
+            calls = _calls(episode)
+            state = episode.to_dict(past=False)
+            state["call_ids"] = [call["id"] for call in calls]
+            answer = self._as_answer(episode, content, calls, turns)
+            self.conversations.keep(request, owner, session, found, answer.message, state)
+            return answer
+        except (ConnectionError, RuntimeError) as error:
+            raise WireError(502, f"The agent could not answer: {error}") from error
+        finally:
+            episode.close()
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers for `/metrics`."""
+        with self._lock:
+            counted = dict(self._counts)
+        states = {"mem1_states": float(len(self.store)), "mem1_state_bytes": float(self.store.bytes)}
+        return {**counted, **states, **_process_gauges()}
+
+    # Parts
+
+    def _episode(self, request: ChatRequest, found: Found) -> AgentEpisode:
+        """The episode of a request, ready for its next turn."""
+        if found.state is not None:
+            going_on = self._going_on(request, found)
+            if going_on is not None:
+                self._count("mem1_conversations_continued")
+                return going_on
+        self._count("mem1_conversations_begun")
+        task = _task(request.messages, bool(self.agent.settings.conversational))
+        if request.tools:
+            episode = self.agent.start(task, schemas=list(request.tools), options=self._options(request))
+        else:
+            environment = None if self.environment_factory is None else self.environment_factory()
+            episode = self.agent.start(task, environment, options=self._options(request))
+        if "seed" in request.options:
+            episode.draw_from(request.options["seed"])
+        return episode
+
+    def _going_on(self, request: ChatRequest, found: Found) -> AgentEpisode | None:
+        """The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any."""
+        state, environment = found.state, None
+        assert state is not None
+        if "schemas" not in state and self.environment_factory is not None:
+            environment = self.environment_factory()
+            if callable(getattr(environment, "reset", None)):
+                environment.reset(**state["row"])
+        episode = self.agent.resume(state, environment, repeat=False, options=self._options(request))
+        episode.draw_from(request.options.get("seed", secrets.randbits(62)))
+        try:
+            results = {one["tool_call_id"]: one["content"] for one in found.new if one["role"] == "tool"}
+            said = "\n\n".join(one["content"] for one in found.new if one["role"] != "tool")
+            asked = state["call_ids"]
+            missing = [call for call in asked if call not in results]
+            if missing or set(results) - set(asked):
+                wrong = (missing or sorted(set(results) - set(asked)))[0]
+                raise WireError(
+                    400,
+                    f"There must be one message of a tool for each call of the last answer and no other, got {wrong!r:.60}.",
+                )
+            if asked:
+                texts = [results[call] for call in asked]
+                texts[-1] += f"\n\n{said}" if said else ""
+                episode.give(texts)
+            else:
+                episode.add_message(said)
+            return episode
+        except RuntimeError:  # it ended in a way after which nothing can be said
+            episode.close()
+            return None
+        except BaseException:
+            episode.close()
+            raise
+
+    def _options(self, request: ChatRequest) -> dict[str, Any]:
+        """Settings that a request has of its own."""
+        options = {name: float(request.options[name]) for name in ("temperature", "top_p") if name in request.options}
+        most = self.agent.settings.max_completion_length
+        if "max_tokens" in request.options:
+            return {**options, "max_completion_length": min(most, request.options["max_tokens"])}
+        return options
+
+    def _play(self, episode: AgentEpisode, tell: Callable[[str], object]) -> str:
+        """Play to the next answer or call, telling the text of the answer. Returns what was told."""
+        stream = AnswerStream(self.agent.protocol, tell)
+        while not episode.done and not episode.calls:
+            if not stream.told:
+                stream = AnswerStream(self.agent.protocol, tell, episode.opened)
+
+            def hear(piece: str, stream: AnswerStream = stream) -> None:
+                tell("")  # whether somebody still listens
+                stream.add(piece)
+
+            episode.step(hear)
+        return stream.told if episode.answer is None else stream.finish(episode.answer)
+
+    def _as_answer(
+        self, episode: AgentEpisode, content: str, calls: list[dict[str, Any]], turns: Sequence[Any]
+    ) -> ChatAnswer:
+        reason = episode.trajectory.stop_reason
+        ended = "tool_calls" if calls else "stop" if reason in (StopReason.ANSWER, StopReason.DONE) else "length"
+        peak = peak_tokens(Trajectory(list(turns))) if turns else 0
+        with self._lock:
+            self._counts["mem1_peak_tokens"] = max(self._counts["mem1_peak_tokens"], float(peak))
+        about = {"turns": len(turns), "peak_tokens": peak, "stop_reason": None if reason is None else reason.value}
+        return ChatAnswer(
+            content,
+            tuple(calls),
+            ended,
+            sum(len(turn.prompt_ids) for turn in turns),
+            sum(len(turn.completion_ids) for turn in turns),
+            {"mem1": about},
+        )
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+
+def _process_gauges() -> dict[str, float]:
+    """Memory of this process, where the system tells."""
+    try:
+        import resource
+    except ImportError:
+        return {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"mem1_process_peak_bytes": float(peak)}
+
+
+def _calls(episode: AgentEpisode) -> list[dict[str, Any]]:
+    """The calls that wait for the client, as OpenAI's API writes them."""
+    return [
+        {
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": call.method, "arguments": write_json(dict(call.arguments))},
+        }
+        for call in episode.calls
+    ]
+
+
+def _task(messages: Sequence[Mapping[str, Any]], conversational: bool) -> Any:
+    """
+    The task of a conversation that begins: the first message, and the instructions of the system. A chat whose state is not known is
+    told in it.
+    """
+    systems = [one["content"] for one in messages if one["role"] in ("system", "developer") and one["content"]]
+    said = [one for one in messages if one["role"] not in ("system", "developer")]
+    if not said:
+        raise WireError(400, "There must be a message of the user.")
+    text = said[-1]["content"]
+    if len(said) > 1:
+        text = "\n".join(f"{one['role']}: {_told(one)}" for one in said)
+    if not systems:
+        return text
+    if conversational:
+        return [{"role": "system", "content": "\n\n".join(systems)}, {"role": "user", "content": text}]
+    return "\n\n".join([*systems, text])
+
+
+def _told(message: Mapping[str, Any]) -> str:
+    calls = [f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or ()]
+    return " ".join(filter(None, [message["content"], *calls]))
+
+
+@contextlib.contextmanager
+def serve_agent(
+    agent: Mem1Agent,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    limits: WireLimits | None = None,
+    **backend: Any,
+) -> Any:
+    """
+    Serve an agent in a thread.
+
+    Example:
+
+    ```python
+    with serve_agent(agent) as url:
+        client = openai.OpenAI(base_url=url, api_key="none")
+    ```
+
+    Args:
+        agent ([`Mem1Agent`]):
+            Answers.
+        host, port (*optional*):
+            Where to listen; port 0 takes a free one.
+        limits ([`WireLimits`], *optional*):
+            Keys, and what is taken.
+        backend (*optional*):
+            Arguments of [`AgentBackend`].
+
+    Yields:
+        `str`: The address for clients, which ends in `/v1`.
+    """
+    with WireServer(ChatApp(AgentBackend(agent, **backend), limits), host, port) as server:
+        yield f"{server.url}/v1"

@@ -1,0 +1,100 @@
+"""Which conversation a request goes on with, and what is new in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..json_text import write_json
+from ..wire.requests import ChatRequest, WireError, canonical
+from .states import StateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    Where a request goes on.
+
+    Attributes:
+        state (`dict` or `None`):
+            The episode after the last answer; `None` if it is not known, and the request begins a conversation.
+        key (`str` or `None`):
+            Its key.
+        new (`tuple[dict, ...]`):
+            Messages that came after it; all of them where it is not known.
+    """
+
+    state: dict[str, Any] | None
+    key: str | None
+    new: tuple[dict[str, Any], ...]
+
+
+class Conversations:
+    """
+    Finds states by what was said.
+
+    A state belongs to the whole chat up to an answer, the tools that were offered and the key of the client: two clients that said
+    the same have the same state, and neither can change that of the other. A client that goes on from an earlier message, or asks
+    again, goes on from the state that belongs there.
+
+    Args:
+        store ([`StateStore`]):
+            Keeps the states.
+    """
+
+    def __init__(self, store: StateStore):
+        self.store = store
+
+    def find(self, request: ChatRequest, owner: str, session: str | None) -> Found:
+        """The state of a request, by its messages or, if a session is named, by that name."""
+        answers = [number for number, message in enumerate(request.messages) if message["role"] == "assistant"]
+        first_new = answers[-1] + 1 if answers else 0
+        new = request.messages[first_new:]
+        if not new or new[-1]["role"] == "assistant":
+            raise WireError(400, "The last message must be one of the user or of a tool.")
+        if answers:
+            key = self._key(request, owner, request.messages[:first_new])
+            state = self.store.get(key)
+            if state is not None:
+                return Found(state, key, new)
+        if session is not None:
+            named = self.store.get(self._name(owner, session))
+            if named is not None:
+                repeated = named["asked"] == self._key(request, owner, request.messages)
+                key = named["before"] if repeated else named["after"]
+                state = None if key is None else self.store.get(key)
+                if state is not None:
+                    return Found(state, key, new)
+        return Found(None, None, request.messages)
+
+    def keep(
+        self,
+        request: ChatRequest,
+        owner: str,
+        session: str | None,
+        found: Found,
+        answer: Mapping[str, Any],
+        state: dict[str, Any],
+    ) -> None:
+        """Keep the state after an answer."""
+        key = self._key(request, owner, [*request.messages, answer])
+        self.store.put(key, state)
+        if session is not None:
+            asked = self._key(request, owner, request.messages)
+            self.store.put(self._name(owner, session), {"before": found.key, "asked": asked, "after": key})
+
+    def _key(self, request: ChatRequest, owner: str, messages: Sequence[Mapping[str, Any]]) -> str:
+        return _digest("chat", owner, request.user or "", write_json(list(request.tools)), canonical(messages))
+
+    def _name(self, owner: str, session: str) -> str:
+        return _digest("session", owner, session)
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

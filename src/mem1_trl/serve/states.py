@@ -1,0 +1,105 @@
+"""What an agent knows after each answer, kept under what was said, in memory and on disk, within limits."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..json_text import read_json, write_json, write_whole
+
+if TYPE_CHECKING:
+    import os
+
+_PRUNE_EVERY = 64  # files written between two looks at how many there are
+
+
+class StateStore:
+    """
+    States by key, never changed once they are there: a conversation that goes on has another key.
+
+    Args:
+        directory (`str` or `os.PathLike`, *optional*):
+            Where each state is written, so that it survives a restart. `None` keeps them in memory only.
+        max_states (`int`, *optional*, defaults to `10000`):
+            Most states in memory; those that were used least recently go.
+        max_bytes (`int`, *optional*, defaults to `268435456`):
+            Most bytes of states in memory.
+        max_files (`int`, *optional*, defaults to `100000`):
+            Most states on disk; the oldest are deleted.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        max_states: int = 10_000,
+        max_bytes: int = 256 * 2**20,
+        max_files: int = 100_000,
+    ):
+        for name, value in (("max_states", max_states), ("max_bytes", max_bytes), ("max_files", max_files)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        self.directory = None if directory is None else Path(directory)
+        if self.directory is not None:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.max_states = max_states
+        self.max_bytes = max_bytes
+        self.max_files = max_files
+        self.bytes = 0
+        self._lock = threading.Lock()
+        self._disk = threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._written = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: str) -> Any:
+        """The state of a key; `None` if it is not known (any more)."""
+        with self._lock:
+            packed = self._kept.get(key)
+            if packed is not None:
+                self._kept.move_to_end(key)
+        if packed is not None:
+            return read_json(zlib.decompress(packed))
+        if self.directory is None:
+            return None
+        try:
+            value = read_json((self.directory / f"{key}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        self._keep(key, value)
+        return value
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a state, and write it to disk if there is a directory."""
+        if self.directory is not None:
+            text = write_json(value)
+            with self._disk:  # the same state may come from two requests at once
+                write_whole(self.directory / f"{key}.json", text)
+            with self._lock:
+                self._written += 1
+                due = self._written % _PRUNE_EVERY == 0
+            if due:
+                self._prune(self.directory)
+        self._keep(key, value)
+
+    def _keep(self, key: str, value: Any) -> None:
+        packed = zlib.compress(write_json(value).encode(), 1)
+        with self._lock:
+            self.bytes += len(packed) - len(self._kept.pop(key, b""))
+            self._kept[key] = packed
+            while len(self._kept) > self.max_states or (self.bytes > self.max_bytes and len(self._kept) > 1):
+                _, dropped = self._kept.popitem(last=False)
+                self.bytes -= len(dropped)
+
+    def _prune(self, directory: Path) -> None:
+        files = []
+        for path in directory.glob("*.json"):
+            with contextlib.suppress(OSError):
+                files.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(files)[: max(len(files) - self.max_files, 0)]:
+            path.unlink(missing_ok=True)

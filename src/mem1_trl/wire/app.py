@@ -1,0 +1,295 @@
+"""The chat API as a Starlette application, around anything that answers chat requests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..optional_packages import require
+from .answers import AnswerWriter, ChatAnswer, error_body, event, model_list
+from .metrics import Counts
+from .requests import ChatRequest, WireError, read_chat_request
+
+logger = logging.getLogger(__name__)
+
+SESSION_HEADER = "x-mem1-session"
+
+
+class ClientLeft(Exception):
+    """Raised in the thread that answers when the client is gone."""
+
+
+class ChatBackend(Protocol):
+    """What answers requests, in several threads at once."""
+
+    name: str
+
+    def answer(
+        self, request: ChatRequest, owner: str, session: str | None, tell: Callable[[str], object]
+    ) -> ChatAnswer:
+        """
+        Answer a request, telling the text as it comes. `tell` raises [`ClientLeft`] when the answer is no longer wanted; it may be
+        called with an empty text to find out.
+        """
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers for `/metrics`."""
+
+
+@dataclass(frozen=True)
+class WireLimits:
+    """
+    What a server takes.
+
+    Attributes:
+        keys (`Sequence[str]`):
+            API keys; without any, everybody is served.
+        max_body (`int`):
+            Most bytes of a request.
+        max_running (`int`):
+            Most requests that are answered at once.
+        max_waiting (`int`):
+            Most requests that wait for their turn; others are told to come back.
+        answer_timeout (`float`):
+            Seconds for one answer.
+    """
+
+    keys: Sequence[str] = field(default=(), repr=False)
+    max_body: int = 4 * 2**20
+    max_running: int = 32
+    max_waiting: int = 512
+    answer_timeout: float = 600.0
+
+
+class ChatApp:
+    """
+    Routes `/v1/chat/completions`, `/v1/models`, `/health` and `/metrics`. `app` is the application.
+
+    Args:
+        backend ([`ChatBackend`]):
+            Answers the requests.
+        limits ([`WireLimits`], *optional*):
+            What is taken.
+        prefix (`str`, *optional*):
+            What the routes of `/v1` begin with. A part `{owner}` of it is whose request it is.
+    """
+
+    def __init__(self, backend: ChatBackend, limits: WireLimits | None = None, prefix: str = ""):
+        require("starlette", "serve", "A server")
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
+        self.backend = backend
+        self.limits = limits or WireLimits()
+        self.counts = Counts()
+        self.open = 0
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in self.limits.keys]
+        self._pool = ThreadPoolExecutor(self.limits.max_running, thread_name_prefix="mem1-answer")
+        self.app: Any = Starlette(
+            routes=[
+                Route(f"{prefix}/v1/chat/completions", self._chat, methods=["POST"]),
+                Route(f"{prefix}/v1/models", self._models),
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+            ]
+        )
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # Routes
+
+    async def _health(self, request: Any) -> Any:
+        return _json({"status": "ok", "model": self.backend.name})
+
+    async def _models(self, request: Any) -> Any:
+        try:
+            self._owner(request)
+        except WireError as error:
+            return self._refusal(error)
+        return _json(model_list([self.backend.name]))
+
+    async def _metrics(self, request: Any) -> Any:
+        from starlette.responses import PlainTextResponse
+
+        try:
+            self._owner(request)
+        except WireError as error:
+            return self._refusal(error)
+        gauges = {"mem1_requests_open": float(self.open), **self.backend.gauges()}
+        return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
+
+    async def _chat(self, request: Any) -> Any:
+        begun = time.monotonic()
+        try:
+            owner = self._owner(request)
+            asked = read_chat_request(await self._body(request))
+            if self.open >= self.limits.max_running + self.limits.max_waiting:
+                raise WireError(429, f"{self.open} requests are open: try again later.", "rate_limit_exceeded")
+        except WireError as error:
+            return self._refusal(error)
+        answering = _Answering(self, asked, owner, request.headers.get(SESSION_HEADER))
+        answering.begin(begun)
+        try:
+            if asked.stream:
+                return await self._streamed(asked, answering)
+            return await self._whole(request, answering)
+        except WireError as error:
+            answering.left.set()
+            return self._refusal(error)
+        except BaseException:
+            answering.left.set()
+            raise
+
+    async def _whole(self, request: Any, answering: _Answering) -> Any:
+        gone = asyncio.create_task(_disconnected(request))
+        done = asyncio.ensure_future(answering.end())
+        try:
+            await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                answering.left.set()
+                return _json({}, 499)  # nobody reads it
+            return _json(AnswerWriter(self.backend.name).whole(done.result()))
+        finally:
+            gone.cancel()
+            done.cancel()
+
+    async def _streamed(self, asked: ChatRequest, answering: _Answering) -> Any:
+        from starlette.responses import StreamingResponse
+
+        writer = AnswerWriter(self.backend.name)
+        first = await answering.next()  # an error before the first piece has a status of its own
+
+        async def events() -> AsyncIterator[str]:
+            try:
+                yield writer.first()
+                found = first
+                while isinstance(found, str):
+                    yield writer.piece(found)
+                    found = await answering.next()
+                yield writer.last(found, asked.include_usage)
+            except WireError as error:
+                yield event(error_body(str(error), error.status, error.code))
+            finally:
+                answering.left.set()
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    # Parts
+
+    def _owner(self, request: Any) -> str:
+        """Whose request it is: a digest of the key."""
+        if not self._keys:
+            return str(request.path_params.get("owner", ""))
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        digest = hashlib.sha256(given.encode()).digest()
+        if sum(hmac.compare_digest(digest, key) for key in self._keys) == 0:  # every key is compared, in constant time
+            raise WireError(401, "The header Authorization must hold 'Bearer' and a valid key.", "invalid_api_key")
+        return digest.hex()
+
+    async def _body(self, request: Any) -> bytes:
+        most = self.limits.max_body
+        declared = request.headers.get("content-length", "0")
+        body = bytearray()
+        if not declared.isdigit() or int(declared) <= most:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most:
+                    break
+            else:
+                return bytes(body)
+        raise WireError(413, f"A request may have at most {most} bytes.", "request_too_large")
+
+    def _refusal(self, error: WireError) -> Any:
+        self.counts.add("mem1_requests_total", status=error.status)
+        headers = {"Retry-After": "1"} if error.status == 429 else {}
+        return _json(error_body(str(error), error.status, error.code), error.status, headers)
+
+
+class _Answering:
+    """One request that is answered in a thread; its pieces are read in the event loop."""
+
+    def __init__(self, app: ChatApp, request: ChatRequest, owner: str, session: str | None):
+        self.app = app
+        self.request = request
+        self.owner = owner
+        self.session = session
+        self.left = threading.Event()
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self, begun: float) -> None:
+        self.app.open += 1
+        future = self._loop.run_in_executor(self.app._pool, self._answer)
+        future.add_done_callback(lambda done: self._ended(done, begun))
+
+    async def next(self) -> str | ChatAnswer:
+        """The next piece, or the answer."""
+        left = self.app.limits.answer_timeout
+        try:
+            found = await asyncio.wait_for(self._events.get(), left)
+        except TimeoutError:
+            raise WireError(504, f"There was no answer within {left:g} seconds.", "timeout") from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def end(self) -> ChatAnswer:
+        """The answer."""
+        while isinstance(found := await self.next(), str):
+            pass
+        return found
+
+    def _tell(self, text: str) -> None:
+        if self.left.is_set():
+            raise ClientLeft("The client is gone.")
+        if text:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, text)
+
+    def _answer(self) -> ChatAnswer:
+        self._tell("")  # it may have waited long for a thread
+        return self.app.backend.answer(self.request, self.owner, self.session, self._tell)
+
+    def _ended(self, done: Any, begun: float) -> None:
+        self.app.open -= 1
+        counts = self.app.counts
+        counts.add("mem1_request_seconds_sum", time.monotonic() - begun)
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if error is None:
+            answer = done.result()
+            counts.add("mem1_requests_total", status=200)
+            counts.add("mem1_read_tokens_total", answer.read_tokens)
+            counts.add("mem1_written_tokens_total", answer.written_tokens)
+            self._events.put_nowait(answer)
+            return
+        if isinstance(error, ClientLeft):
+            counts.add("mem1_requests_left_total")
+        elif not isinstance(error, WireError):
+            logger.error("A request failed.", exc_info=error)
+            error = WireError(500, f"The request failed: {type(error).__name__}: {error}.")
+        if isinstance(error, WireError):
+            counts.add("mem1_requests_total", status=error.status)
+        self._events.put_nowait(error)
+
+
+async def _disconnected(request: Any) -> None:
+    """Return when the client is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Any:
+    from starlette.responses import Response
+
+    from ..json_text import write_json
+
+    return Response(write_json(value), status, headers, media_type="application/json")

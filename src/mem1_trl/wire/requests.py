@@ -1,0 +1,225 @@
+"""Requests of OpenAI's chat API, read and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..json_text import read_json
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "stop": ([],),
+    "response_format": ({"type": "text"},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "modalities": (["text"],),
+}
+"""Arguments that would change the answer and are not supported, with the values that change nothing. `None` is one for all."""
+
+
+class WireError(Exception):
+    """
+    Raised for a request that gets an error for an answer.
+
+    Args:
+        status (`int`):
+            HTTP status.
+        sentence (`str`):
+            What must hold and what was given.
+        code (`str`, *optional*):
+            OpenAI's name of the error.
+    """
+
+    def __init__(self, status: int, sentence: str, code: str | None = None):
+        super().__init__(sentence)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """
+    A request of `POST /v1/chat/completions`.
+
+    Attributes:
+        messages (`tuple[dict, ...]`):
+            With `role`, `content` (a text), and `tool_calls` or `tool_call_id` where there are any.
+        tools (`tuple[dict, ...]`):
+            Schemas of the tools that the client runs.
+        model (`str` or `None`):
+            Name of the model.
+        stream (`bool`):
+            Whether the answer comes in pieces.
+        include_usage (`bool`):
+            Whether the last piece says how many tokens were read and written.
+        options (`dict`):
+            Sampling options that were given: `temperature`, `top_p`, `max_tokens`, `seed`.
+        user (`str` or `None`):
+            Who asks, as the client names them.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    model: str | None = None
+    stream: bool = False
+    include_usage: bool = False
+    options: Mapping[str, Any] = ()  # type: ignore[assignment]
+    user: str | None = None
+
+
+def read_chat_request(body: bytes) -> ChatRequest:
+    """
+    The request that a body holds.
+
+    Raises:
+        [`WireError`]: If it is not one, or asks for what is not offered.
+    """
+    try:
+        found = read_json(body)
+    except ValueError as error:
+        raise WireError(400, f"The body must be JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise WireError(400, f"The body must be a JSON object, got {type(found).__name__}.")
+    for name, neutral in _NEUTRAL.items():
+        value = found.get(name)
+        if value is not None and value not in neutral:
+            raise WireError(400, f"{name!r} is not supported: leave it out.", "unsupported_parameter")
+    messages = found.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise WireError(400, "'messages' must be a list of at least one message.")
+    choice = found.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise WireError(400, f"'tool_choice' must be 'auto' or 'none', got {choice!r:.60}.", "unsupported_parameter")
+    tools = found.get("tools") or []
+    if not isinstance(tools, list):
+        raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
+    stream_options = found.get("stream_options")
+    return ChatRequest(
+        messages=tuple(_read_message(message, number) for number, message in enumerate(messages)),
+        tools=() if choice == "none" else tuple(_read_tool(tool) for tool in tools),
+        model=_text(found, "model"),
+        stream=_flag(found, "stream"),
+        include_usage=isinstance(stream_options, dict) and bool(stream_options.get("include_usage")),
+        options=_options(found),
+        user=_text(found, "user"),
+    )
+
+
+def canonical(messages: Sequence[Mapping[str, Any]]) -> str:
+    """
+    Messages in the one form that they are compared in: clients send an answer back with white space, `null` and JSON written in their
+    own way.
+    """
+    told = []
+    for message in messages:
+        calls = [
+            [call.get("id"), call["function"]["name"], _same_json(call["function"]["arguments"])]
+            for call in message.get("tool_calls") or ()
+        ]
+        role = "system" if message["role"] == "developer" else message["role"]
+        told.append([role, (message.get("content") or "").strip(), calls, message.get("tool_call_id")])
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+
+
+def _same_json(text: str) -> Any:
+    try:
+        return json.dumps(read_json(text), sort_keys=True)
+    except ValueError:
+        return text
+
+
+def _read_message(message: Any, number: int) -> dict[str, Any]:
+    where = f"messages[{number}]"
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise WireError(400, f"{where} must be an object with a 'role' that is one of {', '.join(ROLES)}.")
+    read: dict[str, Any] = {"role": message["role"], "content": _content(message.get("content"), where)}
+    calls = message.get("tool_calls") or []
+    if calls:
+        if not isinstance(calls, list):
+            raise WireError(400, f"'tool_calls' of {where} must be a list.")
+        read["tool_calls"] = [_read_call(call, where) for call in calls]
+    if message["role"] == "tool":
+        if not isinstance(message.get("tool_call_id"), str):
+            raise WireError(400, f"{where} must name its call in 'tool_call_id'.")
+        read["tool_call_id"] = message["tool_call_id"]
+    return read
+
+
+def _content(content: Any, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        texts = [part.get("text") for part in content]
+        if all(part.get("type") in ("text", "input_text") for part in content) and all(
+            isinstance(text, str) for text in texts
+        ):
+            return "".join(texts)
+        raise WireError(400, f"{where} may hold text only: images and other media are not supported.")
+    raise WireError(400, f"'content' of {where} must be a text or a list of text parts.")
+
+
+def _read_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise WireError(400, f"Each of 'tool_calls' of {where} must have a 'function' with a 'name'.")
+    arguments = function.get("arguments") or "{}"
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments)
+    return {
+        "id": str(call.get("id") or ""),
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+def _read_tool(tool: Any) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise WireError(400, "Each of 'tools' must be of type 'function' and have a 'function' with a 'name'.")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
+        raise WireError(400, f"'parameters' of the tool {function['name']!r} must be the JSON schema of an object.")
+    described = {"name": function["name"], "description": str(function.get("description") or function["name"])}
+    return {"type": "function", "function": {**described, "parameters": parameters}}
+
+
+def _options(found: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    limit = found.get("max_completion_tokens", found.get("max_tokens"))
+    for name, value, kinds, fits in (
+        ("temperature", found.get("temperature"), (int, float), lambda value: 0 <= value <= 2),
+        ("top_p", found.get("top_p"), (int, float), lambda value: 0 < value <= 1),
+        ("max_tokens", limit, (int,), lambda value: value >= 1),
+        ("seed", found.get("seed"), (int,), lambda value: -(2**63) <= value < 2**63),
+    ):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
+            raise WireError(400, f"{name!r} has a value that it cannot have, {value!r:.40}.")
+        options[name] = value
+    return options
+
+
+def _text(found: Mapping[str, Any], name: str) -> str | None:
+    value = found.get(name)
+    if value is not None and not isinstance(value, str):
+        raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.")
+    return value
+
+
+def _flag(found: Mapping[str, Any], name: str) -> bool:
+    value = found.get(name) or False
+    if not isinstance(value, bool):
+        raise WireError(400, f"{name!r} must be true or false, got {value!r:.60}.")
+    return value

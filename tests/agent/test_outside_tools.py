@@ -1,0 +1,86 @@
+"""Tools that run elsewhere: the agent asks, whoever plays answers, in this process or in another."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.scripted_agent import scripted
+from support.tool_helpers import template_tokenizer
+from support.trainer_helpers import SHORT, LookupEnvironment
+
+from mem1_trl import Mem1Agent, StopReason
+
+SETTINGS = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 4}
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Look the secret up.",
+        "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
+    },
+}
+TEXTS = [
+    "<think>a</think><search>tea</search>",
+    "<think>b</think><answer>7</answer>",
+    "<think>c</think><answer>8</answer>",
+]
+
+
+def test_outside_or_inside_the_turns_are_the_same(actor, tokenizer):
+    class Inside:
+        def search(self, query: str) -> str:
+            """Look the secret up."""
+            return "7"
+
+    expected = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, TEXTS).run("q?", Inside())
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, TEXTS)
+    episode = agent.start("q?", schemas=[SCHEMA])
+    turn = episode.step()
+    assert turn.observation is None and not episode.done
+    assert [(call.method, dict(call.arguments)) for call in episode.calls] == [("search", {"query": "tea"})]
+    with pytest.raises(RuntimeError, match="1 calls wait for their results"):
+        episode.step()
+    with pytest.raises(ValueError, match="one result for each of 1 calls, got 2"):
+        episode.give(["7", "8"])
+    episode = agent.resume(json.loads(json.dumps(episode.to_dict())))  # in another process
+    episode.give(["7"])
+    assert episode.calls == [] and episode.run().turns == expected.turns
+    assert episode.answer == "7"
+
+
+def test_an_episode_without_its_past_goes_on_as_the_whole_one_does(actor, tokenizer):
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, [*TEXTS, TEXTS[2], TEXTS[2]])
+    episode = agent.start("q?", schemas=[SCHEMA])
+    episode.step()
+    episode.give(["7"])
+    episode.run()
+    whole, short = episode.to_dict(), episode.to_dict(past=False)
+    assert len(whole["trajectory"]["turns"]) == 2 and len(short["trajectory"]["turns"]) == 1
+    one, other = agent.resume(whole), agent.resume(short)
+    assert [found.send("and?") for found in (one, other)] == ["8", "8"]
+    assert one.trajectory.turns[-1] == other.trajectory.turns[-1]
+    assert len(other.to_dict(past=False)["trajectory"]["turns"]) == 1
+
+
+def test_calls_of_the_last_turn_are_not_waited_for(actor, tokenizer):
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **{**SETTINGS, "max_turns": 1}), tokenizer, TEXTS)
+    episode = agent.start("q?", schemas=[SCHEMA])
+    assert episode.run().stop_reason is StopReason.MAX_TURNS and episode.calls == []
+
+
+def test_a_model_with_native_calls_reads_the_schemas_as_they_are():
+    tokenizer = template_tokenizer("qwen3")
+    schema = {**SCHEMA, "function": {**SCHEMA["function"], "description": "Unlike any other."}}
+    from support.helpers import tiny_model
+
+    agent = Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, "tool_calls", max_turns=2)
+    episode = agent.start("q?", schemas=[schema])
+    prompt = tokenizer.decode(episode._episode.prompt_ids)
+    assert "Unlike any other." in prompt and json.dumps(schema["function"]["parameters"]) in prompt
+
+
+def test_one_kind_of_tools_at_a_time(actor, tokenizer):
+    agent = Mem1Agent(actor, tokenizer, SHORT, **SETTINGS)
+    with pytest.raises(TypeError, match="not two of them"):
+        agent.start("q?", LookupEnvironment(), schemas=[SCHEMA])

@@ -1,0 +1,101 @@
+"""`mem1 chat`: a conversation in the terminal, with the bundled model and with one that says what it is told."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from support.doc_blocks import ROOT
+from support.scripted_agent import scripted
+from support.trainer_helpers import SHORT, LookupEnvironment
+
+from mem1_trl import Mem1Agent
+from mem1_trl.cli import main
+from mem1_trl.cli.chat import Chat
+
+TINY = str(ROOT / "examples" / "assets" / "tiny-mem1")
+ARGUMENTS = [
+    "chat",
+    "--model_name_or_path",
+    TINY,
+    "--corpus",
+    "facts",
+    "--top_k",
+    "1",
+    "--max_completion_length",
+    "64",
+]
+
+
+def typed(monkeypatch, *lines):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+
+
+def test_the_bundled_model_answers_and_the_conversation_is_kept(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "chat.json"
+    typed(monkeypatch, "capital of France", "/memory", "/cost")
+    assert main([*ARGUMENTS, "--conversation", str(path)]) == 0
+    answered, memory, cost = capsys.readouterr().out.splitlines()
+    assert answered == "agent> [search: capital of France] Paris"
+    assert memory.startswith("memory: ") and "Paris" in memory
+    assert cost.startswith("2 turns, longest context ")
+    assert json.loads(path.read_text())["trajectory"]["answer"] == "Paris"
+    typed(monkeypatch, "/memory", "/quit", "never read")
+    assert main([*ARGUMENTS, "--conversation", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"(goes on from {path}, after 2 turns)", memory]
+
+
+def test_a_conversation_goes_on_is_edited_and_begins_again(actor, tokenizer, capsys, tmp_path):
+    settings = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 2}
+    texts = [
+        "<think>a</think><search>tea</search>",
+        "<think>b</think><answer>7</answer>",
+        "<think>c</think><answer>8</answer>",
+    ]
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **settings), tokenizer, [*texts, "<think>x"])
+    chat = Chat(agent, LookupEnvironment, show_state=True)
+    assert chat.take("q?") and chat.take("again?")
+    assert capsys.readouterr().out == "agent> [search: tea] 7\nmemory: b\nagent> 8\nmemory: c\n"
+    chat.take("/turns")
+    assert capsys.readouterr().out == texts[2] + "\n"
+    chat.take("/memory d")
+    chat.take(f"/save {tmp_path / 'c.json'}")
+    chat.take("/new")
+    chat.take("/memory")
+    chat.take(f"/load {tmp_path / 'c.json'}")
+    chat.take("/memory")
+    chat.take("/load nowhere.json")
+    chat.take("/bad\x1b")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "memory: d" and lines[2] == "(nothing was said yet)" and lines[4] == "memory: d"
+    assert "nowhere.json" in lines[5] and lines[6] == r"(there is no /bad\x1b)" and len(lines) == 15
+    assert not chat.take("/quit")
+    chat.close()
+
+
+def test_a_turn_without_an_answer_says_why_and_a_stopped_one_goes_on(actor, tokenizer, capsys):
+    settings = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 1}
+    search, answer = "<think>a</think><search>tea</search>", "<think>b</think><answer>7</answer>"
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **settings), tokenizer, [search, answer])
+    chat = Chat(agent, LookupEnvironment)
+    chat.take("q?")
+    assert capsys.readouterr().out.splitlines() == ["agent> (no answer: the turns ended with max_turns)"]
+    step = type(chat.episode).step
+
+    def interrupt(episode, on_text=None):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(chat.episode), "step", interrupt)
+        assert chat.take("and?")
+    assert "stopped" in capsys.readouterr().out and type(chat.episode).step is step
+    chat.take("more?")
+    assert "has not answered yet" in capsys.readouterr().out
+    chat.take("")
+    assert capsys.readouterr().out == "agent> 7\n"
+
+
+def test_wrong_options_are_one_sentence(capsys):
+    assert main(["chat", "--model_name_or_path", TINY, "--backend", "chat"]) == 2
+    assert "backend is about a server: give its address with --endpoint" in capsys.readouterr().err

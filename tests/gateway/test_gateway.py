@@ -1,0 +1,285 @@
+"""Programs that own their loop, through a real server: what they read and what was sampled, token by token."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from datasets import Dataset
+from support.helpers import oracle_logprobs
+from support.trainer_helpers import chat_tokenizer
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from mem1_trl import Mem1Agent, StopReason, score_trajectories
+from mem1_trl.gateway import GatewayEnvironment
+
+SETTINGS = {"max_completion_length": 8, "max_turns": 4, "temperature": 1.0}
+
+
+@pytest.fixture
+def agent(actor, tokenizer):
+    return Mem1Agent(actor, tokenizer, **SETTINGS)
+
+
+def ask(base_url, messages, **options):
+    """A request with nothing but the standard library."""
+    body = json.dumps({"model": "policy", "messages": messages, **options}).encode()
+    request = urllib.request.Request(f"{base_url}/chat/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["choices"][0]
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"{error.code}: {json.load(error)['error']['message']}") from None
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def appends(row, base_url):
+    """Three questions, the whole chat each time."""
+    messages = []
+    for number in range(3):
+        messages.append(user(f"{row['prompt']}{number}"))
+        messages.append(ask(base_url, messages)["message"])
+    return float(row["secret"])
+
+
+def compacts(row, base_url):
+    """Keeps the first question and the last answer only."""
+    told = ""
+    for number in range(3):
+        told = ask(base_url, [user(f"{row['prompt']} so far: {told}")], max_tokens=4 + number)["message"]["content"]
+    return 1.0
+
+
+def branches(row, base_url):
+    """Two conversations at once that begin alike, and one that begins otherwise."""
+    together = threading.Barrier(2)
+
+    def talk(name):
+        together.wait()
+        first = [user("same")]
+        first.append(ask(base_url, first)["message"])
+        ask(base_url, [*first, user(name)])
+
+    threads = [threading.Thread(target=talk, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ask(base_url, [{"role": "system", "content": "other"}, user("same")])
+    return 1.0
+
+
+def play(agent, program, rows=1, **kwargs):
+    data = [{"prompt": f"q{number}", "secret": str(number)} for number in range(rows)]
+    environments = [GatewayEnvironment(program, **kwargs) for _ in data]
+    return agent.run_batch(data, environments, keep_failures=True)
+
+
+@pytest.mark.parametrize("program", [appends, compacts, branches])
+def test_every_turn_is_what_was_read_and_sampled(agent, actor, tokenizer, program):
+    """The oracle is the plain model on each turn alone; `packed` and `per_turn` must agree with it and with the sampler."""
+    trajectories = play(agent, program, rows=3)
+    for trajectory in trajectories:
+        assert trajectory.error is None and trajectory.stop_reason is StopReason.DONE
+        assert len(trajectory.turns) == {appends: 3, compacts: 3, branches: 5}[program]
+        for scored, turn in zip(oracle_logprobs(actor, trajectory), trajectory.turns):
+            torch.testing.assert_close(scored, torch.tensor(turn.logprobs), atol=1e-4, rtol=0)
+    for layout in ("packed", "per_turn"):
+        for trajectory, scored in zip(trajectories, score_trajectories(actor, trajectories, layout=layout)):
+            for mine, turn in zip(scored, trajectory.turns):
+                torch.testing.assert_close(mine.cpu(), torch.tensor(turn.logprobs), atol=1e-4, rtol=0)
+
+
+def test_what_extends_shares_the_sampled_tokens_and_what_does_not_is_a_branch(agent, tokenizer):
+    (trajectory,) = play(agent, appends)
+    first, second, third = trajectory.turns
+    assert tokenizer.decode(first.prompt_ids) == "user:q00;assistant:"
+    for before, after in ((first, second), (second, third)):
+        whole = (*before.prompt_ids, *before.completion_ids)
+        if after.prompt_ids[: len(whole)] != whole:  # it was cut, so that the template writes it otherwise
+            text = tokenizer.decode(after.prompt_ids)
+            assert text.startswith(tokenizer.decode(before.prompt_ids)) and not text.startswith(
+                tokenizer.decode(whole)
+            )
+    (trajectory,) = play(agent, compacts)
+    assert [len(turn.completion_ids) <= 4 + number for number, turn in enumerate(trajectory.turns)] == [True] * 3
+    assert tokenizer.decode(trajectory.turns[1].prompt_ids).startswith("user:q0 so far: ")
+
+
+def test_sampled_ids_are_kept_where_their_text_would_be_encoded_otherwise():
+    from mem1_trl.gateway.turns import ChatTurns
+    from mem1_trl.rollout.settings import AgentSettings
+    from mem1_trl.trajectory import Turn
+    from mem1_trl.wire.requests import ChatRequest
+
+    tokenizer = chat_tokenizer()
+    chat = ChatTurns(tokenizer, AgentSettings())
+    prompt = tokenizer("user:q;assistant:")["input_ids"]
+    other = [tokenizer.convert_tokens_to_ids(one) for one in "<answer>"]  # the letters of a tag, which is one token
+    assert tokenizer.decode(other) == "<answer>" and tokenizer("<answer>")["input_ids"] != other
+    messages = (user("q"), {"role": "assistant", "content": "<answer>"}, user("more"))
+    found = chat.context(ChatRequest(messages), [Turn(tuple(prompt), tuple(other))])
+    assert found == [*prompt, *other, *tokenizer(";user:more;assistant:")["input_ids"]]
+    assert (
+        chat.context(ChatRequest(messages), [])
+        == tokenizer("user:q;assistant:<answer>;user:more;assistant:")["input_ids"]
+    )
+
+
+def test_a_command_finds_the_model_in_its_environment(agent, tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import json, os, sys, urllib.request
+            row = json.load(sys.stdin)
+            body = json.dumps({"model": "m", "messages": [{"role": "user", "content": row["prompt"]}], "stream": True}).encode()
+            address = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+            lines = urllib.request.urlopen(urllib.request.Request(address, body)).read().decode().splitlines()
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+            print("told", "".join(event["choices"][0]["delta"].get("content") or "" for event in events))
+            print(row["secret"])
+            """
+        )
+    )
+    trajectories = play(agent, [sys.executable, str(script)], rows=2)
+    for number, trajectory in enumerate(trajectories):
+        assert trajectory.error is None and trajectory.reward == number
+        told = agent.tokenizer.decode(trajectory.turns[0].completion_ids, skip_special_tokens=True)
+        assert trajectory.answer.strip() == f"told {told}\n{number}".strip()
+
+
+def hangs(row, base_url):
+    ask(base_url, [user("a")])
+    time.sleep(3)
+
+
+def dies(row, base_url):
+    ask(base_url, [user("a")])
+    raise KeyError("lost")
+
+
+def never_calls(row, base_url):
+    return 1.0
+
+
+def wrong(row, base_url):
+    return ask(base_url, [])
+
+
+def no_number(row, base_url):
+    return ask(base_url, [user("a")])["message"]["content"] + "x"
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (hangs, "it did not end within 1 seconds"),
+        (dies, "KeyError"),
+        (never_calls, "ended without a request to the model"),
+        (wrong, "400: 'messages' must be a list of at least one message"),
+        (no_number, "the result of the program must be a number"),
+        ([sys.executable, "-c", "import sys; sys.exit('broken')"], "the command ended with status 1: broken"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], "it did not end within 1 seconds"),
+        (["/no/such/program"], "FileNotFoundError"),
+    ],
+)
+def test_a_program_that_fails_costs_its_own_episode(agent, program, sentence):
+    def good(row, base_url):
+        ask(base_url, [user("a")])
+        return 1.0
+
+    environments = [GatewayEnvironment(good), GatewayEnvironment(program, timeout=1.0), GatewayEnvironment(good)]
+    found = agent.run_batch([{"prompt": "q"}] * 3, environments, keep_failures=True)
+    assert [one.error is None for one in found] == [True, False, True]
+    assert sentence in found[1].error and [found[0].reward, found[2].reward] == [1.0, 1.0]
+
+
+def test_requests_have_a_limit_and_an_episode_that_is_over_answers_nothing(agent):
+    addresses = []
+
+    def many(row, base_url):
+        addresses.append(base_url)
+        ask(base_url, [user("a")])
+        with pytest.raises(RuntimeError, match="429: An episode may make at most 1 requests"):
+            ask(base_url, [user("b")])
+        return 1.0
+
+    (trajectory,) = play(agent, many, max_requests=1)
+    assert len(trajectory.turns) == 1 and trajectory.error is None
+    with pytest.raises(RuntimeError, match="410: The episode of this address has ended"):
+        ask(addresses[0], [user("a")])
+    with pytest.raises(RuntimeError, match="410"):
+        ask(addresses[0].replace(addresses[0].split("/")[-2], "0" * 32), [user("a")])
+
+
+def test_what_is_sampled_does_not_depend_on_who_asks_first(agent):
+    torch.manual_seed(5)
+    first = play(agent, appends, rows=4)
+    torch.manual_seed(5)
+    again = play(agent, appends, rows=4)
+    assert [[turn.completion_ids for turn in one.turns] for one in first] == [
+        [turn.completion_ids for turn in one.turns] for one in again
+    ]
+
+
+def test_bad_arguments_are_one_sentence():
+    with pytest.raises(TypeError, match=r"must be a function, or a command as a list of texts, got 'python x\.py'"):
+        GatewayEnvironment("python x.py")
+    with pytest.raises(ValueError, match="timeout must be above 0, got 0"):
+        GatewayEnvironment(appends, timeout=0)
+    with pytest.raises(ValueError, match="max_requests must be at least 1, got 0"):
+        GatewayEnvironment(appends, max_requests=0)
+
+
+@pytest.mark.slow
+def test_a_trainer_learns_from_a_program(actor, tokenizer, tmp_path):
+    from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
+
+    def program(row, base_url):
+        messages = [user("say")]
+        said = ask(base_url, messages, max_tokens=6)["message"]
+        second = ask(base_url, [*messages, said, user("again")], max_tokens=6)["message"]
+        text = said["content"] + second["content"]
+        return text.count("t") / max(len(text), 1)
+
+    args = Mem1GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=20,
+        per_device_train_batch_size=8,
+        num_generations=8,
+        max_completion_length=6,
+        max_turns=4,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+        seed=0,
+    )
+    data = Dataset.from_dict({"prompt": ["q"] * 8})
+    trainer = Mem1GRPOTrainer(
+        model=actor,
+        processing_class=tokenizer,
+        args=args,
+        train_dataset=data,
+        environment_factory=GatewayEnvironment.factory(program),
+    )
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+    assert all(entry.get("sampling/max_logp_difference", 0) < 1e-3 for entry in trainer.state.log_history)
