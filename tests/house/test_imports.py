@@ -41,6 +41,7 @@ ORDER = [
     "evaluate_metrics",
     "environments",
     "tasks",
+    "curriculum",
     "metrics",
     "display",
     "update",
@@ -59,6 +60,7 @@ ORDER = [
 
 PUBLIC = {
     "mem1_trl.configs": ["Mem1GRPOConfig", "Mem1PPOConfig"],
+    "mem1_trl.curriculum": ["compose_curriculum"],
     "mem1_trl.demonstrations": [
         "collect_trajectories",
         "demonstration_dataset",
