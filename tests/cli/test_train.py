@@ -68,7 +68,7 @@ def said(capsys, *args):
         ([*BASE, "--environment", "json.Shop", "--dataset_name", "a.jsonl"], "environment='json.Shop' cannot be imported: json has no 'Shop'"),
         ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
         ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
-        ([*BASE, "--algorithm", "grpo", "--lam", "0.9"], "an unknown option, 'lam'"),
+        ([*BASE, "--algorithm", "grpo", "--vf_coef", "0.9"], "an unknown option, 'vf_coef'"),
         ([*BASE, "--questions", "/nowhere.jsonl"], "There is no file /nowhere.jsonl: check the path."),
         ([*BASE, "--corpus", "/nowhere.jsonl"], "there is no file '/nowhere.jsonl' for the corpus"),
         ([*BASE, "--accelerate_config", "fsdp9"], "accelerate_config must be a file or one of fsdp1, fsdp2, multi_gpu, single_gpu, zero1, zero2, zero3, got 'fsdp9'"),

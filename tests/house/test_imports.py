@@ -43,6 +43,7 @@ ORDER = [
     "evaluate_metrics",
     "environments",
     "tasks",
+    "curriculum",
     "metrics",
     "display",
     "update",
@@ -63,7 +64,11 @@ ORDER = [
 
 PUBLIC = {
     "mem1_trl.configs": ["Mem1GRPOConfig", "Mem1PPOConfig"],
+<<<<<<< HEAD
     "mem1_trl.context_rules": ["Compact", "ContextRule", "NextTurn", "Past"],
+=======
+    "mem1_trl.curriculum": ["compose_curriculum"],
+>>>>>>> worth
     "mem1_trl.demonstrations": [
         "collect_trajectories",
         "demonstration_dataset",

@@ -98,7 +98,7 @@ def play_programs(rollout: Rollout, episodes: Sequence[Episode]) -> None:
                     not all(play.waiting or play.over for play in running) and (rest := until - time.monotonic()) > 0
                 ):
                     _handle(events, rest)
-            _generate(rollout, chat, running)
+            _play_turns(rollout, chat, running)
             for play in running:
                 if not play.over and time.monotonic() > play.until:
                     play.end(
@@ -122,7 +122,7 @@ def _handle(events: SimpleQueue[Callable[[], None]], seconds: float) -> None:
         pass
 
 
-def _generate(rollout: Rollout, chat: ChatTurns, running: Sequence[_Play]) -> None:
+def _play_turns(rollout: Rollout, chat: ChatTurns, running: Sequence[_Play]) -> None:
     """Answer all requests that wait, in one call of the model."""
     ready: list[tuple[_Play, Asked, list[int]]] = []
     for play in running:

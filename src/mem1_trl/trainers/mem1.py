@@ -23,6 +23,7 @@ from .checks import (
     check_columns,
     check_model,
     check_optimizer,
+    check_order,
     check_reference,
     check_rows,
     check_size,
@@ -113,6 +114,7 @@ class Mem1Trainer(TrajectoryTrainer):
         check_reference(model, args, kwargs.get("peft_config"))
         rows = train_dataset  # none if the environment owns its tasks: it may hand out each of them once
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
+        check_order(train_dataset, args)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, self.pool)
             check_rows(name, dataset, self.pool, processing_class)

@@ -98,7 +98,7 @@ class ChatApp:
                 Route(f"{prefix}/v1/chat/completions", self._chat, methods=["POST"]),
                 Route(f"{prefix}/v1/models", self._models),
                 Route("/health", self._health),
-                Route("/metrics", self._metrics),
+                Route("/metrics", self._show_metrics),
             ]
         )
 
@@ -118,7 +118,7 @@ class ChatApp:
             return self._refusal(error)
         return _json(model_list([self.backend.name]))
 
-    async def _metrics(self, request: Any) -> Any:
+    async def _show_metrics(self, request: Any) -> Any:
         from starlette.responses import PlainTextResponse
 
         try:

@@ -1,0 +1,77 @@
+"""Tasks in an order: of more and more objectives as a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .tasks import sample_objectives
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+STAGE = "curriculum_stage"
+"""Column that says which stage of a curriculum a task is of, from 0; trainers refuse to shuffle a data set that has it."""
+
+
+def compose_curriculum(
+    dataset: Dataset,
+    stages: Sequence[tuple[int, Mapping[int, float]]],
+    question: str = "question",
+    answer: str = "answer",
+    seed: int = 0,
+) -> Dataset:
+    """
+    Tasks of several stages, one stage after the other: each has so many tasks, of numbers of objectives in given shares.
+
+    With `stages=[(2, {1: 1.0}), (4, {1: 0.25, 2: 0.75})]` there are two tasks of one objective, and then, in any order, one of one
+    objective and three of two.
+
+    Train on it with `shuffle_dataset=False`, so that tasks come in this order. It is made once and does not depend on how the run
+    goes, so that a run that is resumed goes on with the same tasks.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            One question per row, as for [`compose_objectives`].
+        stages (`Sequence[tuple[int, Mapping[int, float]]]`):
+            For each stage, the number of its tasks and the share of each number of objectives. Shares are rounded to whole
+            tasks; those that lose most by it get one more.
+        question, answer (`str`, *optional*):
+            Columns, as in [`compose_objectives`].
+        seed (`int`, *optional*, defaults to `0`):
+            Of the choice of questions and of the order within a stage.
+
+    Returns:
+        `datasets.Dataset`: The columns of [`compose_objectives`] and `curriculum_stage`.
+
+    Raises:
+        `ValueError`: If there is no stage, or one has no task, or its shares are not positive or do not add up to 1.
+    """
+    from datasets import concatenate_datasets
+
+    if not stages:
+        raise ValueError("stages must have at least one stage, got none.")
+    parts = []
+    for stage, (count, shares) in enumerate(stages):
+        if count < 1:
+            raise ValueError(f"Each stage must have at least one task, got {count} in stage {stage}.")
+        if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1.0) > 1e-6:
+            raise ValueError(f"The shares of stage {stage} must be above 0 and add up to 1, got {dict(shares)}.")
+        drawn = [
+            sample_objectives(dataset, n, tasks, question, answer, seed + stage)
+            for n, tasks in _whole(count, shares).items()
+            if tasks
+        ]
+        tasks = concatenate_datasets(drawn).shuffle(seed=seed + stage)
+        parts.append(tasks.add_column(STAGE, [stage] * len(tasks)))
+    return concatenate_datasets(parts)
+
+
+def _whole(count: int, shares: Mapping[int, float]) -> dict[int, int]:
+    """Shares of `count` as whole numbers that add up to it: rounded down, and one more for those with the largest remainders."""
+    exact = {n: count * share for n, share in shares.items()}
+    whole = {n: int(number + 1e-9) for n, number in exact.items()}
+    behind = sorted(exact, key=lambda n: (whole[n] - exact[n], n))
+    for n in behind[: count - sum(whole.values())]:
+        whole[n] += 1
+    return whole
