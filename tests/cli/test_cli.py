@@ -99,7 +99,10 @@ def test_an_unknown_device_is_one_sentence(capsys, device):
         ("tasks: 2.5", "tasks is 2.5, but must be a whole number"),
         ("tasks: true", "tasks is True, but must be a whole number"),
         ("max_turns: often", "argument --max_turns/--max-turns: invalid int value: 'often'"),
-        ("context: half", "context must be one of 'mem1', 'full', 'truncate', 'external', 'compact', 'on_demand', 'fold', or the import path"),
+        (
+            "context: half",
+            "context must be one of 'mem1', 'full', 'truncate', 'external', 'compact', 'on_demand', 'fold', or the import path",
+        ),
         ("keywords: 3", "keywords is 3, but must be true or false"),
         ("config: other.yaml", "the file of --config holds another 'config': put all options in one file"),
         ("- tasks", "Config file {file} must contain a YAML mapping."),

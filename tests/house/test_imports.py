@@ -64,11 +64,8 @@ ORDER = [
 
 PUBLIC = {
     "mem1_trl.configs": ["Mem1GRPOConfig", "Mem1PPOConfig"],
-<<<<<<< HEAD
     "mem1_trl.context_rules": ["Compact", "ContextRule", "NextTurn", "Past"],
-=======
     "mem1_trl.curriculum": ["compose_curriculum"],
->>>>>>> worth
     "mem1_trl.demonstrations": [
         "collect_trajectories",
         "demonstration_dataset",
