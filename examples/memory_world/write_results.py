@@ -114,6 +114,11 @@ def aims(runs):
     return "\n".join(lines)
 
 
+def finished(root):
+    """Folders of GRPO's runs that came to their end."""
+    return [path.parent for path in sorted(root.glob("grpo-seed*/done.json"))]
+
+
 def memory_curves(path):
     """`{(level, need, age): (steps, share kept)}` of the training of one seed."""
     curves = {}
@@ -127,7 +132,7 @@ def memory_curves(path):
 
 def plot_memory(root, path):
     """What the last state holds of each passage, by need and by age, over training; one line for each seed."""
-    runs = [memory_curves(each) for each in sorted(root.glob("grpo-seed*/memory.jsonl"))]
+    runs = [memory_curves(each / "memory.jsonl") for each in finished(root)]
     if not runs:
         return False
     ages = range(TRAINED_ON, 0, -1)
@@ -182,11 +187,10 @@ def plot_agents(runs, path):
 def plot_reward(root, path):
     """Reward in training, every seed."""
     figure, axes = plt.subplots(figsize=(6, 3.4))
-    for each in sorted(root.glob("grpo-seed*/training.jsonl")):
-        steps = {step: record["reward"] for step, record in sorted(steps_of(each).items()) if "reward" in record}
-        (line,) = axes.plot(
-            list(steps), smooth(list(steps.values()), WINDOW), label=each.parent.name.removeprefix("grpo-")
-        )
+    for each in finished(root):
+        log = steps_of(each / "training.jsonl")
+        steps = {step: record["reward"] for step, record in sorted(log.items()) if "reward" in record}
+        (line,) = axes.plot(list(steps), smooth(list(steps.values()), WINDOW), label=each.name.removeprefix("grpo-"))
         axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
     axes.set(xlabel="optimizer step", ylabel="reward: share of slots that are right", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
@@ -236,14 +240,15 @@ def main():
     episodes = done["steps"] * done["batch_size"]
     tasks = len(next(iter(next(iter(runs["grpo"].values())).values())).tasks)
     missing = [NAMES[label] for label in NAMES if label not in runs]
-    text = f"""# What to keep: learned by reinforcement?
+    text = (
+        f"""# What to keep: learned by reinforcement?
 
 Written by `python examples/memory_world/write_results.py` from runs of `run_all.py` at commit {at}. GRPO: {
-        done["steps"]
-    } steps of {done["batch_size"]} episodes, groups of
+            done["steps"]
+        } steps of {done["batch_size"]} episodes, groups of
 {done["generations"]}, {episodes:,} episodes in all. Each cell: {
-        tasks
-    } tasks for each seed, greedy decoding, mean with a 95% bootstrap interval over the tasks. A seed has a
+            tasks
+        } tasks for each seed, greedy decoding, mean with a 95% bootstrap interval over the tasks. A seed has a
 warm-up, tasks and an order of its own.{" Not run: " + ", ".join(missing) + "." if missing else ""}
 
 The [world](../../examples/memory_world/README.md): an agent reads passages and has room for a part of what they hold; one word says which part will be asked
@@ -282,19 +287,20 @@ The same for needed rows that are kept:
 
 ![reward](reward.png)
 {
-        ""
-        if not has_memory
-        else '''
+            ""
+            if not has_memory
+            else '''
 What the last state holds, by need and by the turns since it was read:
 
 ![memory over training](memory.png)
 '''
-    }
+        }
 ## Controls
 
 - Constants on logits, searched on validation tasks of all levels: {scalar_found(args.root) or "not run"}.
-{imitated(args.root)}
-"""
+{imitated(args.root)}""".rstrip()
+        + "\n"
+    )
     (args.to / "RESULTS.md").write_text(text)
     cells = {
         label: {

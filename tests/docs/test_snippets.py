@@ -409,3 +409,9 @@ def test_the_layouts_of_the_exactness_page_are_as_the_script_measures_them():
         for value, figure in zip(found, map(float, written.split("|")), strict=True):
             # Rounding is of one order of magnitude on any machine
             assert value == pytest.approx(figure, rel=0.05) if layout == "paper" else value < 10 * figure
+
+
+def test_the_evidence_page_is_as_its_script_writes_it():
+    """So no figure in it is typed by hand."""
+    script = runpy.run_path(str(ROOT / "scripts" / "write_evidence.py"))
+    assert script["render"]() == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
