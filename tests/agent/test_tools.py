@@ -122,7 +122,7 @@ def test_what_cannot_be_a_tool_is_refused(agent, tools, error, words):
 
 
 def test_tools_and_an_environment_are_one_too_many(agent):
-    with pytest.raises(TypeError, match="`environment` or `tools`, not both"):
+    with pytest.raises(TypeError, match="`environment`, `tools` or `schemas`, not two of them"):
         agent.run("q?", Shelf(), tools=[search])
 
 

@@ -125,6 +125,19 @@ def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     )  # ends as soon as it serves
 
 
+@prepares("docs/gateway.md")
+def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = transformers.AutoTokenizer.from_pretrained
+
+    def with_a_template(*args: Any, **kwargs: Any) -> Any:
+        """The tiny tokenizer in the place of the page's has none."""
+        tokenizer = real(*args, **kwargs)
+        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+        return tokenizer
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", with_a_template)
+
+
 @prepares("docs/serving.md")
 def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")

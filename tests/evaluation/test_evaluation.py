@@ -297,13 +297,22 @@ def test_the_files_hold_all_and_give_it_back(tmp_path, tokenizer, actor):
     record = json.loads(path.read_text())
     assert list(record) == [
         "format", "name", "agent", "objectives", "settings", "count", "metrics", "stop_reasons", "errors", "retention",
-        "failures", "environment",
+        "failures", "environment", "memory_value",
     ]  # fmt: skip
     assert record["format"] == 1 and record["name"] == "a-2" and record["count"] == 1 and record["errors"] == 0.0
     assert record["metrics"]["f1"] == {"mean": 1.0, "stderr": 0.0, "low": 1.0, "high": 1.0, "count": 1}
     assert record["settings"]["max_turns"] == 4 and record["settings"]["temperature"] == 0.0
     (line,) = [json.loads(line) for line in (tmp_path / "new" / "a-2.jsonl").read_text().splitlines()]
-    assert list(line) == ["index", "task", "prompt_text", "trajectory", "scores", "objectives_detail", "error"]
+    assert list(line) == [
+        "index",
+        "task",
+        "prompt_text",
+        "trajectory",
+        "scores",
+        "objectives_detail",
+        "error",
+        "memory_values",
+    ]
     assert line["task"] == {key: ROW[key] for key in ("prompt", "secret", "answers", "kept")}, "no huge columns"
     assert line["prompt_text"] == "q?" and line["objectives_detail"][0]["kept"] == [True, False]
     loaded = Evaluation.load(tmp_path / "new", "a-2")

@@ -571,7 +571,10 @@ def test_a_group_that_does_not_divide_the_batch_is_refused(tmp_path, config, num
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"context": "sliding"}, "context must be one of 'mem1', 'full', 'truncate', 'external', got 'sliding'"),
+        (
+            {"context": "sliding"},
+            "context must be one of 'mem1', 'full', 'truncate', 'external', 'compact', 'on_demand', 'fold', or the import path",
+        ),
         ({"layout": "stacked"}, "layout must be one of 'packed', 'per_turn', 'paper', got 'stacked'"),
         ({"max_turns": 0}, "max_turns must be at least 1, got 0"),
         ({"max_observation_length": 0}, "max_observation_length must be at least 1, got 0"),

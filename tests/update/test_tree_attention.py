@@ -94,8 +94,9 @@ def test_calls_without_a_plan_go_to_transformers():
     torch.testing.assert_close(model(ids).logits, eager(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_that_drops_keyword_arguments_is_scored_with_a_mask(monkeypatch):
+def test_a_model_that_drops_keyword_arguments_finds_the_plan_at_hand(monkeypatch):
     monkeypatch.setattr(interface, "_WITHOUT_PLANS", set())
+    monkeypatch.setattr(interface, "_PLANS_AT_HAND", set())
     model = tiny_model("llama")
     inner = model.model.forward
 
@@ -108,7 +109,7 @@ def test_a_model_that_drops_keyword_arguments_is_scored_with_a_mask(monkeypatch)
     scores = score_trajectories(model, [trajectory])[0]
     for ours, oracle in zip(scores, oracle_logprobs(model, trajectory), strict=True):
         torch.testing.assert_close(ours, oracle, atol=1e-4, rtol=0)
-    assert type(model).__name__ in interface._WITHOUT_PLANS
+    assert type(model).__name__ in interface._PLANS_AT_HAND and not interface._WITHOUT_PLANS
 
 
 def test_dropout_on_attention_is_left_to_the_mask():

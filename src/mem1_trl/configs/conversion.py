@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -34,7 +34,7 @@ def from_grpo_config(args: Any) -> Mem1GRPOConfig:
     inherited = {one.name for one in fields(GRPOConfig)}
     for one in fields(Mem1GRPOConfig):
         if one.name not in inherited:
-            setattr(config, one.name, one.default)
+            setattr(config, one.name, one.default if one.default_factory is MISSING else one.default_factory())
     config._play_once_if_greedy()
     config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
     iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None
