@@ -55,7 +55,7 @@ def compact(row: dict[str, Any], base_url: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", choices=["loop", "compact"], default="loop")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output_dir", default="runs/gateway")
     options = parser.parse_args()
 

@@ -11,6 +11,7 @@ from ..optional_packages import require
 from .app import ChatApp
 
 _PATIENCE = 30.0  # seconds for a server to begin
+_BACKLOG = 2048  # connections that wait to be taken
 
 
 class WireServer:
@@ -32,7 +33,7 @@ class WireServer:
         port (`int`, *optional*, defaults to `0`):
             Port; 0 takes a free one.
         patience (`float`, *optional*, defaults to `30.0`):
-            Seconds for which answers under way are waited for when the server ends.
+            Seconds for which answers under way are waited for when the server ends, at least 1.
 
     Raises:
         `OSError`: If the port is taken.
@@ -45,6 +46,7 @@ class WireServer:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((host, port))
+            self._socket.listen(_BACKLOG)  # who knows the address may connect, and waits until it serves
         except OSError as error:
             self._socket.close()
             raise OSError(f"Port {port} of {host} cannot be listened at ({error.strerror}): choose another.") from None
@@ -54,8 +56,8 @@ class WireServer:
             log_level="warning",
             access_log=False,
             lifespan="off",
-            backlog=2048,
-            timeout_graceful_shutdown=round(patience),
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=max(1, round(patience)),  # with 0 it calls even an idle end an error
         )
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None

@@ -1,0 +1,82 @@
+"""`mem1 serve` as a command: it says where it listens, answers, and ends on SIGTERM when what is under way is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+from support.doc_blocks import ROOT
+
+from mem1_trl.cli import main
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+TINY = str(ROOT / "examples" / "assets" / "tiny-mem1")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The command in a process of its own, and its address."""
+    command = [
+        sys.executable, "-m", "mem1_trl", "serve", "--model_name_or_path", TINY, "--corpus", "facts", "--top_k", "1",
+        "--max_completion_length", "64", "--port", "0", "--sessions_dir", str(tmp_path / "sessions"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("mem1 at http://127.0.0.1:"), line + (process.stderr.read() if process.poll() else "")
+        yield process, line.split()[2].rstrip(".")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(url: str, text: str) -> str:
+    body = {"model": "mem1", "messages": [{"role": "user", "content": text}]}
+    request = urllib.request.Request(
+        f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+def test_it_answers_and_ends_on_sigterm_after_what_is_under_way(served):
+    process, url = served
+    assert ask(url, "capital of France") == "Paris"
+    answers = []
+    under_way = threading.Thread(target=lambda: answers.append(ask(url, "capital of Japan; capital of Italy")))
+    running = url.removesuffix("/v1") + "/metrics"
+    under_way.start()
+    while "mem1_requests_open 1" not in urllib.request.urlopen(running).read().decode():
+        assert under_way.is_alive(), "the answer was there before the signal"
+    process.send_signal(signal.SIGTERM)
+    under_way.join(60)
+    _, errors = process.communicate(timeout=60)
+    assert len(answers) == 1 and answers[0], "what was under way is answered"
+    assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in errors
+    with pytest.raises(OSError):
+        ask(url, "capital of France")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--api_keys", "/nowhere"], "/nowhere"),
+        (["--max_running", "0"], "max_running"),
+        (["--prot", "1"], "an unknown option, 'prot'"),
+    ],
+)
+def test_wrong_input_is_one_sentence(capsys, arguments, sentence):
+    assert main(["serve", "--model_name_or_path", TINY, *arguments]) == 2
+    error, help_line = capsys.readouterr().err.splitlines()
+    assert error.startswith("mem1 serve: ") and sentence in error and "--help" in help_line
