@@ -119,7 +119,7 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path("runs/memory-world"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=330)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--warm_up_steps", type=int, default=700)
     parser.add_argument("--tasks", type=int, default=200, help="tasks of a cell of the tests")

@@ -24,7 +24,7 @@ from world import ASKED, LEVELS, PROTOCOL, Passages, draw_task, rows_of
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
-PHASES = ((0.25, ("choose",)), (0.35, ("choose", "cue")), (0.4, LEVELS))
+PHASES = ((0.23, ("choose",)), (0.32, ("choose", "cue")), (0.45, LEVELS))
 """Share of the steps, and the levels that are mixed in them."""
 
 
@@ -103,7 +103,7 @@ def parse_arguments():
     parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--layout", choices=["packed", "paper"], default="packed")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=330)
     parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
     parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
     parser.add_argument("--learning_rate", type=float, default=7e-4)

@@ -17,7 +17,7 @@ Levels:
 | `evict` | whether to keep the row of a slot or to take the one that the passage offers instead |
 | `cue` | as `choose`, but the kind is marked among others in the first observation, which is gone when the passages come |
 
-Kinds, values and their places are drawn for every task. Four kinds are never asked for in training (`HELD_OUT`).
+Kinds, values and their places are drawn for every task. Eight kinds never occur in training (`HELD_OUT`).
 """
 
 import random
@@ -58,8 +58,40 @@ KINDS = [
     "ruby",
     "sage",
     "moss",
+    "amber",
+    "azure",
+    "beige",
+    "coral",
+    "cream",
+    "denim",
+    "ebony",
+    "fawn",
+    "flax",
+    "hazel",
+    "indigo",
+    "ivory",
+    "khaki",
+    "lemon",
+    "lilac",
+    "linen",
+    "mauve",
+    "ochre",
+    "olive",
+    "onyx",
+    "opal",
+    "pearl",
+    "peach",
+    "pewter",
+    "quartz",
+    "saffron",
+    "sepia",
+    "silver",
+    "tan",
+    "taupe",
+    "umber",
+    "violet",
 ]
-ASKED, HELD_OUT = KINDS[:20], KINDS[20:]
+ASKED, HELD_OUT = KINDS[:48], KINDS[48:]
 VALUES = [
     a + b
     for a in ("gor", "pel", "sin", "fa", "ju", "hol", "wet", "ba", "lo", "ki")

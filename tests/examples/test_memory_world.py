@@ -104,8 +104,8 @@ def test_held_out_kinds_are_never_asked_for_in_training(modules, world):
     trained = modules["train"].curriculum(200, 0)
     assert not set(trained["kind"]) & set(world.HELD_OUT)
     levels = trained["level"]
-    assert set(levels[:50]) == {"choose"} and set(levels[50:120]) == {"choose", "cue"}
-    assert set(levels[120:]) == {"choose", "evict", "cue"}
+    assert set(levels[:46]) == {"choose"} and set(levels[46:110]) == {"choose", "cue"}
+    assert set(levels[110:]) == {"choose", "evict", "cue"}
     shown = {word for row in trained["observations"] for text in row for word in text.split()}
     assert not shown & set(world.HELD_OUT), "what is never right would be learned to be wrong"
 
