@@ -1,21 +1,23 @@
 """
 Tokens and time of an update in a tree beside one row per turn, for tiny models with windows, sinks and recurrent layers.
 
-    python benchmarks/trees.py --repeats 3
+    python benchmarks/trees.py --threads 1 --clock cpu
 
-Forward and backward of a summed log-prob of eight MEM1 trajectories. `one call` is `per_turn` with all turns padded to the longest, as
-it was before turns of like length went together. Variants take turns in one run, so that ratios hold under whatever else runs.
+Forward and backward of a summed log-prob of eight MEM1 trajectories. The baseline is one row for each turn, all padded to the longest in
+one call; `per_turn` as the package does it forwards turns of like length together.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
+from options import parse_arguments
+from report import Report
+from timing import compare
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mem1_trl.trajectory import Trajectory, Turn
@@ -74,36 +76,55 @@ def trajectories(turns: int, prompt: int, seed: int = 0) -> list[Trajectory]:
     return episodes
 
 
+def measure(report: Report, args: Any, name: str) -> None:
+    """Time and tokens of the variants for one family; all must agree on the summed log-prob."""
+    kind, sizes = FAMILIES[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **sizes}), dtype=torch.float32)
+    rows = RowBatch.from_rows([build_row(t, "packed") for t in trajectories(args.turns, args.prompt)])
+    turns = unfold_turns(rows)
+    assert turns is not None
+
+    def update(layout: str, in_one_call: bool) -> float:
+        model.zero_grad(set_to_none=True)
+        (values,) = forward_rows(rows, layout, model, token_logprobs(model), in_one_call)
+        assert values is not None
+        values.sum().backward()
+        return float(values.detach().sum())
+
+    variants = {
+        "per_turn, one call": partial(update, "per_turn", True),
+        "per_turn": partial(update, "per_turn", False),
+        "packed": partial(update, "packed", False),
+    }
+    timings = compare(variants, args.repeats, "per_turn, one call", warmup=1, label=name)
+    tokens = {variant: forwarded_tokens(rows, variant, model) for variant in ("per_turn", "packed")}
+    tokens["per_turn, one call"] = turns.input_ids.numel()
+    values = {
+        variant: {"tokens": tokens[variant], "summed_logprob": timing.result} for variant, timing in timings.items()
+    }
+    sums = [timing.result for timing in timings.values()]
+    assert max(sums) - min(sums) <= 1e-4 * abs(sums[0]), f"{name}: the variants disagree: {sums}"
+    report.add(name, timings, "per_turn, one call", values=values)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=6)
-    parser.add_argument("--prompt", type=int, default=400)
-    args = parser.parse_args()
-    print("| family | variant | tokens | processor time / one call | summed log-prob |\n|---|---|---|---|---|")
-    for name, (kind, sizes) in FAMILIES.items():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **sizes}), dtype=torch.float32)
-        rows = RowBatch.from_rows([build_row(t, "packed") for t in trajectories(args.turns, args.prompt)])
-        turns = unfold_turns(rows)
-        assert turns is not None
-        variants = {"one call": ("per_turn", True), "per_turn": ("per_turn", False), "packed": ("packed", False)}
-        seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-        sums: dict[str, float] = {}
-        for _ in range(args.repeats + 1):
-            for variant, (layout, in_one_call) in variants.items():
-                model.zero_grad(set_to_none=True)
-                began = time.process_time()
-                (values,) = forward_rows(rows, layout, model, token_logprobs(model), in_one_call)
-                assert values is not None
-                values.sum().backward()
-                seconds[variant].append(time.process_time() - began)
-                sums[variant] = float(values.detach().sum())
-        reference = statistics.median(seconds["one call"][1:])  # the first is for warming up
-        for variant, (layout, in_one_call) in variants.items():
-            tokens = turns.input_ids.numel() if in_one_call else forwarded_tokens(rows, layout, model)
-            ratio = statistics.median(seconds[variant][1:]) / reference
-            print(f"| {name} | {variant} | {tokens:,} | {ratio:.2f} | {sums[variant]:,.1f} |", flush=True)
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--turns", type=int, default=6)
+        parser.add_argument("--prompt", type=int, default=400)
+
+    args = parse_arguments(__doc__, add)
+    if args.smoke:
+        args.turns, args.prompt = 2, 20
+    settings = {"turns": args.turns, "prompt": args.prompt, "trajectories": 8}
+    report = Report(
+        "trees",
+        args,
+        {**settings, **{name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")}},
+    )
+    for name in FAMILIES:
+        measure(report, args, name)
+    report.finish()
 
 
 if __name__ == "__main__":
