@@ -206,6 +206,16 @@ def test_retrieval_finds_the_same_by_every_way(run):
 
 
 @pytest.mark.slow
+def test_trees_forward_fewer_tokens_for_the_same_logprobs(run):
+    for case in run("trees")["cases"]:
+        one_call, like_lengths, tree = values(case, "tokens")
+        assert tree < like_lengths <= one_call
+        assert values(case, "summed_logprob") == pytest.approx(
+            [case["variants"]["packed"]["values"]["summed_logprob"]] * 3, rel=1e-4
+        )
+
+
+@pytest.mark.slow
 def test_episodes_that_wait_and_those_that_do_not_play_the_same_turns(run):
     played, *simulated = run("waiting")["cases"]
     assert values(played, "turns") == [2, 8, 8]
