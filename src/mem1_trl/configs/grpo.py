@@ -104,6 +104,9 @@ class Mem1GRPOConfig(GRPOConfig):
             partly replaced by the mean of the turns that the next turn is compared with.
         state_group_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level="state"` only.
+        dynamic_sampling_max_rounds (`int`, *optional*, defaults to `0`):
+            How often a group whose rewards are all equal, from which nothing is learned, is played again at most. Metrics of rewards and
+            episodes are of what was played first. `0` plays each group once.
         memory_value_weight (`float`, *optional*, defaults to `0.0`):
             Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
             carries that the turn wrote, by the policy itself, see [`mem1_trl.update.memory_value`]. `0.0` does not compute it.
@@ -246,6 +249,13 @@ class Mem1GRPOConfig(GRPOConfig):
             "`state` only."
         },
     )
+    dynamic_sampling_max_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "How often a group whose rewards are all equal, from which nothing is learned, is played again at most. `0` plays "
+            "each group once."
+        },
+    )
     memory_value_weight: float = field(
         default=0.0,
         metadata={
@@ -378,6 +388,10 @@ class Mem1GRPOConfig(GRPOConfig):
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()
+        if self.dynamic_sampling_max_rounds < 0:
+            raise ValueError(
+                f"dynamic_sampling_max_rounds must be at least 0, got {self.dynamic_sampling_max_rounds}."
+            )
         if not 0.0 <= self.memory_value_weight < float("inf"):
             raise ValueError(
                 f"memory_value_weight must be a finite number of at least 0, got {self.memory_value_weight}."

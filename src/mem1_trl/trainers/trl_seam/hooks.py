@@ -47,6 +47,8 @@ class Hooks(GRPOTrainer):
     max_completion_length: int
     current_batch: GenerationBatch | None = None
     """The generation batch that is being built; `None` at any other time."""
+    episodes: list[Any]
+    """What [`~Hooks.prepare_rows`] has started, one for each row."""
     last_values: torch.Tensor | None = None
     """What [`~Hooks.extra_loss`] has computed for a batch, shape `(B, C)` without gradient, if it has a critic."""
 
