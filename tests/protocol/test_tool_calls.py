@@ -795,7 +795,7 @@ def test_each_environment_has_its_own_tools(tmp_path):
 
     def run_and_keep(rows):
         trajectories = run(rows)
-        seen.extend(zip([row["environment"] for row in rows], [e.prompt_ids for e in trainer._episodes], trajectories))
+        seen.extend(zip([row["environment"] for row in rows], [e.prompt_ids for e in trainer.episodes], trajectories))
         return trajectories
 
     trainer.run_episodes = run_and_keep

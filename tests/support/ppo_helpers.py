@@ -27,6 +27,7 @@ def make(tmp_path, model, tokenizer, layout="packed", environment=LookupEnvironm
         key: kwargs.pop(key)
         for key in (
             "reward_funcs",
+            "teacher_model",
             "train_dataset",
             "eval_dataset",
             "peft_config",

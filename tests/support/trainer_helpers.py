@@ -54,7 +54,7 @@ def cut_first_turns(trainer: Any, lengths: dict[int, int]) -> None:
         if len(calls) == 1:
             for index, length in lengths.items():
                 one = completions[index]
-                completions[index] = Completion(one.ids[:length], one.logprobs[:length], False)
+                completions[index] = Completion(one.ids[:length], one.logprobs and one.logprobs[:length], False)
         return completions
 
     trainer.rollout.generate = cut

@@ -99,7 +99,7 @@ def test_environments_written_for_trl_train_unchanged(tmp_path, syntax):
         """Knows which episodes still run: a context belongs to the task prompt that it begins with."""
 
         def __call__(self, prompts, stops, draws=None):
-            self.running = [i for i, e in enumerate(trainer._episodes) if e.stop_reason is None]
+            self.running = [i for i, e in enumerate(trainer.episodes) if e.stop_reason is None]
             return super().__call__(prompts, stops)
 
     policy = Policy(tokenizer, lambda turn, index: script(turn, index, policy.running))
@@ -113,9 +113,9 @@ def test_environments_written_for_trl_train_unchanged(tmp_path, syntax):
         seen.extend(
             zip(
                 [row["environment"] for row in rows],
-                [e.prompt_ids for e in trainer._episodes],
+                [e.prompt_ids for e in trainer.episodes],
                 trajectories,
-                trainer._episodes,
+                trainer.episodes,
             )
         )
         return trajectories

@@ -192,6 +192,12 @@ FEATURES = [
     Feature("a context rule of one's own", (), {"context": AllTurns()}, note="Not TRL's."),
     Feature("a reward for what states are worth", (), {"memory_value_weight": 0.1},
             note="Not TRL's: nats that the state carries, by turn. Not with FSDP or ZeRO-3."),
+    Feature("groups of equal rewards are played again", (), {"dynamic_sampling_max_rounds": 2},
+            refused={"PPO": "dynamic_sampling_max_rounds=2 works on whole sequences or groups"}, note="Not TRL's: dynamic sampling."),
+    Feature("on-policy distillation", (), {"distillation_weight": 0.1, "task_reward_weight": 0.5},
+            note="Not TRL's: from another model, or from the policy with the whole history in view. Not with FSDP or ZeRO-3."),
+    Feature("on-policy distillation in the rewards", (), {"distillation_weight": 0.1, "distillation_in_reward": True},
+            note="Not TRL's."),
     Feature("trackers: TensorBoard, wandb, trackio", (), tested="tests/trainers/test_tracking.py", note="With `log_completions`, episodes turn "
             "by turn: a table (wandb, trackio), traces (trackio), text (TensorBoard)."),
     Feature("trajectories as data sets on the Hub", (), tested="tests/hub/test_trajectory_hub.py"),

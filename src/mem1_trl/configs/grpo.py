@@ -12,8 +12,10 @@ from ..context_rules.named import describe_rule, import_rule
 from ..context_rules.rule import ContextRule
 from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
+from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
+from .distillation import check_distillation
 
 _WORD = re.compile(r"\w+")
 
@@ -102,9 +104,30 @@ class Mem1GRPOConfig(GRPOConfig):
             partly replaced by the mean of the turns that the next turn is compared with.
         state_group_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the comparison of turns with the same context beside that of episodes, with `advantage_level="state"` only.
+        dynamic_sampling_max_rounds (`int`, *optional*, defaults to `0`):
+            How often a group whose rewards are all equal, from which nothing is learned, is played again at most. Metrics of rewards and
+            episodes are of what was played first. `0` plays each group once.
         memory_value_weight (`float`, *optional*, defaults to `0.0`):
             Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
             carries that the turn wrote, by the policy itself, see [`mem1_trl.update.memory_value`]. `0.0` does not compute it.
+
+        > Parameters that control on-policy distillation
+
+        distillation_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the gaps between student and teacher: how much likelier, in nats, each sampled token is to the policy, in the
+            context that it rewrites, than to the teacher, see [`mem1_trl.update.distillation`]. `0.0` has no teacher.
+        distillation_in_reward (`bool`, *optional*, defaults to `False`):
+            Whether gaps are taken off the rewards, so that what a turn does to later turns is credited to it, or added to the loss, in which
+            each token answers for itself alone. In rewards, PPO has them token by token, GRPO summed up in turns.
+        teacher_context (`str`, *optional*, defaults to `"full"`):
+            What the teacher reads before a turn: the task prompt and all turns before it, as with `context="full"` (`"full"`), or what
+            the student read (`"same"`).
+        teacher_model_name_or_path (`str`, *optional*):
+            Id or path of the teacher, if none is passed to the trainer. `None` is the policy itself.
+        teacher_model_init_kwargs (`dict`, *optional*):
+            Keyword arguments for `AutoModelForCausalLM.from_pretrained` of a teacher that is loaded.
+        task_reward_weight (`float`, *optional*, defaults to `1.0`):
+            With a teacher, what the weights of all other rewards are multiplied by. `0.0` is distillation alone.
 
         > Parameters that control the update
 
@@ -226,11 +249,57 @@ class Mem1GRPOConfig(GRPOConfig):
             "`state` only."
         },
     )
+    dynamic_sampling_max_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "How often a group whose rewards are all equal, from which nothing is learned, is played again at most. `0` plays "
+            "each group once."
+        },
+    )
     memory_value_weight: float = field(
         default=0.0,
         metadata={
             "help": "Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next "
             "action) the state carries that the turn wrote. `0.0` does not compute it."
+        },
+    )
+    distillation_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the gaps between student and teacher: how much likelier, in nats, each sampled token is to the policy "
+            "than to the teacher. `0.0` has no teacher."
+        },
+    )
+    distillation_in_reward: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether gaps are taken off the rewards, so that what a turn does to later turns is credited to it, or added to "
+            "the loss, in which each token answers for itself alone."
+        },
+    )
+    teacher_context: str = field(
+        default="full",
+        metadata={
+            "help": "What the teacher reads before a turn: the task prompt and all turns before it (`full`), or what the student "
+            "read (`same`).",
+            "choices": list(TEACHER_CONTEXTS),
+        },
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Id or path of the teacher, if none is passed to the trainer. `None` is the policy itself, with the whole history "
+            "in view."
+        },
+    )
+    teacher_model_init_kwargs: dict | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for `AutoModelForCausalLM.from_pretrained` of a teacher that is loaded."},
+    )
+    task_reward_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "With a teacher, what the weights of all other rewards are multiplied by. `0.0` is distillation alone."
         },
     )
     layout: str = field(
@@ -275,7 +344,7 @@ class Mem1GRPOConfig(GRPOConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "context_kwargs"]  # noqa: RUF012  # as TRL declares it
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "context_kwargs", "teacher_model_init_kwargs"]  # noqa: RUF012  # as TRL declares it
 
     def __post_init__(self) -> None:
         if isinstance(self.context, ContextRule):
@@ -319,10 +388,15 @@ class Mem1GRPOConfig(GRPOConfig):
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()
+        if self.dynamic_sampling_max_rounds < 0:
+            raise ValueError(
+                f"dynamic_sampling_max_rounds must be at least 0, got {self.dynamic_sampling_max_rounds}."
+            )
         if not 0.0 <= self.memory_value_weight < float("inf"):
             raise ValueError(
                 f"memory_value_weight must be a finite number of at least 0, got {self.memory_value_weight}."
             )
+        check_distillation(self)
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:

@@ -215,6 +215,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
         for name, default, instead in (
             ("scale_rewards", "none", "leave it 'none' and use whiten_advantages"),
             ("state_group_weight", 1.0, "leave it 1.0"),
+            ("dynamic_sampling_max_rounds", 0, "leave it 0"),
         ):
             if getattr(self, name) != default:
                 raise ValueError(

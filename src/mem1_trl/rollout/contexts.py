@@ -68,7 +68,28 @@ class ContextBuilder:
 
     def context(self, episode: Episode, step: NextTurn) -> list[int]:
         """Token ids of the context of a turn."""
-        context = joined(episode.prompt_ids, episode.history, step.kept, episode.recalled if self.rule.recalls else ())
+        recalled = episode.recalled if self.rule.recalls else ()
+        return self._asked(episode, step, joined(episode.prompt_ids, episode.history, step.kept, recalled))
+
+    def appended(self, episode: Episode, count: int) -> list[int]:
+        """
+        Token ids of the context of the turn after `count` turns had the rule kept all of them, as `"full"` does.
+
+        A summary turn reads its request there, too; what an external memory put beside the turns is left out.
+
+        Raises:
+            `ValueError`: If the history of the episode is not known, since a program of its own played it.
+        """
+        if len(episode.history) < count:
+            raise ValueError(
+                f"The history of an episode must be known to append it, got {len(episode.history)} of {count} turns: where a program "
+                "owns its loop (`GatewayEnvironment`), use teacher_context='same'."
+            )
+        step = dataclasses.replace(self.next(episode, count), kept=range(count))
+        return self._asked(episode, step, joined(episode.prompt_ids, episode.history, step.kept))
+
+    def _asked(self, episode: Episode, step: NextTurn, context: list[int]) -> list[int]:
+        """A context with the request of a summary turn in its place."""
         if step.summary:
             place = len(context) - (episode.tails[step.kept[-1]] if self.syntax.asks_inside else 0)
             context[place:place] = self.syntax.encode_request(step.request)

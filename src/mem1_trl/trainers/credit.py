@@ -31,6 +31,7 @@ class CreditingTrainer(Mem1Trainer):
         raise NotImplementedError
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        super().extend_batch(batch, trajectories, rewards)
         mask = self.sampled_mask(batch)
         scored = ~rewards.isnan()
         credited = mask * scored[:, None]
@@ -38,14 +39,21 @@ class CreditingTrainer(Mem1Trainer):
             size = max(1, self.args.per_device_train_batch_size)
             values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
         penalty = None
-        if self.args.kl_in_reward and self.beta != 0.0:
-            old_logps = batch.get("old_per_token_logps")
-            penalty = (self.policy_logps(batch) if old_logps is None else old_logps) - batch["ref_per_token_logps"]
-            self._log_masked_mean("kl", penalty, mask)
+        to_teacher = self.distillation is not None and not self.distillation.in_loss
+        kl_in_reward = self.args.kl_in_reward and self.beta != 0.0
+        logps: Any = batch.get("old_per_token_logps")
+        if logps is None and (to_teacher or kl_in_reward):
+            logps = self.policy_logps(batch)
+        if kl_in_reward:
+            penalty = logps - batch["ref_per_token_logps"]
+            self.log_masked_mean("kl", penalty, mask)
         of_turns = [trajectory.turn_rewards for trajectory in trajectories]
         at_turn_ends = turn_end_rewards(of_turns, batch["turn_ids"], credited)
         at_the_end = rewards.nan_to_num(0.0) - at_turn_ends.sum(1)
         token_level = token_rewards(at_the_end, credited, penalty, self.beta) + at_turn_ends
+        if to_teacher:
+            assert self.distillation is not None
+            token_level = token_level - self.args.distillation_weight * self.distillation.gaps(batch, logps) * credited
         final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
         advantages, returns = self._estimate(token_level, values, credited, batch["turn_ids"], final_values)
         valued = credited
@@ -105,6 +113,7 @@ class CreditingTrainer(Mem1Trainer):
         return final
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        of_teacher = super().extra_loss(batch)
         mask = self.sampled_mask(batch)
         if "value_weights" in batch:
             mask = mask * batch["value_weights"]
@@ -114,14 +123,10 @@ class CreditingTrainer(Mem1Trainer):
             values = self.values(batch)
         self.last_values = values.detach()
         loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
-        self._log_masked_mean("value/loss", loss.detach(), mask)
-        self._log_masked_mean("value/clip_ratio", clipped, mask)
-        return self.args.vf_coef * (loss * mask).sum() / self.token_normalizer(batch)
-
-    def _log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
-        sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self.log_metric(name, total / max(count, 1.0))
+        self.log_masked_mean("value/loss", loss.detach(), mask)
+        self.log_masked_mean("value/clip_ratio", clipped, mask)
+        loss = self.args.vf_coef * (loss * mask).sum() / self.token_normalizer(batch)
+        return loss if of_teacher is None else loss + of_teacher
 
     def _log_values(
         self,
@@ -131,9 +136,9 @@ class CreditingTrainer(Mem1Trainer):
         mask: torch.Tensor,
         valued: torch.Tensor,
     ) -> None:
-        self._log_masked_mean("value/mean", values, valued)
-        self._log_masked_mean("value/return_mean", returns, valued)
-        self._log_masked_mean("value/advantage_abs_mean", advantages.abs(), mask)
+        self.log_masked_mean("value/mean", values, valued)
+        self.log_masked_mean("value/return_mean", returns, valued)
+        self.log_masked_mean("value/advantage_abs_mean", advantages.abs(), mask)
         flat = valued.bool()
         pairs = self.gather_records([torch.stack([values[flat], returns[flat]]).cpu()])
         both = torch.cat(pairs, dim=1)

@@ -109,7 +109,7 @@ class EpisodeLog:
 
     def watch_rewards(self, trajectories: list[Trajectory]) -> None:
         """Say once, after three training batches in a row in which no episode of any process was rewarded, how they ended."""
-        if self.trainer.mode == "eval":
+        if self.trainer.mode == "eval" or not self.trainer.args.task_reward_weight:
             return
         ends = self.trainer.gather_records([(t.reward, str(t.stop_reason)) for t in trajectories])
         if any(reward is not None and reward > 0 for reward, _ in ends):

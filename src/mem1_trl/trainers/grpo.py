@@ -72,6 +72,9 @@ class Mem1GRPOTrainer(Mem1Trainer):
             without environment.
         protocol ([`Mem1Protocol`], *optional*):
             Tags, instructions and hints. `None` uses `<think>` for the state, one tag per action, and `<answer>`.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            With `args.distillation_weight`, the teacher: an id, a path or a model that shares the tokenizer. `None` takes
+            `args.teacher_model_name_or_path`, and without that the policy itself, with the whole history in view.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config (*optional*):
             As in `GRPOTrainer`.
 
@@ -105,6 +108,7 @@ class Mem1GRPOTrainer(Mem1Trainer):
         rollout_func: Any = None,
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         protocol: Mem1Protocol | None = None,
+        teacher_model: str | PreTrainedModel | None = None,
     ):
         if args is None:
             args = Mem1GRPOConfig(f"{model_name(model)}-MEM1-GRPO")
@@ -131,9 +135,11 @@ class Mem1GRPOTrainer(Mem1Trainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
             protocol=protocol,
+            teacher_model=teacher_model,
         )
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        super().extend_batch(batch, trajectories, rewards)
         if self.args.advantage_level != "episode":
             credit_turns(self, batch, trajectories, rewards)
 

@@ -33,6 +33,7 @@ from .checks import (
     named_datasets,
     refuse_unsupported,
 )
+from .distillation import Distillation, no_reward, refuse_distillation
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import play_first_row
@@ -53,6 +54,8 @@ from .trl_seam.helpers import instance_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
     from ..protocol.protocol import Mem1Protocol
     from ..rollout.episode import Episode
@@ -87,8 +90,11 @@ class Mem1Trainer(TrajectoryTrainer):
         protocol: Mem1Protocol | None = None,
         tools: Any = None,
         rollout_func: Any = None,
+        teacher_model: Any = None,
         **kwargs: Any,
     ):
+        self.episodes: list[Episode] = []
+        self.distillation: Distillation | None = None
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
         check_model(model)
         processing_class = starting_tokenizer(processing_class, model, args)
@@ -108,6 +114,8 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         if args.memory_value_weight:
             refuse_memory_value(args, self.pool is not None)
+        teacher = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        refuse_distillation(args, teacher, self.pool is not None, not self.rewards_by_turns)
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():
             refuse_prompt_learning(config)
@@ -123,15 +131,20 @@ class Mem1Trainer(TrajectoryTrainer):
             [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         )
         from_environment = self.pool.reward_functions() if self.pool is not None else []
-        if not reward_funcs and not from_environment:
+        if not reward_funcs and not from_environment and not args.distillation_weight:
             raise ValueError(
                 "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` or "
                 "`get_turn_reward() -> float` method."
             )
         # Rewards of our own, each with its weight
-        own = [(function, 1.0) for function in from_environment]
+        own: list[tuple[Any, float]] = [(function, 1.0) for function in from_environment]
         if args.memory_value_weight:
             own.append((memory_value_reward(self), args.memory_value_weight))
+        own = [(function, args.task_reward_weight * weight) for function, weight in own]
+        if args.distillation_weight and args.distillation_in_reward and self.rewards_by_turns:
+            own.append((self._distillation_reward(), args.distillation_weight))
+        elif not reward_funcs and not own:
+            own.append((no_reward, 1.0))
         if self.pool is not None:
             play_first_row(self.pool, rows)
         classes = kwargs.get("reward_processing_classes")
@@ -147,8 +160,9 @@ class Mem1Trainer(TrajectoryTrainer):
                     f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "
                     "each (an environment's own reward has weight 1)."
                 )
-        if weights is not None or args.memory_value_weight:
-            args.reward_weights = [*(weights or [1.0] * len(reward_funcs)), *(weight for _, weight in own)]
+        if weights is not None or args.memory_value_weight or args.distillation_weight:
+            given = [args.task_reward_weight * weight for weight in weights or [1.0] * len(reward_funcs)]
+            args.reward_weights = [*given, *(weight for _, weight in own)]
         try:
             super().__init__(
                 model=model,
@@ -169,7 +183,8 @@ class Mem1Trainer(TrajectoryTrainer):
         self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))
         self.settings = self._agent_settings.with_context_limit(self.model)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
-        self._episodes: list[Episode] = []
+        if args.distillation_weight:
+            self.distillation = Distillation(self, teacher)
         self._card_evaluation: dict[str, float] | None = None
         self._evaluations = EvaluationRecorder(self)
         self._evaluated = ""  # name of the data set that is evaluated, if it is one of several
@@ -210,17 +225,17 @@ class Mem1Trainer(TrajectoryTrainer):
     # The episode
 
     def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        self._episodes = self.player.start(rows, self.pool, tolerate="environment")
-        return [{**row, "prompt": episode.prompt} for row, episode in zip(rows, self._episodes, strict=True)]
+        self.episodes = self.player.start(rows, self.pool, tolerate="environment")
+        return [{**row, "prompt": episode.prompt} for row, episode in zip(rows, self.episodes, strict=True)]
 
     def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
-        return [episode.prompt_ids for episode in self._episodes]
+        return [episode.prompt_ids for episode in self.episodes]
 
     def run_episodes(self, rows: list[dict[str, Any]]) -> list[Trajectory]:
-        self.park_prefixes(len(self._episodes))
-        trajectories = self.player.play(self._episodes)
+        self.park_prefixes(len(self.episodes))
+        trajectories = self.player.play(self.episodes)
         if self.pool is not None:
-            self.player.score(self._episodes, trajectories, self.pool, tolerate="environment")
+            self.player.score(self.episodes, trajectories, self.pool, tolerate="environment")
         for row, trajectory in zip(rows, trajectories, strict=True):
             if are_answers(row.get("answers")):
                 answer = None if trajectory.error is not None else trajectory.answer
@@ -231,8 +246,35 @@ class Mem1Trainer(TrajectoryTrainer):
         return trajectories
 
     @property
+    def rewards_by_turns(self) -> bool:
+        """Whether rewards are credited to whole turns at the finest, since there is no critic."""
+        return True
+
+    @property
+    def played(self) -> list[Trajectory]:
+        """The trajectories of the batch that is being built."""
+        return self._current().trajectories
+
+    def _distillation_reward(self) -> Any:
+        def distillation(trajectories: list[Trajectory], **kwargs: Any) -> list[list[float | None]]:
+            assert self.distillation is not None
+            return self.distillation.reward(trajectories)
+
+        return distillation
+
+    def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
+        if self.distillation is not None:
+            self.distillation.extend_batch(batch, trajectories)
+
+    def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        if self.distillation is None or not self.distillation.in_loss:
+            return None
+        assert self.loss_logps is not None
+        return self.distillation.loss(batch, self.loss_logps)
+
+    @property
     def episode_environments(self) -> list[Any] | None:
-        return None if self.pool is None else [episode.environment for episode in self._episodes]
+        return None if self.pool is None else [episode.environment for episode in self.episodes]
 
     def completions_for_rewards(self, trajectories: list[Trajectory], conversational: bool) -> list[Any]:
         """
@@ -244,7 +286,7 @@ class Mem1Trainer(TrajectoryTrainer):
         """
         return [
             episode.record.completion(trajectory.turns, conversational)
-            for episode, trajectory in zip(self._episodes, trajectories, strict=True)
+            for episode, trajectory in zip(self.episodes, trajectories, strict=True)
         ]
 
     def rewarded(self, trajectories: list[Trajectory]) -> None:

@@ -95,7 +95,7 @@ class Mem1PPOTrainer(CreditingTrainer):
         optimizers (`tuple`, *optional*):
             As in `GRPOTrainer`, for the policy. What the optimizer does not hold of the critic is trained by `args.optim` at
             `args.value_learning_rate`, along the same schedule.
-        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, ...:
+        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, environment_factory, protocol, teacher_model, ...:
             As in [`Mem1GRPOTrainer`]; `args` is a [`Mem1PPOConfig`].
     """
 
@@ -127,6 +127,7 @@ class Mem1PPOTrainer(CreditingTrainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         protocol: Mem1Protocol | None = None,
         value_model: str | PreTrainedModel | ValueModel | None = None,
+        teacher_model: str | PreTrainedModel | None = None,
     ):
         args = Mem1PPOConfig(f"{model_name(model)}-MEM1-PPO") if args is None else args
         if not isinstance(args, Mem1PPOConfig):
@@ -156,6 +157,7 @@ class Mem1PPOTrainer(CreditingTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
             protocol=protocol,
+            teacher_model=teacher_model,
         )
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
@@ -230,6 +232,10 @@ class Mem1PPOTrainer(CreditingTrainer):
         """The critic as it is called, wrapped for data parallelism if there is any."""
         assert self._critic is not None
         return self._critic
+
+    @property
+    def rewards_by_turns(self) -> bool:
+        return False  # a critic credits tokens
 
     @property
     def kl_in_loss(self) -> bool:

@@ -105,9 +105,19 @@ def refuse_memory_value(args: Mem1GRPOConfig, has_environment: bool) -> None:
         raise ValueError(
             f"{given} needs turns that read a state, and there are none without `environment_factory`: pass one, or leave it 0.0."
         )
+    refuse_whole_policy_needed(args, given, "states")
+
+
+def refuse_whole_policy_needed(args: Mem1GRPOConfig, given: str, scored: str) -> None:
+    """
+    Refuse what scores by the policy, in each process on its own, where no process has the whole of it.
+
+    Raises:
+        `ValueError`: With DeepSpeed ZeRO-3 or with FSDP; `given` is the setting, `scored` what there is another number of in each process.
+    """
     if uses_fsdp(args) or (args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3):
         raise ValueError(
-            f"{given} needs the whole policy in each process, which scores as many states as its own episodes have: use DDP or "
+            f"{given} needs the whole policy in each process, which scores as many {scored} as its own episodes have: use DDP or "
             "ZeRO-2, or leave it 0.0."
         )
 

@@ -69,6 +69,19 @@ class RewardGate:
 
         return call
 
+    def of_turns(self, index: int) -> list[tuple[int, list[float]]]:
+        """What functions gave for the turns of an episode: indices of functions, each with its numbers."""
+        return sorted((column, numbers) for (column, row), numbers in self.turn_rewards.items() if row == index)
+
+    def take(self, index: int, other: RewardGate, place: int) -> None:
+        """Forget an episode, and know of it what another gate knows of the one at `place`."""
+        self.failed[index], self.turns[index] = other.failed[place], other.turns[place]
+        self.problems.pop(index, None)
+        if place in other.problems:
+            self.problems[index] = other.problems[place]
+        self.turn_rewards = {key: numbers for key, numbers in self.turn_rewards.items() if key[1] != index}
+        self.turn_rewards |= {(column, index): numbers for column, numbers in other.of_turns(place)}
+
     def check_models(self, functions: Sequence[Any], names: Sequence[str], rewards: torch.Tensor) -> None:
         """
         Note what reward models gave.

@@ -16,17 +16,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..protocol.encoding import decode, encode_text
 from ..rewards import ANSWER_SEPARATOR
 from ..trajectory import Trajectory, Turn
-from .scoring import score_trajectories
+from .scoring import score_without_training
 from .state_value import StateValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from transformers import PreTrainedModel
 
     from ..protocol.syntax import ActionSyntax
@@ -92,13 +91,7 @@ def memory_values(
                 places.append((index, number, [len(part) for part in parts]))
     # The states of one episode share its task prompt, and their branches are one tree
     merged = [_merge([probes[i] for i, place in enumerate(places) if place[0] == row]) for row in _rows(places)]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            scored = score_trajectories(model, merged, layout, temperature, batch_size)
-    finally:
-        model.train(training)
+    scored = score_without_training(model, merged, layout, temperature, batch_size)
     logprobs = [turn.double().cpu() for one in scored for turn in one]
     for probe, (index, number, sizes) in zip(probes, places, strict=True):
         own, logprobs = logprobs[: len(probe.turns)], logprobs[len(probe.turns) :]

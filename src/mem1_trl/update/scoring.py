@@ -214,6 +214,19 @@ def hidden_numbers(backbone: PreTrainedModel) -> TokenFunction:
     return function
 
 
+def score_without_training(
+    model: PreTrainedModel, trajectories: Sequence[Trajectory], layout: str, temperature: float, batch_size: int
+) -> list[list[torch.Tensor]]:
+    """[`score_trajectories`] in evaluation mode and without gradient; the mode of the model stays what it was."""
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            return score_trajectories(model, trajectories, layout, temperature, batch_size)
+    finally:
+        model.train(training)
+
+
 def score_trajectories(
     model: PreTrainedModel,
     trajectories: Sequence[Trajectory],

@@ -18,6 +18,7 @@ from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
 from ..reward_gate import RewardGate, note_turn_rewards
 from .contract import check_trl, check_values
+from .dynamic_sampling import Scores, note_first_plays, play_equal_groups_again
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
 from .reference import reference_is_a_copy
@@ -53,7 +54,8 @@ class TrajectoryTrainer(ExactResume):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.environments = None  # TRL would reset those of the last batch
-        current = GenerationBatch(rows=self.prepare_rows([dict(row) for row in inputs]))
+        rows = [dict(row) for row in inputs]
+        current = GenerationBatch(rows=self.prepare_rows(rows), dataset_rows=rows)
         mask_truncated = self.mask_truncated_completions
         with (
             instance_attribute(self, "current_batch", current),
@@ -61,6 +63,8 @@ class TrajectoryTrainer(ExactResume):
         ):
             batch = super()._generate_and_score_completions(current.rows)
         check_values("_generate_and_score_completions", batch)
+        if current.first_play is not None:
+            note_first_plays(self, current.first_play[0])
         self._add_structure(batch, current)
         device = batch["completion_ids"].device
         if any(current.left_out):
@@ -103,7 +107,7 @@ class TrajectoryTrainer(ExactResume):
         current.response_template = getattr(self.tokenizer, "response_template", None)
         with instance_attribute(self.tokenizer, "response_template", None):
             outputs = check_values("_generate", super()._generate(prompts))
-        self._correct_length_metrics(current.trajectories)
+        self._correct_length_metrics(current.trajectories if current.first_play is None else current.first_play[1])
         self.environments = self.episode_environments
         completions = self.completions_for_rewards(current.trajectories, is_conversational({"prompt": prompts[0]}))
         return (*outputs[:3], completions, *outputs[4:])
@@ -116,6 +120,8 @@ class TrajectoryTrainer(ExactResume):
                 prompt_ids = self.encode_prompts(prompts)
                 with awake(self):
                     current.trajectories = self.run_episodes(current.rows)
+                    if self.mode == "train" and self.args.dynamic_sampling_max_rounds:
+                        play_equal_groups_again(self, current, prompts)
         finally:
             self.clear_prefix_cache()
         current.left_out, logprobs_missing = self._find_left_out(current.trajectories)
@@ -194,21 +200,14 @@ class TrajectoryTrainer(ExactResume):
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> torch.Tensor:
         current = self._current()
-        sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in current.trajectories]
-        gate = RewardGate(
-            [t.error is not None for t in current.trajectories], [len(t.turns) for t in current.trajectories]
-        )
-        named = zip(self.reward_funcs, self.reward_func_names, strict=True)
-        functions = [gate.guard(*pair, column) for column, pair in enumerate(named)]
-        with instance_attribute(self, "reward_funcs", functions):
-            per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
-        check_values("_calculate_rewards", per_function)
-        gate.check_models(functions, self.reward_func_names, self._own(per_function))
+        if current.scores is not None:  # before, to know which groups to play again
+            gate, per_function = current.scores.gate, self.accelerator.gather(current.scores.per_function)
+        else:
+            gate, per_function = self._ask(inputs, prompts, completions, current.trajectories)
         self._leave_unscored_out(current, gate.problems)
         left_out = torch.tensor(current.left_out, device=per_function.device)
         per_function[left_out] = torch.nan
-        rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
-        rewards[per_function.isnan().all(dim=1)] = torch.nan
+        rewards = self.total_rewards(per_function)
         first = self.mode == "train" and self.state.global_step == 0
         if first and rewards.isnan().all() and not left_out.any():
             raise ValueError(
@@ -220,6 +219,33 @@ class TrajectoryTrainer(ExactResume):
             trajectory.reward = None if reward != reward else reward
         note_turn_rewards(current.trajectories, gate.turn_rewards, self.reward_weights.tolist())
         return per_function
+
+    def _ask(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], trajectories: list[Trajectory]
+    ) -> tuple[RewardGate, torch.Tensor]:
+        """What reward functions give for episodes: the gate of this process, and what TRL has gathered of all, shape `(B, F)`."""
+        sampled = [[i for turn in t.turns for i in turn.completion_ids] for t in trajectories]
+        gate = RewardGate([t.error is not None for t in trajectories], [len(t.turns) for t in trajectories])
+        named = zip(self.reward_funcs, self.reward_func_names, strict=True)
+        functions = [gate.guard(*pair, column) for column, pair in enumerate(named)]
+        with instance_attribute(self, "reward_funcs", functions):
+            per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
+        check_values("_calculate_rewards", per_function)
+        gate.check_models(functions, self.reward_func_names, self._own(per_function))
+        return gate, per_function
+
+    def ask_rewards(self, rows: list[dict[str, Any]], prompts: list[Any], trajectories: list[Trajectory]) -> Scores:
+        """Scores of episodes before TRL asks for them, as it would; all processes do it together, with equally many episodes."""
+        completions = self.completions_for_rewards(trajectories, is_conversational({"prompt": prompts[0]}))
+        inputs = [{**row, "trajectories": one} for row, one in zip(rows, trajectories, strict=True)]
+        with instance_attribute(self, "environments", self.episode_environments):
+            gate, per_function = self._ask(inputs, prompts, completions, trajectories)
+        return Scores(self._own(per_function).clone(), gate)
+
+    def total_rewards(self, per_function: torch.Tensor) -> torch.Tensor:
+        """Weighted sums of what functions gave, shape `(B, F)`, as TRL takes them, shape `(B,)`; NaN where none gave a number."""
+        rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
+        return rewards.masked_fill(per_function.isnan().all(dim=1), torch.nan)
 
     def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:
         """

@@ -29,6 +29,8 @@ ROW_KEYS = frozenset(
         "parent_offsets",
         # weights of tokens in the policy's loss
         "loss_weights",
+        # the teacher
+        "teacher_per_token_logps",
         # the critic
         "old_values",
         "returns",

@@ -87,6 +87,8 @@ RELIED_ATTRIBUTES = (
     "_buffered_inputs",
     "_metrics",
     "_logs",
+    "_pending_extra_logs",
+    "_pending_metrics",
     "_tr_loss",
     "_globalstep_last_logged",
     "_last_world_entropy",

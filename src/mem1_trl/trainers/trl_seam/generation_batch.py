@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ...trajectory import Trajectory
     from ...update.rows import Row
+    from .dynamic_sampling import Scores
 
 
 @dataclass(slots=True)
@@ -43,6 +44,12 @@ class GenerationBatch:
             The episodes as rows of tokens.
         rewards (`torch.Tensor` or `None`):
             Shape `(B,)`: weighted sum of the rewards of each episode; NaN where nothing scored it.
+        dataset_rows (`list[dict]`):
+            Rows as the data set has them, from which an episode is started again.
+        scores ([`Scores`] or `None`):
+            With dynamic sampling, what reward functions gave before TRL asked.
+        first_play (`tuple[torch.Tensor, list[Trajectory]]` or `None`):
+            With dynamic sampling, what was played first: rewards of all processes, shape `(B, F)`, and the trajectories of this one.
     """
 
     rows: list[dict[str, Any]]
@@ -51,6 +58,9 @@ class GenerationBatch:
     left_out: list[bool] = field(default_factory=list)
     tree_rows: list[Row] = field(default_factory=list)
     rewards: torch.Tensor | None = None
+    dataset_rows: list[dict[str, Any]] = field(default_factory=list)
+    scores: Scores | None = None
+    first_play: tuple[torch.Tensor, list[Trajectory]] | None = None
 
     def row_batch(
         self, prompt_length: int, completion_length: int, pad_token_id: int, device: torch.device

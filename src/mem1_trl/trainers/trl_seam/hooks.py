@@ -47,6 +47,8 @@ class Hooks(GRPOTrainer):
     max_completion_length: int
     current_batch: GenerationBatch | None = None
     """The generation batch that is being built; `None` at any other time."""
+    episodes: list[Any]
+    """What [`~Hooks.prepare_rows`] has started, one for each row."""
     last_values: torch.Tensor | None = None
     """What [`~Hooks.extra_loss`] has computed for a batch, shape `(B, C)` without gradient, if it has a critic."""
 
@@ -118,7 +120,11 @@ class Hooks(GRPOTrainer):
         """Called when the trajectories of a generation batch have their rewards."""
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
-        """A loss on top of the policy's, scaled for gradient accumulation, or `None`."""
+        """
+        A loss on top of the policy's, scaled for gradient accumulation, or `None`.
+
+        It finds the log-probs of the policy's loss, with their gradient, in `loss_logps`, shape `(B, C)`.
+        """
         return None
 
     def refuse_checkpoint(self, checkpoint: str) -> None:
@@ -149,6 +155,12 @@ class Hooks(GRPOTrainer):
     def log_metric(self, name: str, value: float) -> None:
         """Add a value to the metrics of the current logging step, where it is averaged over calls."""
         self._metrics[self.mode][name].append(value)
+
+    def log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Log the mean of values over the tokens of all processes that `mask` names; all processes do it together."""
+        sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self.log_metric(name, total / max(count, 1.0))
 
     def drop_metrics(self, names: Iterable[str]) -> None:
         """Do not log some metrics of the current logging step."""

@@ -40,6 +40,7 @@ class TreeLoss(TurnGeneration):
         self._scored_rows: RowBatch | None = None  # while TRL scores the rows of a finished batch
         self._in_loss = False
         self._last_logps: torch.Tensor | None = None
+        self.loss_logps: torch.Tensor | None = None
         self.last_readout: torch.Tensor | None = None
         super().__init__(*args, **kwargs)
         self.layout = resolve_layout(
@@ -111,6 +112,7 @@ class TreeLoss(TurnGeneration):
         )
         check_values("_get_per_token_logps_and_entropies", outputs)
         self._last_logps = outputs[0].detach()
+        self.loss_logps = outputs[0] if self._in_loss else None
         self.last_readout = torch.cat(layout_model.read)[:, -logits_to_keep:] if layout_model.read else None
         return outputs
 
@@ -140,6 +142,7 @@ class TreeLoss(TurnGeneration):
             loss = check_values("_compute_loss", super()._compute_loss(model, inputs))
         self._log_sampler_difference(inputs)
         extra = self.extra_loss(inputs)
+        self.loss_logps = None
         return loss if extra is None else loss + extra
 
     def _log_sampler_difference(self, inputs: dict[str, Any]) -> None:
