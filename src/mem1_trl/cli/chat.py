@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..printable import printable
-from ..rollout.settings import setting
-from .agent_options import AgentArguments, chosen_protocol, open_agent
+from .conversation_options import ConversationArguments
 from .options import ConfigParser
-from .task_options import CorpusArguments
 
 if TYPE_CHECKING:
     from ..agent import Mem1Agent
@@ -31,34 +29,17 @@ COMMANDS = {
 
 
 @dataclass
-class ChatArguments(AgentArguments, CorpusArguments):
+class ChatArguments(ConversationArguments):
     """
-    Arguments of `mem1 chat`: those of [`AgentArguments`] and [`CorpusArguments`], and:
+    Arguments of `mem1 chat`: those of [`ConversationArguments`], and:
 
     Parameters:
-        max_turns (`int`, *optional*):
-            Maximum number of turns for one answer. `None` takes the value saved with the model.
-        top_k (`int`, *optional*, defaults to `3`):
-            Passages per search.
         conversation (`str`, *optional*):
             File of the conversation: it goes on there if it exists, and it is written after each answer.
         show_state (`bool`, *optional*, defaults to `False`):
             Whether to print the state after each answer.
     """
 
-    corpus: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the agent may search: `facts` for the bundled ones, a file or id of a data set, a folder of text files, a "
-            "directory of `mem1 index`, or the address of a retriever (http://...). `None` gives it nothing to search."
-        },
-    )
-    max_turns: int | None = setting(
-        "max_turns",
-        default=None,
-        help="Maximum number of turns for one answer. Default: as saved with the model.",
-    )
-    top_k: int = field(default=3, metadata={"help": "Passages per search."})
     conversation: str | None = field(
         default=None,
         metadata={
@@ -66,10 +47,6 @@ class ChatArguments(AgentArguments, CorpusArguments):
         },
     )
     show_state: bool = field(default=False, metadata={"help": "Whether to print the state after each answer."})
-
-    def __post_init__(self) -> None:
-        self._check_counts("max_turns", "top_k", "batch_size")
-        self.check_endpoint()
 
 
 def run(args: Sequence[str]) -> None:
@@ -83,9 +60,7 @@ def run(args: Sequence[str]) -> None:
         epilog="Example: mem1 chat --model_name_or_path runs/quickstart/model --corpus facts --conversation chat.json",
     )
     options = parser.read(args)
-    protocol = chosen_protocol(options)
-    factory = None if options.corpus is None else options.environment_factory(options.top_k)
-    agent = open_agent(options, protocol, **({} if options.max_turns is None else {"max_turns": options.max_turns}))
+    agent, factory = options.open()
     chat = Chat(agent, factory, options.conversation, options.show_state)
     try:
         for line in _lines():

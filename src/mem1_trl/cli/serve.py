@@ -7,22 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..optional_packages import require
-from ..rollout.settings import setting
-from .agent_options import AgentArguments, chosen_protocol, open_agent
+from .conversation_options import ConversationArguments
 from .options import CommandError, ConfigParser
-from .task_options import CorpusArguments
 
 
 @dataclass
-class ServeArguments(AgentArguments, CorpusArguments):
+class ServeArguments(ConversationArguments):
     """
-    Arguments of `mem1 serve`: those of [`AgentArguments`] and [`CorpusArguments`], and:
+    Arguments of `mem1 serve`: those of [`ConversationArguments`], and:
 
     Parameters:
-        max_turns (`int`, *optional*):
-            Maximum number of turns for one answer. `None` takes the value saved with the model.
-        top_k (`int`, *optional*, defaults to `3`):
-            Passages per search.
         name (`str`, *optional*, defaults to `"mem1"`):
             Name of the model for clients.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
@@ -43,17 +37,6 @@ class ServeArguments(AgentArguments, CorpusArguments):
             Most megabytes of a request.
     """
 
-    corpus: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the agent may search here where a client brings no tools: `facts`, a file or id of a data set, a folder of text "
-            "files, a directory of `mem1 index`, or the address of a retriever. `None` gives it nothing to search."
-        },
-    )
-    max_turns: int | None = setting(
-        "max_turns", default=None, help="Maximum number of turns for one answer. Default: as saved with the model."
-    )
-    top_k: int = field(default=3, metadata={"help": "Passages per search."})
     name: str = field(default="mem1", metadata={"help": "Name of the model for clients."})
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen at; 0.0.0.0 is all of them."})
     port: int = field(default=8000, metadata={"help": "Port to listen at; 0 takes a free one."})
@@ -70,11 +53,10 @@ class ServeArguments(AgentArguments, CorpusArguments):
     max_body_megabytes: int = field(default=4, metadata={"help": "Most megabytes of a request."})
 
     def __post_init__(self) -> None:
-        counts = ("max_sessions", "max_session_megabytes", "max_running", "max_body_megabytes")
-        self._check_counts("max_turns", "top_k", "batch_size", *counts)
+        super().__post_init__()
+        self._check_counts("max_sessions", "max_session_megabytes", "max_running", "max_body_megabytes")
         if isinstance(self.port, int) and not 0 <= self.port < 2**16:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
-        self.check_endpoint()
 
 
 def run(args: Sequence[str]) -> None:
@@ -91,9 +73,7 @@ def run(args: Sequence[str]) -> None:
     for package in ("starlette", "uvicorn"):  # before the model is loaded
         require(package, "serve", "mem1 serve")
     keys = _keys(options.api_keys)
-    protocol = chosen_protocol(options)
-    factory = None if options.corpus is None else options.environment_factory(options.top_k)
-    agent = open_agent(options, protocol, **({} if options.max_turns is None else {"max_turns": options.max_turns}))
+    agent, factory = options.open()
 
     from ..serve.backend import AgentBackend
     from ..serve.states import StateStore

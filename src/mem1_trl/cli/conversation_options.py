@@ -1,0 +1,51 @@
+"""What `mem1 chat` and `mem1 serve` share: an agent in conversations, and what it may search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..rollout.settings import setting
+from .agent_options import AgentArguments, chosen_protocol, open_agent
+from .task_options import CorpusArguments
+
+if TYPE_CHECKING:
+    from ..agent import Mem1Agent
+
+
+@dataclass
+class ConversationArguments(AgentArguments, CorpusArguments):
+    """
+    Arguments about an agent that talks: those of [`AgentArguments`] and [`CorpusArguments`], and:
+
+    Parameters:
+        corpus (`str`, *optional*):
+            As in [`CorpusArguments`], but `None` gives it nothing to search.
+        max_turns (`int`, *optional*):
+            Maximum number of turns for one answer. `None` takes the value saved with the model.
+        top_k (`int`, *optional*, defaults to `3`):
+            Passages per search.
+    """
+
+    corpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the agent itself may search: `facts` for the bundled ones, a file or id of a data set, a folder of text files, "
+            "a directory of `mem1 index`, or the address of a retriever (http://...). `None` gives it nothing to search."
+        },
+    )
+    max_turns: int | None = setting(
+        "max_turns", default=None, help="Maximum number of turns for one answer. Default: as saved with the model."
+    )
+    top_k: int = field(default=3, metadata={"help": "Passages per search."})
+
+    def __post_init__(self) -> None:
+        self._check_counts("max_turns", "top_k", "batch_size")
+        self.check_endpoint()
+
+    def open(self) -> tuple[Mem1Agent, Any]:
+        """The agent, and what makes the environment of a conversation; `None` if it has nothing to search."""
+        protocol = chosen_protocol(self)
+        factory = None if self.corpus is None else self.environment_factory(self.top_k)
+        turns = {} if self.max_turns is None else {"max_turns": self.max_turns}
+        return open_agent(self, protocol, **turns), factory
