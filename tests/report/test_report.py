@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.contexts import next_context
 
 from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.evaluation.result import EvaluatedTask, Evaluation
@@ -25,7 +26,6 @@ from mem1_trl.report.page import data_block
 from mem1_trl.report.plots import retention_curve, running_mean
 from mem1_trl.report.run_directory import read_run
 from mem1_trl.report.turns import turn_usage
-from mem1_trl.rollout.context import next_context
 from mem1_trl.update.state_value import StateValue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

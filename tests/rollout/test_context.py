@@ -3,8 +3,7 @@
 import random
 
 import pytest
-
-from mem1_trl.rollout.context import CONTEXT_RULES, next_context
+from support.contexts import CONTEXT_RULES, next_context
 
 PROMPT = [1, 2, 3]
 HISTORY = [[10, 11], [20, 21, 22], [30]]

@@ -8,12 +8,12 @@ import string
 import numpy as np
 import pytest
 import torch
+from support.contexts import next_context
 from support.helpers import tiny_model, tiny_tokenizer
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from mem1_trl.model_traits import cache_argument
-from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache
 from mem1_trl.rollout.settings import AgentSettings

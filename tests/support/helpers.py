@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from support.contexts import next_context
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from mem1_trl import StopReason, Trajectory, Turn
-from mem1_trl.rollout.context import next_context
 
 VOCAB = 320
 TAGS = ("think", "search", "information", "answer", "IS", "query", "info", "summary")

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from support.contexts import next_context
 from support.helpers import (
     ARCHITECTURES,
     IMPLEMENTATIONS,
@@ -25,7 +26,6 @@ from trl.trainer.utils import add_fused_lm_head
 
 from mem1_trl import Trajectory, Turn, score_trajectories
 from mem1_trl.model_traits import attention_implementation, enable_activation_checkpointing, module_dtype
-from mem1_trl.rollout.context import next_context
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.update.attention import interface

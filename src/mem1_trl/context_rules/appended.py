@@ -8,6 +8,8 @@ from .rule import ContextRule, NextTurn, Past
 class Mem1(ContextRule):
     """The last turn and its observation (MEM1, arXiv 2506.15841, section 3.1): everything older is discarded."""
 
+    last_turn_only = True
+
     def next(self, past: Past) -> NextTurn:
         return NextTurn(range(max(len(past) - 1, 0), len(past)))
 

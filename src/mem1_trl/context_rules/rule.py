@@ -105,12 +105,15 @@ class ContextRule(ABC):
         recalls (`bool`):
             Whether past observations that match the last action (BM25, at most `memory_top_k`) are put before the last turn, or with
             tool calls into its result.
+        last_turn_only (`bool`):
+            Whether a context never holds another turn than the last, so that the older ones need not be kept.
     """
 
     actions: ClassVar[tuple[str, ...]] = ()
     summaries: ClassVar[tuple[str, ...]] = ()
     asks: ClassVar[bool] = False
     recalls: ClassVar[bool] = False
+    last_turn_only: ClassVar[bool] = False
 
     @abstractmethod
     def next(self, past: Past) -> NextTurn:

@@ -9,7 +9,6 @@ from ..context_rules.rule import SUMMARY_REQUEST, NextTurn, Past
 from ..environment_runtime.actions import ActionResult
 from ..protocol.encoding import decode, encode_text
 from ..trajectory import SUMMARY
-from .context import joined
 from .external_memory import Note
 
 if TYPE_CHECKING:
@@ -169,3 +168,13 @@ class ContextBuilder:
             if past.max_length is None or len(recalled) + kept <= past.max_length:
                 return recalled
         return []
+
+
+def joined(
+    prompt_ids: Sequence[int], history: Sequence[Sequence[int]], kept: Sequence[int], recalled: Sequence[int] = ()
+) -> list[int]:
+    """The task prompt, the notes of an external memory, and the turns that are kept."""
+    context = [*prompt_ids, *recalled]
+    for index in kept:
+        context.extend(history[index])
+    return context

@@ -93,9 +93,7 @@ def edit_state(rollout: Rollout, episode: Episode, state: str) -> None:
 
 def forgettable_turns(rollout: Rollout, episode: Episode) -> int:
     """How many turns, oldest first, no later context can hold: all but the last where only that is carried."""
-    if rollout.settings.context not in ("mem1", "external"):
-        return 0
-    return max(len(episode.turns) - 1, 0)
+    return max(len(episode.turns) - 1, 0) if rollout.contexts.rule.last_turn_only else 0
 
 
 def repeat_actions(rollout: Rollout, episode: Episode) -> None:

@@ -1,26 +1,14 @@
-"""The context of the next turn from token ids alone, for rules that decide by lengths."""
+"""The context of the next turn from token ids alone, by the rules that decide by lengths."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from ..context_rules.named import RULES, make_rule
-from ..context_rules.rule import Past
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from mem1_trl.context_rules.named import RULES, make_rule
+from mem1_trl.context_rules.rule import Past
+from mem1_trl.rollout.contexts import joined
 
 CONTEXT_RULES = tuple(RULES)
-
-
-def joined(
-    prompt_ids: Sequence[int], history: Sequence[Sequence[int]], kept: Sequence[int], recalled: Sequence[int] = ()
-) -> list[int]:
-    """The task prompt, the notes of an external memory, and the turns that are kept."""
-    context = [*prompt_ids, *recalled]
-    for index in kept:
-        context.extend(history[index])
-    return context
 
 
 def next_context(
