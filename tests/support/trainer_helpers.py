@@ -117,6 +117,31 @@ class LookupEnvironment:
         return float(self.given == self.secret)
 
 
+class NoReward(LookupEnvironment):
+    """Leaves the reward to reward functions."""
+
+    get_reward = None
+
+
+class SometimesDown(NoReward):
+    """Cannot begin one of its tasks."""
+
+    def reset(self, secret: str = "7", prompt: str = "", **row: Any) -> str | None:
+        if "q1" in prompt:
+            raise KeyError("row")
+        return super().reset(secret=secret)
+
+
+def score(trajectory: Any) -> float:
+    """A number that differs between episodes: of their turns and of what they sampled."""
+    return len(trajectory.turns) + 0.1 * (sum(trajectory.turns[0].completion_ids) % 17) - 1.0
+
+
+def odd(trajectories: list[Any], **kwargs: Any) -> list[float]:
+    """A reward function: [`score`] of each episode."""
+    return [score(trajectory) for trajectory in trajectories]
+
+
 def lookup_dataset(count: int = 4) -> Dataset:
     """`count` tasks of [`LookupEnvironment`] with prompts of different lengths."""
     return Dataset.from_dict(

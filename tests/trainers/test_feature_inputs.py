@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
-from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, tiny_classifier, trainer_arguments
+from support.trainer_helpers import (
+    SHORT,
+    LookupEnvironment,
+    NoReward,
+    lookup_dataset,
+    tiny_classifier,
+    trainer_arguments,
+)
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 
 BOTH = [(Mem1GRPOConfig, Mem1GRPOTrainer), (Mem1PPOConfig, Mem1PPOTrainer)]
-
-
-class NoReward(LookupEnvironment):
-    get_reward = None
 
 
 def make(config, trainer, tmp_path, path, tokenizer, environment=LookupEnvironment, arguments=None, **settings):

@@ -13,6 +13,7 @@ import torch
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
+    NoReward,
     ScriptedGenerator,
     assert_same_tensors,
     copy_parameters,
@@ -55,10 +56,6 @@ def make(kind, tmp_path, model, tokenizer, reward_funcs=None, environment=Lookup
 
     trainer.prepare_rows = prepare_rows
     return trainer
-
-
-class NoReward(LookupEnvironment):
-    get_reward = None
 
 
 def rewards_of(numbers):

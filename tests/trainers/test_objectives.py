@@ -18,27 +18,16 @@ from support.ppo_helpers import gae, wake
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
-    LookupEnvironment,
+    NoReward,
     assert_same_tensors,
     cut_first_turns,
     lookup_dataset,
+    odd,
+    score,
     trainer_arguments,
 )
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, StopReason
-
-
-class NoReward(LookupEnvironment):
-    get_reward = None
-
-
-def score(trajectory) -> float:
-    """A number that differs between episodes: of their turns and of what they sampled."""
-    return len(trajectory.turns) + 0.1 * (sum(trajectory.turns[0].completion_ids) % 17) - 1.0
-
-
-def odd(trajectories, **kwargs) -> list[float]:
-    return [score(trajectory) for trajectory in trajectories]
 
 
 def make_grpo(tmp_path, path, tokenizer, **settings):

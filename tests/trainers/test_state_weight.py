@@ -17,37 +17,19 @@ from support.ppo_helpers import gae, wake
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
-    LookupEnvironment,
+    NoReward,
+    SometimesDown,
     assert_same_tensors,
     cut_first_turns,
     lookup_dataset,
+    odd,
     record,
+    score,
     trainer_arguments,
 )
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Trajectory, Turn
 from mem1_trl.update.state_weights import state_weights
-
-
-class NoReward(LookupEnvironment):
-    get_reward = None
-
-
-class SometimesDown(NoReward):
-    """Cannot begin one of its tasks."""
-
-    def reset(self, secret="7", prompt="", **row):
-        if "q1" in prompt:
-            raise KeyError("row")
-        return super().reset(secret=secret)
-
-
-def odd(trajectories, **kwargs):
-    return [score(t) for t in trajectories]
-
-
-def score(trajectory) -> float:
-    return len(trajectory.turns) + 0.1 * (sum(trajectory.turns[0].completion_ids) % 17) - 1.0
 
 
 def make(kind, tmp_path, path, tokenizer, **settings):

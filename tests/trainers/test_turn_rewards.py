@@ -12,6 +12,7 @@ from support.stepwise import Stepwise
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
+    NoReward,
     ScriptedGenerator,
     lookup_dataset,
     planned,
@@ -27,10 +28,6 @@ from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 from mem1_trl.update.advantages import turn_end_rewards
-
-
-class NoReward(LookupEnvironment):
-    get_reward = None
 
 
 class OnlyTurns(Stepwise):
