@@ -311,7 +311,14 @@ What the last state holds, by need and by the turns since it was read:
     }
     write_json(
         args.to / "results.json",
-        {"commit": at, "settings": done, "cells": cells, "differences": {"success": record, "kept": kept_record}},
+        {
+            "commit": at,
+            "settings": done,
+            "names": NAMES,
+            "aims": AIMS,
+            "cells": cells,
+            "differences": {"success": record, "kept": kept_record},
+        },
     )
     print(args.to / "RESULTS.md")
 
