@@ -139,7 +139,11 @@ class Lessons:
         return self.encode(parts)
 
     def reading_marks(self):
-        """Questions about a cue: a kind that stands behind the mark that is asked for. Nothing says which mark matters."""
+        """
+        Questions about a cue. Each names a mark, and the answer is a kind that stands right after this mark.
+
+        Both marks are asked for alike, so nothing says which of them matters.
+        """
         rng = self.rng
         task = draw_task(rng, "cue", 1)
         parts = [(["/", "go", ".", "<information>", *task.observations[0], "</information>"], False)]

@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class ReaderLeft(Exception):
-    """Raised inside the call when nobody reads on."""
+    """Raised inside the call when its reader has stopped."""
 
 
 def pieces_of(call: Callable[[Callable[[str], object]], Value]) -> Iterator[str | Value]:
@@ -20,8 +20,8 @@ def pieces_of(call: Callable[[Callable[[str], object]], Value]) -> Iterator[str 
 
     Args:
         call (`Callable`):
-            Called in a thread, with a function that it passes each piece to. If nobody reads on, that function raises, and the call
-            is waited for.
+            Called in a thread, with a function that it passes each piece to. If the reader stops early, that function raises, and the
+            reader waits until the call has ended.
 
     Yields:
         `str` or the value: The pieces, and the value last.

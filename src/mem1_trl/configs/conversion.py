@@ -28,7 +28,7 @@ def from_grpo_config(args: Any) -> Mem1GRPOConfig:
     """
     if not isinstance(args, GRPOConfig):
         raise TypeError(f"`args` is a {type(args).__name__}: pass a Mem1GRPOConfig or a trl.GRPOConfig.")
-    # Copied and not built anew: what `GRPOConfig` has derived from its arguments it would refuse as arguments
+    # A copy of its values: `GRPOConfig` would refuse some that it has derived itself if they came as arguments
     config: Mem1GRPOConfig = object.__new__(Mem1GRPOConfig)
     vars(config).update(vars(args))
     inherited = {one.name for one in fields(GRPOConfig)}

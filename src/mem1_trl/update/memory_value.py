@@ -14,6 +14,7 @@ All of them are forwarded as one prefix tree, so that what they share is compute
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..protocol.encoding import decode, encode_text
@@ -76,31 +77,32 @@ def memory_values(
     if len(golds) != len(trajectories):
         raise ValueError(f"There must be answers for each of {len(trajectories)} episodes, got {len(golds)}.")
     found: list[list[StateValue | None]] = [[None] * len(one.turns) for one in trajectories]
-    probes: list[Trajectory] = []
+    probes: list[Trajectory] = []  # the states of one episode share its task prompt: their branches are one tree
     places: list[tuple[int, int, list[int]]] = []
     for index, trajectory in enumerate(trajectories):
         gold = golds[index]
         parts = [] if gold is None else _answer_parts(syntax, gold)
+        branches: list[Turn] = []
         for number in range(len(trajectory.turns) - 1):
             other = None if replace == "blank" else _same_turn_elsewhere(trajectories, index, number)
             if replace == "swap" and other is None:
                 continue
             contexts = _contexts(syntax, trajectory, number, other)
             if contexts is not None:
-                probes.append(_probe(syntax, trajectory.turns[number + 1], contexts, parts))
+                branches += _branches(syntax, trajectory.turns[number + 1], contexts, parts)
                 places.append((index, number, [len(part) for part in parts]))
-    # The states of one episode share its task prompt, and their branches are one tree
-    merged = [_merge([probes[i] for i, place in enumerate(places) if place[0] == row]) for row in _rows(places)]
-    scored = score_without_training(model, merged, layout, temperature, batch_size)
-    logprobs = [turn.double().cpu() for one in scored for turn in one]
-    for probe, (index, number, sizes) in zip(probes, places, strict=True):
-        own, logprobs = logprobs[: len(probe.turns)], logprobs[len(probe.turns) :]
+        if branches:
+            probes.append(Trajectory(branches))
+    scored = score_without_training(model, probes, layout, temperature, batch_size)
+    logprobs = iter([turn.double().cpu() for one in scored for turn in one])
+    for index, number, sizes in places:
+        own = list(islice(logprobs, 4 if sizes else 2))
         found[index][number] = _value(trajectories[index].turns[number + 1], number, own, sizes)
     return found
 
 
 def _value(read: Turn, number: int, logprobs: list[torch.Tensor], sizes: list[int]) -> StateValue:
-    """The value from the log-probs of the branches of a probe."""
+    """The value from the log-probs of the branches of a state."""
     gains = logprobs[0] - logprobs[1]
     acting = read.state_begin + read.state_tokens
     if not sizes:
@@ -111,24 +113,16 @@ def _value(read: Turn, number: int, logprobs: list[torch.Tensor], sizes: list[in
     return StateValue(number + 1, float(gains.sum()), float(gains[acting:].sum()), float(of_answer.sum()), objectives)
 
 
-def _probe(
+def _branches(
     syntax: ActionSyntax, read: Turn, contexts: tuple[tuple[int, ...], tuple[int, ...]], parts: list[list[int]]
-) -> Trajectory:
+) -> list[Turn]:
     """The branches of one state: the next turn with it and without it, and the answer with it and without it."""
     turns = [Turn(context, read.completion_ids) for context in contexts]
     if parts:
         begin = encode_text(syntax.tokenizer, _before_answer(syntax, read.prompt_ids))
         gold = tuple(token for part in parts for token in part)
         turns += [Turn((*context, *begin), gold) for context in contexts]
-    return Trajectory(turns)
-
-
-def _merge(probes: list[Trajectory]) -> Trajectory:
-    return Trajectory([turn for probe in probes for turn in probe.turns])
-
-
-def _rows(places: list[tuple[int, int, list[int]]]) -> list[int]:
-    return list(dict.fromkeys(index for index, _, _ in places))
+    return turns
 
 
 def _contexts(

@@ -136,11 +136,11 @@ def _play_again(trainer: TrajectoryTrainer, current: GenerationBatch, places: se
     failed = [Trajectory([], stop_reason=StopReason.ERROR, error="It was not played again.") for _ in range(filling)]
     trainer.episodes = [*after, *([before[0]] * filling)]
     asked = [*rows, *([current.rows[0]] * filling)]
-    logged: dict[str, Any] = {"_pending_extra_logs": defaultdict(list), "_pending_metrics": defaultdict(list)}
+    columns: Any = defaultdict(list)
     kept_trajectories, current.trajectories = current.trajectories, [*trajectories, *failed]
     with (
-        instance_attribute(trainer, "_pending_extra_logs", logged["_pending_extra_logs"]),
-        instance_attribute(trainer, "_pending_metrics", logged["_pending_metrics"]),
+        instance_attribute(trainer, "_pending_extra_logs", columns),
+        instance_attribute(trainer, "_pending_metrics", defaultdict(list)),
     ):
         scores = trainer.ask_rewards(asked, [row["prompt"] for row in asked], current.trajectories)
     current.trajectories = kept_trajectories
@@ -150,7 +150,7 @@ def _play_again(trainer: TrajectoryTrainer, current: GenerationBatch, places: se
         current.rows[index].update(rows[place])
         current.scores.per_function[index] = scores.per_function[place]
         current.scores.gate.take(index, scores.gate, place)
-    for column, values in logged["_pending_extra_logs"].items():
+    for column, values in columns.items():
         kept = trainer._pending_extra_logs[column]
         kept.extend([None] * (count - len(kept)))
         for place, index in enumerate(own):
