@@ -17,6 +17,9 @@ Levels:
 | `evict` | whether to keep the row of a slot or to take the one that the passage offers instead |
 | `cue` | as `choose`, but the kind is marked among others in the first observation, which is gone when the passages come |
 
+A fourth level is for training only: in `carry` the marked kind stands alone in the first observation, so that it has to be carried and not to be
+found.
+
 Kinds, values and their places are drawn for every task. Eight kinds never occur in training (`HELD_OUT`).
 """
 
@@ -122,7 +125,7 @@ class Task:
     One task, before it is written down.
 
     Attributes:
-        level: One of `LEVELS`.
+        level: One of `LEVELS`, or `carry`.
         kind: The kind that is asked for.
         cue: Kinds of the first observation, in order; empty if the prompt names the kind.
         passages: For each passage its rows `(slot, kind, value)`, in order.
@@ -184,7 +187,8 @@ def draw_task(rng, level, passages, asked=KINDS, slots=EVICTED_SLOTS, beside=KIN
         rows = [[(slot, other) for other in rng.sample(kinds, count)] for slot in names]
     values = iter(rng.sample(VALUES, sum(map(len, rows))))
     shown = tuple(tuple((*row, next(values)) for row in passage) for passage in rows)
-    return Task(level, kind, tuple(rng.sample(kinds, count)) if level == "cue" else (), shown)
+    cue = (kind,) if level == "carry" else tuple(rng.sample(kinds, count)) if level == "cue" else ()
+    return Task(level, kind, cue, shown)
 
 
 def tasks(level, count, passages, seed, asked=ASKED):

@@ -28,7 +28,7 @@ def world(modules):
     return modules["world"]
 
 
-@pytest.mark.parametrize("level", ["choose", "evict", "cue"])
+@pytest.mark.parametrize("level", ["choose", "evict", "carry", "cue"])
 def test_each_slot_has_one_right_row_and_others(world, level):
     rng = random.Random(0)
     for _ in range(50):
@@ -40,7 +40,7 @@ def test_each_slot_has_one_right_row_and_others(world, level):
         offered = [sum(row[0] == slot for row in rows) for slot in slots]
         assert offered == ([3, 3, 3] if level == "evict" else [4, 4, 4])
         assert task.kind in world.ASKED and (task.kind in task.observations[0] or level == "evict")
-        assert (task.topic == "go") is (level == "cue")
+        assert (task.topic == "go") is (level in ("carry", "cue"))
         assert task.observations[-1][-1] == "end"
 
 
@@ -104,8 +104,8 @@ def test_held_out_kinds_are_never_asked_for_in_training(modules, world):
     trained = modules["train"].curriculum(200, 0)
     assert not set(trained["kind"]) & set(world.HELD_OUT)
     levels = trained["level"]
-    assert set(levels[:46]) == {"choose"} and set(levels[46:110]) == {"choose", "cue"}
-    assert set(levels[110:]) == {"choose", "evict", "cue"}
+    assert set(levels[:40]) == {"choose"} and set(levels[40:64]) == {"choose", "carry"}
+    assert set(levels[64:114]) == {"choose", "carry", "cue"} and set(levels[114:]) == {"choose", "evict", "cue"}
     shown = {word for row in trained["observations"] for text in row for word in text.split()}
     assert not shown & set(world.HELD_OUT), "what is never right would be learned to be wrong"
 
