@@ -46,8 +46,16 @@ class World:
     @property
     def names(self) -> dict[str, str]:
         """Label -> name of the agents of the table: GRPO, its start and its controls."""
-        ablations = ("twin-start", "grpo-stitched", "ppo-token", "ppo-discounted")
+        ablations = ("twin-start", "grpo-no-carry", "grpo-stitched", "ppo-token", "ppo-discounted")
         return {label: name for label, name in self.results["names"].items() if label not in ablations}
+
+    def without_carry(self) -> str:
+        """What became of the cue in training without the level before it, seed by seed."""
+        if "grpo-no-carry" not in self.cells:
+            return ""
+        seeds = self.cells["grpo-no-carry"]["cue-3-asked-t0"]["kept"]["seeds"]
+        kept = in_words([f"{value:.2f}" for value in seeds.values()])
+        return f"\nIn training a level stands before the cue, in which the kind has to be carried only. Without it {len(seeds)} seeds kept {kept} on the cue.\n"
 
     def beside(self, label: str) -> str:
         """An agent as a row of the table."""
@@ -100,7 +108,7 @@ Greedy decoding; *kept*: share of the needed rows in the last state; *right*: sh
 ![what the last state holds](memory_world/memory.png)
 
 On twice as many passages as in training, GRPO keeps {world.means("grpo", "kept", "6-asked-t0")}.
-
+{world.without_carry()}
 ## What was not shown
 
 {not_reached}{not_run}{one_seed}- **Multi-objective**: that its agent answers 16 objectives after training on 2 shows no learned memory. The skill for 16 is in its warm-up, which saw as many;

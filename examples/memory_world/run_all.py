@@ -27,6 +27,7 @@ from mem1_trl.evaluation import ScalarControl, search_scalar_control
 
 HERE = Path(__file__).parent
 ABLATIONS = {  # label -> options of train.py; of the first seed
+    "grpo-no-carry": ["--without_carry"],
     "grpo-stitched": ["--layout", "paper"],
     "ppo-token": ["--algorithm", "ppo"],
     "ppo-discounted": ["--algorithm", "ppo", "--gamma", "0.99", "--lam", "0.9"],

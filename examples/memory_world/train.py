@@ -31,16 +31,17 @@ Share of the steps, and the levels that are mixed in them.
 Without `carry` one of two seeds did not learn the cue: it had learned to find rows by the kind in the prompt, so that a kind in the state
 did not pay, and none was kept there.
 """
+WITHOUT_CARRY = ((0.23, ("choose",)), (0.32, ("choose", "cue")), (0.45, LEVELS))
 
 
-def curriculum(count, seed):
+def curriculum(count, seed, phases=PHASES):
     """
     Tasks in the order in which they are trained on.
 
     Kinds that are held out do not stand beside others either: what is never right would be learned to be wrong.
     """
     rng = random.Random(f"train {seed}")
-    levels = [rng.choice(levels) for share, levels in PHASES for _ in range(round(share * count))]
+    levels = [rng.choice(levels) for share, levels in phases for _ in range(round(share * count))]
     return Dataset.from_list([draw_task(rng, level, TRAINED_ON, ASKED, beside=ASKED).row() for level in levels])
 
 
@@ -108,6 +109,7 @@ def parse_arguments():
     parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--layout", choices=["packed", "paper"], default="packed")
+    parser.add_argument("--without_carry", action="store_true", help="go on from `choose` to the cue at once")
     parser.add_argument("--steps", type=int, default=330)
     parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
     parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
@@ -137,7 +139,9 @@ def main():
         model=str(args.start),
         args=configuration(args),
         reward_funcs=[MemoryLog(args.output_dir / "memory.jsonl")],
-        train_dataset=curriculum(args.steps * args.batch_size // each, args.seed),
+        train_dataset=curriculum(
+            args.steps * args.batch_size // each, args.seed, WITHOUT_CARRY if args.without_carry else PHASES
+        ),
         processing_class=AutoTokenizer.from_pretrained(args.start),
         environment_factory=Passages,
         protocol=PROTOCOL,

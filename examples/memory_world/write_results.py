@@ -31,6 +31,7 @@ NAMES = {
     "best_of_group": "imitation of the best of each group",
     "twin": "full history, GRPO",
     "twin-start": "full history, before RL",
+    "grpo-no-carry": "GRPO, no level `carry` in training",
     "grpo-stitched": "GRPO, stitched mask",
     "ppo-token": "PPO",
     "ppo-discounted": "PPO, gamma 0.99, lambda 0.9",
