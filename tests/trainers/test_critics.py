@@ -333,6 +333,30 @@ def test_a_shared_critic_gives_one_gradient_for_both_losses(tmp_path, tokenizer,
     assert (gradients[0.7][key] - gradients[0.1][key]).norm() > 0.1 * gradients[0.1][key].norm()
 
 
+@pytest.mark.parametrize("setting", [{"num_iterations": 2}, {"kl_in_reward": True}], ids=lambda one: next(iter(one)))
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["whole", "adapter"])
+def test_a_shared_critic_is_read_in_the_passes_of_old_logprobs(tmp_path, tokenizer, actor_path, setting, peft_config):
+    """The values are the policy's, not those of the reference that is the policy without its adapter."""
+    trainer = make(
+        tmp_path, actor_path, tokenizer, value_model="shared", plan=four_plans, beta=0.3, max_steps=1,
+        peft_config=peft_config, **setting,
+    )  # fmt: skip
+    stir(trainer.model, 1)
+    wake(trainer)
+    backbone_calls = []
+    trainer.values = lambda batch: backbone_calls.append(batch)  # a pass of its own
+    seen = watch_credit(trainer)
+    trainer.train()
+    assert backbone_calls == [] and len(seen) == 1 and trainer._readouts is None
+    for row, values in enumerate(seen[0]["values"]):
+        of_row = seen[0]["batch"]["old_values"][row][seen[0]["mask"][row]]
+        torch.testing.assert_close(of_row, values, atol=1e-4, rtol=1e-4)
+        if peft_config is not None:
+            with trainer.model.disable_adapter(), torch.no_grad():
+                of_reference = oracle_values(trainer.value_model, seen[0]["trajectories"][row])
+            assert (of_row - of_reference).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("layout", ["packed", "per_turn"])
 def test_a_shared_critic_on_an_adapter(tmp_path, tokenizer, actor_path, layout):
     trainer = make(

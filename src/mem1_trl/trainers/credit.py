@@ -35,15 +35,17 @@ class CreditingTrainer(Mem1Trainer):
         mask = self.sampled_mask(batch)
         scored = ~rewards.isnan()
         credited = mask * scored[:, None]
-        with torch.no_grad():
-            size = max(1, self.args.per_device_train_batch_size)
-            values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
         penalty = None
         to_teacher = self.distillation is not None and not self.distillation.in_loss
         kl_in_reward = self.args.kl_in_reward and self.beta != 0.0
         logps: Any = batch.get("old_per_token_logps")
         if logps is None and (to_teacher or kl_in_reward):
             logps = self.policy_logps(batch)
+        values = self.read_with(logps)  # of a shared critic, if the policy was forwarded
+        if values is None:
+            with torch.no_grad():
+                size = max(1, self.args.per_device_train_batch_size)
+                values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
         if kl_in_reward:
             penalty = logps - batch["ref_per_token_logps"]
             self.log_masked_mean("kl", penalty, mask)

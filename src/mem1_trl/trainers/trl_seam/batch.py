@@ -57,6 +57,7 @@ class TrajectoryTrainer(ExactResume):
         rows = [dict(row) for row in inputs]
         current = GenerationBatch(rows=self.prepare_rows(rows), dataset_rows=rows)
         mask_truncated = self.mask_truncated_completions
+        self._readouts = []
         with (
             instance_attribute(self, "current_batch", current),
             instance_attribute(self, "mask_truncated_completions", False),
@@ -82,6 +83,7 @@ class TrajectoryTrainer(ExactResume):
             batch["num_items_in_batch"] = self.accelerator.gather(self.sampled_mask(batch).sum()).sum()
         assert current.rewards is not None
         self.extend_batch(batch, current.trajectories, current.rewards)
+        self._readouts = None
         self.rewarded(current.trajectories)
         return batch
 

@@ -104,8 +104,8 @@ class Hooks(GRPOTrainer):
         """
         A function of the policy's hidden states `(N, L, H)` and the backbone that computes them, or `None`.
 
-        Evaluated in the forward pass of the policy's loss; [`~Hooks.extra_loss`] finds the result in `last_readout`, shape
-        `(B, C)`.
+        Evaluated in the forward pass of the policy's loss, where [`~Hooks.extra_loss`] finds the result in `last_readout`, shape
+        `(B, C)`; and in those of old log-probs, where [`~Hooks.extend_batch`] finds it by `read_with`.
         """
         return None
 

@@ -42,6 +42,7 @@ class TreeLoss(TurnGeneration):
         self._last_logps: torch.Tensor | None = None
         self.loss_logps: torch.Tensor | None = None
         self.last_readout: torch.Tensor | None = None
+        self._readouts: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # while a batch is built
         super().__init__(*args, **kwargs)
         self.layout = resolve_layout(
             self.model, self.args.layout, self.args.agent_settings().longest_context(self.model)
@@ -105,7 +106,8 @@ class TreeLoss(TurnGeneration):
         **kwargs: Any,
     ) -> Any:
         rows = self._rows_to_score(input_ids, logits_to_keep)
-        readout, backbone = (self._in_loss and self.hidden_readout) or (None, None)
+        read_beside = self._in_loss or (self._readouts is not None and model is self.model)
+        readout, backbone = (read_beside and self.hidden_readout) or (None, None)
         layout_model = LayoutModel(model, self.accelerator.unwrap_model(model), rows, self.layout, readout, backbone)
         outputs = super()._get_per_token_logps_and_entropies(
             layout_model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
@@ -113,8 +115,20 @@ class TreeLoss(TurnGeneration):
         check_values("_get_per_token_logps_and_entropies", outputs)
         self._last_logps = outputs[0].detach()
         self.loss_logps = outputs[0] if self._in_loss else None
-        self.last_readout = torch.cat(layout_model.read)[:, -logits_to_keep:] if layout_model.read else None
+        read = torch.cat(layout_model.read)[:, -logits_to_keep:] if layout_model.read else None
+        if self._in_loss:
+            self.last_readout = read
+        elif self._readouts is not None and read is not None:
+            self._readouts.append((outputs[0], read))
         return outputs
+
+    def read_with(self, logps: torch.Tensor | None) -> torch.Tensor | None:
+        """
+        What `hidden_readout` gave in the very passes that computed these log-probs of the batch that is being built, shape `(B, C)`.
+
+        A reference that is the policy without its adapter is passed as the policy: only the tensor says whose log-probs it holds.
+        """
+        return next((read for scored, read in self._readouts or () if scored is logps), None)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         has_token_means = self.loss_type == "bnpo" or bool(self.args.entropy_coef) or self.args.use_adaptive_entropy
