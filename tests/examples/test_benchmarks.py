@@ -69,6 +69,18 @@ def test_update_step_computes_one_gradient_in_fewer_tokens(run):
 
 
 @pytest.mark.slow
+def test_the_trainers_have_the_gradient_of_trl_on_a_row_for_each_turn(run):
+    (case,) = run("trainer_update")["cases"]
+    errors = {
+        name: variant["values"]["gradient_error"]
+        for name, variant in case["variants"].items()
+        if "gradient_error" in variant["values"]
+    }
+    assert set(errors) == {"trl, a row for each turn", "per_turn", "packed"}
+    assert max(errors.values()) < 1e-5 and {"ppo", "ppo, shared critic"} <= case["variants"].keys()
+
+
+@pytest.mark.slow
 def test_rollout_plays_the_same_turns_in_both_and_reads_less_of_them(run):
     variants = ("trl", "mem1", "full-no-cache")
     report = run("rollout", "--variants", *variants)
