@@ -122,7 +122,7 @@ def main():
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--steps", type=int, default=330)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--warm_up_steps", type=int, default=700)
+    parser.add_argument("--warm_up_steps", type=int, default=900)
     parser.add_argument("--tasks", type=int, default=200, help="tasks of a cell of the tests")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None)

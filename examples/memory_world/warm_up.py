@@ -22,6 +22,7 @@ from lessons import Heads, batches, copying_exercise, save_start, small_llama, t
 from world import EVICTED_SLOTS, LEVELS, LONGEST, PROTOCOL, build_tokenizer, draw_task
 
 HABIT = 0.7
+CUE_HABIT = 0.2  # of the kinds of a cue: a kind that is never tried there is never learned
 TOKENS_PER_BATCH = 2048
 
 
@@ -63,7 +64,7 @@ class Lessons:
         states = [(topic, ())]
         for passage, habit in zip(shown, habits, strict=True):
             if passage is None:
-                topic = self.pick(task.cue, habit)
+                topic = self.pick(task.cue, min(habit, CUE_HABIT))
             elif task.level == "evict":
                 for row in passage:
                     held = rows.get(row[0])
@@ -77,9 +78,10 @@ class Lessons:
     def draw(self):
         rng = self.rng
         level = rng.choice(LEVELS)
+        alone = level == "cue" and rng.random() < 0.3  # then there is nothing to pick
         passages = rng.randint(2 if level == "evict" else 1, rng.randint(3, LONGEST))
-        task = draw_task(rng, level, passages, slots=rng.randint(1, EVICTED_SLOTS))
-        at_cue = level == "cue" and rng.random() < 0.3  # one turn of many, and the only one in which a kind is picked
+        task = draw_task(rng, "carry" if alone else level, passages, slots=rng.randint(1, EVICTED_SLOTS))
+        at_cue = level == "cue" and rng.random() < 0.5  # one turn of many, and the only one in which a kind is picked
         return task, 1 if at_cue else rng.randint(0, len(task.observations))
 
     def written(self, state, is_last):
