@@ -237,13 +237,14 @@ def test_the_answer_is_remembered_by_device_type_and_head(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_dense_attention_on_a_gpu(dtype):
-    assert flex_kernels._largest_error(torch.device("cuda"), dtype, 64) < (1e-3 if dtype == torch.float32 else 5e-2)
+    error = flex_kernels._largest_error(torch.device("cuda"), dtype, 64, 64)
+    assert error < (1e-3 if dtype == torch.float32 else 5e-2)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_on_a_gpu_scores_as_on_the_cpu():
-    model = tiny_model("llama")
+    model = tiny_model("llama", head_dim=16)  # kernels of a GPU take no smaller head
     generator = random.Random(0)
     trajectories = [random_trajectory(generator, 4, 40, (3, 60), (0, 60)) for _ in range(3)]
     with torch.no_grad():
