@@ -199,7 +199,11 @@ def test_what_is_left_out_is_not_counted():
     assert "critic's head" not in grpo.memory and grpo.episodes == 8
     cut = estimate_run(QWEN, Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=1)), LARGE).memory["activations"]
     one = estimate_run(QWEN, Mem1PPOConfig(**arguments(per_device_train_batch_size=1)), LARGE).memory["activations"]
-    assert cut == one, "a single trajectory is never cut"
+    assert cut == pytest.approx(one * LARGE.peak / LARGE.trained("packed")), "a single turn is never cut"
+    two = Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=1))
+    assert estimate_run(QWEN, two, LARGE, processes=2).memory["activations"] == one, (
+        "with two processes no trajectory is"
+    )
 
 
 def test_operations_of_one_weight():
