@@ -109,6 +109,7 @@ class BalancedMicroBatches(FiniteSteps):
             "several processes train": self.accelerator.num_processes > 1,
             "layout='paper' has no branches": self.layout == "paper",
             "the loss is of whole sequences": self.importance_sampling_level != "token" or self.loss_type == "vespo",
+            "experts are balanced within a pass (router_aux_loss_coef)": self.aux_loss_enabled,
             "off_policy_mask_threshold is of whole sequences": self.args.off_policy_mask_threshold is not None,
         }
         found = next((reason for reason, applies in reasons.items() if applies), None)
