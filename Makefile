@@ -1,4 +1,4 @@
-.PHONY: install format lint types test test-all lowest package nightly ci
+.PHONY: install format lint types test test-all gpu-check lowest package nightly ci
 
 install: ## the package with everything that tests need; install a CPU build of torch first if there is no GPU
 	pip install -e ".[dev]"
@@ -20,6 +20,9 @@ test: ## the quick tier
 
 test-all: ## the whole suite
 	pytest --durations=25
+
+gpu-check: ## on a machine with a GPU, in ten minutes: what the tests check on a CPU; writes gpu_check.json
+	python scripts/check_gpu.py
 
 lowest: ## the quick tier with the oldest versions that are allowed; downloads them
 	.ci/run lowest

@@ -197,9 +197,15 @@ def test_what_is_left_out_is_not_counted():
     assert "critic" not in shared and "reference" not in shared
     grpo = estimate_run(QWEN, Mem1GRPOConfig(**arguments(num_generations=8, beta=0.0)), LARGE)
     assert "critic's head" not in grpo.memory and grpo.episodes == 8
-    cut = estimate_run(QWEN, Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=1)), LARGE).memory["activations"]
     one = estimate_run(QWEN, Mem1PPOConfig(**arguments(per_device_train_batch_size=1)), LARGE).memory["activations"]
-    assert cut == one, "a single trajectory is never cut"
+
+    def within(tokens: int, **more: int) -> float:
+        settings = Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=tokens))
+        return estimate_run(QWEN, settings, LARGE, **more).memory["activations"]
+
+    turn, trajectory = int(LARGE.peak), int(LARGE.trained("packed"))
+    assert within(1) == within(turn) < within(2 * turn) < within(trajectory) == one, "a single turn is never cut"
+    assert within(1, processes=2) == within(trajectory) == one, "where several processes train, no trajectory is"
 
 
 def test_operations_of_one_weight():

@@ -149,9 +149,9 @@ def lookup_dataset(count: int = 4) -> Dataset:
     )
 
 
-def trained_model(tokenizer: PreTrainedTokenizerFast, steps: int = 150) -> PreTrainedModel:
+def trained_model(tokenizer: PreTrainedTokenizerFast, steps: int = 150, hidden_size: int = 48) -> PreTrainedModel:
     """
-    A two-layer Llama that acts: taught, by next-token prediction, one to three searches and then an answer.
+    A two-layer Llama with four heads that acts: taught, by next-token prediction, one to three searches and then an answer.
 
     What it was taught is random where it has a choice (a second search, which digit to answer), so that sampling at
     temperature 1 gives trajectories of different lengths and rewards.
@@ -159,7 +159,7 @@ def trained_model(tokenizer: PreTrainedTokenizerFast, steps: int = 150) -> PreTr
     config = AutoConfig.for_model(
         "llama",
         vocab_size=VOCAB,
-        hidden_size=48,
+        hidden_size=hidden_size,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -94,6 +94,53 @@ def test_parts_add_up_to_the_whole(settings, tmp_path, tokenizer, actor, actor_p
             assert worst > 1e-2, name
 
 
+@pytest.mark.parametrize("layout", ["packed", "per_turn"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_type": "dapo", "beta": 0.3, "entropy_coef": 0.5},
+        {"loss_type": "grpo", "beta": 0.3, "entropy_coef": 0.5},
+        {"loss_type": "bnpo", "entropy_coef": 0.5},
+        {"loss_type": "dr_grpo", "entropy_coef": 0.5},
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"loss_type": "sapo", "entropy_coef": 0.5},
+        {"loss_type": "luspo"},
+        {"loss_type": "dapo", "state_loss_weight": 0.3},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_pieces_of_rows_add_up_to_the_whole(settings, layout, tmp_path, tokenizer, actor, actor_path):
+    """The budget is one token, so that each turn is a pass of its own, with all that it reads."""
+    model = actor_path if settings.get("beta") else actor
+    whole, played = one_step(tmp_path / "whole", model, tokenizer, layout=layout, **settings)
+    cut, _ = one_step(tmp_path / "cut", model, tokenizer, layout=layout, max_tokens_per_micro_batch=1, **settings)
+    turns = sum(len(trajectory.turns) for trajectory in played)
+    assert cut.logs[0]["micro_batch/parts"] == turns > len(played)
+    assert_same_tensors(cut.gradients[0], whole.gradients[0], 2e-5)
+    assert cut.losses[0] == pytest.approx(float(whole.losses[0]), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"loss_type": "vespo"}, "the loss is of whole sequences"),
+        ({"loss_type": "luspo", "importance_sampling_level": "sequence"}, "the loss is of whole sequences"),
+        ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold is of whole sequences"),
+        ({"layout": "paper"}, "layout='paper' has no branches"),
+    ],
+    ids=["vespo", "sequences", "off_policy", "paper"],
+)
+def test_a_row_that_cannot_be_cut_is_trained_whole_with_one_warning(
+    settings, reason, tmp_path, tokenizer, actor, caplog
+):
+    whole, played = one_step(tmp_path / "whole", actor, tokenizer, **settings)
+    parts, _ = one_step(tmp_path / "parts", actor, tokenizer, max_tokens_per_micro_batch=1, **settings)
+    assert parts.logs[0]["micro_batch/parts"] == len(played)
+    assert_same_tensors(parts.gradients[0], whole.gradients[0], 2e-5)
+    (said,) = [record.getMessage() for record in caplog.records if "A pass must forward" in record.getMessage()]
+    assert f"but a trajectory, which is not cut since {reason}, takes" in said
+
+
 @pytest.mark.parametrize("bad", [{"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.5}])
 def test_what_needs_all_tokens_of_a_micro_batch_is_refused_with_parts(bad, tmp_path):
     (name,) = bad
@@ -113,6 +160,11 @@ def test_the_weights_of_the_terms_by_hand():
     assert TermWeights.of(empty, "grpo", True) == TermWeights(policy=2.0, token_means=1.0, experts=0.0)
     assert TermWeights.of({}, "grpo", True) == TermWeights()
     assert Shares.of_parts([1], [0], [0]) == [Shares(1.0, 0.0, 0.0)]
+    # A part of two rows, and one row in two pieces
+    pieces = Shares.of_parts([2, 1, 1], [40, 30, 10], [10, 10, 20], owners=[0, 1, 1])
+    assert pieces == [Shares(2 / 3, 0.5, 0.25), Shares(1 / 3, 3 / 8, 0.25, 0.75), Shares(1 / 3, 1 / 8, 0.5, 0.25)]
+    assert TermWeights.of({"shares": pieces[1]}, "grpo", False).policy == pytest.approx(0.25)
+    assert TermWeights.of({"shares": pieces[1]}, "dr_grpo", False).policy == pytest.approx(1 / 3)
 
 
 # Load balancing of experts

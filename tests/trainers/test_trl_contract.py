@@ -20,6 +20,8 @@ from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig
 from mem1_trl.trainers.trl_seam.batch import TrajectoryTrainer
 from mem1_trl.trainers.trl_seam.batch_rows import BATCH_KEYS, ROW_KEYS, join_rows, row_chunks, take_rows
 from mem1_trl.trainers.trl_seam.contract import (
+    FIXED_METHODS,
+    IMAGE_KEYS,
     RELIED_ATTRIBUTES,
     RELIED_BATCH_KEYS,
     RELIED_METHODS,
@@ -28,6 +30,7 @@ from mem1_trl.trainers.trl_seam.contract import (
     check_trl,
     check_values,
 )
+from mem1_trl.trainers.trl_seam.source import returned_keys
 from mem1_trl.update.row_batch import RowBatch, tree_context_mask, tree_positions
 from mem1_trl.update.rows import build_row
 
@@ -228,21 +231,97 @@ def test_an_attribute_that_is_only_set_is_noticed():
         check_trl(type("Changed", (Sets,), methods))
 
 
-@pytest.mark.parametrize("method", [name for name, count in RETURNED_VALUES.items() if count > 1])
-def test_another_number_of_values_is_noticed_where_they_are_written_out(tmp_path, method):
-    """TRL's own source of the method, with one value more in its last `return`."""
-    function = inspect.unwrap(getattr(GRPOTrainer, method))
-    source = textwrap.dedent(inspect.getsource(function))
-    before, last = source.rsplit("return ", 1)
+def trl_with(tmp_path, method: str, *replaced: tuple[str, str]) -> type:
+    """A subclass of TRL's trainer whose `method` is TRL's own source with some of its text replaced."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(getattr(GRPOTrainer, method))))
+    for old, new in replaced:
+        assert old in source
+        source = new.join(source.rsplit(old, 1))
     path = tmp_path / "changed.py"
-    path.write_text(f"{before}return None, {last}")
-    namespace = dict(function.__globals__)
-    exec(compile(path.read_text(), str(path), "exec"), namespace)  # from a file, where its source is found
-    changed = inspect.unwrap(namespace[method])
+    path.write_text(source)
+    namespace = dict(inspect.unwrap(getattr(GRPOTrainer, method)).__globals__)
+    exec(compile(source, str(path), "exec"), namespace)  # from a file, where its source is found
+    return type("Changed", (GRPOTrainer,), {method: inspect.unwrap(namespace[method])})
+
+
+def sentence_about(changed: type, method: str) -> str:
     with pytest.raises(ImportError) as error:
-        check_trl(type("Changed", (GRPOTrainer,), {method: changed}))
+        check_trl(changed)
     assert_one_sentence(str(error.value), method)
-    assert f"returns {RETURNED_VALUES[method] + 1} values instead of {RETURNED_VALUES[method]}" in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "form", ["return None, {0}", "found = (None, {0})\n    return found", "return (None, {0}) if x else x"]
+)
+@pytest.mark.parametrize("method", [name for name, count in RETURNED_VALUES.items() if count > 1])
+def test_another_number_of_values_is_noticed_where_they_are_written_out(tmp_path, method, form):
+    """TRL's own source of the method, with one value more in its last `return`."""
+    source = inspect.getsource(inspect.unwrap(getattr(GRPOTrainer, method)))
+    values = source.rsplit("return ", 1)[1].strip()
+    changed = trl_with(tmp_path, method, (f"return {values}", form.format(values)))
+    found = sentence_about(changed, method)
+    assert f"returns {RETURNED_VALUES[method] + 1} values instead of {RETURNED_VALUES[method]}" in found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'output["sampling_mask"] = tool_mask',
+        'output |= {"sampling_mask": tool_mask}',
+        "output.update(sampling_mask=tool_mask)",
+        'output.update({"sampling_mask": tool_mask})',
+        'output.setdefault("sampling_mask", tool_mask)',
+        'output = {**output, "sampling_mask": tool_mask}',
+        "output = output | dict(sampling_mask=tool_mask)",
+    ],
+)
+def test_a_key_of_the_batch_that_is_not_known_is_noticed_before_there_is_a_batch(tmp_path, line):
+    changed = trl_with(tmp_path, "_generate_and_score_completions", ("return output", f"{line}\n    return output"))
+    found = sentence_about(changed, "_generate_and_score_completions")
+    assert "makes a batch with the key 'sampling_mask', of which" in found
+
+
+@pytest.mark.parametrize(
+    ("caller", "call", "changed_call", "problem"),
+    [
+        (
+            "_generate_and_score_completions",
+            "self._generate(prompts)",
+            "self._generate(prompts, images=images)",
+            "`_generate_and_score_completions` calls `_generate` with images as well",
+        ),
+        (
+            "_generate_and_score_completions",
+            "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+            "self._calculate_rewards(inputs, prompts, completions, completion_ids_list, images)",
+            "calls `_calculate_rewards` with 5 arguments instead of 4",
+        ),
+        (
+            "compute_loss",
+            "self._compute_loss(model, inputs)",
+            "self._compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)",
+            "`compute_loss` calls `_compute_loss` with num_items_in_batch as well",
+        ),
+    ],
+)
+def test_an_argument_that_a_replaced_method_does_not_take_is_noticed(tmp_path, caller, call, changed_call, problem):
+    """Though the method itself takes it, and with a default."""
+    found = sentence_about(trl_with(tmp_path, caller, (call, changed_call)), caller)
+    assert problem in found
+
+
+def test_every_replaced_method_takes_what_is_said_of_it():
+    """The others hand on whatever they are called with."""
+    replaced = {name for part in SEAM for name in RELIED_METHODS if name in vars(part)}
+    assert replaced >= set(FIXED_METHODS)
+    for name in replaced:
+        parameters = inspect.signature(getattr(TrajectoryTrainer, name)).parameters
+        if name in FIXED_METHODS:
+            assert tuple(parameters) == RELIED_METHODS[name]
+        else:
+            kinds = {parameter.kind for parameter in parameters.values()}
+            assert {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds
 
 
 @pytest.mark.parametrize(
@@ -294,6 +373,27 @@ def test_a_step_of_training_says_which_method_returns_another_number_of_values(
     assert_one_sentence(str(error.value), f"`{method}` returns")
 
 
+def test_a_step_of_training_refuses_a_key_that_trl_has_added(tmp_path, tokenizer, monkeypatch):
+    """As its source does not show it: before the batch is cut, joined or trained on."""
+    trainer = Mem1GRPOTrainer(
+        model=tiny_model("llama"),
+        reward_funcs=lambda completions, **kwargs: [float(index) for index in range(len(completions))],
+        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_completion_length=6, max_steps=1)),
+        train_dataset=lookup_dataset().remove_columns("secret"),
+        processing_class=tokenizer,
+    )
+    original = GRPOTrainer._generate_and_score_completions
+
+    def more(self, inputs):
+        batch = original(self, inputs)
+        return {**batch, "sampling_mask": torch.ones_like(batch["completion_ids"])}
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", more)
+    with pytest.raises(ImportError) as error:
+        trainer.train()
+    assert_one_sentence(str(error.value), "makes a batch with the key 'sampling_mask'")
+
+
 # The keys of a batch
 
 
@@ -343,11 +443,10 @@ def test_the_keys_that_trl_makes_are_known_except_those_of_images():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     output = source[source.index("output = {") :]
     made = set(re.findall(r'"(\w+)": \w+', output)) | set(re.findall(r'output\["(\w+)"\] =', output))
-    images = {"pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "num_images"}
-    images |= {"token_type_ids", "mm_token_type_ids", "image_position_ids", "num_tiles"}
+    assert returned_keys(GRPOTrainer._generate_and_score_completions) == made
     assert set(RELIED_BATCH_KEYS) <= made
-    assert made - images <= ROW_KEYS | BATCH_KEYS
-    assert not images & (ROW_KEYS | BATCH_KEYS) and not ROW_KEYS & BATCH_KEYS
+    assert made - IMAGE_KEYS <= ROW_KEYS | BATCH_KEYS
+    assert not IMAGE_KEYS & (ROW_KEYS | BATCH_KEYS) and not ROW_KEYS & BATCH_KEYS
 
 
 def test_a_list_with_one_entry_for_each_row_is_not_handed_to_every_micro_batch(tmp_path, tokenizer):

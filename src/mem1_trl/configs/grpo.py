@@ -137,8 +137,8 @@ class Mem1GRPOConfig(GRPOConfig):
         max_tokens_per_micro_batch (`int` or `None`, *optional*):
             Most tokens of one forward and backward pass, counted as they are forwarded: a beginning that rows share once, the
             contexts and the padding of `layout="per_turn"` in full. A micro-batch that holds more is trained in several passes
-            with the same gradient, so that memory follows this number however long trajectories become; a single trajectory
-            is never cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
+            with the same gradient, so that memory follows this number however long trajectories become; a longer trajectory is
+            cut at its branches, a single turn is not. Where several processes train, no trajectory is cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
             micro-batch in one pass.
         state_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the tokens of the state (`<think>` to `</think>`) in the policy's loss, against 1 for all other sampled
@@ -315,8 +315,8 @@ class Mem1GRPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Most tokens of one forward and backward pass, counted as they are forwarded: with padding, and a shared "
-            "beginning once. A micro-batch that holds more is trained in several passes with the same gradient; a single "
-            "trajectory is never cut. `None` trains each micro-batch in one pass."
+            "beginning once. A micro-batch that holds more is trained in several passes with the same gradient; a longer "
+            "trajectory is cut at its branches where one process trains. `None` trains each micro-batch in one pass."
         },
     )
 

@@ -158,8 +158,11 @@ def estimate_run(
     setup = Setup(dtype, bits, nested, critic, bool(args.beta) and peft_config is None, shards)
 
     micro = args.per_device_train_batch_size * episode.trained(args.layout)
-    if args.max_tokens_per_micro_batch is not None:  # a single trajectory is never cut
-        micro = min(micro, max(args.max_tokens_per_micro_batch, episode.trained(args.layout)))
+    if args.max_tokens_per_micro_batch is not None:  # a turn is never cut, a trajectory only where one process trains
+        is_cut = processes == 1 and args.layout != "paper"
+        micro = min(
+            micro, max(args.max_tokens_per_micro_batch, episode.peak if is_cut else episode.trained(args.layout))
+        )
     at_once = args.per_device_train_batch_size * _steps_per_generation(args)
     memory = fixed_bytes(shape, setup, str(getattr(args.optim, "value", args.optim)))
     # Without Triton, TRL projects every token onto the vocabulary

@@ -51,6 +51,7 @@ from .saving import (
 from .self_check import check_trainer
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
+from .truncated_sampling import warn_of_truncated_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,6 +184,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))
         self.settings = self._agent_settings.with_context_limit(self.model)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
+        warn_of_truncated_sampling(args.agent_settings(temperature=args.temperature))
         if args.distillation_weight:
             self.distillation = Distillation(self, teacher)
         self._card_evaluation: dict[str, float] | None = None

@@ -8,6 +8,7 @@ import torch
 
 from .like_lengths import like_lengths
 from .row_batch import RowBatch
+from .turn_paths import turn_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,7 @@ def unfold_turns(batch: RowBatch) -> UnfoldedTurns | None:
     paths: list[torch.Tensor] = []
     turns: list[torch.Tensor] = []
     for row in range(len(batch)):
-        runs = batch.paths(row)
-        tool_mask = batch.tool_mask[row].cpu()
-        turn_ids = batch.turn_ids[row].cpu()
-        for turn in turn_ids[tool_mask].unique().tolist():
-            own = (tool_mask & (turn_ids == turn)).nonzero().flatten()
-            last = int(own[-1])
-            begin, stretches = next((run[0], run[2]) for run in runs if run[0] <= last < run[1])
-            path = torch.cat([torch.arange(*stretch) for stretch in [*stretches, (begin, last + 1)]])
+        for _, path, own in turn_paths(batch, row):
             paths.append(path + row * size)
             turns.append(torch.isin(path, own))
     if not paths:

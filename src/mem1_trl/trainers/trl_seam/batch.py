@@ -17,7 +17,7 @@ from trl.data_utils import is_conversational
 from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
 from ..reward_gate import RewardGate, note_turn_rewards
-from .contract import check_trl, check_values
+from .contract import check_batch, check_trl, check_values
 from .dynamic_sampling import Scores, note_first_plays, play_equal_groups_again
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
@@ -63,7 +63,7 @@ class TrajectoryTrainer(ExactResume):
             instance_attribute(self, "mask_truncated_completions", False),
         ):
             batch = super()._generate_and_score_completions(current.rows)
-        check_values("_generate_and_score_completions", batch)
+        check_batch(check_values("_generate_and_score_completions", batch))
         if current.first_play is not None:
             note_first_plays(self, current.first_play[0])
         self._add_structure(batch, current)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import dis
 import functools
 import inspect
-import textwrap
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import trl
 from trl import GRPOTrainer
 
+from .batch_rows import BATCH_KEYS, ROW_KEYS
+from .source import calls_of, returned_keys, returned_tuples
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # Parameters of the private methods that are wrapped, in order. A method may grow parameters with defaults, no others.
 RELIED_METHODS: dict[str, tuple[str, ...]] = {
@@ -37,8 +38,20 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_train_sampler": ("self", "dataset"),
-    "_load_from_checkpoint": ("self", "resume_from_checkpoint"),
+    "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
 }
+
+# Those that are replaced here by one that takes these parameters and no others, so that TRL must not call them with more
+FIXED_METHODS = (
+    "_generate_and_score_completions",
+    "_generate",
+    "_calculate_rewards",
+    "_compute_loss",
+    "_prepare_inputs",
+    "_get_grad_norm",
+    "_save_checkpoint",
+    "_load_from_checkpoint",
+)
 
 # How many values each of them returns
 RETURNED_VALUES: dict[str, int] = {
@@ -68,6 +81,22 @@ RELIED_BATCH_KEYS = (
     "ref_per_token_logps",
     "sampling_per_token_logps",
     "tool_mask",
+)
+
+# Further keys of the batch, of image models, which are refused
+IMAGE_KEYS = frozenset(
+    {
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_grid_thw",
+        "image_sizes",
+        "image_position_ids",
+        "spatial_shapes",
+        "num_images",
+        "num_tiles",
+        "token_type_ids",
+        "mm_token_type_ids",
+    }
 )
 
 # Names that a method must use: a keyword it passes to the model, a key it looks up
@@ -112,10 +141,11 @@ def check_trl(trainer_class: type = GRPOTrainer) -> None:
 
     Raises:
         `ImportError`: If a private method of `trainer_class` is gone, takes other parameters, returns another number of values
-            or no longer uses a name that is relied on, or if no method reads an attribute that is set here.
+            or no longer uses a name that is relied on, if it is called with arguments that are not known, if the batch has a key that is
+            not known, or if no method reads an attribute that is set here.
     """
     problem = next((found for method in RELIED_METHODS if (found := _problem_of(trainer_class, method))), None)
-    problem = problem or _problem_of_attributes(trainer_class)
+    problem = problem or _problem_of_calls(trainer_class) or _problem_of_attributes(trainer_class)
     if problem is not None:
         raise unfit(f"{problem} of {trainer_class.__name__}")
 
@@ -137,6 +167,21 @@ def check_values(method: str, values: Any) -> Any:
     if given != wanted:
         raise unfit(f"`{method}` returns {_count(given)} instead of {wanted}")
     return values
+
+
+def check_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """
+    The batch that TRL has made, if all of its keys are known.
+
+    Raises:
+        `ImportError`: If it has another key, which the loss may rely on and which would be cut, joined or left out wrongly.
+    """
+    unknown = _unknown_keys(batch)
+    if unknown:
+        raise unfit(
+            f"`_generate_and_score_completions` makes a batch with {unknown}, of which it is not known what the loss does with it"
+        )
+    return batch
 
 
 def unfit(problem: str) -> ImportError:
@@ -166,9 +211,33 @@ def _problem_of(trainer_class: type, method: str) -> str | None:
     missing = sorted(set(RELIED_NAMES.get(method, ())) - _names_in(function.__code__))
     if missing:
         return f"`{method}` no longer uses {', '.join(missing)}"
-    other = _returned_tuples(function) - {RETURNED_VALUES[method]}
+    other = returned_tuples(function) - {RETURNED_VALUES[method]}
     if other:
         return f"`{method}` returns {_count(max(other))} instead of {RETURNED_VALUES[method]}"
+    if method == "_generate_and_score_completions" and (
+        unknown := _unknown_keys(returned_keys(function) - IMAGE_KEYS)
+    ):
+        return f"`{method}` makes a batch with {unknown}, of which it is not known what the loss does with it,"
+    return None
+
+
+def _unknown_keys(keys: Iterable[str]) -> str | None:
+    """Keys of a batch that are in none of the tables, named in a sentence."""
+    unknown = sorted(set(keys) - ROW_KEYS - BATCH_KEYS)
+    return f"the key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}" if unknown else None
+
+
+def _problem_of_calls(trainer_class: type) -> str | None:
+    """The arguments that some method hands to a method that is replaced here, and which that would not take, or `None`."""
+    for function in _functions_of(trainer_class):
+        for method in sorted(_names_in(function.__code__).intersection(FIXED_METHODS)):
+            known = RELIED_METHODS[method][1:]
+            for count, keywords in calls_of(function, method):
+                more = sorted(keywords - set(known))
+                if more:
+                    return f"`{function.__name__}` calls `{method}` with {', '.join(more)} as well"
+                if count > len(known):
+                    return f"`{function.__name__}` calls `{method}` with {count} arguments instead of {len(known)}"
     return None
 
 
@@ -216,29 +285,6 @@ def _names_in(code: CodeType) -> set[str]:
             elif isinstance(constant, (tuple, frozenset)):
                 stack.extend(constant)
     return names
-
-
-def _returned_tuples(function: Any) -> set[int]:
-    """
-    Lengths of the tuples that a function writes out in its `return` statements.
-
-    Empty if it returns something else, or if its source is not there; then [`check_values`] is the check.
-    """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return set()
-    lengths = set()
-    stack: list[ast.AST] = list(getattr(tree.body[0], "body", []))
-    while stack:
-        node = stack.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
-            continue
-        elements = node.value.elts if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) else []
-        if elements and not any(isinstance(element, ast.Starred) for element in elements):
-            lengths.add(len(elements))
-        stack.extend(ast.iter_child_nodes(node))
-    return lengths
 
 
 def _count(number: int) -> str:

@@ -19,6 +19,7 @@ from ..refusals import refuse_parts
 from .batch_rows import has_rows, join_rows, row_chunks, take_rows
 from .contract import check_values
 from .finite_steps import FiniteSteps
+from .row_pieces import row_pieces
 from .shares import Shares
 
 logger = get_logger(__name__)
@@ -42,6 +43,7 @@ class BalancedMicroBatches(FiniteSteps):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.step_is_idle = True
+        self._said_too_long = False
         super().__init__(*args, **kwargs)
         refuse_parts(self.args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
         self.add_callback(_SkipIdleSteps(self))
@@ -49,12 +51,7 @@ class BalancedMicroBatches(FiniteSteps):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if self.mode == "train":
             self.step_is_idle = self.step_is_idle and bool(inputs.get("idle", False))
-        parts = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
-        if len(parts) > 1:
-            sampled = torch.stack([self.sampled_mask(part).sum() for part in parts]).tolist()
-            forwarded = [path_tokens(self.row_batch(part)) if self.aux_loss_enabled else 1 for part in parts]
-            shares = Shares.of_parts([len(part["completion_ids"]) for part in parts], sampled, forwarded)
-            parts = [{**part, "shares": share} for part, share in zip(parts, shares)]
+        parts = self._parts(inputs)
         done = torch.zeros((), device=inputs["completion_ids"].device)
         for part in parts[:-1]:
             # The gradient of a part is added now, so that its activations can be freed; `Trainer` adds that of the last
@@ -64,6 +61,59 @@ class BalancedMicroBatches(FiniteSteps):
                     self.accelerator.backward(loss)
             done += loss.detach()
         return super()._compute_loss(model, parts[-1]) + done
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The parts in which a micro-batch is trained, each with its shares of the whole if there are several."""
+        wholes = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
+        pieces = [self._pieces(whole) for whole in wholes]
+        parts = [part for of_whole in pieces for part in of_whole]
+        if self.mode == "train" and self.args.max_tokens_per_micro_batch is not None:
+            self.log_metric("micro_batch/parts", len(parts))
+        if len(parts) == 1:
+            return parts
+        owners = [index for index, of_whole in enumerate(pieces) for _ in of_whole]
+        sampled = torch.stack([self.sampled_mask(part).sum() for part in parts]).tolist()
+        forwarded = [path_tokens(self.row_batch(part)) if self.aux_loss_enabled else 1 for part in parts]
+        shares = Shares.of_parts([len(part["completion_ids"]) for part in parts], sampled, forwarded, owners)
+        return [{**part, "shares": share} for part, share in zip(parts, shares, strict=True)]
+
+    def _pieces(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+        """
+        A part that is one row above the budget, cut at the branches of its tree; any other as it is.
+
+        Where several processes train, they must call equally often, and a row is not cut.
+        """
+        budget = self.args.max_tokens_per_micro_batch
+        if budget is None or self.mode != "train" or len(part["completion_ids"]) > 1:
+            return [part]
+        rows = self.row_batch(part)
+        if self.forwarded_tokens(rows) <= budget:
+            return [part]
+        whole = self._why_rows_stay_whole()
+        pieces = row_pieces(part, rows, lambda piece: self._fits(piece, budget)) if whole is None else [part]
+        longest = max(self.forwarded_tokens(self.row_batch(piece)) for piece in pieces)
+        if longest > budget and not self._said_too_long:
+            self._said_too_long = True
+            logger.warning(
+                f"A pass must forward at most max_tokens_per_micro_batch={budget} tokens, but {whole or 'a single turn'} takes "
+                f"{longest}: raise the number to what memory allows, or lower max_context_length."
+            )
+        return pieces
+
+    def _fits(self, piece: dict[str, Any], budget: int) -> bool:
+        return self.forwarded_tokens(self.row_batch(piece)) <= budget
+
+    def _why_rows_stay_whole(self) -> str | None:
+        """What is too long where trajectories are not cut, with the reason; `None` where they are."""
+        reasons = {
+            "several processes train": self.accelerator.num_processes > 1,
+            "layout='paper' has no branches": self.layout == "paper",
+            "the loss is of whole sequences": self.importance_sampling_level != "token" or self.loss_type == "vespo",
+            "experts are balanced within a pass (router_aux_loss_coef)": self.aux_loss_enabled,
+            "off_policy_mask_threshold is of whole sequences": self.args.off_policy_mask_threshold is not None,
+        }
+        found = next((reason for reason, applies in reasons.items() if applies), None)
+        return None if found is None else f"a trajectory, which is not cut since {found},"
 
     def _gradients_stay_here(self, model: Any) -> AbstractContextManager[None]:
         """
@@ -131,7 +181,8 @@ class BalancedMicroBatches(FiniteSteps):
         bins = bins_within(lengths, processes * len(batches), budget, forwarded)
         loads = [sum(lengths[row] for part in parts for row in part) for parts in bins]
         self.log_metric("micro_batch/tokens_max_over_mean", max(loads) * len(loads) / max(sum(loads), 1))
-        self.log_metric("micro_batch/parts", len(bins[0]))
+        if budget is None:
+            self.log_metric("micro_batch/parts", 1)
         arranged = []
         for index in range(len(batches)):
             parts = bins[index * processes + self.accelerator.process_index]

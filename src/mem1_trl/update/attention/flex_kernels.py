@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 
 from ..row_batch import RowBatch, tree_context_mask
-from .plan import depth_of, plan_attention
+from .compiled_flex import attention, compiled
+from .plan import Block, depth_of, plan_attention
 from .reach import FULL, Reach
 
 if TYPE_CHECKING:
-    from .plan import AttentionPlan, Block
+    from .plan import AttentionPlan
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ def block_mask(tree: RowBatch, plan: AttentionPlan, reach: Reach = FULL) -> Bloc
     a block a token `q` of run `r` sees a token `k` of run `s` if `k <= q`, `k` lies before the end of what `r` sees of `s`, and
     their depths are no further apart than the reach.
 
+    The row is padded, with a run of its own, to [`padded_size`], and there is one predicate for every reach: compiled code is made again
+    for sizes of 1, for lengths that are no multiple of a block, and for another predicate.
+
     Args:
         tree ([`RowBatch`]):
             One row without padding, as [`mem1_trl.update.folding.fold_rows`] returns it.
@@ -39,13 +43,14 @@ def block_mask(tree: RowBatch, plan: AttentionPlan, reach: Reach = FULL) -> Bloc
             How far back a token sees on its path.
 
     Returns:
-        `BlockMask`: For sequences of `T` tokens, in blocks of 128.
+        `BlockMask`: For sequences of as many tokens, in blocks of 128.
     """
-    size, device = tree.input_ids.shape[1], tree.input_ids.device
+    tokens, device = tree.input_ids.shape[1], tree.input_ids.device
+    size = padded_size(tokens)
     (blocks,) = plan.blocks(reach)
-    visible = _visible_pairs(blocks, size)
+    visible = _visible_pairs([*blocks, Block(tokens, size, tokens, size, True)] if size > tokens else blocks, size)
     whole = visible == BLOCK * BLOCK
-    paths = plan.paths[0]
+    paths = [*plan.paths[0], (tokens, size, [])]  # the padding, which may be empty: there are always two runs
     begins = np.asarray([begin for begin, _, _ in paths])
     run_of = torch.from_numpy(np.searchsorted(begins, np.arange(size), side="right") - 1).to(device)
     limits = np.zeros((len(paths), len(paths)), dtype=np.int64)
@@ -60,9 +65,6 @@ def block_mask(tree: RowBatch, plan: AttentionPlan, reach: Reach = FULL) -> Bloc
         torch.from_numpy(np.asarray(x)).to(device) for x in (depths, [reach.first(d) for d in depths.tolist()])
     )
 
-    def on_path(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return (k <= q) & (k < limit[run_of[q], run_of[k]])
-
     def within(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (k < limit[run_of[q], run_of[k]]) & (depth[k] >= first_seen[q])
 
@@ -70,9 +72,14 @@ def block_mask(tree: RowBatch, plan: AttentionPlan, reach: Reach = FULL) -> Bloc
         *_columns((visible > 0) & ~whole, device),
         *_columns(whole, device),
         BLOCK_SIZE=BLOCK,
-        mask_mod=on_path if reach == FULL else within,
+        mask_mod=within,
         seq_lengths=(size, size),
     )
+
+
+def padded_size(tokens: int) -> int:
+    """The length that a row of so many tokens is padded to: whole blocks, and two of them at least."""
+    return max(-(-tokens // BLOCK), 2) * BLOCK
 
 
 def _visible_pairs(rectangles: list[Block], size: int) -> np.ndarray:
@@ -108,9 +115,9 @@ def _columns(wanted: np.ndarray, device: torch.device) -> tuple[torch.Tensor, to
     return tuple(torch.from_numpy(x.astype(np.int32))[None, None].to(device) for x in (counts, columns))  # type: ignore[return-value]
 
 
-@functools.cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+def _compiles(device: torch.device) -> bool:
+    """Whether FlexAttention is compiled on a device; without it, it is a dense product."""
+    return device.type == "cuda"
 
 
 def attend(
@@ -148,11 +155,14 @@ def attend(
     mask = plan.made.get(("block mask", reach))
     if mask is None:
         mask = plan.made["block mask", reach] = block_mask(plan.tree, plan, reach)
-    function = _compiled() if query.device.type == "cuda" else flex_attention
-    grouped = query.shape[1] != key.shape[1]
+    tokens = query.shape[2]
+    padding = padded_size(tokens) - tokens
+    query, key, value = (torch.nn.functional.pad(states, (0, 0, 0, padding)) for states in (query, key, value))
+    function = compiled if _compiles(query.device) else attention
+    found = function(query, key, value, mask, scale, sinks is not None)
     if sinks is None:
-        return function(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
-    output, lse = function(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped, return_lse=True)
+        return found[:, :, :tokens]
+    output, lse = (part[:, :, :tokens] for part in found)
     kept = torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])
     return (output * kept[..., None]).to(query.dtype)
 
