@@ -64,6 +64,12 @@ class ChatTurns:
         Raises:
             [`WireError`]: If the template cannot write the chat, or it is too long.
         """
+        if request.previous is not None:
+            raise WireError(
+                400,
+                "'previous_response_id' is not supported here: send the whole chat as 'input'.",
+                "unsupported_parameter",
+            )
         text = self._render(request)
         ids: list[int] | None = None
         for turn in sorted(earlier, key=lambda one: -len(one.prompt_ids) - len(one.completion_ids)):

@@ -72,6 +72,12 @@ class ChatRequest:
             Whether a call of a tool is asked for.
         parallel_calls (`bool`):
             Whether an answer may have several calls.
+        instructions (`str` or `None`):
+            Of the Responses API: the message of the system, as it was given.
+        previous (`str` or `None`):
+            Of the Responses API: id of the answer that the messages follow.
+        answer_id (`str` or `None`):
+            Of the Responses API: id of the answer; `None` if it need not be found again.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -84,6 +90,9 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     must_call: bool = False
     parallel_calls: bool = True
+    instructions: str | None = None
+    previous: str | None = None
+    answer_id: str | None = None
 
 
 def read_chat_request(body: bytes) -> ChatRequest:
@@ -93,16 +102,31 @@ def read_chat_request(body: bytes) -> ChatRequest:
     Raises:
         [`WireError`]: If it is not one, or asks for what is not offered.
     """
+    return read_chat_object(read_object(body))
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body holds."""
     try:
         found = read_json(body)
     except ValueError as error:
         raise WireError(400, f"The body must be JSON: {error}.") from None
     if not isinstance(found, dict):
         raise WireError(400, f"The body must be a JSON object, got {type(found).__name__}.")
-    for name, neutral in _NEUTRAL.items():
+    return found
+
+
+def neutral_only(found: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse arguments that are not supported, unless they change nothing."""
+    for name, values in neutral.items():
         value = found.get(name)
-        if value is not None and value not in neutral:
+        if value is not None and value not in values:
             raise WireError(400, f"{name!r} is not supported: leave it out.", "unsupported_parameter")
+
+
+def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
+    """The request that a JSON object is, with further fields of [`ChatRequest`]."""
+    neutral_only(found, _NEUTRAL)
     messages = found.get("messages")
     if not isinstance(messages, list) or not messages:
         raise WireError(400, "'messages' must be a list of at least one message.")
@@ -126,6 +150,7 @@ def read_chat_request(body: bytes) -> ChatRequest:
         stop=_stop(found.get("stop")),
         must_call=choice == "required",
         parallel_calls=found.get("parallel_tool_calls") is None or _flag(found, "parallel_tool_calls"),
+        **more,
     )
 
 
