@@ -108,7 +108,7 @@ def show_how_calls_are_written(model: Any, tokenizer: Any, steps: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     loss = torch.zeros(())
     for _ in range(steps):
-        rows = [[tokenizer(text)["input_ids"] for text in example] for example in random.sample(teacher.examples, 16)]
+        rows = [[tokenizer(text)["input_ids"] for text in example] for example in random.sample(teacher.examples, 8)]
         longest = max(len(read) + len(said) for read, said in rows)
         ids = torch.tensor([read + said + [0] * (longest - len(read) - len(said)) for read, said in rows])
         labels = torch.tensor(
@@ -123,7 +123,7 @@ def show_how_calls_are_written(model: Any, tokenizer: Any, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--warm_up_steps", type=int, default=250)
+    parser.add_argument("--warm_up_steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output_dir", default="runs/gateway-smolagents")
     options = parser.parse_args()
@@ -145,7 +145,7 @@ def main() -> None:
     args = Mem1GRPOConfig(
         output_dir=options.output_dir,
         max_steps=options.steps,
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=16,
         num_generations=8,
         max_completion_length=32,
         learning_rate=1e-3,
@@ -160,7 +160,7 @@ def main() -> None:
         processing_class=tokenizer,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": list(LEVERS) * 8}),
-        environment_factory=GatewayEnvironment.factory(program, timeout=120.0),
+        environment_factory=GatewayEnvironment.factory(program, timeout=600.0),
     )
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]

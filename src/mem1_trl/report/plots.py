@@ -18,6 +18,7 @@ from .palette import OUTCOMES, PARTS, agent_style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .comparisons import RunComparison
     from .run_directory import RunDirectory
 
 _SIZE = (4.6, 3.3)  # inches; two of them fit side by side on a desktop page
@@ -342,6 +343,42 @@ def series_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
         title,
         "Evaluations during training, with their 95% intervals. Tables and episodes show the first and the last of them.",
         f"{title} by optimizer step. {text}.",
+        draw,
+    )
+
+
+def difference_plot(compared: Sequence[RunComparison], baseline: str) -> Plot | None:
+    """The paired differences of training runs to one of them, against the optimizer step, with intervals."""
+    curves = {one.label: one.points for one in compared if one.points}
+    if not curves:
+        return None
+    metric = next(iter(curves.values()))[0][1].metric.replace("_", " ")
+    labels = list(curves)
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.8)
+        for label, points in curves.items():
+            x, y = [step for step, _ in points], [found.difference for _, found in points]
+            errors = [
+                [max(0.0, one.difference - one.low) for _, one in points],
+                [max(0.0, one.high - one.difference) for _, one in points],
+            ]
+            axes.errorbar(
+                x, y, yerr=errors, capsize=2.5, markersize=4, label=_plain(label), **agent_style(label, labels)
+            )
+        axes.set(xlabel="optimizer step", ylabel=f"difference in {metric}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend_below(axes)
+
+    text = ". ".join(
+        f"{label}: " + ", ".join(f"{step}: {found.difference:+.3g}" for step, found in points)
+        for label, points in curves.items()
+    )
+    return Plot(
+        "difference",
+        f"Difference to {baseline}",
+        f"Mean difference to {baseline} on the same tasks after the same number of steps, with its 95% bootstrap interval over tasks.",
+        f"Difference to {baseline} by optimizer step. {text}.",
         draw,
     )
 
