@@ -45,7 +45,7 @@ ANSWER = 16  # tokens of a turn
 MESSAGE = "What do you remember of what I said in message {number}, and what of the one before?"
 
 
-def make_agent(context: str, width: int, layers: int) -> Mem1Agent:
+def make_agent(context: str, width: int, layers: int, answer: int = ANSWER) -> Mem1Agent:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "assets" / "tiny-mem1")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -60,7 +60,7 @@ def make_agent(context: str, width: int, layers: int) -> Mem1Agent:
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config).eval()
-    settings = dict(max_completion_length=ANSWER, max_observation_length=160, max_turns=1, conversational=False)
+    settings = dict(max_completion_length=answer, max_observation_length=160, max_turns=1, conversational=False)
     return Mem1Agent(model, tokenizer, Mem1Protocol(), context=context, temperature=0.0, **settings)
 
 
@@ -159,7 +159,7 @@ def one(context: str) -> list[dict[str, Any]]:
 
 def long(messages: int) -> list[dict[str, Any]]:
     """A conversation of so many messages; a row for each tenth of them, with the extremes of its answers."""
-    agent = make_agent("mem1", 64, 2)
+    agent = make_agent("mem1", 32, 1, answer=4)
     store, rows = StateStore(max_states=1), []
     with WireServer(ChatApp(AgentBackend(agent, store=store))) as server:
         client, share = Client(server.url, "long"), max(messages // 10, 1)

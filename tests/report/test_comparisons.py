@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.cli.main import main
 from mem1_trl.evaluation import EvaluatedTask, Evaluation, compare
 from mem1_trl.report import report
+from mem1_trl.report.build import _sections
+from mem1_trl.report.comparisons import compare_runs
+from mem1_trl.report.run_directory import read_run
 
 
 def evaluation(agent, scores, seed, tasks=None, **settings):
@@ -118,3 +123,23 @@ def test_the_command_takes_several_runs(two_runs, capsys):
     place, _ = two_runs
     assert main(["report", str(place / "a"), str(place / "b"), "--baseline", "b", "-o", str(place / "page.html")]) == 0
     assert "Difference to b by optimizer step. a: 0: +0, 5: -0.25." in (place / "page.html").read_text()
+
+
+def test_what_is_written_beside_a_plot_lies_inside_of_the_picture(tmp_path):
+    """Long names of runs: legends and labels of every plot, as they are drawn."""
+    for run in ("ppo with the settings of the paper", "grpo with a long name", "another one, and its name is long"):
+        for step in (0, 5):
+            found = evaluation(f"step {step}", [0, 1, 1, 0], 0, step=step)
+            found.save(tmp_path / run / "evaluation", f"eval-{step}")
+    run = read_run(tmp_path)
+    sections = _sections(run, {}, compare_runs(run, "grpo with a long name"), "grpo with a long name")
+    plots = [plot for _, _, _, found in sections for plot in found]
+    assert {"difference", "evaluated_em", "exact_match_per_objective"} <= {plot.name for plot in plots}
+    for plot in plots:
+        figure = Figure(figsize=(4.6, 3.3), dpi=160, layout="constrained")
+        axes = figure.subplots()
+        plot.draw(axes)
+        FigureCanvasAgg(figure).draw()
+        for part in (*figure.legends, axes.xaxis.label, axes.yaxis.label):
+            box = part.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= 736 and box.y0 >= 0 and box.y1 <= 528, (plot.name, part)

@@ -10,18 +10,9 @@ from typing import Any
 from .browser import browse
 from .comparisons import RunComparison, compare_agents, compare_runs, comparison_table
 from .page import render_page
-from .plots import (
-    MOST_AGENTS,
-    Plot,
-    difference_plot,
-    failure_plots,
-    log_plot,
-    metric_plot,
-    retention_plot,
-    series_plot,
-    token_plots,
-)
+from .plots import MOST_AGENTS, Plot, failure_plots, metric_plot, retention_plot, token_plots
 from .run_directory import Result, RunDirectory, read_run
+from .step_plots import difference_plot, log_plot, series_plot
 
 MAX_EPISODE_BYTES = 20_000_000
 """Maximum number of bytes of episodes on one page, which a browser opens in about a second. A longer page shows fewer episodes."""
