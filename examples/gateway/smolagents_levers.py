@@ -6,7 +6,7 @@ Train an agent of smolagents (Hugging Face): its loop, its memory and its tools,
 
 A lamp has one of four colours, and one lever opens the door for each. A random model of 0.1 M parameters is first shown how a call is written, with levers drawn
 by chance; GRPO then teaches it which lever to pull. What smolagents does to its context (it writes calls and results in words of its
-own, so that each step is a new branch) is what is trained. About three minutes on one CPU core.
+own, so that each step is a new branch) is what is trained.
 """
 
 from __future__ import annotations

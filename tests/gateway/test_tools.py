@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
 import torch
 from support.helpers import oracle_logprobs
-from support.tool_helpers import Scripted, call, said, template_tokenizer, tool_policy
+from support.tool_helpers import Says, call, said, template_tokenizer, tool_policy
 from trl.chat_template_utils import add_response_schema
 
 pytest.importorskip("openai")
@@ -19,7 +18,6 @@ import openai
 
 from mem1_trl import Mem1Agent, score_trajectories
 from mem1_trl.gateway import GatewayEnvironment
-from mem1_trl.rollout.stopping import StopStringFinder, finish_completion
 
 SCHEMA = {
     "type": "function",
@@ -31,26 +29,6 @@ SCHEMA = {
     },
 }
 KEY, LOCK = call("search", '{"query": "key"}'), call("search", '{"query": "lock"}')
-
-
-class Says:
-    """
-    Stands in the place of the model that programs share: says its texts, with the log-probs that a real one gives them, as far as a
-    backend samples them.
-    """
-
-    def __init__(self, tokenizer, texts, model):
-        self.backend = Scripted(tokenizer, lambda turn, index: texts[turn - 1], model=model)
-        self.finder = StopStringFinder(tokenizer)
-
-    def __call__(self, prompts, stops, settings, **more):
-        self.backend.max_length = settings.max_completion_length
-        eos = [self.backend.tokenizer.eos_token_id]
-        said = self.backend(prompts, stops)
-        return [finish_completion(one.ids, one.logprobs, stop, self.finder, eos) for one, stop in zip(said, stops)]
-
-    def playing(self):
-        return contextlib.nullcontext()
 
 
 def named_results():
