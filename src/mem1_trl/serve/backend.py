@@ -103,6 +103,12 @@ class AgentBackend:
             raise WireError(400, "'stop' is not supported: leave it out.", "unsupported_parameter")
         if request.must_call:
             raise WireError(400, "'tool_choice' must be 'auto' or 'none', got 'required'.", "unsupported_parameter")
+        if request.tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
+            raise WireError(
+                400,
+                "'parallel_tool_calls' must be true: this agent may write several calls in a turn.",
+                "unsupported_parameter",
+            )
 
     def _episode(self, request: ChatRequest, found: Found) -> AgentEpisode:
         """The episode of a request, ready for its next turn."""
