@@ -66,7 +66,8 @@ def report(
         raise ValueError(f"max_trajectories must be at least 0, got {max_trajectories}.")
     run = read_run(run_dir)
     page = _page_path(run.path, output)
-    compared, runs = "", []
+    compared = ""
+    runs: list[RunComparison] = []
     if baseline is not None:
         runs = compare_runs(run, baseline)
         found = [end for one in runs for end in one.ends()] or compare_agents(run, baseline)
