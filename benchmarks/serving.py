@@ -3,12 +3,13 @@
 
     python benchmarks/serving.py --output benchmarks/results/serving.json --picture docs/serving.png
 
-Two measurements, both over loopback with the chat API, on the CPU:
+Three measurements, all over loopback with the chat API, on the CPU:
 
 - many conversations at once, each a client that sends its whole chat: is every answer the right one, what do the states take, what the
   process;
 - one conversation of 2 to 64 messages, with the context rule `mem1` and with `full`: longest context, keys and values, CPU seconds for
-  the last answer.
+  the last answer;
+- one conversation of 1,000 messages: does the context stay flat, and the state, and what does an answer cost at its end?
 
 The model is random and tiny: what it says is noise, and what is measured does not depend on it. Every answer has the same length.
 """
@@ -44,7 +45,7 @@ ANSWER = 16  # tokens of a turn
 MESSAGE = "What do you remember of what I said in message {number}, and what of the one before?"
 
 
-def make_agent(context: str, width: int, layers: int) -> Mem1Agent:
+def make_agent(context: str, width: int, layers: int, answer: int = ANSWER) -> Mem1Agent:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "assets" / "tiny-mem1")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -59,7 +60,7 @@ def make_agent(context: str, width: int, layers: int) -> Mem1Agent:
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config).eval()
-    settings = dict(max_completion_length=ANSWER, max_observation_length=160, max_turns=1, conversational=False)
+    settings = dict(max_completion_length=answer, max_observation_length=160, max_turns=1, conversational=False)
     return Mem1Agent(model, tokenizer, Mem1Protocol(), context=context, temperature=0.0, **settings)
 
 
@@ -156,6 +157,31 @@ def one(context: str) -> list[dict[str, Any]]:
     return rows
 
 
+def long(messages: int) -> list[dict[str, Any]]:
+    """A conversation of so many messages; a row for each tenth of them, with the extremes of its answers."""
+    agent = make_agent("mem1", 32, 1, answer=4)
+    store, rows = StateStore(max_states=1), []
+    with WireServer(ChatApp(AgentBackend(agent, store=store))) as server:
+        client, share = Client(server.url, "long"), max(messages // 10, 1)
+        while len(client.messages) < 2 * messages:
+            peaks, states, begun = [], [], time.process_time()
+            for _ in range(share):
+                found = client.say(MESSAGE.format(number=len(client.messages) // 2 + 1))
+                peaks.append(found["mem1"]["peak_tokens"])
+                states.append(store.bytes)
+            rows.append(
+                {
+                    "messages": len(client.messages) // 2,
+                    "chat_bytes": len(json.dumps(client.messages)),
+                    "peak_tokens_least": min(peaks),
+                    "peak_tokens_most": max(peaks),
+                    "state_bytes_most": max(states),
+                    "cpu_seconds": (time.process_time() - begun) / share,
+                }
+            )
+    return rows
+
+
 def draw(rows: list[dict[str, Any]], path: str) -> None:
     import matplotlib
 
@@ -190,20 +216,35 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--messages", type=int, default=2)
     parser.add_argument("--max_bytes", type=int, default=2_000_000)
+    parser.add_argument("--long", type=int, default=1000, help="messages of the long conversation")
+    parser.add_argument("--only", choices=["many", "one", "long"], default=None, help="one of the measurements")
     parser.add_argument("--output", default="benchmarks/results/serving.json")
     parser.add_argument("--picture", default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"many": many(options.sessions, options.messages, options.max_bytes), "one": one("mem1") + one("full")}
+    measurements = {
+        "many": lambda: many(options.sessions, options.messages, options.max_bytes),
+        "one": lambda: one("mem1") + one("full"),
+        "long": lambda: long(options.long),
+    }
+    result: dict[str, Any] = {
+        name: measure() for name, measure in measurements.items() if options.only in (None, name)
+    }
     Path(options.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["many"], indent=1))
-    for row in result["one"]:
+    if "many" in result:
+        print(json.dumps(result["many"], indent=1))
+    for row in result.get("long", ()):
+        print(
+            "{messages:5} messages {chat_bytes:7,} B of chat {peak_tokens_least:4} to {peak_tokens_most:4} tokens "
+            "{state_bytes_most:5,} B of state {cpu_seconds:.3f} s".format(**row)
+        )
+    for row in result.get("one", ()):
         print(
             "{context:5} {turns:3} messages {peak_tokens:6} tokens {key_value_bytes:9,} B {cpu_seconds:.2f} s".format(
                 **row
             )
         )
-    if options.picture:
+    if options.picture and "one" in result:
         draw(result["one"], options.picture)
 
 

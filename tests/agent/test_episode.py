@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import re
 
 import pytest
 from support.chat_server import serve
+from support.reading_agent import reading
 from support.scripted_agent import scripted
 from support.tool_helpers import Library, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset
@@ -251,6 +254,27 @@ def test_a_conversation_of_200_messages_reads_no_more_than_one_of_two(agent):
     assert len(longest["mem1"]) == 200 and set(longest["mem1"]) == {14}
     assert all(later > earlier for earlier, later in zip(longest["full"], longest["full"][1:]))
     assert episode.cost.peak_tokens > 100
+
+
+def test_after_1000_messages_a_context_is_as_long_as_after_two_and_the_first_one_is_known(agent):
+    """A model that keeps the first word in its state: what it reads, and what is saved of it, at each message."""
+
+    def write(context):
+        first, last = re.findall("w[0-9]{4}", context)[0], re.findall("w[0-9]{4}", context)[-1]
+        return f"<think>{first}</think><answer>{first} {last}</answer>"
+
+    model = reading(agent, write)
+    episode = agent.start("w1000")
+    episode.run()
+    saved = []
+    for number in range(1001, 2001):
+        assert episode.send(f"w{number}") == f"w1000 w{number}"
+        if number % 100 == 0:
+            saved.append(len(json.dumps(episode.to_dict(past=False)["trajectory"]["turns"])))
+    assert len(model.contexts) == 1001 and len(set(map(len, model.contexts[1:]))) == 1
+    assert len(set(saved)) == 1 and episode.cost.turns == 1001
+    again = agent.resume(json.loads(json.dumps(episode.to_dict(past=False))))
+    assert again.send("w2001") == "w1000 w2001" and len(model.contexts[-1]) == len(model.contexts[1])
 
 
 def test_with_tool_calls_a_message_is_one_of_the_user(actor):

@@ -147,6 +147,15 @@ def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(WireServer, "run", lambda server: server._close())  # ends as soon as it would serve
 
 
+@prepares("docs/servers.md")
+def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(path: str, **options: Any) -> Any:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+        return SimpleNamespace(llm_engine=None, generate=print, get_tokenizer=lambda: tokenizer)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))  # needs a GPU
+
+
 @prepares("examples/paper/README.md")
 def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(ROOT / "examples" / "paper" / "smoke_files.py"))["write_files"](folder / "data")

@@ -118,6 +118,22 @@ def test_what_extends_shares_the_sampled_tokens_and_what_does_not_is_a_branch(ag
     assert tokenizer.decode(trajectory.turns[1].prompt_ids).startswith("user:q0 so far: ")
 
 
+def test_a_model_stops_at_the_stop_strings_of_its_request(agent, actor, tokenizer):
+    def program(row, base_url):
+        told = [ask(base_url, [user("q")], stop=[letter]) for letter in "tae<"]
+        assert all(letter not in one["message"]["content"] for letter, one in zip("tae<", told))
+        return float(sum(one["finish_reason"] == "stop" for one in told))
+
+    for trajectory in play(agent, program, rows=2):
+        assert trajectory.error is None and trajectory.reward > 0
+        for letter, turn in zip("tae<", trajectory.turns):
+            *before, last = turn.completion_ids
+            assert letter not in tokenizer.decode(before)
+            assert len(before) == 7 or letter in tokenizer.decode(last) or last == tokenizer.eos_token_id
+        for scored, turn in zip(oracle_logprobs(actor, trajectory), trajectory.turns):
+            torch.testing.assert_close(scored, torch.tensor(turn.logprobs), atol=1e-4, rtol=0)
+
+
 def test_sampled_ids_are_kept_where_their_text_would_be_encoded_otherwise():
     from mem1_trl.gateway.turns import ChatTurns
     from mem1_trl.rollout.settings import AgentSettings

@@ -40,7 +40,7 @@ def test_a_pattern_of_quadratic_time_is_found(text, expected):
 
 BUILT = {
     "protocol/untrusted.py:_controls", "protocol/tag_syntax.py:_opening", "protocol/tool_calls.py:_markup",
-    "protocol/tool_calls.py:_begins_call", "evaluation/retention.py:_hint", "rewards/containing.py:_holds",
+    "protocol/call_openings.py:find_call", "evaluation/retention.py:_hint", "rewards/containing.py:_holds",
     "protocol/untrusted.py:clean_reply",
 }  # fmt: skip
 """Functions that build an expression of words: `tests/support/readers.py` lists hostile texts that are read with them."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.cli.main import main
 from mem1_trl.evaluation import EvaluatedTask, Evaluation, compare
 from mem1_trl.report import report
+from mem1_trl.report.build import _sections
+from mem1_trl.report.comparisons import compare_runs
+from mem1_trl.report.run_directory import read_run
 
 
-def save(place, agent, scores, seed, tasks=None):
+def evaluation(agent, scores, seed, tasks=None, **settings):
     tasks = tasks or [f"seed {seed}, task {i}" for i in range(len(scores))]
-    found = Evaluation.from_tasks(
+    return Evaluation.from_tasks(
         [
             EvaluatedTask(
                 i,
@@ -25,8 +30,13 @@ def save(place, agent, scores, seed, tasks=None):
             )
             for i, (prompt, score) in enumerate(zip(tasks, scores))
         ],
-        agent=agent,
+        agent,
+        settings,
     )
+
+
+def save(place, agent, scores, seed, tasks=None):
+    found = evaluation(agent, scores, seed, tasks)
     found.save(place / f"{agent}-{seed}" / "evaluation", "2")
     return found
 
@@ -61,5 +71,75 @@ def test_a_baseline_that_is_not_there_is_said_before_anything_is_written(run, ca
     with pytest.raises(ValueError, match="did you mean 'after'"):
         report(run[0], baseline="aftr")
     assert main(["report", str(run[0]), "--baseline", "zzz"]) != 0
-    assert "baseline='zzz' must be an agent of the run: there are" in capsys.readouterr().err
+    assert (
+        "baseline='zzz' must be an agent or a training run (its folder) of what is reported: there are"
+        in capsys.readouterr().err
+    )
     assert not (run[0] / "report").exists()
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Two training runs that evaluated themselves on the same tasks; one of them once more."""
+    scores = {
+        "a": {0: [0, 0, 0, 1], 5: [0, 1, 0, 1], 10: [1, 1, 0, 1]},
+        "b": {0: [0, 0, 0, 1], 5: [1, 1, 1, 0], 9: [1] * 4},
+    }
+    found = {}
+    for name, by_step in scores.items():
+        for step, own in by_step.items():
+            found[name, step] = evaluation(f"step {step}", own, 0, step=step)
+            found[name, step].save(tmp_path / name / "evaluation", f"eval-{step}")
+    return tmp_path, found
+
+
+def test_two_training_runs_stand_side_by_side_with_their_paired_difference(two_runs):
+    place, found = two_runs
+    for given in (place, [place / "a", place / "b"]):
+        page = report(given, baseline="a")
+        assert page == place / "report" / "report.html" and (page.parent / "difference.png").is_file()
+        text = page.read_text()
+        assert "Difference to a by optimizer step. b: 0: +0, 5: +0.25." in text  # step 9 has no pair
+        table = re.search(r'<table id="comparison-table">.*?</table>', text, re.DOTALL)[0]
+        assert re.findall(r'scope="row">(.*?)</th>', table) == ["b, step 0", "b, step 5"]
+        last = compare(found["b", 5], found["a", 5])
+        assert (last.better, last.worse, last.count) == (2, 1, 4)
+        assert f"{last.difference:+.3f}<small>{last.low:+.3f} – {last.high:+.3f}</small>" in table
+        assert "<td>2 / 1 of 4<small>+0.250</small></td>" in table
+
+
+def test_runs_on_other_tasks_are_not_compared(two_runs):
+    place, _ = two_runs
+    for step in (0, 5):
+        other = evaluation(f"step {step}", [1, 1], 0, ["another", "task"], step=step)
+        other.save(place / "c" / "evaluation", f"eval-{step}")
+    text = report(place, baseline="a").read_text()
+    assert 'scope="row">c</th><td colspan="5">not evaluated on the same tasks' in text
+    with pytest.raises(ValueError, match=r"must be an agent or a training run .* there are 'step 0', .*'a', 'b', 'c'"):
+        report(place, baseline="zz")
+
+
+def test_the_command_takes_several_runs(two_runs, capsys):
+    place, _ = two_runs
+    assert main(["report", str(place / "a"), str(place / "b"), "--baseline", "b", "-o", str(place / "page.html")]) == 0
+    assert "Difference to b by optimizer step. a: 0: +0, 5: -0.25." in (place / "page.html").read_text()
+
+
+def test_what_is_written_beside_a_plot_lies_inside_of_the_picture(tmp_path):
+    """Long names of runs: legends and labels of every plot, as they are drawn."""
+    for run in ("ppo with the settings of the paper", "grpo with a long name", "another one, and its name is long"):
+        for step in (0, 5):
+            found = evaluation(f"step {step}", [0, 1, 1, 0], 0, step=step)
+            found.save(tmp_path / run / "evaluation", f"eval-{step}")
+    run = read_run(tmp_path)
+    sections = _sections(run, {}, compare_runs(run, "grpo with a long name"), "grpo with a long name")
+    plots = [plot for _, _, _, found in sections for plot in found]
+    assert {"difference", "evaluated_em", "exact_match_per_objective"} <= {plot.name for plot in plots}
+    for plot in plots:
+        figure = Figure(figsize=(4.6, 3.3), dpi=160, layout="constrained")
+        axes = figure.subplots()
+        plot.draw(axes)
+        FigureCanvasAgg(figure).draw()
+        for part in (*figure.legends, axes.xaxis.label, axes.yaxis.label):
+            box = part.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= 736 and box.y0 >= 0 and box.y1 <= 528, (plot.name, part)

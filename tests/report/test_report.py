@@ -23,8 +23,9 @@ from mem1_trl.report import build as build_module
 from mem1_trl.report import report
 from mem1_trl.report.browser import choose, completion_parts, mean_usage, outcome_of
 from mem1_trl.report.page import data_block
-from mem1_trl.report.plots import retention_curve, running_mean
+from mem1_trl.report.plots import retention_curve
 from mem1_trl.report.run_directory import read_run
+from mem1_trl.report.step_plots import running_mean
 from mem1_trl.report.turns import turn_usage
 from mem1_trl.update.state_value import StateValue
 

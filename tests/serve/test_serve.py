@@ -264,6 +264,7 @@ def test_a_key_sees_only_its_own_conversations(agent):
     [
         ({"n": 2}, "'n' is not supported"),
         ({"logprobs": True}, "'logprobs' is not supported"),
+        ({"stop": ["x"]}, "'stop' is not supported"),
         ({"tool_choice": "required", "tools": [SEARCH]}, "'tool_choice' must be 'auto' or 'none'"),
         ({"temperature": 3}, "'temperature' has a value that it cannot have, 3"),
         ({"messages": []}, "at least one message"),
@@ -277,6 +278,20 @@ def test_what_cannot_be_done_is_said_in_one_sentence(agent, options, sentence):
     reading(agent)
     with served(agent) as client, pytest.raises(openai.BadRequestError, match=sentence):
         client.chat.completions.create(**{"model": "m", "messages": [{"role": "user", "content": "a"}], **options})
+
+
+def test_one_call_at_a_time_is_promised_only_where_a_turn_has_one(agent):
+    from support.helpers import tiny_model
+    from support.tool_helpers import template_tokenizer
+
+    reading(agent)
+    with served(agent) as client:  # with tags
+        talk = Talk(client, tools=[SEARCH], parallel_tool_calls=False)
+        assert talk.say("tool tea").choices[0].finish_reason == "tool_calls"
+    tokenizer = template_tokenizer("qwen3")
+    native = Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, "tool_calls")
+    with served(native) as client, pytest.raises(openai.BadRequestError, match="'parallel_tool_calls' must be true"):
+        Talk(client, tools=[SEARCH], parallel_tool_calls=False).say("tea")
 
 
 def test_sampling_options_of_a_request_hold_for_it_alone(agent):

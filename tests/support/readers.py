@@ -15,6 +15,7 @@ from mem1_trl.environment_runtime.arguments import coerce
 from mem1_trl.evaluation.reference import _reference_score
 from mem1_trl.evaluation.retention import contains_answer, without_hint
 from mem1_trl.json_text import read_json
+from mem1_trl.protocol.call_openings import find_call
 from mem1_trl.protocol.tag_syntax import escape_tags
 from mem1_trl.protocol.tagged_text import drop_tagged
 from mem1_trl.protocol.turn_text import close_action, leading_thought
@@ -113,7 +114,7 @@ def read_tool_call(text):
     CALLS._state({"content": "", "reasoning_content": text[len(text) // 2 :]}, text)
     CALLS.escape_tags(text)
     CALLS.plain(text)
-    CALLS._begins_call(text)
+    find_call(CALLS.tokenizer, text)
 
 
 class Reader(NamedTuple):

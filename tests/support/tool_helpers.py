@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 
 from mem1_trl import Mem1Protocol, Trajectory, Turn
-from mem1_trl.rollout.stopping import Completion
+from mem1_trl.rollout.stopping import Completion, StopStringFinder, finish_completion
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
@@ -144,6 +145,26 @@ class Scripted:
                     logprobs = tuple(oracle_logprobs(self.model, Trajectory([turn]))[0].tolist())
             completions.append(Completion(ids, logprobs, ended))
         return completions
+
+
+class Says:
+    """
+    Stands in the place of the model that programs share: says its texts, with the log-probs that a real one gives them, as far as a
+    backend samples them.
+    """
+
+    def __init__(self, tokenizer, texts, model):
+        self.backend = Scripted(tokenizer, lambda turn, index: texts[turn - 1], model=model)
+        self.finder = StopStringFinder(tokenizer)
+
+    def __call__(self, prompts, stops, settings, **more):
+        self.backend.max_length = settings.max_completion_length
+        eos = [self.backend.tokenizer.eos_token_id]
+        said = self.backend(prompts, stops)
+        return [finish_completion(one.ids, one.logprobs, stop, self.finder, eos) for one, stop in zip(said, stops)]
+
+    def playing(self):
+        return contextlib.nullcontext()
 
 
 def tool_policy(tokenizer: Any, architecture: str = "qwen3") -> PreTrainedModel:

@@ -26,6 +26,7 @@ from ..rollout.play import EpisodePlayer
 from ..rollout.settings import BATCH_WAIT, AgentSettings, check_rollout_mode, resolve_conversational
 from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
+from ..rollout.vllm_generator import VllmGenerator, is_vllm, within_engine
 from .checksum import weights_checksum
 from .single_episodes import SingleEpisodes
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from vllm import LLM
 
     from ..rollout.episode import Episode
     from ..trajectory import Trajectory
@@ -64,10 +66,10 @@ class Mem1Agent(SingleEpisodes):
     An agent may be used by several threads at once: a local model generates for those that wait together.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or `str`):
-            A causal language model; with `client`, its name at the endpoint.
+        model ([`~transformers.PreTrainedModel`], `vllm.LLM` or `str`):
+            A causal language model, of transformers or in an engine of vLLM; with `client`, its name at the endpoint.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Its tokenizer. With `client`, the tokenizer in which trajectories are written and counted: that of the model
+            Its tokenizer; an engine of vLLM has its own. With `client`, the tokenizer in which trajectories are written and counted: that of the model
             that will be trained on them; `None` loads the one that `model` names.
         protocol ([`Mem1Protocol`] or `str`, *optional*):
             Tags, instructions and hints, or the name of a preset, such as `"reference"`. `None` uses the default tags.
@@ -102,7 +104,7 @@ class Mem1Agent(SingleEpisodes):
 
     def __init__(
         self,
-        model: PreTrainedModel | str | None = None,
+        model: PreTrainedModel | LLM | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         protocol: Mem1Protocol | str | None = None,
         settings: AgentSettings | None = None,
@@ -133,6 +135,11 @@ class Mem1Agent(SingleEpisodes):
                 tokenizer = _tokenizer_of(model)
         elif backend is not None:
             raise TypeError("`backend` says how a server is spoken to: pass the server as `client`, or leave it out.")
+        elif is_vllm(model):
+            engine: Any = model
+            tokenizer = engine.get_tokenizer() if tokenizer is None else tokenizer
+            settings = within_engine(settings, engine)
+            self._play_here(VllmGenerator(engine, tokenizer, settings, batch_size))
         elif model is None or isinstance(model, str) or tokenizer is None:
             raise TypeError(
                 "Pass a loaded model and its tokenizer, or load both with `Mem1Agent.from_pretrained(...)`; an endpoint "
@@ -141,10 +148,8 @@ class Mem1Agent(SingleEpisodes):
         else:
             self.model = model
             settings = settings.with_context_limit(model)
-            self.generate = TransformersGenerator(
-                model, tokenizer, settings, batch_size, parked=batch_size if rollout_mode == "async" else 0
-            )
-            self._shared = SharedGenerator(lambda: self.generate)
+            parked = batch_size if rollout_mode == "async" else 0
+            self._play_here(TransformersGenerator(model, tokenizer, settings, batch_size, parked=parked))
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
         self.protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol or Mem1Protocol()
@@ -162,6 +167,11 @@ class Mem1Agent(SingleEpisodes):
                 request_kwargs,
             )
         self._caller = EnvironmentCaller(self.faults)
+
+    def _play_here(self, generator: TransformersGenerator | VllmGenerator) -> None:
+        """Share what generates in this process between threads."""
+        self.generate = generator
+        self._shared = SharedGenerator(lambda: self.generate)
 
     @classmethod
     def from_pretrained(
@@ -295,6 +305,8 @@ class Mem1Agent(SingleEpisodes):
         if self.model is not None:
             name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
             model = {"model": name, "weights": weights_checksum(self.model)}
+        elif self.endpoint is None and isinstance(self.generate, VllmGenerator):
+            model["model"] = self.generate.name
         backend = {} if self.endpoint is None else {"backend": self.endpoint.backend or "offered"}
         return {
             **model,

@@ -16,7 +16,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "run_dir",
         metavar="RUN_DIR",
-        help="directory with evaluation/*.json and, if a trainer wrote one, trainer_state.json; also in subdirectories",
+        nargs="+",
+        help="one directory or more, with evaluation/*.json and, if a trainer wrote one, trainer_state.json; also in subdirectories",
     )
     parser.add_argument(
         "-o",
@@ -32,7 +33,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--baseline",
         metavar="AGENT",
-        help="agent that the others are compared with, task by task, such as 'MEM1 before RL' (default: none)",
+        help="agent that the others are compared with, task by task, such as 'MEM1 before RL'; or a training run, by its folder, with "
+        "which the others are compared after each evaluation that they made on their way (default: none)",
     )
     options = parser.parse_args(args)
 

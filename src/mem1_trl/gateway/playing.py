@@ -149,7 +149,9 @@ def _play_turns(rollout: Rollout, chat: ChatTurns, running: Sequence[_Play]) -> 
             assert play.episode.seed is not None
             more["draws"].append(uniform_draws(play.episode.seed, numbers[id(play)], longest))
             numbers[id(play)] += 1  # several of one program at once
-    completions = rollout.generate([context for *_, context in ready], [[] for _ in ready], **more)
+    completions = rollout.generate(
+        [context for *_, context in ready], [list(asked.request.stop) for _, asked, _ in ready], **more
+    )
     for (play, asked, context), completion in zip(ready, completions, strict=True):
         if completion.error is not None:
             refuse(asked, WireError(502, completion.error))

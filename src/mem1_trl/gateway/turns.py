@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json, write_json
+from ..protocol.call_openings import find_call
 from ..protocol.encoding import decode, encode_text
 from ..protocol.protocol import Mem1Protocol
 from ..trajectory import Turn
@@ -63,6 +64,12 @@ class ChatTurns:
         Raises:
             [`WireError`]: If the template cannot write the chat, or it is too long.
         """
+        if request.previous is not None:
+            raise WireError(
+                400,
+                "'previous_response_id' is not supported here: send the whole chat as 'input'.",
+                "unsupported_parameter",
+            )
         text = self._render(request)
         ids: list[int] | None = None
         for turn in sorted(earlier, key=lambda one: -len(one.prompt_ids) - len(one.completion_ids)):
@@ -80,7 +87,7 @@ class ChatTurns:
         return ids
 
     def _render(self, request: ChatRequest) -> str:
-        messages = [_for_template(message) for message in request.messages]
+        messages = _for_template(request.messages)
         try:
             if request.tools:
                 return self._tool_syntax._render(messages, True, list(request.tools))
@@ -103,24 +110,54 @@ class ChatTurns:
         return completion.ids[:most], logprobs, completion.ended and len(completion.ids) <= most
 
     def answer(self, request: ChatRequest, context: Sequence[int], ids: Sequence[int], ended: bool) -> ChatAnswer:
-        """What the program is told of the sampled ids."""
+        """What the program is told of the sampled ids: the text up to its first stop string, or the calls and the text before them."""
         text = decode(self.tokenizer, ids, skip_special_tokens=True)
+        found = [place for place in map(text.find, request.stop) if place >= 0]
+        text = text[: min(found, default=len(text))]
         calls: list[dict[str, Any]] = []
         if request.tools and ended:
-            parsed = self._tool_syntax._parse(ids, decode(self.tokenizer, ids), list(request.tools))
-            for call in parsed.calls:
+            whole = decode(self.tokenizer, ids)
+            parsed = self._tool_syntax._parse(ids, whole, list(request.tools))
+            for call in parsed.calls if request.parallel_calls else parsed.calls[:1]:
                 function = {"name": call.name, "arguments": write_json(dict(call.arguments))}
                 calls.append({"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function})
             if calls:
-                text = (parsed.message or {}).get("content") or ""
+                text = self._text_before_calls(whole, parsed)
         reason = "tool_calls" if calls else "stop" if ended else "length"
         return ChatAnswer(text, tuple(calls), reason, len(context), len(ids))
 
+    def _text_before_calls(self, whole: str, parsed: Any) -> str:
+        """
+        What a turn says before its calls, its thought included, so that a template can write all of it again. Where tokens of the
+        template stand in it, only the content that was read from it.
+        """
+        message = parsed.message or {}
+        thought = parsed.state_span[1] if parsed.state_span else 0
+        before = whole[: find_call(self.tokenizer, whole, thought)].rstrip()
+        if any(token in before for token in self.tokenizer.all_special_tokens):
+            return message.get("content") or ""
+        return before
 
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with the arguments of its calls as dictionaries, which templates want."""
+
+def _for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as templates want them: arguments of calls are dictionaries, and results have the names of their calls."""
+    names = {
+        call["id"]: call["function"]["name"]
+        for message in messages
+        for call in message.get("tool_calls") or ()
+        if call["id"]
+    }
+    return [
+        {"name": names[message["tool_call_id"]], **message}
+        if message.get("tool_call_id") in names
+        else _with_arguments(message)
+        for message in messages
+    ]
+
+
+def _with_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
     if not message.get("tool_calls"):
-        return message
+        return dict(message)
     calls = []
     for call in message["tool_calls"]:
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json, too_deep, write_json
 from ..trajectory import Turn
+from .call_openings import find_call
 from .encoding import decode, encode_text
 from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
 from .syntax import MARKS, ActionSyntax, EpisodeRecord, read_request
@@ -343,7 +344,7 @@ class ToolCallSyntax(ActionSyntax):
                 calls=tuple(calls),
                 message=message,
             )
-        if calls is None or self._begins_call(text):
+        if calls is None or find_call(self.tokenizer, text) is not None:
             message = {"role": "assistant", "content": content} if calls is None else message
             problem = (
                 "the tool call cannot be read: write it as shown with the tools, with its arguments as valid JSON."
@@ -370,15 +371,6 @@ class ToolCallSyntax(ActionSyntax):
             return state, (whole.begin, whole.end), content.strip()
         begin = text.find(state)
         return state, None if begin < 0 else (begin, begin + len(state)), content.strip()
-
-    def _begins_call(self, text: str) -> bool:
-        """Whether a turn holds the opening of a tool call."""
-        template: Any = getattr(self.tokenizer, "response_template", None) or {}
-        field = template.get("fields", {}).get("tool_calls", {})
-        openings = field.get("open") or []
-        openings = [openings] if isinstance(openings, str) else openings
-        pattern = field.get("open_pattern")
-        return any(opening in text for opening in openings) or bool(pattern and re.search(pattern, text))
 
 
 def _read_calls(message: Mapping[str, Any]) -> list[ToolCall] | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .browser import browse
-from .comparisons import compare_agents, comparison_table
+from .comparisons import RunComparison, compare_agents, compare_runs, comparison_table
 from .page import render_page
-from .plots import MOST_AGENTS, Plot, failure_plots, log_plot, metric_plot, retention_plot, series_plot, token_plots
+from .plots import MOST_AGENTS, Plot, failure_plots, metric_plot, retention_plot, token_plots
 from .run_directory import Result, RunDirectory, read_run
+from .step_plots import difference_plot, log_plot, series_plot
 
 MAX_EPISODE_BYTES = 20_000_000
 """Maximum number of bytes of episodes on one page, which a browser opens in about a second. A longer page shows fewer episodes."""
@@ -19,7 +21,10 @@ Usage = dict[tuple[str, int | None], list[dict[str, float]]]
 
 
 def report(
-    run_dir: str | Path, output: str | Path | None = None, max_trajectories: int = 50, baseline: str | None = None
+    run_dir: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    max_trajectories: int = 50,
+    baseline: str | None = None,
 ) -> Path:
     """
     Write the results of a run as one HTML page that does not need a network, with its plots as PNG files in the same directory.
@@ -29,22 +34,24 @@ def report(
     turn by part, the curves of training, and episodes turn by turn.
 
     Args:
-        run_dir (`str` or `Path`):
-            Directory with `evaluation/<name>.json` and `<name>.jsonl` (as written by `mem1 eval`) and, if a trainer wrote one,
+        run_dir (`str`, `Path` or a sequence of them):
+            Directory, or several, with `evaluation/<name>.json` and `<name>.jsonl` (as written by `mem1 eval`) and, if a trainer wrote one,
             `trainer_state.json`. They may also be in subdirectories, one for each agent or seed.
         output (`str` or `Path`, *optional*):
-            Path of the page if it ends in `.html`, else a directory for `report.html`. `None` means `run_dir/report`.
+            Path of the page if it ends in `.html`, else a directory for `report.html`. `None` means `run_dir/report`, of several
+            directories in the one that holds them all.
         max_trajectories (`int`, *optional*, defaults to `50`):
             Maximum number of episodes that the page shows for each evaluation. The metrics always include all episodes.
         baseline (`str`, *optional*):
-            Label of the agent that the others are compared with, task by task, see [`mem1_trl.evaluation.compare`].
+            Label of the agent that the others are compared with, task by task, see [`mem1_trl.evaluation.compare`]; or the folder of a
+            training run, with which the others are compared after each evaluation that they made on their way.
 
     Returns:
         `Path`: the path of the page.
 
     Raises:
         `FileNotFoundError`: if `run_dir` has nothing to report.
-        `ValueError`: if a file cannot be read, `max_trajectories` is negative, or no agent is called `baseline`.
+        `ValueError`: if a file cannot be read, `max_trajectories` is negative, or no agent and no run is called `baseline`.
 
     Example:
 
@@ -58,10 +65,15 @@ def report(
     if max_trajectories < 0:
         raise ValueError(f"max_trajectories must be at least 0, got {max_trajectories}.")
     run = read_run(run_dir)
-    page = _page_path(Path(run_dir), output)
-    compared = "" if baseline is None else comparison_table(compare_agents(run, baseline), baseline)
+    page = _page_path(run.path, output)
+    compared = ""
+    runs: list[RunComparison] = []
+    if baseline is not None:
+        runs = compare_runs(run, baseline)
+        found = [end for one in runs for end in one.ends()] or compare_agents(run, baseline)
+        compared = comparison_table(found, baseline)
     blocks, usage = _read_episodes(run, max_trajectories)
-    sections = _sections(run, usage)
+    sections = _sections(run, usage, runs, baseline or "")
     html = render_page(run, sections, blocks, compared)
     page.parent.mkdir(parents=True, exist_ok=True)
     for _, _, _, plots in sections:
@@ -105,7 +117,9 @@ def _source(result: Result, run: RunDirectory) -> str:
     return result.path.with_suffix(".jsonl").relative_to(run.path).as_posix()
 
 
-def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list[Plot]]]:
+def _sections(
+    run: RunDirectory, usage: Usage, runs: list[RunComparison], baseline: str
+) -> list[tuple[str, str, str, list[Plot]]]:
     score = [
         metric_plot(
             run,
@@ -141,6 +155,7 @@ def _sections(run: RunDirectory, usage: Usage) -> list[tuple[str, str, str, list
         ),
     ]
     evaluated = [
+        difference_plot(runs, baseline),
         series_plot(
             run, "exact_match_per_objective", "evaluated_em", "Exact match per objective", "share of the objectives"
         ),

@@ -33,6 +33,56 @@ class AgentComparison:
     found: Comparison | None
 
 
+@dataclass(frozen=True)
+class RunComparison:
+    """
+    One training run beside the baseline, evaluation by evaluation.
+
+    Attributes:
+        label (`str`):
+            Of the run and its data set.
+        points (`tuple[tuple[int, Comparison], ...]`):
+            Optimizer step and comparison, for the steps after which both were evaluated on the same tasks.
+    """
+
+    label: str
+    points: tuple[tuple[int, Comparison], ...]
+
+    def ends(self) -> list[AgentComparison]:
+        """The first and the last comparison, for the table."""
+        if not self.points:
+            return [AgentComparison(self.label, None, None)]
+        ends = dict([self.points[0], self.points[-1]])
+        return [AgentComparison(f"{self.label}, step {step}", None, found) for step, found in ends.items()]
+
+
+def compare_runs(run: RunDirectory, baseline: str) -> list[RunComparison]:
+    """
+    Compare every training run that was evaluated on its way with one of them, step by step; nothing if `baseline` is not a run.
+
+    Args:
+        run ([`RunDirectory`][mem1_trl.report.run_directory.RunDirectory]):
+            Runs in folders of their own.
+        baseline (`str`):
+            Folder of a run, as it stands before the curves.
+    """
+    against = {series.data: dict(series.points) for series in run.series if series.run == baseline}
+    compared = []
+    for series in run.series:
+        if series.run == baseline or series.data not in against:
+            continue
+        points = []
+        for step, result in series.points:
+            other = against[series.data].get(step)
+            if other is None:
+                continue
+            ((own_tasks, own),), ((tasks, base),) = _by_tasks([result]).items(), _by_tasks([other]).items()
+            if own_tasks == tasks:
+                points.append((step, compare(own, base)))
+        compared.append(RunComparison(series.label, tuple(points)))
+    return compared
+
+
 def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
     """
     Compare every agent with the baseline, seed by seed where both have the tasks of a seed.
@@ -51,9 +101,12 @@ def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
         groups.setdefault((result.objectives, str(result.summary["agent"])), []).append(result)
     agents = list(dict.fromkeys(agent for _, agent in groups))
     if baseline not in agents:
-        near = get_close_matches(baseline, agents, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, agents)) or 'none'}."
-        raise ValueError(f"baseline={baseline!r} must be an agent of the run: {advice}")
+        known = [*agents, *dict.fromkeys(series.run for series in run.series if series.run != ".")]
+        near = get_close_matches(baseline, known, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}."
+        raise ValueError(
+            f"baseline={baseline!r} must be an agent or a training run (its folder) of what is reported: {advice}"
+        )
     baselines = {
         objectives: _by_tasks(results) for (objectives, agent), results in groups.items() if agent == baseline
     }

@@ -26,10 +26,16 @@ class EvaluationSeries:
             Folder of the run and name of the data set, where there are several of them.
         points (`tuple[tuple[int, Result], ...]`):
             Optimizer step and evaluation.
+        run (`str`):
+            Folder of the run.
+        data (`str`):
+            Name of the data set; empty if there is one.
     """
 
     label: str
     points: tuple[tuple[int, Result], ...]
+    run: str = "."
+    data: str = ""
 
     def curve(self, metric: str) -> list[tuple[int, dict[str, float]]]:
         """Step, and `mean`, `low` and `high` of one metric; empty if it was never measured."""
@@ -71,6 +77,6 @@ def find_series(results: list[Result], root: Path) -> tuple[list[EvaluationSerie
         words = [place] if len(places) > 1 and place != "." else []
         label = ", ".join([*words, *([name] if name else [])]) or "evaluation"
         points = tuple(sorted(found.items()))
-        series.append(EvaluationSeries(label, points))
+        series.append(EvaluationSeries(label, points, place, name))
         between |= {result.path for _, result in points[1:-1]}
     return series, [result for result in results if result.path not in between]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SIZE = (4.6, 3.3)  # inches; two of them fit side by side on a desktop page
 _DPI = 160
+_ROW, _SIGN = 72, 5  # characters of a row of the legend, and those that the sign of a name takes
 
 MOST_AGENTS = 8
 """Agents that have plots of their own; all of them are in the tables and in the plots that compare agents."""
@@ -89,14 +90,14 @@ class Plot:
             figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
             axes = figure.subplots()
             self.draw(axes)
-            axes.set_title(_plain(self.title), loc="left")
+            axes.set_title(plain_text(self.title), loc="left")
             buffer = io.BytesIO()
             # Without the version of matplotlib in the metadata
             FigureCanvasAgg(figure).print_figure(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that matplotlib does not parse as a formula, short enough to leave room for the plot."""
     return (text if len(text) <= 44 else f"{text[:43]}…").replace("$", r"\$")
 
@@ -111,7 +112,7 @@ def _unique_slugs(labels: Sequence[str]) -> dict[str, str]:
     return taken
 
 
-def _numbers(pairs: Sequence[tuple[Any, float]]) -> str:
+def numbers(pairs: Sequence[tuple[Any, float]]) -> str:
     return ", ".join(f"{x}: {y:.3g}" for x, y in pairs)
 
 
@@ -134,15 +135,21 @@ def metric_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
                 [max(0.0, m["high"] - m["mean"]) for _, m in points],
             ]
             axes.errorbar(
-                x, y, yerr=errors, capsize=2.5, markersize=4.5, label=_plain(agent), **agent_style(agent, run.agents)
+                x,
+                y,
+                yerr=errors,
+                capsize=2.5,
+                markersize=4.5,
+                label=plain_text(agent),
+                **agent_style(agent, run.agents),
             )
         axes.set_xticks(run.objectives)
         axes.set_xlabel("objectives")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        _legend_below(axes)
+        legend_below(axes)
 
-    text = ". ".join(f"{agent}: {_numbers([(n, m['mean']) for n, m in points])}" for agent, points in lines.items())
+    text = ". ".join(f"{agent}: {numbers([(n, m['mean']) for n, m in points])}" for agent, points in lines.items())
     return Plot(name, title, note, f"{title} against objectives. {text}.", draw)
 
 
@@ -171,14 +178,14 @@ def retention_plot(run: RunDirectory) -> Plot | None:
                 [age for age, _, _ in curve],
                 [share for _, share, _ in curve],
                 markersize=4.5,
-                label=_plain(agent),
+                label=plain_text(agent),
                 **agent_style(agent, run.agents),
             )
         axes.set(xlabel="turns since the answer was observed", ylabel="share still in memory", ylim=(-0.03, 1.03))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend_below(axes)
+        legend_below(axes)
 
-    text = ". ".join(f"{agent}: {_numbers([(a, s) for a, s, _ in curve])}" for agent, curve in curves.items())
+    text = ". ".join(f"{agent}: {numbers([(a, s) for a, s, _ in curve])}" for agent, curve in curves.items())
     return Plot(
         "retention",
         "Answers that stay in memory",
@@ -212,7 +219,7 @@ def failure_plots(run: RunDirectory) -> list[Plot]:
                 bottom = [b + h for b, h in zip(bottom, heights)]
             axes.set(xlabel="objectives", ylabel="share of the objectives", ylim=(0, 1))
             axes.grid(axis="x", visible=False)
-            _legend_below(axes)
+            legend_below(axes)
 
         text = ". ".join(
             f"{n} objectives: "
@@ -260,7 +267,7 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
             axes.set_xlim(0.4, max(len(turns) for _, turns in usage.values()) + 0.6)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(axis="x", visible=False)
-            _legend_below(axes)
+            legend_below(axes)
 
         text = ". ".join(
             f"turn {number}: " + ", ".join(f"{part} {turn[part]:.0f}" for part in PARTS if turn[part])
@@ -280,89 +287,15 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
     return plots
 
 
-def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> Plot | None:
-    """A metric of the training log against the optimizer step: every entry, and a running mean over a tenth of them."""
-    curves = {}
-    for log in run.logs:
-        steps, values = log.series(key)
-        if steps:
-            curves[(log.label, str(log.path))] = (steps, values)
-    if not curves:
-        return None
-    labels = [label for label, _ in curves]
-
-    def draw(axes: Axes) -> None:
-        for (label_, _), (steps, values) in curves.items():
-            style = agent_style(label_, run.agents)
-            style.pop("marker")
-            axes.plot(steps, values, alpha=0.3, linewidth=0.9, color=style["color"])
-            axes.plot(steps, running_mean(values), label=_plain(label_), linewidth=1.8, **style)
-        axes.set(xlabel="optimizer step", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(labels) > 1 or labels[0] != "training":
-            _legend_below(axes)
-
-    def described(values: list[float]) -> str:
-        smooth = running_mean(values)
-        return f"from {smooth[0]:.3g} to {smooth[-1]:.3g} in {len(values)} entries"
-
-    text = ". ".join(f"{label}: {described(values)}" for (label, _), (_, values) in curves.items())
-    return Plot(
-        name,
-        title,
-        "Thin: every logged value. Thick: running mean, at each point over the preceding tenth of the run.",
-        f"{title}. {text}.",
-        draw,
-    )
-
-
-def series_plot(run: RunDirectory, metric: str, name: str, title: str, label: str) -> Plot | None:
-    """A metric of the evaluations that training runs made on their way, against the optimizer step, with intervals."""
-    curves = {series.label: series.curve(metric) for series in run.series if series.curve(metric)}
-    if not curves:
-        return None
-    labels = list(curves)
-
-    def draw(axes: Axes) -> None:
-        for label_, points in curves.items():
-            steps = [step for step, _ in points]
-            style = agent_style(label_, labels)
-            axes.plot(steps, [m["mean"] for _, m in points], markersize=3.5, label=_plain(label_), **style)
-            lows, highs = [m["low"] for _, m in points], [m["high"] for _, m in points]
-            axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
-        axes.set(xlabel="optimizer step", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(bottom=0)
-        if len(labels) > 1:
-            _legend_below(axes)
-
-    text = ". ".join(f"{each}: {_numbers([(s, m['mean']) for s, m in points])}" for each, points in curves.items())
-    return Plot(
-        name,
-        title,
-        "Evaluations during training, with their 95% intervals. Tables and episodes show the first and the last of them.",
-        f"{title} by optimizer step. {text}.",
-        draw,
-    )
-
-
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Running mean: for each value, the mean over it and those before it, over a tenth of the sequence (at least one value)."""
-    window = max(1, len(values) // 10)
-    return [
-        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
-        for i in range(len(values))
-    ]
-
-
-def _legend_below(axes: Axes) -> None:
+def legend_below(axes: Axes) -> None:
     """Draw a legend below the axes, since bars leave no room inside."""
     handles, labels = axes.get_legend_handles_labels()
+    widest = max(map(len, labels), default=0) + _SIGN
     axes.figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=4 if len(labels) == 4 else 3,
+        ncols=max(1, min(4 if len(labels) == 4 else 3, _ROW // widest)),
         fontsize=8,
         handlelength=0.9,
         columnspacing=1.0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -115,15 +116,15 @@ class RunDirectory:
         return [r for r in self.results if r.agent == agent and r.objectives is not None]
 
 
-def read_run(run_dir: str | Path) -> RunDirectory:
+def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
     """
     Read a run directory: every `evaluation/*.json` and the newest `trainer_state.json` of every run, at any depth.
 
     Several runs of one agent, such as seeds in directories of their own, are told apart by their directory.
 
     Args:
-        run_dir (`str` or `Path`):
-            The directory.
+        run_dir (`str`, `Path` or a sequence of them):
+            The directory, or several; what they hold is named by its place below the one that holds them all.
 
     Returns:
         [`RunDirectory`]
@@ -132,13 +133,16 @@ def read_run(run_dir: str | Path) -> RunDirectory:
         `FileNotFoundError`: if there is no such directory, or it holds neither evaluations nor a training log.
         `ValueError`: if an evaluation file cannot be read.
     """
-    root = Path(run_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{str(root)!r} is not a directory: pass the output directory of a run.")
-    found = [_read_result(path) for path in sorted(root.rglob("evaluation/*.json"))]
+    places = [Path(one) for one in ([run_dir] if isinstance(run_dir, str | Path) else run_dir)]
+    for place in places:
+        if not place.is_dir():
+            raise FileNotFoundError(f"{str(place)!r} is not a directory: pass the output directory of a run.")
+    root = places[0] if len(places) == 1 else Path(os.path.commonpath([place.absolute() for place in places]))
+    places = places if len(places) == 1 else [place.absolute() for place in places]
+    found = [_read_result(path) for path in _below(places, "evaluation/*.json")]
     series, shown = find_series([result for result in found if result is not None], root)
     results = _told_apart(shown, root)
-    logs = _read_logs(root, results)
+    logs = _read_logs(root, places, results)
     if not results and not logs:
         raise FileNotFoundError(
             f"{str(root)!r} holds neither evaluation/*.json nor trainer_state.json, at any depth: evaluate an agent into it "
@@ -212,9 +216,14 @@ def _place(result: Result, root: Path) -> str:
     return result.path.parent.parent.relative_to(root).as_posix()
 
 
-def _read_logs(root: Path, results: list[Result]) -> list[TrainingLog]:
+def _below(places: list[Path], pattern: str) -> list[Path]:
+    """Files of a pattern at any depth, each once."""
+    return sorted({path for place in places for path in place.rglob(pattern)})
+
+
+def _read_logs(root: Path, places: list[Path], results: list[Result]) -> list[TrainingLog]:
     newest: dict[Path, tuple[int, Path]] = {}
-    for path in sorted(root.rglob("trainer_state.json")):
+    for path in _below(places, "trainer_state.json"):
         parent = path.parent
         run = parent.parent if parent.name.startswith("checkpoint-") and parent != root else parent
         if run.name == "checkpoints" and run != root:

@@ -15,6 +15,7 @@ from ..protocol.encoding import decode
 from ..protocol.turn_text import encode_closed
 from ..protocol.untrusted import strip_unencodable
 from .chat_client import MAX_STOPS, first_choice
+from .decoding import beyond_openai
 from .server_calls import ServerCalls
 from .server_errors import ServerError, part, status_of
 from .stopping import Completion, StopStringFinder, finish_completion, text_before_stops
@@ -199,8 +200,7 @@ class CompletionsEndpoint:
             "top_p": options["top_p"] if options["top_p"] != 1.0 else None,
             **self.request_kwargs,
         }
-        more = {name: options[name] for name, neutral in _EXTENSIONS.items() if options.get(name) not in neutral}
-        request["extra_body"] = {**offer.extra, **more, **(request.get("extra_body") or {})}
+        request["extra_body"] = {**offer.extra, **beyond_openai(options), **(request.get("extra_body") or {})}
         answer = send_streamed(self.create, _given(request), listener)
         choice = first_choice(answer)
         self._check_read(_tokens_read(answer), len(read))
@@ -255,14 +255,6 @@ class CompletionsEndpoint:
                 read,
                 sent,
             )
-
-
-_EXTENSIONS: dict[str, tuple[Any, ...]] = {
-    "top_k": (None, 0),
-    "min_p": (None, 0.0),
-    "repetition_penalty": (None, 1.0),
-}
-"""Settings that are no arguments of OpenAI's API, with the values that change nothing."""
 
 
 def _given(request: Mapping[str, Any]) -> dict[str, Any]:

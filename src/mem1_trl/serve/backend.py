@@ -65,6 +65,7 @@ class AgentBackend:
         Raises:
             [`WireError`]: If it cannot be answered.
         """
+        self._refuse(request)
         found = self.conversations.find(request, owner, session)
         try:
             episode = self._episode(request, found)
@@ -95,6 +96,19 @@ class AgentBackend:
         return {**counted, **states, **_process_gauges()}
 
     # Parts
+
+    def _refuse(self, request: ChatRequest) -> None:
+        """Refuse what an agent cannot do: it writes its state in the same turn, and decides itself what it calls."""
+        if request.stop:
+            raise WireError(400, "'stop' is not supported: leave it out.", "unsupported_parameter")
+        if request.must_call:
+            raise WireError(400, "'tool_choice' must be 'auto' or 'none', got 'required'.", "unsupported_parameter")
+        if request.tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
+            raise WireError(
+                400,
+                "'parallel_tool_calls' must be true: this agent may write several calls in a turn.",
+                "unsupported_parameter",
+            )
 
     def _episode(self, request: ChatRequest, found: Found) -> AgentEpisode:
         """The episode of a request, ready for its next turn."""

@@ -24,11 +24,14 @@ class Found:
             Its key.
         new (`tuple[dict, ...]`):
             Messages that came after it; all of them where it is not known.
+        instructions (`str` or `None`):
+            Those of the Responses API with which the conversation began.
     """
 
     state: dict[str, Any] | None
     key: str | None
     new: tuple[dict[str, Any], ...]
+    instructions: str | None = None
 
 
 class Conversations:
@@ -49,6 +52,8 @@ class Conversations:
 
     def find(self, request: ChatRequest, owner: str, session: str | None) -> Found:
         """The state of a request, by its messages or, if a session is named, by that name."""
+        if request.previous is not None:
+            return self._after(request, owner, request.previous)
         answers = [number for number, message in enumerate(request.messages) if message["role"] == "assistant"]
         first_new = answers[-1] + 1 if answers else 0
         new = request.messages[first_new:]
@@ -69,6 +74,26 @@ class Conversations:
                     return Found(state, key, new)
         return Found(None, None, request.messages)
 
+    def _after(self, request: ChatRequest, owner: str, previous: str) -> Found:
+        """The state after an answer that is named, and the messages that follow."""
+        key = self._response(owner, previous)
+        kept = self.store.get(key)
+        if kept is None:
+            raise WireError(
+                400,
+                f"The response {previous!r:.80} is not known (any more): send the whole chat as 'input'.",
+                "previous_response_not_found",
+            )
+        if request.instructions not in (None, kept["instructions"]):
+            raise WireError(
+                400, "'instructions' must be those of the first response: they are in what the agent reads each time."
+            )
+        if list(request.tools) != kept["tools"]:
+            raise WireError(400, "'tools' must be those of the first response: the agent reads them each time.")
+        if request.messages[-1]["role"] == "assistant":
+            raise WireError(400, "The last message must be one of the user or of a tool.")
+        return Found(kept["state"], key, request.messages, kept["instructions"])
+
     def keep(
         self,
         request: ChatRequest,
@@ -79,6 +104,11 @@ class Conversations:
         state: dict[str, Any],
     ) -> None:
         """Keep the state after an answer."""
+        if request.answer_id is not None:
+            about = {"instructions": found.instructions or request.instructions, "tools": list(request.tools)}
+            self.store.put(self._response(owner, request.answer_id), {**about, "state": state})
+        if request.previous is not None:
+            return
         key = self._key(request, owner, [*request.messages, answer])
         self.store.put(key, state)
         if session is not None:
@@ -87,6 +117,9 @@ class Conversations:
 
     def _key(self, request: ChatRequest, owner: str, messages: Sequence[Mapping[str, Any]]) -> str:
         return _digest("chat", owner, request.user or "", write_json(list(request.tools)), canonical(messages))
+
+    def _response(self, owner: str, answer_id: str) -> str:
+        return _digest("response", owner, answer_id)
 
     def _name(self, owner: str, session: str) -> str:
         return _digest("session", owner, session)

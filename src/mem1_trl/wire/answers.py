@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..json_text import write_json
+from .requests import ChatRequest, WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,12 @@ class AnswerWriter:
     Args:
         model (`str`):
             Name of the model.
+        request ([`ChatRequest`]):
+            What is answered.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, request: ChatRequest):
+        self._request = request
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
     def whole(self, answer: ChatAnswer) -> dict[str, Any]:
@@ -77,16 +81,20 @@ class AnswerWriter:
         """An event with a piece of the text."""
         return self._event({"content": text})
 
-    def last(self, answer: ChatAnswer, include_usage: bool) -> str:
+    def last(self, answer: ChatAnswer) -> str:
         """The events that end a stream."""
         events = ""
         if answer.tool_calls:
             events += self._event({"tool_calls": [{"index": i, **call} for i, call in enumerate(answer.tool_calls)]})
         events += self._event({}, answer.finish_reason, answer.more)
-        if include_usage:
+        if self._request.include_usage:
             chunk = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": answer.usage}
             events += event(chunk)
         return events + "data: [DONE]\n\n"
+
+    def failed(self, error: WireError) -> str:
+        """The event of an error after the stream was opened."""
+        return event(error_body(str(error), error.status, error.code))
 
     def _event(self, delta: dict[str, Any], reason: str | None = None, more: Mapping[str, Any] | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

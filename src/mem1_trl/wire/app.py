@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..optional_packages import require
-from .answers import AnswerWriter, ChatAnswer, error_body, event, model_list
+from .answering import Answering
+from .answers import AnswerWriter, ChatAnswer, error_body, model_list
 from .metrics import Counts
 from .requests import ChatRequest, WireError, read_chat_request
-
-logger = logging.getLogger(__name__)
+from .response_answers import ResponseWriter
+from .response_requests import read_response_request
 
 SESSION_HEADER = "x-mem1-session"
-
-
-class ClientLeft(Exception):
-    """Raised in the thread that answers when the client is gone."""
 
 
 class ChatBackend(Protocol):
@@ -71,7 +66,7 @@ class WireLimits:
 
 class ChatApp:
     """
-    Routes `/v1/chat/completions`, `/v1/models`, `/health` and `/metrics`. `app` is the application.
+    Routes `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health` and `/metrics`. `app` is the application.
 
     Args:
         backend ([`ChatBackend`]):
@@ -96,6 +91,7 @@ class ChatApp:
         self.app: Any = Starlette(
             routes=[
                 Route(f"{prefix}/v1/chat/completions", self._chat, methods=["POST"]),
+                Route(f"{prefix}/v1/responses", self._responses, methods=["POST"]),
                 Route(f"{prefix}/v1/models", self._models),
                 Route("/health", self._health),
                 Route("/metrics", self._show_metrics),
@@ -129,20 +125,32 @@ class ChatApp:
         return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
 
     async def _chat(self, request: Any) -> Any:
+        return await self._reply(request, read_chat_request, AnswerWriter)
+
+    async def _responses(self, request: Any) -> Any:
+        return await self._reply(request, read_response_request, ResponseWriter)
+
+    async def _reply(
+        self,
+        request: Any,
+        read: Callable[[bytes], ChatRequest],
+        write: type[AnswerWriter] | type[ResponseWriter],
+    ) -> Any:
         begun = time.monotonic()
         try:
             owner = self._owner(request)
-            asked = read_chat_request(await self._body(request))
+            asked = read(await self._body(request))
             if self.open >= self.limits.max_running + self.limits.max_waiting:
                 raise WireError(429, f"{self.open} requests are open: try again later.", "rate_limit_exceeded")
         except WireError as error:
             return self._refusal(error)
-        answering = _Answering(self, asked, owner, request.headers.get(SESSION_HEADER))
+        answering = Answering(self, asked, owner, request.headers.get(SESSION_HEADER))
         answering.begin(begun)
+        writer = write(self.backend.name, asked)
         try:
             if asked.stream:
-                return await self._streamed(asked, answering)
-            return await self._whole(request, answering)
+                return await self._streamed(writer, answering)
+            return await self._whole(request, writer, answering)
         except WireError as error:
             answering.left.set()
             return self._refusal(error)
@@ -150,7 +158,7 @@ class ChatApp:
             answering.left.set()
             raise
 
-    async def _whole(self, request: Any, answering: _Answering) -> Any:
+    async def _whole(self, request: Any, writer: AnswerWriter | ResponseWriter, answering: Answering) -> Any:
         gone = asyncio.create_task(_disconnected(request))
         done = asyncio.ensure_future(answering.end())
         try:
@@ -158,15 +166,14 @@ class ChatApp:
             if not done.done():
                 answering.left.set()
                 return _json({}, 499)  # nobody reads it
-            return _json(AnswerWriter(self.backend.name).whole(done.result()))
+            return _json(writer.whole(done.result()))
         finally:
             gone.cancel()
             done.cancel()
 
-    async def _streamed(self, asked: ChatRequest, answering: _Answering) -> Any:
+    async def _streamed(self, writer: AnswerWriter | ResponseWriter, answering: Answering) -> Any:
         from starlette.responses import StreamingResponse
 
-        writer = AnswerWriter(self.backend.name)
         first = await answering.next()  # an error before the first piece has a status of its own
 
         async def events() -> AsyncIterator[str]:
@@ -176,9 +183,9 @@ class ChatApp:
                 while isinstance(found, str):
                     yield writer.piece(found)
                     found = await answering.next()
-                yield writer.last(found, asked.include_usage)
+                yield writer.last(found)
             except WireError as error:
-                yield event(error_body(str(error), error.status, error.code))
+                yield writer.failed(error)
             finally:
                 answering.left.set()
 
@@ -213,72 +220,6 @@ class ChatApp:
         self.counts.add("mem1_requests_total", status=error.status)
         headers = {"Retry-After": "1"} if error.status == 429 else {}
         return _json(error_body(str(error), error.status, error.code), error.status, headers)
-
-
-class _Answering:
-    """One request that is answered in a thread; its pieces are read in the event loop."""
-
-    def __init__(self, app: ChatApp, request: ChatRequest, owner: str, session: str | None):
-        self.app = app
-        self.request = request
-        self.owner = owner
-        self.session = session
-        self.left = threading.Event()
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-
-    def begin(self, begun: float) -> None:
-        self.app.open += 1
-        future = self._loop.run_in_executor(self.app._pool, self._answer)
-        future.add_done_callback(lambda done: self._ended(done, begun))
-
-    async def next(self) -> str | ChatAnswer:
-        """The next piece, or the answer."""
-        left = self.app.limits.answer_timeout
-        try:
-            found = await asyncio.wait_for(self._events.get(), left)
-        except TimeoutError:
-            raise WireError(504, f"There was no answer within {left:g} seconds.", "timeout") from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    async def end(self) -> ChatAnswer:
-        """The answer."""
-        while isinstance(found := await self.next(), str):
-            pass
-        return found
-
-    def _tell(self, text: str) -> None:
-        if self.left.is_set():
-            raise ClientLeft("The client is gone.")
-        if text:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, text)
-
-    def _answer(self) -> ChatAnswer:
-        self._tell("")  # it may have waited long for a thread
-        return self.app.backend.answer(self.request, self.owner, self.session, self._tell)
-
-    def _ended(self, done: Any, begun: float) -> None:
-        self.app.open -= 1
-        counts = self.app.counts
-        counts.add("mem1_request_seconds_sum", time.monotonic() - begun)
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        if error is None:
-            answer = done.result()
-            counts.add("mem1_requests_total", status=200)
-            counts.add("mem1_read_tokens_total", answer.read_tokens)
-            counts.add("mem1_written_tokens_total", answer.written_tokens)
-            self._events.put_nowait(answer)
-            return
-        if isinstance(error, ClientLeft):
-            counts.add("mem1_requests_left_total")
-        elif not isinstance(error, WireError):
-            logger.error("A request failed.", exc_info=error)
-            error = WireError(500, f"The request failed: {type(error).__name__}: {error}.")
-        if isinstance(error, WireError):
-            counts.add("mem1_requests_total", status=error.status)
-        self._events.put_nowait(error)
 
 
 async def _disconnected(request: Any) -> None:

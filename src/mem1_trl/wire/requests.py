@@ -18,7 +18,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
-    "stop": ([],),
     "response_format": ({"type": "text"},),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -67,6 +66,18 @@ class ChatRequest:
             Sampling options that were given: `temperature`, `top_p`, `max_tokens`, `seed`.
         user (`str` or `None`):
             Who asks, as the client names them.
+        stop (`tuple[str, ...]`):
+            Texts at which an answer ends, which do not belong to it.
+        must_call (`bool`):
+            Whether a call of a tool is asked for.
+        parallel_calls (`bool`):
+            Whether an answer may have several calls.
+        instructions (`str` or `None`):
+            Of the Responses API: the message of the system, as it was given.
+        previous (`str` or `None`):
+            Of the Responses API: id of the answer that the messages follow.
+        answer_id (`str` or `None`):
+            Of the Responses API: id of the answer; `None` if it need not be found again.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -76,6 +87,12 @@ class ChatRequest:
     include_usage: bool = False
     options: Mapping[str, Any] = ()  # type: ignore[assignment]
     user: str | None = None
+    stop: tuple[str, ...] = ()
+    must_call: bool = False
+    parallel_calls: bool = True
+    instructions: str | None = None
+    previous: str | None = None
+    answer_id: str | None = None
 
 
 def read_chat_request(body: bytes) -> ChatRequest:
@@ -85,22 +102,39 @@ def read_chat_request(body: bytes) -> ChatRequest:
     Raises:
         [`WireError`]: If it is not one, or asks for what is not offered.
     """
+    return read_chat_object(read_object(body))
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body holds."""
     try:
         found = read_json(body)
     except ValueError as error:
         raise WireError(400, f"The body must be JSON: {error}.") from None
     if not isinstance(found, dict):
         raise WireError(400, f"The body must be a JSON object, got {type(found).__name__}.")
-    for name, neutral in _NEUTRAL.items():
+    return found
+
+
+def neutral_only(found: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse arguments that are not supported, unless they change nothing."""
+    for name, values in neutral.items():
         value = found.get(name)
-        if value is not None and value not in neutral:
+        if value is not None and value not in values:
             raise WireError(400, f"{name!r} is not supported: leave it out.", "unsupported_parameter")
+
+
+def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
+    """The request that a JSON object is, with further fields of [`ChatRequest`]."""
+    neutral_only(found, _NEUTRAL)
     messages = found.get("messages")
     if not isinstance(messages, list) or not messages:
         raise WireError(400, "'messages' must be a list of at least one message.")
     choice = found.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise WireError(400, f"'tool_choice' must be 'auto' or 'none', got {choice!r:.60}.", "unsupported_parameter")
+    if choice not in (None, "auto", "none", "required"):
+        raise WireError(
+            400, f"'tool_choice' must be 'auto', 'none' or 'required', got {choice!r:.60}.", "unsupported_parameter"
+        )
     tools = found.get("tools") or []
     if not isinstance(tools, list):
         raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
@@ -113,6 +147,10 @@ def read_chat_request(body: bytes) -> ChatRequest:
         include_usage=isinstance(stream_options, dict) and bool(stream_options.get("include_usage")),
         options=_options(found),
         user=_text(found, "user"),
+        stop=_stop(found.get("stop")),
+        must_call=choice == "required",
+        parallel_calls=found.get("parallel_tool_calls") is None or _flag(found, "parallel_tool_calls"),
+        **more,
     )
 
 
@@ -209,6 +247,15 @@ def _options(found: Mapping[str, Any]) -> dict[str, Any]:
             raise WireError(400, f"{name!r} has a value that it cannot have, {value!r:.40}.")
         options[name] = value
     return options
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or len(texts) > 4 or not all(isinstance(one, str) and one for one in texts):
+        raise WireError(
+            400, f"'stop' must be a text or a list of at most 4 texts, none of them empty, got {value!r:.60}."
+        )
+    return tuple(texts)
 
 
 def _text(found: Mapping[str, Any], name: str) -> str | None:

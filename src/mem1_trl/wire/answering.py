@@ -1,0 +1,100 @@
+"""One request of a [`ChatApp`] that is answered in a thread, while the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from .answers import ChatAnswer
+from .requests import ChatRequest, WireError
+
+if TYPE_CHECKING:
+    from .app import ChatApp
+
+logger = logging.getLogger(__name__)
+
+
+class ClientLeft(Exception):
+    """Raised in the thread that answers when the client is gone."""
+
+
+class Answering:
+    """
+    One request; its pieces are read in the event loop.
+
+    Args:
+        app ([`ChatApp`]):
+            Has the threads and the backend.
+        request ([`ChatRequest`]):
+            What is asked.
+        owner (`str`):
+            Whose request it is.
+        session (`str` or `None`):
+            Session that it names.
+    """
+
+    def __init__(self, app: ChatApp, request: ChatRequest, owner: str, session: str | None):
+        self.app = app
+        self.request = request
+        self.owner = owner
+        self.session = session
+        self.left = threading.Event()
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self, begun: float) -> None:
+        """Let a thread answer; `begun` is when the request came, on the monotonic clock."""
+        self.app.open += 1
+        future = self._loop.run_in_executor(self.app._pool, self._answer)
+        future.add_done_callback(lambda done: self._ended(done, begun))
+
+    async def next(self) -> str | ChatAnswer:
+        """The next piece, or the answer."""
+        left = self.app.limits.answer_timeout
+        try:
+            found = await asyncio.wait_for(self._events.get(), left)
+        except TimeoutError:
+            raise WireError(504, f"There was no answer within {left:g} seconds.", "timeout") from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def end(self) -> ChatAnswer:
+        """The answer."""
+        while isinstance(found := await self.next(), str):
+            pass
+        return found
+
+    def _tell(self, text: str) -> None:
+        if self.left.is_set():
+            raise ClientLeft("The client is gone.")
+        if text:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, text)
+
+    def _answer(self) -> ChatAnswer:
+        self._tell("")  # it may have waited long for a thread
+        return self.app.backend.answer(self.request, self.owner, self.session, self._tell)
+
+    def _ended(self, done: Any, begun: float) -> None:
+        self.app.open -= 1
+        counts = self.app.counts
+        counts.add("mem1_request_seconds_sum", time.monotonic() - begun)
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if error is None:
+            answer = done.result()
+            counts.add("mem1_requests_total", status=200)
+            counts.add("mem1_read_tokens_total", answer.read_tokens)
+            counts.add("mem1_written_tokens_total", answer.written_tokens)
+            self._events.put_nowait(answer)
+            return
+        if isinstance(error, ClientLeft):
+            counts.add("mem1_requests_left_total")
+        elif not isinstance(error, WireError):
+            logger.error("A request failed.", exc_info=error)
+            error = WireError(500, f"The request failed: {type(error).__name__}: {error}.")
+        if isinstance(error, WireError):
+            counts.add("mem1_requests_total", status=error.status)
+        self._events.put_nowait(error)

@@ -1,0 +1,105 @@
+"""Requests of OpenAI's Responses API, read as those of the chat API."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from .requests import ChatRequest, WireError, neutral_only, read_chat_object, read_object
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "conversation": (),
+    "include": ([],),
+    "max_tool_calls": (),
+    "prompt": (),
+    "top_logprobs": (0,),
+}
+
+_UNREAD = ("reasoning",)
+"""Kinds of items that are not shown to a model again."""
+
+
+def read_response_request(body: bytes) -> ChatRequest:
+    """
+    The request that a body of `POST /v1/responses` holds.
+
+    Its items become messages: `instructions` one of the system, `function_call` the calls of the message of the assistant before it,
+    `function_call_output` a message of the tool.
+
+    Raises:
+        [`WireError`]: If it is not one, or asks for what is not offered.
+    """
+    found = read_object(body)
+    neutral_only(found, _NEUTRAL)
+    form = (found.get("text") or {}).get("format") if isinstance(found.get("text") or {}, dict) else found["text"]
+    if form not in (None, {"type": "text"}):
+        raise WireError(400, "'text.format' is not supported: leave it out.", "unsupported_parameter")
+    tools = found.get("tools") or []
+    if not isinstance(tools, list):
+        raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
+    chat = {name: found[name] for name in _SAME if name in found}
+    chat["messages"] = _messages(found.get("input"))
+    chat["tools"] = [{"type": one.get("type"), "function": one} if isinstance(one, dict) else one for one in tools]
+    chat["max_tokens"] = found.get("max_output_tokens")
+    previous, instructions = found.get("previous_response_id"), found.get("instructions")
+    for name, value in (("previous_response_id", previous), ("instructions", instructions)):
+        if value is not None and not isinstance(value, str):
+            raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.")
+    if instructions and previous is None:
+        chat["messages"].insert(0, {"role": "system", "content": instructions})
+    if found.get("store") is False:
+        return read_chat_object(chat, instructions=instructions, previous=previous)
+    return read_chat_object(chat, instructions=instructions, previous=previous, answer_id=new_response_id())
+
+
+_SAME = ("model", "stream", "temperature", "top_p", "tool_choice", "parallel_tool_calls", "user")
+"""Arguments that both APIs have."""
+
+
+def new_response_id() -> str:
+    """An id that nobody can guess."""
+    return f"resp_{secrets.token_hex(24)}"
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise WireError(400, "'input' must be a text or a list of at least one item.")
+    messages: list[dict[str, Any]] = []
+    for number, item in enumerate(given):
+        where = f"input[{number}]"
+        if not isinstance(item, dict):
+            raise WireError(400, f"{where} must be an object, got {item!r:.60}.")
+        kind = item.get("type", "message")
+        if kind == "function_call":
+            _add_call(messages, item)
+        elif kind == "function_call_output":
+            result = {"role": "tool", "tool_call_id": item.get("call_id"), "content": _parts(item.get("output"))}
+            messages.append(result)
+        elif kind == "message":
+            messages.append({"role": item.get("role"), "content": _parts(item.get("content"))})
+        elif kind not in _UNREAD:
+            raise WireError(400, f"{where} is of type {kind!r:.40}, which is not supported.", "unsupported_parameter")
+    return messages
+
+
+def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any]) -> None:
+    """Add a call to the message of the assistant that it belongs to."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": None})
+    function = {"name": item.get("name"), "arguments": item.get("arguments")}
+    call = {"id": item.get("call_id"), "type": "function", "function": function}
+    messages[-1].setdefault("tool_calls", []).append(call)
+
+
+def _parts(content: Any) -> Any:
+    """Content with its parts of text named as the chat API names them."""
+    if not isinstance(content, list):
+        return content
+    return [
+        {**part, "type": "text"} if isinstance(part, dict) and part.get("type") == "output_text" else part
+        for part in content
+    ]
