@@ -50,8 +50,13 @@ RULES = {
     "on_demand": {},
     "fold": {},
 }
-TAGS = [f"<{slash}{name}>" for name in ("rewrite", "branch", "close_branch") for slash in ("", "/")]
+TAGS = {
+    "rewrite": "answer",
+    "branch": "search",
+    "close_branch": "answer",
+}  # of new actions, and the known ones that they start like
 BUDGETS = {"max_completion_length": 48, "max_observation_length": 110, "conversational": False}
+NOISE = 0.5  # of the embedding of a new tag, in standard deviations of the known one
 LEARNING_RATE = 1e-3  # of imitation; falls to a twentieth of it
 
 
@@ -109,7 +114,7 @@ def imitate(model, turns, tokens, seed):
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     rng, read, losses = random.Random(seed), 0, []
     while read < tokens:
-        batch = rng.sample(turns, min(16, len(turns)))
+        batch = rng.sample(turns, min(8, len(turns)))
         longest = max(len(context) + len(completion) for context, completion in batch)
         ids, labels = torch.zeros(len(batch), longest, dtype=torch.long), torch.full((len(batch), longest), -100)
         for row, (context, completion) in enumerate(batch):
@@ -149,11 +154,20 @@ def tokens_of(trajectory):
 
 
 def load():
-    """The model that all rules start from, and its tokenizer, with the tags of the rules' actions."""
+    """
+    The model that all rules start from, and its tokenizer, with the tags of the rules' actions.
+
+    Imitation is too short to learn six tokens from nothing: a new tag starts near one that is opened and closed for the same reason.
+    """
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    pairs = {f"<{slash}{new}>": f"<{slash}{known}>" for new, known in TAGS.items() for slash in ("", "/")}
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in pairs])
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    embedding = model.get_input_embeddings().weight.data
+    for tag, known in pairs.items():
+        start = embedding[tokenizer.convert_tokens_to_ids(known)]
+        embedding[tokenizer.convert_tokens_to_ids(tag)] = start + NOISE * start.std() * torch.randn_like(start)
     return model, tokenizer
 
 
@@ -210,11 +224,11 @@ def main(args=None):
         "--questions", type=int, default=4, help="questions of a task in training; tests ask twice as many, too"
     )
     parser.add_argument("--window", type=int, default=600, help="maximum tokens of a context")
-    parser.add_argument("--examples", type=int, default=100, help="scripted episodes to imitate")
-    parser.add_argument("--imitation_tokens", type=int, default=150_000, help="tokens of the turns that are imitated")
-    parser.add_argument("--tokens", type=int, default=100_000, help="tokens of the turns that GRPO plays")
+    parser.add_argument("--examples", type=int, default=60, help="scripted episodes to imitate")
+    parser.add_argument("--imitation_tokens", type=int, default=240_000, help="tokens of the turns that are imitated")
+    parser.add_argument("--tokens", type=int, default=60_000, help="tokens of the turns that GRPO plays")
     parser.add_argument("--max_steps", type=int, default=1000)
-    parser.add_argument("--tasks", type=int, default=50, help="tasks of each test")
+    parser.add_argument("--tasks", type=int, default=40, help="tasks of each test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="runs/context_rules")
     parser.add_argument("--short", action="store_true", help="a few steps of each")
