@@ -261,6 +261,17 @@ class Mem1Trainer(TrajectoryTrainer):
         """The trajectories of the batch that is being built."""
         return self._current().trajectories
 
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """
+        How tokens are scored beside the update: at its temperature, and each under its own context.
+
+        So `"paper"` is scored as `"packed"`. Distillation refuses it, since its gaps would be between numbers of both.
+        """
+        layout = "packed" if self.layout == "paper" else self.layout
+        size = max(1, self.args.per_device_train_batch_size)
+        return {"layout": layout, "temperature": self.args.temperature, "batch_size": size}
+
     def _distillation_reward(self) -> Any:
         def distillation(trajectories: list[Trajectory], **kwargs: Any) -> list[list[float | None]]:
             assert self.distillation is not None
