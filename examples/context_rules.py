@@ -1,86 +1,91 @@
 """
 All rules of context on one task at an equal budget of tokens: what each rewards, reads and computes.
 
-    python examples/context_rules.py                # 7 rules, about an hour on 2 CPU cores
+    python examples/context_rules.py                # 7 rules, about 30 minutes of one CPU core; started again, it goes on where it stopped
     python examples/context_rules.py --short        # a few steps of each, to see that it runs
 
-Questions are looked up one by one in the bundled facts. The tiny model of the quickstart first imitates episodes in which the rule is used as it is meant
-(played by a script, through the chat interface); then GRPO trains it under the rule until `--tokens` tokens were in its updates. All rules have the same window
-(`max_context_length`) and are tested greedily on the same tasks. Written to --output_dir: `context_rules.json`, `context_rules.md`, `context_rules.png`.
+The world is that of `multi_objective/`: questions of two words, looked up one by one in invented passages. Every agent starts from its model that forgets
+nothing. It first imitates episodes in which the rule is used as it is meant (played by a script, through the chat interface); then GRPO trains it under
+the rule. In both, every rule has the same budget of tokens that turns read and write. All rules have the same window (`max_context_length`) and are tested
+greedily on the same tasks about held-out names: of as many questions as in training, and of twice as many. Written to --output_dir: `RESULTS.md`, its
+picture, and `results.json`.
 """
 
 import argparse
 import json
 import os
 import random
+import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "multi_objective")]
+
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from context_rules_page import write_results
+from datasets import disable_progress_bars
+from long_runs import write_json
+from result_pages import commit
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
+from world import PROTOCOL, World
 
-from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1Protocol, compose_objectives
+from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import evaluate_agent
-from mem1_trl.facts import KEYWORDS, load_facts
 
-MODEL = Path(__file__).parent / "assets" / "tiny-mem1"
+MODEL = Path(__file__).parent / "assets" / "multi-objective" / "full"
 RULES = {
     "mem1": {},
     "full": {},
     "truncate": {},
-    "external": {"memory_top_k": 2},
+    "external": {"memory_top_k": 1},
     "compact": {"context_kwargs": {"every": 2}},
     "on_demand": {},
     "fold": {},
 }
-BUDGETS = {"max_completion_length": 64, "max_observation_length": 160, "conversational": False}
-COLUMNS = {
-    "exact_match_per_objective": ("answers right", ".2f"),
-    "peak_tokens": ("peak tokens", ",.0f"),
-    "total_tokens": ("total tokens", ",.0f"),
-    "dependency_length": ("attention pairs", ",.0f"),
-    "turns": ("calls", ".1f"),
-    "summaries": ("summaries", ".1f"),
-    "summary_saved_tokens": ("tokens saved", ",.0f"),
-    "summary_lost_answers": ("answers lost", ".2f"),
-}
+TAGS = {
+    "rewrite": "answer",
+    "branch": "search",
+    "close_branch": "answer",
+}  # of new actions, and the known ones that they start like
+BUDGETS = {"max_completion_length": 48, "max_observation_length": 110, "conversational": False}
+NOISE = 0.5  # of the embedding of a new tag, in standard deviations of the known one
+LEARNING_RATE = 1e-3  # of imitation; falls to a twentieth of it
 
 
-def script(rule, items, answers):
-    """What an agent says that uses the rule as it is meant, turn by turn."""
-    texts, found, last = [], [], " none"
-    keeps = rule in ("mem1", "external", "truncate")  # the state has to hold all that was found
-    for number, (item, answer) in enumerate(zip(items, answers)):
-        think = f"<think>{last}</think>"
+def script(rule, questions, values):
+    """
+    What an agent says that uses the rule as it is meant, turn by turn.
+
+    Every state holds what was found last, all values found so far, and a pointer: the question that was settled and the next one.
+    """
+
+    def state(done):
+        found = f"{questions[done - 1]} {values[done - 1]} | {' '.join(values[:done])} " if done else ""
+        pointer = f"{questions[done - 1]} " if done else ""
+        following = questions[done] if done < len(questions) else "."
+        return f"<think> {found}/ {pointer}{following} </think>"
+
+    texts = []
+    for done, question in enumerate(questions):
         if rule == "fold":
-            texts += [f"{think}<branch> {item}</branch>", f"{think}<search> {item}</search>"]
-            texts.append(f"<think> {item}: {answer}</think><close_branch> {answer}</close_branch>")
-            last = " none"
-        else:
-            texts.append(f"{think}<search> {item}</search>")
-            last = f" {item}: {answer}"
-        found.append(answer)
-        if keeps:
-            last += f" | {'; '.join(found)}"
-        elif number % 2 and rule in ("compact", "on_demand"):
-            gathered = f" {'; '.join(found)}"
-            texts.append(
-                f"<think>{gathered}</think>"
-                if rule == "compact"
-                else f"<think>{last}</think><rewrite>{gathered}</rewrite>"
-            )
-            last = " none"
-    return [*texts, f"<think>{last}</think><answer> {'; '.join(found)}</answer>"]
+            texts.append(f"{state(done)} <branch> {question} </branch>")
+            texts.append(f"<think> / {question} </think> <search> {question} </search>")
+            texts.append(f"<think> {question} {values[done]} </think> <close_branch> {values[done]} </close_branch>")
+            continue
+        if rule == "on_demand" and done and done % 2 == 0:
+            texts.append(f"{state(done)} <rewrite> {' '.join(values[:done])} </rewrite>")
+        texts.append(f"{state(done)} <search> {question} </search>")
+        if rule == "compact" and done % 2:  # it is asked for a summary after every second turn
+            texts.append(state(done + 1))
+    return [*texts, f"{state(len(questions))} <answer> {' ; '.join(values)} </answer>"]
 
 
 def reciting(texts):
@@ -94,157 +99,169 @@ def reciting(texts):
     return SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
 
 
-def demonstrate(rule, rows, make_env, tokenizer, protocol, settings):
+def demonstrate(rule, rows, make_env, tokenizer, settings):
     """Contexts and completions of scripted episodes."""
     turns = []
     for row in rows:
-        client = reciting(script(rule, row["items"], [accepted[0] for accepted in row["answers"]]))
-        agent = Mem1Agent("script", tokenizer, protocol, client=client, **settings)
+        client = reciting(script(rule, row["questions"], [accepted[0] for accepted in row["answers"]]))
+        agent = Mem1Agent("script", tokenizer, PROTOCOL, client=client, **settings)
         turns += agent.run(row["prompt"], make_env(), answers=row["answers"]).turns
     return [(list(turn.prompt_ids), list(turn.completion_ids)) for turn in turns]
 
 
 def imitate(model, turns, tokens, seed):
-    """Train on the completions until so many tokens were read."""
-    optimizer, rng, read = torch.optim.AdamW(model.parameters(), lr=2e-3), random.Random(seed), 0
+    """Train on the completions until turns of so many tokens were read. Returns the mean loss of the last tenth, in nats."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    rng, read, losses = random.Random(seed), 0, []
     while read < tokens:
         batch = rng.sample(turns, min(8, len(turns)))
         longest = max(len(context) + len(completion) for context, completion in batch)
         ids, labels = torch.zeros(len(batch), longest, dtype=torch.long), torch.full((len(batch), longest), -100)
-        mask = torch.zeros_like(ids)
         for row, (context, completion) in enumerate(batch):
             end = len(context) + len(completion)
-            ids[row, :end], mask[row, :end] = torch.tensor(context + completion), 1
+            ids[row, :end] = torch.tensor(context + completion)
             labels[row, len(context) : end] = torch.tensor(completion)
-        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+            read += end
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * max(0.05, 1 - read / tokens)
+        loss = model(input_ids=ids, labels=labels).loss  # padding is on the right, where nothing reads it
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        read += int(mask.sum())
+        losses.append(loss.item())
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
 
 
-class StopAtTokens(TrainerCallback):
-    """Ends training when so many tokens were in updates."""
+class Budget(TrainerCallback):
+    """Counts the tokens that turns read and write, and ends training when they are spent."""
 
     def __init__(self, tokens):
-        self.tokens = tokens
+        self.tokens, self.spent = tokens, 0
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        control.should_training_stop |= (logs or {}).get("num_tokens", 0) >= self.tokens
+    def count(self, completions, trajectories, **kwargs):
+        """A reward function that scores nothing."""
+        self.spent += sum(tokens_of(trajectory) for trajectory in trajectories)
+        return [None] * len(completions)
 
-
-def tasks(facts, split, n, count, seed):
-    """Tasks of `n` questions in search words."""
-    rows = facts.questions(split).filter(lambda row: row["relation"] in KEYWORDS)
-    rounds = [
-        compose_objectives(rows, n=n, question="keywords", seed=seed + i) for i in range(1 + count * n // len(rows))
-    ]
-    found = [row for one in rounds for row in one][:count]
-    return [{**row, "items": row["prompt"].split("; ")} for row in found]
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= self.spent >= self.tokens
 
 
-def run(rule, options, facts, make_env):
-    """Train under a rule and test; returns the means of the test."""
-    set_seed(options.seed)
+def tokens_of(trajectory):
+    return sum(len(turn.prompt_ids) + len(turn.completion_ids) for turn in trajectory.turns)
+
+
+def load():
+    """
+    The model that all rules start from, and its tokenizer, with the tags of the rules' actions.
+
+    Imitation is too short to learn six tokens from nothing: a new tag starts near one that is opened and closed for the same reason.
+    """
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    pairs = {f"<{slash}{new}>": f"<{slash}{known}>" for new, known in TAGS.items() for slash in ("", "/")}
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in pairs])
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    protocol = Mem1Protocol.from_pretrained(MODEL)
-    turns = {"max_turns": 4 * options.questions + 2}
-    settings = {**BUDGETS, **turns, "context": rule, "max_context_length": options.window, **RULES[rule]}
-    examples = tasks(facts, "train", options.questions, options.examples, options.seed)
-    imitate(
-        model,
-        demonstrate(rule, examples, make_env, tokenizer, protocol, settings),
-        options.imitation_tokens,
-        options.seed,
-    )
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    embedding = model.get_input_embeddings().weight.data
+    for tag, known in pairs.items():
+        start = embedding[tokenizer.convert_tokens_to_ids(known)]
+        embedding[tokenizer.convert_tokens_to_ids(tag)] = start + NOISE * start.std() * torch.randn_like(start)
+    return model, tokenizer
+
+
+def run(rule, options, world, make_env):
+    """Train under a rule and test; returns what is known of it."""
+    set_seed(options.seed)
+    model, tokenizer = load()
+    settings = {**BUDGETS, "context": rule, "max_context_length": options.window, **RULES[rule]}
+    settings["max_turns"] = 4 * 2 * options.questions + 2  # folding takes three turns for a question
+    rows = world.train_tasks(options.questions)
+    begin = time.process_time()
+    turns = demonstrate(rule, rows.select(range(options.examples)), make_env, tokenizer, settings)
+    loss = imitate(model, turns, options.imitation_tokens, options.seed)
+    budget = Budget(options.tokens)
     config = Mem1GRPOConfig(
-        output_dir=str(Path(options.output_dir) / rule), max_steps=options.max_steps, per_device_train_batch_size=16, num_generations=8,
-        learning_rate=1e-4, beta=0.0, report_to="none", save_strategy="no", logging_steps=1, bf16=False, use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False, disable_tqdm=True, seed=options.seed, **settings,
+        output_dir=str(Path(options.output_dir) / rule), max_steps=options.max_steps, per_device_train_batch_size=16, num_generations=4,
+        learning_rate=3e-4, lr_scheduler_type="constant", beta=0.0, report_to="none", save_strategy="no", logging_steps=1, bf16=False,
+        use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, seed=options.seed, **settings,
     )  # fmt: skip
-    from datasets import Dataset
-
     trainer = Mem1GRPOTrainer(
-        model=model, args=config, train_dataset=Dataset.from_list(examples), processing_class=tokenizer, environment_factory=make_env,
-        protocol=protocol, callbacks=[StopAtTokens(options.tokens)],
+        model=model, args=config, reward_funcs=budget.count, train_dataset=rows, processing_class=tokenizer, environment_factory=make_env,
+        protocol=PROTOCOL, callbacks=[budget],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
-    agent = Mem1Agent(trainer.model.eval(), tokenizer, protocol, **settings)
-    tested = tasks(facts, "test", options.questions, options.tasks, 1000)
-    evaluation = evaluate_agent(agent, tested, make_env, label=rule, seed=options.seed)
-    totals = [
-        sum(len(t.prompt_ids) + len(t.completion_ids) for t in task.trajectory.turns) for task in evaluation.tasks
-    ]
-    means = {**evaluation.metrics, "total_tokens": sum(totals) / len(totals)}
+    trained = time.process_time() - begin
+    agent = Mem1Agent(trainer.model.eval(), tokenizer, PROTOCOL, **settings)
+    tested = {}
+    for questions in (options.questions, 2 * options.questions):
+        tasks = list(world.test_tasks(questions, options.tasks))
+        found = evaluate_agent(agent, tasks, make_env, label=rule, seed=options.seed)
+        interval = found.statistics["exact_match_per_objective"]
+        totals = [tokens_of(task.trajectory) for task in found.tasks]
+        tested[str(questions)] = {
+            **found.metrics,
+            "total_tokens": sum(totals) / len(totals),
+            "interval": [interval.low, interval.high],
+        }
     return {
-        **means,
+        "commit": commit(),
+        "imitation_loss": loss,
         "steps": trainer.state.global_step,
+        "tokens": budget.spent,
+        "cpu_seconds": {"training": trained, "all": time.process_time() - begin},
         "reward_in_training": [log["reward"] for log in trainer.state.log_history if "reward" in log],
+        "tested": tested,
     }
-
-
-def table(results):
-    """The results in Markdown."""
-    lines = ["| rule | " + " | ".join(name for name, _ in COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for rule, means in results.items():
-        cells = [f"{means[key]:{form}}" if key in means else "" for key, (_, form) in COLUMNS.items()]
-        lines.append(f"| `{rule}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(results, path):
-    """A panel for reward, peak tokens, total tokens and attention pairs each."""
-    shown = list(COLUMNS.items())[:4]
-    figure, axes = plt.subplots(1, len(shown), figsize=(13, 3.6), sharey=True)
-    for axis, (key, (name, form)) in zip(axes, shown):
-        values = [means[key] for means in results.values()]
-        bars = axis.barh(list(results), values, color="#4477aa")
-        axis.bar_label(bars, [f"{value:{form}}" for value in values], padding=3, fontsize=8)
-        axis.set_xlim(0, max([*values, 1e-9]) * 1.3)
-        axis.set_title(name, fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.locator_params(axis="x", nbins=4)
-    axes[0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
-    parser.add_argument("--questions", type=int, default=4, help="questions of a task")
-    parser.add_argument("--window", type=int, default=900, help="maximum tokens of a context")
-    parser.add_argument("--examples", type=int, default=200, help="tasks to imitate and to train on")
-    parser.add_argument("--imitation_tokens", type=int, default=2_000_000)
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens in the updates of GRPO")
+    parser.add_argument(
+        "--questions", type=int, default=4, help="questions of a task in training; tests ask twice as many, too"
+    )
+    parser.add_argument("--window", type=int, default=600, help="maximum tokens of a context")
+    parser.add_argument("--examples", type=int, default=60, help="scripted episodes to imitate")
+    parser.add_argument("--imitation_tokens", type=int, default=240_000, help="tokens of the turns that are imitated")
+    parser.add_argument("--tokens", type=int, default=60_000, help="tokens of the turns that GRPO plays")
     parser.add_argument("--max_steps", type=int, default=1000)
-    parser.add_argument("--tasks", type=int, default=64, help="tasks of the test")
+    parser.add_argument("--tasks", type=int, default=40, help="tasks of each test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="runs/context_rules")
     parser.add_argument("--short", action="store_true", help="a few steps of each")
     options = parser.parse_args(args)
     if options.short:
-        options.examples, options.imitation_tokens, options.tokens, options.tasks = 4, 8_000, 1, 2
-    logging.set_verbosity_error()
-    facts = load_facts()
-    make_env = RetrievalQAEnvironment.factory(facts.corpus, top_k=1)
-    output = Path(options.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for rule in options.rules:
-        results[rule] = run(rule, options, facts, make_env)
-        print(
-            f"{rule}: "
-            + ", ".join(f"{name} {results[rule].get(key, 0):{form}}" for key, (name, form) in COLUMNS.items()),
-            flush=True,
+        options.questions, options.examples, options.imitation_tokens, options.tokens, options.tasks = (
+            2,
+            4,
+            8_000,
+            1,
+            2,
         )
-        (output / "context_rules.json").write_text(json.dumps(results, indent=1) + "\n")
-        (output / "context_rules.md").write_text(table(results))
-        plot(results, output / "context_rules.png")
-    print(table(results))
-    return results
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    world = World(options.seed)
+    make_env = RetrievalQAEnvironment.factory(world.corpus, top_k=3)
+    output = Path(options.output_dir)
+    asked = {key: value for key, value in vars(options).items() if key not in ("rules", "output_dir", "short")}
+    path, found = output / "results.json", {}
+    if path.is_file():
+        before = json.loads(path.read_text())
+        found = before["rules"] if before["options"] == asked else {}  # of other options: begun again
+    for rule in options.rules:
+        if rule not in found:
+            found[rule] = run(rule, options, world, make_env)
+            shown = {n: round(one["exact_match_per_objective"], 2) for n, one in found[rule]["tested"].items()}
+            print(f"{rule}: answers right by questions {shown}, {found[rule]['cpu_seconds']['all']:.0f} s", flush=True)
+        found = {one: found[one] for one in RULES if one in found}
+        results = {"commit": commit(), "options": asked, "rules": found}
+        write_json(path, results)
+        write_results(results, output)
+    return found
 
 
 if __name__ == "__main__":

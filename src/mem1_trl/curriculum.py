@@ -1,11 +1,9 @@
-"""Tasks in an order: of more and more objectives as a run goes on."""
+"""Tasks in an order: of more and more objectives, and turns, as a run goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from .tasks import sample_objectives
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -13,10 +11,13 @@ if TYPE_CHECKING:
 STAGE = "curriculum_stage"
 """Column that says which stage of a curriculum a task is of, from 0; trainers refuse to shuffle a data set that has it."""
 
+MAX_TURNS = "curriculum_max_turns"
+"""Column with the most turns that a task may take, where that is fewer than `max_turns`; empty where it is not."""
+
 
 def compose_curriculum(
     dataset: Dataset,
-    stages: Sequence[tuple[int, Mapping[int, float]]],
+    stages: Sequence[tuple[int, Mapping[int, float]] | tuple[int, Mapping[int, float], int]],
     question: str = "question",
     answer: str = "answer",
     seed: int = 0,
@@ -25,45 +26,54 @@ def compose_curriculum(
     Tasks of several stages, one stage after the other: each has so many tasks, of numbers of objectives in given shares.
 
     With `stages=[(2, {1: 1.0}), (4, {1: 0.25, 2: 0.75})]` there are two tasks of one objective, and then, in any order, one of one
-    objective and three of two.
+    objective and three of two. `(2, {1: 1.0}, 3)` is a stage whose tasks may take three turns, whatever `max_turns` is.
 
-    Train on it with `shuffle_dataset=False`, so that tasks come in this order. It is made once and does not depend on how the run
-    goes, so that a run that is resumed goes on with the same tasks.
+    Train on it with `shuffle_dataset=False`, so that tasks come in this order, each once in an epoch; or with `curriculum_threshold`, and a stage
+    begins when the agent succeeds often enough in the one before. Either way a run that is resumed goes on with the same tasks.
 
     Args:
         dataset (`datasets.Dataset`):
             One question per row, as for [`compose_objectives`].
-        stages (`Sequence[tuple[int, Mapping[int, float]]]`):
+        stages (`Sequence[tuple]`):
             For each stage, the number of its tasks and the share of each number of objectives. Shares are rounded to whole
-            tasks; those that lose most by it get one more.
+            tasks; those that lose most by it get one more. A third entry is the most turns of an episode, `max_turns` at most.
         question, answer (`str`, *optional*):
             Columns, as in [`compose_objectives`].
         seed (`int`, *optional*, defaults to `0`):
             Of the choice of questions and of the order within a stage.
 
     Returns:
-        `datasets.Dataset`: The columns of [`compose_objectives`] and `curriculum_stage`.
+        `datasets.Dataset`: The columns of [`compose_objectives`] and `curriculum_stage`; if a stage limits turns, `curriculum_max_turns`.
 
     Raises:
-        `ValueError`: If there is no stage, or one has no task, or its shares are not positive or do not add up to 1.
+        `ValueError`: If there is no stage, or one has no task or no turn, or its shares are not positive or do not add up to 1.
     """
-    from datasets import concatenate_datasets
+    from datasets import Value, concatenate_datasets
+
+    from .tasks import sample_objectives
 
     if not stages:
         raise ValueError("stages must have at least one stage, got none.")
     parts = []
-    for stage, (count, shares) in enumerate(stages):
+    limits = [stage[2] if len(stage) > 2 else None for stage in stages]
+    for stage, (count, shares, *_) in enumerate(stages):
         if count < 1:
             raise ValueError(f"Each stage must have at least one task, got {count} in stage {stage}.")
         if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1.0) > 1e-6:
             raise ValueError(f"The shares of stage {stage} must be above 0 and add up to 1, got {dict(shares)}.")
+        limit = limits[stage]
+        if limit is not None and limit < 1:
+            raise ValueError(f"A task must be allowed at least one turn, got {limit} in stage {stage}.")
         drawn = [
             sample_objectives(dataset, n, tasks, question, answer, seed + stage)
             for n, tasks in _whole(count, shares).items()
             if tasks
         ]
         tasks = concatenate_datasets(drawn).shuffle(seed=seed + stage)
-        parts.append(tasks.add_column(STAGE, [stage] * len(tasks)))
+        tasks = tasks.add_column(STAGE, [stage] * len(tasks))
+        if any(limits):
+            tasks = tasks.add_column(MAX_TURNS, [limit] * len(tasks)).cast_column(MAX_TURNS, Value("int64"))
+        parts.append(tasks)
     return concatenate_datasets(parts)
 
 

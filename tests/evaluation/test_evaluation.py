@@ -20,7 +20,17 @@ from support.trainer_helpers import (
     trainer_arguments,
 )
 
-from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1Protocol, StopReason, Trajectory, Turn
+from mem1_trl import (
+    ContextRule,
+    Mem1Agent,
+    Mem1GRPOConfig,
+    Mem1GRPOTrainer,
+    Mem1Protocol,
+    StopReason,
+    Trajectory,
+    Turn,
+)
+from mem1_trl.context_rules import RULES, NextTurn
 from mem1_trl.display import print_trajectory
 from mem1_trl.evaluation.evaluate import Evaluation, evaluate_agent, evaluate_objectives
 from mem1_trl.tasks import sample_objectives
@@ -289,6 +299,29 @@ def test_a_full_history_does_not_forget(tokenizer, actor):
     result = played(SCRIPT, tokenizer, actor, ROW, context="full")
     assert result.tasks[0].objectives_detail[0].kept == (True, True)
     assert result.settings["memory"] == "context" and result.settings["context"] == "full"
+
+
+class LastTurn(ContextRule):
+    """MEM1's own rule, by another hand."""
+
+    last_turn_only = True
+
+    def next(self, past):
+        return NextTurn(range(max(len(past) - 1, 0), len(past)))
+
+
+class WithNotes(LastTurn):
+    recalls = True
+
+
+def test_a_rule_of_ones_own_says_where_its_agents_remember(tokenizer, actor):
+    own, built_in = (played(SCRIPT, tokenizer, actor, ROW, context=rule) for rule in (LastTurn(), "mem1"))
+    assert own.settings["memory"] == built_in.settings["memory"] == "state"
+    assert own.tasks[0].objectives_detail == built_in.tasks[0].objectives_detail
+    assert own.failures == built_in.failures and own.tasks[0].objectives_detail[0].kept == (True, False)
+    kinds = {name: RULES[name]().memory for name in RULES}
+    assert kinds == {**dict.fromkeys(RULES, "context"), "mem1": "state"}
+    assert WithNotes().memory == "context"  # what is recalled is in the context, whatever the state holds
 
 
 def test_the_files_hold_all_and_give_it_back(tmp_path, tokenizer, actor):

@@ -9,6 +9,7 @@ Started by `tests/trainers/test_processes.py` and `tests/trainers/test_sharded_p
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ["CI"] = "true"
@@ -27,7 +28,21 @@ from mem1_trl.update.sharded_tensors import fill
 torch.set_num_threads(1)
 
 
-def script(call: int, index: int, prompt: str) -> str:
+plays = -1
+"""How often episodes were played, from 0: all of a batch, and then those of groups that are played again."""
+
+
+def equal_at_first(task: int, sample: int) -> int:
+    """An answer with which the group of task 1 has equal rewards when it is played first, and that of task 3 twice."""
+    return (task + (plays > {1: 0, 3: 1}.get(task, -1)) * sample) % 3
+
+
+def told_apart(task: int, sample: int) -> int:
+    """An answer that is right in the first sample of each group."""
+    return (task + sample) % 3
+
+
+def script(call: int, index: int, prompt: str, answer=told_apart) -> str:
     """
     Ragged episodes: task q0 searches once before it answers, q1 twice, and so on.
 
@@ -38,7 +53,7 @@ def script(call: int, index: int, prompt: str) -> str:
     sample = index % 2 if call == 0 else int(prompt[prompt.rindex("<think>s") + 8])
     if call <= (task + sample) % 4:
         return f"<think>s{sample}{'m' * (task + call)}</think><search>x{call}</search>"
-    return f"<think>s{sample}</think><answer>{(task + sample) % 3}</answer>"
+    return f"<think>s{sample}</think><answer>{answer(task, sample)}</answer>"
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,6 +100,9 @@ PPO = {"beta": 0.0, "gamma": 0.97, "lam": 0.9}  # the discount makes every token
 LEVELS = {"state_loss_weight": 2.5, "advantage_level": "turn"}
 GROUPS = {"num_generations": 4, "gamma": 0.9, "lam": 0.8, "max_completion_length": 9}
 CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
+TEACHER = {"distillation_weight": 0.5, "task_reward_weight": 0.7}  # the policy itself, with the whole history in view
+STAGES = {"curriculum_threshold": 0.4, "curriculum_steps": 1, "curriculum_metric": "reward", "num_generations": 2}
+ANSWERS = {"grpo_again": equal_at_first}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
@@ -93,6 +111,19 @@ KINDS = {  # trainer, settings, arguments
         Mem1GRPOTrainer,
         {**GROUPS, "advantage_level": "state", "state_group_weight": 0.5},
         {"environment_factory": TurnByTurn},
+    ),
+    "grpo_again": (Mem1GRPOTrainer, {"num_generations": 2, "dynamic_sampling_max_rounds": 3}, {}),
+    "grpo_taught": (Mem1GRPOTrainer, {"num_generations": 2, **TEACHER}, {}),
+    "grpo_taught_turns": (
+        Mem1GRPOTrainer,
+        {**GROUPS, **TEACHER, "max_completion_length": 64, "distillation_in_reward": True, "advantage_level": "turn"},
+        {},
+    ),
+    "ppo_taught": (Mem1PPOTrainer, {**PPO, **TEACHER, "distillation_in_reward": True}, {}),
+    "grpo_stages": (
+        Mem1GRPOTrainer,
+        STAGES,
+        {"train_dataset": lookup_dataset(8).add_column("curriculum_stage", [0] * 3 + [1] * 5)},
     ),
     "ppo": (Mem1PPOTrainer, PPO, {}),
     "turns": (Mem1PPOTrainer, {**PPO, **LEVELS}, {"environment_factory": TurnByTurn}),
@@ -162,11 +193,10 @@ def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | M
                 **settings,
             }
         ),
-        train_dataset=lookup_dataset(8),
         processing_class=tiny_tokenizer(),
         protocol=SHORT,
         callbacks=[saver],
-        **{"environment_factory": LookupEnvironment, **arguments},
+        **{"environment_factory": LookupEnvironment, "train_dataset": lookup_dataset(8), **arguments},
     )
     if trainer_class is Mem1PPOTrainer:
         # The head starts at zero, where nothing below it has a gradient
@@ -187,9 +217,13 @@ def main() -> None:
 
     run_episodes = trainer.run_episodes
 
+    said = partial(script, answer=ANSWERS.get(chosen.kind, told_apart))
+
     def fresh_script(rows):
         nonlocal generator
-        generator = ScriptedGenerator(trainer.tokenizer, script, trainer.args.max_completion_length)
+        global plays
+        plays += 1
+        generator = ScriptedGenerator(trainer.tokenizer, said, trainer.args.max_completion_length)
         return run_episodes(rows)
 
     trainer.run_episodes = fresh_script

@@ -194,6 +194,7 @@ FEATURES = [
             note="Not TRL's: nats that the state carries, by turn. Not with FSDP or ZeRO-3."),
     Feature("groups of equal rewards are played again", (), {"dynamic_sampling_max_rounds": 2},
             refused={"PPO": "dynamic_sampling_max_rounds=2 works on whole sequences or groups"}, note="Not TRL's: dynamic sampling."),
+    Feature("a curriculum by schedule or by success, of objectives and turns", (), tested="tests/trainers/test_stages.py", note="Not TRL's."),
     Feature("on-policy distillation", (), {"distillation_weight": 0.1, "task_reward_weight": 0.5},
             note="Not TRL's: from another model, or from the policy with the whole history in view. Not with FSDP or ZeRO-3."),
     Feature("on-policy distillation in the rewards", (), {"distillation_weight": 0.1, "distillation_in_reward": True},

@@ -96,6 +96,22 @@ def test_the_reward_of_each_turn(tmp_path, tokenizer, actor_path, kind, with_ans
     assert trainer.args.reward_weights is None  # as it was given
 
 
+def test_states_are_scored_in_contexts_that_were_read_whatever_the_layout(tmp_path, tokenizer, actor_path):
+    settings = {
+        "memory_value_weight": 0.5,
+        "num_generations": 2,
+        "layout": "paper",
+        "temperature": 0.7,
+        "max_turns": 2,
+    }
+    trainer = Mem1GRPOTrainer(
+        model=actor_path, args=Mem1GRPOConfig(**trainer_arguments(tmp_path, **settings)), train_dataset=lookup_dataset(),
+        processing_class=tokenizer, environment_factory=LookupEnvironment, protocol=SHORT,
+    )  # fmt: skip
+    assert trainer.layout == "paper"
+    assert trainer.scoring == {"layout": "packed", "temperature": 0.7, "batch_size": 4}
+
+
 def test_what_cannot_work_is_refused(tmp_path, tokenizer, actor_path):
     with pytest.raises(ValueError, match=r"memory_value_weight must be a finite number of at least 0, got -1\.0"):
         Mem1GRPOConfig(**trainer_arguments(tmp_path, memory_value_weight=-1.0, num_generations=2))

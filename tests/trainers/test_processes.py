@@ -14,16 +14,19 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture
 def run(tmp_path, fork_server):
-    """One optimizer step of a kind of training: its gradient and its log, from `scripted_steps.py`."""
+    """Optimizer steps of a kind of training: gradient and log of the last one, from `scripted_steps.py`."""
 
-    def step(kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0) -> dict:
+    def step(
+        kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0, steps: int = 1
+    ) -> dict:
         output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
         numbers = [f"--per-device={per_device}", f"--accumulation={accumulation}"]
         numbers += [f"--max-tokens={max_tokens}"] if max_tokens else []
+        numbers += [f"--steps={steps}"]
         done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes)
         assert done.returncode == 0, done.stderr[-3000:]
         found = torch.load(output, weights_only=False)
-        return {"processes": found["processes"], "gradient": found["gradients"][0], "log": found["logs"][0]}
+        return {"processes": found["processes"], "gradient": found["gradients"][-1], "log": found["logs"][-1]}
 
     return step
 
@@ -85,6 +88,19 @@ def test_turns_are_compared_over_processes(run, kind):
     own = ("turn_groups/other_context",) if kind == "grpo_states" else ()
     for key in ("reward", "loss", "turn_groups/alone", *own):
         assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
+def test_a_curriculum_by_success_plays_the_same_tasks_on_two_processes(run):
+    """Three tasks of the first stage and the first again; half of the answers are right, so the second stage follows at once."""
+    whole = run("grpo_stages", processes=1, per_device=8, accumulation=1, steps=2)
+    parallel = run("grpo_stages", processes=2, per_device=2, accumulation=2, steps=2)
+    assert parallel["processes"] == 2
+    for key in ("curriculum/stage", "reward", "episode/turns", "episode/peak_tokens"):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key]), key
+    assert whole["log"]["curriculum/stage"] == 1.0
+    assert (
+        relative_error(whole["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-4
+    )  # after a step that differs by rounding
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])

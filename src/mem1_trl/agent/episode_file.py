@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ..curriculum import MAX_TURNS
 from ..json_text import as_json, read_json_object, write_json, write_whole
 from ..protocol.parsed_turn import ActionRequest
 from ..rollout.episode import Episode
@@ -165,6 +166,7 @@ def saved_episode(
             rounds=list(record["rounds"]),
             tails=list(record["tails"]),
             seed=record["seed"],
+            max_turns=record["row"].get(MAX_TURNS),
         )
         return SavedEpisode(
             episode,

@@ -91,6 +91,18 @@ class Mem1GRPOConfig(GRPOConfig):
             and all episodes of its group are left out of the update (`"drop_group"`). Either way an episode whose `reset` or
             `get_reward` fails, or whose environment dies, is left out itself.
 
+        > Parameters that control the order of tasks
+
+        curriculum_threshold (`float` or `None`, *optional*):
+            With a training data set of stages ([`mem1_trl.curriculum.compose_curriculum`]) and `shuffle_dataset=False`: the next stage begins when the
+            mean of `curriculum_metric` over the last `curriculum_steps` batches is at least this. Until then the tasks of a stage are played again
+            and again, so set `max_steps`. `None` plays each task once in an epoch, as they stand.
+        curriculum_steps (`int`, *optional*, defaults to `10`):
+            Number of batches of episodes that must reach `curriculum_threshold` on average; those of a stage before do not count.
+        curriculum_metric (`str`, *optional*, defaults to `"episode/success"`):
+            What is compared with `curriculum_threshold`: a metric that is logged for each batch, such as `"reward"`. `"episode/success"` is the share of
+            episodes with all answers right, of rows with `answers`.
+
         > Parameters that control credit
 
         advantage_level (`str`, *optional*, defaults to `"episode"`):
@@ -227,6 +239,21 @@ class Mem1GRPOConfig(GRPOConfig):
             "episode ends and all episodes of its group are left out of the update (`drop_group`).",
             "choices": list(ON_ENVIRONMENT_ERROR),
         },
+    )
+    curriculum_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "With a training data set of stages: the next one begins when the mean of `curriculum_metric` over the last "
+            "`curriculum_steps` batches is at least this. `None` plays tasks in the order of their rows."
+        },
+    )
+    curriculum_steps: int = field(
+        default=10,
+        metadata={"help": "Number of batches of episodes that must reach `curriculum_threshold` on average."},
+    )
+    curriculum_metric: str = field(
+        default="episode/success",
+        metadata={"help": "The metric of a batch that is compared with `curriculum_threshold`, such as `reward`."},
     )
     advantage_level: str = field(
         default="episode",
@@ -388,6 +415,8 @@ class Mem1GRPOConfig(GRPOConfig):
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()
+        if self.curriculum_steps < 1:
+            raise ValueError(f"curriculum_steps must be at least 1, got {self.curriculum_steps}.")
         if self.dynamic_sampling_max_rounds < 0:
             raise ValueError(
                 f"dynamic_sampling_max_rounds must be at least 0, got {self.dynamic_sampling_max_rounds}."

@@ -155,6 +155,11 @@ class ContextRule(ABC):
         return None
 
     @property
+    def memory(self) -> str:
+        """Where its agents remember: in the `"state"` that the last turn wrote, or in a `"context"` that holds more than that turn."""
+        return "state" if self.last_turn_only and not self.recalls else "context"
+
+    @property
     def measured(self) -> bool:
         """Whether its trajectories have metrics of summaries."""
         return self.asks or bool(self.summaries)

@@ -22,17 +22,12 @@ Success = Callable[[Mapping[str, Any], "Trajectory"], bool]
 """Returns whether the task was solved; takes a row and its episode."""
 
 
-def memory_kind(context: str) -> str:
-    """The kind of memory of an agent under a context rule: the `"state"` it writes, or its whole `"context"`."""
-    return "state" if context == "mem1" else "context"
-
-
 def evaluate_episode(
     trajectory: Trajectory,
     row: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     protocol: Mem1Protocol | None = None,
-    context: str = "mem1",
+    memory: str = "state",
     *,
     index: int = 0,
     success: Success | None = None,
@@ -50,8 +45,8 @@ def evaluate_episode(
             Decodes contexts.
         protocol ([`Mem1Protocol`], *optional*):
             Protocol whose hints are removed from observations before gold answers are searched for.
-        context (`str`, *optional*, defaults to `"mem1"`):
-            Context rule of the episode, which determines its kind of memory: see [`memory_kind`].
+        memory (`str`, *optional*, defaults to `"state"`):
+            Where the agent remembers, see [`ContextRule.memory`]: gold answers are searched for there.
         index (`int`, *optional*, defaults to `0`):
             Position of the task in the data set.
         success (`Callable[[Mapping, Trajectory], bool]`, *optional*):
@@ -81,7 +76,7 @@ def evaluate_episode(
     traces = []
     if answers is not None and not failed:
         contexts = None
-        if memory_kind(context) == "context":
+        if memory == "context":
             start = len(trajectory.prompt_ids)
             contexts = [decode(tokenizer, turn.prompt_ids[start:]) for turn in trajectory.turns]
             if any(turn.replaced_turns is not None for turn in trajectory.turns):

@@ -19,7 +19,7 @@ from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..json_text import as_json
 from ..rewards import are_answers
 from ..tasks import sample_objectives
-from .episode_scores import Success, evaluate_episode, memory_kind
+from .episode_scores import Success, evaluate_episode
 from .result import EvaluatedTask, Evaluation, slug
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def evaluate_agent(
                         row,
                         agent.tokenizer,
                         agent.protocol,
-                        agent.settings.context,
+                        agent.settings.rule.memory,
                         index=index,
                         success=success,
                         rewarded=pool.gives_reward(row),
@@ -149,7 +149,7 @@ def evaluate_agent(
     return Evaluation.from_tasks(
         tasks,
         agent=label or Path(str(described["model"])).name,
-        settings={**described, "memory": memory_kind(agent.settings.context), "seed": seed, **(settings or {})},
+        settings={**described, "memory": agent.settings.rule.memory, "seed": seed, **(settings or {})},
         seed=seed,
         resamples=resamples,
         environment=fault_metrics([pool.caller.counts.reset()]),

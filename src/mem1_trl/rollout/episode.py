@@ -35,6 +35,8 @@ class Episode:
             Record of the action syntax about the episode. Set by [`Rollout.run`].
         prompt (`str` or `list[dict]`):
             The rendered task prompt: a text, or chat messages.
+        max_turns (`int` or `None`):
+            Most turns of this task, if it may take fewer than the settings say.
         rounds (`list[int]`):
             Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
         tails (`list[int]`):
@@ -60,13 +62,20 @@ class Episode:
     failed_actions: int = 0
     error: str | None = None
     seed: int | None = None
+    max_turns: int | None = None
     rounds: list[int] = field(default_factory=list)
     tails: list[int] = field(default_factory=list)
     listener: TurnListener | None = field(default=None, repr=False, compare=False)
 
+    def most_turns(self, max_turns: int) -> int:
+        """Turns that a message allows it: those of the settings, or fewer if its task has a limit of its own."""
+        return max_turns if self.max_turns is None else min(max_turns, self.max_turns)
+
     def turns_left(self, max_turns: int) -> int:
         """Turns that it may still play before it needs another message."""
-        return max_turns - sum(turn.acts for turn in self.turns[self.rounds[-1] if self.rounds else 0 :])
+        return self.most_turns(max_turns) - sum(
+            turn.acts for turn in self.turns[self.rounds[-1] if self.rounds else 0 :]
+        )
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
         rounds=list(episode.rounds),
         tails=list(episode.tails),
     )
-    turns_left = rollout.settings.max_turns
+    turns_left = episode.most_turns(rollout.settings.max_turns)
     tags = list(episode.actions.tags) if episode.actions is not None else []
     observation = rollout.observations.encode_message(text, turns_left, tags)
     episode.stop_reason = episode.answer = None
@@ -118,7 +118,9 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
         syntax=rollout.syntax,
         caller=rollout.caller,
     )
-    copy = Episode(episode.prompt_ids, episode.environment, episode.actions, episode.prompt)
+    copy = Episode(
+        episode.prompt_ids, episode.environment, episode.actions, episode.prompt, max_turns=episode.max_turns
+    )
     again.begin([copy])
     for number, turn in enumerate(episode.turns, 1):
         whole = (

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..curriculum import MAX_TURNS
 from ..environment_runtime.errors import describe_error
 from ..metrics import summary_metrics, trajectory_metrics
 from ..protocol.untrusted import sanitize_prompt
@@ -83,7 +84,7 @@ class EpisodePlayer:
                 "returned no task: rename the column with the task to 'prompt', or return the task from `reset`."
             )
         actions = self.rollout.contexts.actions(started.actions)
-        episode = Episode([], environment=started.environment, actions=actions)
+        episode = Episode([], environment=started.environment, actions=actions, max_turns=row.get(MAX_TURNS))
         fatal = tolerate == "nothing"
         try:
             if error is None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import AutoConfig, ProcessorMixin
 
-from ..curriculum import STAGE
 from ..rollout.play import NO_TASK
 from ..rollout.settings import AgentSettings, resolve_conversational
 from .trl_seam.reference import is_partitioned
@@ -105,20 +104,6 @@ def check_model(model: Any) -> None:
         name = model if isinstance(model, str) else type(model).__name__
         raise ValueError(
             f"{name} is an encoder-decoder, whose prompt and completion are not one text: pass a causal language model."
-        )
-
-
-def check_order(dataset: Any, args: Any) -> None:
-    """
-    Refuse to shuffle a curriculum.
-
-    Raises:
-        `ValueError`: If the training data set says of which stage its rows are and would be shuffled.
-    """
-    if STAGE in (getattr(dataset, "column_names", None) or ()) and args.shuffle_dataset:
-        raise ValueError(
-            f"The training data set has a column {STAGE!r} of a curriculum, whose order a shuffle would undo: set "
-            "shuffle_dataset=False, or remove the column."
         )
 
 

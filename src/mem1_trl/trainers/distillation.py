@@ -72,7 +72,7 @@ class Distillation:
         sound = [index for index, one in enumerate(trajectories) if one.error is None and one.turns]
         chosen = [trajectories[index] for index in sound]
         contexts = [self._contexts(index, trajectories[index]) for index in sound]
-        scored = teacher_logprobs(self.teacher, chosen, contexts, *self._how)
+        scored = teacher_logprobs(self.teacher, chosen, contexts, **self.trainer.scoring)
         found: list[list[torch.Tensor | None]] = [[] for _ in trajectories]
         for index, one in zip(sound, scored, strict=True):
             found[index] = one
@@ -83,7 +83,7 @@ class Distillation:
         places = {id(one): index for index, one in enumerate(self.trainer.played)}
         batch = self.trainer.played
         teacher = self.logprobs(batch)
-        student = score_without_training(self._policy, trajectories, *self._how)
+        student = score_without_training(self._policy, trajectories, **self.trainer.scoring)
         rewards: list[list[float | None]] = []
         for trajectory, own in zip(trajectories, student, strict=True):
             of_turns: list[float | None] = []
@@ -126,10 +126,6 @@ class Distillation:
     @property
     def _policy(self) -> PreTrainedModel:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
-
-    @property
-    def _how(self) -> tuple[str, float, int]:
-        return self.trainer.layout, self.args.temperature, max(1, self.args.per_device_train_batch_size)
 
     def _contexts(self, index: int, trajectory: Trajectory) -> list[Any]:
         if self.args.teacher_context == "same":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from ..evaluation.episode_scores import evaluate_episode, memory_kind
+from ..evaluation.episode_scores import evaluate_episode
 from ..evaluation.result import Evaluation
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class EvaluationRecorder:
         trainer = self.trainer
         local = [
             [
-                evaluate_episode(trajectory, row, trainer.tokenizer, trainer.protocol, trainer.settings.context)
+                evaluate_episode(trajectory, row, trainer.tokenizer, trainer.protocol, trainer.settings.rule.memory)
                 for row, trajectory in batch
             ]
             for batch in self._batches
@@ -77,7 +77,7 @@ class EvaluationRecorder:
             "step": trainer.state.global_step,
             **trainer.settings.to_dict(),
             "protocol": trainer.protocol.to_dict(),
-            "memory": memory_kind(trainer.settings.context),
+            "memory": trainer.settings.rule.memory,
             "seed": trainer.args.seed,
         }
         tasks = [dataclasses.replace(task, index=index) for index, task in enumerate(tasks)]

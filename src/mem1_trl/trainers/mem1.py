@@ -23,7 +23,6 @@ from .checks import (
     check_columns,
     check_model,
     check_optimizer,
-    check_order,
     check_reference,
     check_rows,
     check_size,
@@ -49,6 +48,7 @@ from .saving import (
     warn_of_what_cannot_be_loaded,
 )
 from .self_check import check_trainer
+from .stages import StagesBySuccess, check_stages
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
 from .truncated_sampling import warn_of_truncated_sampling
@@ -96,6 +96,7 @@ class Mem1Trainer(TrajectoryTrainer):
     ):
         self.episodes: list[Episode] = []
         self.distillation: Distillation | None = None
+        self.stages: StagesBySuccess | None = None
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
         check_model(model)
         processing_class = starting_tokenizer(processing_class, model, args)
@@ -123,7 +124,7 @@ class Mem1Trainer(TrajectoryTrainer):
         check_reference(model, args, kwargs.get("peft_config"))
         rows = train_dataset  # none if the environment owns its tasks: it may hand out each of them once
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
-        check_order(train_dataset, args)
+        check_stages(train_dataset, args)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, self.pool)
             check_rows(name, dataset, self.pool, processing_class)
@@ -187,6 +188,8 @@ class Mem1Trainer(TrajectoryTrainer):
         warn_of_truncated_sampling(args.agent_settings(temperature=args.temperature))
         if args.distillation_weight:
             self.distillation = Distillation(self, teacher)
+        if args.curriculum_threshold is not None:
+            self.stages = StagesBySuccess(self)
         self._card_evaluation: dict[str, float] | None = None
         self._evaluations = EvaluationRecorder(self)
         self._evaluated = ""  # name of the data set that is evaluated, if it is one of several
@@ -226,6 +229,9 @@ class Mem1Trainer(TrajectoryTrainer):
 
     # The episode
 
+    def choose_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return rows if self.stages is None or self.mode == "eval" else self.stages.tasks(rows)
+
     def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         self.episodes = self.player.start(rows, self.pool, tolerate="environment")
         return [{**row, "prompt": episode.prompt} for row, episode in zip(rows, self.episodes, strict=True)]
@@ -256,6 +262,17 @@ class Mem1Trainer(TrajectoryTrainer):
     def played(self) -> list[Trajectory]:
         """The trajectories of the batch that is being built."""
         return self._current().trajectories
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """
+        How tokens are scored beside the update: at its temperature, and each under its own context.
+
+        So `"paper"` is scored as `"packed"`. Distillation refuses it, since its gaps would be between numbers of both.
+        """
+        layout = "packed" if self.layout == "paper" else self.layout
+        size = max(1, self.args.per_device_train_batch_size)
+        return {"layout": layout, "temperature": self.args.temperature, "batch_size": size}
 
     def _distillation_reward(self) -> Any:
         def distillation(trajectories: list[Trajectory], **kwargs: Any) -> list[list[float | None]]:
@@ -292,6 +309,8 @@ class Mem1Trainer(TrajectoryTrainer):
         ]
 
     def rewarded(self, trajectories: list[Trajectory]) -> None:
+        if self.stages is not None and self.mode == "train":
+            self.stages.note()
         self._episode_log.watch_rewards(trajectories)
         self._episode_log.keep(trajectories)
 
@@ -363,6 +382,14 @@ class Mem1Trainer(TrajectoryTrainer):
             self.pool.close()
 
     # Saving
+
+    def save_extra(self, directory: str) -> None:
+        if self.stages is not None and self.args.should_save:
+            self.stages.save(directory)
+
+    def load_extra(self, directory: str) -> None:
+        if self.stages is not None:
+            self.stages.load(directory)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self.saving_one_adapter(output_dir):

@@ -29,9 +29,7 @@ def memory_value_reward(trainer: Mem1Trainer) -> Callable[..., list[list[float |
             trajectories,
             trainer.rollout.syntax,
             golds,
-            layout=trainer.layout if trainer.layout != "paper" else "packed",
-            temperature=trainer.args.temperature,
-            batch_size=max(1, trainer.args.per_device_train_batch_size),
+            **trainer.scoring,
         )
         return [
             [None if one is None else one.next_action if one.answer is None else one.answer for one in values]

@@ -331,11 +331,13 @@ class Mem1PPOTrainer(CreditingTrainer):
     # Checkpoints
 
     def save_extra(self, directory: str) -> None:
+        super().save_extra(directory)
         self.value_model.save(Path(directory) / CRITIC_DIRECTORY, self.args.should_save)
         if self.critic_optimizer is not None:
             self.critic_optimizer.save(Path(directory) / CRITIC_DIRECTORY, self.args.should_save)
 
     def load_extra(self, directory: str) -> None:
+        super().load_extra(directory)
         self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
         if self.critic_optimizer is not None:
             self.critic_optimizer.load(Path(directory) / CRITIC_DIRECTORY)

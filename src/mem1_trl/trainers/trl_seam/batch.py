@@ -54,7 +54,7 @@ class TrajectoryTrainer(ExactResume):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.environments = None  # TRL would reset those of the last batch
-        rows = [dict(row) for row in inputs]
+        rows = [dict(row) for row in self.choose_rows(inputs)]
         current = GenerationBatch(rows=self.prepare_rows(rows), dataset_rows=rows)
         mask_truncated = self.mask_truncated_completions
         self._readouts = []

@@ -54,6 +54,10 @@ class Hooks(GRPOTrainer):
 
     # What subclasses implement
 
+    def choose_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The dataset rows to play in place of those that the sampler chose for this process."""
+        return rows
+
     def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Start the episodes of dataset rows and return the rows with the prompts that the agent reads."""
         raise NotImplementedError
@@ -155,6 +159,15 @@ class Hooks(GRPOTrainer):
     def log_metric(self, name: str, value: float) -> None:
         """Add a value to the metrics of the current logging step, where it is averaged over calls."""
         self._metrics[self.mode][name].append(value)
+
+    def logged(self, name: str) -> list[float]:
+        """The values of a metric since the last log entry."""
+        return list(self._metrics[self.mode].get(name, ()))
+
+    @property
+    def logged_names(self) -> list[str]:
+        """The metrics that have values since the last log entry, by name."""
+        return sorted(name for name, values in self._metrics[self.mode].items() if values)
 
     def log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
         """Log the mean of values over the tokens of all processes that `mask` names; all processes do it together."""
