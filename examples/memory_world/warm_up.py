@@ -3,8 +3,8 @@ Make the models that `run.py` starts from: supervised lessons from scratch, a fe
 
     python examples/memory_world/warm_up.py --seed 0 --output runs/memory-world/warm-up-seed0
 
-The lessons teach the format, reading and copying, and a habit, but not the rule: with probability `HABIT` the demonstrator keeps what stands last (the last
-row of a passage, the newest row for a slot, the last kind of a cue), else any with equal probability, whatever is asked for. Kinds and values are
+The lessons teach the format, reading and copying, and a habit, but not the rule: with probability `HABIT` (`CUE_HABIT` for a cue) the demonstrator keeps what
+stands last (the last row of a passage, the newest row for a slot, the last kind of a cue), else any with equal probability, whatever is asked for. Kinds and values are
 drawn again for every lesson. The states that it reads hold rows that were picked at random.
 """
 

@@ -6,6 +6,7 @@ Writes `RESULTS.md`, `results.json` and the plots from the runs that are finishe
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import matplotlib
@@ -226,6 +227,7 @@ def main():
     parser.add_argument("root", type=Path, help="output folder of run_all.py")
     parser.add_argument("--to", type=Path, required=True, help="folder of the page")
     parser.add_argument("--commit", help="commit that the runs were made at (default: that of this file)")
+    parser.add_argument("--note", default="", help="sentences that stand first on the page")
     args = parser.parse_args()
     runs = read_runs(args.root)
     if "grpo" not in runs:
@@ -243,7 +245,7 @@ def main():
     missing = [NAMES[label] for label in NAMES if label not in runs]
     text = (
         f"""# What to keep: learned by reinforcement?
-
+{f"{chr(10)}{args.note}{chr(10)}" if args.note else ""}
 Written by `python examples/memory_world/write_results.py` from runs of `run_all.py` at commit {at}. GRPO: {
             done["steps"]
         } steps of {done["batch_size"]} episodes, groups of
@@ -252,7 +254,9 @@ Written by `python examples/memory_world/write_results.py` from runs of `run_all
         } tasks for each seed, greedy decoding, mean with a 95% bootstrap interval over the tasks. A seed has a
 warm-up, tasks and an order of its own.{" Not run: " + ", ".join(missing) + "." if missing else ""}
 
-The [world](../../examples/memory_world/README.md): an agent reads passages and has room for a part of what they hold; one word says which part will be asked
+The [world]({
+            os.path.relpath(Path(__file__).with_name("README.md"), args.to)
+        }): an agent reads passages and has room for a part of what they hold; one word says which part will be asked
 for. The supervised start reads, copies and follows the format, and keeps what stands last, whatever is asked for. *Asked* kinds are asked for in training;
 *held-out* kinds never occur there. *{TWICE} passages*: twice as many as in training.
 
