@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from datasets import Dataset
 
@@ -39,7 +39,7 @@ class StagesBySuccess:
 
     def __init__(self, trainer: Mem1Trainer):
         self.trainer = trainer
-        self.dataset: Dataset = trainer.train_dataset  # type: ignore[assignment]
+        self.dataset = cast("Dataset", trainer.train_dataset)
         stages = self.dataset[STAGE]
         self.begins = [stages.index(stage) for stage in dict.fromkeys(stages)] + [len(stages)]
         self.stage = 0
@@ -86,7 +86,8 @@ class StagesBySuccess:
             return
         self.last = [*self.last, new[-1]][-args.curriculum_steps :]
         full = len(self.last) == args.curriculum_steps
-        reached = full and sum(self.last) / len(self.last) >= args.curriculum_threshold - _ROUNDING
+        threshold = cast("float", args.curriculum_threshold)  # else there were no stages
+        reached = full and sum(self.last) / len(self.last) >= threshold - _ROUNDING
         if reached and self.stage + 2 < len(self.begins):
             self.stage, self.taken, self.last = self.stage + 1, 0, []
 
