@@ -90,6 +90,35 @@ def test_turns_are_compared_over_processes(run, kind):
         assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
 
 
+def test_groups_that_are_played_again_are_the_same_on_two_processes(run):
+    """Each process has an equal group at first, and then only the second one has, so that the first fills up its calls of rewards."""
+    whole = run("grpo_again", processes=1, per_device=8, accumulation=1)
+    parallel = run("grpo_again", processes=2, per_device=2, accumulation=2)
+    assert parallel["processes"] == 2
+    for found in (whole, parallel):
+        again = {
+            name: found["log"][f"dynamic_sampling/{name}"]
+            for name in ("groups_played_again", "groups_left_equal", "rounds")
+        }
+        assert again == {"groups_played_again": 0.5, "groups_left_equal": 0.0, "rounds": 2.0}
+        assert found["log"]["reward"] == pytest.approx(0.75)  # of what was played first: two groups all right, two half
+    assert relative_error(whole["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
+    plain = run("grpo", processes=1, per_device=8, accumulation=1)  # which plays what was played last there
+    assert relative_error(plain["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["grpo_taught", "grpo_taught_turns", "ppo_taught"])
+def test_a_teacher_has_the_same_gaps_on_two_processes(run, kind):
+    """One micro-batch for each process, since TRL averages what micro-batches log, whatever their number of tokens."""
+    whole = run(kind, processes=1, per_device=8, accumulation=1)
+    parallel = run(kind, processes=2, per_device=4, accumulation=1)
+    assert parallel["processes"] == 2 and abs(whole["log"]["distillation/gap"]) > 1e-3
+    for part in whole["gradient"]:
+        assert relative_error(whole["gradient"][part], parallel["gradient"][part]) < 1e-5, part
+    for key in ("distillation/gap", "reward", "loss"):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
 def test_a_curriculum_by_success_plays_the_same_tasks_on_two_processes(run):
     """Three tasks of the first stage and the first again; half of the answers are right, so the second stage follows at once."""
     whole = run("grpo_stages", processes=1, per_device=8, accumulation=1, steps=2)
