@@ -27,9 +27,8 @@ from options import parse_arguments
 from report import Report
 from scripted import make_tokenizer
 from timing import compare
-from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
-from update_step import VOCAB, trajectory
+from update_step import VOCAB, build_model, trajectory
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Trajectory
 
@@ -63,21 +62,6 @@ class Game:
 def rewards(trajectories: Episodes, **kwargs: Any) -> list[float]:
     """A number that differs between episodes."""
     return [float(sum(trajectory.turns[-1].completion_ids) % 11) for trajectory in trajectories]
-
-
-def model_of(args: argparse.Namespace) -> LlamaForCausalLM:
-    """The same random weights for every trainer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=args.hidden_size,
-        intermediate_size=2 * args.hidden_size,
-        num_hidden_layers=args.layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-    )
-    return LlamaForCausalLM(config).to(args.device)
 
 
 def settings_of(args: argparse.Namespace, directory: str, samples: int) -> dict[str, Any]:
@@ -118,7 +102,7 @@ def update_of(kind: str, episodes: Episodes, tokenizer: Any, args: argparse.Name
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": "Task"}]}] * len(episodes))
     trainer = finished(
         Handed(
-            model=model_of(args),
+            model=build_model(args, 32768),
             args=config(
                 max_turns=len(episodes[0].turns),
                 check="off",
@@ -156,7 +140,7 @@ def update_of_trl(episodes: Episodes, tokenizer: Any, args: argparse.Namespace, 
     """`GRPOTrainer` with a row for each turn, which has the advantage of its episode, and its update as a function."""
     trainer = finished(
         GRPOTrainer(
-            model=model_of(args),
+            model=build_model(args, 32768),
             args=GRPOConfig(**settings_of(args, directory, len(episodes))),
             reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
             train_dataset=Dataset.from_list([{"prompt": "Task"}] * len(episodes)),
@@ -239,6 +223,7 @@ def main() -> None:
         parser.add_argument("--rows", type=int, default=6, help="turns in one pass of TRL's")
 
     args = parse_arguments(__doc__, add, repeats=3)
+    args.gradient_checkpointing = False
     shapes = [(400, 6, 4), (100, 6, 4), (1500, 16, 2)]  # prompt, turns, samples of the one task
     if args.smoke:
         args.hidden_size, args.layers, shapes = 32, 1, [(40, 2, 2)]
