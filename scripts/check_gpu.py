@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -55,8 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
     setting = Setting(args.device, args.short)
     checks = [check for part in args.only for check in PARTS[part].checks(args.short)]
     return run([Check("system", check_system), *checks], setting, 60 * args.minutes, args.output)

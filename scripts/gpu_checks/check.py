@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -148,7 +150,7 @@ def outcomes(checks: list[Check], setting: Setting, seconds: float) -> Iterator[
             process.join()
             found, reason = None, f"its process ended with exit status {process.exitcode}"
         if process.is_alive() and found is None:
-            process.terminate()
+            process.kill()  # a handler of the parent, which the fork has, may take the milder signal
         process.join()
         yield found or Outcome(check.name, "failed", round(time.perf_counter() - began, 1), reasons=[reason])
 
@@ -158,6 +160,8 @@ def _send(sender: Any, check: Check, setting: Setting) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
     if setting.device == "cpu":
         torch.set_num_threads(1)  # threads of the parent do not exist in a fork
     sender.send(outcome_of(check, setting))

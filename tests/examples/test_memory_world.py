@@ -204,7 +204,10 @@ def test_every_stage_in_short_form(modules, fork_server, tmp_path):
     page = fork_server.run(FOLDER / "write_results.py", str(tmp_path), "--to", str(tmp_path / "page"))
     assert page.returncode == 0, page.stderr[-3000:]
     text = (tmp_path / "page" / "RESULTS.md").read_text()
-    assert "Not run: imitation of successes, imitation of the best of each group, GRPO, stitched mask" in text
+    assert (
+        "Not run: imitation of successes, imitation of the best of each group, GRPO, no level `carry` in training"
+        in text
+    )
     results = json.loads((tmp_path / "page" / "results.json").read_text())
     cell = json.loads((tmp_path / "grpo-seed0" / "evaluation" / "choose-3-asked-t0.json").read_text())
     assert results["cells"]["grpo"]["choose-3-asked-t0"]["kept"]["mean"] == pytest.approx(

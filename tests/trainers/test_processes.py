@@ -101,7 +101,9 @@ def test_groups_that_are_played_again_are_the_same_on_two_processes(run):
             for name in ("groups_played_again", "groups_left_equal", "rounds")
         }
         assert again == {"groups_played_again": 0.5, "groups_left_equal": 0.0, "rounds": 2.0}
-        assert found["log"]["reward"] == pytest.approx(0.75)  # of what was played first: two groups all right, two half
+        assert found["log"]["reward"] == pytest.approx(
+            0.75
+        )  # of what was played first: two groups all right, two half
     assert relative_error(whole["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
     plain = run("grpo", processes=1, per_device=8, accumulation=1)  # which plays what was played last there
     assert relative_error(plain["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
