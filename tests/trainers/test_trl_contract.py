@@ -345,6 +345,16 @@ def test_the_values_that_are_relied_on_are_handed_on():
     assert check_values("_compute_loss", "loss") == "loss"
 
 
+def trainer_of_one_step(tmp_path, tokenizer):
+    return Mem1GRPOTrainer(
+        model=tiny_model("llama"),
+        reward_funcs=lambda completions, **kwargs: [float(index) for index in range(len(completions))],
+        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_completion_length=6, max_steps=1)),
+        train_dataset=lookup_dataset().remove_columns("secret"),
+        processing_class=tokenizer,
+    )
+
+
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -359,13 +369,7 @@ def test_a_step_of_training_says_which_method_returns_another_number_of_values(
     tmp_path, tokenizer, monkeypatch, method, more
 ):
     """Each is checked where it is called, before its values go anywhere."""
-    trainer = Mem1GRPOTrainer(
-        model=tiny_model("llama"),
-        reward_funcs=lambda completions, **kwargs: [float(index) for index in range(len(completions))],
-        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_completion_length=6, max_steps=1)),
-        train_dataset=lookup_dataset().remove_columns("secret"),
-        processing_class=tokenizer,
-    )
+    trainer = trainer_of_one_step(tmp_path, tokenizer)
     original = getattr(GRPOTrainer, method)
     monkeypatch.setattr(GRPOTrainer, method, lambda self, *args, **kwargs: more(original(self, *args, **kwargs)))
     with pytest.raises(ImportError) as error:
@@ -375,13 +379,7 @@ def test_a_step_of_training_says_which_method_returns_another_number_of_values(
 
 def test_a_step_of_training_refuses_a_key_that_trl_has_added(tmp_path, tokenizer, monkeypatch):
     """As its source does not show it: before the batch is cut, joined or trained on."""
-    trainer = Mem1GRPOTrainer(
-        model=tiny_model("llama"),
-        reward_funcs=lambda completions, **kwargs: [float(index) for index in range(len(completions))],
-        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_completion_length=6, max_steps=1)),
-        train_dataset=lookup_dataset().remove_columns("secret"),
-        processing_class=tokenizer,
-    )
+    trainer = trainer_of_one_step(tmp_path, tokenizer)
     original = GRPOTrainer._generate_and_score_completions
 
     def more(self, inputs):
@@ -451,13 +449,7 @@ def test_the_keys_that_trl_makes_are_known_except_those_of_images():
 
 def test_a_list_with_one_entry_for_each_row_is_not_handed_to_every_micro_batch(tmp_path, tokenizer):
     """A key that `extend_batch` adds: TRL cuts the list by rows, and the seam would not know that it is one."""
-    trainer = Mem1GRPOTrainer(
-        model=tiny_model("llama"),
-        reward_funcs=lambda completions, **kwargs: [float(index) for index in range(len(completions))],
-        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_completion_length=6, max_steps=1)),
-        train_dataset=lookup_dataset().remove_columns("secret"),
-        processing_class=tokenizer,
-    )
+    trainer = trainer_of_one_step(tmp_path, tokenizer)
     trainer.extend_batch = lambda batch, trajectories, rewards: batch.update(names=list("abcdefgh")[: len(rewards)])
     with pytest.raises(ValueError, match="The batch has the key 'names'"):
         trainer.train()

@@ -137,8 +137,10 @@ def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
     for place in places:
         if not place.is_dir():
             raise FileNotFoundError(f"{str(place)!r} is not a directory: pass the output directory of a run.")
-    root = places[0] if len(places) == 1 else Path(os.path.commonpath([place.absolute() for place in places]))
-    places = places if len(places) == 1 else [place.absolute() for place in places]
+    root = places[0]
+    if len(places) > 1:
+        places = [place.absolute() for place in places]
+        root = Path(os.path.commonpath(places))
     found = [_read_result(path) for path in _below(places, "evaluation/*.json")]
     series, shown = find_series([result for result in found if result is not None], root)
     results = _told_apart(shown, root)

@@ -15,7 +15,7 @@ from ..protocol.encoding import decode
 from ..protocol.turn_text import encode_closed
 from ..protocol.untrusted import strip_unencodable
 from .chat_client import MAX_STOPS, first_choice
-from .decoding import beyond_openai
+from .decoding_modes import changing
 from .server_calls import ServerCalls
 from .server_errors import ServerError, part, status_of
 from .stopping import Completion, StopStringFinder, finish_completion, text_before_stops
@@ -200,7 +200,11 @@ class CompletionsEndpoint:
             "top_p": options["top_p"] if options["top_p"] != 1.0 else None,
             **self.request_kwargs,
         }
-        request["extra_body"] = {**offer.extra, **beyond_openai(options), **(request.get("extra_body") or {})}
+        request["extra_body"] = {
+            **offer.extra,
+            **changing(options, _BEYOND_OPENAI),
+            **(request.get("extra_body") or {}),
+        }
         answer = send_streamed(self.create, _given(request), listener)
         choice = first_choice(answer)
         self._check_read(_tokens_read(answer), len(read))
@@ -255,6 +259,10 @@ class CompletionsEndpoint:
                 read,
                 sent,
             )
+
+
+_BEYOND_OPENAI = ("top_k", "min_p", "repetition_penalty")
+"""Settings that OpenAI's own API does not know."""
 
 
 def _given(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,19 +37,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **PLAIN_MODES,
 }
 
-_BEYOND_OPENAI: dict[str, tuple[Any, ...]] = {
-    "top_k": (None, 0),
-    "min_p": (None, 0.0),
-    "repetition_penalty": (None, 1.0),
-}
-"""Settings that are arguments of vLLM's API and others, with the values that change nothing."""
-
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cache_implementation", "use_cache")
-
-
-def beyond_openai(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of [`~AgentSettings.decoding_options`] that change something and are no arguments of OpenAI's API."""
-    return {name: options[name] for name, neutral in _BEYOND_OPENAI.items() if options.get(name) not in neutral}
 
 
 def ignored_decoding(model: Any) -> dict[str, Any]:

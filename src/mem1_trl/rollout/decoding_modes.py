@@ -1,11 +1,22 @@
-"""Ways of decoding in which a row of `generate` is not one context that grows by one sampled token at each step."""
+"""
+Arguments of `generate` with the values that change nothing: those of sampling, and ways of decoding in which a row is not one context that
+grows by one sampled token at each step.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "top_p": (None, 1.0),
+    "top_k": (None, 0),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+}
+"""Settings beside the temperature that every sampler knows, with the values that change nothing."""
 
 # Arguments of `generate`, with the values that keep it plain; `None` always does
 PLAIN_MODES: dict[str, tuple[Any, ...]] = {
@@ -34,6 +45,11 @@ _OWN = (
     "input_ids", "inputs", "attention_mask", "past_key_values", "cache", "generation_config", "max_length", "logits_processor", "stopping_criteria",
     "return_dict_in_generate", "stop_strings",
 )  # fmt: skip
+
+
+def changing(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of some settings of [`~AgentSettings.decoding_options`] that do change something."""
+    return {name: options[name] for name in names if options.get(name) not in NEUTRAL_SAMPLING[name]}
 
 
 def refuse_decoding_modes(options: Mapping[str, Any]) -> None:

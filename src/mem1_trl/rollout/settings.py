@@ -10,7 +10,7 @@ from typing import Any
 from ..context_rules.named import describe_rule, is_loaded, make_rule
 from ..context_rules.rule import ContextRule
 from ..typed_fields import check_fields
-from .decoding_modes import refuse_decoding_modes
+from .decoding_modes import NEUTRAL_SAMPLING, refuse_decoding_modes
 
 CHARACTERS_PER_TOKEN = (8, 32, 128)
 """
@@ -269,8 +269,7 @@ class AgentSettings:
         probability with which the token was drawn.
         """
         options = self.decoding_options()
-        neutral = {"do_sample": (True,), "top_p": (1.0, None), "top_k": (0, None), "min_p": (0.0, None)}
-        neutral["repetition_penalty"] = (1.0, None)
+        neutral = {"do_sample": (True,), **NEUTRAL_SAMPLING}
         harmless = {"temperature", *neutral, "max_new_tokens", "cache_implementation", "use_cache"}
         return all(options[name] in values for name, values in neutral.items()) and set(options) <= harmless
 

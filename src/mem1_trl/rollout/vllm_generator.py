@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .decoding import beyond_openai
+from .decoding_modes import NEUTRAL_SAMPLING, changing
 from .stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 
 if TYPE_CHECKING:
@@ -96,10 +96,7 @@ class VllmGenerator:
     def _parameters(self, stops: Sequence[str], seed: int | None) -> Any:
         from vllm import SamplingParams
 
-        options = self.settings.decoding_options()
-        more = beyond_openai(options)
-        if options["top_p"] not in (None, 1.0):
-            more["top_p"] = options["top_p"]
+        more = changing(self.settings.decoding_options(), NEUTRAL_SAMPLING)
         # An action inside a thought that the prompt has opened ends nothing: there, text is cut afterwards
         if stops and not text_before_stops(stops):
             more |= {"stop": list(stops), "include_stop_str_in_output": True}

@@ -36,7 +36,6 @@ class Distillation:
     def __init__(self, trainer: Mem1Trainer, teacher: Any = None):
         self.trainer = trainer
         self.args = trainer.args
-        self.own = teacher is None
         self._sums = [0.0, 0.0]
         self._teacher: Any = None
         if isinstance(teacher, str):
@@ -54,7 +53,7 @@ class Distillation:
     @property
     def teacher(self) -> PreTrainedModel:
         """The model that scores."""
-        return self._policy if self.own else self._teacher
+        return self._policy if self._teacher is None else self._teacher
 
     @property
     def in_loss(self) -> bool:

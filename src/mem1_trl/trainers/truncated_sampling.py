@@ -13,22 +13,20 @@ from typing import TYPE_CHECKING
 import trl
 from accelerate.logging import get_logger
 
+from ..rollout.decoding_modes import NEUTRAL_SAMPLING, changing
+
 if TYPE_CHECKING:
     from ..rollout.settings import AgentSettings
 
 logger = get_logger(__name__)
 
-_NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+_TRUNCATIONS = ("top_p", "top_k", "min_p")
 
 
 def truncations(settings: AgentSettings) -> dict[str, float]:
     """The options that keep a part of the vocabulary only, by name; empty in greedy decoding, which draws nothing."""
     options = settings.decoding_options()
-    if not options["do_sample"]:
-        return {}
-    found = {name: options.get(name) for name in _NEUTRAL}
-    kept = {"top_p": lambda value: value < 1.0, "top_k": lambda value: value > 0, "min_p": lambda value: value > 0.0}
-    return {name: value for name, value in found.items() if value is not None and kept[name](value)}
+    return changing(options, _TRUNCATIONS) if options["do_sample"] else {}
 
 
 def warn_of_truncated_sampling(settings: AgentSettings) -> None:
@@ -45,7 +43,7 @@ def warn_of_truncated_sampling(settings: AgentSettings) -> None:
     if not found:
         return
     given = ", ".join(f"{name}={value:g}" for name, value in found.items())
-    neutral = ", ".join(f"{name}={_NEUTRAL[name]:g}" for name in found)
+    neutral = ", ".join(f"{name}={NEUTRAL_SAMPLING[name][-1]:g}" for name in found)
     logger.warning(
         f"{given} draws tokens from a part of the vocabulary, but TRL {trl.__version__} takes the ratios of log-probs over all of "
         f"it, so that they do not average 1 (at top_p=0.8 about 0.90) and the gradient is of another distribution: set {neutral} "

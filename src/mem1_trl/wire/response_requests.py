@@ -59,7 +59,7 @@ _SAME = ("model", "stream", "temperature", "top_p", "tool_choice", "parallel_too
 
 
 def new_response_id() -> str:
-    """An id that nobody can guess."""
+    """A random id, so that no client can guess the id of another client's answer."""
     return f"resp_{secrets.token_hex(24)}"
 
 

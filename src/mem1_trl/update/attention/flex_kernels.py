@@ -31,8 +31,8 @@ def block_mask(tree: RowBatch, plan: AttentionPlan, reach: Reach = FULL) -> Bloc
     a block a token `q` of run `r` sees a token `k` of run `s` if `k <= q`, `k` lies before the end of what `r` sees of `s`, and
     their depths are no further apart than the reach.
 
-    The row is padded, with a run of its own, to [`padded_size`], and there is one predicate for every reach: compiled code is made again
-    for sizes of 1, for lengths that are no multiple of a block, and for another predicate.
+    The row is padded, with a run of its own, to [`padded_size`], and there is one predicate for every reach. Otherwise torch would compile
+    again for a size of 1, for a length that is not a whole number of blocks, and for each further predicate.
 
     Args:
         tree ([`RowBatch`]):
