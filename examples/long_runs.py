@@ -100,7 +100,7 @@ class Record(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.longest = max(self.longest, time.monotonic() - self.wall)
         self.cpu_seconds = time.process_time() - self.cpu
-        self.steps[state.global_step] = {"step": state.global_step, "cpu_seconds": round(self.cpu_seconds, 1)}
+        self.steps[state.global_step] = {"step": state.global_step, "cpu_seconds": round(self.cpu_seconds, 3)}
         if self.used_up or not self.deadline.leaves(1.3 * self.longest):
             control.should_save = control.should_training_stop = True
 

@@ -5,6 +5,7 @@ Test an adapter on held-out entities and write the raw result of every task; it 
     python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter --temperature 1
     python examples/smollm2/evaluate_tasks.py --label twin --adapter runs/smollm2/twin-start-seed0/adapter --context full
     python examples/smollm2/evaluate_tasks.py --label truncation --adapter runs/smollm2/twin-start-seed0/adapter --context truncate
+    python examples/smollm2/evaluate_tasks.py --label scalar --adapter runs/smollm2/start-seed0/adapter --control runs/smollm2/scalar-seed0/control.json
 
 Each line of `<label>-<objectives>-t<temperature>-seed<seed>.jsonl` is one task:
 
@@ -24,14 +25,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from model import load
-from runs import UNFINISHED, Deadline, add_options, quiet, read_lines
+from runs import TOGETHER, UNFINISHED, Deadline, add_options, quiet, read_lines
 from tasks import PROTOCOL, environment_factory, largest_state, limits, tasks
 
 from mem1_trl import Mem1Agent
-from mem1_trl.evaluation import evaluate_agent
+from mem1_trl.evaluation import ScalarControl, evaluate_agent
 
 OBJECTIVES = (1, 2, 4, 3, 6, 8)
-TOGETHER = 25
 TRUNCATED_TO = 512
 
 
@@ -57,7 +57,7 @@ def line_of(task, number, seed, n, weights):
     }
 
 
-def evaluate(agent, path, n, count, seed, deadline, split="test"):
+def evaluate(agent, path, n, count, seed, deadline, split="test", together=TOGETHER):
     """
     Play a cell to its end, or as far as the time allows; what the file holds already is not played again.
 
@@ -73,8 +73,8 @@ def evaluate(agent, path, n, count, seed, deadline, split="test"):
         if not deadline.leaves(120):
             raise SystemExit(UNFINISHED)
         begin = len(lines)
-        chunk = rows.select(range(begin, min(begin + TOGETHER, count)))
-        result = evaluate_agent(agent, chunk, environment_factory(), batch_size=TOGETHER, seed=1000 * seed + begin)
+        chunk = rows.select(range(begin, min(begin + together, count)))
+        result = evaluate_agent(agent, chunk, environment_factory(), batch_size=together, seed=1000 * seed + begin)
         new = [line_of(task, begin + task.index, seed, n, weights) for task in result.tasks]
         with path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in new))
@@ -102,6 +102,7 @@ def main():
     parser.add_argument("--adapter", type=Path, default=None, help="(default: the plain model)")
     parser.add_argument("--context", choices=["mem1", "full", "truncate"], default="mem1")
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--control", type=Path, default=None, help="constants and temperature that scalar.py found")
     parser.add_argument("--objectives", type=int, nargs="+", default=list(OBJECTIVES))
     parser.add_argument("--tasks", type=int, default=150)
     args = parser.parse_args()
@@ -117,14 +118,17 @@ def main():
         model,
         tokenizer,
         PROTOCOL,
-        batch_size=TOGETHER,
+        batch_size=args.together,
         temperature=args.temperature,
         context=args.context,
         max_context_length=TRUNCATED_TO if args.context == "truncate" else None,
         **limits(1),
     )
+    if args.control is not None:
+        agent.settings = ScalarControl.load(args.control).apply(agent.settings)
     for n, path in paths.items():
-        print(summary(args.label, n, evaluate(agent, path, n, args.tasks, args.seed, deadline)), flush=True)
+        lines = evaluate(agent, path, n, args.tasks, args.seed, deadline, together=args.together)
+        print(summary(args.label, n, lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,27 +21,25 @@ from tasks import PROTOCOL, environment_factory, limits, tasks
 from mem1_trl import Mem1Agent
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
 
-TOGETHER = 16
-
 
 def play(args, adapter, rows, path, deadline):
     """Sampled episodes of an adapter, as far as the time allows."""
     model, tokenizer = load(args.base, adapter)
-    agent = Mem1Agent(model, tokenizer, PROTOCOL, temperature=1.0, batch_size=TOGETHER, **limits(2))
-    for end in range(TOGETHER, len(rows) + TOGETHER, TOGETHER):
+    agent = Mem1Agent(model, tokenizer, PROTOCOL, temperature=1.0, batch_size=args.together, **limits(2))
+    for end in range(args.together, len(rows) + args.together, args.together):
         if not deadline.leaves(60):
             raise SystemExit(UNFINISHED)
         played = collect_trajectories(
-            agent, rows.select(range(min(end, len(rows)))), environment_factory(), path, batch_size=TOGETHER,
+            agent, rows.select(range(min(end, len(rows)))), environment_factory(), path, batch_size=args.together,
             disable_tqdm=True,
         )  # fmt: skip
     return played
 
 
-def imitate(args, like, settings, deadline):
+def imitate(args, settings, deadline):
     """Rounds of playing and learning; the adapter of the last round is the result."""
     adapter, kept_in_rounds = args.start, []
-    each = like["steps"] * like["batch_size"] // args.rounds
+    each = args.episodes // args.rounds
     for number in range(1, args.rounds + 1):
         place = args.output_dir / f"round{number}"
         rows = tasks("train", 2, each, args.seed * 100 + number)
@@ -63,7 +61,11 @@ def main():
     parser.add_argument("control", choices=["imitation", "supervised"])
     add_options(parser, None)
     parser.add_argument(
-        "--like", type=Path, required=True, help="folder of the run of train.py that it is held against"
+        "--like", type=Path, default=None, help="folder of the run of train.py that it is held against"
+    )
+    parser.add_argument("--episodes", type=int, default=None, help="of imitation, where that run is not finished yet")
+    parser.add_argument(
+        "--cpu_seconds", type=float, default=None, help="of supervised training, where that run is not finished yet"
     )
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -71,24 +73,32 @@ def main():
     parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     args = parser.parse_args()
-    args.output_dir = args.output_dir or args.like.with_name(f"{args.control}-{args.like.name}")
+    size = "episodes" if args.control == "imitation" else "cpu_seconds"
+    if args.output_dir is None:
+        if args.like is None:
+            parser.error("--like or --output_dir must be given")
+        args.output_dir = args.like.with_name(f"{args.control}-{args.like.name}")
     if is_done(args.output_dir):
         return
-    if not is_done(args.like):
-        parser.error(f"--like must be a finished run of train.py, but {args.like} has no done.json")
-    like = json.loads((args.like / "done.json").read_text())
+    if getattr(args, size) is None:
+        if args.like is None or not is_done(args.like):
+            parser.error(
+                f"--like must be a finished run of train.py, but {args.like} has no done.json; or --{size} must be given"
+            )
+        like = json.loads((args.like / "done.json").read_text())
+        args.episodes, args.cpu_seconds = like["steps"] * like["batch_size"], like["cpu_seconds"]
     deadline = Deadline(args.minutes)
     quiet(args)
     settings = {name: getattr(args, name) for name in ("control", "batch_size", "learning_rate", "seed")}
     if args.control == "imitation":
-        return imitate(args, like, settings, deadline)
+        return imitate(args, settings, deadline)
     model, tokenizer = load(args.base, args.start, trainable=True)
     # No step is that short, so the processor seconds end it
-    steps = max(1, int(like["cpu_seconds"]))
+    steps = max(1, int(50 * args.cpu_seconds))
     rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
     path = args.output_dir / "demonstrations.jsonl"
     dataset = demonstrations(tokenizer, rows, path, "mem1")
-    supervised(model, tokenizer, dataset, args.output_dir, steps, deadline, settings, like["cpu_seconds"], "constant")
+    supervised(model, tokenizer, dataset, args.output_dir, steps, deadline, settings, args.cpu_seconds, "constant")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def prepare(folder=BASE):
 
 def load(base, adapter=None, trainable=False):
     """
-    `(model, tokenizer)` in float32, since sampler and update lie too far apart in bfloat16.
+    `(model, tokenizer)` in float32, since sampler and update lie too far apart in bfloat16; on the GPU if there is one.
 
     Without `adapter` a new one is made if it is to be trained, else the model is the plain one.
     """
@@ -67,7 +67,7 @@ def load(base, adapter=None, trainable=False):
     elif trainable:
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
-    return model.train(trainable), tokenizer
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").train(trainable), tokenizer
 
 
 if __name__ == "__main__":

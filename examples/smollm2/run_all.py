@@ -3,6 +3,7 @@ The whole experiment, the most informative stages first; stopped at any point, i
 
     OMP_NUM_THREADS=1 nice -n 19 python examples/smollm2/run_all.py --output_dir runs/smollm2
     python examples/smollm2/run_all.py --list                              # the stages
+    python examples/smollm2/run_all.py --stages start grpo-2 --seeds 0     # a part of it; other parts may run beside it
     python examples/smollm2/run_all.py --short --base PATH --output_dir runs/short   # every kind of stage, a few steps each
 
 A stage is a command of another script here; it is over once its output is complete.
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 from model import BASE, prepare
-from runs import UNFINISHED
+from runs import TOGETHER, UNFINISHED
 
 HERE = Path(__file__).parent
 # Memory that a step gives back is kept for the next one: a third of the time else goes into fetching it from the system
@@ -27,63 +28,74 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-SHORT = {"start": ["--steps", "2"], "train": ["--batch_size", "4", "--generations", "2"]}
+SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
 
 
-def stages(out, seeds, short):
-    """`(name, script, arguments)` in order."""
-    few, many = (2, 3) if short else (50, 150)
-    steps, first = ("2", "1") if short else ("60", "20")
+LABELS = ("start", "grpo-2", "supervised", "imitation", "scalar", "grpo-mixed", "ppo-2", "twin")
 
-    def test(label, adapter, objectives, tasks, seed, *more):
-        numbers = [str(n) for n in objectives]
-        arguments = ["--label", f"{label}-seed{seed}", "--adapter", adapter, "--objectives", *numbers]
+
+def stages(out, seeds, labels, options):
+    """`(name, script, arguments)` in order; `options` are those of the command line."""
+    objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
+
+    def test(label, adapter, seed, numbers=objectives, name=None, *more):
+        arguments = ["--label", f"{name or label}-seed{seed}", "--adapter", adapter, "--tasks", options.tasks]
         return (
-            f"test {label} seed {seed}: {', '.join(numbers)} ({tasks} tasks) {' '.join(more)}".strip(),
+            f"test {name or label} seed {seed}: {', '.join(map(str, numbers))} {' '.join(map(str, more))}".strip(),
             "evaluate_tasks",
-            [*arguments, "--tasks", str(tasks), "--output_dir", out / "evaluation", "--seed", str(seed), *more],
-        )
-
-    def learn(label, seed, steps, *more):
-        arguments = ["--start", out / f"start-seed{seed}" / "adapter", "--output_dir", out / f"{label}-seed{seed}"]
-        return (
-            f"{label} seed {seed}, {steps} steps",
-            "train",
-            [*arguments, "--seed", str(seed), "--steps", steps, *more],
-        )
-
-    all_objectives = [1, 2] if short else [2, 4, 8, 1, 3, 6]
-    for seed in seeds:
-        start, grpo = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2"))
-        yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", str(seed)]
-        yield test("start", start / "adapter", [2, 1] if short else [2, 1, 4], few, seed)
-        yield learn("grpo-2", seed, first, "--objectives", "2")
-        yield test(f"grpo-2-step{first}", grpo / "adapter", [2], few, seed)
-        yield learn("grpo-2", seed, steps, "--objectives", "2")
-        yield test("grpo-2", grpo / "adapter", [2] if short else [2, 4], many, seed)
-        yield test("start", start / "adapter", [2] if short else [2, 4], many, seed)
-        like = ["--like", grpo, "--start", start / "adapter", "--seed", str(seed)]
-        for control in ("supervised", "imitation"):
-            yield f"{control} seed {seed}", "imitate", [control, *like]
-            yield test(control, _adapter_of(out / f"{control}-grpo-2-seed{seed}"), all_objectives[:2], many, seed)
-        yield test("start", start / "adapter", all_objectives[:2], many, seed, "--temperature", "1")
-        mixed = [] if short else ["3", "4"]
-        yield learn("grpo-mixed", seed, steps, "--objectives", "1", "2", *mixed)
-        yield test("grpo-mixed", out / f"grpo-mixed-seed{seed}" / "adapter", all_objectives, many, seed)
-        yield learn("ppo-2", seed, steps, "--objectives", "2", "--algorithm", "ppo")
-        yield test("ppo-2", out / f"ppo-2-seed{seed}" / "adapter", all_objectives, many, seed)
-        for label in ("start", "grpo-2"):
-            yield test(label, out / f"{label}-seed{seed}" / "adapter", all_objectives, many, seed)
-        twin = out / f"twin-start-seed{seed}"
-        yield f"twin start seed {seed}", "start", ["--output_dir", twin, "--seed", str(seed), "--context", "full"]
-        yield (
-            f"twin seed {seed}",
-            "train",
-            ["--start", twin / "adapter", "--output_dir", out / f"twin-seed{seed}", "--seed", str(seed), "--steps", steps,
-             "--context", "full"],
+            [*arguments, "--output_dir", out / "evaluation", "--seed", seed, "--together", options.together,
+             "--objectives", *numbers, *more],
         )  # fmt: skip
-        for label, context in (("twin", "full"), ("truncation", "truncate")):
-            yield test(label, out / f"twin-seed{seed}" / "adapter", all_objectives, many, seed, "--context", context)
+
+    def learn(label, start, seed, *more):
+        sizes = ["--batch_size", options.batch_size, "--generations", options.generations, "--tokens_per_pass",
+                 options.tokens_per_pass]  # fmt: skip
+        return (
+            f"{label} seed {seed}, {options.steps} steps",
+            "train",
+            ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}", "--seed", seed, "--steps", options.steps,
+             *sizes, *more],
+        )  # fmt: skip
+
+    for seed in seeds:
+        start, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2", "twin"))
+        for label in labels:
+            if label == "start":
+                yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
+                yield test("start", start / "adapter", seed)
+                yield test("start", start / "adapter", seed, objectives[:2], None, "--temperature", "1")
+            elif label == "grpo-2":
+                yield learn(label, start, seed, "--objectives", 2)
+            elif label == "grpo-mixed":
+                yield learn(label, start, seed, "--objectives", 1, 2, *([] if options.short else [3, 4]))
+            elif label == "ppo-2":
+                yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
+            elif label in ("supervised", "imitation"):
+                like = ["--like", grpo, "--start", start / "adapter", "--seed", seed, "--together", options.together]
+                yield f"{label} seed {seed}", "imitate", [label, *like]
+                yield test(label, _adapter_of(out / f"{label}-grpo-2-seed{seed}"), seed)
+            elif label == "scalar":
+                place = out / f"scalar-seed{seed}"
+                search = [
+                    "--start",
+                    start / "adapter",
+                    "--output_dir",
+                    place,
+                    "--seed",
+                    seed,
+                    "--together",
+                    options.together,
+                ]
+                yield f"scalar seed {seed}", "scalar", search
+                yield test("scalar", start / "adapter", seed, objectives, None, "--control", place / "control.json")
+            else:
+                before, full = out / f"twin-start-seed{seed}", ("--context", "full")
+                yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
+                yield learn("twin", before, seed, *full)
+                yield test("twin", twin / "adapter", seed, objectives, None, *full)
+                yield test("twin", twin / "adapter", seed, objectives, "truncation", "--context", "truncate")
+            if label in ("grpo-2", "grpo-mixed", "ppo-2"):
+                yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
 
 def _adapter_of(folder):
@@ -93,17 +105,19 @@ def _adapter_of(folder):
     return Path(named) if named else folder / "adapter"
 
 
-def only_one(folder):
-    """A lock that the running stage holds, too, so that a second driver does not write into the same files."""
+def only_one(folder, seeds, labels):
+    """Locks that the running stage holds, too, so that no second driver writes into the same files; others may run beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "run_all.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SystemExit(
-            f"{folder} must be written by one run at a time, but another one, or a stage of it, is still running."
-        ) from None
-    return lock
+    locks = []
+    for name in (f"{label}-seed{seed}" for seed in seeds for label in labels):
+        locks.append((folder / f"{name}.lock").open("w"))
+        try:
+            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"{name} in {folder} must be written by one run at a time, but another one, or a stage of it, is still running."
+            ) from None
+    return locks
 
 
 def main():
@@ -111,6 +125,15 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--base", type=Path, default=BASE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--stages", nargs="+", choices=LABELS, default=list(LABELS), help="those of other stages must be done"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="of reinforcement")
+    parser.add_argument("--batch_size", type=int, default=16, help="episodes of a step of reinforcement")
+    parser.add_argument("--generations", type=int, default=4, help="episodes for each task with GRPO")
+    parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
+    parser.add_argument("--tasks", type=int, default=150, help="tasks of a test")
+    parser.add_argument("--together", type=int, default=TOGETHER, help="episodes that are played at once in tests")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long")
     parser.add_argument(
@@ -119,21 +142,25 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the stages")
     args = parser.parse_args()
     began = time.monotonic()
+    if args.short:
+        args.steps, args.batch_size, args.generations, args.tasks = 2, 4, 2, 3
+    planned = stages(args.output_dir, args.seeds, args.stages, args)
     if args.list:
-        for name, script, arguments in stages(args.output_dir, args.seeds, args.short):
+        for name, script, arguments in planned:
             print(f"{name}: {script}.py {' '.join(map(str, arguments))}")
         return
-    lock = only_one(args.output_dir)
+    locks = only_one(args.output_dir, args.seeds, args.stages)
     base = prepare(args.base)
     environment = {"OMP_NUM_THREADS": str(args.threads), **KEEP_MEMORY, **os.environ}
-    for name, script, arguments in stages(args.output_dir, args.seeds, args.short):
+    for name, script, arguments in planned:
         print(f"== {name}, {time.strftime('%H:%M:%S')}", flush=True)
         command = [sys.executable, HERE / f"{script}.py", *arguments, "--base", base, "--threads", str(args.threads)]
         command += SHORT.get(script, []) if args.short else []
         if args.minutes is not None:
             left = args.minutes - (time.monotonic() - began) / 60
             command += ["--minutes", f"{max(left, 0):.2f}"]
-        status = subprocess.run(list(map(str, command)), env=environment, pass_fds=[lock.fileno()]).returncode
+        kept = [lock.fileno() for lock in locks]
+        status = subprocess.run(list(map(str, command)), env=environment, pass_fds=kept).returncode
         if status == UNFINISHED:
             print(f"The time is up during {name}: start again to go on.", flush=True)
             raise SystemExit(UNFINISHED)

@@ -19,7 +19,10 @@ from long_runs import (
 )
 from model import BASE
 
+TOGETHER = 25
+
 __all__ = [
+    "TOGETHER",
     "UNFINISHED",
     "Deadline",
     "Record",
@@ -40,3 +43,4 @@ def add_options(parser, output_dir):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long; the next start goes on")
+    parser.add_argument("--together", type=int, default=TOGETHER, help="episodes that are played at once")

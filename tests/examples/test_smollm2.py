@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.example_modules import EXAMPLES, importing_from
@@ -125,7 +126,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     assert done["steps"] == 3 and done["cpu_seconds"] == sum(record["cpu_seconds"] for record in log.values())
 
     test = [*common, "--label", "grpo", "--adapter", grpo / "adapter", "--objectives", 1, "--output_dir", tmp_path]
-    monkeypatch.setattr(example("evaluate_tasks"), "TOGETHER", 2)
+    test += ["--together", 2]
     assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 2) == 0
     path = tmp_path / "grpo-1-t0-seed0.jsonl"
     before = path.read_text()
@@ -139,29 +140,46 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
         like = [control, *common, "--like", grpo, "--start", start / "adapter", "--rounds", 2]
         assert run(example, monkeypatch, "imitate", *like) == 0
     supervised = json.loads((tmp_path / "supervised-grpo" / "done.json").read_text())
-    assert supervised["cpu_seconds"] >= done["cpu_seconds"] or supervised["steps"] == max(1, int(done["cpu_seconds"]))
+    assert done["cpu_seconds"] <= supervised["cpu_seconds"]
     imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
     assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
 
+    control = tmp_path / "scalar" / "control.json"
+    search = [*common, "--start", start / "adapter", "--output_dir", control.parent, "--tasks", 2, "--values", 2.0]
+    assert run(example, monkeypatch, "scalar", *search) == 0
+    tried = json.loads(control.read_text())["tried"]
+    assert [one["temperature"] for one in tried[:3]] == [0.0, 0.5, 1.0] and len(tried) == 3 + 3
+    test[test.index("grpo")] = "scalar"
+    assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 2, "--control", control) == 0
+    assert len((tmp_path / "scalar-1-t0-seed0.jsonl").read_text().splitlines()) == 2
 
-def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example):
-    written = set()
-    for name, script, arguments in example("run_all").stages(Path("out"), [0, 1], short=False):
+
+def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example, tmp_path):
+    run_all, written = example("run_all"), set()
+    options = SimpleNamespace(
+        short=False, tasks=150, together=25, batch_size=16, generations=4, tokens_per_pass=1200, steps=60
+    )
+    for name, script, arguments in run_all.stages(tmp_path, [0, 1], run_all.LABELS, options):
         values = list(map(str, arguments))
-        for option in ("--start", "--adapter", "--like"):
+        for option in ("--start", "--adapter", "--like", "--control"):
             if option in values:
                 read = Path(values[values.index(option) + 1])
                 assert (read if option == "--like" else read.parent) in written, name
         if script == "imitate":
-            written.add(Path(f"out/{values[0]}-{Path(values[values.index('--like') + 1]).name}"))
+            place = tmp_path / f"{values[0]}-{Path(values[values.index('--like') + 1]).name}"
+            (place / "done.json").parent.mkdir()
+            (place / "done.json").write_text(json.dumps({"adapter": str(place / "adapter")}))
+            written.add(place)
         else:
             written.add(Path(values[values.index("--output_dir") + 1]))
 
 
-def test_a_second_driver_is_refused_while_the_first_or_its_stage_runs(example, tmp_path):
+def test_a_second_driver_is_refused_only_while_the_same_stage_runs(example, tmp_path):
     run_all = example("run_all")
-    first = run_all.only_one(tmp_path)
-    with pytest.raises(SystemExit, match="one run at a time"):
-        run_all.only_one(tmp_path)
-    first.close()
-    run_all.only_one(tmp_path).close()
+    first = run_all.only_one(tmp_path, [0, 1], ["start", "grpo-2"])
+    with pytest.raises(SystemExit, match=r"grpo-2-seed1 in .* must be written by one run at a time"):
+        run_all.only_one(tmp_path, [1], ["ppo-2", "grpo-2"])
+    for lock in [*run_all.only_one(tmp_path, [1], ["ppo-2"]), *first]:
+        lock.close()
+    for lock in run_all.only_one(tmp_path, [1], ["grpo-2"]):
+        lock.close()

@@ -1,0 +1,44 @@
+"""
+The best constants on logits of the supervised start, and its best temperature, for two objectives: what no training is needed for.
+
+    python examples/smollm2/scalar.py                      # into runs/smollm2/scalar-seed0
+    python examples/smollm2/evaluate_tasks.py --label scalar --adapter runs/smollm2/start-seed0/adapter --control runs/smollm2/scalar-seed0/control.json
+
+They are searched on tasks of the train split, since those of the test are for the test alone.
+"""
+
+import argparse
+from pathlib import Path
+
+from model import load
+from runs import add_options, quiet
+from tasks import PROTOCOL, environment_factory, limits, tasks
+
+from mem1_trl import Mem1Agent
+from mem1_trl.evaluation import search_scalar_control
+
+TOKENS = ("<answer", "<search", "</think")  # which end the episode, go on, and end the state
+VALIDATION = 7919
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, Path("runs/smollm2/scalar-seed0"))
+    parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--values", type=float, nargs="+", default=[-2.0, 2.0], help="constants to try, in nats")
+    args = parser.parse_args()
+    path = args.output_dir / "control.json"
+    if path.is_file():
+        return
+    quiet(args)
+    agent = Mem1Agent(*load(args.base, args.start), PROTOCOL, batch_size=args.together, **limits(2))
+    search_scalar_control(
+        agent, tasks("train", 2, args.tasks, VALIDATION + args.seed), environment_factory(), TOKENS, values=args.values,
+        temperatures=(0.0, 0.5, 1.0), most=1, batch_size=args.together, seed=args.seed,
+        on_setting=lambda tried: print(tried, flush=True),
+    ).save(path)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
