@@ -21,8 +21,6 @@ from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Asked of the driver's library and not of CUDA, which no fork could use afterwards
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [

@@ -1,7 +1,8 @@
-"""A check, what it finds, and running several, each in a process of its own."""
+"""A check, what it finds, and running several in a process beside this one."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -119,49 +120,85 @@ def outcome_of(check: Check, setting: Setting) -> Outcome:
     return done("different" if finding.differs else "as expected", finding)
 
 
+class Worker:
+    """
+    A process that makes checks, one after the other.
+
+    It is started anew and not forked: what a fork inherits of CUDA cannot be used, and some libraries take hold of CUDA when they are imported
+    (bitsandbytes, by way of PEFT).
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other,), daemon=True)
+        self.process.start()
+        other.close()
+
+    def make(self, check: Check, setting: Setting, seconds: float) -> Outcome:
+        """What a check finds, within so many seconds."""
+        began = time.perf_counter()
+        try:
+            self.pipe.send((check, setting))
+            if self.pipe.poll(seconds):
+                found: Outcome = self.pipe.recv()
+                return found
+            reason = f"it had not ended after {seconds:.0f} seconds"
+        except (EOFError, OSError):
+            self.process.join()
+            reason = f"its process ended with exit status {self.process.exitcode}"
+        return Outcome(check.name, "failed", round(time.perf_counter() - began, 1), reasons=[reason])
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
 def outcomes(checks: list[Check], setting: Setting, seconds: float) -> Iterator[Outcome]:
     """
-    What checks find, one after the other, each in a fork: an error of a GPU ends its process, and not the others.
+    What checks find, one after the other, in another process; after a failed one in a new one, since an error of a GPU stays with its process.
 
     Args:
         checks (`list[Check]`):
-            The checks.
+            The checks. Their functions must be importable.
         setting ([`Setting`]):
             Where they run.
         seconds (`float`):
             Time for all of them. A check that has not ended by then is ended, and those after it are skipped.
     """
-    end = time.perf_counter() + seconds
-    context = multiprocessing.get_context("fork")  # the libraries are imported already
-    for check in checks:
-        left = end - time.perf_counter()
-        if left <= 0:
-            yield Outcome(check.name, "skipped", 0.0, reasons=[f"the {seconds:g} seconds were over"])
-            continue
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_send, args=(sender, check, setting))
-        began = time.perf_counter()
-        process.start()
-        sender.close()
-        try:
-            found = receiver.recv() if receiver.poll(left) else None
-            reason = f"it had not ended after {left:.0f} seconds"
-        except EOFError:
-            process.join()
-            found, reason = None, f"its process ended with exit status {process.exitcode}"
-        if process.is_alive() and found is None:
-            process.kill()  # a handler of the parent, which the fork has, may take the milder signal
-        process.join()
-        yield found or Outcome(check.name, "failed", round(time.perf_counter() - began, 1), reasons=[reason])
+    end, worker = time.perf_counter() + seconds, None
+    try:
+        for check in checks:
+            left = end - time.perf_counter()
+            if left <= 0:
+                yield Outcome(check.name, "skipped", 0.0, reasons=[f"the {seconds:g} seconds were over"])
+                continue
+            worker = worker or Worker()
+            found = worker.make(check, setting, left)
+            if found.outcome == "failed":
+                worker.end()
+                worker = None
+            yield found
+    finally:
+        if worker is not None:
+            worker.end()
 
 
-def _send(sender: Any, check: Check, setting: Setting) -> None:
-    """What a check finds, through a pipe; what libraries print meanwhile is dropped."""
+def _serve(pipe: Any) -> None:
+    """Make the checks that come through a pipe; what libraries print meanwhile is dropped."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    if setting.device == "cpu":
-        torch.set_num_threads(1)  # threads of the parent do not exist in a fork
-    sender.send(outcome_of(check, setting))
+    while True:
+        try:
+            check, setting = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(outcome_of(check, setting))
+        gc.collect()
+        if setting.device == "cuda":
+            torch.cuda.empty_cache()

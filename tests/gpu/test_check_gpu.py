@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-import time
 
 import pytest
 import torch
@@ -19,7 +17,8 @@ for folder in ("scripts", "benchmarks"):
 
 import check_gpu
 from gpu_checks import exactness, speed, training
-from gpu_checks.check import Check, Finding, Setting, Skipped, outcome_of, outcomes
+from gpu_checks.check import Check, Finding, Setting, outcome_of, outcomes
+from support import some_gpu_checks
 
 HERE = Setting("cpu", short=True)
 
@@ -102,37 +101,16 @@ def test_a_benchmark_that_fails_or_is_slow_is_found(monkeypatch, tmp_path):
 # Processes
 
 
-def fine(setting):
-    finding = Finding()
-    finding.expect("number", 1.0, most=2.0)
-    return finding
-
-
-def strange(setting):
-    finding = Finding()
-    finding.expect("number", float("nan"), most=2.0)
-    finding.expect_equal("layout", "per_turn", "packed")
-    return finding
-
-
-def broken(setting):
-    raise RuntimeError("no such kernel")
-
-
-def absent(setting):
-    raise Skipped("vllm is not installed")
-
-
-def test_each_check_runs_by_itself_whatever_becomes_of_the_others(tmp_path, capfd):
-    kinds = [
-        ("crashes", lambda setting: os._exit(3)),
-        ("is fine", fine),
-        ("is strange", strange),
-        ("is broken", broken),
-        ("is absent", absent),
-    ]
+def test_each_check_runs_whatever_becomes_of_the_others(tmp_path, capfd):
+    kinds = {
+        "crashes": some_gpu_checks.crashes,
+        "is fine": some_gpu_checks.fine,
+        "is strange": some_gpu_checks.strange,
+        "is broken": some_gpu_checks.broken,
+        "is absent": some_gpu_checks.absent,
+    }
     output = tmp_path / "found.json"
-    assert check_gpu.run([Check(name, run) for name, run in kinds], HERE, 600, output) == 1
+    assert check_gpu.run([Check(name, run) for name, run in kinds.items()], HERE, 600, output) == 1
     record = json.loads(output.read_text())
     assert record["differs"] == ["crashes", "is strange", "is broken"] and record["skipped"] == ["is absent"]
     by_name = {one["name"]: (one["outcome"], one["reasons"]) for one in record["checks"]}
@@ -144,11 +122,14 @@ def test_each_check_runs_by_itself_whatever_becomes_of_the_others(tmp_path, capf
     )
     assert by_name["is broken"][0] == "failed" and by_name["is broken"][1][0].endswith(": no such kernel")
     assert by_name["is absent"] == ("skipped", ["vllm is not installed"])
-    assert "is strange: different (0 s)\n    number is nan, expected at most 2\n" in capfd.readouterr().out
+    processes = {one["measured"]["process"] for one in record["checks"] if "process" in one["measured"]}
+    assert len(processes) == 1 and os.getpid() not in processes  # libraries are imported once
+    said = capfd.readouterr().out
+    assert "is strange: different (0 s)\n    number is nan, expected at most 2\n" in said
 
 
 def test_a_check_that_does_not_end_is_ended_and_the_rest_are_skipped():
-    checks = [Check("hangs", functools.partial(lambda setting: time.sleep(600))), Check("comes after", fine)]
+    checks = [Check("hangs", some_gpu_checks.hangs), Check("comes after", some_gpu_checks.fine)]
     hangs, after = outcomes(checks, HERE, seconds=1.0)
     assert hangs.outcome == "failed" and hangs.reasons == ["it had not ended after 1 seconds"]
     assert after.outcome == "skipped" and after.reasons == ["the 1 seconds were over"]

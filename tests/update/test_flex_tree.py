@@ -308,6 +308,26 @@ def test_the_error_of_a_kernel_is_that_of_its_output_and_of_its_gradients(monkey
     assert math.isnan(flex_kernels._largest_error(torch.device("cpu"), torch.float32, 16, 16))
 
 
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+def test_the_first_to_ask_may_be_any_pass(monkeypatch, caplog, mode):
+    """A rollout or the pass of old log-probs asks before an update does, and the answer is remembered."""
+    real = flex_kernels._largest_error
+    errors = []
+
+    def on_the_cpu(device, *sizes):
+        assert not torch.is_autocast_enabled(GPU.type)
+        errors.append(real(torch.device("cpu"), *sizes))
+        return errors[-1]
+
+    monkeypatch.setattr(flex_kernels, "_largest_error", on_the_cpu)
+    monkeypatch.setattr(flex_kernels, "attend", attention_of(tree_context_mask(TREES["small"])[:, None]))
+    with mode():
+        assert asked_anew(torch.bfloat16 if mode not in (torch.no_grad, torch.inference_mode) else torch.float32)
+    assert caplog.records == [] and len(errors) == 1
+
+
 def test_the_answer_is_remembered_by_device_type_and_head(monkeypatch):
     asked = []
     monkeypatch.setattr(flex_kernels, "_largest_error", lambda *args: asked.append(args) or 0.0)

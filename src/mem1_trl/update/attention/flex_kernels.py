@@ -179,7 +179,9 @@ def flex_attention_is_exact(
     if device.type != "cuda":
         return False
     try:
-        error = _largest_error(device, dtype, head_dim, value_dim or head_dim)
+        # The first to ask may be a pass without gradients or under autocast, and the answer is kept for all of them
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            error = _largest_error(device, dtype, head_dim, value_dim or head_dim)
     except Exception as problem:  # compiling a kernel may fail in many ways, and one row per turn is there instead
         logger.warning(
             f"One row per turn instead of FlexAttention over a tree, which failed here: {type(problem).__name__}: {problem}"

@@ -126,9 +126,9 @@ def can_plan(model: Any, device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
-    return all(
-        flex_kernels.flex_attention_is_exact(device, module_dtype(model), *sizes) for sizes in head_sizes(model)
-    )
+    in_autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if in_autocast else module_dtype(model)
+    return all(flex_kernels.flex_attention_is_exact(device, dtype, *sizes) for sizes in head_sizes(model))
 
 
 _WITHOUT_PLANS: set[str] = set()
