@@ -34,6 +34,7 @@ def configuration(args):
         max_tokens_per_micro_batch=args.tokens_per_pass,
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant",  # so that a run can be made longer
+        layout=args.layout,
         beta=0.0,
         temperature=1.0,
         gradient_checkpointing=False,
@@ -66,6 +67,7 @@ def parse_arguments():
     parser.add_argument("--value_learning_rate", type=float, default=5e-4)
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--lam", type=float, default=1.0)
+    parser.add_argument("--layout", choices=["packed", "per_turn"], default="packed", help="of the update, exact in both")
     parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
     return parser.parse_args()
 
