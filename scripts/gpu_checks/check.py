@@ -15,6 +15,12 @@ from typing import Any
 
 import torch
 
+LONGEST = 180.0
+"""Seconds that one check may take, its compilation included."""
+
+START = 120.0
+"""Seconds that a process may take to import its libraries."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -134,20 +140,20 @@ class Worker:
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
         self.process.start()
         other.close()
+        if self.pipe.poll(START):  # libraries are imported
+            self.pipe.recv()
 
-    def make(self, check: Check, setting: Setting, seconds: float) -> Outcome:
-        """What a check finds, within so many seconds."""
+    def make(self, check: Check, setting: Setting, seconds: float) -> Outcome | None:
+        """What a check finds; `None` if it has not ended after so many seconds."""
         began = time.perf_counter()
         try:
             self.pipe.send((check, setting))
-            if self.pipe.poll(seconds):
-                found: Outcome = self.pipe.recv()
-                return found
-            reason = f"it had not ended after {seconds:.0f} seconds"
+            found: Outcome | None = self.pipe.recv() if self.pipe.poll(seconds) else None
         except (EOFError, OSError):
             self.process.join()
             reason = f"its process ended with exit status {self.process.exitcode}"
-        return Outcome(check.name, "failed", round(time.perf_counter() - began, 1), reasons=[reason])
+            found = Outcome(check.name, "failed", round(time.perf_counter() - began, 1), reasons=[reason])
+        return found
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -166,7 +172,8 @@ def outcomes(checks: list[Check], setting: Setting, seconds: float) -> Iterator[
         setting ([`Setting`]):
             Where they run.
         seconds (`float`):
-            Time for all of them. A check that has not ended by then is ended, and those after it are skipped.
+            Time for all of them. A check that has not ended by then is ended, and those after it are skipped. One that takes more than
+            [`LONGEST`] of it has failed.
     """
     end, worker = time.perf_counter() + seconds, None
     try:
@@ -176,8 +183,16 @@ def outcomes(checks: list[Check], setting: Setting, seconds: float) -> Iterator[
                 yield Outcome(check.name, "skipped", 0.0, reasons=[f"the {seconds:g} seconds were over"])
                 continue
             worker = worker or Worker()
-            found = worker.make(check, setting, left)
-            if found.outcome == "failed":
+            left = max(0.0, end - time.perf_counter())
+            limit = min(left, LONGEST)
+            found = worker.make(check, setting, limit)
+            if found is None and limit < left:
+                found = Outcome(check.name, "failed", limit, reasons=[f"it had not ended after {limit:.0f} seconds"])
+            elif found is None:
+                found = Outcome(
+                    check.name, "skipped", limit, reasons=[f"the {seconds:g} seconds were over before it ended"]
+                )
+            if found.outcome == "failed" or found.seconds == limit:
                 worker.end()
                 worker = None
             yield found
@@ -193,6 +208,7 @@ def _serve(pipe: Any) -> None:
         os.dup2(nowhere, stream)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    pipe.send("ready")
     while True:
         try:
             check, setting = pipe.recv()

@@ -16,6 +16,7 @@ for folder in ("scripts", "benchmarks"):
     sys.path.append(str(ROOT / folder))
 
 import check_gpu
+import gpu_checks.check
 from gpu_checks import exactness, speed, training
 from gpu_checks.check import Check, Finding, Setting, outcome_of, outcomes
 from support import some_gpu_checks
@@ -128,11 +129,15 @@ def test_each_check_runs_whatever_becomes_of_the_others(tmp_path, capfd):
     assert "is strange: different (0 s)\n    number is nan, expected at most 2\n" in said
 
 
-def test_a_check_that_does_not_end_is_ended_and_the_rest_are_skipped():
+def test_a_check_that_does_not_end_is_ended(monkeypatch):
     checks = [Check("hangs", some_gpu_checks.hangs), Check("comes after", some_gpu_checks.fine)]
-    hangs, after = outcomes(checks, HERE, seconds=1.0)
-    assert hangs.outcome == "failed" and hangs.reasons == ["it had not ended after 1 seconds"]
+    hangs, after = outcomes(checks, HERE, seconds=1.0)  # since the time of all of them is over
+    assert hangs.outcome == "skipped" and hangs.reasons == ["the 1 seconds were over before it ended"]
     assert after.outcome == "skipped" and after.reasons == ["the 1 seconds were over"]
+    monkeypatch.setattr(gpu_checks.check, "LONGEST", 1.0)
+    hangs, after = outcomes(checks, HERE, seconds=600)  # since it takes longer than any
+    assert hangs.outcome == "failed" and hangs.reasons == ["it had not ended after 1 seconds"]
+    assert after.outcome == "as expected"
 
 
 @pytest.mark.gpu
