@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agents import TOGETHER, TRAINED_ON, load_agent
+from agents import TOGETHER, TRAINED_ON, freeze_embeddings, load_agent
 from datasets import Dataset
 from long_runs import UNFINISHED, Deadline, is_done, quiet, supervised, write_json
 from world import ASKED, LEVELS, Passages, draw_task
@@ -93,6 +93,7 @@ def main():
         kept.append(len(chosen))
         if chosen and not is_done(place):
             dataset = demonstration_dataset(chosen)
+            freeze_embeddings(agent.model)
             steps = max(1, args.epochs * len(dataset) // args.batch_size)
             supervised(
                 agent.model,

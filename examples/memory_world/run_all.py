@@ -27,6 +27,7 @@ from mem1_trl.evaluation import ScalarControl, search_scalar_control
 
 HERE = Path(__file__).parent
 ABLATIONS = {  # label -> options of train.py; of the first seed
+    "grpo-embeddings": ["--train_embeddings"],
     "grpo-no-carry": ["--without_carry"],
     "grpo-stitched": ["--layout", "paper"],
     "ppo-token": ["--algorithm", "ppo"],
@@ -120,7 +121,7 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path("runs/memory-world"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=330)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--warm_up_steps", type=int, default=900)
     parser.add_argument("--tasks", type=int, default=200, help="tasks of a cell of the tests")

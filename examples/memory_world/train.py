@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agents import TRAINED_ON, limits, state_rows
+from agents import TRAINED_ON, freeze_embeddings, limits, state_rows
 from datasets import Dataset
 from long_runs import Deadline, Record, finish, is_done, quiet
 from transformers import AutoTokenizer, PrinterCallback
@@ -110,7 +110,10 @@ def parse_arguments():
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--layout", choices=["packed", "paper"], default="packed")
     parser.add_argument("--without_carry", action="store_true", help="go on from `choose` to the cue at once")
-    parser.add_argument("--steps", type=int, default=330)
+    parser.add_argument(
+        "--train_embeddings", action="store_true", help="what words are said, and which are not, is learned, too"
+    )
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
     parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
     parser.add_argument("--learning_rate", type=float, default=7e-4)
@@ -148,8 +151,10 @@ def main():
         callbacks=[record],
     )
     trainer.remove_callback(PrinterCallback)
+    if not args.train_embeddings:
+        freeze_embeddings(trainer.model)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
-    names = ["algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "beta", "gamma", "lam", "seed"]  # fmt: skip
+    names = ["algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "beta", "gamma", "lam", "train_embeddings", "seed"]  # fmt: skip
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names}, "model")
 
 
