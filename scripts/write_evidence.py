@@ -46,7 +46,7 @@ class World:
     @property
     def names(self) -> dict[str, str]:
         """Label -> name of the agents of the table: GRPO, its start and its controls."""
-        ablations = ("twin-start", "grpo-no-carry", "grpo-stitched", "ppo-token", "ppo-discounted")
+        ablations = ("twin-start", "grpo-embeddings", "grpo-no-carry", "grpo-stitched", "ppo-token", "ppo-discounted")
         return {label: name for label, name in self.results["names"].items() if label not in ablations}
 
     def beside(self, label: str) -> str:

@@ -32,6 +32,7 @@ NAMES = {
     "best_of_group": "imitation of the best of each group",
     "twin": "full history, GRPO",
     "twin-start": "full history, before RL",
+    "grpo-embeddings": "GRPO, embeddings trained, too",
     "grpo-no-carry": "GRPO, no level `carry` in training",
     "grpo-stitched": "GRPO, stitched mask",
     "ppo-token": "PPO",

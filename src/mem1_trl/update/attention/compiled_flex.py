@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._dynamo import exc
+from torch.nn.attention import flex_attention as _module
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import flex_attention as _flex_attention
 
@@ -18,6 +19,9 @@ _OVERRUN: Any = getattr(exc, "FailOnRecompileLimitHit", ())
 
 
 flex_attention: Any = _flex_attention  # its overloads know no plain `bool`
+
+AuxRequest: Any = getattr(_module, "AuxRequest", None)
+"""How torch is asked for more than the output, from 2.9 on; `return_lse` is on its way out."""
 
 
 class CompileLimitReached(RuntimeError):
@@ -34,9 +38,16 @@ def attention(
 ) -> Any:
     """FlexAttention as it is written, which is a dense product where it is not compiled; with `return_lse`, a pair."""
     grouped = query.shape[1] != key.shape[1]
-    return flex_attention(
-        query, key, value, block_mask=block_mask, scale=scale, enable_gqa=grouped, return_lse=return_lse
+    if not return_lse:
+        return flex_attention(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=grouped)
+    if AuxRequest is None:
+        return flex_attention(
+            query, key, value, block_mask=block_mask, scale=scale, enable_gqa=grouped, return_lse=True
+        )
+    output, beside = flex_attention(
+        query, key, value, block_mask=block_mask, scale=scale, enable_gqa=grouped, return_aux=AuxRequest(lse=True)
     )
+    return output, beside.lse
 
 
 def compiled(
