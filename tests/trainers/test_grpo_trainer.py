@@ -567,6 +567,11 @@ class WithoutReward(LookupEnvironment):
 NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
 
 
+def test_a_protocol_is_named_as_that_of_an_agent_is(tmp_path, tokenizer):
+    trainer = make(tmp_path, tiny_model("llama"), tokenizer, protocol="reference", max_observation_length=200)
+    assert trainer.protocol == Mem1Protocol.reference()
+
+
 @pytest.mark.parametrize(
     ("error", "kwargs", "words"),
     [
@@ -583,7 +588,8 @@ NO_TOOLS = {"environment": None, "reward_funcs": odd_reward}
         (ValueError, {"environment": {"a": LookupEnvironment}, "train_dataset": None}, "`train_dataset` is missing"),
         (ValueError, {"environment": None, "train_dataset": None, "reward_funcs": odd_reward}, "`train_dataset` is missing"),
         (ValueError, {"protocol": Mem1Protocol(action_tags={"find": "lookup"})}, "The tag 'find' calls 'lookup'"),
-        (TypeError, {"protocol": "paper"}, "`protocol` must be a Mem1Protocol, or None for the one saved with the model, got a str"),
+        (TypeError, {"protocol": 7}, "`protocol` must be a Mem1Protocol, the name of a preset, or None for the one saved with the model, got a int"),
+        (ValueError, {"protocol": "papier"}, "protocol is 'papier', but must be one of default, paper, reference, "),
         (ValueError, {"max_context_length": 5}, "Row 2 of the train dataset has a task prompt of 7 tokens"),
         (ValueError, {"max_context_length": 30}, r"A context may need 59 tokens \(prompt 7, .* 12, .* 40\)"),
         (ValueError, {"max_observation_length": 5}, "max_observation_length=5 is less than"),

@@ -39,7 +39,7 @@ def named_protocol(name: str) -> Mem1Protocol:
     if name in PRESETS:
         return PRESETS[name]()
     if not Path(name).is_dir():
-        raise ValueError(f"protocol is {name!r}, but must be one of {', '.join(PRESETS)}, or a directory")
+        raise ValueError(f"protocol is {name!r}, but must be one of {', '.join(PRESETS)}, or a directory.")
     return Mem1Protocol.from_pretrained(name)
 
 

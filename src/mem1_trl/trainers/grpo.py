@@ -70,8 +70,9 @@ class Mem1GRPOTrainer(Mem1Trainer):
             episode; every other public method with a docstring is an action; `get_reward()`, if there, scores the episode, and
             `get_turn_reward()` each turn; `done`, if there, ends it. With a dictionary, the column `environment` of a row chooses. `None` is one turn
             without environment.
-        protocol ([`Mem1Protocol`], *optional*):
-            Tags, instructions and hints. `None` uses `<think>` for the state, one tag per action, and `<answer>`.
+        protocol ([`Mem1Protocol`] or `str`, *optional*):
+            Tags, instructions and hints, or the name of a preset, such as `"paper"`, as in [`Mem1Agent`]. `None` uses the
+            one saved with the model, or `<think>` for the state, one tag per action, and `<answer>`.
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             With `args.distillation_weight`, the teacher: an id, a path or a model that shares the tokenizer. `None` takes
             `args.teacher_model_name_or_path`, and without that the policy itself, with the whole history in view.
@@ -107,7 +108,7 @@ class Mem1GRPOTrainer(Mem1Trainer):
         tools: Any = None,
         rollout_func: Any = None,
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         teacher_model: str | PreTrainedModel | None = None,
     ):
         if args is None:

@@ -88,7 +88,7 @@ class Mem1Trainer(TrajectoryTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         tools: Any = None,
         rollout_func: Any = None,
         teacher_model: Any = None,

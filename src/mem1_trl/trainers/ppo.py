@@ -125,7 +125,7 @@ class Mem1PPOTrainer(CreditingTrainer):
         tools: Any = None,
         rollout_func: Any = None,
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
-        protocol: Mem1Protocol | None = None,
+        protocol: Mem1Protocol | str | None = None,
         value_model: str | PreTrainedModel | ValueModel | None = None,
         teacher_model: str | PreTrainedModel | None = None,
     ):

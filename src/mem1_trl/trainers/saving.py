@@ -15,6 +15,7 @@ from ..hub.agent_settings import find_protocol, load_agent_settings
 from ..hub.load_model import why_not_loadable
 from ..hub.model_card import CardFacts
 from ..json_text import as_json
+from ..protocol.presets import named_protocol
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.settings import AgentSettings
 
@@ -63,15 +64,18 @@ def model_source(model: Any) -> str | None:
 
 def starting_protocol(protocol: Any, model: Any) -> Mem1Protocol:
     """
-    The protocol of a run: the one that is passed, else the one saved next to the model, else the default.
+    The protocol of a run: the one that is passed, or named, else the one saved next to the model, else the default.
 
     Raises:
         `TypeError`: If something else is passed.
+        `ValueError`: If a name is neither that of a preset nor a directory.
     """
+    if isinstance(protocol, str):
+        return named_protocol(protocol)
     if protocol is not None:
         if not isinstance(protocol, Mem1Protocol):
             raise TypeError(
-                f"`protocol` must be a Mem1Protocol, or None for the one saved with the model, got a {type(protocol).__name__}."
+                f"`protocol` must be a Mem1Protocol, the name of a preset, or None for the one saved with the model, got a {type(protocol).__name__}."
             )
         return protocol
     source = model_source(model)
