@@ -69,7 +69,7 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--endpoint", "http://h/v1", "--backend", "vllm"], "mem1 eval: argument --backend: invalid choice: 'vllm' (choose from 'completions', 'chat')"),
         ([*MODEL, "--config"], "mem1 eval: --config needs the path of a YAML file"),
         ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
-        ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, webshop, or a directory"),
+        ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, webshop, or a directory."),
         ([*MODEL, "--questions", "/nowhere.jsonl"], "mem1 eval: There is no file /nowhere.jsonl: check the path."),
         ([*MODEL, "--split", "tset"], "mem1 eval: split must be 'train' or 'test', got 'tset'."),
         ([*MODEL, "--corpus", "/nowhere.jsonl"], "mem1 eval: there is no file '/nowhere.jsonl' for the corpus"),
