@@ -67,7 +67,9 @@ def parse_arguments():
     parser.add_argument("--value_learning_rate", type=float, default=5e-4)
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--lam", type=float, default=1.0)
-    parser.add_argument("--layout", choices=["packed", "per_turn"], default="packed", help="of the update, exact in both")
+    parser.add_argument(
+        "--layout", choices=["packed", "per_turn"], default="packed", help="of the update, exact in both"
+    )
     parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
     return parser.parse_args()
 
