@@ -29,6 +29,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 import torch
 from context_rules_page import write_results
 from datasets import disable_progress_bars
+from lessons import completion_row, step, whole_loss
 from long_runs import write_json
 from result_pages import commit
 from tokenizers import AddedToken
@@ -114,22 +115,11 @@ def imitate(model, turns, tokens, seed):
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     rng, read, losses = random.Random(seed), 0, []
     while read < tokens:
-        batch = rng.sample(turns, min(8, len(turns)))
-        longest = max(len(context) + len(completion) for context, completion in batch)
-        ids, labels = torch.zeros(len(batch), longest, dtype=torch.long), torch.full((len(batch), longest), -100)
-        for row, (context, completion) in enumerate(batch):
-            end = len(context) + len(completion)
-            ids[row, :end] = torch.tensor(context + completion)
-            labels[row, len(context) : end] = torch.tensor(completion)
-            read += end
+        rows = [completion_row(*turn) for turn in rng.sample(turns, min(8, len(turns)))]
+        read += sum(len(ids) for ids, _ in rows)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * max(0.05, 1 - read / tokens)
-        loss = model(input_ids=ids, labels=labels).loss  # padding is on the right, where nothing reads it
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(step(model, whole_loss(model, rows, model.config.pad_token_id), optimizer, 1.0))
     last = losses[-max(1, len(losses) // 10) :]
     return sum(last) / len(last)
 

@@ -1,9 +1,9 @@
 """
-Supervised lessons for small models made from scratch, shared by `warm_start.py` and `multi_objective/warm_up.py`.
+Supervised lessons for small models, shared by the examples that make one from scratch or let one imitate.
 
 A row is `(token ids, which of them are trained)`. Rows are drawn by functions without arguments, batched by length
-([`batches`]), and learned stage by stage ([`train`]). [`start_with_induction`] and [`look_back`] set the first attention
-heads by hand, so that copying is learned in minutes instead of an hour.
+([`batches`]), and learned in single steps ([`step`]) or stage by stage ([`train`]). [`start_with_induction`] and [`look_back`]
+set the first attention heads by hand, so that copying is learned in minutes instead of an hour.
 """
 
 import copy
@@ -59,11 +59,22 @@ def batches(draw, rng, tokens_per_batch, rows=512):
     return cut
 
 
-def logits_and_targets(model, rows, pad_id):
-    """Logits and targets at the trained tokens, and the row of each; padding is on the right, so no mask is needed."""
+def completion_row(context, completion):
+    """A row of token ids of which the completion is trained."""
+    return [*context, *completion], [False] * len(context) + [True] * len(completion)
+
+
+def padded(rows, pad_id):
+    """Token ids and trained flags of rows, padded on the right, where nothing reads it, so that no mask is needed."""
     length = max(len(ids) for ids, _ in rows)
     input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
-    trained = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])[:, 1:]
+    return input_ids, torch.tensor([flags + [False] * (length - len(flags)) for _, flags in rows])
+
+
+def logits_and_targets(model, rows, pad_id):
+    """Logits and targets at the trained tokens, and the row of each."""
+    input_ids, trained = padded(rows, pad_id)
+    trained = trained[:, 1:]
     hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
     return model.lm_head(hidden[:, :-1][trained]), input_ids[:, 1:][trained], trained.nonzero()[:, 0]
 
@@ -72,6 +83,25 @@ def masked_loss(model, rows, pad_id):
     """Mean cross-entropy in nats over the trained tokens."""
     logits, targets, _ = logits_and_targets(model, rows, pad_id)
     return F.cross_entropy(logits, targets)
+
+
+def whole_loss(model, rows, pad_id):
+    """
+    [`masked_loss`] as transformers computes it, from the logits of all tokens. It rounds differently; examples whose numbers are
+    published keep the loss that they were measured with.
+    """
+    input_ids, trained = padded(rows, pad_id)
+    return model(input_ids=input_ids, labels=input_ids.masked_fill(~trained, -100)).loss
+
+
+def step(model, loss, optimizer, largest_norm=None):
+    """One step of an optimizer, with the gradient cut to `largest_norm`. Returns the loss as a number."""
+    loss.backward()
+    if largest_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 def train(
@@ -98,13 +128,8 @@ def train(
         losses, waiting = [], []
         for _ in range(max(1, round(share * steps))):
             waiting = waiting or next_batches(draw)
-            loss = masked_loss(model, waiting.pop(), pad_id)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            losses.append(step(model, masked_loss(model, waiting.pop(), pad_id), optimizer, 1.0))
             schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
             done += 1
             if done % 50 == 0:
                 mean = sum(losses[-50:]) / len(losses[-50:])

@@ -14,20 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
 import torch
-from datasets import Dataset
+from lessons import completion_row, step, whole_loss
 from smolagents import ChatMessage, LogLevel, Model, OpenAIModel, ToolCallingAgent, tool
 from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction, get_clean_message_list
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
-
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
-from mem1_trl.gateway import GatewayEnvironment
+from tiny_trainer import first_and_last, tiny_llama, tiny_tokenizer, tiny_trainer
+from transformers import set_seed
 
 LEVERS = dict(zip(("red", "green", "blue", "white"), "ABCD"))
-TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "tiny-mem1"
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{% for call in message.tool_calls or [] %}"
     "<call {{ call.function.name }}>{{ call.function.arguments | tojson }}</call>{% endfor %}<eos>{% endfor %}"
@@ -106,19 +106,12 @@ def show_how_calls_are_written(model: Any, tokenizer: Any, steps: int) -> float:
     for number in range(64):
         play(teacher, list(LEVERS)[number % 4])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    loss = torch.zeros(())
+    loss = 0.0
     for _ in range(steps):
-        rows = [[tokenizer(text)["input_ids"] for text in example] for example in random.sample(teacher.examples, 8)]
-        longest = max(len(read) + len(said) for read, said in rows)
-        ids = torch.tensor([read + said + [0] * (longest - len(read) - len(said)) for read, said in rows])
-        labels = torch.tensor(
-            [[-100] * len(read) + said + [-100] * (longest - len(read) - len(said)) for read, said in rows]
-        )
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return loss.item()
+        drawn = random.sample(teacher.examples, 8)
+        rows = [completion_row(*(tokenizer(text)["input_ids"] for text in example)) for example in drawn]
+        loss = step(model, whole_loss(model, rows, tokenizer.pad_token_id), optimizer)
+    return loss
 
 
 def main() -> None:
@@ -129,43 +122,24 @@ def main() -> None:
     options = parser.parse_args()
 
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    tokenizer.chat_template, tokenizer.response_template = TEMPLATE, RESPONSE
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    tokenizer = tiny_tokenizer(TEMPLATE)
+    tokenizer.response_template = RESPONSE
+    model = tiny_llama(tokenizer, hidden_size=64, num_key_value_heads=4)
     print(json.dumps({"warm_up_loss": show_how_calls_are_written(model, tokenizer, options.warm_up_steps)}))
-    args = Mem1GRPOConfig(
+    trainer = tiny_trainer(
+        model,
+        tokenizer,
+        program,
+        list(LEVERS) * 8,
+        timeout=600.0,
         output_dir=options.output_dir,
         max_steps=options.steps,
         per_device_train_batch_size=16,
-        num_generations=8,
         max_completion_length=32,
         learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        bf16=False,
-    )
-    trainer = Mem1GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": list(LEVERS) * 8}),
-        environment_factory=GatewayEnvironment.factory(program, timeout=600.0),
     )
     trainer.train()
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    few = max(len(rewards) // 5, 1)
-    print(json.dumps({"first": sum(rewards[:few]) / few, "last": sum(rewards[-few:]) / few}))
+    print(json.dumps(first_and_last(trainer)))
 
 
 if __name__ == "__main__":

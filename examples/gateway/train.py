@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from openai import OpenAI
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from tiny_trainer import first_and_last, tiny_llama, tiny_tokenizer, tiny_trainer
+from transformers import set_seed
 
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
-from mem1_trl.gateway import GatewayEnvironment
-
-TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "tiny-mem1"
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -60,45 +55,21 @@ def main() -> None:
     options = parser.parse_args()
 
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    tokenizer.chat_template = TEMPLATE
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    args = Mem1GRPOConfig(
+    tokenizer = tiny_tokenizer(TEMPLATE)
+    trainer = tiny_trainer(
+        tiny_llama(tokenizer, hidden_size=32, num_key_value_heads=2),
+        tokenizer,
+        {"loop": loop, "compact": compact}[options.program],
+        ["Say something"] * 8,
+        timeout=120.0,
         output_dir=options.output_dir,
         max_steps=options.steps,
         per_device_train_batch_size=8,
-        num_generations=8,
         max_completion_length=8,
         learning_rate=5e-3,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        bf16=False,
-    )
-    trainer = Mem1GRPOTrainer(
-        model=LlamaForCausalLM(config),
-        processing_class=tokenizer,
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": ["Say something"] * 8}),
-        environment_factory=GatewayEnvironment.factory(
-            {"loop": loop, "compact": compact}[options.program], timeout=120.0
-        ),
     )
     trainer.train()
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    few = max(len(rewards) // 5, 1)
-    found = {"program": options.program, "first": sum(rewards[:few]) / few, "last": sum(rewards[-few:]) / few}
-    print(json.dumps(found))
+    print(json.dumps({"program": options.program, **first_and_last(trainer)}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import warm_start
-from lessons import batches, masked_loss, train
+from lessons import batches, completion_row, masked_loss, train, whole_loss
 
 from mem1_trl.facts import load_facts
 
@@ -45,8 +45,9 @@ def test_the_loss_is_the_mean_over_trained_tokens_whatever_the_padding(tokenizer
         for ids, trained in rows:
             logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             expected += [-logps[i - 1, ids[i]].item() for i in range(len(ids)) if trained[i]]
-        loss = masked_loss(model, rows, tokenizer.pad_token_id).item()
-    assert loss == pytest.approx(sum(expected) / 4, rel=1e-5)
+        for loss in (masked_loss, whole_loss):
+            assert loss(model, rows, tokenizer.pad_token_id).item() == pytest.approx(sum(expected) / 4, rel=1e-5)
+    assert completion_row([5, 6], (7,)) == ([5, 6, 7], [False, False, True])
 
 
 def test_first_weights_copy_repeated_text_before_any_training(tokenizer):

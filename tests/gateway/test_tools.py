@@ -180,10 +180,8 @@ def test_a_stop_string_ends_a_turn_where_it_was_sampled():
     [
         ({"stop": ["a"] * 5}, "'stop' must be a text or a list of at most 4 texts"),
         ({"stop": [""]}, "'stop' must be a text or a list of at most 4 texts"),
-        (
-            {"tools": [SCHEMA], "tool_choice": {"type": "function", "function": {"name": "search"}}},
-            "'tool_choice' must be 'auto', 'none' or 'required'",
-        ),
+        ({"tools": [SCHEMA], "tool_choice": {"type": "custom"}}, "'tool_choice' must be 'auto', 'none' or 'required'"),
+        ({"tool_choice": "required"}, "'tool_choice' asks for a tool, which must be among 'tools'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(options, sentence):
@@ -195,12 +193,12 @@ def test_what_cannot_be_asked_is_one_sentence(options, sentence):
     assert len(played(["a<|im_end|>"], program)[0].turns) == 1
 
 
-def test_libraries_that_ask_for_a_call_are_answered_with_what_was_sampled():
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "search"}}])
+def test_libraries_that_ask_for_a_call_are_answered_with_what_was_sampled(choice):
     def program(client, messages):
-        choice = client.chat.completions.create(
-            model="policy", messages=messages, tools=[SCHEMA], tool_choice="required"
-        ).choices[0]
-        assert choice.message.tool_calls is None and choice.finish_reason == "stop"
+        asked = dict(model="policy", messages=messages, tools=[SCHEMA], tool_choice=choice)
+        told = client.chat.completions.create(**asked).choices[0]
+        assert told.message.tool_calls is None and told.finish_reason == "stop"
 
     played([said("no", "No call.")], program)
 

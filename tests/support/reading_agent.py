@@ -40,6 +40,7 @@ class ReadingModel:
             self.contexts.append(context)
             self.settings.append(settings)
             ids = self.tokenizer(self.write(context), add_special_tokens=False)["input_ids"]
+            ended = len(ids) <= settings.max_completion_length
             ids = ids[: settings.max_completion_length]
             error = None
             for count in range(1, len(ids) + 1) if listener is not None else ():
@@ -49,7 +50,7 @@ class ReadingModel:
                     break
                 if not self.gate.is_set():
                     self.gate.wait(0.02)
-            found.append(Completion(() if error else tuple(ids), None, True, error=error))
+            found.append(Completion(() if error else tuple(ids), None, ended, error=error))
         return found
 
     def playing(self) -> contextlib.AbstractContextManager[None]:

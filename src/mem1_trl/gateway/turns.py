@@ -14,6 +14,7 @@ from ..protocol.protocol import Mem1Protocol
 from ..trajectory import Turn
 from ..wire.answers import ChatAnswer
 from ..wire.requests import ChatRequest, WireError
+from ..wire.stop_texts import text_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,9 +112,7 @@ class ChatTurns:
 
     def answer(self, request: ChatRequest, context: Sequence[int], ids: Sequence[int], ended: bool) -> ChatAnswer:
         """What the program is told of the sampled ids: the text up to its first stop string, or the calls and the text before them."""
-        text = decode(self.tokenizer, ids, skip_special_tokens=True)
-        found = [place for place in map(text.find, request.stop) if place >= 0]
-        text = text[: min(found, default=len(text))]
+        text = text_before(decode(self.tokenizer, ids, skip_special_tokens=True), request.stop)
         calls: list[dict[str, Any]] = []
         if request.tools and ended:
             whole = decode(self.tokenizer, ids)

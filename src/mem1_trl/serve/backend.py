@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..agent.answer_stream import AnswerStream
 from ..json_text import write_json
 from ..metrics import peak_tokens
 from ..trajectory import StopReason, Trajectory
@@ -17,7 +16,9 @@ from ..wire.answers import ChatAnswer
 from ..wire.app import ChatApp, WireLimits
 from ..wire.requests import ChatRequest, WireError
 from ..wire.server import WireServer
+from ..wire.stop_texts import UntilStop
 from .conversations import Conversations, Found
+from .playing import play_to_answer, play_to_call
 from .states import StateStore
 
 if TYPE_CHECKING:
@@ -75,12 +76,16 @@ class AgentBackend:
             ) from None
         try:
             before = len(episode.trajectory.turns)
-            content = self._play(episode, tell)
+            text = UntilStop(tell, request.stop)
+            if request.must_call:
+                play_to_call(episode, request, self.agent.settings.max_turns, tell)
+            else:
+                play_to_answer(episode, self.agent.protocol, tell, text)
             turns = episode.trajectory.turns[before:]
             calls = _calls(episode)
             state = episode.to_dict(past=False)
             state["call_ids"] = [call["id"] for call in calls]
-            answer = self._as_answer(episode, content, calls, turns)
+            answer = self._as_answer(episode, text, calls, turns)
             self.conversations.keep(request, owner, session, found, answer.message, state)
             return answer
         except (ConnectionError, RuntimeError) as error:
@@ -98,11 +103,7 @@ class AgentBackend:
     # Parts
 
     def _refuse(self, request: ChatRequest) -> None:
-        """Refuse what an agent cannot do: it writes its state in the same turn, and decides itself what it calls."""
-        if request.stop:
-            raise WireError(400, "'stop' is not supported: leave it out.", "unsupported_parameter")
-        if request.must_call:
-            raise WireError(400, "'tool_choice' must be 'auto' or 'none', got 'required'.", "unsupported_parameter")
+        """Refuse what an agent cannot do."""
         if request.tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
             raise WireError(
                 400,
@@ -171,31 +172,18 @@ class AgentBackend:
             return {**options, "max_completion_length": min(most, request.options["max_tokens"])}
         return options
 
-    def _play(self, episode: AgentEpisode, tell: Callable[[str], object]) -> str:
-        """Play to the next answer or call, telling the text of the answer. Returns what was told."""
-        stream = AnswerStream(self.agent.protocol, tell)
-        while not episode.done and not episode.calls:
-            if not stream.told:
-                stream = AnswerStream(self.agent.protocol, tell, episode.opened)
-
-            def hear(piece: str, stream: AnswerStream = stream) -> None:
-                tell("")  # whether somebody still listens
-                stream.add(piece)
-
-            episode.step(hear)
-        return stream.told if episode.answer is None else stream.finish(episode.answer)
-
     def _as_answer(
-        self, episode: AgentEpisode, content: str, calls: list[dict[str, Any]], turns: Sequence[Any]
+        self, episode: AgentEpisode, text: UntilStop, calls: list[dict[str, Any]], turns: Sequence[Any]
     ) -> ChatAnswer:
         reason = episode.trajectory.stop_reason
-        ended = "tool_calls" if calls else "stop" if reason in (StopReason.ANSWER, StopReason.DONE) else "length"
+        whole = text.stopped or reason in (StopReason.ANSWER, StopReason.DONE)
+        ended = "tool_calls" if calls else "stop" if whole else "length"
         peak = peak_tokens(Trajectory(list(turns))) if turns else 0
         with self._lock:
             self._counts["mem1_peak_tokens"] = max(self._counts["mem1_peak_tokens"], float(peak))
         about = {"turns": len(turns), "peak_tokens": peak, "stop_reason": None if reason is None else reason.value}
         return ChatAnswer(
-            content,
+            text.told,
             tuple(calls),
             ended,
             sum(len(turn.prompt_ids) for turn in turns),

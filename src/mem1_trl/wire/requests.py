@@ -69,7 +69,9 @@ class ChatRequest:
         stop (`tuple[str, ...]`):
             Texts at which an answer ends, which do not belong to it.
         must_call (`bool`):
-            Whether a call of a tool is asked for.
+            Whether the answer must be a call of a tool.
+        call_of (`str` or `None`):
+            The tool that must be called; `None` if any will do.
         parallel_calls (`bool`):
             Whether an answer may have several calls.
         instructions (`str` or `None`):
@@ -89,6 +91,7 @@ class ChatRequest:
     user: str | None = None
     stop: tuple[str, ...] = ()
     must_call: bool = False
+    call_of: str | None = None
     parallel_calls: bool = True
     instructions: str | None = None
     previous: str | None = None
@@ -130,18 +133,15 @@ def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
     messages = found.get("messages")
     if not isinstance(messages, list) or not messages:
         raise WireError(400, "'messages' must be a list of at least one message.")
-    choice = found.get("tool_choice")
-    if choice not in (None, "auto", "none", "required"):
-        raise WireError(
-            400, f"'tool_choice' must be 'auto', 'none' or 'required', got {choice!r:.60}.", "unsupported_parameter"
-        )
     tools = found.get("tools") or []
     if not isinstance(tools, list):
         raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
+    read_tools = tuple(_read_tool(tool) for tool in tools)
+    choice, call_of = _tool_choice(found.get("tool_choice"), [tool["function"]["name"] for tool in read_tools])
     stream_options = found.get("stream_options")
     return ChatRequest(
         messages=tuple(_read_message(message, number) for number, message in enumerate(messages)),
-        tools=() if choice == "none" else tuple(_read_tool(tool) for tool in tools),
+        tools=() if choice == "none" else read_tools,
         model=_text(found, "model"),
         stream=_flag(found, "stream"),
         include_usage=isinstance(stream_options, dict) and bool(stream_options.get("include_usage")),
@@ -149,6 +149,7 @@ def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
         user=_text(found, "user"),
         stop=_stop(found.get("stop")),
         must_call=choice == "required",
+        call_of=call_of,
         parallel_calls=found.get("parallel_tool_calls") is None or _flag(found, "parallel_tool_calls"),
         **more,
     )
@@ -230,6 +231,22 @@ def _read_tool(tool: Any) -> dict[str, Any]:
         raise WireError(400, f"'parameters' of the tool {function['name']!r} must be the JSON schema of an object.")
     described = {"name": function["name"], "description": str(function.get("description") or function["name"])}
     return {"type": "function", "function": {**described, "parameters": parameters}}
+
+
+def _tool_choice(value: Any, names: Sequence[str]) -> tuple[str, str | None]:
+    """`"auto"`, `"none"` or `"required"`, and the tool that must be called, if one is named."""
+    function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if value is not None and value not in ("auto", "none", "required") and not isinstance(name, str):
+        raise WireError(
+            400,
+            f"'tool_choice' must be 'auto', 'none' or 'required', or name a function, got {value!r:.60}.",
+            "unsupported_parameter",
+        )
+    if (name is not None and name not in names) or (value == "required" and not names):
+        asked = "a tool" if name is None else f"the tool {name!r:.60}"
+        raise WireError(400, f"'tool_choice' asks for {asked}, which must be among 'tools', got {names!r:.200}.")
+    return (value or "auto", None) if name is None else ("required", name)
 
 
 def _options(found: Mapping[str, Any]) -> dict[str, Any]:

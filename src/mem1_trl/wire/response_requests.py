@@ -42,6 +42,9 @@ def read_response_request(body: bytes) -> ChatRequest:
     chat = {name: found[name] for name in _SAME if name in found}
     chat["messages"] = _messages(found.get("input"))
     chat["tools"] = [{"type": one.get("type"), "function": one} if isinstance(one, dict) else one for one in tools]
+    choice = found.get("tool_choice")
+    if isinstance(choice, dict) and "function" not in choice:
+        chat["tool_choice"] = {"type": choice.get("type"), "function": choice}
     chat["max_tokens"] = found.get("max_output_tokens")
     previous, instructions = found.get("previous_response_id"), found.get("instructions")
     for name, value in (("previous_response_id", previous), ("instructions", instructions)):
