@@ -120,6 +120,22 @@ def test_pieces_of_rows_add_up_to_the_whole(settings, layout, tmp_path, tokenize
     assert cut.losses[0] == pytest.approx(float(whole.losses[0]), rel=1e-4, abs=1e-6)
 
 
+def test_what_other_turns_of_a_history_sampled_is_not_in_the_ratios_of_a_piece(tmp_path, tokenizer, actor):
+    """However unlikely it was: a ratio without bound would be inf, and NaN where it is masked."""
+    sharp = copy.deepcopy(actor)
+    with torch.no_grad():
+        sharp.lm_head.weight.mul_(500.0)
+    settings = {"context": "full", "num_iterations": 2, "max_completion_length": 64}
+    whole, played = one_step(tmp_path / "whole", sharp, tokenizer, **settings)
+    assert float(whole.batches[0]["old_per_token_logps"].min()) < -100.0
+    cut, _ = one_step(tmp_path / "cut", sharp, tokenizer, max_tokens_per_micro_batch=1, **settings)
+    assert cut.logs[0]["micro_batch/parts"] == sum(len(trajectory.turns) for trajectory in played)
+    assert float(cut.losses[0]) == pytest.approx(float(whole.losses[0]), rel=1e-3)
+    assert_same_tensors(
+        cut.gradients[0], whole.gradients[0], 1e-3
+    )  # logits of hundreds are rounded in the third digit
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

@@ -26,7 +26,7 @@ def run(tmp_path, fork_server):
         done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes)
         assert done.returncode == 0, done.stderr[-3000:]
         found = torch.load(output, weights_only=False)
-        return {"processes": found["processes"], "gradient": found["gradients"][-1], "log": found["logs"][-1]}
+        return {**found, "gradient": found["gradients"][-1], "log": found["logs"][-1]}
 
     return step
 
@@ -63,6 +63,35 @@ def test_gradient_is_independent_of_micro_batches_and_processes(run, kind):
             assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, (name, part)
         for key in ("reward", "episode/turns", "episode/dependency_length"):
             assert other["log"][key] == pytest.approx(whole["log"][key]), key
+
+
+# The second number is one below the longest trajectory: another one in a step has as many tokens, or this is the only one that is cut
+@pytest.mark.parametrize(
+    ("kind", "budgets"), [("grpo", (1, 110)), ("grpo_mean", (110,)), ("ppo", (1, 82)), ("shared", (82,))]
+)
+def test_trajectories_are_cut_at_their_branches_on_two_processes(run, kind, budgets):
+    """Two steps of one process that cuts nothing, though a process with fewer pieces has to wait for the other."""
+    whole = run(kind, processes=1, per_device=8, accumulation=1, steps=2)
+    assert whole["processes"] == 1 and len(whole["trained"][0]) == 2
+    for budget in budgets:
+        cut = run(kind, processes=2, per_device=4, accumulation=1, max_tokens=budget, steps=2)
+        passes = [log["micro_batch/parts"] for log in cut["logs"]]
+        assert cut["processes"] == 2 and [len(own) for own in cut["trained"]] == [sum(passes)] * 2
+        empty = [own.count(0) for own in cut["trained"]]
+        if budget == 1:  # each turn by itself
+            assert sum(passes) * 2 - sum(empty) == 8 * sum(log["episode/turns"] for log in whole["logs"])
+        else:
+            assert passes == ([4, 5] if "grpo" in kind else [5, 5])
+            assert sum(empty) == sum(passes) - 2 * 4, "one process has no trajectory to cut in these steps"
+        assert sum(map(sum, cut["trained"])) == sum(whole["trained"][0])
+        for one, other in zip(whole["gradients"], cut["gradients"], strict=True):
+            for part in one:
+                assert relative_error(one[part], other[part]) < 1e-5, part
+        for part in whole["weights"]:
+            assert relative_error(whole["weights"][part], cut["weights"][part]) < 1e-6, part
+        for one, other in zip(whole["logs"], cut["logs"], strict=True):
+            for key in ("loss", "reward"):
+                assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
 
 
 @pytest.mark.parametrize("kind", ["turns", "two_levels"])
