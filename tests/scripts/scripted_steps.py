@@ -106,6 +106,7 @@ STAGES = {"curriculum_threshold": 0.4, "curriculum_steps": 1, "curriculum_metric
 ANSWERS = {"grpo_again": equal_at_first}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
+    "grpo_halves": (Mem1GRPOTrainer, {"num_generations": 2, "steps_per_generation": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
     "grpo_turns": (Mem1GRPOTrainer, {**GROUPS, "advantage_level": "turn"}, {"environment_factory": TurnByTurn}),
     "grpo_states": (

@@ -251,6 +251,21 @@ def test_load_balancing_in_parts_is_their_mean_by_forwarded_tokens(entropy_coef,
     assert_same_tensors(actual, expected, 1e-3)
 
 
+def test_a_trajectory_is_not_cut_where_experts_are_balanced(tmp_path, tokenizer, caplog):
+    """And it runs turn by turn, which is said when the trainer is built."""
+    settings = {"router_aux_loss_coef": 0.7, "max_tokens_per_micro_batch": 1}
+    parts, played = one_step(tmp_path, moe("qwen3_moe"), tokenizer, **settings)
+    assert parts.logs[0]["micro_batch/parts"] == len(played)
+    said = [record.getMessage() for record in caplog.records]
+    (of_pass,) = [text for text in said if "A pass must forward" in text]
+    assert "a trajectory, which is not cut since experts are balanced within a pass (router_aux_loss_coef)," in of_pass
+    (of_layout,) = [text for text in said if "layout='per_turn' instead of 'packed'" in text]
+    assert "since the load balancing of experts (router_aux_loss_coef=0.7) takes no tree" in of_layout
+    caplog.clear()
+    one_step(tmp_path / "off", moe("qwen3_moe"), tokenizer, router_aux_loss_coef=0.0)
+    assert "instead of 'packed'" not in caplog.text
+
+
 def test_the_layout_of_the_paper_is_refused_with_load_balancing(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"layout='paper' does not go with the load balancing of experts.*0\.7"):
         one_step(tmp_path, moe("qwen3_moe"), tokenizer, router_aux_loss_coef=0.7, layout="paper")

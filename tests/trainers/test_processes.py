@@ -17,16 +17,22 @@ def run(tmp_path, fork_server):
     """Optimizer steps of a kind of training: gradient and log of the last one, from `scripted_steps.py`."""
 
     def step(
-        kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0, steps: int = 1
+        kind: str,
+        processes: int,
+        per_device: int,
+        accumulation: int,
+        *others: str,
+        max_tokens: int = 0,
+        steps: int = 1,
     ) -> dict:
         output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
         numbers = [f"--per-device={per_device}", f"--accumulation={accumulation}"]
         numbers += [f"--max-tokens={max_tokens}"] if max_tokens else []
-        numbers += [f"--steps={steps}"]
-        done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes)
+        numbers += [f"--steps={steps}", *others]
+        done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
         found = torch.load(output, weights_only=False)
-        return {**found, "gradient": found["gradients"][-1], "log": found["logs"][-1]}
+        return {**found, "stderr": done.stderr, "gradient": found["gradients"][-1], "log": found["logs"][-1]}
 
     return step
 
@@ -196,6 +202,28 @@ def test_an_evaluation_that_does_not_divide_counts_every_row_once(tmp_path, acto
         assert record["metrics"]["eval_episode/stop_reason/answer"] == pytest.approx(stops.count("answer") / 7)
         found[processes] = (prompts, turns, stops)
     assert found[1] == found[2]
+
+
+def test_two_processes_go_on_in_the_middle_of_a_batch(run, tmp_path):
+    kept = f"--run={tmp_path / 'run'}"
+    whole = run("grpo_halves", 2, 4, 1, steps=2)
+    begun = run("grpo_halves", 2, 4, 1, kept, "--stop-after=1", steps=2)
+    ended = run("grpo_halves", 2, 4, 1, kept, "--resume", steps=2)
+    assert len(begun["gradients"]) == len(ended["gradients"]) == 1 and "another number" not in ended["stderr"]
+    assert ended["trained"] == [own[1:] for own in whole["trained"]], "the other half of what was played"
+    assert relative_error(whole["gradient"]["policy"], ended["gradient"]["policy"]) < 1e-7
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(run, tmp_path, first, second):
+    """In the middle of a batch, whose other half is not trained: of some processes one would have it, or one half of it only."""
+    kept = f"--run={tmp_path / 'run'}"
+    begun = run("grpo_halves", first, 8 // first, 1, kept, "--stop-after=1", steps=2)
+    ended = run("grpo_halves", second, 8 // second, 1, kept, "--resume", steps=2)
+    assert len(begun["gradients"]) == len(ended["gradients"]) == 1
+    assert ended["log"]["episode/turns"] == begun["log"]["episode/turns"] > 1, "a batch is played"
+    assert sum(map(len, ended["trained"])) == second and sum(map(sum, ended["trained"])) > 0
+    assert f"of a run with another number of processes than {second}, so this one goes on" in ended["stderr"]
 
 
 def test_a_loss_that_averages_over_rows_adds_up_over_parts(run):
