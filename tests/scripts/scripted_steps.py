@@ -16,6 +16,7 @@ os.environ["CI"] = "true"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from support.fsdp_on_cpu import shard_on_cpu
 from support.helpers import tiny_model, tiny_tokenizer
@@ -105,6 +106,7 @@ STAGES = {"curriculum_threshold": 0.4, "curriculum_steps": 1, "curriculum_metric
 ANSWERS = {"grpo_again": equal_at_first}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
+    "grpo_halves": (Mem1GRPOTrainer, {"num_generations": 2, "steps_per_generation": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
     "grpo_turns": (Mem1GRPOTrainer, {**GROUPS, "advantage_level": "turn"}, {"environment_factory": TurnByTurn}),
     "grpo_states": (
@@ -227,12 +229,21 @@ def main() -> None:
         return run_episodes(rows)
 
     trainer.run_episodes = fresh_script
+    extra_loss = trainer.extra_loss
+    trained: list[int] = []  # sampled tokens of each pass
+
+    def counted(batch):
+        trained.append(int(trainer.sampled_mask(batch).sum()))
+        return extra_loss(batch)
+
+    trainer.extra_loss = counted
     trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
     trainer.rollout.generate = generate_turn
     trainer.train(resume_from_checkpoint=chosen.resume)
     modules = {"policy": trainer.model, "critic": saver.critic}
     weights = {part: all_of(module) for part, module in modules.items() if module is not None}
     of_critic = getattr(trainer, "critic_optimizer", None)
+    trained_everywhere = gather_object([trained])
     if trainer.accelerator.is_main_process:
         logs = [
             {key: value for key, value in entry.items() if isinstance(value, float)}
@@ -244,6 +255,7 @@ def main() -> None:
                 "processes": trainer.accelerator.num_processes,
                 "distributed": str(trainer.accelerator.distributed_type),
                 "gradients": saver.steps,
+                "trained": trained_everywhere,
                 "logs": logs,
                 "weights": weights,
                 "parts": {

@@ -120,6 +120,22 @@ def test_pieces_of_rows_add_up_to_the_whole(settings, layout, tmp_path, tokenize
     assert cut.losses[0] == pytest.approx(float(whole.losses[0]), rel=1e-4, abs=1e-6)
 
 
+def test_what_other_turns_of_a_history_sampled_is_not_in_the_ratios_of_a_piece(tmp_path, tokenizer, actor):
+    """However unlikely it was: a ratio without bound would be inf, and NaN where it is masked."""
+    sharp = copy.deepcopy(actor)
+    with torch.no_grad():
+        sharp.lm_head.weight.mul_(500.0)
+    settings = {"context": "full", "num_iterations": 2, "max_completion_length": 64}
+    whole, played = one_step(tmp_path / "whole", sharp, tokenizer, **settings)
+    assert float(whole.batches[0]["old_per_token_logps"].min()) < -100.0
+    cut, _ = one_step(tmp_path / "cut", sharp, tokenizer, max_tokens_per_micro_batch=1, **settings)
+    assert cut.logs[0]["micro_batch/parts"] == sum(len(trajectory.turns) for trajectory in played)
+    assert float(cut.losses[0]) == pytest.approx(float(whole.losses[0]), rel=1e-3)
+    assert_same_tensors(
+        cut.gradients[0], whole.gradients[0], 1e-3
+    )  # logits of hundreds are rounded in the third digit
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -233,6 +249,21 @@ def test_load_balancing_in_parts_is_their_mean_by_forwarded_tokens(entropy_coef,
             expected[name] = expected.get(name, 0.0) + 0.7 * share * gradient
     actual = {name: recorder.gradients[0][name] - without.gradients[0][name] for name in expected}
     assert_same_tensors(actual, expected, 1e-3)
+
+
+def test_a_trajectory_is_not_cut_where_experts_are_balanced(tmp_path, tokenizer, caplog):
+    """And it runs turn by turn, which is said when the trainer is built."""
+    settings = {"router_aux_loss_coef": 0.7, "max_tokens_per_micro_batch": 1}
+    parts, played = one_step(tmp_path, moe("qwen3_moe"), tokenizer, **settings)
+    assert parts.logs[0]["micro_batch/parts"] == len(played)
+    said = [record.getMessage() for record in caplog.records]
+    (of_pass,) = [text for text in said if "A pass must forward" in text]
+    assert "a trajectory, which is not cut since experts are balanced within a pass (router_aux_loss_coef)," in of_pass
+    (of_layout,) = [text for text in said if "layout='per_turn' instead of 'packed'" in text]
+    assert "since the load balancing of experts (router_aux_loss_coef=0.7) takes no tree" in of_layout
+    caplog.clear()
+    one_step(tmp_path / "off", moe("qwen3_moe"), tokenizer, router_aux_loss_coef=0.0)
+    assert "instead of 'packed'" not in caplog.text
 
 
 def test_the_layout_of_the_paper_is_refused_with_load_balancing(tmp_path, tokenizer):

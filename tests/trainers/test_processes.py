@@ -17,16 +17,22 @@ def run(tmp_path, fork_server):
     """Optimizer steps of a kind of training: gradient and log of the last one, from `scripted_steps.py`."""
 
     def step(
-        kind: str, processes: int, per_device: int, accumulation: int, max_tokens: int = 0, steps: int = 1
+        kind: str,
+        processes: int,
+        per_device: int,
+        accumulation: int,
+        *others: str,
+        max_tokens: int = 0,
+        steps: int = 1,
     ) -> dict:
         output = tmp_path / f"{kind}-{processes}-{per_device}-{max_tokens}.pt"
         numbers = [f"--per-device={per_device}", f"--accumulation={accumulation}"]
         numbers += [f"--max-tokens={max_tokens}"] if max_tokens else []
-        numbers += [f"--steps={steps}"]
-        done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes)
+        numbers += [f"--steps={steps}", *others]
+        done = fork_server.run(SCRIPTS / "scripted_steps.py", kind, output, *numbers, ranks=processes, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
         found = torch.load(output, weights_only=False)
-        return {"processes": found["processes"], "gradient": found["gradients"][-1], "log": found["logs"][-1]}
+        return {**found, "stderr": done.stderr, "gradient": found["gradients"][-1], "log": found["logs"][-1]}
 
     return step
 
@@ -63,6 +69,35 @@ def test_gradient_is_independent_of_micro_batches_and_processes(run, kind):
             assert relative_error(whole["gradient"][part], other["gradient"][part]) < 1e-5, (name, part)
         for key in ("reward", "episode/turns", "episode/dependency_length"):
             assert other["log"][key] == pytest.approx(whole["log"][key]), key
+
+
+# The second number is one below the longest trajectory: another one in a step has as many tokens, or this is the only one that is cut
+@pytest.mark.parametrize(
+    ("kind", "budgets"), [("grpo", (1, 110)), ("grpo_mean", (110,)), ("ppo", (1, 82)), ("shared", (82,))]
+)
+def test_trajectories_are_cut_at_their_branches_on_two_processes(run, kind, budgets):
+    """Two steps of one process that cuts nothing, though a process with fewer pieces has to wait for the other."""
+    whole = run(kind, processes=1, per_device=8, accumulation=1, steps=2)
+    assert whole["processes"] == 1 and len(whole["trained"][0]) == 2
+    for budget in budgets:
+        cut = run(kind, processes=2, per_device=4, accumulation=1, max_tokens=budget, steps=2)
+        passes = [log["micro_batch/parts"] for log in cut["logs"]]
+        assert cut["processes"] == 2 and [len(own) for own in cut["trained"]] == [sum(passes)] * 2
+        empty = [own.count(0) for own in cut["trained"]]
+        if budget == 1:  # each turn by itself
+            assert sum(passes) * 2 - sum(empty) == 8 * sum(log["episode/turns"] for log in whole["logs"])
+        else:
+            assert passes == ([4, 5] if "grpo" in kind else [5, 5])
+            assert sum(empty) == sum(passes) - 2 * 4, "one process has no trajectory to cut in these steps"
+        assert sum(map(sum, cut["trained"])) == sum(whole["trained"][0])
+        for one, other in zip(whole["gradients"], cut["gradients"], strict=True):
+            for part in one:
+                assert relative_error(one[part], other[part]) < 1e-5, part
+        for part in whole["weights"]:
+            assert relative_error(whole["weights"][part], cut["weights"][part]) < 1e-6, part
+        for one, other in zip(whole["logs"], cut["logs"], strict=True):
+            for key in ("loss", "reward"):
+                assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
 
 
 @pytest.mark.parametrize("kind", ["turns", "two_levels"])
@@ -167,6 +202,28 @@ def test_an_evaluation_that_does_not_divide_counts_every_row_once(tmp_path, acto
         assert record["metrics"]["eval_episode/stop_reason/answer"] == pytest.approx(stops.count("answer") / 7)
         found[processes] = (prompts, turns, stops)
     assert found[1] == found[2]
+
+
+def test_two_processes_go_on_in_the_middle_of_a_batch(run, tmp_path):
+    kept = f"--run={tmp_path / 'run'}"
+    whole = run("grpo_halves", 2, 4, 1, steps=2)
+    begun = run("grpo_halves", 2, 4, 1, kept, "--stop-after=1", steps=2)
+    ended = run("grpo_halves", 2, 4, 1, kept, "--resume", steps=2)
+    assert len(begun["gradients"]) == len(ended["gradients"]) == 1 and "another number" not in ended["stderr"]
+    assert ended["trained"] == [own[1:] for own in whole["trained"]], "the other half of what was played"
+    assert relative_error(whole["gradient"]["policy"], ended["gradient"]["policy"]) < 1e-7
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(run, tmp_path, first, second):
+    """In the middle of a batch, whose other half is not trained: of some processes one would have it, or one half of it only."""
+    kept = f"--run={tmp_path / 'run'}"
+    begun = run("grpo_halves", first, 8 // first, 1, kept, "--stop-after=1", steps=2)
+    ended = run("grpo_halves", second, 8 // second, 1, kept, "--resume", steps=2)
+    assert len(begun["gradients"]) == len(ended["gradients"]) == 1
+    assert ended["log"]["episode/turns"] == begun["log"]["episode/turns"] > 1, "a batch is played"
+    assert sum(map(len, ended["trained"])) == second and sum(map(sum, ended["trained"])) > 0
+    assert f"of a run with another number of processes than {second}, so this one goes on" in ended["stderr"]
 
 
 def test_a_loss_that_averages_over_rows_adds_up_over_parts(run):

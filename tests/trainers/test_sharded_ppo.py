@@ -91,6 +91,16 @@ def test_parts_of_a_micro_batch_in_shards_add_up(run, kind):
     same(plain, run("both", kind, *SHARDED, "--max-tokens=100", processes=2))
 
 
+@pytest.mark.parametrize(("kind", "budget"), [("grpo", 110), ("ppo", 82), ("shared", 82), ("ppo", 1)])
+def test_a_trajectory_that_one_process_cuts_does_not_keep_the_other_waiting(run, kind, budget):
+    """Every pass gathers shards, so that the process with fewer pieces passes two tokens that count nothing."""
+    sharded = run("sharded", kind, "--per-device=4", f"--max-tokens={budget}", "--shard", processes=2)
+    empty = [own.count(0) for own in sharded["trained"]]
+    assert max(log["micro_batch/parts"] for log in sharded["logs"]) > 4
+    assert budget == 1 or sum(empty) > 0
+    same(run("plain", kind), sharded)
+
+
 @pytest.mark.parametrize("kind", ["ppo", "adapter", "shared"])
 def test_a_run_in_shards_is_saved_whole_and_goes_on_to_the_last_digit(run, tmp_path, kind):
     whole = run("whole", kind, *SHARDED, processes=2)

@@ -17,6 +17,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, tr
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.trainers import refusals as sharding
+from mem1_trl.trainers.distillation import refuse_distillation
 from mem1_trl.update.critic.optimizer import FollowingOptimizer
 
 TESTS = Path(__file__).parents[1]
@@ -141,6 +142,29 @@ def test_ppo_refuses_loss_scaling_by_fsdp(tmp_path, monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ValueError, match=r"does not support fp16 with FSDP, .*: use bf16"):
         sharding.refuse_sharded_weights(args)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "ZeRO-3", "ZeRO-2"])
+def test_what_scores_by_the_whole_policy_is_refused_where_no_process_has_it(tmp_path, engine, monkeypatch):
+    """Rewards for the worth of states, and a teacher: each process scores as many as its own episodes have."""
+    args = ppo(tmp_path)
+    args.memory_value_weight, args.distillation_weight = 0.5, 0.25
+    if engine == "FSDP":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        args.deepspeed_plugin = Plugin(zero_stage=int(engine[-1]))
+    asked = [
+        lambda: sharding.refuse_memory_value(args, has_environment=True),
+        lambda: refuse_distillation(args, "teacher", has_environment=True, has_critic=False),
+    ]
+    said = ["memory_value_weight=0.5 needs the whole policy in each process, which scores as many states as its own episodes have",
+            "distillation_weight=0.25 needs the whole policy in each process, which scores as many tokens as its own episodes have"]  # fmt: skip
+    for ask, sentence in zip(asked, said, strict=True):
+        if engine == "ZeRO-2":  # where each process has all weights
+            ask()
+        else:
+            with pytest.raises(ValueError, match=f"{sentence}: use DDP or ZeRO-2, or leave it 0.0."):
+                ask()
 
 
 def test_parts_of_a_micro_batch_are_refused_under_an_engine(tmp_path, tokenizer, monkeypatch):

@@ -150,8 +150,9 @@ class Mem1GRPOConfig(GRPOConfig):
             Most tokens of one forward and backward pass, counted as they are forwarded: a beginning that rows share once, the
             contexts and the padding of `layout="per_turn"` in full. A micro-batch that holds more is trained in several passes
             with the same gradient, so that memory follows this number however long trajectories become; a longer trajectory is
-            cut at its branches, a single turn is not. Where several processes train, no trajectory is cut. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None` trains each
-            micro-batch in one pass.
+            cut at its branches, a single turn is not. Several processes make equally many passes: who has fewer adds some over two
+            tokens that count nothing. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None`
+            trains each micro-batch in one pass.
         state_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the tokens of the state (`<think>` to `</think>`) in the policy's loss, against 1 for all other sampled
             tokens. It multiplies their terms of the clipped objective, and nothing else: not what the loss is divided by, not KL
@@ -343,7 +344,7 @@ class Mem1GRPOConfig(GRPOConfig):
         metadata={
             "help": "Most tokens of one forward and backward pass, counted as they are forwarded: with padding, and a shared "
             "beginning once. A micro-batch that holds more is trained in several passes with the same gradient; a longer "
-            "trajectory is cut at its branches where one process trains. `None` trains each micro-batch in one pass."
+            "trajectory is cut at its branches. `None` trains each micro-batch in one pass."
         },
     )
 

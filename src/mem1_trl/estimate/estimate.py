@@ -158,8 +158,8 @@ def estimate_run(
     setup = Setup(dtype, bits, nested, critic, bool(args.beta) and peft_config is None, shards)
 
     micro = args.per_device_train_batch_size * episode.trained(args.layout)
-    if args.max_tokens_per_micro_batch is not None:  # a turn is never cut, a trajectory only where one process trains
-        is_cut = processes == 1 and args.layout != "paper"
+    if args.max_tokens_per_micro_batch is not None:  # a turn is never cut
+        is_cut = args.layout != "paper"
         micro = min(
             micro, max(args.max_tokens_per_micro_batch, episode.peak if is_cut else episode.trained(args.layout))
         )

@@ -104,6 +104,8 @@ class RunState:
             Optimizer step of the last log entry.
         entropy (`list[float]`):
             State of TRL's adaptive entropy bonus: its coefficient and the entropy it last saw.
+        processes (`int` or `None`):
+            Number of processes of the run; `None` in a checkpoint that does not say it.
     """
 
     micro_step: int
@@ -112,6 +114,7 @@ class RunState:
     loss: float
     last_logged: int
     entropy: list[float]
+    processes: int | None = None
 
     def save(self, directory: str | os.PathLike[str], process: int) -> None:
         """Write the state of one process into a checkpoint."""
@@ -119,10 +122,18 @@ class RunState:
         torch.save({field.name: getattr(self, field.name) for field in fields(self)}, self._path(directory, process))
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str], process: int, device: torch.device) -> RunState | None:
-        """The state of one process, or `None` if the checkpoint was written by another number of processes."""
+    def load(
+        cls, directory: str | os.PathLike[str], process: int, processes: int, device: torch.device
+    ) -> RunState | None:
+        """The state of one process, or in all of them `None` if the checkpoint was written by another number of `processes`."""
         path = cls._path(directory, process)
-        return cls(**torch.load(path, map_location=device, weights_only=True)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        place = (
+            "cpu" if device.type == "cpu" else device
+        )  # of several processes it is `cpu:0`, which PyTorch does not load to
+        state = cls(**torch.load(path, map_location=place, weights_only=True))
+        return state if state.processes in (None, processes) else None
 
     @staticmethod
     def _path(directory: str | os.PathLike[str], process: int) -> Path:

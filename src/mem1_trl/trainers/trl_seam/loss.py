@@ -54,6 +54,10 @@ class TreeLoss(TurnGeneration):
                 f"{self.router_aux_loss_coef}), which takes no mask of its own: use layout='per_turn', or set it to 0."
             )
         if self.aux_loss_enabled and self.layout == "packed":
+            logger.warning(
+                "layout='per_turn' instead of 'packed', since the load balancing of experts (router_aux_loss_coef="
+                f"{self.router_aux_loss_coef}) takes no tree. Both are exact; 'packed' forwards fewer tokens."
+            )
             self.layout = "per_turn"
 
     def row_batch(self, batch: dict[str, Any]) -> RowBatch:

@@ -19,7 +19,7 @@ from ..refusals import refuse_parts
 from .batch_rows import has_rows, join_rows, row_chunks, take_rows
 from .contract import check_values
 from .finite_steps import FiniteSteps
-from .row_pieces import row_pieces
+from .row_pieces import row_pieces, untrained_piece
 from .shares import Shares
 
 logger = get_logger(__name__)
@@ -66,6 +66,8 @@ class BalancedMicroBatches(FiniteSteps):
         """The parts in which a micro-batch is trained, each with its shares of the whole if there are several."""
         wholes = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
         pieces = [self._pieces(whole) for whole in wholes]
+        missing = self._missing_passes(sum(map(len, pieces)))
+        pieces += [[untrained_piece(inputs)] for _ in range(missing)]
         parts = [part for of_whole in pieces for part in of_whole]
         if self.mode == "train" and self.args.max_tokens_per_micro_batch is not None:
             self.log_metric("micro_batch/parts", len(parts))
@@ -74,15 +76,23 @@ class BalancedMicroBatches(FiniteSteps):
         owners = [index for index, of_whole in enumerate(pieces) for _ in of_whole]
         sampled = torch.stack([self.sampled_mask(part).sum() for part in parts]).tolist()
         forwarded = [path_tokens(self.row_batch(part)) if self.aux_loss_enabled else 1 for part in parts]
-        shares = Shares.of_parts([len(part["completion_ids"]) for part in parts], sampled, forwarded, owners)
+        rows = [len(part["completion_ids"]) if owner < len(wholes) else 0 for part, owner in zip(parts, owners)]
+        shares = Shares.of_parts(rows, sampled, forwarded, owners)
         return [{**part, "shares": share} for part, share in zip(parts, shares, strict=True)]
 
-    def _pieces(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+    def _missing_passes(self, own: int) -> int:
         """
-        A part that is one row above the budget, cut at the branches of its tree; any other as it is.
+        How many more passes another process makes over this micro-batch than the `own` of this one.
 
-        Where several processes train, they must call equally often, and a row is not cut.
+        Processes must call equally often: each pass has collective calls, in the loss and where weights are in shards.
         """
+        if self.mode != "train" or self.args.max_tokens_per_micro_batch is None or self.accelerator.num_processes == 1:
+            return 0
+        everywhere = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
+        return int(everywhere.max()) - own
+
+    def _pieces(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+        """A part that is one row above the budget, cut at the branches of its tree; any other as it is."""
         budget = self.args.max_tokens_per_micro_batch
         if budget is None or self.mode != "train" or len(part["completion_ids"]) > 1:
             return [part]
@@ -106,7 +116,6 @@ class BalancedMicroBatches(FiniteSteps):
     def _why_rows_stay_whole(self) -> str | None:
         """What is too long where trajectories are not cut, with the reason; `None` where they are."""
         reasons = {
-            "several processes train": self.accelerator.num_processes > 1,
             "layout='paper' has no branches": self.layout == "paper",
             "the loss is of whole sequences": self.importance_sampling_level != "token" or self.loss_type == "vespo",
             "experts are balanced within a pass (router_aux_loss_coef)": self.aux_loss_enabled,

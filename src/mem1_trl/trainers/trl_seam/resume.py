@@ -123,6 +123,7 @@ class ExactResume(BalancedMicroBatches):
             loss=float(self._tr_loss),
             last_logged=self._globalstep_last_logged,
             entropy=[float(self.entropy_coef), float(self._last_world_entropy)],
+            processes=self.accelerator.num_processes,
         )
 
     def restore_run(self) -> None:
@@ -134,12 +135,14 @@ class ExactResume(BalancedMicroBatches):
         replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
         if self._reference_moves:
             path = f"{self._resumed_from}/{REFERENCE_FILE}"
-            weights = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            weights = torch.load(path, map_location="cpu", weights_only=True)
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(weights)
-        state = RunState.load(self._resumed_from, self.accelerator.process_index, self.accelerator.device)
+        here = self.accelerator
+        state = RunState.load(self._resumed_from, here.process_index, here.num_processes, here.device)
         if state is None:
             logger.warning(
-                "The checkpoint is of a run with fewer processes, so this one goes on with other random numbers."
+                f"The checkpoint is of a run with another number of processes than {here.num_processes}, so this one goes on with "
+                "other random numbers, and plays a new batch if one was not trained to its end."
             )
             return
         self._step = state.micro_step

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ...update.turn_paths import TurnPath, kept_tokens, turn_paths
-from .batch_rows import has_rows
+from .batch_rows import has_rows, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,20 +47,56 @@ def row_pieces(batch: Batch, rows: RowBatch, fits: Callable[[Batch], bool]) -> l
     return [_piece(batch, rows, group) for group in groups]
 
 
+def untrained_piece(batch: Batch) -> Batch:
+    """
+    A batch of one row with two tokens, none of which is trained: a pass that adds nothing to any gradient.
+
+    Args:
+        batch (`dict`):
+            A batch, of whose first row the tokens are.
+    """
+    last = batch["prompt_ids"].shape[1] - 1
+    one = torch.ones(1, dtype=torch.long)  # prompts are padded on the left, completions on the right
+    return _tokens(take_rows(batch, slice(0, 1)), last * one, 0 * one, parent_offsets=one, sampled=~one.bool())
+
+
 def _piece(batch: Batch, rows: RowBatch, turns: list[TurnPath]) -> Batch:
     kept = kept_tokens(rows, 0, turns)
-    device = batch["completion_ids"].device
-    prompt, completion = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+    prompt = batch["prompt_ids"].shape[1]
     in_prompt = kept.places < prompt
-    of_prompt, of_completion = kept.places[in_prompt].to(device), (kept.places[~in_prompt] - prompt).to(device)
+    completion = ~in_prompt
+    return _tokens(
+        batch,
+        kept.places[in_prompt],
+        kept.places[completion] - prompt,
+        kept.parent_offsets[completion],
+        kept.sampled[completion],
+    )
+
+
+def _tokens(
+    batch: Batch,
+    of_prompt: torch.Tensor,
+    of_completion: torch.Tensor,
+    parent_offsets: torch.Tensor,
+    sampled: torch.Tensor,
+) -> Batch:
+    """Some tokens of a batch of one row: places in its prompt and in its completion, and of the latter the tree and what is trained."""
+    completion, device = batch["completion_ids"].shape[1], batch["completion_ids"].device
+    of_prompt, of_completion, sampled = of_prompt.to(device), of_completion.to(device), sampled[None].to(device)
     piece = {}
     for key, value in batch.items():
         if not has_rows(key, value, 1) or value.ndim < 2:
             piece[key] = value
         elif key.startswith("prompt_"):
             piece[key] = value[:, of_prompt]
-        else:  # a value for the whole row, such as a ratio of sequences, stays
-            piece[key] = value[:, of_completion] if value.shape[1] == completion else value
-    piece["parent_offsets"] = kept.parent_offsets[~in_prompt][None].to(device)
-    piece["tool_mask"] = piece["tool_mask"] * kept.sampled[~in_prompt][None].to(device)
+        elif value.shape[1] != completion:  # a value for the whole row, such as a ratio of sequences
+            piece[key] = value
+        elif value.is_floating_point():
+            # What is masked is computed all the same: the ratio to an old log-prob that is not scored here might be infinite
+            piece[key] = value[:, of_completion].masked_fill(~sampled, 0.0)
+        else:
+            piece[key] = value[:, of_completion]
+    piece["parent_offsets"] = parent_offsets[None].to(device)
+    piece["tool_mask"] = piece["tool_mask"] * sampled
     return piece
