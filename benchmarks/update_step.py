@@ -6,6 +6,7 @@ What one policy update costs: forward and backward over MEM1-shaped trajectories
     python benchmarks/update_step.py --only turns          # the same, from 4 to 64 turns
     python benchmarks/update_step.py --only groups         # eight samples of one task in a micro-batch
     python benchmarks/update_step.py --only ragged         # 2 and 20 turns in one micro-batch
+    python benchmarks/update_step.py --only memory --hidden_size 64 --repeats 1 --output benchmarks/results/update_memory.json
 
 Layouts: `packed` (the default: a prefix tree, attention along its paths), `per_turn` (one row per turn), `paper` (MEM1's stitched row under its mask; not exact), `full history` (what an
 agent that appends everything would train on: the same turns in one causal sequence).
@@ -104,6 +105,7 @@ def measure(report: Report, args: Any, case: str, baseline: str, updates: dict[s
             "flops": count_flops(update),
             "peak_bytes": peak_memory(update, args.device),
         }
+        values[name]["kB_per_token"] = values[name]["peak_bytes"] / 1e3 / values[name]["tokens"]
     # Those runs have warmed everything up
     timings = compare(updates, args.repeats, baseline, warmup=0, label=case)
     for name, timing in timings.items():
@@ -131,7 +133,7 @@ def layouts(report: Report, args: Any, case: str, prompt: int, turns: int, names
 
 def main() -> None:
     def add(parser: Any) -> None:
-        parser.add_argument("--only", choices=("layouts", "turns", "groups", "ragged"), default=None)
+        parser.add_argument("--only", choices=("layouts", "turns", "groups", "ragged", "memory"), default=None)
         parser.add_argument("--hidden_size", type=int, default=256)
         parser.add_argument("--layers", type=int, default=2)
         parser.add_argument("--gradient_checkpointing", action="store_true")
@@ -149,9 +151,11 @@ def main() -> None:
         "turns": lambda: compare_turns(report, args),
         "groups": lambda: compare_groups(report, args),
         "ragged": lambda: compare_ragged(report, args),
+        "memory": lambda: compare_memory(report, args),
     }
     for name, run in cases.items():
-        if args.only in (None, name):
+        asked = args.smoke or name != "memory"  # which takes gigabytes
+        if args.only == name or (args.only is None and asked):
             run()
     report.finish()
 
@@ -209,6 +213,20 @@ def compare_ragged(report: Report, args: Any) -> None:
         "per_turn": Update(model, episodes, "per_turn"),
     }
     measure(report, args, f"ragged: {', '.join(map(str, lengths))} turns", "packed", updates, set(updates))
+
+
+def compare_memory(report: Report, args: Any) -> None:
+    """One pass over more and more trajectories of tasks of their own: memory by tokens."""
+    turns, counts = (2, (1, 16)) if args.smoke else (6, (3, 6, 12, 24))
+    generator = random.Random(0)
+    episodes = []
+    for _ in range(counts[-1]):
+        task = [generator.randrange(VOCAB) for _ in range(40 if args.smoke else 400)]
+        episodes.append(trajectory(generator, task, turns))
+    model = build_model(args, 3000)
+    updates = {f"{count} rows": Update(model, episodes[:count], "packed") for count in counts}
+    first = f"{counts[0]} rows"
+    measure(report, args, f"memory: packed rows of {turns} turns", first, updates, {first})
 
 
 if __name__ == "__main__":

@@ -66,6 +66,12 @@ def test_update_step_computes_one_gradient_in_fewer_tokens(run):
         unfolded = variants["per_turn"]["values"]
         assert packed["summed_logprob"] == pytest.approx(unfolded["summed_logprob"], rel=1e-4)
         assert packed["tokens"] < unfolded["tokens"]
+    (memory,) = [case for case in report["cases"] if case["name"].startswith("memory")]
+    few, many = values(memory, "tokens")
+    one, other = values(memory, "kB_per_token")
+    assert many == 16 * few and other == pytest.approx(one, rel=0.02), (
+        "a mask of all pairs, one byte each, would be a tenth of it"
+    )
 
 
 @pytest.mark.slow
