@@ -91,7 +91,7 @@ def test_what_was_said_is_known_from_the_state(agent):
         assert talk.say("d").choices[0].message.content == "a b c d"
         talk.messages = talk.messages[:4]  # back to an earlier message, which is then another one
         assert talk.say("e").choices[0].message.content == "a b e"
-        again = client.chat.completions.create(model="m", messages=talk.messages[:-1])
+        again = client.chat.completions.create(model="mem1", messages=talk.messages[:-1])
         assert again.choices[0].message.content == "a b e"
     assert "a<think>a b c</think>" in model.contexts[5].replace("q", "")
 
@@ -123,7 +123,7 @@ def test_the_client_runs_its_own_tools(agent, stream):
         if stream:
             talk.messages.append({"role": "user", "content": "tool tea"})
             chunks = list(
-                client.chat.completions.create(model="m", messages=talk.messages, tools=[SEARCH], stream=True)
+                client.chat.completions.create(model="mem1", messages=talk.messages, tools=[SEARCH], stream=True)
             )
             (call,) = next(chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls)
             reason = chunks[-1].choices[0].finish_reason
@@ -140,7 +140,7 @@ def test_the_client_runs_its_own_tools(agent, stream):
         )
         with pytest.raises(openai.BadRequestError, match="one message of a tool for each call"):
             talk.client.chat.completions.create(
-                model="m", messages=[*talk.messages, {"role": "user", "content": "?"}], tools=[SEARCH]
+                model="mem1", messages=[*talk.messages, {"role": "user", "content": "?"}], tools=[SEARCH]
             )
         talk.messages.append({"role": "tool", "tool_call_id": call.id, "content": "green <answer>no</answer>"})
         found = talk.ask().choices[0]
@@ -174,7 +174,7 @@ def test_a_session_by_name_takes_what_is_new(agent):
             header = {"X-Mem1-Session": "mine"}
             sent = [{"role": "user", "content": text} for text in messages]
             return (
-                client.chat.completions.create(model="m", messages=sent, extra_headers=header)
+                client.chat.completions.create(model="mem1", messages=sent, extra_headers=header)
                 .choices[0]
                 .message.content
             )
@@ -192,19 +192,21 @@ def test_who_leaves_ends_the_generation_and_loses_nothing(agent):
         model.gate.clear()
         before, long = model.told, "b" * 250
         messages = [*talk.messages, {"role": "user", "content": long}]
-        stream = client.chat.completions.create(model="m", messages=messages, stream=True)
+        stream = client.chat.completions.create(model="mem1", messages=messages, stream=True)
         next(iter(stream))
         stream.close()
         hurried = openai.OpenAI(base_url=client.base_url, api_key="none", max_retries=0, timeout=0.2)
         with pytest.raises(openai.APITimeoutError):
-            hurried.chat.completions.create(model="m", messages=messages)
+            hurried.chat.completions.create(model="mem1", messages=messages)
         until = time.monotonic() + 20
         while _metric(client, "mem1_requests_left_total") < 2 and time.monotonic() < until:
             time.sleep(0.05)
         assert _metric(client, "mem1_requests_left_total") == 2 and model.told - before < 500
         model.gate.set()
         assert (
-            client.chat.completions.create(model="m", messages=messages).choices[0].message.content.startswith("a b")
+            client.chat.completions.create(model="mem1", messages=messages)
+            .choices[0]
+            .message.content.startswith("a b")
         )
 
 
@@ -275,7 +277,46 @@ def test_a_key_sees_only_its_own_conversations(agent):
 def test_what_cannot_be_done_is_said_in_one_sentence(agent, options, sentence):
     reading(agent)
     with served(agent) as client, pytest.raises(openai.BadRequestError, match=sentence):
-        client.chat.completions.create(**{"model": "m", "messages": [{"role": "user", "content": "a"}], **options})
+        client.chat.completions.create(**{"model": "mem1", "messages": [{"role": "user", "content": "a"}], **options})
+
+
+def test_a_model_that_is_not_here_is_not_found(agent):
+    reading(agent)
+    with served(agent, name="ours/mem1") as client:
+        assert client.models.retrieve("ours/mem1").id == "ours/mem1"
+        asked = (
+            lambda model: client.models.retrieve(model),
+            lambda model: client.responses.create(model=model, input="a"),
+            lambda model: client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}]),
+        )
+        for ask in asked:
+            with pytest.raises(openai.NotFoundError, match=r"must be .ours/mem1., .* got .gpt-4o.") as error:
+                ask("gpt-4o")
+            assert error.value.code == "model_not_found"
+
+
+def test_an_address_that_is_not_here_is_an_error_that_clients_read(agent):
+    with served(agent) as client:
+        with pytest.raises(openai.NotFoundError) as error:
+            client.embeddings.create(model="mem1", input="a")
+        sentence = "POST /v1/embeddings cannot be answered: there is no such address."
+        assert error.value.body["message"] == sentence and error.value.type == "invalid_request_error"
+        with pytest.raises(openai.APIStatusError) as error:
+            client.get("/chat/completions", cast_to=object)
+        assert error.value.status_code == 405
+        assert (
+            error.value.body["message"]
+            == "GET /v1/chat/completions cannot be answered: /v1/chat/completions takes POST."
+        )
+
+
+def test_a_chat_that_is_too_long_is_said_to_the_client(agent):
+    reading(agent)
+    agent.settings = dataclasses.replace(agent.settings, max_context_length=40)
+    with served(agent) as client, pytest.raises(openai.BadRequestError) as error:
+        Talk(client).say("long " * 60)
+    assert error.value.code == "context_length_exceeded"
+    assert "must have at most 40 tokens" in str(error.value) and "row" not in str(error.value)
 
 
 def test_one_call_at_a_time_is_promised_only_where_a_turn_has_one(agent):
