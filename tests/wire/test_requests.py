@@ -34,7 +34,7 @@ def test_every_argument_of_the_api_is_known_and_no_other(read, api, least):
             except WireError as error:
                 assert REFUSED not in str(error) and error.status == 400
         assert read(json.dumps({name: None, **least}).encode()).model == "mem1"
-    for name, meant in (("tempreature", "did you mean 'temperature'"), ("top_k", "."), ("zzz", "leave it out")):
+    for name, meant in (("temperatures", "did you mean 'temperature'"), ("top_k", "."), ("zzz", "leave it out")):
         with pytest.raises(WireError, match=f"{name!r} is not {REFUSED}: .*{meant}") as error:
             read(json.dumps({**least, name: 1}).encode())
         assert error.value.code == "unknown_parameter"

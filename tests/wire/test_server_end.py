@@ -37,17 +37,20 @@ def test_clients_are_told_that_the_server_ends(actor, tokenizer, caplog):
         for chunk in answer if stream else ():
             pieces.append(chunk.choices[0].delta.content)
 
-    with ThreadPoolExecutor(2) as pool:
-        with server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            whole, stream = pool.submit(ask, client, False), pool.submit(ask, client, True)
-            until = time.monotonic() + 20
-            while (chat.open < 2 or len(pieces) < 3) and time.monotonic() < until:
-                time.sleep(0.01)
-            server.__exit__()
-            sentence = "The server ends: ask again later."
-            with pytest.raises(openai.InternalServerError, match=sentence) as error:
-                whole.result()
-            assert error.value.status_code == 503
-            with pytest.raises(openai.APIError, match=sentence):
-                stream.result()
+    with (
+        ThreadPoolExecutor(2) as pool,
+        server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        whole, stream = pool.submit(ask, client, False), pool.submit(ask, client, True)
+        until = time.monotonic() + 20
+        while (chat.open < 2 or len(pieces) < 3) and time.monotonic() < until:
+            time.sleep(0.01)
+        server.__exit__()
+        sentence = "The server ends: ask again later."
+        with pytest.raises(openai.InternalServerError, match=sentence) as error:
+            whole.result()
+        assert error.value.status_code == 503
+        with pytest.raises(openai.APIError, match=sentence):
+            stream.result()
     assert len(pieces) >= 3 and not [one for one in caplog.records if one.exc_info], "no traceback in the log"
