@@ -306,7 +306,7 @@ def test_scratch_is_trained_but_not_carried(tokenizer):
 
 
 def test_a_prompt_that_is_too_long_is_an_error_and_never_cut(tokenizer):
-    with pytest.raises(ValueError, match="A task prompt has 20 tokens but max_context_length is 19"):
+    with pytest.raises(ValueError, match=r"A task prompt must have at most 19 tokens .*, got 20"):
         play(tokenizer, searches, [Echo()], prompts=["x" * 20], max_context_length=19)
     (trajectory,), _ = play(tokenizer, [[ANSWER]], [LookupEnvironment()], prompts=["x" * 20], max_context_length=20)
     assert len(trajectory.prompt_ids) == 20

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 from support.reading_agent import reading
-from support.trainer_helpers import SHORT
 
 pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
@@ -19,8 +17,6 @@ from mem1_trl import Mem1Agent
 from mem1_trl.gateway import GatewayEnvironment
 from mem1_trl.serve import StateStore, serve_agent
 
-PLAIN = dataclasses.replace(SHORT, hint_template="", last_hint_template="")
-SETTINGS = {"max_observation_length": 200, "conversational": False, "max_completion_length": 300, "max_turns": 3}
 SEARCH = {
     "type": "function",
     "name": "search",
@@ -28,11 +24,6 @@ SEARCH = {
     "strict": True,
     "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
 }
-
-
-@pytest.fixture
-def agent(actor, tokenizer):
-    return Mem1Agent(actor, tokenizer, PLAIN, **SETTINGS)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import threading
 import time
@@ -12,19 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.reading_agent import reading
-from support.trainer_helpers import SHORT
+from support.serving import Talk, served
 
-from mem1_trl import Mem1Agent
-from mem1_trl.serve import StateStore, serve_agent
+from mem1_trl.serve import StateStore
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 WireLimits = pytest.importorskip("mem1_trl.wire.app").WireLimits
-PLAIN = dataclasses.replace(SHORT, hint_template="", last_hint_template="")
 
-SETTINGS = {"max_observation_length": 200, "conversational": False, "max_completion_length": 300, "max_turns": 3}
 SEARCH = {
     "type": "function",
     "function": {
@@ -33,36 +28,6 @@ SEARCH = {
         "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
     },
 }
-
-
-@pytest.fixture
-def agent(actor, tokenizer):
-    return Mem1Agent(actor, tokenizer, PLAIN, **SETTINGS)
-
-
-@contextlib.contextmanager
-def served(agent, limits=None, key="none", **backend):
-    with (
-        serve_agent(agent, limits=limits, **backend) as url,
-        openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client,
-    ):
-        yield client
-
-
-class Talk:
-    """A client that sends its whole chat each time."""
-
-    def __init__(self, client, **options):
-        self.client, self.options, self.messages = client, options, []
-
-    def say(self, text):
-        self.messages.append({"role": "user", "content": text})
-        return self.ask()
-
-    def ask(self):
-        answer = self.client.chat.completions.create(model="mem1", messages=self.messages, **self.options)
-        self.messages.append(answer.choices[0].message.model_dump(exclude_none=True))
-        return answer
 
 
 def test_a_chat_grows_and_the_context_does_not(agent):
@@ -91,7 +56,7 @@ def test_what_was_said_is_known_from_the_state(agent):
         assert talk.say("d").choices[0].message.content == "a b c d"
         talk.messages = talk.messages[:4]  # back to an earlier message, which is then another one
         assert talk.say("e").choices[0].message.content == "a b e"
-        again = client.chat.completions.create(model="m", messages=talk.messages[:-1])
+        again = client.chat.completions.create(model="mem1", messages=talk.messages[:-1])
         assert again.choices[0].message.content == "a b e"
     assert "a<think>a b c</think>" in model.contexts[5].replace("q", "")
 
@@ -123,7 +88,7 @@ def test_the_client_runs_its_own_tools(agent, stream):
         if stream:
             talk.messages.append({"role": "user", "content": "tool tea"})
             chunks = list(
-                client.chat.completions.create(model="m", messages=talk.messages, tools=[SEARCH], stream=True)
+                client.chat.completions.create(model="mem1", messages=talk.messages, tools=[SEARCH], stream=True)
             )
             (call,) = next(chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls)
             reason = chunks[-1].choices[0].finish_reason
@@ -140,7 +105,7 @@ def test_the_client_runs_its_own_tools(agent, stream):
         )
         with pytest.raises(openai.BadRequestError, match="one message of a tool for each call"):
             talk.client.chat.completions.create(
-                model="m", messages=[*talk.messages, {"role": "user", "content": "?"}], tools=[SEARCH]
+                model="mem1", messages=[*talk.messages, {"role": "user", "content": "?"}], tools=[SEARCH]
             )
         talk.messages.append({"role": "tool", "tool_call_id": call.id, "content": "green <answer>no</answer>"})
         found = talk.ask().choices[0]
@@ -174,7 +139,7 @@ def test_a_session_by_name_takes_what_is_new(agent):
             header = {"X-Mem1-Session": "mine"}
             sent = [{"role": "user", "content": text} for text in messages]
             return (
-                client.chat.completions.create(model="m", messages=sent, extra_headers=header)
+                client.chat.completions.create(model="mem1", messages=sent, extra_headers=header)
                 .choices[0]
                 .message.content
             )
@@ -192,19 +157,21 @@ def test_who_leaves_ends_the_generation_and_loses_nothing(agent):
         model.gate.clear()
         before, long = model.told, "b" * 250
         messages = [*talk.messages, {"role": "user", "content": long}]
-        stream = client.chat.completions.create(model="m", messages=messages, stream=True)
+        stream = client.chat.completions.create(model="mem1", messages=messages, stream=True)
         next(iter(stream))
         stream.close()
         hurried = openai.OpenAI(base_url=client.base_url, api_key="none", max_retries=0, timeout=0.2)
         with pytest.raises(openai.APITimeoutError):
-            hurried.chat.completions.create(model="m", messages=messages)
+            hurried.chat.completions.create(model="mem1", messages=messages)
         until = time.monotonic() + 20
         while _metric(client, "mem1_requests_left_total") < 2 and time.monotonic() < until:
             time.sleep(0.05)
         assert _metric(client, "mem1_requests_left_total") == 2 and model.told - before < 500
         model.gate.set()
         assert (
-            client.chat.completions.create(model="m", messages=messages).choices[0].message.content.startswith("a b")
+            client.chat.completions.create(model="mem1", messages=messages)
+            .choices[0]
+            .message.content.startswith("a b")
         )
 
 
@@ -257,39 +224,6 @@ def test_a_key_sees_only_its_own_conversations(agent):
         talk.say("c")
         assert _metric(client, "mem1_conversations_begun", "one") == 2
         assert _metric(client, "mem1_conversations_continued", "one") == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"n": 2}, "'n' is not supported"),
-        ({"logprobs": True}, "'logprobs' is not supported"),
-        ({"temperature": 3}, "'temperature' has a value that it cannot have, 3"),
-        ({"messages": []}, "at least one message"),
-        ({"messages": [{"role": "boss", "content": "x"}]}, r"messages\[0\] must be an object with a 'role'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "The last message must be one of the user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only"),
-        ({"tools": [{"type": "function", "function": {"name": "get-it"}}]}, "a name that an action can have"),
-    ],
-)
-def test_what_cannot_be_done_is_said_in_one_sentence(agent, options, sentence):
-    reading(agent)
-    with served(agent) as client, pytest.raises(openai.BadRequestError, match=sentence):
-        client.chat.completions.create(**{"model": "m", "messages": [{"role": "user", "content": "a"}], **options})
-
-
-def test_one_call_at_a_time_is_promised_only_where_a_turn_has_one(agent):
-    from support.helpers import tiny_model
-    from support.tool_helpers import template_tokenizer
-
-    reading(agent)
-    with served(agent) as client:  # with tags
-        talk = Talk(client, tools=[SEARCH], parallel_tool_calls=False)
-        assert talk.say("tool tea").choices[0].finish_reason == "tool_calls"
-    tokenizer = template_tokenizer("qwen3")
-    native = Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, "tool_calls")
-    with served(native) as client, pytest.raises(openai.BadRequestError, match="'parallel_tool_calls' must be true"):
-        Talk(client, tools=[SEARCH], parallel_tool_calls=False).say("tea")
 
 
 def test_sampling_options_of_a_request_hold_for_it_alone(agent):

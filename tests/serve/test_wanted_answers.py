@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import re
 
 import pytest
 from support.reading_agent import reading
-from support.trainer_helpers import SHORT
+from support.serving import served
 
 pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
@@ -18,10 +16,6 @@ pytest.importorskip("starlette")
 import openai
 
 from mem1_trl import Mem1Agent
-from mem1_trl.serve import serve_agent
-
-PLAIN = dataclasses.replace(SHORT, hint_template="", last_hint_template="")
-SETTINGS = {"max_observation_length": 200, "conversational": False, "max_completion_length": 300, "max_turns": 3}
 
 
 def tool(name):
@@ -31,17 +25,6 @@ def tool(name):
 
 TOOLS = [tool("search"), tool("fetch")]
 FETCH = {"type": "function", "function": {"name": "fetch"}}
-
-
-@pytest.fixture
-def agent(actor, tokenizer):
-    return Mem1Agent(actor, tokenizer, PLAIN, **SETTINGS)
-
-
-@contextlib.contextmanager
-def served(agent):
-    with serve_agent(agent) as url, openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
 
 
 def ask(client, *messages, **options):

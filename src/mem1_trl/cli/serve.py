@@ -86,7 +86,10 @@ def run(args: Sequence[str]) -> None:
     server = WireServer(chat, options.host, options.port)
     if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
         print("Everybody who reaches this address is served: --api_keys FILE asks for a key.", flush=True)
-    print(f"{options.name} at {server.url}/v1. Ctrl-C ends it.", flush=True)
+    print(
+        f"{options.name} at {server.url}/v1. Ctrl-C ends it when its answers are finished, at most {server.patience} seconds later.",
+        flush=True,
+    )
     server.run()
     print("Stopped.")
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..wire.answers import ChatAnswer
 from ..wire.app import ChatApp, WireLimits
-from ..wire.requests import ChatRequest, WireError
+from ..wire.errors import WireError
+from ..wire.requests import ChatRequest
 from ..wire.server import WireServer
 
 _LOOK = 0.1  # seconds between two looks at whether a program still waits

@@ -12,7 +12,7 @@ from ..environment_runtime.errors import describe_error
 from ..protocol.encoding import decode
 from ..rollout.draws import uniform_draws
 from ..trajectory import StopReason, Turn
-from ..wire.requests import WireError
+from ..wire.errors import WireError
 from .hub import Asked, GatewayHub, as_wire, refuse
 from .program import RunningProgram
 from .turns import ChatTurns

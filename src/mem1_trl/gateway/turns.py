@@ -13,7 +13,8 @@ from ..protocol.encoding import decode, encode_text
 from ..protocol.protocol import Mem1Protocol
 from ..trajectory import Turn
 from ..wire.answers import ChatAnswer
-from ..wire.requests import ChatRequest, WireError
+from ..wire.errors import WireError
+from ..wire.requests import ChatRequest
 from ..wire.stop_texts import text_before
 
 if TYPE_CHECKING:

@@ -326,8 +326,8 @@ class AgentSettings:
         limit = self.max_context_length
         if limit is not None and len(prompt_ids) > limit:
             raise ValueError(
-                f"A task prompt has {len(prompt_ids)} tokens but max_context_length is {limit}, and the task prompt is "
-                "never truncated: raise max_context_length or drop the row."
+                f"A task prompt must have at most {limit} tokens (max_context_length), since it is never truncated, got "
+                f"{len(prompt_ids)}: write a shorter one, or raise max_context_length."
             )
 
 

@@ -14,7 +14,8 @@ from ..metrics import peak_tokens
 from ..trajectory import StopReason, Trajectory
 from ..wire.answers import ChatAnswer
 from ..wire.app import ChatApp, WireLimits
-from ..wire.requests import ChatRequest, WireError
+from ..wire.errors import WireError, unknown_model
+from ..wire.requests import ChatRequest
 from ..wire.server import WireServer
 from ..wire.stop_texts import UntilStop
 from .conversations import Conversations, Found
@@ -103,7 +104,9 @@ class AgentBackend:
     # Parts
 
     def _refuse(self, request: ChatRequest) -> None:
-        """Refuse what an agent cannot do."""
+        """Refuse what is not here, and what an agent cannot do."""
+        if request.model not in (None, self.name):
+            raise unknown_model(request.model, self.name)
         if request.tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
             raise WireError(
                 400,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..json_text import write_json
-from ..wire.requests import ChatRequest, WireError, canonical
+from ..wire.errors import WireError
+from ..wire.requests import ChatRequest, canonical
 from .states import StateStore
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..agent.answer_stream import AnswerStream
 from ..trajectory import StopReason
-from ..wire.requests import ChatRequest, WireError
+from ..wire.errors import WireError
+from ..wire.requests import ChatRequest
 from ..wire.stop_texts import UntilStop
 
 if TYPE_CHECKING:

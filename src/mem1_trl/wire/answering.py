@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .answers import ChatAnswer
-from .requests import ChatRequest, WireError
+from .errors import WireError
+from .requests import ChatRequest
 
 if TYPE_CHECKING:
     from .app import ChatApp

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..json_text import write_json
-from .requests import ChatRequest, WireError
+from .errors import WireError
+from .requests import ChatRequest
 
 
 @dataclass(frozen=True, slots=True)

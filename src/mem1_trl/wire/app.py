@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from ..optional_packages import require
 from .answering import Answering
 from .answers import AnswerWriter, ChatAnswer, error_body, model_list
+from .errors import WireError, server_ends, unknown_model
 from .metrics import Counts
-from .requests import ChatRequest, WireError, read_chat_request
+from .requests import ChatRequest, read_chat_request
 from .response_answers import ResponseWriter
 from .response_requests import read_response_request
 
@@ -93,9 +94,11 @@ class ChatApp:
                 Route(f"{prefix}/v1/chat/completions", self._chat, methods=["POST"]),
                 Route(f"{prefix}/v1/responses", self._responses, methods=["POST"]),
                 Route(f"{prefix}/v1/models", self._models),
+                Route(f"{prefix}/v1/models/{{model:path}}", self._models),
                 Route("/health", self._health),
                 Route("/metrics", self._show_metrics),
-            ]
+            ],
+            exception_handlers={404: self._no_route, 405: self._no_route},
         )
 
     def close(self) -> None:
@@ -112,7 +115,17 @@ class ChatApp:
             self._owner(request)
         except WireError as error:
             return self._refusal(error)
-        return _json(model_list([self.backend.name]))
+        models, asked = model_list([self.backend.name]), request.path_params.get("model")
+        if asked is None:
+            return _json(models)
+        if asked != self.backend.name:
+            return self._refusal(unknown_model(asked, self.backend.name))
+        return _json(models["data"][0])
+
+    async def _no_route(self, request: Any, error: Any) -> Any:
+        what, where = request.method, request.url.path
+        wrong = f"{where} takes {error.headers['Allow']}" if error.status_code == 405 else "there is no such address"
+        return self._refusal(WireError(error.status_code, f"{what} {where:.200} cannot be answered: {wrong}."))
 
     async def _show_metrics(self, request: Any) -> Any:
         from starlette.responses import PlainTextResponse
@@ -154,6 +167,9 @@ class ChatApp:
         except WireError as error:
             answering.left.set()
             return self._refusal(error)
+        except asyncio.CancelledError:  # the server has waited long enough
+            answering.left.set()
+            return self._refusal(server_ends())
         except BaseException:
             answering.left.set()
             raise
@@ -186,6 +202,8 @@ class ChatApp:
                 yield writer.last(found)
             except WireError as error:
                 yield writer.failed(error)
+            except asyncio.CancelledError:
+                yield writer.failed(server_ends())
             finally:
                 answering.left.set()
 

@@ -8,42 +8,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..json_text import read_json
+from .arguments import Arguments
+from .errors import WireError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "audio": (),
-    "modalities": (["text"],),
-}
-"""Arguments that would change the answer and are not supported, with the values that change nothing. `None` is one for all."""
-
-
-class WireError(Exception):
-    """
-    Raised for a request that gets an error for an answer.
-
-    Args:
-        status (`int`):
-            HTTP status.
-        sentence (`str`):
-            What must hold and what was given.
-        code (`str`, *optional*):
-            OpenAI's name of the error.
-    """
-
-    def __init__(self, status: int, sentence: str, code: str | None = None):
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
+_KNOWN = Arguments(
+    read=(
+        *(
+            "messages",
+            "model",
+            "stream",
+            "stream_options",
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "max_completion_tokens",
+            "seed",
+        ),
+        *("user", "stop", "tools", "tool_choice", "parallel_tool_calls"),
+    ),
+    neutral={
+        "n": (1,),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+        "response_format": ({"type": "text"},),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "audio": (),
+        "modalities": (["text"],),
+        "moderation": (),
+        "reasoning_effort": (),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +118,19 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise WireError(400, f"The body must be JSON: {error}.") from None
     if not isinstance(found, dict):
         raise WireError(400, f"The body must be a JSON object, got {type(found).__name__}.")
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        lone = error.object[error.start]
+        raise WireError(
+            400, f"The texts of a request must be Unicode, got the lone surrogate {lone!r} in one."
+        ) from None
     return found
-
-
-def neutral_only(found: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse arguments that are not supported, unless they change nothing."""
-    for name, values in neutral.items():
-        value = found.get(name)
-        if value is not None and value not in values:
-            raise WireError(400, f"{name!r} is not supported: leave it out.", "unsupported_parameter")
 
 
 def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
     """The request that a JSON object is, with further fields of [`ChatRequest`]."""
-    neutral_only(found, _NEUTRAL)
+    _KNOWN.check(found)
     messages = found.get("messages")
     if not isinstance(messages, list) or not messages:
         raise WireError(400, "'messages' must be a list of at least one message.")

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..json_text import write_json
 from .answers import ChatAnswer
-from .requests import ChatRequest, WireError
+from .errors import WireError
+from .requests import ChatRequest
 from .response_requests import new_response_id
 
 

@@ -6,16 +6,43 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from .requests import ChatRequest, WireError, neutral_only, read_chat_object, read_object
+from .arguments import Arguments
+from .errors import WireError
+from .requests import ChatRequest, read_chat_object, read_object
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "background": (False,),
-    "conversation": (),
-    "include": ([],),
-    "max_tool_calls": (),
-    "prompt": (),
-    "top_logprobs": (0,),
-}
+_SAME = ("model", "stream", "temperature", "top_p", "tool_choice", "parallel_tool_calls", "user")
+"""Arguments that both APIs have."""
+
+_KNOWN = Arguments(
+    read=(
+        *_SAME,
+        *(
+            "input",
+            "instructions",
+            "max_output_tokens",
+            "previous_response_id",
+            "store",
+            "stream_options",
+            "text",
+            "tools",
+        ),
+        "truncation",  # contexts stay short by themselves
+    ),
+    neutral={
+        "access_programs": (),
+        "background": (False,),
+        "background_options": (),
+        "context_management": (),
+        "conversation": (),
+        "image": (),
+        "include": ([],),
+        "max_tool_calls": (),
+        "moderation": (),
+        "prompt": (),
+        "reasoning": ({},),
+        "top_logprobs": (0,),
+    },
+)
 
 _UNREAD = ("reasoning",)
 """Kinds of items that are not shown to a model again."""
@@ -32,7 +59,7 @@ def read_response_request(body: bytes) -> ChatRequest:
         [`WireError`]: If it is not one, or asks for what is not offered.
     """
     found = read_object(body)
-    neutral_only(found, _NEUTRAL)
+    _KNOWN.check(found)
     form = (found.get("text") or {}).get("format") if isinstance(found.get("text") or {}, dict) else found["text"]
     if form not in (None, {"type": "text"}):
         raise WireError(400, "'text.format' is not supported: leave it out.", "unsupported_parameter")
@@ -55,10 +82,6 @@ def read_response_request(body: bytes) -> ChatRequest:
     if found.get("store") is False:
         return read_chat_object(chat, instructions=instructions, previous=previous)
     return read_chat_object(chat, instructions=instructions, previous=previous, answer_id=new_response_id())
-
-
-_SAME = ("model", "stream", "temperature", "top_p", "tool_choice", "parallel_tool_calls", "user")
-"""Arguments that both APIs have."""
 
 
 def new_response_id() -> str:

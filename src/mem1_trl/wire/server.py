@@ -42,6 +42,7 @@ class WireServer:
     def __init__(self, chat: ChatApp, host: str = "127.0.0.1", port: int = 0, patience: float = 30.0):
         uvicorn = require("uvicorn", "serve", "A server")
         self.chat = chat
+        self.patience = max(1, round(patience))  # with 0 uvicorn calls even an idle end an error
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,7 +58,7 @@ class WireServer:
             access_log=False,
             lifespan="off",
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=max(1, round(patience)),  # with 0 it calls even an idle end an error
+            timeout_graceful_shutdown=self.patience,
         )
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None

@@ -1,0 +1,53 @@
+"""What may be asked of a server, by its names: OpenAI's client says which arguments there are."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+
+pytest.importorskip("openai")
+
+from openai.resources.chat import Completions
+from openai.resources.responses import Responses
+
+from mem1_trl.wire.errors import WireError
+from mem1_trl.wire.requests import read_chat_request
+from mem1_trl.wire.response_requests import read_response_request
+
+CHAT = {"model": "mem1", "messages": [{"role": "user", "content": "a"}]}
+RESPONSE = {"model": "mem1", "input": "a"}
+APIS = [(read_chat_request, Completions, CHAT), (read_response_request, Responses, RESPONSE)]
+OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+REFUSED = "an argument that is known here"
+
+
+@pytest.mark.parametrize(("read", "api", "least"), APIS)
+def test_every_argument_of_the_api_is_known_and_no_other(read, api, least):
+    names = set(inspect.signature(api.create).parameters) - OF_THE_CLIENT
+    assert len(names) > 20
+    for name in names:  # a value of any kind is wrong for most, but none of them is unknown
+        for value in (7, "x"):
+            try:
+                read(json.dumps({**least, name: value}).encode())
+            except WireError as error:
+                assert REFUSED not in str(error) and error.status == 400
+        assert read(json.dumps({name: None, **least}).encode()).model == "mem1"
+    for name, meant in (("temperatures", "did you mean 'temperature'"), ("top_k", "."), ("zzz", "leave it out")):
+        with pytest.raises(WireError, match=f"{name!r} is not {REFUSED}: .*{meant}") as error:
+            read(json.dumps({**least, name: 1}).encode())
+        assert error.value.code == "unknown_parameter"
+
+
+def test_a_stop_text_is_no_argument_of_responses():
+    with pytest.raises(WireError, match=f"'stop' is not {REFUSED}"):
+        read_response_request(json.dumps({**RESPONSE, "stop": "x"}).encode())
+
+
+@pytest.mark.parametrize(("read", "api", "least"), APIS)
+def test_a_lone_surrogate_is_one_sentence(read, api, least):
+    whole, lone = json.dumps({**least, "user": "\U0001f600"}), json.dumps({**least, "user": "a\ud83d"})
+    assert read(whole.encode()).user == "\U0001f600"
+    with pytest.raises(WireError, match=r"must be Unicode, got the lone surrogate '\\ud83d'"):
+        read(lone.encode())
