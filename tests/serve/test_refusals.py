@@ -6,22 +6,13 @@ import dataclasses
 
 import pytest
 from support.reading_agent import reading
-from support.serving import Talk, served
+from support.serving import SEARCH, Talk, served
 
 from mem1_trl import Mem1Agent
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
-
-SEARCH = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Search.",
-        "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
-    },
-}
 
 
 @pytest.mark.parametrize(

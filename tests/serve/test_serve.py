@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.reading_agent import reading
-from support.serving import Talk, served
+from support.serving import SEARCH, Talk, served
 
 from mem1_trl.serve import StateStore
 
@@ -19,15 +19,6 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 WireLimits = pytest.importorskip("mem1_trl.wire.app").WireLimits
-
-SEARCH = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Search.",
-        "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
-    },
-}
 
 
 def test_a_chat_grows_and_the_context_does_not(agent):

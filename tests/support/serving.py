@@ -11,6 +11,14 @@ from support.trainer_helpers import SHORT
 from mem1_trl.serve import serve_agent
 
 PLAIN = dataclasses.replace(SHORT, hint_template="", last_hint_template="")
+SEARCH = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search.",
+        "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
+    },
+}
 SETTINGS = {"max_observation_length": 200, "conversational": False, "max_completion_length": 300, "max_turns": 3}
 
 
