@@ -60,13 +60,13 @@ def before_this_design(world: World) -> str:
     first = read("memory_world/first_design")["cells"]["grpo"]["cue-3-asked-t0"]["kept"]["seeds"]
     alone = in_words([f"{value:.2f} (seed {name})" for name, value in first.items()])
     text = f"""
-What it depends on, from runs before this one. In the [first design](memory_world/first_design/RESULTS.md) `cue` came right after `choose`, and {alone} was
+What it depends on, from runs before this one. In the [first design](memory_world/first_design/RESULTS.md) `cue` came right after `choose`, and {alone} were
 kept on it: seed 1 had learned to find rows by the kind in the task, so that a kind in the state did not pay, and none was kept there. Now a level comes before
 the cue in which the kind stands alone in the first observation."""
     if (label := "grpo-embeddings") in world.cells:
         kept = {kinds: world.means(label, "kept", f"3-{kinds}-t0") for kinds in world.aims}
         seeds = world.cells[label]["cue-3-asked-t0"]["kept"]["seeds"]
-        text += f""" And where the embeddings were trained, too (seed {", ".join(seeds)}), {kept["asked"]} was
+        text += f""" And where the embeddings were trained, too (seed {", ".join(seeds)}), {kept["asked"]} were
 kept on asked kinds, but {kept["held-out"]} on held-out ones. The embeddings are the output, too: each softmax pushes down the words that are not said, and a kind that never occurs
 is learned to be unlikely. Now they stay as they are."""
     return text + "\n"
@@ -121,7 +121,8 @@ Greedy decoding; *kept*: share of the needed rows in the last state; *right*: sh
 ![what the last state holds](memory_world/memory.png)
 
 On twice as many passages as in training, GRPO keeps {world.means("grpo", "kept", "6-asked-t0")}.
-{before_this_design(world)}## What was not shown
+{before_this_design(world)}
+## What was not shown
 
 {not_reached}{not_run}{few}- **Multi-objective**: that its agent answers 16 objectives after training on 2 shows no learned memory. The skill for 16 is in its warm-up, which saw as many;
   reinforcement moved one decision, to go on searching, and supervised training on successes does as well. A search for the best constant on
