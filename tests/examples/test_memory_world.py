@@ -205,7 +205,7 @@ def test_every_stage_in_short_form(modules, fork_server, tmp_path):
     assert page.returncode == 0, page.stderr[-3000:]
     text = (tmp_path / "page" / "RESULTS.md").read_text()
     assert (
-        "Not run: imitation of successes, imitation of the best of each group, GRPO, no level `carry` in training"
+        "Not run: imitation of successes, imitation of the best of each group, GRPO, embeddings trained, too, GRPO, no level `carry` in training"
         in text
     )
     results = json.loads((tmp_path / "page" / "results.json").read_text())
