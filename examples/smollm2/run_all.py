@@ -38,10 +38,10 @@ def stages(out, seeds, labels, options):
     """`(name, script, arguments)` in order; `options` are those of the command line."""
     objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
 
-    def test(label, adapter, seed, numbers=objectives, name=None, *more):
-        arguments = ["--label", f"{name or label}-seed{seed}", "--adapter", adapter, "--tasks", options.tasks]
+    def test(label, adapter, seed, *more, numbers=objectives):
+        arguments = ["--label", f"{label}-seed{seed}", "--adapter", adapter, "--tasks", options.tasks]
         return (
-            f"test {name or label} seed {seed}: {', '.join(map(str, numbers))} {' '.join(map(str, more))}".strip(),
+            f"test {label} seed {seed}: {', '.join(map(str, numbers))} {' '.join(map(str, more))}".strip(),
             "evaluate_tasks",
             [*arguments, "--output_dir", out / "evaluation", "--seed", seed, "--together", options.together,
              "--objectives", *numbers, *more],
@@ -63,7 +63,7 @@ def stages(out, seeds, labels, options):
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
                 yield test("start", start / "adapter", seed)
-                yield test("start", start / "adapter", seed, objectives[:2], None, "--temperature", "1")
+                yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2)
             elif label == "grpo-mixed":
@@ -76,24 +76,15 @@ def stages(out, seeds, labels, options):
                 yield test(label, _adapter_of(out / f"{label}-grpo-2-seed{seed}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
-                search = [
-                    "--start",
-                    start / "adapter",
-                    "--output_dir",
-                    place,
-                    "--seed",
-                    seed,
-                    "--together",
-                    options.together,
-                ]
-                yield f"scalar seed {seed}", "scalar", search
-                yield test("scalar", start / "adapter", seed, objectives, None, "--control", place / "control.json")
+                search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]
+                yield f"scalar seed {seed}", "scalar", [*search, "--output_dir", place]
+                yield test("scalar", start / "adapter", seed, "--control", place / "control.json")
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
                 yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
                 yield learn("twin", before, seed, *full)
-                yield test("twin", twin / "adapter", seed, objectives, None, *full)
-                yield test("twin", twin / "adapter", seed, objectives, "truncation", "--context", "truncate")
+                yield test("twin", twin / "adapter", seed, *full)
+                yield test("truncation", twin / "adapter", seed, "--context", "truncate")
             if label in ("grpo-2", "grpo-mixed", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
@@ -150,6 +141,7 @@ def main():
             print(f"{name}: {script}.py {' '.join(map(str, arguments))}")
         return
     locks = only_one(args.output_dir, args.seeds, args.stages)
+    held = [lock.fileno() for lock in locks]
     base = prepare(args.base)
     environment = {"OMP_NUM_THREADS": str(args.threads), **KEEP_MEMORY, **os.environ}
     for name, script, arguments in planned:
@@ -159,8 +151,7 @@ def main():
         if args.minutes is not None:
             left = args.minutes - (time.monotonic() - began) / 60
             command += ["--minutes", f"{max(left, 0):.2f}"]
-        kept = [lock.fileno() for lock in locks]
-        status = subprocess.run(list(map(str, command)), env=environment, pass_fds=kept).returncode
+        status = subprocess.run(list(map(str, command)), env=environment, pass_fds=held).returncode
         if status == UNFINISHED:
             print(f"The time is up during {name}: start again to go on.", flush=True)
             raise SystemExit(UNFINISHED)

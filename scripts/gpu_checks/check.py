@@ -130,8 +130,8 @@ class Worker:
     """
     A process that makes checks, one after the other.
 
-    It is started anew and not forked: what a fork inherits of CUDA cannot be used, and some libraries take hold of CUDA when they are imported
-    (bitsandbytes, by way of PEFT).
+    It is a new process, not a fork: a fork cannot use CUDA once its parent has, and some libraries initialise CUDA when they are imported
+    (bitsandbytes, which PEFT imports).
     """
 
     def __init__(self) -> None:
@@ -186,13 +186,14 @@ def outcomes(checks: list[Check], setting: Setting, seconds: float) -> Iterator[
             left = max(0.0, end - time.perf_counter())
             limit = min(left, LONGEST)
             found = worker.make(check, setting, limit)
+            unfinished = found is None
             if found is None and limit < left:
                 found = Outcome(check.name, "failed", limit, reasons=[f"it had not ended after {limit:.0f} seconds"])
             elif found is None:
                 found = Outcome(
                     check.name, "skipped", limit, reasons=[f"the {seconds:g} seconds were over before it ended"]
                 )
-            if found.outcome == "failed" or found.seconds == limit:
+            if unfinished or found.outcome == "failed":
                 worker.end()
                 worker = None
             yield found

@@ -309,9 +309,14 @@ def test_the_error_of_a_kernel_is_that_of_its_output_and_of_its_gradients(monkey
 
 
 @pytest.mark.parametrize(
-    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+    ("mode", "dtype"),
+    [
+        (torch.no_grad, torch.float32),
+        (torch.inference_mode, torch.float32),
+        (lambda: torch.autocast("cpu", dtype=torch.bfloat16), torch.bfloat16),
+    ],
 )
-def test_the_first_to_ask_may_be_any_pass(monkeypatch, caplog, mode):
+def test_the_first_to_ask_may_be_any_pass(monkeypatch, caplog, mode, dtype):
     """A rollout or the pass of old log-probs asks before an update does, and the answer is remembered."""
     real = flex_kernels._largest_error
     errors = []
@@ -324,7 +329,7 @@ def test_the_first_to_ask_may_be_any_pass(monkeypatch, caplog, mode):
     monkeypatch.setattr(flex_kernels, "_largest_error", on_the_cpu)
     monkeypatch.setattr(flex_kernels, "attend", attention_of(tree_context_mask(TREES["small"])[:, None]))
     with mode():
-        assert asked_anew(torch.bfloat16 if mode not in (torch.no_grad, torch.inference_mode) else torch.float32)
+        assert asked_anew(dtype)
     assert caplog.records == [] and len(errors) == 1
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.reading_agent import reading
-from support.trainer_helpers import SHORT
+from support.serving import PLAIN
 
 pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
@@ -23,8 +22,7 @@ from mem1_trl.wire.server import WireServer
 
 
 def test_clients_are_told_that_the_server_ends(actor, tokenizer, caplog):
-    protocol = dataclasses.replace(SHORT, hint_template="", last_hint_template="")
-    agent = Mem1Agent(actor, tokenizer, protocol, conversational=False, max_completion_length=1800, max_turns=1)
+    agent = Mem1Agent(actor, tokenizer, PLAIN, conversational=False, max_completion_length=1800, max_turns=1)
     model = reading(agent, lambda context: f"<think>s</think><answer>{'long ' * 300}</answer>")
     model.gate.clear()  # each token takes 20 ms
     chat = ChatApp(AgentBackend(agent))

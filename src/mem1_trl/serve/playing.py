@@ -28,7 +28,7 @@ def play_to_answer(
         protocol ([`Mem1Protocol`]):
             How its agent writes.
         tell (`Callable[[str], object]`):
-            Called with an empty text, raises if nobody listens any more.
+            Called with an empty text between pieces; raises if the client has left.
         text ([`UntilStop`]):
             Is told the text of the answer. The agent finishes a turn in which a stop text comes, so that its context stays well formed.
     """
@@ -60,7 +60,7 @@ def play_to_call(episode: AgentEpisode, request: ChatRequest, max_turns: int, te
         max_turns (`int`):
             Most turns.
         tell (`Callable[[str], object]`):
-            Called with an empty text, raises if nobody listens any more.
+            Called with an empty text between pieces; raises if the client has left.
 
     Raises:
         [`WireError`]: If there is no such call within so many turns.

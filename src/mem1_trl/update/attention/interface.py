@@ -80,13 +80,17 @@ def _attention_with_plans(
     plan.used += 1
     if reach != FULL:
         plan.reaches[reach] += 1
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # as autocast does for sdpa, whose inner operator is called here
-        dtype = torch.get_autocast_dtype(device)
+    dtype = _autocast_dtype(query.device)
+    if dtype is not None:  # as autocast does for sdpa, whose inner operator is called here
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     attend = cpu_kernels.tree_attention if plan.tree is None else flex_kernels.attend
     output = attend(query, key, value, plan, kwargs.get("scaling"), reach, sinks)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on a device; `None` where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def register() -> None:
@@ -126,8 +130,7 @@ def can_plan(model: Any, device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
-    in_autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if in_autocast else module_dtype(model)
+    dtype = _autocast_dtype(device) or module_dtype(model)
     return all(flex_kernels.flex_attention_is_exact(device, dtype, *sizes) for sizes in head_sizes(model))
 
 
