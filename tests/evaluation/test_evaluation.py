@@ -232,7 +232,7 @@ def test_a_failure_is_an_error_where_it_is_not_asked_for(actor, tokenizer):
 def test_a_prompt_that_is_too_long_fails_alone(actor, tokenizer):
     agent = make_agent(actor, tokenizer, max_context_length=100)
     result = evaluate_agent(agent, [{"prompt": "q0?"}, {"prompt": "q" * 101}], LookupEnvironment)
-    assert result.tasks[0].error is None and "task prompt has 101 tokens" in result.tasks[1].error
+    assert result.tasks[0].error is None and "at most 100 tokens" in result.tasks[1].error
 
 
 def test_a_trajectory_without_turns_is_a_failed_one_only():
