@@ -124,7 +124,7 @@ def finish(trainer, record, folder, settings, saved_as="adapter"):
 
 def supervised(
     model, tokenizer, dataset, folder, steps, deadline, settings, cpu_seconds=None, schedule="linear", saved_as="adapter",
-    save_steps=2,
+    save_steps=2, bf16=False,
 ):  # fmt: skip
     """Train a model or an adapter on demonstrations; continues from the last checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def supervised(
         warmup_steps=min(5, steps),
         max_length=None,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=bf16,
         logging_steps=1,
         save_steps=save_steps,
         save_total_limit=1,

@@ -5,7 +5,7 @@ Train an agent of smolagents (Hugging Face): its loop, its memory and its tools,
     python examples/gateway/smolagents_levers.py
 
 A lamp has one of four colours, and one lever opens the door for each. A random model of 0.1 M parameters is first shown how a call is written, with levers drawn
-by chance; GRPO then teaches it which lever to pull. What smolagents does to its context (it writes calls and results in words of its
+by chance, and to answer with the colour at the end; GRPO then teaches it which lever to pull. What smolagents does to its context (it writes calls and results in words of its
 own, so that each step is a new branch) is what is trained.
 """
 
@@ -55,7 +55,7 @@ PROMPTS = {
 
 
 def play(model: Model, colour: str) -> float:
-    """One episode of a smolagents agent: 1 if the first lever that it pulled was the right one."""
+    """One episode of a smolagents agent: half for pulling the right lever first, half for the colour as its final answer."""
     pulled: list[str] = []
 
     @tool
@@ -70,8 +70,8 @@ def play(model: Model, colour: str) -> float:
         return "open" if lever == LEVERS[colour] else "shut"
 
     agent = ToolCallingAgent([pull], model, prompt_templates=PROMPTS, max_steps=2, verbosity_level=LogLevel.OFF)
-    agent.run(f"The lamp is {colour}.")
-    return float(pulled[:1] == [LEVERS[colour]])
+    answer = agent.run(f"The lamp is {colour}.")
+    return 0.5 * (pulled[:1] == [LEVERS[colour]]) + 0.5 * (answer == colour)
 
 
 def program(row: dict[str, Any], base_url: str) -> float:
@@ -92,7 +92,8 @@ class ByChance(Model):
         chat = get_clean_message_list(messages, roles, flatten_messages_as_text=True)
         name, arguments = "pull", {"lever": random.choice("ABCD")}
         if len(chat) > 2:
-            name, arguments = "final_answer", {"answer": "done"}
+            colour = next(colour for colour in LEVERS if f"The lamp is {colour}." in chat[1]["content"])
+            name, arguments = "final_answer", {"answer": colour}
         function = ChatMessageToolCallFunction(name=name, arguments=arguments)
         calls = [ChatMessageToolCall(id=f"call_{random.randbytes(8).hex()}", type="function", function=function)]
         read = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)

@@ -27,9 +27,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="compute in bfloat16, the adapter stays float32; twice as fast where the processor can",
+    )
     args = parser.parse_args()
     if is_done(args.output_dir):
         return
@@ -39,8 +44,8 @@ def main():
     # An episode has about three turns
     rows = lessons(args.seed, max(4, args.steps * args.batch_size // 3))
     dataset = demonstrations(tokenizer, rows, args.output_dir / "demonstrations.jsonl", args.context)
-    settings = {name: getattr(args, name) for name in ("batch_size", "learning_rate", "seed", "context")}
-    supervised(model, tokenizer, dataset, args.output_dir, args.steps, deadline, settings)
+    settings = {name: getattr(args, name) for name in ("batch_size", "learning_rate", "seed", "context", "bf16")}
+    supervised(model, tokenizer, dataset, args.output_dir, args.steps, deadline, settings, bf16=args.bf16)
 
 
 if __name__ == "__main__":
