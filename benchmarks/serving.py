@@ -1,7 +1,9 @@
 """
 `mem1 serve` under load, and beside the same model with its full history.
 
-    python benchmarks/serving.py --output benchmarks/results/serving.json --picture docs/serving.png
+    python benchmarks/serving.py --to docs/serving             # all of it, into results.json, RESULTS.md and serving.png
+    python benchmarks/serving.py --only long                   # one measurement, printed
+    python benchmarks/serving.py --to docs/serving --redraw    # page and picture again from results.json
 
 Three measurements, all over loopback with the chat API, on the CPU:
 
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 import torch
+from report import system_information
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mem1_trl import Mem1Agent, Mem1Protocol
@@ -182,7 +185,7 @@ def long(messages: int) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: list[dict[str, Any]], path: str) -> None:
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -209,6 +212,73 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=9, loc="upper left")
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_page(result: dict[str, Any], folder: Path) -> None:
+    """`RESULTS.md` and its picture."""
+    many, system = result["many"], result["system"]
+    by_rule = {(row["context"], row["turns"]): row for row in result["one"]}
+    rows = [
+        [
+            str(turns),
+            *(f"{by_rule[context, turns]['peak_tokens']:,}" for context in ("mem1", "full")),
+            *(f"{by_rule[context, turns]['key_value_bytes'] / 1e6:.1f}" for context in ("mem1", "full")),
+            *(f"{by_rule[context, turns]['cpu_seconds']:.2f}" for context in ("mem1", "full")),
+        ]
+        for turns in TURNS
+    ]
+    flat = _table(
+        ["messages", "longest context, tokens", "full history", "keys and values, MB", "full history", "CPU seconds for the last answer", "full history"],
+        rows,
+    )  # fmt: skip
+    long_rows = [
+        [
+            f"{row['messages']:,}",
+            f"{row['chat_bytes'] / 1000:,.0f}",
+            f"{row['peak_tokens_least']} to {row['peak_tokens_most']}",
+            f"{row['state_bytes_most'] / 1000:.1f}",
+            f"{row['cpu_seconds']:.3f}",
+        ]
+        for row in result["long"]
+    ]
+    long_table = _table(
+        ["messages", "chat that the client sends, kB", "context, tokens", "state, kB", "CPU seconds for an answer"],
+        long_rows,
+    )
+    lost = many["sessions"] * many["messages"] - many["answered"]
+    text = f"""# `mem1 serve`, measured
+
+Written by `python benchmarks/serving.py --to docs/serving` at commit {system["commit"]}, on {system["cpu"]}, one thread, with torch {system["torch"]} and transformers {system["transformers"]}. The
+models are tiny and random, so what they say is noise: the figures are of the server and of the contexts.
+
+## One conversation, beside the same model with its full history
+
+Both behind the same server, over the chat API; each answer has {ANSWER} tokens. CPU seconds are of client and server.
+
+{flat}
+
+![context, keys and values, seconds](serving.png)
+
+## {many["sessions"]} conversations at once
+
+{many["sessions"]} clients of the chat API, {many["messages"]} messages each, all of them open at the same time ({many["requests_open_most"]} requests at most): {many["answered"]} answers, {lost} lost, {many["continued"]:.0f} of
+them from a state that was kept. {many["answers_per_second"]:.1f} answers a second by the clock, whatever else the machine did; median {many["median_seconds"]:.1f} s, slowest {many["slowest_seconds"]:.1f} s. States took
+{many["state_bytes_most"] / 1000:,.0f} kB at most, of a limit of {many["state_bytes_limit"] / 1000:,.0f} kB; the process, client threads included, grew by {many["process_growth_mb"]:.0f} MB; no context had more than {many["peak_tokens"]:.0f} tokens.
+
+## A conversation of {result["long"][-1]["messages"]:,} messages
+
+The client sends its whole chat each time. What the server reads stays as it was; the rest of the growing time goes into the chat's text.
+
+{long_table}
+"""
+    (folder / "RESULTS.md").write_text(text, encoding="utf-8")
+    draw(result["one"], folder / "serving.png")
+
+
+def _table(heading: list[str], rows: list[list[str]]) -> str:
+    lines = [heading, ["---:"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -218,9 +288,16 @@ def main() -> None:
     parser.add_argument("--max_bytes", type=int, default=2_000_000)
     parser.add_argument("--long", type=int, default=1000, help="messages of the long conversation")
     parser.add_argument("--only", choices=["many", "one", "long"], default=None, help="one of the measurements")
-    parser.add_argument("--output", default="benchmarks/results/serving.json")
-    parser.add_argument("--picture", default=None)
+    parser.add_argument("--to", type=Path, default=None, help="folder for results.json, RESULTS.md and serving.png")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, read results.json in --to")
     options = parser.parse_args()
+    if options.to is not None and options.only is not None:
+        parser.error("--to needs all measurements, so it cannot be combined with --only")
+    if options.redraw:
+        if options.to is None:
+            parser.error("--redraw needs --to")
+        write_page(json.loads((options.to / "results.json").read_text(encoding="utf-8")), options.to)
+        return
     torch.set_num_threads(1)
     measurements = {
         "many": lambda: many(options.sessions, options.messages, options.max_bytes),
@@ -230,22 +307,13 @@ def main() -> None:
     result: dict[str, Any] = {
         name: measure() for name, measure in measurements.items() if options.only in (None, name)
     }
-    Path(options.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if "many" in result:
-        print(json.dumps(result["many"], indent=1))
-    for row in result.get("long", ()):
-        print(
-            "{messages:5} messages {chat_bytes:7,} B of chat {peak_tokens_least:4} to {peak_tokens_most:4} tokens "
-            "{state_bytes_most:5,} B of state {cpu_seconds:.3f} s".format(**row)
-        )
-    for row in result.get("one", ()):
-        print(
-            "{context:5} {turns:3} messages {peak_tokens:6} tokens {key_value_bytes:9,} B {cpu_seconds:.2f} s".format(
-                **row
-            )
-        )
-    if options.picture and "one" in result:
-        draw(result["one"], options.picture)
+    for name, found in result.items():
+        print(name, *(json.dumps(row) for row in ([found] if isinstance(found, dict) else found)), sep="\n")
+    if options.to is not None:
+        options.to.mkdir(parents=True, exist_ok=True)
+        result["system"] = system_information("cpu")
+        (options.to / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_page(result, options.to)
 
 
 if __name__ == "__main__":

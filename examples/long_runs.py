@@ -139,6 +139,7 @@ def supervised(
         max_length=None,
         gradient_checkpointing=False,
         bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),  # without it, bfloat16 is refused on a CPU
         logging_steps=1,
         save_steps=save_steps,
         save_total_limit=1,

@@ -27,7 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument(

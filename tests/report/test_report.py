@@ -462,17 +462,17 @@ def write_training(root: Path, name: str, steps: list[int]) -> None:
 
 
 def test_evaluations_on_the_way_are_one_curve_in_the_order_of_steps(tmp_path):
-    steps = [100, 20, 30, 10, 0]  # as texts, 100 stands before 20
+    steps = [100, 20, 30, 10, 2]  # as texts, 100 stands before 2
     write_training(tmp_path, "eval", steps)
     run = read_run(tmp_path)
-    assert run.agents == ["step 0", "step 100"]
+    assert run.agents == [result.agent for result in run.results] == ["step 2", "step 100"]
     (series,) = run.series
     curve = [(step, found["mean"]) for step, found in series.curve("exact_match_per_objective")]
-    assert curve == [(0, 0.0), (10, 0.25), (20, 0.5), (30, 0.75), (100, 1.0)]
+    assert curve == [(2, 0.0), (10, 0.25), (20, 0.5), (30, 0.75), (100, 1.0)]
     page = report(tmp_path)
     text = html.unescape(page.read_text())
     assert (
-        "Exact match per objective by optimizer step. evaluation: 0: 0, 10: 0.25, 20: 0.5, 30: 0.75, 100: 1." in text
+        "Exact match per objective by optimizer step. evaluation: 2: 0, 10: 0.25, 20: 0.5, 30: 0.75, 100: 1." in text
     )
     assert (page.parent / "evaluated_em.png").is_file() and text.count("data-agent=") < 3 * len(run.results) + 1
     assert '"step 20"' not in text and "step 20," not in text

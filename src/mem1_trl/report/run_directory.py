@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,8 +104,8 @@ class RunDirectory:
 
     @cached_property
     def agents(self) -> list[str]:
-        """Labels of the agents and of training runs that were not evaluated, sorted; it fixes their colours."""
-        return sorted({result.agent for result in self.results} | {log.label for log in self.logs})
+        """Labels of the agents and of training runs that were not evaluated, sorted, numbers by value; it fixes their colours."""
+        return sorted({result.agent for result in self.results} | {log.label for log in self.logs}, key=_by_value)
 
     @cached_property
     def objectives(self) -> list[int]:
@@ -114,6 +115,11 @@ class RunDirectory:
     def of_agent(self, agent: str) -> list[Result]:
         """The results of one agent that have a number of objectives, ascending."""
         return [r for r in self.results if r.agent == agent and r.objectives is not None]
+
+
+def _by_value(label: str) -> list[tuple[str, int]]:
+    """Sorts `step 4` before `step 12`."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", label)]
 
 
 def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
@@ -150,7 +156,7 @@ def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
             f"{str(root)!r} holds neither evaluation/*.json nor trainer_state.json, at any depth: evaluate an agent into it "
             "with `mem1 eval`, or pass the output directory of a trainer."
         )
-    results.sort(key=lambda r: (r.objectives is None, r.objectives or 0, r.agent, str(r.path)))
+    results.sort(key=lambda r: (r.objectives is None, r.objectives or 0, _by_value(r.agent), str(r.path)))
     return RunDirectory(root, results, logs, series)
 
 
