@@ -4,9 +4,9 @@ Train an agent of smolagents (Hugging Face): its loop, its memory and its tools,
     pip install "mem1-trl[serve]" openai smolagents
     python examples/gateway/smolagents_levers.py
 
-A lamp has one of four colours, and one lever opens the door for each. A random model of 0.1 M parameters is first shown how a call is written, with levers drawn
-by chance, and to answer with the colour at the end; GRPO then teaches it which lever to pull. What smolagents does to its context (it writes calls and results in words of its
-own, so that each step is a new branch) is what is trained.
+Four doors have a letter each, and so have four levers; the lever with the door's letter opens it. A random model of 0.1 M parameters is first
+shown how a call is written, by demonstrations that pull the right lever in two of five cases only; GRPO then teaches it which one to pull. What smolagents does to
+its context (it writes calls and results in words of its own, so that each step is a new branch) is what is trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction, 
 from tiny_trainer import first_and_last, tiny_llama, tiny_tokenizer, tiny_trainer
 from transformers import set_seed
 
-LEVERS = dict(zip(("red", "green", "blue", "white"), "ABCD"))
+LETTERS = "ABCD"
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{% for call in message.tool_calls or [] %}"
     "<call {{ call.function.name }}>{{ call.function.arguments | tojson }}</call>{% endfor %}<eos>{% endfor %}"
@@ -54,8 +54,8 @@ PROMPTS = {
 """In place of smolagents' own, which are long for so small a model."""
 
 
-def play(model: Model, colour: str) -> float:
-    """One episode of a smolagents agent: half for pulling the right lever first, half for the colour as its final answer."""
+def play(model: Model, letter: str) -> float:
+    """One episode of a smolagents agent: 1 if the first lever that it pulled was the right one."""
     pulled: list[str] = []
 
     @tool
@@ -67,11 +67,11 @@ def play(model: Model, colour: str) -> float:
             lever: Its letter.
         """
         pulled.append(lever)
-        return "open" if lever == LEVERS[colour] else "shut"
+        return "open" if lever == letter else "shut"
 
     agent = ToolCallingAgent([pull], model, prompt_templates=PROMPTS, max_steps=2, verbosity_level=LogLevel.OFF)
-    answer = agent.run(f"The lamp is {colour}.")
-    return 0.5 * (pulled[:1] == [LEVERS[colour]]) + 0.5 * (answer == colour)
+    agent.run(f"The door is {letter}.")
+    return float(pulled[:1] == [letter])
 
 
 def program(row: dict[str, Any], base_url: str) -> float:
@@ -79,21 +79,21 @@ def program(row: dict[str, Any], base_url: str) -> float:
     return play(OpenAIModel("policy", api_base=base_url, api_key="none"), row["prompt"])
 
 
-class ByChance(Model):
-    """Pulls levers by chance, and keeps what it read with what it wrote."""
+class Demonstrator(Model):
+    """Pulls the right lever now and then, and keeps what it read with what it wrote."""
 
     def __init__(self, tokenizer: Any):
-        super().__init__(model_id="by-chance")
+        super().__init__(model_id="demonstrator")
         self.tokenizer = tokenizer
         self.examples: list[tuple[str, str]] = []
 
     def generate(self, messages: Any, **kwargs: Any) -> ChatMessage:
         roles = {"tool-call": "assistant", "tool-response": "user"}
         chat = get_clean_message_list(messages, roles, flatten_messages_as_text=True)
-        name, arguments = "pull", {"lever": random.choice("ABCD")}
+        (letter,) = (letter for letter in LETTERS if f"The door is {letter}." in chat[1]["content"])
+        name, arguments = "pull", {"lever": random.choice(LETTERS + letter)}  # the right one in two of five cases
         if len(chat) > 2:
-            colour = next(colour for colour in LEVERS if f"The lamp is {colour}." in chat[1]["content"])
-            name, arguments = "final_answer", {"answer": colour}
+            name, arguments = "final_answer", {"answer": letter}
         function = ChatMessageToolCallFunction(name=name, arguments=arguments)
         calls = [ChatMessageToolCall(id=f"call_{random.randbytes(8).hex()}", type="function", function=function)]
         read = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -102,23 +102,26 @@ class ByChance(Model):
 
 
 def show_how_calls_are_written(model: Any, tokenizer: Any, steps: int) -> float:
-    """Supervised steps on episodes that were played by chance; the last loss in nats per token."""
-    teacher = ByChance(tokenizer)
-    for number in range(64):
-        play(teacher, list(LEVERS)[number % 4])
+    """Supervised steps on demonstrations; the last loss in nats per token."""
+    teacher = Demonstrator(tokenizer)
+    for number in range(400):  # smolagents writes a random id into each
+        play(teacher, LETTERS[number % 4])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    # To zero, since calls that are broken teach nothing about levers
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     loss = 0.0
     for _ in range(steps):
         drawn = random.sample(teacher.examples, 8)
         rows = [completion_row(*(tokenizer(text)["input_ids"] for text in example)) for example in drawn]
         loss = step(model, whole_loss(model, rows, tokenizer.pad_token_id), optimizer)
+        slower.step()
     return loss
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--warm_up_steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm_up_steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output_dir", default="runs/gateway-smolagents")
     options = parser.parse_args()
 
@@ -131,13 +134,14 @@ def main() -> None:
         model,
         tokenizer,
         program,
-        list(LEVERS) * 8,
+        list(LETTERS) * 16,
         timeout=600.0,
         output_dir=options.output_dir,
         max_steps=options.steps,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=64,
         max_completion_length=32,
-        learning_rate=1e-3,
+        learning_rate=7e-4,
+        beta=0.02,  # holds what the reward says little about: how calls are written
     )
     trainer.train()
     print(json.dumps(first_and_last(trainer)))

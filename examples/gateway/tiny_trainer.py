@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
 
-from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, StepLines
 from mem1_trl.gateway import GatewayEnvironment
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "tiny-mem1"
@@ -47,15 +47,19 @@ def tiny_trainer(
         save_strategy="no",
         report_to="none",
         bf16=False,
+        disable_tqdm=True,
         **settings,
     )
-    return Mem1GRPOTrainer(
+    trainer = Mem1GRPOTrainer(
         model=model,
         processing_class=tokenizer,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         environment_factory=GatewayEnvironment.factory(program, timeout=timeout),
+        callbacks=[StepLines()],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def first_and_last(trainer: Mem1GRPOTrainer) -> dict[str, float]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .protocol.protocol import Mem1Protocol as Mem1Protocol
     from .rollout.settings import AgentSettings as AgentSettings
     from .tasks import compose_objectives as compose_objectives
+    from .trainers.console import StepLines as StepLines
     from .trainers.grpo import Mem1GRPOTrainer as Mem1GRPOTrainer
     from .trainers.ppo import Mem1PPOTrainer as Mem1PPOTrainer
     from .trajectory import StopReason as StopReason
@@ -31,6 +32,7 @@ __getattr__, __dir__, _names = lazy_exports(
         "Mem1PPOConfig": "configs",
         "Mem1GRPOTrainer": "trainers.grpo",
         "Mem1GRPOConfig": "configs",
+        "StepLines": "trainers.console",
         "Mem1Protocol": "protocol.protocol",
         "Mem1Agent": "agent",
         "AgentSettings": "rollout.settings",
