@@ -1,5 +1,6 @@
 """What the pages of results of several examples share."""
 
+import argparse
 import subprocess
 from pathlib import Path
 
@@ -34,3 +35,15 @@ def control_in_words(control):
     """What a [`mem1_trl.evaluation.ScalarControl`] changes."""
     moved = " and ".join(f"{value:+g} on `{token}`" for token, value in control.constants.items()) or "no constant"
     return f"{moved}, temperature {control.temperature:g}"
+
+
+def page_parser(description):
+    """Options of a script that writes the page of an experiment of several stages."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="output folder of run_all.py")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the page")
+    parser.add_argument(
+        "--commit", default=commit(), help="commit that the runs were made at (default: that of this file)"
+    )
+    parser.add_argument("--note", default="", help="sentences that stand first on the page")
+    return parser

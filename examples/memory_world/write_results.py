@@ -6,7 +6,6 @@ Writes `RESULTS.md`, `results.json` and the plots from the runs that are finishe
 `tasks.json.gz` holds the scores of every task: `{agent: {seed: {cell: {score: [of each task]}}}}`.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -19,7 +18,7 @@ import matplotlib.pyplot as plt
 from agents import TRAINED_ON, TWICE, cell_name
 from imitate import RULES
 from long_runs import steps_of, write_json
-from result_pages import commit, control_in_words, difference_cell, markdown_table, smooth
+from result_pages import control_in_words, difference_cell, markdown_table, page_parser, smooth
 from world import LEVELS
 
 from mem1_trl.evaluation import ScalarControl, compare
@@ -227,17 +226,13 @@ def scalar_found(root):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="output folder of run_all.py")
-    parser.add_argument("--to", type=Path, required=True, help="folder of the page")
-    parser.add_argument("--commit", help="commit that the runs were made at (default: that of this file)")
-    parser.add_argument("--note", default="", help="sentences that stand first on the page")
+    parser = page_parser(__doc__)
     args = parser.parse_args()
     runs = read_runs(args.root)
     if "grpo" not in runs:
         parser.error(f"root must hold an evaluated run of train.py, but {args.root} has no grpo-seed*/evaluation")
     done = json.loads((args.root / f"grpo-seed{min(runs['grpo'])}" / "done.json").read_text())
-    at = args.commit or commit()
+    at = args.commit
     args.to.mkdir(parents=True, exist_ok=True)
     has_memory = plot_memory(args.root, args.to / "memory.png")
     plot_agents(runs, args.to / "agents.png")

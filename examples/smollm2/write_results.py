@@ -6,11 +6,9 @@ Writes `RESULTS.md`, `results.json`, `tasks.jsonl` and a picture from the runs a
 `tasks.jsonl` has a line for each tested task, see `evaluate_tasks.py`, with the label of the agent.
 """
 
-import argparse
 import json
 import re
 from collections import defaultdict
-from pathlib import Path
 
 import matplotlib
 
@@ -22,7 +20,7 @@ from tasks import STATE_TOKENS
 from mem1_trl.evaluation.intervals import summarize
 
 # `runs` made this importable, too
-from result_pages import commit, markdown_table, smooth  # isort: skip
+from result_pages import markdown_table, page_parser, smooth  # isort: skip
 
 NAMES = {
     "start": "supervised start",
@@ -137,11 +135,7 @@ def training(root):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="output folder of run_all.py")
-    parser.add_argument("--to", type=Path, required=True, help="folder of the page")
-    parser.add_argument("--commit", help="commit that the runs were made at (default: that of this file)")
-    parser.add_argument("--note", default="", help="sentences that stand first on the page")
+    parser = page_parser(__doc__)
     args = parser.parse_args()
     tests = read_tests(args.root / "evaluation")
     if not tests:
@@ -183,7 +177,7 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals; b
         for n in sorted(of_agent)
         if not temperature
     )
-    at = args.commit or commit()
+    at = args.commit
     counts = {n: max(len(of_agent.get(n, {})) for of_agent in tests.values()) for n in numbers}
     text = f"""# A real language model
 
