@@ -165,3 +165,8 @@ def test_the_released_checkpoint_has_the_protocol_that_it_was_trained_with(actor
     monkeypatch.setattr("mem1_trl.agent.agent.load_model", lambda source, **kwargs: actor)
     monkeypatch.setattr("mem1_trl.agent.agent.AutoTokenizer.from_pretrained", lambda source: tokenizer)
     assert Mem1Agent.from_pretrained(RELEASED).protocol == Mem1Protocol.reference()
+
+
+def test_the_name_of_a_tokenizer_is_not_a_tokenizer():
+    with pytest.raises(TypeError, match=r"`tokenizer` must be a loaded one, got 'some/model': pass `AutoTokenizer"):
+        Mem1Agent("some/model", "some/model", client="http://127.0.0.1:1/v1")

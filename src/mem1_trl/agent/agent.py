@@ -120,6 +120,10 @@ class Mem1Agent(SingleEpisodes):
         rollout_batch_wait: float = BATCH_WAIT,
         **overrides: Any,
     ):
+        if isinstance(tokenizer, str):
+            raise TypeError(
+                f"`tokenizer` must be a loaded one, got {tokenizer!r}: pass `AutoTokenizer.from_pretrained({tokenizer!r})`."
+            )
         settings = _with_overrides(settings or AgentSettings(), overrides)
         _ = settings.rule  # it may be a class that has not been imported
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
