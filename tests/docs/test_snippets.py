@@ -261,7 +261,7 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "python":
         script = ROOT / arguments[0]
         assert script.is_file()
-        if "argparse" in script.read_text(encoding="utf-8") or "/applications/" in str(script):
+        if "parse_args(" in script.read_text(encoding="utf-8") or "/applications/" in str(script):
             read_options(script, arguments[1:], monkeypatch)
         elif script.name == "train.py":  # read by TRL's parser; this machine may have no GPU
             monkeypatch.syspath_prepend(str(script.parent))
