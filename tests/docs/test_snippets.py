@@ -60,6 +60,7 @@ SMALLER = {
     "--model_name_or_path runs/paper/one_gpu": f"--model_name_or_path {TINY} --max_completion_length 32",
     "--corpus http://127.0.0.1:8000": "--corpus data/wiki-bm25",
     "--tasks 100": "--tasks 2",
+    "--max_steps 20": "--max_steps 2",
     "--objectives 1 2 4 8": "--objectives 1 2",
     "--outcome wrong": "--limit 1",  # of two episodes none may be wrong
     "mem1 index corpus.jsonl wiki-bm25": "mem1 index corpus.jsonl wiki-bm25 --overwrite",  # an earlier block has loaded it

@@ -310,6 +310,7 @@ def test_explained_variance_of_returns_that_do_not_vary():
     assert math.isnan(explained_variance(values, torch.full((1, 4), 3.0), mask))
     rounded = torch.tensor([[3.0, 3.000001, 2.999999, 3.0]])  # advantage + value of returns that are all 3
     assert math.isnan(explained_variance(values, rounded, mask))
+    assert math.isnan(explained_variance(values, torch.tensor([[0.0, 1e-6, -2e-6, 0.0]]), mask))  # a penalty alone
     assert (
         explained_variance(torch.tensor([[1.0, 1.01, 1.0, 1.01]]), torch.tensor([[1.0, 1.01, 1.0, 1.01]]), mask) == 1.0
     )

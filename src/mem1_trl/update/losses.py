@@ -34,13 +34,14 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     """
     Share of the variance of the returns that the values explain: `1 - Var(R - V) / Var(R)` over `mask`.
 
-    1 is perfect, 0 as good as a constant, below 0 worse. NaN if the returns do not vary, by more than the rounding of
-    advantages and values that they are the sum of.
+    1 is perfect, 0 as good as a constant, below 0 worse. NaN if the returns do not vary: by less than 1e-4 (standard deviation) of
+    the larger of 1 and their size, as after equal rewards, whether by rounding or by a small penalty for the KL divergence.
     """
     mask = mask.bool()
     target, error = returns[mask].double(), (returns - values)[mask].double()
     if target.numel() < 2:
         return float("nan")
     variance = target.var()
-    rounding = 1e-12 + 1e-8 * target.square().mean()  # float32, a standard deviation of 1e-4 of the size
-    return float("nan") if variance < rounding else float(1 - error.var() / variance)
+    if variance < 1e-8 * max(1.0, float(target.square().mean())):
+        return float("nan")
+    return float(1 - error.var() / variance)
