@@ -69,8 +69,12 @@ class World:
     @property
     def names(self) -> dict[str, str]:
         """Label -> name of the agents of the table: GRPO, its start and its controls."""
-        ablations = ("twin-start", "grpo-embeddings", "grpo-no-carry", "grpo-stitched", "ppo-token", "ppo-discounted")
-        return {label: name for label, name in self.results["names"].items() if label not in ablations}
+        others = ("twin-start", "ppo-")  # and every other GRPO
+        return {
+            label: name
+            for label, name in self.results["names"].items()
+            if label == "grpo" or not label.startswith(("grpo-", *others))
+        }
 
     def beside(self, label: str) -> str:
         """An agent as a row of the table."""

@@ -33,7 +33,13 @@ ABLATIONS = {  # label -> options of train.py; of the first seed
     "ppo-token": ["--algorithm", "ppo"],
     "ppo-discounted": ["--algorithm", "ppo", "--gamma", "0.99", "--lam", "0.9"],
 }
-STAGES = ("start", "grpo", *RULES, "scalar", "twin", *ABLATIONS)
+CREDIT = {  # label -> options of train.py; of every seed
+    "grpo-turn": ["--advantage_level", "turn", "--lam", "0.9"],
+    "grpo-state": ["--advantage_level", "state"],
+    "ppo-turn": ["--algorithm", "ppo", "--advantage_level", "turn", "--gamma", "0.99", "--lam", "0.9"],
+    "ppo-two-level": ["--algorithm", "ppo", "--advantage_level", "two_level", "--gamma", "0.99", "--lam", "0.9"],
+}
+STAGES = ("start", "grpo", *RULES, "scalar", "twin", *ABLATIONS, *CREDIT)
 
 
 class Experiment:
@@ -64,7 +70,7 @@ class Experiment:
             self.train("twin", place / "model", "--context", "full")
             self.test("twin", self.folder("twin") / "model", "full")
         else:
-            self.train(stage, self.start / "model", *ABLATIONS.get(stage, []))
+            self.train(stage, self.start / "model", *{**ABLATIONS, **CREDIT}.get(stage, []))
             self.test(stage, self.folder(stage) / "model")
 
     def teach(self, place, context):

@@ -72,6 +72,10 @@ class MemoryLog:
         return [None] * len(prompts)
 
 
+CREDIT = ("advantage_level", "gamma", "lam")
+"""Settings of credit; the default of each is that of the algorithm."""
+
+
 def configuration(args):
     settings = dict(
         output_dir=str(args.output_dir / "checkpoints"),
@@ -97,8 +101,9 @@ def configuration(args):
         model_init_kwargs={"dtype": "float32"},
         **limits(TRAINED_ON),
     )
+    settings |= {name: getattr(args, name) for name in CREDIT if getattr(args, name) is not None}
     if args.algorithm == "ppo":
-        return Mem1PPOConfig(value_learning_rate=1e-3, gamma=args.gamma, lam=args.lam, **settings)
+        return Mem1PPOConfig(value_learning_rate=1e-3, **settings)
     return Mem1GRPOConfig(num_generations=args.generations, **settings)
 
 
@@ -120,8 +125,13 @@ def parse_arguments():
     parser.add_argument(
         "--beta", type=float, default=0.04, help="weight of the KL to the start: keeps what is not decided yet open"
     )
-    parser.add_argument("--gamma", type=float, default=1.0)
-    parser.add_argument("--lam", type=float, default=1.0)
+    parser.add_argument(
+        "--advantage_level",
+        default=None,
+        help="what is credited: token, turn or two_level (PPO), episode, turn or state (GRPO)",
+    )
+    parser.add_argument("--gamma", type=float, default=None)
+    parser.add_argument("--lam", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long")
@@ -154,7 +164,7 @@ def main():
     if not args.train_embeddings:
         freeze_embeddings(trainer.model)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
-    names = ["algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "beta", "gamma", "lam", "train_embeddings", "seed"]  # fmt: skip
+    names = ["algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "beta", *CREDIT, "train_embeddings", "seed"]  # fmt: skip
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names}, "model")
 
 

@@ -39,6 +39,10 @@ NAMES = {
     "grpo-stitched": "GRPO, stitched mask",
     "ppo-token": "PPO",
     "ppo-discounted": "PPO, gamma 0.99, lambda 0.9",
+    "grpo-turn": "GRPO, turns of a group compared, lambda 0.9",
+    "grpo-state": "GRPO, turns that read the same compared, too",
+    "ppo-turn": "PPO between turns, gamma 0.99, lambda 0.9",
+    "ppo-two-level": "PPO between turns and inside them, gamma 0.99, lambda 0.9",
 }
 COLOURS = {"needed": "tab:blue", "other": "tab:gray"}
 WINDOW = 15  # steps of a running mean

@@ -192,12 +192,14 @@ def test_every_stage_in_short_form(modules, fork_server, tmp_path):
         "scalar",
         "twin",
         "ppo-token",
+        "grpo-state",
+        "ppo-turn",
     ]
     cut = fork_server.run(FOLDER / "run_all.py", *options, "--minutes", "0")
     assert cut.returncode == 3, cut.stderr[-2000:]  # the time was up
     done = fork_server.run(FOLDER / "run_all.py", *options)
     assert done.returncode == 0, done.stderr[-3000:]
-    for label in ("start", "grpo", "quartile", "scalar", "twin-start", "twin", "ppo-token"):
+    for label in ("start", "grpo", "quartile", "scalar", "twin-start", "twin", "ppo-token", "grpo-state", "ppo-turn"):
         cells = list((tmp_path / f"{label}-seed0" / "evaluation").glob("*.json"))
         assert len(cells) == len(modules["agents"].CELLS), label
     assert json.loads((tmp_path / "grpo-seed0" / "done.json").read_text())["steps"] == 2
