@@ -155,7 +155,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     assert len((tmp_path / "scalar-1-t0-seed0.jsonl").read_text().splitlines()) == 2
 
 
-def tested(folder, label, n, scores):
+def evaluation_file(folder, label, n, scores):
     """A file of tests as `evaluate_tasks.py` writes it; the temperature is 0, the seed 0."""
     folder.mkdir(exist_ok=True)
     lines = [
@@ -167,9 +167,9 @@ def tested(folder, label, n, scores):
 
 
 def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
-    tested(tmp_path / "evaluation", "start", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
-    tested(tmp_path / "evaluation", "grpo-2", 2, [(1.0, 0.5)] * 10)  # not all of them yet
-    tested(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)
+    evaluation_file(tmp_path / "evaluation", "start", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
+    evaluation_file(tmp_path / "evaluation", "grpo-2", 2, [(1.0, 0.5)] * 10)  # not all of them yet
+    evaluation_file(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)
     (tmp_path / "grpo-2-seed0").mkdir()
     log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
     (tmp_path / "grpo-2-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))

@@ -118,7 +118,7 @@ def test_logprobs_of_sampler_policy_and_reference_are_float32(ppo):
         assert off_grid(logps) > 0.7  # the likeliest token may be a difference of two multiples of the grid
     gap = torch.cat(per_row(batch, "old_per_token_logps")) - torch.cat(per_row(batch, "sampling_per_token_logps"))
     assert logs_of(trainer, "sampling/max_logp_difference") == pytest.approx(float(gap.abs().max()), abs=1e-6)
-    assert 1e-4 < float(gap.abs().max()) < NOISE
+    assert float(gap.abs().max()) < NOISE  # next to none where products do not depend on the rows beside them
 
 
 def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], kind: str) -> float:

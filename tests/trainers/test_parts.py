@@ -131,9 +131,8 @@ def test_what_other_turns_of_a_history_sampled_is_not_in_the_ratios_of_a_piece(t
     cut, _ = one_step(tmp_path / "cut", sharp, tokenizer, max_tokens_per_micro_batch=1, **settings)
     assert cut.logs[0]["micro_batch/parts"] == sum(len(trajectory.turns) for trajectory in played)
     assert float(cut.losses[0]) == pytest.approx(float(whole.losses[0]), rel=1e-3)
-    assert_same_tensors(
-        cut.gradients[0], whole.gradients[0], 1e-3
-    )  # logits of hundreds are rounded in the third digit
+    # Logits of hundreds are rounded in the third digit, on each processor otherwise
+    assert_same_tensors(cut.gradients[0], whole.gradients[0], 5e-3)
 
 
 @pytest.mark.parametrize(

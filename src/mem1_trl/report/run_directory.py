@@ -117,9 +117,12 @@ class RunDirectory:
         return [r for r in self.results if r.agent == agent and r.objectives is not None]
 
 
+_PARTS = re.compile(r"(\D*)(\d*)")
+
+
 def _by_value(label: str) -> list[tuple[str, int]]:
     """Sorts `step 4` before `step 12`."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", label)]
+    return [(text, int(number or 0)) for text, number in _PARTS.findall(label)]
 
 
 def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
