@@ -12,7 +12,7 @@ from .products import Product
 SEARCH_RETURN_N = 50
 """Maximum number of products that a search returns."""
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"\w++(?:['’]\w++)*+")
 # Lucene's English stop words
 _STOPWORD_LIST = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to "
