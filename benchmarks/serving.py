@@ -254,7 +254,7 @@ models are tiny and random, so what they say is noise: the figures are of the se
 
 ## One conversation, beside the same model with its full history
 
-Both behind the same server, over the chat API; each answer has {ANSWER} tokens. CPU seconds are of client and server.
+Both agents run on the same server and are asked over the chat API. Each answer has {ANSWER} tokens. The CPU seconds are those of client and server together.
 
 {flat}
 

@@ -30,7 +30,8 @@ class World:
     PAGES = ("memory_world", "memory_world/seed_0")
 
     def __init__(self) -> None:
-        pages = [read(name) for name in self.PAGES if (DOCS / name / "results.json").is_file()]
+        self.found = [name for name in self.PAGES if (DOCS / name / "results.json").is_file()]
+        pages = [read(name) for name in self.found]
         self.results = pages[0]
         self.aims = self.results["aims"]
         self.cells: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
@@ -54,9 +55,7 @@ class World:
     @property
     def where(self) -> str:
         """Links to the pages."""
-        return ", ".join(
-            f"[{name}]({name}/RESULTS.md)" for name in self.PAGES if (DOCS / name / "results.json").is_file()
-        )
+        return ", ".join(f"[{name}]({name}/RESULTS.md)" for name in self.found)
 
     @property
     def seeds(self) -> int:
@@ -69,12 +68,9 @@ class World:
     @property
     def names(self) -> dict[str, str]:
         """Label -> name of the agents of the table: GRPO, its start and its controls."""
-        others = ("twin-start", "ppo-")  # and every other GRPO
-        return {
-            label: name
-            for label, name in self.results["names"].items()
-            if label == "grpo" or not label.startswith(("grpo-", *others))
-        }
+        others = ("grpo-", "ppo-", "twin-start")
+        named = self.results["names"].items()
+        return {label: name for label, name in named if not label.startswith(others)}
 
     def beside(self, label: str) -> str:
         """An agent as a row of the table."""

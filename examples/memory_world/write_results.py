@@ -45,6 +45,7 @@ NAMES = {
     "ppo-two-level": "PPO between turns and inside them, gamma 0.99, lambda 0.9",
 }
 COLOURS = {"needed": "tab:blue", "other": "tab:gray"}
+SCORES = ("kept", "success", "topic_kept")
 WINDOW = 15  # steps of a running mean
 AIMS = {"asked": 0.9, "held-out": 0.85}
 
@@ -312,7 +313,7 @@ What the last state holds, by need and by the turns since it was read:
     (args.to / "RESULTS.md").write_text(text)
     cells = {
         label: {
-            cell: {metric: pooled(runs, label, cell, metric) for metric in ("kept", "success", "topic_kept")}
+            cell: {metric: pooled(runs, label, cell, metric) for metric in SCORES}
             for cell in next(iter(runs[label].values()))
         }
         for label in runs
@@ -331,10 +332,7 @@ What the last state holds, by need and by the turns since it was read:
     scores = {
         label: {
             seed: {
-                cell: {
-                    metric: [task.scores[metric] for task in found.tasks]
-                    for metric in ("kept", "success", "topic_kept")
-                }
+                cell: {metric: [task.scores[metric] for task in found.tasks] for metric in SCORES}
                 for cell, found in sorted(of_seed.items())
             }
             for seed, of_seed in seeds.items()

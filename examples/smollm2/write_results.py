@@ -8,7 +8,7 @@ Writes `RESULTS.md`, `results.json`, `tasks.jsonl` and a picture from the runs a
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import matplotlib
 
@@ -20,7 +20,7 @@ from tasks import STATE_TOKENS
 from mem1_trl.evaluation.intervals import summarize
 
 # `runs` made this importable, too
-from result_pages import markdown_table, page_parser, smooth  # isort: skip
+from result_pages import markdown_table, page_parser, signed_cell, smooth  # isort: skip
 
 NAMES = {
     "start": "supervised start",
@@ -86,18 +86,14 @@ def differences(tests, agent, metric, numbers):
                 continue
             found = summarize(values)
             record.setdefault(label, {})[n] = [found.mean, found.low, found.high, len(values)]
-            text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-            texts.append(f"**{text}**" if found.low > 0 or found.high < 0 else text)
+            texts.append(signed_cell(found.mean, found.low, found.high))
         rows.append([f"minus {NAMES[label]}", *texts])
     return rows, record
 
 
 def endings(lines):
     """How the episodes ended, most frequent first."""
-    counts = defaultdict(int)
-    for line in lines:
-        counts[line["stop_reason"]] += 1
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return ", ".join(f"{name} {count}" for name, count in Counter(line["stop_reason"] for line in lines).most_common())
 
 
 def plot(root, path):
