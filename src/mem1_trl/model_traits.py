@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -22,6 +23,12 @@ _MASKED_IMPLEMENTATIONS = ("sdpa", "eager")
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """Configuration of a model's language backbone."""
     return model.config.get_text_config()
+
+
+def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model below the language-modelling head (the model itself if it has none), with its adapters if there are any."""
+    inner: Any = getattr(model, "get_base_model", lambda: model)()
+    return inner.base_model
 
 
 def attention_implementation(model: PreTrainedModel) -> str:

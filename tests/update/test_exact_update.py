@@ -1,5 +1,6 @@
 """The update scores every token in the context that produced it: log-probs, reach of every token, gradients, fallbacks."""
 
+import dataclasses
 import functools
 import logging
 import random
@@ -533,6 +534,27 @@ def test_trls_fused_head_behind_a_layout(architecture, layout):
         logits = model(input_ids=torch.tensor([sequence])).logits[0, at] / 0.8
         wanted = torch.distributions.Categorical(logits=logits).entropy()
         torch.testing.assert_close(entropy[1][sampled[1]][place], wanted, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [*EXACT, "paper"])
+def test_the_fused_head_reads_only_the_states_before_sampled_tokens(layout):
+    """So does what is read beside it; and where nothing was sampled, the result is still one of the model."""
+    model = tiny_model("llama")
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    rows = RowBatch.from_rows([build_row(trajectory, layout) for trajectory in CASES["left_padding"]])
+    nothing = dataclasses.replace(rows, tool_mask=torch.zeros_like(rows.tool_mask))
+    for given in (rows, nothing):
+        read = []
+        stand_in = LayoutModel(
+            model, model, given, layout, lambda states, read=read: read.append(states) or states.sum(-1)
+        )
+        outputs = stand_in(given.input_ids, given.attention_mask, fused_lm_head=True)
+        assert sum(states.shape[:2].numel() for states in read) == given.tool_mask.sum()
+        model.zero_grad()
+        sampled = given.tool_mask[:, 1:]
+        assert torch.equal(stand_in.read[0] != 0, sampled) and torch.equal(outputs.entropy != 0, sampled)
+        outputs.log_probs.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("layout", EXACT)

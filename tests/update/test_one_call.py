@@ -7,6 +7,7 @@ import torch
 from support.helpers import tiny_model
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from trl.trainer.utils import add_fused_lm_head
 
 from mem1_trl import Trajectory, Turn
 from mem1_trl.update.layout_model import LayoutModel
@@ -31,20 +32,11 @@ def test_the_load_balancing_loss_is_that_of_all_turns(asked):
     model = tiny_model("qwen3", model_type="qwen3_moe", **experts).eval()
     calls = []
 
-    class Outputs:
-        pass
+    add_fused_lm_head(model)
 
-    def policy(input_ids, attention_mask, labels, **options):
-        """What TRL's fused head gives of a plain model."""
+    def policy(input_ids, **options):
         calls.append(len(input_ids))
-        plain = model(input_ids=input_ids, attention_mask=attention_mask, **options)
-        found = Outputs()
-        targets = labels[:, 1:]
-        logps = plain.logits[:, :-1].log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-        found.log_probs = logps.masked_fill(targets == -100, 0.0)
-        found.entropy = torch.zeros_like(found.log_probs)
-        found.aux_loss = plain.aux_loss if options else None
-        return found
+        return model(input_ids=input_ids, fused_lm_head=True, **options)
 
     rows = rows_of(EPISODES)
     options = {"output_router_logits": True} if asked else {}

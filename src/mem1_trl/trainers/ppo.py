@@ -258,7 +258,7 @@ class Mem1PPOTrainer(CreditingTrainer):
     def hidden_readout(self) -> Any:
         if not isinstance(self.value_model, SharedValueHead) or self.policy_frozen:
             return None
-        return self.critic, self.value_model.backbone
+        return self.critic
 
     def _make_critic_optimizer(self, given: Any) -> FollowingOptimizer | None:
         """

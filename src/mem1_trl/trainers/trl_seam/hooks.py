@@ -104,9 +104,9 @@ class Hooks(GRPOTrainer):
         return EVALUATION_CONSTANTS | ({"frac_reward_zero_std"} if self.num_generations_eval == 1 else set())
 
     @property
-    def hidden_readout(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.nn.Module] | None:
+    def hidden_readout(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """
-        A function of the policy's hidden states `(N, L, H)` and the backbone that computes them, or `None`.
+        A function of the policy's hidden states `(N, L, H)` that returns `(N, L)`, or `None`.
 
         Evaluated in the forward pass of the policy's loss, where [`~Hooks.extra_loss`] finds the result in `last_readout`, shape
         `(B, C)`; and in those of old log-probs, where [`~Hooks.extend_batch`] finds it by `read_with`.

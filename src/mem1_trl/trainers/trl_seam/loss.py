@@ -111,8 +111,8 @@ class TreeLoss(TurnGeneration):
     ) -> Any:
         rows = self._rows_to_score(input_ids, logits_to_keep)
         read_beside = self._in_loss or (self._readouts is not None and model is self.model)
-        readout, backbone = (read_beside and self.hidden_readout) or (None, None)
-        layout_model = LayoutModel(model, self.accelerator.unwrap_model(model), rows, self.layout, readout, backbone)
+        readout = self.hidden_readout if read_beside else None
+        layout_model = LayoutModel(model, self.accelerator.unwrap_model(model), rows, self.layout, readout)
         outputs = super()._get_per_token_logps_and_entropies(
             layout_model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from ...model_traits import forward_takes, refuse_prompt_learning
+from ...model_traits import backbone_of, forward_takes, refuse_prompt_learning
 from ..layout_model import last_hidden_state
 from ..sharded_tensors import fill, is_source, is_split, whole_on_cpu
 from .head import HEAD_FILE, load_head, read_values, save_head, value_head
@@ -186,12 +186,6 @@ def token_values(critic: nn.Module) -> TokenFunction:
         return [critic(**inputs)[:, :-1].masked_fill(labels[:, 1:] == -100, 0.0)]
 
     return function
-
-
-def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model below the language-modelling head (the model itself if it has none), with its adapters if there are any."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return inner.base_model
 
 
 def build_value_model(
