@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig
+from support.deepspeed_on_cpu import engine_on_cpu
 from support.fsdp_on_cpu import shard_on_cpu
 from support.helpers import tiny_model, tiny_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
@@ -59,18 +60,34 @@ def script(call: int, index: int, prompt: str, answer=told_apart) -> str:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor that may be split over processes."""
+    if hasattr(tensor, "ds_id"):
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        with GatheredParameters(tensor):
+            return tensor.data.detach().clone()
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
 def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.Tensor]:
     """The trained parameters of a module, or their gradients, by name, whole."""
-    found = {name: getattr(p, attribute) for name, p in module.named_parameters() if p.requires_grad}
+    found = {
+        name: p if attribute == "data" else getattr(p, attribute)
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
     # A layer may be inside of others, for data parallelism or for checkpointing
     return {
         name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor)
         for name, tensor in found.items()
         if tensor is not None
     }
+
+
+def own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter between two passes."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 class TurnByTurn(LookupEnvironment):
@@ -141,6 +158,11 @@ KINDS = {  # trainer, settings, arguments
     "reference": (Mem1PPOTrainer, {**PPO, "beta": 0.1, "layout": "per_turn"}, {}),
     # Both matrices of the adapter are random, so that both have gradients
     "adapter": (Mem1PPOTrainer, PPO, {"peft_config": LoraConfig(**ADAPTER, init_lora_weights=False)}),
+    "grpo_adapter": (
+        Mem1GRPOTrainer,
+        {"num_generations": 2},
+        {"peft_config": LoraConfig(**ADAPTER, init_lora_weights=False)},
+    ),
     "shared": (Mem1PPOTrainer, PPO, {"value_model": "shared"}),
     "shared_warmup": (Mem1PPOTrainer, {**PPO, "critic_warmup_steps": 1}, {"value_model": "shared"}),
 }
@@ -156,6 +178,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--max-grad-norm", type=float, default=0.0)
     parser.add_argument("--shard", action="store_true", help="under FSDP2")
+    parser.add_argument("--zero", type=int, help="under DeepSpeed, at this stage")
+    parser.add_argument("--from-path", action="store_true", help="the policy is loaded by the trainer")
+    parser.add_argument("--critic-from-path", action="store_true", help="and so is the critic")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--engine", action="append", default=[], metavar="NAME=VALUE", help="a variable of the engine")
     parser.add_argument("--run", type=Path, help="directory of a run that saves a checkpoint at each step")
     parser.add_argument("--stop-after", type=int, default=0)
@@ -167,9 +193,18 @@ def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | M
     trainer_class, settings, arguments = KINDS[chosen.kind]
     if chosen.shard:
         shard_on_cpu(**dict(variable.split("=") for variable in chosen.engine))
+    if chosen.zero:
+        settings = {**settings, "deepspeed": engine_on_cpu(chosen.zero)}
+    torch.manual_seed(0)
+    model = tiny_model("llama")
+    saved = chosen.output.parent / f"{chosen.output.stem}-model-{os.environ.get('RANK', '0')}"
+    if chosen.from_path or chosen.critic_from_path:
+        model.save_pretrained(saved)
+    if chosen.critic_from_path:
+        arguments = {**arguments, "value_model": str(saved)}
     torch.manual_seed(0)
     trainer = trainer_class(
-        model=tiny_model("llama"),
+        model=str(saved) if chosen.from_path else model,
         args=(Mem1PPOConfig if trainer_class is Mem1PPOTrainer else Mem1GRPOConfig)(
             **{
                 "output_dir": str(chosen.run or chosen.output.parent / "run"),
@@ -184,8 +219,8 @@ def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | M
                 "learning_rate": 1e-3,
                 "adam_epsilon": 1e-4,  # so that what is 0 but for rounding does not become a step
                 "shuffle_dataset": False,
-                "bf16": False,
-                "use_cpu": not chosen.shard,
+                "bf16": chosen.bf16,
+                "use_cpu": not (chosen.shard or chosen.zero),
                 "gradient_checkpointing": False,
                 "logging_steps": 1,
                 "save_strategy": "steps" if chosen.run else "no",
@@ -259,8 +294,8 @@ def main() -> None:
                 "logs": logs,
                 "weights": weights,
                 "parts": {
-                    part: sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in module.parameters())
-                    / sum(p.numel() for p in module.parameters())
+                    part: sum(own_part(p).numel() for p in module.parameters())
+                    / sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
                     for part, module in modules.items()
                     if module is not None
                 },

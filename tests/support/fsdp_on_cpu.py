@@ -24,7 +24,6 @@ def shard_on_cpu(**settings: str) -> None:
     os.environ.update(
         {
             "ACCELERATE_USE_FSDP": "true",
-            "ACCELERATE_TORCH_DEVICE": "cpu",
             "FSDP_VERSION": "2",
             "FSDP_RESHARD_AFTER_FORWARD": "true",
             "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -34,5 +33,11 @@ def shard_on_cpu(**settings: str) -> None:
             **settings,
         }
     )
+    ranks_on_cpu()
+
+
+def ranks_on_cpu() -> None:
+    """Let accelerate take a process with gloo for one with an accelerator of its own."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     assert not torch.cuda.is_available(), "this is for machines without a GPU"

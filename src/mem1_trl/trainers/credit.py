@@ -107,7 +107,7 @@ class CreditingTrainer(Mem1Trainer):
         # Not of the wrapped critic, whose calls are collective: processes have different numbers of such episodes
         size = max(1, self.args.per_device_train_batch_size)
         passes = 0
-        if self.is_fsdp_enabled:  # where every call is, all the same
+        if self.weights_are_split:  # where every call is, all the same
             own = torch.tensor([-(-len(cut) // size)], device=self.accelerator.device)
             passes = int(self.accelerator.gather(own).max())
         last = [trajectories[index].turns[-1] for index in cut]

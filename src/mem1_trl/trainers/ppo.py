@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
@@ -14,14 +15,14 @@ from ..update.critic.critic import SharedValueHead, ValueModel, build_value_mode
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.scoring import forward_rows, forwarded_tokens
-from ..update.sharded_tensors import own_part, whole
+from ..update.sharded_tensors import is_split, own_part, whole, whole_size
 from .bitsandbytes_cpu import keep_gradients_through_4bit
 from .credit import CreditingTrainer
 from .dropout import silence_dropout
 from .grpo import model_name
 from .refusals import refuse_sharded_weights
 from .self_check import check_critic
-from .sharded_critic import shard_critic
+from .sharded_critic import loaded_whole, shard_critic
 from .trl_seam.helpers import instance_attribute
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Mem1PPOTrainer(CreditingTrainer):
         self.value_model = self._build_critic(value_model, quantization_config, peft_config)
         self._log_cost()
         self._critic = self._wrap(self.value_model)
-        if self.is_fsdp_enabled:
+        if any(map(is_split, self._own_critic_parameters())):
             here = sum(own_part(p).nbytes for p in self.value_model.parameters())
             self.accelerator.print(
                 f"In shards, each of {self.accelerator.num_processes} processes holds {here / 1e6:,.2f} MB of it."
@@ -182,7 +183,10 @@ class Mem1PPOTrainer(CreditingTrainer):
         kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        critic = build_value_model(source, self.model, kwargs, peft_config, in_shards=self.is_fsdp_enabled)
+        of_its_own = not isinstance(self.model, PeftModel)
+        in_shards = self.is_fsdp_enabled or (self.weights_are_split and of_its_own)
+        with loaded_whole(self.accelerator):
+            critic = build_value_model(source, self.model, kwargs, peft_config, in_shards)
         if isinstance(critic, SharedValueHead):
             return critic
         keep_gradients_through_4bit(critic)
@@ -194,9 +198,19 @@ class Mem1PPOTrainer(CreditingTrainer):
                 critic.backbone.enable_input_require_grads()
         return critic
 
+    def _critic_is_in_shards(self) -> bool:
+        """
+        Whether the critic is split over processes: under FSDP2 in any case, beside ZeRO-3 if its weights are its own.
+
+        A second adapter on the policy's frozen weights reads what DeepSpeed's engine has split, and is small itself, as a shared head is.
+        """
+        policy = {id(p) for p in self.model.parameters()}
+        shares = any(id(p) in policy for p in self.value_model.backbone.parameters())
+        return self.is_fsdp_enabled or (self.weights_are_split and not shares)
+
     def _wrap(self, critic: torch.nn.Module) -> torch.nn.Module:
         """The critic for data parallelism or in shards; beside a DeepSpeed engine, which `prepare_model` leaves to the caller, by hand."""
-        if self.is_fsdp_enabled:
+        if self._critic_is_in_shards():
             shard_critic(self.accelerator, self.value_model)
             return critic
         if not self.is_deepspeed_enabled:
@@ -216,14 +230,14 @@ class Mem1PPOTrainer(CreditingTrainer):
 
     def critic_bytes(self) -> int:
         """Bytes of weights that the critic adds to those of the policy."""
-        return sum(p.nbytes for p in self._own_critic_parameters())
+        return sum(whole_size(p) * p.element_size() for p in self._own_critic_parameters())
 
     def _log_cost(self) -> None:
         own = self._own_critic_parameters()
-        extra, weights = self.critic_bytes(), sum(p.nbytes for p in self.model.parameters())
-        trained = sum(p.numel() for p in own if p.requires_grad)
+        extra, weights = self.critic_bytes(), sum(whole_size(p) * p.element_size() for p in self.model.parameters())
+        trained = sum(whole_size(p) for p in own if p.requires_grad)
         self.accelerator.print(
-            f"The critic has {sum(p.numel() for p in own):,} parameters of its own ({trained:,} trained), which take "
+            f"The critic has {sum(map(whole_size, own)):,} parameters of its own ({trained:,} trained), which take "
             f"{extra / 1e6:,.2f} MB: {extra / weights:.2%} of the policy's weights."
         )
 
@@ -338,6 +352,7 @@ class Mem1PPOTrainer(CreditingTrainer):
 
     def load_extra(self, directory: str) -> None:
         super().load_extra(directory)
-        self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
+        with loaded_whole(self.accelerator):
+            self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
         if self.critic_optimizer is not None:
             self.critic_optimizer.load(Path(directory) / CRITIC_DIRECTORY)

@@ -39,12 +39,11 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
     """
     Refuse settings that a critic next to the policy's engine cannot work with.
 
-    Under ZeRO-1 and ZeRO-2 every process holds all weights of the policy. The critic is then outside the engine, with an
-    optimizer of its own, in plain data parallelism.
+    Under DeepSpeed the critic is outside the engine, with an optimizer of its own: in plain data parallelism at the stages 1 and 2, at which
+    every process holds all weights of the policy, too, and split by FSDP2 at stage 3.
 
     Raises:
-        `ValueError`: For the first version of FSDP, its offloading to the CPU, ZeRO-3, and both engines in half precision with loss
-            scaling.
+        `ValueError`: For the first version of FSDP, its offloading to the CPU, and both engines in half precision with loss scaling.
     """
     if uses_fsdp(args):
         if (version := fsdp_version(args)) != 2:
@@ -64,12 +63,6 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
     plugin = args.deepspeed_plugin
     if plugin is None:
         return
-    if plugin.zero_stage == 3:
-        raise ValueError(
-            "Mem1PPOTrainer does not support DeepSpeed ZeRO-3, whose engine takes one model: the critic, which starts as a copy of "
-            "the policy's weights, would be whole in every process. Use FSDP2 (examples/accelerate/fsdp2.yaml), which splits "
-            "both, ZeRO-2 or DDP, or Mem1GRPOTrainer."
-        )
     if args.fp16:
         raise ValueError(
             "Mem1PPOTrainer does not support fp16 with DeepSpeed, which scales the loss for the policy's gradients and would "

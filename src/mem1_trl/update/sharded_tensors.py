@@ -1,5 +1,5 @@
 """
-Tensors that are split over processes, as FSDP2 splits the weights of a model: whole ones made of them, and cut into them.
+Tensors that are split over processes, as FSDP2 and DeepSpeed ZeRO-3 split the weights of a model: whole ones made of them, and cut into them.
 
 All but [`own_part`] are collective where a tensor is split: every process calls them, with tensors in the same order.
 """
@@ -15,18 +15,35 @@ if TYPE_CHECKING:
 
 
 def is_split(tensor: Any) -> bool:
-    """Whether this process holds only a part of a tensor (a [`~torch.distributed.tensor.DTensor`])."""
-    return hasattr(tensor, "full_tensor")
+    """Whether this process holds only a part of a tensor (a [`~torch.distributed.tensor.DTensor`], or a parameter of DeepSpeed ZeRO-3)."""
+    return hasattr(tensor, "full_tensor") or is_split_by_zero(tensor)
+
+
+def is_split_by_zero(tensor: Any) -> bool:
+    """Whether a parameter is one of DeepSpeed ZeRO-3's, which is empty while no layer needs it."""
+    return hasattr(tensor, "ds_tensor")
 
 
 def own_part(tensor: Any) -> torch.Tensor:
     """What this process holds of a tensor: all of it if it is not split."""
+    if is_split_by_zero(tensor):
+        return tensor.ds_tensor
     return tensor.to_local() if is_split(tensor) else tensor
 
 
 def whole(tensor: Any) -> torch.Tensor:
     """The whole tensor, in every process."""
-    return tensor.full_tensor() if is_split(tensor) else tensor
+    if not is_split_by_zero(tensor):
+        return tensor.full_tensor() if is_split(tensor) else tensor
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([tensor]):
+        return tensor.data.clone()
+
+
+def whole_size(tensor: Any) -> int:
+    """Number of elements of the whole tensor."""
+    return tensor.ds_numel if is_split_by_zero(tensor) else tensor.numel()
 
 
 def whole_on_cpu(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
@@ -41,7 +58,7 @@ def whole_on_cpu(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, t
     """
     kept = {}
     for name, tensor in tensors.items():
-        full = whole(tensor.detach())
+        full = whole(tensor if is_split_by_zero(tensor) else tensor.detach())
         if keep:
             kept[name] = full.cpu()
     return kept
@@ -63,8 +80,10 @@ def fill(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
             A value for each, of its shape; `None` in a process that [`is_source`] says no of.
 
     Raises:
-        `ValueError`: If names or shapes differ.
+        `ValueError`: If names or shapes differ, or if values are missing in a process that has to have them.
     """
+    if values is None and is_source(targets.values()):
+        raise ValueError("Values must be given in this process: it is the first, or what is filled is not split.")
     if values is not None and (different := sorted(values.keys() ^ targets.keys())):
         raise ValueError(
             f"What is loaded must have the names of what is there, but these are in one only: {different}."

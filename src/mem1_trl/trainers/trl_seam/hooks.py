@@ -156,6 +156,12 @@ class Hooks(GRPOTrainer):
         """`"train"` or `"eval"`, the key of TRL's metric dictionaries."""
         return "train" if self.model.training else "eval"
 
+    @property
+    def weights_are_split(self) -> bool:
+        """Whether no process has the whole policy, so that each call involves all of them: under FSDP and DeepSpeed ZeRO-3."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
     def log_metric(self, name: str, value: float) -> None:
         """Add a value to the metrics of the current logging step, where it is averaged over calls."""
         self._metrics[self.mode][name].append(value)

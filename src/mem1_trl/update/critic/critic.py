@@ -21,7 +21,7 @@ from transformers import AutoModel
 
 from ...model_traits import backbone_of, forward_takes, refuse_prompt_learning
 from ..layout_model import last_hidden_state
-from ..sharded_tensors import fill, is_source, is_split, whole_on_cpu
+from ..sharded_tensors import fill, is_source, is_split, is_split_by_zero, whole_on_cpu
 from .head import HEAD_FILE, load_head, read_values, save_head, value_head
 from .second_adapter import over_the_same_storage, second_adapter
 
@@ -100,16 +100,17 @@ class ValueModel(nn.Module):
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Read weights that [`~ValueModel.save`] wrote, into this model; if it is split over processes, in all of them together."""
         folder = Path(directory) / BACKBONE_DIRECTORY
-        split = any(map(is_split, self.backbone.parameters()))
-        reads = is_source(self.backbone.parameters())
         if self.adapters is not None:
             name = self.adapters.active_adapters[0]
-            found = load_peft_weights(str(folder), device="cpu") if reads else None
-            if split:
-                fill(get_peft_model_state_dict(self.adapters, adapter_name=name, save_embedding_layers=False), found)
+            targets = get_peft_model_state_dict(self.adapters, adapter_name=name, save_embedding_layers=False)
+            found = load_peft_weights(str(folder), device="cpu") if is_source(targets.values()) else None
+            if any(map(is_split, targets.values())):
+                fill(targets, found)
             else:
                 set_peft_model_state_dict(self.adapters, found, name)
         else:
+            split = any(map(is_split, self.backbone.parameters()))
+            reads = is_source(self.backbone.parameters())
             # Only where it is read: the others would make a whole model for nothing
             loaded = type(self.backbone).from_pretrained(folder, dtype=self.backbone.dtype) if reads else None
             state = None if loaded is None else loaded.state_dict()
@@ -162,9 +163,9 @@ class SharedValueHead(nn.Module):
 
     def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         policy: Any = self._policy[0]
-        if not any(map(is_split, policy.parameters())):
+        if not any(map(is_split, policy.parameters())) or any(map(is_split_by_zero, policy.parameters())):
             return self.backbone(**inputs, use_cache=False).last_hidden_state
-        # Weights that are split over processes are gathered by a call of the whole policy, not by one of a part of it
+        # FSDP2 gathers weights when the whole policy is called, not when a part of it is; ZeRO-3 does so layer by layer
         head = {"logits_to_keep": 1} if forward_takes(policy, "logits_to_keep") else {}
         with last_hidden_state(self.backbone) as hidden:
             policy(**inputs, **head, use_cache=False)

@@ -20,11 +20,11 @@ HEAD_FILE = "value_head.safetensors"
 
 
 def value_head(backbone: PreTrainedModel) -> nn.Linear:
-    """A head of zeros in float32, where the backbone is."""
+    """A head of zeros in float32, where the backbone is; on the CPU if that has shapes only."""
     head = nn.Linear(backbone.config.get_text_config().hidden_size, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return head.to(backbone.device)
+    return head if backbone.device.type == "meta" else head.to(backbone.device)
 
 
 def save_head(head: nn.Linear, directory: str | os.PathLike[str], write: bool) -> None:

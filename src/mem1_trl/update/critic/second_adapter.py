@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...model_traits import refuse_prompt_learning
+from ..sharded_tensors import is_split_by_zero, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,12 +26,20 @@ def over_the_same_storage(model: ModuleType) -> ModuleType:
     A copy of a model whose modules and parameters are its own, while the numbers of the parameters are those of the original.
 
     What is done in place to a parameter of one is done to the other's; what replaces a parameter, as splitting the copy over
-    processes does, is not.
+    processes does, is not. Parameters that DeepSpeed ZeRO-3 has split have no storage to share: of these the first process gets whole ones on the
+    CPU, one after the other, and the others get shapes.
     """
     memo: dict[int, object] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
+        id(p): nn.Parameter(_numbers(p), requires_grad=p.requires_grad) for p in model.parameters()
     }
     return copy.deepcopy(model, memo)
+
+
+def _numbers(parameter: nn.Parameter) -> torch.Tensor:
+    if not is_split_by_zero(parameter):
+        return parameter.detach()
+    numbers = whole(parameter)
+    return numbers.cpu() if torch.distributed.get_rank() == 0 else numbers.to("meta")
 
 
 def copy_around_frozen(model: ModuleType) -> ModuleType:
