@@ -70,7 +70,9 @@ def position_switch(model: Any) -> tuple[str, int] | None:
 
 def embedding_rows(model: Any) -> int:
     """Number of tokens that a model has an embedding for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    weight = model.get_input_embeddings().weight
+    # DeepSpeed ZeRO-3 leaves a parameter empty while no layer needs it
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def ordinary_ids(model: Any) -> list[int]:

@@ -71,7 +71,23 @@ def test_without_a_rise_nothing_is_changed(agent):
     )
     assert (found.constants, found.temperature, found.score) == ({}, 0.0, 0.5)
     assert found.settings == agent.settings
-    assert [one["temperature"] for one in found.tried] == [0.0, 1.0, 0.0]
+    assert [one["temperature"] for one in found.tried] == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_a_constant_is_tried_at_each_temperature(agent):
+    """Alone the higher temperature is better, and with the constant the lower: a search of the temperature first would not find it."""
+
+    def score(evaluation):
+        moved = "sequence_bias" in agent.settings.generation_kwargs
+        return {(0.0, False): 0.0, (1.0, False): 0.5, (0.0, True): 1.0, (1.0, True): 0.9}[
+            agent.settings.temperature, moved
+        ]
+
+    found = search_scalar_control(
+        agent, rows(1), LookupEnvironment, ["k"], values=(1.0,), temperatures=(0.0, 1.0), score=score
+    )
+    assert (found.temperature, found.constants, found.score) == (0.0, {"k": 1.0}, 1.0)
+    assert found.settings.temperature == 0.0
 
 
 def test_constants_are_found_one_after_the_other(agent):

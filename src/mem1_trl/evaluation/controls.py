@@ -94,7 +94,9 @@ def search_scalar_control(
     """
     Find the constants on logits and the temperature with which a model scores best, without training it.
 
-    The temperature first, then one constant after the other, each the best beside those found before, as long as the score rises.
+    One constant after the other, each the best beside those found before and at whichever temperature is best with it, as long as the score
+    rises: what a constant does depends on the temperature. It takes `len(temperatures) * (1 + len(tokens) * len(values))`
+    evaluations for the first.
 
     Args:
         agent ([`Mem1Agent`]):
@@ -151,14 +153,14 @@ def search_scalar_control(
         return found
 
     try:
-        best, temperature = max(((attempt(one, {}), one) for one in temperatures), key=lambda pair: pair[0])
         constants: dict[str, float] = {}
+        best, temperature = max(((attempt(one, {}), one) for one in temperatures), key=lambda pair: pair[0])
         for _ in range(most):
             options = [{**constants, name: value} for name in ids if name not in constants for value in values]
-            found = [(attempt(temperature, option), option) for option in options]
-            if not found or max(score for score, _ in found) <= best:
+            found = [(attempt(one, option), one, option) for option in options for one in temperatures]
+            if not found or max(score for score, *_ in found) <= best:
                 break
-            best, constants = max(found, key=lambda pair: pair[0])
+            best, temperature, constants = max(found, key=lambda triple: triple[0])
     finally:
         agent.settings = before
     return ScalarControl(settings_with(temperature, constants), temperature, constants, best, tried)
