@@ -8,6 +8,7 @@ Writes `RESULTS.md`, `results.json`, `tasks.jsonl` and a picture from the runs a
 
 import json
 import re
+import statistics
 from collections import Counter, defaultdict
 
 import matplotlib
@@ -41,6 +42,7 @@ METRICS = {
     "retained": "found and still in the state",
 }
 WINDOW = 5  # steps of a running mean
+ENDS = 8  # steps at the begin and at the end of a training
 
 
 def read_tests(folder):
@@ -117,17 +119,38 @@ def plot(root, path):
     return True
 
 
+def reward_in_words(log):
+    """How the reward of sampled episodes went in a run of reinforcement."""
+    rewards = [record["reward"] for _, record in sorted(log.items()) if "reward" in record]
+    if len(rewards) < 2 * ENDS:
+        return ""
+    first, last = statistics.mean(rewards[:ENDS]), statistics.mean(rewards[-ENDS:])
+    return (
+        f"; sampled reward {first:.2f} in the first {ENDS} steps and {last:.2f} in the last {ENDS}, with a standard deviation of "
+        f"{statistics.stdev(rewards):.2f} between steps"
+    )
+
+
 def training(root):
-    """A line for each finished run."""
+    """A line for each run."""
     lines = []
+    for path in sorted(root.glob("*-seed*/training.jsonl")):
+        if not (path.parent / "done.json").is_file():
+            log = steps_of(path)
+            minutes = sum(record["cpu_seconds"] for record in log.values()) / 60
+            lines.append(
+                f"- `{path.parent.name}`, not finished: {len(log)} steps, {minutes:.0f} processor minutes{reward_in_words(log)}."
+            )
     for path in sorted(root.glob("*-seed*/done.json")):
         done = json.loads(path.read_text())
         what = f"{done['steps']} steps" if "steps" in done else f"{done['episodes']} episodes"
         if "batch_size" in done:
             what += f" of {done['batch_size']}"
         time = f", {done['cpu_seconds'] / 60:.0f} processor minutes" if "cpu_seconds" in done else ""
-        lines.append(f"- `{path.parent.name}`: {what}{time}.")
-    return "\n".join(lines)
+        lines.append(
+            f"- `{path.parent.name}`: {what}{time}{reward_in_words(steps_of(path.parent / 'training.jsonl'))}."
+        )
+    return "\n".join(sorted(lines))
 
 
 def main():

@@ -166,7 +166,7 @@ def estimate_run(
     at_once = args.per_device_train_batch_size * _steps_per_generation(args)
     memory = fixed_bytes(shape, setup, str(getattr(args.optim, "value", args.optim)))
     # Without Triton, TRL projects every token onto the vocabulary
-    scored = micro if args.use_cpu else micro * episode.generated / episode.trained(args.layout)
+    scored = micro * episode.generated / episode.trained(args.layout)
     memory["activations"] = activation_bytes(shape, setup, args, micro, scored)
     memory["keys and values"] = 0.0 if args.use_vllm else cache_bytes(shape, setup, episode, at_once)
 
@@ -194,8 +194,7 @@ def _operations(model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: 
     per_token = 2 * (model.active + model.adapters)
     attention = 4 * model.heads_width * model.layers
     below = per_token * episode.trained(args.layout) + attention * episode.pairs  # one forward pass below the head
-    projected = episode.trained(args.layout) if args.use_cpu else episode.generated
-    head = 2 * model.hidden * model.vocabulary * projected
+    head = 2 * model.hidden * model.vocabulary * episode.generated
     # Frozen weights get no gradient, but it passes through them; checkpointing computes a pass again
     backward = (1.0 if model.adapters else 2.0) + (1.0 if args.gradient_checkpointing else 0.0)
     critics = 0 if setup.critic in (None, "shared") else 1
