@@ -326,8 +326,7 @@ def learned(args, table, runs, folder, labels):
         for other in known
     }
     sentences = [
-        f"{agent} is at most {max(gap.values()):.2f} better than *{other}* on any number of objectives, and at most "
-        f"{-min(gap.values()):.2f} worse."
+        f"On the numbers of objectives below, {agent} minus *{other}* is {min(gap.values()):+.2f} to {max(gap.values()):+.2f}."
         for other, gap in gaps.items()
     ]
     return f"""
