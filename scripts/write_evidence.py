@@ -174,7 +174,8 @@ On twice as many passages as in training, GRPO keeps {world.means("grpo", "kept"
 {before_this_design(world)}
 ## What was not shown
 
-{not_reached}{not_run}{few}- **Multi-objective**: that its agent answers 16 objectives after training on 2 shows no learned memory. The skill for 16 is in its warm-up, which saw as many;
+{not_reached}{not_run}{few}- **The scalar control of the memory world** is from a search that fixed the temperature before it tried constants; now each is tried at each temperature.
+- **Multi-objective**: that its agent answers 16 objectives after training on 2 shows no learned memory. The skill for 16 is in its warm-up, which saw as many;
   reinforcement moved one decision, to go on searching. {without_training(objectives)}
 - **A real language model**: {real_model(read("smollm2"))}
 - **The paper's experiment**: `examples/paper` is ready, and only its smoke run has been run.

@@ -155,7 +155,7 @@ def plot_metric(args, table, metric, labels, title, path, top=None):
     axes.axvline(2, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="objectives of a task (dotted: trained on)", title=title, xticks=args.objectives)
     axes.set_ylim(0, top)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
