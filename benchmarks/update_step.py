@@ -100,11 +100,10 @@ def measure(report: Report, args: Any, case: str, baseline: str, updates: dict[s
     """Time, tokens, FLOPs and memory of the variants of one case; the exact ones must agree on the summed log-prob."""
     values: dict[str, dict[str, Any]] = {}
     for name, update in updates.items():
-        values[name] = {
-            "tokens": update.tokens(),
-            "flops": count_flops(update),
-            "peak_bytes": peak_memory(update, args.device),
-        }
+        values[name] = {"tokens": update.tokens(), "flops": count_flops(update)}
+        # Else the update would let go of gradients that were there before, which counts against its own
+        update.model.zero_grad(set_to_none=True)
+        values[name]["peak_bytes"] = peak_memory(update, args.device)
         values[name]["kB_per_token"] = values[name]["peak_bytes"] / 1e3 / values[name]["tokens"]
     # Those runs have warmed everything up
     timings = compare(updates, args.repeats, baseline, warmup=0, label=case)

@@ -149,7 +149,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     search = [*common, "--start", start / "adapter", "--output_dir", control.parent, "--tasks", 2, "--values", 2.0]
     assert run(example, monkeypatch, "scalar", *search) == 0
     tried = json.loads(control.read_text())["tried"]
-    assert [one["temperature"] for one in tried[:3]] == [0.0, 0.5, 1.0] and len(tried) == 3 + 3
+    assert [one["temperature"] for one in tried[:3]] == [0.0, 0.5, 1.0] and len(tried) == 3 + 3 * 3
     test[test.index("grpo")] = "scalar"
     assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 2, "--control", control) == 0
     assert len((tmp_path / "scalar-1-t0-seed0.jsonl").read_text().splitlines()) == 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.helpers import tiny_model
+from support.shards import OF_THE_SPLIT, relative_error
 from transformers import AutoModelForCausalLM
 
 from mem1_trl.update.critic.critic import ValueModel
@@ -16,8 +17,6 @@ pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHARDED = ("--per-device=2", "--accumulation=2", "--shard")
 THREE_STEPS = ("--steps=3", "--max-grad-norm=0.1")
-# Means over micro-batches of means over tokens, which depend on how tokens are spread over them
-OF_THE_SPLIT = {"step_time", "entropy", "value/loss", "micro_batch/tokens_max_over_mean", "micro_batch/parts"}
 
 
 @pytest.fixture
@@ -33,13 +32,6 @@ def run(tmp_path, fork_server):
         return torch.load(output, weights_only=False)
 
     return steps
-
-
-def relative_error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    a, b = (torch.cat([tensors[name].flatten() for name in one]) for tensors in (one, other))
-    assert a.norm() > 0
-    return float((a - b).norm() / a.norm())
 
 
 def same(plain: dict, sharded: dict) -> None:
