@@ -25,7 +25,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator,
 from transformers import TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
-from mem1_trl.update.sharded_tensors import fill
+from mem1_trl.update.sharded_tensors import fill, own_part, whole, whole_size
 
 torch.set_num_threads(1)
 
@@ -58,16 +58,6 @@ def script(call: int, index: int, prompt: str, answer=told_apart) -> str:
     return f"<think>s{sample}</think><answer>{answer(task, sample)}</answer>"
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor that may be split over processes."""
-    if hasattr(tensor, "ds_id"):
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-        with GatheredParameters(tensor):
-            return tensor.data.detach().clone()
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
-
-
 def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.Tensor]:
     """The trained parameters of a module, or their gradients, by name, whole."""
     found = {
@@ -77,17 +67,10 @@ def all_of(module: torch.nn.Module, attribute: str = "data") -> dict[str, torch.
     }
     # A layer may be inside of others, for data parallelism or for checkpointing
     return {
-        name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor)
+        name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(tensor).detach().clone()
         for name, tensor in found.items()
         if tensor is not None
     }
-
-
-def own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """What this process holds of a parameter between two passes."""
-    if hasattr(parameter, "ds_tensor"):
-        return parameter.ds_tensor
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 class TurnByTurn(LookupEnvironment):
@@ -295,7 +278,7 @@ def main() -> None:
                 "weights": weights,
                 "parts": {
                     part: sum(own_part(p).numel() for p in module.parameters())
-                    / sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+                    / sum(map(whole_size, module.parameters()))
                     for part, module in modules.items()
                     if module is not None
                 },

@@ -11,12 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.helpers import tiny_model
-from support.shards import OF_THE_SPLIT, relative_error
-from transformers import AutoModelForCausalLM
-
-from mem1_trl.update.critic.critic import ValueModel
+from support.shards import OF_THE_SPLIT, assert_went_on, relative_error
 
 pytestmark = [
     pytest.mark.slow,
@@ -108,20 +103,7 @@ def test_a_run_at_stage_3_is_saved_whole_and_goes_on_to_the_last_digit(run, tmp_
     assert len(run("first", kind, *kept, "--stop-after=2", stage=3)["logs"]) == 2
     second = run("second", kind, *kept, "--resume", stage=3)
     assert len(second["gradients"]) == 1
-    for part, weights in whole["weights"].items():
-        for name, weight in weights.items():
-            assert torch.equal(second["weights"][part][name], weight), name
-    # What is saved is what a single process holds, as it reads it
-    saved = tmp_path / "run" / "checkpoint-3"
-    head = load_file(saved / "critic" / "value_head.safetensors")
-    assert torch.equal(head["weight"], second["weights"]["critic"]["head.weight"])
-    if kind == "ppo":
-        policy = AutoModelForCausalLM.from_pretrained(saved).state_dict()
-        critic = ValueModel(tiny_model("llama").model)
-        critic.load(saved / "critic")
-        for part, state in (("policy", policy), ("critic", critic.state_dict())):
-            for name, weight in second["weights"][part].items():
-                assert torch.equal(state[name], weight), name
+    assert_went_on(whole, second, tmp_path / "run" / "checkpoint-3", kind)
 
 
 def test_bfloat16_at_stage_3_stays_close(run):

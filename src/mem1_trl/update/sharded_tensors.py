@@ -16,25 +16,30 @@ if TYPE_CHECKING:
 
 def is_split(tensor: Any) -> bool:
     """Whether this process holds only a part of a tensor (a [`~torch.distributed.tensor.DTensor`], or a parameter of DeepSpeed ZeRO-3)."""
-    return hasattr(tensor, "full_tensor") or is_split_by_zero(tensor)
+    return is_dtensor(tensor) or is_split_by_zero(tensor)
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether a tensor is split as FSDP2 does it."""
+    return hasattr(tensor, "full_tensor")
 
 
 def is_split_by_zero(tensor: Any) -> bool:
     """Whether a parameter is one of DeepSpeed ZeRO-3's, which is empty while no layer needs it."""
-    return hasattr(tensor, "ds_tensor")
+    return hasattr(tensor, "ds_id")
 
 
 def own_part(tensor: Any) -> torch.Tensor:
     """What this process holds of a tensor: all of it if it is not split."""
     if is_split_by_zero(tensor):
         return tensor.ds_tensor
-    return tensor.to_local() if is_split(tensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def whole(tensor: Any) -> torch.Tensor:
     """The whole tensor, in every process."""
     if not is_split_by_zero(tensor):
-        return tensor.full_tensor() if is_split(tensor) else tensor
+        return tensor.full_tensor() if is_dtensor(tensor) else tensor
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([tensor]):
@@ -58,7 +63,7 @@ def whole_on_cpu(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, t
     """
     kept = {}
     for name, tensor in tensors.items():
-        full = whole(tensor if is_split_by_zero(tensor) else tensor.detach())
+        full = whole(tensor).detach()
         if keep:
             kept[name] = full.cpu()
     return kept

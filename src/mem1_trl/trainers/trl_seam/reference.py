@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 from trl.trainer import grpo_trainer
 
+from ...update.sharded_tensors import is_split_by_zero
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def is_partitioned(model: Any) -> bool:
     """Whether no process holds the whole weights of a model, since it was made under DeepSpeed ZeRO-3."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return any(map(is_split_by_zero, model.parameters()))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformers import AutoModel
 
 from ...model_traits import backbone_of, forward_takes, refuse_prompt_learning
 from ..layout_model import last_hidden_state
-from ..sharded_tensors import fill, is_source, is_split, is_split_by_zero, whole_on_cpu
+from ..sharded_tensors import fill, is_dtensor, is_source, is_split, whole_on_cpu
 from .head import HEAD_FILE, load_head, read_values, save_head, value_head
 from .second_adapter import over_the_same_storage, second_adapter
 
@@ -163,7 +163,7 @@ class SharedValueHead(nn.Module):
 
     def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         policy: Any = self._policy[0]
-        if not any(map(is_split, policy.parameters())) or any(map(is_split_by_zero, policy.parameters())):
+        if not any(map(is_dtensor, policy.parameters())):
             return self.backbone(**inputs, use_cache=False).last_hidden_state
         # FSDP2 gathers weights when the whole policy is called, not when a part of it is; ZeRO-3 does so layer by layer
         head = {"logits_to_keep": 1} if forward_takes(policy, "logits_to_keep") else {}
