@@ -98,9 +98,14 @@ class Record(TrainerCallback):
         self.cpu, self.wall = time.process_time(), time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.longest = max(self.longest, time.monotonic() - self.wall)
+        seconds = time.monotonic() - self.wall
+        self.longest = max(self.longest, seconds)
         self.cpu_seconds = time.process_time() - self.cpu
-        self.steps[state.global_step] = {"step": state.global_step, "cpu_seconds": round(self.cpu_seconds, 3)}
+        self.steps[state.global_step] = {
+            "step": state.global_step,
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "wall_seconds": round(seconds, 3),
+        }
         if self.used_up or not self.deadline.leaves(1.3 * self.longest):
             control.should_save = control.should_training_stop = True
 
@@ -109,7 +114,11 @@ class Record(TrainerCallback):
             record = self.steps[state.global_step] | {k: v for k, v in logs.items() if isinstance(v, (int, float))}
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            shown = {k: record[k] for k in ("step", "cpu_seconds", "loss", "reward", "entropy") if k in record}
+            shown = {
+                k: record[k]
+                for k in ("step", "cpu_seconds", "wall_seconds", "loss", "reward", "entropy")
+                if k in record
+            }
             print(json.dumps({k: round(v, 3) for k, v in shown.items()}), flush=True)
 
 

@@ -28,11 +28,17 @@ sys.path[:0] = [
 ]  # tiny models are those of the tests
 
 import torch
-from gpu_checks import backends, exactness, speed, training
+from gpu_checks import backends, exactness, generation, speed, training
 from gpu_checks.check import Check, Finding, Setting, outcomes
 from report import system_information
 
-PARTS = {"exactness": exactness, "training": training, "backends": backends, "speed": speed}
+PARTS = {
+    "exactness": exactness,
+    "generation": generation,
+    "training": training,
+    "backends": backends,
+    "speed": speed,
+}
 MINUTES = 10.0
 
 
@@ -46,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--short", action="store_true", help="the smallest sizes: does everything run?")
     parser.add_argument("--only", choices=tuple(PARTS), nargs="+", default=list(PARTS))
+    parser.add_argument("--match", nargs="+", default=[""], help="only checks whose name contains one of these texts")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time for all checks together")
     parser.add_argument("--output", type=Path, default=Path("gpu_check.json"))
     args = parser.parse_args(arguments)
@@ -53,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cuda: PyTorch sees no CUDA device")
     setting = Setting(args.device, args.short)
     checks = [check for part in args.only for check in PARTS[part].checks(args.short)]
+    checks = [check for check in checks if any(text in check.name for text in args.match)]
     return run([Check("system", check_system), *checks], setting, 60 * args.minutes, args.output)
 
 

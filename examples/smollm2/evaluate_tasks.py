@@ -26,7 +26,7 @@ from pathlib import Path
 
 from model import load
 from runs import TOGETHER, UNFINISHED, Deadline, add_options, quiet, read_lines
-from tasks import PROTOCOL, environment_factory, largest_state, limits, tasks
+from tasks import PROTOCOL, WAIT, environment_factory, largest_state, limits, tasks
 
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import ScalarControl, evaluate_agent
@@ -121,6 +121,7 @@ def main():
         batch_size=args.together,
         temperature=args.temperature,
         context=args.context,
+        rollout_batch_wait=WAIT,
         max_context_length=TRUNCATED_TO if args.context == "truncate" else None,
         **limits(1),
     )

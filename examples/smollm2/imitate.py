@@ -16,7 +16,7 @@ from demonstrator import lessons
 from model import load
 from runs import UNFINISHED, Deadline, add_options, is_done, quiet, supervised, write_json
 from start import demonstrations
-from tasks import PROTOCOL, environment_factory, limits, tasks
+from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
 from mem1_trl import Mem1Agent
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
@@ -25,7 +25,9 @@ from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset,
 def play(args, adapter, rows, path, deadline):
     """Sampled episodes of an adapter, as far as the time allows."""
     model, tokenizer = load(args.base, adapter)
-    agent = Mem1Agent(model, tokenizer, PROTOCOL, temperature=1.0, batch_size=args.together, **limits(2))
+    agent = Mem1Agent(
+        model, tokenizer, PROTOCOL, temperature=1.0, batch_size=args.together, rollout_batch_wait=WAIT, **limits(2)
+    )
     for end in range(args.together, len(rows) + args.together, args.together):
         if not deadline.leaves(60):
             raise SystemExit(UNFINISHED)
@@ -50,7 +52,7 @@ def imitate(args, settings, deadline):
             dataset = demonstration_dataset(select_trajectories(kept, best_per_task=2))
             steps = max(1, args.epochs * len(dataset) // settings["batch_size"])
             model, tokenizer = load(args.base, adapter, trainable=True)
-            supervised(model, tokenizer, dataset, place, steps, deadline, settings)
+            supervised(model, tokenizer, dataset, place, steps, deadline, settings, save_steps=args.save_steps)
         adapter = place / "adapter" if kept else adapter
     record = {**settings, "episodes": each * args.rounds, "kept": kept_in_rounds, "adapter": str(adapter)}
     write_json(args.output_dir / "done.json", record)
@@ -72,6 +74,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=2, help="times that each round reads its successful episodes")
     parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--save_steps", type=int, default=2)
     args = parser.parse_args()
     size = "episodes" if args.control == "imitation" else "cpu_seconds"
     if args.output_dir is None:
@@ -98,7 +101,10 @@ def main():
     rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
     path = args.output_dir / "demonstrations.jsonl"
     dataset = demonstrations(tokenizer, rows, path, "mem1")
-    supervised(model, tokenizer, dataset, args.output_dir, steps, deadline, settings, args.cpu_seconds, "constant")
+    supervised(
+        model, tokenizer, dataset, args.output_dir, steps, deadline, settings, args.cpu_seconds, "constant",
+        save_steps=args.save_steps,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

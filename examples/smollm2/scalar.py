@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model import load
 from runs import add_options, quiet
-from tasks import PROTOCOL, environment_factory, limits, tasks
+from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import search_scalar_control
@@ -32,7 +32,9 @@ def main():
     if path.is_file():
         return
     quiet(args)
-    agent = Mem1Agent(*load(args.base, args.start), PROTOCOL, batch_size=args.together, **limits(2))
+    agent = Mem1Agent(
+        *load(args.base, args.start), PROTOCOL, batch_size=args.together, rollout_batch_wait=WAIT, **limits(2)
+    )
     search_scalar_control(
         agent, tasks("train", 2, args.tasks, VALIDATION + args.seed), environment_factory(), TOKENS, values=args.values,
         temperatures=(0.0, 0.5, 1.0), most=1, batch_size=args.together, seed=args.seed,

@@ -26,6 +26,8 @@ from mem1_trl.tasks import sample_objectives
 PASSAGES = 3
 STATE_TOKENS = 64
 TEST_PARTS = 3
+WAIT = 1.0
+"""Seconds for which an episode waits for others: a search takes none, so that all of them are generated together."""
 PROTOCOL = Mem1Protocol(
     action_tags={"search": "search"},
     instructions=(

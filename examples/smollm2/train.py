@@ -12,10 +12,11 @@ The reward is the share of objectives that are right by position, less 1 if a st
 import argparse
 from pathlib import Path
 
+import torch
 from datasets import concatenate_datasets
 from model import load
 from runs import Deadline, Record, add_options, finish, is_done, quiet
-from tasks import PROTOCOL, environment_factory, limits, over_budget, tasks
+from tasks import PROTOCOL, WAIT, environment_factory, limits, over_budget, tasks
 from transformers import PrinterCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
@@ -39,9 +40,11 @@ def configuration(args):
         temperature=1.0,
         gradient_checkpointing=False,
         bf16=False,
+        tf32=torch.cuda.is_available() or None,
+        rollout_batch_wait=WAIT,
         logging_steps=1,
         save_strategy="steps",
-        save_steps=1,  # a step takes minutes, a checkpoint of adapters under a second
+        save_steps=args.save_steps,
         save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
@@ -69,6 +72,9 @@ def parse_arguments():
     parser.add_argument("--lam", type=float, default=1.0)
     parser.add_argument(
         "--layout", choices=["packed", "per_turn"], default="packed", help="of the update, exact in both"
+    )
+    parser.add_argument(
+        "--save_steps", type=int, default=1, help="on a CPU a step takes minutes, a checkpoint under a second"
     )
     parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
     return parser.parse_args()

@@ -64,6 +64,10 @@ class Mem1GRPOConfig(GRPOConfig):
         prefix_cache (`bool`, *optional*, defaults to `True`):
             Whether generation with transformers keeps the keys and values of what is read again: the task prompt across turns
             and across the samples of a group, an appended history. `False` saves their memory between turns.
+        cuda_graphs (`bool`, *optional*, defaults to `True`):
+            Whether generation with transformers on a GPU captures its steps as CUDA graphs, which saves the time that starting the
+            kernels takes. It needs `prefix_cache`, and a copy of the keys and values during the rollout; a model that cannot be captured
+            is called as ever.
         rollout_mode (`str`, *optional*, defaults to `"async"`):
             How the episodes of a batch are played together: each goes on as soon as its own actions have returned, and generation takes
             those that are ready (`"async"`); or in every turn all wait for the slowest (`"lockstep"`). Where processes generate
@@ -189,6 +193,14 @@ class Mem1GRPOConfig(GRPOConfig):
         metadata={
             "help": "Whether generation with transformers keeps the keys and values of what is read again: the task prompt "
             "across turns and across the samples of a group, an appended history. `False` saves their memory between turns."
+        },
+    )
+    cuda_graphs: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether generation with transformers on a GPU captures its steps as CUDA graphs, which saves the time that "
+            "starting the kernels takes. It needs `prefix_cache`, and a copy of the keys and values during the rollout; a model "
+            "that cannot be captured is called as ever."
         },
     )
     rollout_mode: str = field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from .prefix_cache import PrefixCache
 from .sampled_logprobs import SampledLogprobs
 from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
 from .seeded_sampling import SeededSampling, seeded_options
+from .step_graphs import StepGraphs
 from .stopping import ActionStoppingCriteria, Completion, StopStringFinder, finish_completion
 
 if TYPE_CHECKING:
@@ -142,7 +144,10 @@ class ActionGenerate:
             columns, written = inputs["input_ids"].shape[1], len(completions[running[0]])
             limits = {} if budget is None else {"max_new_tokens": budget - written}
             leave_at = len(running) // 2 if may_leave and len(running) >= _FEWEST_TO_LEAVE else 0
-            sequences, logprobs, done = self._call(running, columns - written, leave_at, **inputs, **limits, **options)
+            with cache.graphs.attached(self.model) if cache.graphs is not None else nullcontext():
+                sequences, logprobs, done = self._call(
+                    running, columns - written, leave_at, **inputs, **limits, **options
+                )
             sampled = sequences[:, columns:]
             if logprobs is None:  # steps of a kind that is not known, which leave keys of other tokens
                 cache.clear()
@@ -276,6 +281,8 @@ class TransformersGenerator:
             only if all prompts fit into one call of the model.
         parked (`int`, *optional*, defaults to `0`):
             As in [`PrefixCache`].
+        cuda_graphs (`bool`, *optional*, defaults to `True`):
+            Whether steps are CUDA graphs on a GPU, where the prefix cache is used and [`StepGraphs`] can capture the model.
     """
 
     def __init__(
@@ -286,6 +293,7 @@ class TransformersGenerator:
         batch_size: int = 32,
         prefix_cache: bool = True,
         parked: int = 0,
+        cuda_graphs: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -301,7 +309,8 @@ class TransformersGenerator:
         if pad is None:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
         self.pad_token_id: int = pad
-        self._cache = PrefixCache(pad, parked) if prefix_cache else None
+        graphs = StepGraphs() if cuda_graphs else None
+        self._cache = PrefixCache(pad, parked, graphs) if prefix_cache else None
         self.traits = sampler_traits(model, partial(sample_toys, model))
 
     def release(self) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from .step_graphs import StepGraphs
+
 _SPARE = 64  # minimum number of spare tokens in the buffer of a layer
 
 
@@ -95,18 +97,23 @@ class PrefixCache:
         parked (`int`, *optional*, defaults to `0`):
             Maximum number of contexts whose keys are kept while calls go on without them. `0` keeps those of the last call alone, which is
             enough where all episodes take part in each call.
+        graphs ([`StepGraphs`], *optional*):
+            CUDA graphs of the steps of `generate`, which are kept as long as the keys and values. `None` makes none.
     """
 
-    def __init__(self, pad_token_id: int, parked: int = 0):
+    def __init__(self, pad_token_id: int, parked: int = 0, graphs: StepGraphs | None = None):
         self.pad_token_id = pad_token_id
         self.parked = parked
+        self.graphs = graphs
         self.reused_tokens = 0  # since the last `clear`
         self._blocks: list[_Block] = []  # the newest last
         self._next_columns: list[np.ndarray] = []  # columns in the new cache, for each context of the last `prepare`
 
     def clear(self) -> None:
-        """Drop all keys and values."""
-        self.__init__(self.pad_token_id, self.parked)  # type: ignore[misc]
+        """Drop all keys and values, and graphs."""
+        if self.graphs is not None:
+            self.graphs.clear()
+        self.__init__(self.pad_token_id, self.parked, self.graphs)  # type: ignore[misc]
 
     @staticmethod
     def fits(model: PreTrainedModel, options: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from ...rollout.draws import episode_seeds
 from ...rollout.generation import ActionGenerate
 from ...rollout.prefix_cache import PrefixCache
 from ...rollout.sampler_check import SamplerTraits
+from ...rollout.step_graphs import StepGraphs
 from ...rollout.stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
 from ..dropout import silence_dropout
@@ -43,7 +44,9 @@ class TurnGeneration(Hooks):
             for model in filter(None, (self.model, self.ref_model)):
                 silence_dropout(model)
         self.stop_texts = StopStringFinder(self.tokenizer)
-        self._prefix_cache = PrefixCache(self.tokenizer.pad_token_id) if self.args.prefix_cache else None
+        graphs = StepGraphs() if self.args.cuda_graphs else None
+        padding = self.tokenizer.pad_token_id
+        self._prefix_cache = PrefixCache(padding, graphs=graphs) if self.args.prefix_cache else None
 
     def generate_turn(
         self,
