@@ -4,7 +4,7 @@ Ask the real model, and watch it remember: episodes turn by turn, in about a min
     python examples/smollm2/ask.py                                             # two held-out tasks, every adapter that is there
     python examples/smollm2/ask.py --adapter runs/smollm2/grpo-2-seed0/adapter "What is the capital of Peru?" "Which block does iron belong to?"
 
-Adapters in `examples/smollm2/adapters/` (`start`, `end`) are shown one after the other.
+Adapters in `examples/smollm2/adapters/` are shown one after the other: the supervised start, and that after 15 times as many demonstrations.
 """
 
 import argparse
@@ -27,7 +27,11 @@ def main():
     parser.add_argument("questions", nargs="*", help="questions of one task (default: two held-out tasks of two)")
     parser.add_argument("--adapter", type=Path, nargs="+", default=None, help="folders of adapters")
     args = parser.parse_args()
-    adapters = args.adapter or [path.parent for path in sorted(ADAPTERS.glob("*/adapter_config.json"), reverse=True)]
+    found = sorted(
+        (path.parent for path in ADAPTERS.glob("*/adapter_config.json")),
+        key=lambda each: (each.name == "end", each.name),
+    )
+    adapters = args.adapter or found
     if not adapters:
         parser.error(
             f"--adapter must name a folder with an adapter, since {ADAPTERS} has none: start.py and train.py make one"

@@ -29,7 +29,7 @@ NAMES = {
     "grpo-mixed": "GRPO on one to four objectives",
     "ppo-2": "PPO on two objectives",
     "scalar": "start, best constants and temperature",
-    "supervised": "more demonstrations, equal compute",
+    "supervised": "more demonstrations",
     "imitation": "imitation of successes",
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
@@ -200,7 +200,7 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals; b
     counts = {n: max(len(of_agent.get(n, {})) for of_agent in tests.values()) for n in numbers}
     text = f"""# A real language model
 
-{f"{args.note}{chr(10)}{chr(10)}" if args.note else ""}Written by `python examples/smollm2/write_results.py` from runs at commit {at}: SmolLM2-135M-Instruct with LoRA adapters, on CPU cores. Natural questions about held-out entities, three
+{f"{args.note}{chr(10)}{chr(10)}" if args.note else ""}Written by `python examples/smollm2/write_results.py` from runs at commit {at}: SmolLM2-135M-Instruct with LoRA adapters, in float32. Natural questions about held-out entities, three
 passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw one and two objectives. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
 its 95 % bootstrap interval.
 

@@ -22,6 +22,9 @@ from support.deepspeed_on_cpu import engine_on_cpu
 from support.fsdp_on_cpu import shard_on_cpu
 from support.helpers import tiny_model, tiny_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
@@ -226,6 +229,11 @@ def make(chosen: argparse.Namespace, saver: SaveGradient) -> Mem1GRPOTrainer | M
     return trainer
 
 
+def averaged(averages: list[int], bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    averages.append(bucket.buffer().nbytes)
+    return allreduce_hook(None, bucket)
+
+
 def main() -> None:
     chosen = options()
     saver = SaveGradient(chosen.stop_after)
@@ -255,6 +263,9 @@ def main() -> None:
         return extra_loss(batch)
 
     trainer.extra_loss = counted
+    averages: list[int] = []  # bytes of gradients of the critic that went over the processes
+    if isinstance(getattr(trainer, "critic", None), DistributedDataParallel):
+        trainer.critic.register_comm_hook(averages, averaged)
     trainer.rollout.mode = "lockstep"  # the script counts calls of all episodes
     trainer.rollout.generate = generate_turn
     trainer.train(resume_from_checkpoint=chosen.resume)
@@ -274,6 +285,7 @@ def main() -> None:
                 "distributed": str(trainer.accelerator.distributed_type),
                 "gradients": saver.steps,
                 "trained": trained_everywhere,
+                "averages": averages,
                 "logs": logs,
                 "weights": weights,
                 "parts": {

@@ -71,6 +71,20 @@ def test_gradient_is_independent_of_micro_batches_and_processes(run, kind):
             assert other["log"][key] == pytest.approx(whole["log"][key]), key
 
 
+def test_a_critic_is_averaged_once_a_step(run):
+    """However many passes the step takes: until the last of them its gradient stays in its process, as the policy's."""
+    whole = run("ppo", processes=2, per_device=4, accumulation=1, steps=2)
+    size = sum(weight.nbytes for weight in whole["weights"]["critic"].values())
+    assert sum(whole["averages"]) == 2 * size
+    for accumulation, budget in ((2, 0), (1, 100), (2, 100)):
+        split = run(
+            "ppo", processes=2, per_device=4 // accumulation, accumulation=accumulation, max_tokens=budget, steps=2
+        )
+        assert (split["log"]["micro_batch/parts"] > 1) == bool(budget)
+        assert split["averages"] == whole["averages"], (accumulation, budget)
+        assert relative_error(whole["weights"]["critic"], split["weights"]["critic"]) < 1e-6
+
+
 # The second number is one below the longest trajectory: another one in a step has as many tokens, or this is the only one that is cut
 @pytest.mark.parametrize(
     ("kind", "budgets"), [("grpo", (1, 110)), ("grpo_mean", (110,)), ("ppo", (1, 82)), ("shared", (82,))]

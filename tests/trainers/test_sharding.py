@@ -160,24 +160,20 @@ def test_what_scores_by_the_whole_policy_is_refused_where_no_process_has_it(tmp_
                 ask()
 
 
-def test_parts_of_a_micro_batch_are_refused_under_an_engine(tmp_path, tokenizer, monkeypatch):
+def test_parts_of_a_micro_batch_are_refused_under_the_first_fsdp(tmp_path, tokenizer, monkeypatch):
     """What the configuration cannot know, since `accelerate launch` says it by the environment."""
     args = Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_tokens_per_micro_batch=100))
-    sharding.refuse_parts(args, deepspeed=False, fsdp=False)
-    for name, engine in (
-        ("DeepSpeed", {"deepspeed": True, "fsdp": False}),
-        ("FSDP of version 1", {"deepspeed": False, "fsdp": True}),
-    ):
-        with pytest.raises(ValueError, match=f"{name} does not go with max_tokens_per_micro_batch"):
-            sharding.refuse_parts(args, **engine)
+    sharding.refuse_parts(args, fsdp=False)
+    with pytest.raises(ValueError, match="FSDP of version 1 does not go with max_tokens_per_micro_batch"):
+        sharding.refuse_parts(args, fsdp=True)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    sharding.refuse_parts(args, deepspeed=False, fsdp=True)
+    sharding.refuse_parts(args, fsdp=True)
     asked = []
     monkeypatch.setattr(
         "mem1_trl.trainers.trl_seam.micro_batches.refuse_parts", lambda *answers: asked.append(answers)
     )
     build(tmp_path, tokenizer, args, Mem1GRPOTrainer)
-    assert asked == [(args, False, False)], "every trainer asks"
+    assert asked == [(args, False)], "every trainer asks"
 
 
 # The critic's own optimizer

@@ -88,6 +88,15 @@ def test_three_steps_at_stage_3_are_those_of_one_process(run, kind, loaded):
         assert split["parts"]["critic"] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("kind", "budget"), [("grpo", 110), ("ppo", 82), ("shared", 82), ("warmup", 82), ("ppo", 1)])
+def test_parts_of_a_micro_batch_add_up(run, kind, budget, stage):
+    """Processes make equally many passes, some of them over nothing; the engine steps after the last."""
+    parts = run("parts", kind, f"--max-tokens={budget}", stage=stage)
+    same(run("plain", kind), parts)
+    assert max(log["micro_batch/parts"] for log in parts["logs"]) > 2
+
+
 def test_a_critic_from_a_path_is_split_too(run):
     """Which transformers would split for an engine that no critic has."""
     options = ("--from-path", "--critic-from-path")

@@ -569,7 +569,6 @@ class Mem1GRPOConfig(GRPOConfig):
         for name, bad in (
             ("use_adaptive_entropy", self.use_adaptive_entropy),
             ("top_entropy_quantile", self.top_entropy_quantile < 1.0),
-            ("deepspeed", bool(self.deepspeed)),
         ):
             if bad:
                 raise ValueError(

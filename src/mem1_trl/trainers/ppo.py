@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -305,7 +307,14 @@ class Mem1PPOTrainer(CreditingTrainer):
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in [`~transformers.Trainer.training_step`]; while the critic warms up, past a DeepSpeed engine, which would step."""
+        """
+        As in [`~transformers.Trainer.training_step`], which keeps the policy's gradient in each process until the last micro-batch of
+        a step: so does this the critic's. While the critic warms up, past a DeepSpeed engine, which would step.
+        """
+        with nullcontext() if self.accelerator.sync_gradients else self._critic_stays_here():
+            return self._training_step(*args, **kwargs)
+
+    def _training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self.is_deepspeed_enabled:
             return super().training_step(*args, **kwargs)
 
@@ -318,6 +327,15 @@ class Mem1PPOTrainer(CreditingTrainer):
         through_the_engine = self.accelerator.backward
         with instance_attribute(self.accelerator, "backward", backward):
             return super().training_step(*args, **kwargs)
+
+    @contextmanager
+    def gradients_stay_here(self, model: Any) -> Iterator[None]:
+        with super().gradients_stay_here(model), self._critic_stays_here():
+            yield
+
+    def _critic_stays_here(self) -> AbstractContextManager[None]:
+        """While gradients of the critic are averaged over processes later, where that is a matter of data parallelism."""
+        return getattr(self.critic, "no_sync", nullcontext)()
 
     def clip_extra_gradients(self) -> dict[str, float]:
         parameters = [p for p in self.critic.parameters() if p.grad is not None]

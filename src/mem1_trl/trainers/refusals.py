@@ -70,19 +70,17 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
         )
 
 
-def refuse_parts(args: Mem1GRPOConfig, deepspeed: bool, fsdp: bool) -> None:
+def refuse_parts(args: Mem1GRPOConfig, fsdp: bool) -> None:
     """
-    Refuse to train a micro-batch in parts where a backward pass may be a step, or has not been shown to add up.
+    Refuse to train a micro-batch in parts where their gradients have not been shown to add up.
 
     Raises:
-        `ValueError`: For `max_tokens_per_micro_batch` with DeepSpeed, or with the first version of FSDP.
+        `ValueError`: For `max_tokens_per_micro_batch` with the first version of FSDP.
     """
-    if args.max_tokens_per_micro_batch is None:
-        return
-    if deepspeed or (fsdp and fsdp_version(args) != 2):
+    if args.max_tokens_per_micro_batch is not None and fsdp and fsdp_version(args) != 2:
         raise ValueError(
-            f"{'DeepSpeed' if deepspeed else 'FSDP of version 1'} does not go with max_tokens_per_micro_batch, since a micro-batch "
-            "could not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
+            "FSDP of version 1 does not go with max_tokens_per_micro_batch, since a micro-batch could not be trained in parts: leave "
+            "one of them out, or lower per_device_train_batch_size."
         )
 
 

@@ -6,7 +6,8 @@ Wraps `_prepare_inputs`, which cuts a generation batch into micro-batches, and `
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class BalancedMicroBatches(FiniteSteps):
         self.step_is_idle = True
         self._said_too_long = False
         super().__init__(*args, **kwargs)
-        refuse_parts(self.args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
+        refuse_parts(self.args, self.is_fsdp_enabled)
         self.add_callback(_SkipIdleSteps(self))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -55,10 +56,12 @@ class BalancedMicroBatches(FiniteSteps):
         done = torch.zeros((), device=inputs["completion_ids"].device)
         for part in parts[:-1]:
             # The gradient of a part is added now, so that its activations can be freed; `Trainer` adds that of the last
-            with self._gradients_stay_here(model):
+            with self.gradients_stay_here(model):
                 loss = super()._compute_loss(model, part)
+                # As `Trainer` calls it: the loss is already what one step of several is to have
+                engine = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
                 with torch.autocast(loss.device.type, enabled=False):
-                    self.accelerator.backward(loss)
+                    self.accelerator.backward(loss, **engine)
             done += loss.detach()
         return super()._compute_loss(model, parts[-1]) + done
 
@@ -124,13 +127,26 @@ class BalancedMicroBatches(FiniteSteps):
         found = next((reason for reason, applies in reasons.items() if applies), None)
         return None if found is None else f"a trajectory, which is not cut since {found},"
 
-    def _gradients_stay_here(self, model: Any) -> AbstractContextManager[None]:
+    def gradients_stay_here(self, model: Any) -> AbstractContextManager[None]:
         """
         While a part is trained whose gradient the other processes need not have yet.
 
         Where weights are in shards a gradient that stays is whole, in every process: there each part is shared out at once.
         """
+        if self.is_deepspeed_enabled:
+            return self._no_step_yet()
         return nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model)
+
+    @contextmanager
+    def _no_step_yet(self) -> Iterator[None]:
+        """DeepSpeed's engine steps in the backward pass in which accelerate says that gradients are complete."""
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            yield
+        finally:
+            state._set_sync_gradients(before)
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         before = self._buffered_inputs
