@@ -115,7 +115,9 @@ def real_model(results: dict[str, Any]) -> str:
     text = f"of `examples/smollm2` the [supervised start](smollm2/RESULTS.md) has been trained and tested ({start})."
     if "supervised t0" in cells:
         more = cells["supervised t0"]["em"]
-        text += " More demonstrations alone bring " + in_words([f"{em[n]['mean']:.2f} on {n} to {more[n]['mean']:.2f}" for n in more if em[n]["mean"] or more[n]["mean"]])
+        text += " More demonstrations alone bring " + in_words(
+            [f"{em[n]['mean']:.2f} on {n} to {more[n]['mean']:.2f}" for n in more if em[n]["mean"] or more[n]["mean"]]
+        )
         text += ", which reinforcement would have to surpass."
     if "grpo-2 t0" not in cells:
         return f"{text} Reinforcement has not been run."

@@ -235,11 +235,12 @@ def test_trees_forward_fewer_tokens_for_the_same_logprobs(run):
 
 @pytest.mark.slow
 def test_episodes_that_wait_and_those_that_do_not_play_the_same_turns(run):
-    played, *simulated = run("waiting")["cases"]
+    played, *simulated, decoded = run("waiting")["cases"]
+    assert len(set(values(decoded, "tokens"))) == 1
     assert values(played, "turns") == [2, 8, 8]
     assert played["variants"]["longest episode alone"]["values"]["actions_alone"] > 0
     for case in simulated:
-        lockstep, _, admitted = values(case, "decoding_steps")
+        lockstep, _, _, admitted = values(case, "decoding_steps")
         assert admitted <= lockstep
 
 
@@ -256,6 +257,8 @@ def test_simulated_steps_are_those_counted_by_hand(modules):
     assert waiting.in_calls(lengths, quick) == (3 + 4, 7)
     # The second episode is ready again at 11: a call of 3, one of 1, one of 4
     assert waiting.in_calls(lengths, slow) == (3 + 1 + 4, 15)
+    # Left when half have ended: calls of 1, 2 (the first turn of one, the second of the other ends after 4) and 2
+    assert waiting.in_calls(lengths, quick, share=2) == (1 + 2 + 1 + 1, 5)
     # One is generated in steps 0 to 4, the other in 0 to 1 and 1 to 5
     assert waiting.with_admission(lengths, quick) == (5, 5)
     # 0 to 3 and 3 to 4; 0 to 1 and 9 to 13

@@ -1,7 +1,8 @@
 """
 Episodes that do not wait for each other: each goes on as soon as its own actions have returned.
 
-A local model generates for all episodes that are ready by then, in one call. A server is asked by each episode alone, as soon as it is
+A local model generates for all episodes that are ready by then, in one call; where it can be left, the call returns when some turns have
+ended, and the next goes on with the others and those that have become ready. A server is asked by each episode alone, as soon as it is
 ready. Actions run in the background meanwhile. Everything else (contexts, parsing, observations) happens in the thread that plays.
 """
 
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING
 
 from ..environment_runtime.running_calls import LONGEST_SLEEP
 from .acting import Acting, BackgroundActions
+
+LEAVE_AT = 4
+"""A call of the model returns when one in so many turns has ended."""
 
 if TYPE_CHECKING:
     from .episode import Episode
@@ -53,6 +57,8 @@ class _Playing:
         self.waiting = deque(episode for episode in episodes if episode.stop_reason is None)
         self.running: dict[int, Episode] = {}
         self.ready: list[Episode] = []
+        self.begun: list[tuple[TurnRequest, Completion]] = []  # turns that the model has not ended yet
+        self.returned = 0.0  # when the last call of the model did
         self.ready_since = 0.0  # when the first of them became so
         self.acting = 0
         self.events: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -69,7 +75,7 @@ class _Playing:
             self._begin_more()
             if self.requests is not None:
                 self._ask()
-            elif self.ready:
+            elif self.ready or self.begun:
                 self._gather()
                 self._generate()
                 continue
@@ -92,19 +98,33 @@ class _Playing:
     # Generation
 
     def _gather(self) -> None:
-        """Wait a little for those that are about to become ready, if any could."""
-        until = self.ready_since + self.rollout.batch_wait
+        """
+        Wait a little for those that are about to become ready, if any could, also where other turns could go on: with quick actions the
+        same turns are then generated together in every run.
+        """
         self._handle_events(0.0)
-        while self.acting and (left := until - time.monotonic()) > 0:
+        while self.acting and (left := self._waits_until() - time.monotonic()) > 0:
             self._handle_events(left)
+
+    def _waits_until(self) -> float:
+        return (self.ready_since if self.ready else self.returned) + self.rollout.batch_wait
 
     def _generate(self) -> None:
         ready, self.ready = self.ready, []
         ready.sort(key=lambda episode: self.places[id(episode)])  # the same batch in the same order, whoever was first
-        requests = [self.rollout.next_request(episode) for episode in ready]
-        completions = self.rollout.generate_turns(requests)
-        for request, completion in zip(requests, completions, strict=True):
-            self._take(request, completion)
+        turns: list[tuple[TurnRequest, Completion | None]] = [
+            *self.begun,
+            *((self.rollout.next_request(episode), None) for episode in ready),
+        ]
+        requests, begun = [request for request, _ in turns], [completion for _, completion in turns]
+        leave = -(-len(turns) // LEAVE_AT) if self.rollout.returns_early else None
+        completions = self.rollout.generate_turns(requests, begun, leave)
+        self.returned = time.monotonic()
+        pairs = list(zip(requests, completions, strict=True))
+        self.begun = [pair for pair in pairs if pair[1].unfinished]
+        for request, completion in pairs:
+            if not completion.unfinished:
+                self._take(request, completion)
 
     def _ask(self) -> None:
         """Send the request of each episode that is ready."""

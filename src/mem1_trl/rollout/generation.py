@@ -35,6 +35,9 @@ class TurnGenerator(Protocol):
 
     One whose rollout gives seeds to its episodes is also passed `draws`, the numbers that choose the tokens of each context; one whose
     episodes are listened to, `listeners`, see [`TurnListener`].
+
+    One with the attribute `returns_early` may return as soon as `leave` of the turns have ended, with the others `unfinished`, and is passed
+    these as `begun` when it is asked again: a [`Completion`] or `None` for each context.
     """
 
     def __call__(self, prompts: list[list[int]], stops: list[list[str]]) -> list[Completion]: ...
@@ -68,6 +71,10 @@ class ActionGenerate:
             which all sequences share; so do options of sampling that [`seeded_options`] does not know.
         listeners (`Sequence[TurnListener | None]`, *optional*):
             Are told the tokens of each sequence as they are sampled.
+        begun (`Sequence[Completion | None]`, *optional*):
+            What earlier calls have sampled of each sequence. The contexts that are passed end with it.
+        leave (`int`, *optional*):
+            Return as soon as so many sequences have ended, if the others can go on later at no cost: with a cache. `None` returns when all have.
     """
 
     def __init__(
@@ -81,6 +88,8 @@ class ActionGenerate:
         traits: SamplerTraits | None = None,
         draws: Sequence[np.ndarray] | None = None,
         listeners: Sequence[TurnListener | None] | None = None,
+        begun: Sequence[Completion | None] | None = None,
+        leave: int | None = None,
     ):
         self.model = model
         self.generate: Any = model.generate
@@ -93,21 +102,62 @@ class ActionGenerate:
         self.cache = cache if plain else None
         self.draws = draws if plain else None
         self.listeners = listeners
+        self.written = [list(one.ids) if one is not None else [] for one in begun or [None] * len(stops)]
+        self.leave = leave
         self.logprobs: list[list[float]] | None = None
+        self.going_on: set[int] = set()  # sequences that were left before they had ended
+        self._sampled: list[int] | None = None  # how many tokens of each, if some may have fewer
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         """Prompts and completions, shape `(B, prompt + completion)`, as from `generate`; padded after the end."""
         if self.cache is None or not self.traits.caches or not self.cache.fits(self.model, options):
             if not self.traits.pads and not attention_mask.all():
                 return self._generate_by_length(input_ids, attention_mask, options)
-            columns = input_ids.shape[1]
             sequences, self.logprobs, _ = self._call(
-                range(len(input_ids)), columns, 0, input_ids=input_ids, attention_mask=attention_mask, **options
+                range(len(input_ids)), self.written, 0, input_ids=input_ids, attention_mask=attention_mask, **options
             )
             return sequences
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids.cpu(), attention_mask.cpu())]
         completions = self._generate_cached(self.cache, prompts, options)
         return _append(input_ids, completions, self.cache.pad_token_id)
+
+    def completions(
+        self,
+        sampled: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[float]] | None,
+        begun: Sequence[Completion | None] | None,
+        truncated_sampling: bool,
+    ) -> list[Completion]:
+        """
+        The turns as far as they have come, from their beginning.
+
+        Args:
+            sampled (`Sequence[Sequence[int]]`):
+                Tokens that this call has sampled of each, padded after the end.
+            logprobs (`Sequence[Sequence[float]]` or `None`):
+                Their log-probs, if known.
+            begun (`Sequence[Completion | None]` or `None`):
+                What was sampled before.
+            truncated_sampling (`bool`):
+                As in [`Completion`].
+        """
+        found = []
+        for row, ids in enumerate(sampled):
+            before = begun[row] if begun is not None else None
+            ids = ids if self._sampled is None else ids[: self._sampled[row]]  # without padding
+            own = None if logprobs is None else list(logprobs[row])
+            if before is not None:
+                ids = [*before.ids, *ids]
+                own = None if own is None or before.logprobs is None else [*before.logprobs, *own]
+            if row in self.going_on:
+                own_logprobs = None if own is None else tuple(own[: len(ids)])
+                found.append(Completion(tuple(ids), own_logprobs, False, truncated_sampling, unfinished=True))
+                continue
+            assert self.stop_texts is not None
+            found.append(
+                finish_completion(ids, own, self.stops[row], self.stop_texts, self.eos_token_ids, truncated_sampling)
+            )
+        return found
 
     def _generate_by_length(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
@@ -118,8 +168,11 @@ class ActionGenerate:
         logprobs: list[list[float]] = [[] for _ in input_ids]
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten().tolist()
-            own = {"input_ids": input_ids[rows, -length:], "attention_mask": attention_mask[rows, -length:]}
-            sequences, of_rows, _ = self._call(rows, length, 0, **own, **options)
+            own: dict[str, Any] = {
+                "input_ids": input_ids[rows, -length:],
+                "attention_mask": attention_mask[rows, -length:],
+            }
+            sequences, of_rows, _ = self._call(rows, [self.written[row] for row in rows], 0, **own, **options)
             recorded &= of_rows is not None
             for row, ids, values in zip(rows, sequences[:, length:].tolist(), of_rows or [[]] * len(rows)):
                 completions[row], logprobs[row] = ids, values
@@ -138,44 +191,75 @@ class ActionGenerate:
         completions: list[list[int]] = [[] for _ in prompts]
         all_logprobs: list[list[float]] = [[] for _ in prompts]
         recorded = True
+        early = may_leave and self.leave is not None
+        fresh = [row for row in running if not self.written[row]]
+        # Those that have read everything but one token do not wait in a wide pass while others read
+        passes = [fresh] if early and 0 < len(fresh) < len(running) else []
         while running:
-            contexts = [[*prompts[row], *completions[row]] for row in running]
+            rows, alone = (passes.pop(), True) if passes else (running, False)
+            written = [[*self.written[row], *completions[row]] for row in rows]
+            contexts = [[*prompts[row], *completions[row]] for row in rows]
             inputs = cache.prepare(self.model, contexts)
-            columns, written = inputs["input_ids"].shape[1], len(completions[running[0]])
-            limits = {} if budget is None else {"max_new_tokens": budget - written}
-            leave_at = len(running) // 2 if may_leave and len(running) >= _FEWEST_TO_LEAVE else 0
-            with cache.graphs.attached(self.model) if cache.graphs is not None else nullcontext():
-                sequences, logprobs, done = self._call(
-                    running, columns - written, leave_at, **inputs, **limits, **options
-                )
+            columns, most = inputs["input_ids"].shape[1], None
+            if budget is not None:
+                most = 1 if alone else budget - min(map(len, written))
+            limits = {} if most is None else {"max_new_tokens": most}
+            if self.leave is not None and early:
+                leave_at = 0 if alone else max(len(rows) - self.leave, 0)
+            else:
+                leave_at = len(running) // 2 if may_leave and len(running) >= _FEWEST_TO_LEAVE else 0
+            with cache.graphs.attached(self.model) if cache.graphs is not None and not alone else nullcontext():
+                sequences, logprobs, done = self._call(rows, written, leave_at, budget, **inputs, **limits, **options)
             sampled = sequences[:, columns:]
             if logprobs is None:  # steps of a kind that is not known, which leave keys of other tokens
                 cache.clear()
                 recorded = False
             else:
                 cache.keep(contexts, sampled, inputs[cache_argument(self.model)])
-            for row, ids, row_logprobs in zip(running, sampled.tolist(), logprobs or [[]] * len(running)):
-                completions[row] += ids
-                all_logprobs[row] += row_logprobs
-            spent = budget is None or leave_at == 0 or written + sampled.shape[1] >= budget
-            running = [] if spent else [row for row, ended in zip(running, done) if not ended]
+            for row, ids, row_logprobs, before in zip(rows, sampled.tolist(), logprobs or [[]] * len(rows), written):
+                left = None if budget is None else budget - len(before)
+                completions[row] += ids[:left]
+                all_logprobs[row] += row_logprobs[:left]
+            going_on = {row for row, ended in zip(rows, done) if not ended}
+            if alone:
+                running = [row for row in running if row in going_on or row not in rows]
+                continue
+            if early:
+                self.going_on = going_on
+            spent = budget is None or leave_at == 0 or sampled.shape[1] >= (most or 0)
+            running = [] if spent or early else [row for row in rows if row in going_on]
         self.logprobs = all_logprobs if recorded else None
+        self._sampled = list(map(len, completions))
         return completions
 
     def _call(
-        self, rows: Sequence[int], columns: int, leave_at: int, **inputs: Any
+        self,
+        rows: Sequence[int],
+        written: Sequence[Sequence[int]],
+        leave_at: int,
+        budget: int | None = None,
+        **inputs: Any,
     ) -> tuple[torch.Tensor, list[list[float]] | None, list[bool]]:
-        """Sequences of some rows, their log-probs, and which have ended, from one call of `generate`. Completions start at `columns`."""
+        """
+        Sequences of some rows, their log-probs, and which have ended, from one call of `generate`.
+
+        `written` are the tokens of their completions that earlier calls have sampled, with which `inputs` end. A completion has ended at
+        `budget` tokens.
+        """
         stops = [self.stops[row] for row in rows]
         listeners = None if self.listeners is None else [self.listeners[row] for row in rows]
-        criteria = ActionStoppingCriteria(self.stop_texts, stops, columns, self.eos_token_ids, leave_at, listeners)
         contexts = inputs["input_ids"]
+        columns = contexts.shape[1]
+        criteria = ActionStoppingCriteria(
+            self.stop_texts, stops, columns, self.eos_token_ids, leave_at, listeners, written, budget
+        )
         greedy = not inputs.get("do_sample", getattr(inputs.get("generation_config"), "do_sample", None))
-        recorder = SampledLogprobs(self.temperature, contexts.shape[1], criteria if greedy else None)
+        recorder = SampledLogprobs(self.temperature, columns, criteria if greedy else None)
         processors: list[LogitsProcessor] = [recorder]
         warpers = None if self.draws is None else seeded_options(partial(_option, self.model, inputs))
         if self.draws is not None and warpers is not None:
-            processors.append(SeededSampling([self.draws[row] for row in rows], columns, warpers))
+            left = [self.draws[row][len(ids) :] for row, ids in zip(rows, written)]
+            processors.append(SeededSampling(left, columns, warpers))
             inputs = {**inputs, "do_sample": False}
         with own_decoding_only(self.model):
             sequences = self.generate(
@@ -227,6 +311,15 @@ def _append(input_ids: torch.Tensor, completions: list[list[int]], padding: int)
     longest = max(map(len, completions))
     padded = [[*ids, *([padding] * (longest - len(ids)))] for ids in completions]
     return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+
+
+def with_beginnings(
+    prompts: Sequence[Sequence[int]], begun: Sequence[Completion | None] | None
+) -> list[Sequence[int]]:
+    """Contexts, followed by what was already sampled of their completions."""
+    return [
+        prompt if one is None else [*prompt, *one.ids] for prompt, one in zip(prompts, begun or [None] * len(prompts))
+    ]
 
 
 def pad_left(prompts: Sequence[Sequence[int]], padding: int, device: Any) -> dict[str, torch.Tensor]:
@@ -285,6 +378,8 @@ class TransformersGenerator:
             Whether steps are CUDA graphs on a GPU, where the prefix cache is used and [`StepGraphs`] can capture the model.
     """
 
+    returns_early = True
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -324,14 +419,16 @@ class TransformersGenerator:
         stops: list[list[str]],
         draws: Sequence[np.ndarray] | None = None,
         listeners: Sequence[TurnListener | None] | None = None,
+        begun: Sequence[Completion | None] | None = None,
+        leave: int | None = None,
     ) -> list[Completion]:
         completions: list[Completion] = []
         for start in range(0, len(prompts), self.batch_size):
             chunk = slice(start, start + self.batch_size)
             if len(prompts) > self.batch_size:
                 self.release()  # drops the keys and values of other prompts
-            own = [None if given is None else given[chunk] for given in (draws, listeners)]
-            completions.extend(self._generate(prompts[chunk], stops[chunk], *own))
+            own: list[Any] = [None if given is None else given[chunk] for given in (draws, listeners, begun)]
+            completions.extend(self._generate(prompts[chunk], stops[chunk], own[0], own[1], own[2], leave))
         return completions
 
     @torch.no_grad()
@@ -341,8 +438,10 @@ class TransformersGenerator:
         stops: list[list[str]],
         draws: Any,
         listeners: Any,
+        begun: Any,
+        leave: int | None,
     ) -> list[Completion]:
-        inputs = pad_left(prompts, self.pad_token_id, self.model.device)
+        inputs = pad_left(with_beginnings(prompts, begun), self.pad_token_id, self.model.device)
         temperature = self.settings.temperature or 1.0
         hook = ActionGenerate(
             self.model,
@@ -354,6 +453,8 @@ class TransformersGenerator:
             self.traits,
             draws,
             listeners,
+            begun,
+            leave,
         )
         sequences = hook(
             **inputs,
@@ -364,14 +465,9 @@ class TransformersGenerator:
                 **self.settings.decoding_options(),
             },
         )
+        sampled = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         truncated = not self.settings.samples_from_policy
-        logprobs: list[Any] = hook.logprobs or [None] * len(prompts)
-        completions = [
-            finish_completion(row, row_logprobs, row_stops, self.stop_texts, self.eos_token_ids, truncated)
-            for row, row_logprobs, row_stops in zip(
-                sequences[:, inputs["input_ids"].shape[1] :].tolist(), logprobs, stops
-            )
-        ]
+        completions = hook.completions(sampled, hook.logprobs, begun, truncated)
         for place, listener in enumerate(listeners or ()):
             if listener is not None and listener.error is not None:
                 completions[place] = Completion((), None, False, error=f"it was stopped ({listener.error!r})")

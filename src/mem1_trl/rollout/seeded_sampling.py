@@ -55,7 +55,7 @@ class SeededSampling(LogitsProcessor):
 
     Args:
         draws (`Sequence[numpy.ndarray]`):
-            Numbers in `[0, 1)` of each row, at least as many as tokens are sampled.
+            Numbers in `[0, 1)` of each row, at least as many as tokens are sampled of it.
         columns (`int`):
             Number of columns before the completions.
         warpers (`list[LogitsProcessor]`):
@@ -63,12 +63,13 @@ class SeededSampling(LogitsProcessor):
     """
 
     def __init__(self, draws: Sequence[np.ndarray], columns: int, warpers: list[LogitsProcessor]):
-        self.draws = torch.from_numpy(np.stack(list(draws)))
+        longest = max(map(len, draws))
+        self.draws = torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in draws]))
         self.columns = columns
         self.warpers = warpers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        numbers = self.draws[:, input_ids.shape[1] - self.columns]
+        numbers = self.draws[:, input_ids.shape[1] - self.columns]  # of rows that have ended, padding
         warped = scores
         for warp in self.warpers:
             warped = warp(input_ids, warped)

@@ -42,7 +42,9 @@ class ServerRollout(Rollout):
     def question(self, request: TurnRequest) -> Question:
         """How the server is asked for a turn. In place of an answer that failed, `read` is given a text that says why."""
 
-    def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
+    def generate_turns(
+        self, requests: Sequence[TurnRequest], begun: Any = None, leave: int | None = None
+    ) -> list[Completion]:
         questions = [self.question(request) for request in requests]
         answers = self.calls.all([question.send for question in questions])
         return [question.read(answer) for question, answer in zip(questions, answers, strict=True)]

@@ -25,6 +25,8 @@ class _Request:
     stops: list[list[str]]
     draws: list[Any] | None = None
     listeners: list[Any] | None = None
+    begun: list[Completion | None] | None = None
+    leave: int | None = None
     completions: list[Completion] | None = None
     error: Exception | None = None
 
@@ -35,7 +37,11 @@ class _Request:
 
 def _alike(one: _Request, other: _Request) -> bool:
     """Whether two requests may be one call of the model."""
-    return one.settings == other.settings and (one.draws is None) == (other.draws is None)
+    return (
+        one.settings == other.settings
+        and (one.draws is None) == (other.draws is None)
+        and (one.leave is None) == (other.leave is None)
+    )
 
 
 class SharedGenerator:
@@ -48,6 +54,8 @@ class SharedGenerator:
         generator (`Callable[[], TransformersGenerator]`):
             Returns the generator that is shared.
     """
+
+    returns_early = True
 
     def __init__(self, generator: Callable[[], Any]):
         self._generator = generator
@@ -80,9 +88,11 @@ class SharedGenerator:
         settings: AgentSettings,
         draws: list[Any] | None = None,
         listeners: list[Any] | None = None,
+        begun: list[Completion | None] | None = None,
+        leave: int | None = None,
     ) -> list[Completion]:
         """One completion for each context, as from the generator."""
-        request = _Request(settings, prompts, stops, draws, listeners)
+        request = _Request(settings, prompts, stops, draws, listeners, begun, leave)
         with self._changed:
             self._waiting.append(request)
             self._changed.notify_all()
@@ -139,6 +149,10 @@ class SharedGenerator:
             if any(request.listeners for request in requests):
                 own = [request.listeners or [None] * len(request.prompts) for request in requests]
                 more["listeners"] = [listener for listeners in own for listener in listeners]
+            if requests[0].leave is not None and getattr(generator, "returns_early", False):
+                own = [request.begun or [None] * len(request.prompts) for request in requests]
+                more["begun"] = [one for begun in own for one in begun]
+                more["leave"] = min(request.leave for request in requests if request.leave is not None)
             return iter(generator(prompts, stops, **more))
         finally:
             if training:

@@ -36,6 +36,8 @@ class Completion:
             Chat messages that were sent in place of the context.
         error (`str` or `None`):
             Why there is no completion (`ids` is empty then): the episode ends.
+        unfinished (`bool`):
+            Whether the backend returned before the turn had ended, since others had: it is to be asked again, with this as its beginning.
     """
 
     ids: tuple[int, ...]
@@ -45,6 +47,7 @@ class Completion:
     prompt_ids: tuple[int, ...] | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     error: str | None = None
+    unfinished: bool = False
 
 
 class StopStrings(list[str]):
@@ -137,13 +140,17 @@ class ActionStoppingCriteria(StoppingCriteria):
         stops (`Sequence[Sequence[str]]`):
             Stop strings of each sequence.
         prompt_length (`int`):
-            Number of columns before the completions.
+            Number of columns before the tokens that this call samples.
         eos_token_ids (`Sequence[int]`, *optional*):
             Token ids that also end a sequence.
         leave_at (`int`, *optional*, defaults to `0`):
             End all sequences as soon as at most this many are unfinished, so that the caller can continue with these alone.
         listeners (`Sequence[TurnListener | None]`, *optional*):
             Are told the tokens of their sequences as these are sampled, and end those that nobody wants any more.
+        written (`Sequence[Sequence[int]]`, *optional*):
+            Tokens of each completion that earlier calls have sampled.
+        budget (`int`, *optional*):
+            Maximum number of tokens of a completion, those of earlier calls included.
     """
 
     def __init__(
@@ -154,10 +161,14 @@ class ActionStoppingCriteria(StoppingCriteria):
         eos_token_ids: Sequence[int] = (),
         leave_at: int = 0,
         listeners: Sequence[TurnListener | None] | None = None,
+        written: Sequence[Sequence[int]] | None = None,
+        budget: int | None = None,
     ):
         self.stop_texts = stop_texts
         self.stops = stops
         self.prompt_length = prompt_length
+        self.written = [list(ids) for ids in written] if written is not None else [[] for _ in stops]
+        self.budget = budget
         self.eos_token_ids = eos_token_ids
         self.leave_at = leave_at
         self.listeners = listeners
@@ -181,8 +192,10 @@ class ActionStoppingCriteria(StoppingCriteria):
             for row in hits:
                 if not self.done[row]:
                     self.done[row] = self._completes(finder, row, self._sampled(input_ids, row))
+        sampled = input_ids.shape[1] - self.prompt_length
         for row, token in enumerate(last.tolist()):
-            self.done[row] |= token in self.eos_token_ids
+            spent = self.budget is not None and len(self.written[row]) + sampled >= self.budget
+            self.done[row] |= spent or token in self.eos_token_ids
         for row, listener in enumerate(self.listeners or ()):
             if listener is not None and not ended[row] and not listener.read_ids(self._sampled(input_ids, row)):
                 self.done[row] = True
@@ -191,7 +204,7 @@ class ActionStoppingCriteria(StoppingCriteria):
         return torch.tensor(self.done, device=input_ids.device)
 
     def _sampled(self, input_ids: torch.Tensor, row: int) -> list[int]:
-        return input_ids[row, self.prompt_length :].tolist()
+        return [*self.written[row], *input_ids[row, self.prompt_length :].tolist()]
 
     def _completes(self, finder: StopStringFinder, row: int, ids: list[int]) -> bool:
         """Whether the last token of a row completes one of its stop strings."""

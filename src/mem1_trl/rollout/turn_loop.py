@@ -192,14 +192,31 @@ class Rollout:
         stops = self._stops(episode, context, turns_left == 0, step.summary)
         return TurnRequest(episode, context, stops, turns_left, step, draws)
 
-    def generate_turns(self, requests: Sequence[TurnRequest]) -> list[Completion]:
-        """One completion for each request, in one call of the backend."""
+    @property
+    def returns_early(self) -> bool:
+        """Whether the backend may return when some turns have ended, and go on with the others later."""
+        return getattr(getattr(self.generate, "func", self.generate), "returns_early", False)
+
+    def generate_turns(
+        self,
+        requests: Sequence[TurnRequest],
+        begun: Sequence[Completion | None] | None = None,
+        leave: int | None = None,
+    ) -> list[Completion]:
+        """
+        One completion for each request, in one call of the backend.
+
+        One that [`~Rollout.returns_early`] may return as soon as `leave` of them have ended, the others `unfinished`, and is then asked again with
+        these as `begun`.
+        """
         prompts, stops = [one.context for one in requests], [one.stops for one in requests]
         more: dict[str, Any] = {}
         if requests and requests[0].draws is not None:
             more["draws"] = [one.draws for one in requests]
         if any(one.episode.listener is not None for one in requests):
             more["listeners"] = [one.episode.listener for one in requests]
+        if leave is not None:
+            more |= {"begun": list(begun or [None] * len(requests)), "leave": leave}
         return self.generate(prompts, stops, **more)
 
     def open_turns(

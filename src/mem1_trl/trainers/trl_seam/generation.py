@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...rollout.draws import episode_seeds
-from ...rollout.generation import ActionGenerate
+from ...rollout.generation import ActionGenerate, with_beginnings
 from ...rollout.prefix_cache import PrefixCache
 from ...rollout.sampler_check import SamplerTraits
 from ...rollout.step_graphs import StepGraphs
@@ -26,7 +26,7 @@ from .helpers import instance_attribute
 from .hooks import Hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ...rollout.settings import AgentSettings
     from ...rollout.turn_loop import Rollout
@@ -53,6 +53,8 @@ class TurnGeneration(Hooks):
         prompts: list[list[int]],
         stops: list[list[str]],
         draws: list[np.ndarray] | None = None,
+        begun: list[Completion | None] | None = None,
+        leave: int | None = None,
     ) -> list[Completion]:
         """
         One completion for each context, by whatever backend TRL is configured with.
@@ -64,6 +66,10 @@ class TurnGeneration(Hooks):
                 Stop strings of each.
             draws (`list[numpy.ndarray]`, *optional*):
                 Numbers that choose the tokens of each, where [`~TurnGeneration.episode_seeds`] gave seeds.
+            begun (`list[Completion | None]`, *optional*):
+                What earlier calls have sampled of each turn.
+            leave (`int`, *optional*):
+                Number of turns after whose end the others may be returned unfinished; backends other than transformers finish all.
 
         Returns:
             `list[Completion]`: Cut at the first complete action.
@@ -84,18 +90,31 @@ class TurnGeneration(Hooks):
             # The model is asked how it may be sampled from, unless that would be a call of its own in each process
             traits = SamplerTraits() if self._generates_together else None
             hook = ActionGenerate(
-                model, self.stop_texts, stops, self.temperature, self.eos_token_ids, cache, traits, draws
+                model,
+                self.stop_texts,
+                stops,
+                self.temperature,
+                self.eos_token_ids,
+                cache,
+                traits,
+                draws,
+                begun=begun,
+                leave=leave,
             )
             training = model.training
             with self._greedy_in_eval(), instance_attribute(model, "generate", hook):
-                ids, logprobs = self._sample(prompts)
+                ids, logprobs = self._sample(with_beginnings(prompts, begun))
             model.train(training)  # TRL's continuous batching leaves a model that is evaluated in training mode
             if logprobs is None and hook.logprobs is not None:
                 logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
+            truncated = not self.decoding.samples_from_policy
+            return hook.completions(ids, logprobs, begun, truncated)[:wanted]
         rows = zip(ids, logprobs or [None] * len(ids), stops)
         truncated = not self.decoding.samples_from_policy
         completions = [finish_completion(*row, self.stop_texts, self.eos_token_ids, truncated) for row in rows]
         return completions[:wanted]
+
+    generate_turn.returns_early = True  # type: ignore[attr-defined]
 
     @property
     def decoding(self) -> AgentSettings:
@@ -135,7 +154,7 @@ class TurnGeneration(Hooks):
         if self._prefix_cache is not None:
             self._prefix_cache.clear()
 
-    def _sample(self, prompts: list[list[int]]) -> tuple[list[Any], list[Any] | None]:
+    def _sample(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], list[Any] | None]:
         """Token ids of completions, and their log-probs if the backend computes them."""
         return check_values("_generate_single_turn", super()._generate_single_turn(prompts, None, {}, 1))
 
