@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from options import parse_arguments
 from report import Report
-from scripted import make_model, make_tokenizer, word, words
+from scripted import WORDS, make_model, make_tokenizer, word, words
 from timing import Timing, compare
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -230,7 +230,7 @@ def decoded(args: argparse.Namespace, report: Report) -> None:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
     with torch.no_grad():
         model.lm_head.weight.zero_()  # every token is as likely as every other
-    ends = [word(number) for number in range(round(len(tokenizer) / args.length))]
+    ends = [word(WORDS - 1 - number) for number in range(round(len(tokenizer) / args.length))]  # none begins another
     facts: dict[str, dict[str, Any]] = {}
 
     def play(name: str, share: int | None) -> int:
