@@ -189,3 +189,17 @@ def test_a_turn_that_fails_leaves_the_model_as_it_was():
     with pytest.raises(KeyError), found.attached(model):
         raise KeyError
     assert "forward" not in vars(model)
+
+
+def test_keys_are_held_once_after_a_call():
+    """Not in the buffers of the first pass, too, which were copied to where graphs read."""
+    model, found = tiny_model("llama"), graphs()
+    generate = TransformersGenerator(
+        model, tiny_tokenizer(), AgentSettings(max_completion_length=9), cuda_graphs=False
+    )
+    generate._cache.graphs = found
+    generate([[5, 6, 7], [8, 9]], [[], []])
+    (block,) = generate._cache._blocks
+    for layer, (store, _) in zip(block.cache.layers, found._stores):
+        assert layer._room == [] and layer._views == (None, None)
+        assert layer.keys.is_contiguous() and layer.keys.data_ptr() != store.data_ptr()

@@ -168,7 +168,8 @@ def estimate_run(
     # Without Triton, TRL projects every token onto the vocabulary
     scored = micro * episode.generated / episode.trained(args.layout)
     memory["activations"] = activation_bytes(shape, setup, args, micro, scored)
-    memory["keys and values"] = 0.0 if args.use_vllm else cache_bytes(shape, setup, episode, at_once)
+    copies = 2 if args.prefix_cache and args.cuda_graphs else 1  # what graphs read, and what is kept for the next call
+    memory["keys and values"] = 0.0 if args.use_vllm else copies * cache_bytes(shape, setup, episode, at_once)
 
     episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     update, rollout = _operations(shape, setup, args, episode)

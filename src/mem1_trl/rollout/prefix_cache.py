@@ -60,6 +60,10 @@ class GrowingLayer(DynamicLayer):
         self._views = (self.keys, self.values)
         return self.keys, self.values
 
+    def let_go(self) -> None:
+        """Forget the buffers, since what they hold was copied to where the caller keeps it; the next token that is appended gets new ones."""
+        self._room, self._views = [], (None, None)
+
 
 @dataclass(slots=True, eq=False)
 class _Block:

@@ -273,6 +273,8 @@ class StepGraphs:
         for own, fixed in zip(cache.layers, step.cache.layers):
             fixed.keys[:rows, :, :length] = own.keys
             fixed.values[:rows, :, :length] = own.values
+            if hasattr(own, "let_go"):
+                own.let_go()
         step.visible.zero_()
         step.visible[rows:, ..., 0] = True  # a row that nobody reads sees something, too
         step.visible[:rows, 0, 0, : length + 1] = mask != 0
