@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteriaList
 
 from mem1_trl.environment_runtime.actions import ActionSet
+from mem1_trl.rollout.action_generate import ActionGenerate
 from mem1_trl.rollout.episode import Episode
-from mem1_trl.rollout.generation import ActionGenerate, TransformersGenerator
+from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.prefix_cache import PrefixCache
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.stopping import ActionStoppingCriteria, StopStringFinder, finish_completion

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...rollout.action_generate import ActionGenerate, with_beginnings
 from ...rollout.draws import episode_seeds
-from ...rollout.generation import ActionGenerate, with_beginnings
 from ...rollout.prefix_cache import PrefixCache
 from ...rollout.sampler_check import SamplerTraits
 from ...rollout.step_graphs import StepGraphs
