@@ -11,7 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from support.contexts import next_context
 from support.helpers import tiny_model, tiny_tokenizer
+from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
 
+from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.step_graphs import StepGraphs
@@ -203,3 +205,19 @@ def test_keys_are_held_once_after_a_call():
     for layer, (store, _) in zip(block.cache.layers, found._stores):
         assert layer._room == [] and layer._views == (None, None)
         assert layer.keys.is_contiguous() and layer.keys.data_ptr() != store.data_ptr()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_agents_and_trainers_are_told_whether_to_use_graphs(tmp_path, on):
+    agent = Mem1Agent(tiny_model("llama"), tiny_tokenizer(), SHORT, cuda_graphs=on)
+    assert (agent.generate._cache.graphs is not None) is on
+    arguments = trainer_arguments(tmp_path, num_generations=2, cuda_graphs=on)
+    trainer = Mem1GRPOTrainer(
+        model=tiny_model("llama"),
+        args=Mem1GRPOConfig(**arguments),
+        train_dataset=lookup_dataset(4),
+        processing_class=tiny_tokenizer(),
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+    )
+    assert (trainer._prefix_cache.graphs is not None) is on

@@ -98,6 +98,8 @@ class Mem1Agent(SingleEpisodes):
             at once, and the next begins when one has ended. `"lockstep"`: in every turn all episodes wait for the slowest.
         rollout_batch_wait (`float`, *optional*, defaults to `0.02`):
             With `"async"` and a local model, seconds for which an episode that is ready waits for others, to be generated with them.
+        cuda_graphs (`bool`, *optional*, defaults to `True`):
+            Whether a model of transformers on a GPU generates by CUDA graphs, as in [`Mem1GRPOConfig`].
         overrides (*optional*):
             Fields of [`AgentSettings`] that win over those of `settings`, such as `max_turns=10`.
     """
@@ -118,6 +120,7 @@ class Mem1Agent(SingleEpisodes):
         environment_concurrency: int = 64,
         rollout_mode: str = "async",
         rollout_batch_wait: float = BATCH_WAIT,
+        cuda_graphs: bool = True,
         **overrides: Any,
     ):
         if isinstance(tokenizer, str):
@@ -153,7 +156,9 @@ class Mem1Agent(SingleEpisodes):
             self.model = model
             settings = settings.with_context_limit(model)
             parked = batch_size if rollout_mode == "async" else 0
-            self._play_here(TransformersGenerator(model, tokenizer, settings, batch_size, parked=parked))
+            self._play_here(
+                TransformersGenerator(model, tokenizer, settings, batch_size, parked=parked, cuda_graphs=cuda_graphs)
+            )
             warn_of_ignored_decoding(model, settings.decoding_options())
         self.tokenizer = tokenizer
         self.protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol or Mem1Protocol()
