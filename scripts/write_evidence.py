@@ -97,6 +97,11 @@ own, does as well on episodes as long as in training; on twice as many passages 
 With the stitched mask in place of the exact update (seed {", ".join(world.seeds_of("grpo-stitched"))}) less is learned, and little of it holds for other kinds and longer episodes: exact against stitched,
 {world.against("grpo-stitched", "success", "3-asked-t0")} right on asked kinds, {world.against("grpo-stitched", "success", "3-held-out-t0")} on held-out ones,
 {world.against("grpo-stitched", "success", "6-asked-t0")} on twice as many passages."""
+    if "grpo-turn" in world.cells:
+        text += f"""
+
+With turns compared with the group's turns of the same number (`advantage_level="turn"`, seed {", ".join(world.seeds_of("grpo-turn"))}) as much is learned on asked kinds, less on others:
+whole episodes against turns, {world.against("grpo-turn", "success", "3-asked-t0")} right on asked kinds, {world.against("grpo-turn", "success", "3-held-out-t0")} on held-out ones."""
     return text + "\n"
 
 
