@@ -27,11 +27,7 @@ def main():
     parser.add_argument("questions", nargs="*", help="questions of one task (default: two held-out tasks of two)")
     parser.add_argument("--adapter", type=Path, nargs="+", default=None, help="folders of adapters")
     args = parser.parse_args()
-    found = sorted(
-        (path.parent for path in ADAPTERS.glob("*/adapter_config.json")),
-        key=lambda each: (each.name == "end", each.name),
-    )
-    adapters = args.adapter or found
+    adapters = args.adapter or [path.parent for path in sorted(ADAPTERS.glob("*/adapter_config.json"))]
     if not adapters:
         parser.error(
             f"--adapter must name a folder with an adapter, since {ADAPTERS} has none: start.py and train.py make one"

@@ -12,11 +12,12 @@ from peft import LoraConfig, get_peft_model
 from support.contexts import next_context
 from support.helpers import tiny_model, tiny_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
+from transformers import DynamicCache
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
-from mem1_trl.rollout.step_graphs import StepGraphs
+from mem1_trl.rollout.step_graphs import StepGraphs, _is_step
 
 STOPS = [*"aeiou", *"0123456789"]
 
@@ -119,6 +120,18 @@ def test_a_larger_batch_needs_larger_buffers():
     for prompts, one in zip((few, many, few), expected):
         agree(generate(prompts, [[]] * len(prompts)), one)
     assert found.captured == 3
+
+
+def test_a_step_with_another_tensor_is_not_captured():
+    """A graph would leave it out."""
+    model = tiny_model("llama")
+    ids, mask = torch.ones(2, 1, dtype=torch.long), torch.ones(2, 4)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.ones(2, 3, dtype=torch.long), past_key_values=cache, use_cache=True)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": 3 * ids, "use_cache": True, "cache": cache}
+        assert _is_step(inputs, cache, "cache")
+        assert not _is_step({**inputs, "token_type_ids": torch.zeros(2, 1)}, cache, "cache")
 
 
 def test_an_adapter():

@@ -91,7 +91,8 @@ class ActionGenerate:
         self.cache = cache if plain else None
         self.draws = draws if plain else None
         self.listeners = listeners
-        self.written = [list(one.ids) if one is not None else [] for one in begun or [None] * len(stops)]
+        self.begun = list(begun or [None] * len(stops))
+        self.written = [list(one.ids) if one is not None else [] for one in self.begun]
         self.leave = leave
         self.logprobs: list[list[float]] | None = None
         self.going_on: set[int] = set()  # sequences that were left before they had ended
@@ -114,7 +115,6 @@ class ActionGenerate:
         self,
         sampled: Sequence[Sequence[int]],
         logprobs: Sequence[Sequence[float]] | None,
-        begun: Sequence[Completion | None] | None,
         truncated_sampling: bool,
     ) -> list[Completion]:
         """
@@ -125,14 +125,12 @@ class ActionGenerate:
                 Tokens that this call has sampled of each, padded after the end.
             logprobs (`Sequence[Sequence[float]]` or `None`):
                 Their log-probs, if known.
-            begun (`Sequence[Completion | None]` or `None`):
-                What was sampled before.
             truncated_sampling (`bool`):
                 As in [`Completion`].
         """
         found = []
         for row, ids in enumerate(sampled):
-            before = begun[row] if begun is not None else None
+            before = self.begun[row]
             ids = ids if self._sampled is None else ids[: self._sampled[row]]  # without padding
             own = None if logprobs is None else list(logprobs[row])
             if before is not None:
@@ -180,12 +178,12 @@ class ActionGenerate:
         completions: list[list[int]] = [[] for _ in prompts]
         all_logprobs: list[list[float]] = [[] for _ in prompts]
         recorded = True
-        early = may_leave and self.leave is not None
+        early = self.leave if may_leave else None
         fresh = [row for row in running if not self.written[row]]
         # Those that have read everything but one token do not wait in a wide pass while others read
-        passes = [fresh] if early and 0 < len(fresh) < len(running) else []
+        alone = early is not None and 0 < len(fresh) < len(running)
         while running:
-            rows, alone = (passes.pop(), True) if passes else (running, False)
+            rows = fresh if alone else running
             written = [[*self.written[row], *completions[row]] for row in rows]
             contexts = [[*prompts[row], *completions[row]] for row in rows]
             inputs = cache.prepare(self.model, contexts)
@@ -193,8 +191,8 @@ class ActionGenerate:
             if budget is not None:
                 most = 1 if alone else budget - min(map(len, written))
             limits = {} if most is None else {"max_new_tokens": most}
-            if self.leave is not None and early:
-                leave_at = 0 if alone else max(len(rows) - self.leave, 0)
+            if early is not None:
+                leave_at = 0 if alone else max(len(rows) - early, 0)
             else:
                 leave_at = len(running) // 2 if may_leave and len(running) >= _FEWEST_TO_LEAVE else 0
             with cache.graphs.attached(self.model) if cache.graphs is not None and not alone else nullcontext():
@@ -211,12 +209,12 @@ class ActionGenerate:
                 all_logprobs[row] += row_logprobs[:left]
             going_on = {row for row, ended in zip(rows, done) if not ended}
             if alone:
-                running = [row for row in running if row in going_on or row not in rows]
-                continue
-            if early:
-                self.going_on = going_on
-            spent = budget is None or leave_at == 0 or sampled.shape[1] >= (most or 0)
-            running = [] if spent or early else [row for row in rows if row in going_on]
+                alone, running = False, [row for row in running if row in going_on or row not in rows]
+            elif early is not None:
+                self.going_on, running = going_on, []
+            else:
+                spent = budget is None or leave_at == 0 or sampled.shape[1] >= (most or 0)
+                running = [] if spent else [row for row in rows if row in going_on]
         self.logprobs = all_logprobs if recorded else None
         self._sampled = list(map(len, completions))
         return completions

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from ..environment_runtime.running_calls import LONGEST_SLEEP
 from .acting import Acting, BackgroundActions
 
-LEAVE_AT = 4
-"""A call of the model returns when one in so many turns has ended."""
-
 if TYPE_CHECKING:
     from .episode import Episode
     from .stopping import Completion
     from .turn_loop import Rollout
     from .turn_request import TurnRequest
+
+LEAVE_AT = 4
+"""A call of the model returns when one in so many turns has ended."""
 
 
 def play_asynchronously(rollout: Rollout, episodes: Sequence[Episode]) -> None:

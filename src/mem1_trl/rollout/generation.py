@@ -109,7 +109,7 @@ class TransformersGenerator:
             if len(prompts) > self.batch_size:
                 self.release()  # drops the keys and values of other prompts
             own: list[Any] = [None if given is None else given[chunk] for given in (draws, listeners, begun)]
-            completions.extend(self._generate(prompts[chunk], stops[chunk], own[0], own[1], own[2], leave))
+            completions.extend(self._generate(prompts[chunk], stops[chunk], leave, *own))
         return completions
 
     @torch.no_grad()
@@ -117,10 +117,10 @@ class TransformersGenerator:
         self,
         prompts: list[list[int]],
         stops: list[list[str]],
+        leave: int | None,
         draws: Any,
         listeners: Any,
         begun: Any,
-        leave: int | None,
     ) -> list[Completion]:
         inputs = pad_left(with_beginnings(prompts, begun), self.pad_token_id, self.model.device)
         temperature = self.settings.temperature or 1.0
@@ -148,7 +148,7 @@ class TransformersGenerator:
         )
         sampled = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         truncated = not self.settings.samples_from_policy
-        completions = hook.completions(sampled, hook.logprobs, begun, truncated)
+        completions = hook.completions(sampled, hook.logprobs, truncated)
         for place, listener in enumerate(listeners or ()):
             if listener is not None and listener.error is not None:
                 completions[place] = Completion((), None, False, error=f"it was stopped ({listener.error!r})")

@@ -69,7 +69,7 @@ class SeededSampling(LogitsProcessor):
         self.warpers = warpers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        numbers = self.draws[:, input_ids.shape[1] - self.columns]  # of rows that have ended, padding
+        numbers = self.draws[:, input_ids.shape[1] - self.columns]  # a row that has ended may draw by padding
         warped = scores
         for warp in self.warpers:
             warped = warp(input_ids, warped)

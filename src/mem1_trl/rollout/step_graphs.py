@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ _WASTE = 4
 """How many times the rows that are needed a graph may have."""
 _SPARE = 64
 """Columns that are free when a graph is begun."""
-_KNOWN = {"use_cache": (True,), "return_dict": (True, None), "logits_to_keep": (0, 1, None)}
+_KNOWN = {"use_cache": (True,), "return_dict": (True,), "logits_to_keep": (0, 1)}
 """Arguments of a step beside its tensors, with the values under which a graph computes what the model would."""
 
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], Any], torch.Tensor]]
@@ -124,8 +125,8 @@ class StepGraphs:
         self._steps: dict[tuple[int, int], _Step] = {}
         self._stores: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._held: Any = None  # the cache whose keys are in the buffers
-        self._columns = 0
-        self._rows = 0
+        self._columns = 0  # how many of its columns are written
+        self._current: _Step | None = None  # the step whose buffers it is in
 
     def why_not(self, model: Any) -> str | None:
         """Why steps of a model are not captured; `None` if they may be."""
@@ -175,9 +176,9 @@ class StepGraphs:
         if self._refused is not None or not _is_step(inputs, cache, name):
             return None
         rows, length = len(inputs["input_ids"]), cache.get_seq_length()
-        key = self._place(cache, rows, length)
-        step = self._steps.get(key) or self._new_step(key, model, cache)
-        if cache is not self._held or length != self._columns or key != (self._rows, step.visible.shape[-1]):
+        step = self._current
+        if step is None or cache is not self._held or length != self._columns or length >= step.visible.shape[-1]:
+            step = self._step_for(model, cache, rows, length)
             self._begin(step, cache, inputs["attention_mask"])
         step.ids[:rows] = inputs["input_ids"]
         step.positions[:rows] = inputs["position_ids"]
@@ -222,28 +223,27 @@ class StepGraphs:
         self.clear()
         self._refused = reason
 
-    def _place(self, cache: Any, rows: int, length: int) -> tuple[int, int]:
-        """Rows and columns of the step for a batch: those it is in, if they suffice."""
-        if cache is self._held and length == self._columns:
-            room = self._room
-            if length < room:
-                return self._rows, room
+    def _step_for(self, model: Any, cache: Any, rows: int, length: int) -> _Step:
+        """A step with room for a batch; one that was made before, if it is not much too large."""
         wanted = _rounded(rows), -(-(length + _SPARE) // _ROOM) * _ROOM
-        # Of rows and columns that nobody needs, a step costs less than another capture
+        # A step with rows that are not needed costs less than capturing another graph
         larger = [key for key in self._steps if rows <= key[0] <= _WASTE * wanted[0] and wanted[1] == key[1]]
-        return min(larger, default=wanted)
+        key = min(larger, default=wanted)
+        return self._steps.get(key) or self._new_step(key, model, cache)
 
     def _new_step(self, key: tuple[int, int], model: Any, cache: Any) -> _Step:
         rows, room = key
-        shapes = [(rows, layer.keys.shape[1], room, layer.keys.shape[3]) for layer in cache.layers]
-        value_shapes = [(rows, layer.values.shape[1], room, layer.values.shape[3]) for layer in cache.layers]
-        self._make_room(cache, shapes, value_shapes)
+        shapes = [
+            [(rows, held.shape[1], room, held.shape[3]) for held in (layer.keys, layer.values)]
+            for layer in cache.layers
+        ]
+        self._make_room(cache, shapes)
         device = cache.layers[0].keys.device
         column = torch.zeros(1, dtype=torch.long, device=device)
         fixed = DynamicCache(config=model.config)
         fixed.layers = [
-            _FixedLayer(_view(keys, shape), _view(values, value_shape), column)
-            for (keys, values), shape, value_shape in zip(self._stores, shapes, value_shapes)
+            _FixedLayer(_view(keys, of_keys), _view(values, of_values), column)
+            for (keys, values), (of_keys, of_values) in zip(self._stores, shapes)
         ]
         ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         visible = torch.zeros(rows, 1, 1, room, dtype=torch.bool, device=device)
@@ -251,9 +251,9 @@ class StepGraphs:
         self._steps[key] = step
         return step
 
-    def _make_room(self, cache: Any, shapes: list[Any], value_shapes: list[Any]) -> None:
+    def _make_room(self, cache: Any, shapes: list[Any]) -> None:
         """Buffers as large as the largest step; steps of smaller ones are dropped with them."""
-        sizes = [(_size(one), _size(other)) for one, other in zip(shapes, value_shapes)]
+        sizes = [(math.prod(of_keys), math.prod(of_values)) for of_keys, of_values in shapes]
         if self._stores and all(
             keys.numel() >= size and values.numel() >= value_size
             for (keys, values), (size, value_size) in zip(self._stores, sizes)
@@ -276,10 +276,9 @@ class StepGraphs:
             if hasattr(own, "let_go"):
                 own.let_go()
         step.visible.zero_()
-        step.visible[rows:, ..., 0] = True  # a row that nobody reads sees something, too
+        step.visible[rows:, ..., 0] = True  # unused rows see one column: attention to none is not a number
         step.visible[:rows, 0, 0, : length + 1] = mask != 0
-        self._held, self._columns = cache, length
-        self._rows, self._room = step.visible.shape[0], step.visible.shape[-1]
+        self._held, self._columns, self._current = cache, length, step
 
     def _give_back(self) -> None:
         """The cache that is in the buffers gets a copy of its own: the next batch will overwrite them."""
@@ -295,7 +294,9 @@ def _is_step(inputs: dict[str, Any], cache: Any, name: str) -> bool:
     if torch.is_grad_enabled() or ids is None or mask is None or positions is None or cache is None:
         return False
     others = {
-        key: value for key, value in inputs.items() if key not in {*tensors, name} and value not in (None, False)
+        key: value
+        for key, value in inputs.items()
+        if key not in {*tensors, name} and value is not None and value is not False
     }
     return (
         ids.shape[1:] == (1,)
@@ -338,14 +339,7 @@ def _tolerance(logits: torch.Tensor) -> float:
 
 
 def _view(store: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return store[: _size(shape)].view(shape)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
+    return store[: math.prod(shape)].view(shape)
 
 
 def _rounded(rows: int) -> int:

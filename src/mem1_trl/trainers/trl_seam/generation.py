@@ -74,7 +74,7 @@ class TurnGeneration(Hooks):
         Returns:
             `list[Completion]`: Cut at the first complete action.
         """
-        wanted = len(prompts)
+        wanted, truncated = len(prompts), not self.decoding.samples_from_policy
         if self._generates_together:
             # Every process takes part in every call, with equally many prompts: those that ran out send dummies
             most = int(self.accelerator.gather(torch.tensor([wanted], device=self.accelerator.device)).max())
@@ -107,10 +107,8 @@ class TurnGeneration(Hooks):
             model.train(training)  # TRL's continuous batching leaves a model that is evaluated in training mode
             if logprobs is None and hook.logprobs is not None:
                 logprobs = [row[: len(kept)] for row, kept in zip(hook.logprobs, ids)]
-            truncated = not self.decoding.samples_from_policy
-            return hook.completions(ids, logprobs, begun, truncated)[:wanted]
+            return hook.completions(ids, logprobs, truncated)[:wanted]
         rows = zip(ids, logprobs or [None] * len(ids), stops)
-        truncated = not self.decoding.samples_from_policy
         completions = [finish_completion(*row, self.stop_texts, self.eos_token_ids, truncated) for row in rows]
         return completions[:wanted]
 
