@@ -117,9 +117,10 @@ def _memory(script: Any, args: Any, wanted: float) -> list[str]:
         wanted += args.vllm_gpu_memory_utilization * size
     if wanted <= size:
         return []
+    graphs = "set cuda_graphs: false, " if args.cuda_graphs and args.prefix_cache and not args.use_vllm else ""
     return [
         f"A GPU must have about {wanted / 1e9:,.0f} GB for this run, but it has {size / 1e9:,.0f}: lower per_device_train_batch_size or "
-        "max_tokens_per_micro_batch, or use adapters (use_peft, load_in_4bit)."
+        f"max_tokens_per_micro_batch, {graphs}or use adapters (use_peft, load_in_4bit)."
     ]
 
 
