@@ -42,6 +42,11 @@ def equal_at_first(task: int, sample: int) -> int:
     return (task + (plays > {1: 0, 3: 1}.get(task, -1)) * sample) % 3
 
 
+def three_groups_right(task: int, sample: int) -> int:
+    """An answer that is right in both samples of all groups but that of task 2."""
+    return (task + (task == 2) * sample) % 3
+
+
 def told_apart(task: int, sample: int) -> int:
     """An answer that is right in the first sample of each group."""
     return (task + sample) % 3
@@ -106,7 +111,7 @@ GROUPS = {"num_generations": 4, "gamma": 0.9, "lam": 0.8, "max_completion_length
 CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
 TEACHER = {"distillation_weight": 0.5, "task_reward_weight": 0.7}  # the policy itself, with the whole history in view
 STAGES = {"curriculum_threshold": 0.4, "curriculum_steps": 1, "curriculum_metric": "reward", "num_generations": 2}
-ANSWERS = {"grpo_again": equal_at_first}
+ANSWERS = {"grpo_again": equal_at_first, "grpo_skipping": three_groups_right, "grpo_not_skipping": three_groups_right}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_halves": (Mem1GRPOTrainer, {"num_generations": 2, "steps_per_generation": 2}, {}),
@@ -118,6 +123,8 @@ KINDS = {  # trainer, settings, arguments
         {"environment_factory": TurnByTurn},
     ),
     "grpo_again": (Mem1GRPOTrainer, {"num_generations": 2, "dynamic_sampling_max_rounds": 3}, {}),
+    "grpo_skipping": (Mem1GRPOTrainer, {"num_generations": 2, "skip_zero_advantages": True}, {}),
+    "grpo_not_skipping": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_taught": (Mem1GRPOTrainer, {"num_generations": 2, **TEACHER}, {}),
     "grpo_taught_turns": (
         Mem1GRPOTrainer,

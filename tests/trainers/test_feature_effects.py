@@ -67,6 +67,7 @@ HELD = {
     "on-policy distillation": "trainers/test_distillation.py",
     "on-policy distillation in the rewards": "trainers/test_distillation.py",
     "groups of equal rewards are played again": "trainers/test_dynamic_sampling.py",
+    "trajectories without advantage are passed over": "trainers/test_skipping.py",
     "context rule `compact`: summaries at a budget, or every few turns": RULES,
     "context rule `on_demand`: rewriting is an action": RULES,
     "context rule `fold`: branches that are folded": RULES,

@@ -158,6 +158,17 @@ def test_groups_that_are_played_again_are_the_same_on_two_processes(run):
     assert relative_error(plain["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
 
 
+@pytest.mark.parametrize("max_tokens", [None, 60])
+def test_what_is_passed_over_is_the_same_on_two_processes(run, max_tokens):
+    """Two trajectories are left for four micro-batches, so that in two of them a pass over nothing is made."""
+    plain = run("grpo_not_skipping", processes=1, per_device=8, accumulation=1)
+    parallel = run("grpo_skipping", processes=2, per_device=2, accumulation=2, max_tokens=max_tokens)
+    assert parallel["processes"] == 2
+    assert parallel["log"]["micro_batch/skipped_rows"] == 0.75
+    assert relative_error(plain["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
+    assert parallel["log"]["loss"] == pytest.approx(plain["log"]["loss"], rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["grpo_taught", "grpo_taught_turns", "ppo_taught"])
 def test_a_teacher_has_the_same_gaps_on_two_processes(run, kind):
     """One micro-batch for each process, since TRL averages what micro-batches log, whatever their number of tokens."""

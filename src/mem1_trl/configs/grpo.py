@@ -123,6 +123,10 @@ class Mem1GRPOConfig(GRPOConfig):
         dynamic_sampling_max_rounds (`int`, *optional*, defaults to `0`):
             How often a group whose rewards are all equal, from which nothing is learned, is played again at most. Metrics of rewards and
             episodes are of what was played first. `0` plays each group once.
+        skip_zero_advantages (`bool`, *optional*, defaults to `False`):
+            Whether the update passes over trajectories without an advantage, such as those of a group whose rewards are all equal, which add
+            nothing to the gradient. Metrics of tokens (entropy, clipping) are then of the others alone. Not with what else is learned from
+            them: KL (`beta`), entropy, distillation in the loss, the load balancing of experts.
         memory_value_weight (`float`, *optional*, defaults to `0.0`):
             Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
             carries that the turn wrote, by the policy itself, see [`mem1_trl.update.memory_value`]. `0.0` does not compute it.
@@ -296,6 +300,13 @@ class Mem1GRPOConfig(GRPOConfig):
             "each group once."
         },
     )
+    skip_zero_advantages: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the update passes over trajectories without an advantage, such as those of a group whose rewards are all "
+            "equal, which add nothing to the gradient. Metrics of tokens are then of the others alone."
+        },
+    )
     memory_value_weight: float = field(
         default=0.0,
         metadata={
@@ -439,6 +450,7 @@ class Mem1GRPOConfig(GRPOConfig):
                 f"memory_value_weight must be a finite number of at least 0, got {self.memory_value_weight}."
             )
         check_distillation(self)
+        self._check_skipping()
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         if self.layout not in LAYOUTS:
@@ -556,6 +568,23 @@ class Mem1GRPOConfig(GRPOConfig):
             if bad:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here {reason}: {instead}."
+                )
+
+    def _check_skipping(self) -> None:
+        """Refuse to pass over trajectories from which something else is learned, or on which what the others learn depends."""
+        if not self.skip_zero_advantages:
+            return
+        for name, bad, instead in (
+            ("beta", self.beta != 0.0, "set it to 0.0"),
+            ("entropy_coef", bool(self.entropy_coef), "set it to 0.0"),
+            ("use_adaptive_entropy", self.use_adaptive_entropy, "leave it False"),
+            ("top_entropy_quantile", self.top_entropy_quantile < 1.0, "leave it 1.0"),
+            ("distillation_weight", bool(self.distillation_weight) and not self.distillation_in_reward, "set distillation_in_reward"),
+        ):  # fmt: skip
+            if bad:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} needs the trajectories without an advantage that skip_zero_advantages passes over: "
+                    f"{instead}, or leave skip_zero_advantages False."
                 )
 
     def _check_token_budget(self) -> None:

@@ -216,6 +216,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             ("scale_rewards", "none", "leave it 'none' and use whiten_advantages"),
             ("state_group_weight", 1.0, "leave it 1.0"),
             ("dynamic_sampling_max_rounds", 0, "leave it 0"),
+            ("skip_zero_advantages", False, "leave it False"),
         ):
             if getattr(self, name) != default:
                 raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,12 @@ from .checks import (
     named_datasets,
     refuse_unsupported,
 )
-from .distillation import Distillation, no_reward, refuse_distillation
+from .distillation import Distillation, refuse_distillation
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import play_first_row
-from .memory_reward import memory_value_reward
-from .refusals import refuse_memory_value, refuse_unsaved_adapter
+from .refusals import refuse_memory_value, refuse_unsaved_adapter, refuse_without_environment
+from .reward_functions import collect_reward_functions
 from .saving import (
     MEM1_CITATION,
     card_facts,
@@ -106,14 +105,8 @@ class Mem1Trainer(TrajectoryTrainer):
             if environment_factory is None
             else EnvironmentPool(environment_factory, self.protocol, args.fault_settings())
         )
-        native = self.protocol.action_syntax == "tool_calls"
-        if self.pool is None and protocol is not None and (native or args.max_turns > 1):
-            raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
-        if self.pool is None and args.state_loss_weight != 1.0:
-            raise ValueError(
-                f"state_loss_weight={args.state_loss_weight} needs turns that write a state, and there are none without "
-                "`environment_factory`: pass one, or leave it 1.0."
-            )
+        if self.pool is None:
+            refuse_without_environment(args, None if protocol is None else self.protocol)
         if args.memory_value_weight:
             refuse_memory_value(args, self.pool is not None)
         teacher = args.teacher_model_name_or_path if teacher_model is None else teacher_model
@@ -129,46 +122,16 @@ class Mem1Trainer(TrajectoryTrainer):
             check_columns(name, dataset, self.pool)
             check_rows(name, dataset, self.pool, processing_class)
 
-        reward_funcs = (
-            [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
-        )
-        from_environment = self.pool.reward_functions() if self.pool is not None else []
-        if not reward_funcs and not from_environment and not args.distillation_weight:
-            raise ValueError(
-                "There is no reward: pass `reward_funcs`, or an environment with a `get_reward() -> float` or "
-                "`get_turn_reward() -> float` method."
-            )
-        # Rewards of our own, each with its weight
-        own: list[tuple[Any, float]] = [(function, 1.0) for function in from_environment]
-        if args.memory_value_weight:
-            own.append((memory_value_reward(self), args.memory_value_weight))
-        own = [(function, args.task_reward_weight * weight) for function, weight in own]
-        if args.distillation_weight and args.distillation_in_reward and self.rewards_by_turns:
-            own.append((self._distillation_reward(), args.distillation_weight))
-        elif not reward_funcs and not own:
-            own.append((no_reward, 1.0))
+        rewards = collect_reward_functions(self, args, reward_funcs)
         if self.pool is not None:
             play_first_row(self.pool, rows)
-        classes = kwargs.get("reward_processing_classes")
-        if classes is not None:  # one for each reward function that the user knows of
-            classes = classes if isinstance(classes, list) else [classes]
-            kwargs["reward_processing_classes"] = [*classes, *([None] * len(own))]
-        weights = args.reward_weights
-        if weights is not None:
-            if not all(math.isfinite(weight) for weight in weights):
-                raise ValueError(f"reward_weights must be finite numbers, got {weights}.")
-            if len(weights) != len(reward_funcs):
-                raise ValueError(
-                    f"reward_weights has {len(weights)} numbers for {len(reward_funcs)} reward functions: give one for "
-                    "each (an environment's own reward has weight 1)."
-                )
-        if weights is not None or args.memory_value_weight or args.distillation_weight:
-            given = [args.task_reward_weight * weight for weight in weights or [1.0] * len(reward_funcs)]
-            args.reward_weights = [*given, *(weight for _, weight in own)]
+        if (classes := kwargs.get("reward_processing_classes")) is not None:
+            kwargs["reward_processing_classes"] = rewards.tokenizers(classes)
+        weights, args.reward_weights = args.reward_weights, rewards.weights
         try:
             super().__init__(
                 model=model,
-                reward_funcs=[*reward_funcs, *(function for function, _ in own)],
+                reward_funcs=rewards.all,
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -273,13 +236,6 @@ class Mem1Trainer(TrajectoryTrainer):
         layout = "packed" if self.layout == "paper" else self.layout
         size = max(1, self.args.per_device_train_batch_size)
         return {"layout": layout, "temperature": self.args.temperature, "batch_size": size}
-
-    def _distillation_reward(self) -> Any:
-        def distillation(trajectories: list[Trajectory], **kwargs: Any) -> list[list[float | None]]:
-            assert self.distillation is not None
-            return self.distillation.reward(trajectories)
-
-        return distillation
 
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         if self.distillation is not None:

@@ -1,4 +1,4 @@
-"""Errors for settings that cannot be combined with DeepSpeed or FSDP, raised before a model is loaded."""
+"""Errors for settings that cannot be combined: with no environment, and with DeepSpeed or FSDP. Raised before a model is loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from ..configs import Mem1GRPOConfig
+    from ..protocol.protocol import Mem1Protocol
 
 _TRUE = ("1", "true", "yes", "on")
 
@@ -81,6 +82,36 @@ def refuse_parts(args: Mem1GRPOConfig, fsdp: bool) -> None:
         raise ValueError(
             "FSDP of version 1 does not go with max_tokens_per_micro_batch, since a micro-batch could not be trained in parts: leave "
             "one of them out, or lower per_device_train_batch_size."
+        )
+
+
+def refuse_skipping(args: Mem1GRPOConfig, balances_experts: bool) -> None:
+    """
+    Refuse to pass over trajectories of a model whose experts are balanced by them.
+
+    Raises:
+        `ValueError`: For `skip_zero_advantages` with a load-balancing loss.
+    """
+    if args.skip_zero_advantages and balances_experts:
+        raise ValueError(
+            "skip_zero_advantages would pass over tokens by which the load of experts is balanced: set router_aux_loss_coef=0.0, or leave it "
+            "False."
+        )
+
+
+def refuse_without_environment(args: Mem1GRPOConfig, protocol: Mem1Protocol | None) -> None:
+    """
+    Refuse what has no meaning for episodes of one turn that nothing answers.
+
+    Raises:
+        `ValueError`: For a `protocol` that the user passed, with several turns or native tool calls, and for `state_loss_weight`.
+    """
+    if protocol is not None and (protocol.action_syntax == "tool_calls" or args.max_turns > 1):
+        raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
+    if args.state_loss_weight != 1.0:
+        raise ValueError(
+            f"state_loss_weight={args.state_loss_weight} needs turns that write a state, and there are none without "
+            "`environment_factory`: pass one, or leave it 1.0."
         )
 
 

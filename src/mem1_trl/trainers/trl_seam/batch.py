@@ -66,6 +66,9 @@ class TrajectoryTrainer(ExactResume):
         check_batch(check_values("_generate_and_score_completions", batch))
         if current.first_play is not None:
             note_first_plays(self, current.first_play[0])
+        if self.args.skip_zero_advantages and self.multi_objective_aggregation == "sum_then_normalize":
+            assert current.equal is not None  # they are 0, but for the rounding of the mean
+            batch["advantages"] = batch["advantages"].masked_fill(current.equal, 0.0)
         self._add_structure(batch, current)
         device = batch["completion_ids"].device
         if any(current.left_out):
@@ -217,6 +220,8 @@ class TrajectoryTrainer(ExactResume):
                 "has the columns that the rewards read, such as `answers`."
             )
         current.rewards = self._own(rewards)
+        groups = rewards.view(-1, (self.num_generations if self.mode == "train" else self.num_generations_eval) or 1)
+        current.equal = self._own((groups == groups[:, :1]).all(1, keepdim=True).expand_as(groups).flatten())
         for trajectory, reward in zip(current.trajectories, current.rewards.tolist(), strict=True):
             trajectory.reward = None if reward != reward else reward
         note_turn_rewards(current.trajectories, gate.turn_rewards, self.reward_weights.tolist())

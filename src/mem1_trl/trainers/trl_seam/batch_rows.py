@@ -92,6 +92,11 @@ def take_rows(batch: dict[str, Any], rows: slice | torch.Tensor) -> dict[str, An
     return {key: value[rows] if has_rows(key, value, count) else value for key, value in batch.items()}
 
 
+def with_advantages(batch: dict[str, Any]) -> torch.Tensor:
+    """Whether a row has an advantage, or one of its tokens has, shape `(B,)`: the policy's loss of others has no gradient."""
+    return (batch["advantages"] != 0).flatten(1).any(1) if batch["advantages"].ndim > 1 else batch["advantages"] != 0
+
+
 def row_chunks(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
     """A batch cut into pieces of at most `size` rows; what belongs to the whole batch goes into each."""
     return [take_rows(batch, slice(start, start + size)) for start in range(0, len(batch["completion_ids"]), size)]

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from ...update.micro_batches import bins_within
 from ...update.unfolding import path_tokens
-from ..refusals import refuse_parts
-from .batch_rows import has_rows, join_rows, row_chunks, take_rows
+from ..refusals import refuse_parts, refuse_skipping
+from .batch_rows import has_rows, join_rows, row_chunks, take_rows, with_advantages
 from .contract import check_values
 from .finite_steps import FiniteSteps
 from .row_pieces import row_pieces, untrained_piece
@@ -47,6 +47,7 @@ class BalancedMicroBatches(FiniteSteps):
         self._said_too_long = False
         super().__init__(*args, **kwargs)
         refuse_parts(self.args, self.is_fsdp_enabled)
+        refuse_skipping(self.args, self.aux_loss_enabled)
         self.add_callback(_SkipIdleSteps(self))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -68,30 +69,41 @@ class BalancedMicroBatches(FiniteSteps):
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The parts in which a micro-batch is trained, each with its shares of the whole if there are several."""
         wholes = row_chunks(inputs, len(inputs["completion_ids"]) // int(inputs.get("parts", 1)))
+        skipped: list[dict[str, Any]] = []
+        if self.args.skip_zero_advantages and self.mode == "train":
+            kept = [with_advantages(whole) for whole in wholes]
+            skipped = [take_rows(whole, ~rows) for whole, rows in zip(wholes, kept) if not rows.all()]
+            wholes = [take_rows(whole, rows) for whole, rows in zip(wholes, kept) if rows.any()]
+            self.log_metric("micro_batch/skipped_rows", 1 - torch.cat(kept).float().mean().item())
         pieces = [self._pieces(whole) for whole in wholes]
         missing = self._missing_passes(sum(map(len, pieces)))
         pieces += [[untrained_piece(inputs)] for _ in range(missing)]
         parts = [part for of_whole in pieces for part in of_whole]
         if self.mode == "train" and self.args.max_tokens_per_micro_batch is not None:
             self.log_metric("micro_batch/parts", len(parts))
-        if len(parts) == 1:
+        if len(parts) == 1 and not skipped:
             return parts
         owners = [index for index, of_whole in enumerate(pieces) for _ in of_whole]
-        sampled = torch.stack([self.sampled_mask(part).sum() for part in parts]).tolist()
-        forwarded = [path_tokens(self.row_batch(part)) if self.aux_loss_enabled else 1 for part in parts]
         rows = [len(part["completion_ids"]) if owner < len(wholes) else 0 for part, owner in zip(parts, owners)]
+        # What is skipped has its share of the means
+        owners += range(len(pieces), len(pieces) + len(skipped))
+        rows += [len(part["completion_ids"]) for part in skipped]
+        every = [*parts, *skipped]
+        sampled = torch.stack([self.sampled_mask(part).sum() for part in every]).tolist()
+        forwarded = [path_tokens(self.row_batch(part)) if self.aux_loss_enabled else 1 for part in every]
         shares = Shares.of_parts(rows, sampled, forwarded, owners)
-        return [{**part, "shares": share} for part, share in zip(parts, shares, strict=True)]
+        return [{**part, "shares": share} for part, share in zip(parts, shares)]
 
     def _missing_passes(self, own: int) -> int:
         """
-        How many more passes another process makes over this micro-batch than the `own` of this one.
+        How many passes are to be added to the `own` of this process over a micro-batch, so that there is one, and as many as in others.
 
         Processes must call equally often: each pass has collective calls, in the loss and where weights are in shards.
         """
+        least = max(own, 1)
         if self.mode != "train" or self.args.max_tokens_per_micro_batch is None or self.accelerator.num_processes == 1:
-            return 0
-        everywhere = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
+            return least - own
+        everywhere = self.accelerator.gather(torch.tensor([least], device=self.accelerator.device))
         return int(everywhere.max()) - own
 
     def _pieces(self, part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,12 +209,18 @@ class BalancedMicroBatches(FiniteSteps):
             }
         if budget is None and int(merged["turn_ids"].max()) == 0:
             return batches
-        lengths = (merged["prompt_mask"].sum(1) + merged["completion_mask"].sum(1)).tolist()
+        device = merged["prompt_ids"].device
+        trained = torch.ones(len(merged["completion_ids"]), dtype=torch.bool, device=device)
+        # A mean over the tokens of a micro-batch depends on which are in it together, and is to stay what it is
+        if self.args.skip_zero_advantages and self.loss_type != "bnpo":
+            trained = with_advantages(merged)
+        lengths = ((merged["prompt_mask"].sum(1) + merged["completion_mask"].sum(1)) * trained).tolist()
 
         def forwarded(part: list[int]) -> int:
-            return self.forwarded_tokens(self.row_batch(take_rows(merged, torch.tensor(part, device=device))))
+            rows = torch.tensor(part, device=device)
+            rows = rows[trained[rows]]
+            return self.forwarded_tokens(self.row_batch(take_rows(merged, rows))) if len(rows) else 0
 
-        device = merged["prompt_ids"].device
         bins = bins_within(lengths, processes * len(batches), budget, forwarded)
         loads = [sum(lengths[row] for part in parts for row in part) for parts in bins]
         self.log_metric("micro_batch/tokens_max_over_mean", max(loads) * len(loads) / max(sum(loads), 1))
