@@ -39,7 +39,7 @@ def needs(package: str, *programs: str) -> pytest.MarkDecorator:
 
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "worlds.md"
-MARKER = "<!-- python tests/environments/test_text_worlds.py -->"
+MARKER = "<!-- PYTHONPATH=tests python tests/environments/test_text_worlds.py -->"
 
 needs_gymnasium = needs("gymnasium")
 needs_textworld_express = needs("textworld_express", "java")
