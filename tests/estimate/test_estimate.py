@@ -34,7 +34,7 @@ class Measured(TrainerCallback):
         self.trainer, self.rollout_flops, self.steps, self.tokens, self.grads = trainer, 0, [], [], 0
         self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.counter = FlopCounterMode(display=False)  # which changes what is allocated
-        sample, extend, loss = trainer._sample, trainer.extend_batch, trainer._compute_loss
+        sample, extend = trainer._sample, trainer.extend_batch
 
         def count_sampling(prompts):
             before = self.counter.get_total_flops()
@@ -43,16 +43,13 @@ class Measured(TrainerCallback):
             return completions
 
         def extend_batch(batch, trajectories, rewards):
+            if trainer.state.global_step == 0:
+                self.profiler.start()
             self.steps.append(trajectories)
             self.tokens.append(trainer.forwarded_tokens(trainer.row_batch(batch)))
             return extend(batch, trajectories, rewards)
 
-        def compute_loss(model, inputs):
-            if trainer.state.global_step == 0:
-                self.profiler.start()
-            return loss(model, inputs)
-
-        trainer._sample, trainer.extend_batch, trainer._compute_loss = count_sampling, extend_batch, compute_loss
+        trainer._sample, trainer.extend_batch = count_sampling, extend_batch
         trainer.add_callback(self)
         trainer.train()
         self.update_flops = self.counter.get_total_flops() - self.rollout_flops
@@ -197,15 +194,20 @@ def test_what_is_left_out_is_not_counted():
     assert "critic" not in shared and "reference" not in shared
     grpo = estimate_run(QWEN, Mem1GRPOConfig(**arguments(num_generations=8, beta=0.0)), LARGE)
     assert "critic's head" not in grpo.memory and grpo.episodes == 8
-    one = estimate_run(QWEN, Mem1PPOConfig(**arguments(per_device_train_batch_size=1)), LARGE).memory["activations"]
 
-    def within(tokens: int, **more: int) -> float:
-        settings = Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=tokens))
-        return estimate_run(QWEN, settings, LARGE, **more).memory["activations"]
+    def within(tokens: int | None, steps: int = 8, processes: int = 1, **more: int) -> float:
+        """Activations, with batches of so many micro-batches, of which a step takes four: with eight, a critic reads a batch twice."""
+        settings = Mem1PPOConfig(**arguments(max_tokens_per_micro_batch=tokens, steps_per_generation=steps, **more))
+        return estimate_run(QWEN, settings, LARGE, processes=processes).memory["activations"]
 
+    one = within(None, per_device_train_batch_size=1)
     turn, trajectory = int(LARGE.peak), int(LARGE.trained("packed"))
     assert within(1) == within(turn) < within(2 * turn) < within(trajectory) == one, "a single turn is never cut"
     assert within(1, processes=2) == within(1), "and a trajectory is, by several processes as by one"
+    assert within(turn, steps=4) == within(turn), "one that is cut is read twice by the critic"
+    assert within(trajectory + 1, steps=4) < 0.6 * within(trajectory), (
+        "and else its activations are gone before the policy's"
+    )
 
 
 def test_operations_of_one_weight():
@@ -218,7 +220,10 @@ def test_operations_of_one_weight():
     assert grpo.update_flops == pytest.approx(8 * 3 * (below + head), rel=1e-3)
     assert grpo.rollout_flops == pytest.approx(8 * (below + head), rel=1e-3)
     ppo = Mem1PPOConfig(**arguments(use_cpu=False, gradient_checkpointing=True))
-    # learned: two models, forward, again, backward; not learned: policy, reference and values
+    # learned: two models, forward, again, backward; not learned: policy and reference
+    assert estimate_run(QWEN, ppo, tiny).update_flops == pytest.approx(8 * (10 * below + 5 * head), rel=1e-3)
+    # and values, if the critic has changed when it learns
+    ppo = Mem1PPOConfig(**arguments(use_cpu=False, gradient_checkpointing=True, steps_per_generation=8))
     assert estimate_run(QWEN, ppo, tiny).update_flops == pytest.approx(8 * (11 * below + 5 * head), rel=1e-3)
 
 

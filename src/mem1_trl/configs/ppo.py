@@ -224,6 +224,14 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                 )
         self._refuse_whole_sequences(reason)
 
+    @property
+    def critic_learns_at_once(self) -> bool:
+        """
+        Whether a critic with a backbone of its own learns from the very pass that gives the values of a batch: its weights are the same in
+        both if the batch is that of one optimizer step.
+        """
+        return self.num_iterations == 1 and self.steps_per_generation == self.gradient_accumulation_steps
+
     @classmethod
     def paper(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
         """

@@ -167,12 +167,15 @@ def estimate_run(
     memory = fixed_bytes(shape, setup, str(getattr(args.optim, "value", args.optim)))
     # Without Triton, TRL projects every token onto the vocabulary
     scored = micro * episode.generated / episode.trained(args.layout)
-    memory["activations"] = activation_bytes(shape, setup, args, micro, scored)
+    budget = args.max_tokens_per_micro_batch
+    cut = budget is not None and budget < episode.trained(args.layout)
+    learns_first = isinstance(args, Mem1PPOConfig) and args.critic_learns_at_once and not cut
+    memory["activations"] = activation_bytes(shape, setup, args, micro, scored, learns_first)
     copies = 2 if args.prefix_cache and args.cuda_graphs else 1  # what graphs read, and what is kept for the next call
     memory["keys and values"] = 0.0 if args.use_vllm else copies * cache_bytes(shape, setup, episode, at_once)
 
     episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    update, rollout = _operations(shape, setup, args, episode)
+    update, rollout = _operations(shape, setup, args, episode, learns_first)
     return Estimate(
         memory=memory,
         episodes=episodes,
@@ -190,7 +193,9 @@ def _steps_per_generation(args: Mem1GRPOConfig) -> int:
     return args.steps_per_generation
 
 
-def _operations(model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: EpisodeShape) -> tuple[float, float]:
+def _operations(
+    model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: EpisodeShape, learns_first: bool
+) -> tuple[float, float]:
     """Operations of the update and of the rollout for one episode."""
     per_token = 2 * (model.active + model.adapters)
     attention = 4 * model.heads_width * model.layers
@@ -205,7 +210,9 @@ def _operations(model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: 
     old = bool(args.gradient_accumulation_steps % generate_every or corrected)
     if isinstance(args, Mem1PPOConfig) and args.beta and args.kl_in_reward:
         old = True  # the penalty wants them
-    scored = (int(old) + int(bool(args.beta))) * (below + head) + (setup.critic is not None) * below
+    scored = (int(old) + int(bool(args.beta))) * (below + head)
+    if setup.critic == "shared" or (critics and not learns_first):
+        scored += below  # for values
     learned = (1 + critics) * below * (1 + backward) + head * 3
     sampled = per_token * (episode.read(args.prefix_cache) + episode.generated)
     sampled += attention * episode.pairs + 2 * model.hidden * model.vocabulary * episode.generated

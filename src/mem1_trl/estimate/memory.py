@@ -99,12 +99,15 @@ def fixed_bytes(model: ModelShape, setup: Setup, optimizer: str) -> dict[str, fl
     return found
 
 
-def activation_bytes(model: ModelShape, setup: Setup, args: Any, tokens: float, scored: float) -> float:
+def activation_bytes(
+    model: ModelShape, setup: Setup, args: Any, tokens: float, scored: float, learns_first: bool = False
+) -> float:
     """
-    Bytes that a pass over `tokens`, of which `scored` have a log-prob, holds at its worst moment, policy and critic together.
+    Bytes that a pass over `tokens`, of which `scored` have a log-prob, holds at its worst moment, policy and critic together if they have one.
 
-    With checkpointing a layer keeps its input, and one layer at a time is computed again with everything in it. TRL computes
-    log-probs from a tile of the logits at a time, and has no logits besides.
+    Those of a critic that `learns_first`, from its first pass over a batch, are gone when the policy's begin. With checkpointing a layer
+    keeps its input, and one layer at a time is computed again with everything in it. TRL computes log-probs from a tile of the logits at
+    a time, and has no logits besides.
     """
     half = setup.shards > 1 or args.bf16 or args.fp16
     residual = 2 if setup.shards > 1 else SIZES[setup.dtype]
@@ -114,7 +117,7 @@ def activation_bytes(model: ModelShape, setup: Setup, args: Any, tokens: float, 
         2 * model.hidden + 2 * model.heads_width + 4 * model.keys_width + 4 * model.intermediate
     )
     each = model.hidden * residual if args.gradient_checkpointing else layer
-    models = 2 if setup.critic in ("copy", "adapter") else 1
+    models = 2 if setup.critic in ("copy", "adapter") and not learns_first else 1
     # Beside the layers, what the two heads read, the second time in float32
     kept = models * (model.layers * each + 8 * model.hidden) * tokens
     wide = _TILE[1] + (_TEMPORARIES * min(model.vocabulary, _TILE[1]) if args.use_cpu else 0)

@@ -15,6 +15,8 @@ from .trl_seam.batch import is_truncated
 from .trl_seam.batch_rows import row_chunks
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ..configs import Mem1PPOConfig
     from ..trajectory import Trajectory
     from ..update.critic.critic import SharedValueHead, ValueModel
@@ -41,11 +43,6 @@ class CreditingTrainer(Mem1Trainer):
         logps: Any = batch.get("old_per_token_logps")
         if logps is None and (to_teacher or kl_in_reward):
             logps = self.policy_logps(batch)
-        values = self.read_with(logps)  # of a shared critic, if the policy was forwarded
-        if values is None:
-            with torch.no_grad():
-                size = max(1, self.args.per_device_train_batch_size)
-                values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
         if kl_in_reward:
             penalty = logps - batch["ref_per_token_logps"]
             self.log_masked_mean("kl", penalty, mask)
@@ -56,22 +53,77 @@ class CreditingTrainer(Mem1Trainer):
         if to_teacher:
             assert self.distillation is not None
             token_level = token_level - self.args.distillation_weight * self.distillation.gaps(batch, logps) * credited
-        final_values = self._values_where_cut(trajectories) if self.args.bootstrap_truncated else None
-        advantages, returns = self._estimate(token_level, values, credited, batch["turn_ids"], final_values)
-        valued = credited
+        if self.args.bootstrap_truncated:
+            batch["final_values"] = self._values_where_cut(trajectories)
         if self.args.advantage_level == "turn":
             batch["value_weights"] = self._weights_of_begins(batch, mask)
-            valued = credited * (batch["value_weights"] > 0)
+        batch["token_rewards"], batch["credited"] = token_level, credited
+        values = self.read_with(logps)  # of a shared critic, if the policy was forwarded
+        values, advantages, returns = self._credit(batch, values)
+        for name in ("token_rewards", "credited", "final_values"):
+            batch.pop(name, None)
+        valued = self._valued(batch, credited)
         self._log_values(values, returns, advantages, credited, valued)
         if self.args.whiten_advantages:
             advantages = masked_whiten(advantages, credited, self.accelerator.gather)
         batch["advantages"] = advantages
         self.show_advantages((advantages * credited).sum(1) / credited.sum(1).clamp(min=1))
-        batch["old_values"] = values
-        # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
-        batch["returns"] = torch.where(valued.bool(), returns, values)
+        batch["old_values"], batch["returns"] = values, returns
 
-    def _estimate(
+    def _credit(
+        self, batch: dict[str, Any], values: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Values, advantages and targets of the critic, each `(B, C)`.
+
+        Where the critic [`~CreditingTrainer.learns_from_first_pass`] and no row is to be cut, its gradient is added here: no second forward
+        pass, and no moment in which its activations are held beside those of the policy.
+        """
+        if values is not None:
+            return (values, *self._estimate(batch, values))
+        passes = self.passes_with_gradient(batch) if self.learns_from_first_pass else None
+        if passes is None:
+            with torch.no_grad():
+                size = max(1, self.args.per_device_train_batch_size)
+                values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
+            return (values, *self._estimate(batch, values))
+        batch["critic_has_learned"] = torch.ones((), dtype=torch.bool, device=batch["completion_ids"].device)
+        found = []
+        for number, chunk in enumerate(passes, 1):
+            with self.pass_of_critic(last=number == len(passes)):
+                values = self.values(chunk)
+                known = values.detach()
+                advantages, returns = self._estimate(chunk, known)
+                loss, _ = self._value_loss(values, {**chunk, "old_values": known, "returns": returns})
+                loss.backward()
+            if not chunk.get("untrained", False):
+                found.append((known, advantages, returns))
+        values, advantages, returns = (torch.cat(parts) for parts in zip(*found))
+        return values, advantages, returns
+
+    @property
+    def learns_from_first_pass(self) -> bool:
+        """Whether the pass that gives the values of a batch is the one that its critic learns from, since its weights are still the same then."""
+        return False
+
+    def pass_of_critic(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and backward pass of the critic alone, the `last` one before its step or not."""
+        raise NotImplementedError
+
+    def _valued(self, batch: dict[str, Any], credited: torch.Tensor) -> torch.Tensor:
+        """Tokens whose values have targets, shape `(B, C)`."""
+        return credited * (batch["value_weights"] > 0) if "value_weights" in batch else credited
+
+    def _estimate(self, batch: dict[str, Any], values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advantages by `advantage_level`, and targets of the critic, each `(B, C)`."""
+        credited = batch["credited"]
+        advantages, returns = self._advantages(
+            batch["token_rewards"], values, credited, batch["turn_ids"], batch.get("final_values")
+        )
+        # A trajectory that nothing scored teaches the critic nothing: its own values are its targets
+        return advantages, torch.where(self._valued(batch, credited).bool(), returns, values)
+
+    def _advantages(
         self,
         rewards: torch.Tensor,
         values: torch.Tensor,
@@ -116,19 +168,26 @@ class CreditingTrainer(Mem1Trainer):
 
     def extra_loss(self, batch: dict[str, Any]) -> torch.Tensor | None:
         of_teacher = super().extra_loss(batch)
-        mask = self.sampled_mask(batch)
-        if "value_weights" in batch:
-            mask = mask * batch["value_weights"]
         # A shared critic was read off in the forward pass of the policy's loss
         values, self.last_readout = self.last_readout, None
         if values is None:
-            values = self.values(batch)
+            values = batch["old_values"] if "critic_has_learned" in batch else self.values(batch)
         self.last_values = values.detach()
-        loss, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
-        self.log_masked_mean("value/loss", loss.detach(), mask)
+        loss, (losses, clipped, mask) = self._value_loss(values, batch)
+        self.log_masked_mean("value/loss", losses, mask)
         self.log_masked_mean("value/clip_ratio", clipped, mask)
-        loss = self.args.vf_coef * (loss * mask).sum() / self.token_normalizer(batch)
         return loss if of_teacher is None else loss + of_teacher
+
+    def _value_loss(
+        self, values: torch.Tensor, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The critic's part of the loss of a step; and by token, each `(B, C)`: its loss, whether it was clipped, and its weight."""
+        mask = self.sampled_mask(batch)
+        if "value_weights" in batch:
+            mask = mask * batch["value_weights"]
+        losses, clipped = clipped_value_loss(values, batch["old_values"], batch["returns"], self.args.cliprange_value)
+        loss = self.args.vf_coef * (losses * mask).sum() / self.token_normalizer(batch)
+        return loss, (losses.detach(), clipped, mask)
 
     def _log_values(
         self,

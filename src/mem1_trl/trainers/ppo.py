@@ -333,6 +333,29 @@ class Mem1PPOTrainer(CreditingTrainer):
         with super().gradients_stay_here(model), self._critic_stays_here():
             yield
 
+    @property
+    def learns_from_first_pass(self) -> bool:
+        return (
+            self.args.critic_learns_at_once
+            and self.model.training
+            and self.is_in_train
+            and not isinstance(self.value_model, SharedValueHead)  # which is read off in passes of the policy
+            and not self.policy_frozen  # the step would have no other backward pass, and the engines need one
+            and self.accelerator.scaler is None  # the gradient would not be scaled
+            and self.current_gradient_accumulation_steps == self.args.gradient_accumulation_steps
+        )
+
+    @contextmanager
+    def pass_of_critic(self, last: bool) -> Iterator[None]:
+        if not isinstance(self.critic, torch.nn.parallel.DistributedDataParallel):
+            yield
+        elif last:  # also where the policy's gradient is to stay for now
+            with instance_attribute(self.critic, "require_backward_grad_sync", True):
+                yield
+        else:
+            with self.critic.no_sync():
+                yield
+
     def _critic_stays_here(self) -> AbstractContextManager[None]:
         """While gradients of the critic are averaged over processes later, where that is a matter of data parallelism."""
         return getattr(self.critic, "no_sync", nullcontext)()

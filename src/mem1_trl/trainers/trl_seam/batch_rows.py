@@ -35,6 +35,10 @@ ROW_KEYS = frozenset(
         "old_values",
         "returns",
         "value_weights",
+        # while advantages are estimated
+        "token_rewards",
+        "credited",
+        "final_values",
     }
 )
 """Keys whose value is a tensor with one entry for each row."""
@@ -50,6 +54,9 @@ BATCH_KEYS = frozenset(
         # micro-batches that are trained in parts
         "parts",
         "shares",
+        "untrained",
+        # a critic that has learned from the batch already
+        "critic_has_learned",
     }
 )
 """Keys whose value belongs to the whole batch, so that each part of the batch has it, too."""

@@ -128,6 +128,30 @@ class BalancedMicroBatches(FiniteSteps):
     def _fits(self, piece: dict[str, Any], budget: int) -> bool:
         return self.forwarded_tokens(self.row_batch(piece)) <= budget
 
+    def passes_with_gradient(self, batch: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """
+        A batch as passes with gradient may take it: neighbouring rows, at most `per_device_train_batch_size` of them and within the budget.
+
+        Returns:
+            `list[dict]` or `None`: As many in every process; those at the end may be `untrained`. `None` if a row of some process must be cut.
+        """
+        budget, count = self.args.max_tokens_per_micro_batch, len(batch["completion_ids"])
+        begins, fits = [0], True
+        for row in range(count):
+            together = take_rows(batch, slice(begins[-1], row + 1))
+            size = row + 1 - begins[-1]
+            if size <= max(1, self.args.per_device_train_batch_size) and (
+                budget is None or self._fits(together, budget)
+            ):
+                continue
+            if size > 1:
+                begins.append(row)
+            fits = fits and (budget is None or self._fits(take_rows(batch, slice(row, row + 1)), budget))
+        if not self._everywhere(fits):
+            return None
+        passes = [take_rows(batch, slice(begin, end)) for begin, end in zip(begins, [*begins[1:], count])]
+        return [*passes, *(untrained_piece(batch) for _ in range(self._missing_passes(len(passes))))]
+
     def _why_rows_stay_whole(self) -> str | None:
         """What is too long where trajectories are not cut, with the reason; `None` where they are."""
         reasons = {

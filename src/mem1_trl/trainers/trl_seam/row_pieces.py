@@ -54,10 +54,14 @@ def untrained_piece(batch: Batch) -> Batch:
     Args:
         batch (`dict`):
             A batch, of whose first row the tokens are.
+
+    Returns:
+        `dict`: With one key more, `untrained`.
     """
     last = batch["prompt_ids"].shape[1] - 1
     one = torch.ones(1, dtype=torch.long)  # prompts are padded on the left, completions on the right
-    return _tokens(take_rows(batch, slice(0, 1)), last * one, 0 * one, parent_offsets=one, sampled=~one.bool())
+    piece = _tokens(take_rows(batch, slice(0, 1)), last * one, 0 * one, parent_offsets=one, sampled=~one.bool())
+    return {**piece, "untrained": True}
 
 
 def _piece(batch: Batch, rows: RowBatch, turns: list[TurnPath]) -> Batch:
