@@ -53,7 +53,8 @@ def configuration(args):
     )
     if args.algorithm == "ppo":
         return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
-    return Mem1GRPOConfig(num_generations=args.generations, **settings)
+    # Of four episodes of a task a third of the groups are all right or all wrong, and nothing is learned from them
+    return Mem1GRPOConfig(num_generations=args.generations, skip_zero_advantages=True, **settings)
 
 
 def parse_arguments():
