@@ -85,6 +85,7 @@ def finished(trainer: Any) -> Any:
     """A trainer in the middle of training, as far as its loss asks."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
+    trainer.is_in_train = True
     return trainer
 
 
