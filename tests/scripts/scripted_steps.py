@@ -52,7 +52,7 @@ def told_apart(task: int, sample: int) -> int:
     return (task + sample) % 3
 
 
-def script(call: int, index: int, prompt: str, answer=told_apart) -> str:
+def script(call: int, index: int, prompt: str, answer=told_apart, searches: bool = True) -> str:
     """
     Ragged episodes: task q0 searches once before it answers, q1 twice, and so on.
 
@@ -61,7 +61,7 @@ def script(call: int, index: int, prompt: str, answer=told_apart) -> str:
     """
     task = int(prompt[prompt.index("q") + 1])
     sample = index % 2 if call == 0 else int(prompt[prompt.rindex("<think>s") + 8])
-    if call <= (task + sample) % 4:
+    if searches and call <= (task + sample) % 4:
         return f"<think>s{sample}{'m' * (task + call)}</think><search>x{call}</search>"
     return f"<think>s{sample}</think><answer>{answer(task, sample)}</answer>"
 
@@ -112,6 +112,7 @@ CUT = {"max_completion_length": 13, "bootstrap_truncated": True}
 TEACHER = {"distillation_weight": 0.5, "task_reward_weight": 0.7}  # the policy itself, with the whole history in view
 STAGES = {"curriculum_threshold": 0.4, "curriculum_steps": 1, "curriculum_metric": "reward", "num_generations": 2}
 ANSWERS = {"grpo_again": equal_at_first, "grpo_skipping": three_groups_right, "grpo_not_skipping": three_groups_right}
+ANSWERS |= {"one_turn_skipping": three_groups_right, "one_turn": three_groups_right}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_halves": (Mem1GRPOTrainer, {"num_generations": 2, "steps_per_generation": 2}, {}),
@@ -125,6 +126,8 @@ KINDS = {  # trainer, settings, arguments
     "grpo_again": (Mem1GRPOTrainer, {"num_generations": 2, "dynamic_sampling_max_rounds": 3}, {}),
     "grpo_skipping": (Mem1GRPOTrainer, {"num_generations": 2, "skip_zero_advantages": True}, {}),
     "grpo_not_skipping": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
+    "one_turn_skipping": (Mem1GRPOTrainer, {"num_generations": 2, "skip_zero_advantages": True}, {}),
+    "one_turn": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
     "grpo_taught": (Mem1GRPOTrainer, {"num_generations": 2, **TEACHER}, {}),
     "grpo_taught_turns": (
         Mem1GRPOTrainer,
@@ -252,7 +255,8 @@ def main() -> None:
 
     run_episodes = trainer.run_episodes
 
-    said = partial(script, answer=ANSWERS.get(chosen.kind, told_apart))
+    searches = not chosen.kind.startswith("one_turn")
+    said = partial(script, answer=ANSWERS.get(chosen.kind, told_apart), searches=searches)
 
     def fresh_script(rows):
         nonlocal generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.ppo_helpers import four_plans, make, wake
+from support.ppo_helpers import LORA, four_plans, make, wake
 from support.trainer_helpers import assert_same_tensors, record
 
 from mem1_trl import Mem1PPOTrainer
@@ -41,6 +41,7 @@ CASES = {
     "cut turns": {"bootstrap_truncated": True, "max_completion_length": 9},
     "checkpointing": {"gradient_checkpointing": True},
     "a budget": {"max_tokens_per_micro_batch": 120},
+    "an adapter": {"peft_config": LORA},
     "clipped gradients": {"max_grad_norm": 0.1},
 }
 
@@ -72,3 +73,25 @@ def test_elsewhere_values_have_a_pass_of_their_own(monkeypatch, tmp_path, tokeni
     """Where the weights of a second step differ, rows must be cut, or the policy does not learn."""
     _, _, passes = run(monkeypatch, tmp_path, tokenizer, actor_path, True, **settings)
     assert not all(passes)
+
+
+def test_what_an_interrupted_step_has_left_is_not_learned(tmp_path, tokenizer, actor_path):
+    """The critic has its gradient before the policy's update begins."""
+    trainer = make(tmp_path, actor_path, tokenizer, plan=four_plans, max_steps=1)
+    compute = trainer._compute_loss
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    trainer._compute_loss = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert any(p.grad is not None for p in trainer.value_model.parameters())
+    trainer._compute_loss = compute
+    recorder = record(trainer)
+    trainer.rollout.generate.prompts.clear()
+    trainer.train()
+    fresh = make(tmp_path / "fresh", actor_path, tokenizer, plan=four_plans, max_steps=1)
+    expected = record(fresh)
+    fresh.train()
+    assert recorder.logs[0]["value/grad_norm"] == pytest.approx(expected.logs[0]["value/grad_norm"], rel=1e-4)

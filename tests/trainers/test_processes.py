@@ -169,6 +169,17 @@ def test_what_is_passed_over_is_the_same_on_two_processes(run, max_tokens):
     assert parallel["log"]["loss"] == pytest.approx(plain["log"]["loss"], rel=1e-4, abs=1e-6)
 
 
+def test_processes_may_pass_over_different_numbers_of_rows(run):
+    """Episodes of one turn stay where they were played: the first process has none to train, the second two."""
+    plain = run("one_turn", processes=1, per_device=8, accumulation=1)
+    parallel = run("one_turn_skipping", processes=2, per_device=4, accumulation=1)
+    assert parallel["processes"] == 2 and parallel["log"]["micro_batch/skipped_rows"] == 0.75
+    assert relative_error(plain["gradient"]["policy"], parallel["gradient"]["policy"]) < 1e-5
+    whole = run("one_turn_skipping", processes=1, per_device=8, accumulation=1)
+    for key in ("loss", "entropy", "clip_ratio/low_min", "clip_ratio/high_max"):
+        assert parallel["log"][key] == pytest.approx(whole["log"][key], rel=1e-4, abs=1e-6), key
+
+
 @pytest.mark.parametrize("kind", ["grpo_taught", "grpo_taught_turns", "ppo_taught"])
 def test_a_teacher_has_the_same_gaps_on_two_processes(run, kind):
     """One micro-batch for each process, since TRL averages what micro-batches log, whatever their number of tokens."""

@@ -82,7 +82,7 @@ def test_parts_of_a_micro_batch_in_shards_add_up(run, kind):
 
 @pytest.mark.parametrize(("kind", "budget"), [("grpo", 110), ("ppo", 82), ("shared", 82), ("ppo", 1)])
 def test_a_trajectory_that_one_process_cuts_does_not_keep_the_other_waiting(run, kind, budget):
-    """Every pass gathers shards, so that the process with fewer pieces passes two tokens that count nothing."""
+    """Every pass gathers shards, so that the process with fewer pieces passes three tokens that count nothing."""
     sharded = run("sharded", kind, "--per-device=4", f"--max-tokens={budget}", "--shard", processes=2)
     empty = [own.count(0) for own in sharded["trained"]]
     assert max(log["micro_batch/parts"] for log in sharded["logs"]) > 4

@@ -67,7 +67,7 @@ def step(tmp_path, tokenizer, skip, rewards=MIXED, turns=TURNS, **settings):
         protocol=SHORT,
     )
     trainer.rollout.mode = "lockstep"
-    trainer.rollout.generate = ScriptedGenerator(tokenizer, of_turns(turns))
+    trainer.rollout.generate = ScriptedGenerator(tokenizer, of_turns(turns), settings["max_completion_length"])
     tokens = []
     trainer.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()) if torch.is_grad_enabled() else None,
@@ -149,11 +149,34 @@ def test_equal_rewards_have_no_advantage_however_they_round(tmp_path, tokenizer)
 
 
 def test_a_step_without_any_advantage(tmp_path, tokenizer):
-    """Takes a pass over two tokens, and is a step with a gradient of zero, as in TRL."""
+    """Takes a pass over three tokens, and is a step with a gradient of zero, as in TRL."""
     recorder, tokens = step(tmp_path, tokenizer, True, rewards=[0.5] * 8)
-    assert tokens == [2]
+    assert tokens == [3]
     assert all(not gradient.any() for gradient in recorder.gradients[0].values())
     assert recorder.logs[0]["micro_batch/skipped_rows"] == 1.0
+    assert "entropy" not in recorder.logs[0], "there is nothing to measure"
+
+
+def test_metrics_of_tokens_are_of_what_is_trained(tmp_path, tokenizer):
+    """Micro-batches of one row, of which half train nothing."""
+    whole, _ = step(tmp_path / "whole", tokenizer, True)
+    recorder, tokens = step(
+        tmp_path, tokenizer, True, per_device_train_batch_size=1, gradient_accumulation_steps=8,
+    )  # fmt: skip
+    assert sorted(tokens)[:4] == [3] * 4 and min(sorted(tokens)[4:]) > 3
+    assert recorder.logs[0]["entropy"] == pytest.approx(whole.logs[0]["entropy"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layout": "paper"}, {"mask_truncated_completions": True, "max_completion_length": 6}]
+)
+def test_other_rows(tmp_path, tokenizer, settings):
+    """Of another layout; and of episodes that were cut, which are left out with an advantage or without."""
+    plain, _ = step(tmp_path, tokenizer, False, **settings)
+    skipping, _ = step(tmp_path, tokenizer, True, **settings)
+    if "max_completion_length" in settings:
+        assert 0 < plain.logs[0]["episode/stop_reason/truncated"] < 1
+    assert_same_tensors(plain.gradients[0], skipping.gradients[0], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +187,7 @@ def test_a_step_without_any_advantage(tmp_path, tokenizer):
         {"use_adaptive_entropy": True},
         {"top_entropy_quantile": 0.5},
         {"distillation_weight": 0.5},
+        {"multi_objective_aggregation": "normalize_then_sum"},
     ],
 )
 def test_what_learns_from_all_trajectories_is_refused_beside_it(tmp_path, other):

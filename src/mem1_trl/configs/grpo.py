@@ -580,6 +580,7 @@ class Mem1GRPOConfig(GRPOConfig):
             ("use_adaptive_entropy", self.use_adaptive_entropy, "leave it False"),
             ("top_entropy_quantile", self.top_entropy_quantile < 1.0, "leave it 1.0"),
             ("distillation_weight", bool(self.distillation_weight) and not self.distillation_in_reward, "set distillation_in_reward"),
+            ("multi_objective_aggregation", self.multi_objective_aggregation != "sum_then_normalize", "use reward_weights"),
         ):  # fmt: skip
             if bad:
                 raise ValueError(

@@ -81,14 +81,14 @@ class CreditingTrainer(Mem1Trainer):
         """
         if values is not None:
             return (values, *self._estimate(batch, values))
-        passes = self.passes_with_gradient(batch) if self.learns_from_first_pass else None
-        if passes is None:
+        chosen = self.passes_with_gradient(batch) if self.learns_from_first_pass else None
+        if chosen is None:
             with torch.no_grad():
                 size = max(1, self.args.per_device_train_batch_size)
                 values = torch.cat([self.values(chunk) for chunk in row_chunks(batch, size)])
             return (values, *self._estimate(batch, values))
         batch["critic_has_learned"] = torch.ones((), dtype=torch.bool, device=batch["completion_ids"].device)
-        found = []
+        (passes, rows), found = chosen, []
         for number, chunk in enumerate(passes, 1):
             with self.pass_of_critic(last=number == len(passes)):
                 values = self.values(chunk)
@@ -96,9 +96,10 @@ class CreditingTrainer(Mem1Trainer):
                 advantages, returns = self._estimate(chunk, known)
                 loss, _ = self._value_loss(values, {**chunk, "old_values": known, "returns": returns})
                 loss.backward()
-            if not chunk.get("untrained", False):
-                found.append((known, advantages, returns))
-        values, advantages, returns = (torch.cat(parts) for parts in zip(*found))
+            found.append((known, advantages, returns))
+        order = torch.cat(rows).argsort()
+        # The last passes have no row of the batch
+        values, advantages, returns = (torch.cat(parts[: len(rows)])[order] for parts in zip(*found))
         return values, advantages, returns
 
     @property

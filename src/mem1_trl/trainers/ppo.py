@@ -51,6 +51,10 @@ class _CriticSteps(TrainerCallback):
     def __init__(self, trainer: Mem1PPOTrainer):
         self.trainer = trainer
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What a run that was interrupted within a step has left in this process
+        self.trainer.critic.zero_grad(set_to_none=True)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.policy_frozen:
             self.trainer.model.zero_grad(set_to_none=True)

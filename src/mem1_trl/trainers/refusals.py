@@ -1,4 +1,4 @@
-"""Errors for settings that cannot be combined: with no environment, and with DeepSpeed or FSDP. Raised before a model is loaded."""
+"""Errors for settings that cannot be combined: with no environment, and with DeepSpeed or FSDP; most are raised before a model is loaded."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def grouped_turn_advantages(
     for own, keys in zip(returns, groups, strict=True):
         for value, key in zip(own or (), keys):
             members.setdefault(key, []).append(value)
-    means = {key: statistics.fmean(values) for key, values in members.items()}
+    # Of equal numbers it is that number and not its neighbour, so that their advantages are 0
+    means = {key: values[0] if len(set(values)) == 1 else statistics.fmean(values) for key, values in members.items()}
     deviations = {key: _deviation(values) for key, values in members.items()}
     everywhere = _deviation([value for values in members.values() for value in values])
     result: list[list[float]] = []

@@ -66,7 +66,7 @@ class TrajectoryTrainer(ExactResume):
         check_batch(check_values("_generate_and_score_completions", batch))
         if current.first_play is not None:
             note_first_plays(self, current.first_play[0])
-        if self.args.skip_zero_advantages and self.multi_objective_aggregation == "sum_then_normalize":
+        if self.args.skip_zero_advantages:
             assert current.equal is not None  # they are 0, but for the rounding of the mean
             batch["advantages"] = batch["advantages"].masked_fill(current.equal, 0.0)
         self._add_structure(batch, current)

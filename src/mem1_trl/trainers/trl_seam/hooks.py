@@ -176,10 +176,13 @@ class Hooks(GRPOTrainer):
         return sorted(name for name, values in self._metrics[self.mode].items() if values)
 
     def log_masked_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
-        """Log the mean of values over the tokens of all processes that `mask` names; all processes do it together."""
+        """
+        Log the mean of values over the tokens of all processes that `mask` names; all processes do it together. NaN if there are none, which
+        TRL leaves out of its means.
+        """
         sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self.log_metric(name, total / max(count, 1.0))
+        self.log_metric(name, total / count if count else float("nan"))
 
     def drop_metrics(self, names: Iterable[str]) -> None:
         """Do not log some metrics of the current logging step."""

@@ -156,12 +156,36 @@ class TreeLoss(TurnGeneration):
             instance_attribute(self, "current_gradient_accumulation_steps", steps / weights.token_means),
             instance_attribute(self, "_in_loss", True),
             torch.set_grad_enabled(gradient),
+            self._metrics_of_what_is_trained(inputs),
         ):
             loss = check_values("_compute_loss", super()._compute_loss(model, inputs))
         self._log_sampler_difference(inputs)
         extra = self.extra_loss(inputs)
         self.loss_logps = None
         return loss if extra is None else loss + extra
+
+    @contextmanager
+    def _metrics_of_what_is_trained(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """
+        Where rows are passed over: a pass that trains nothing in any process has no metrics, and for those that TRL gathers by row the
+        processes may have different numbers of rows.
+        """
+        if inputs.get("untrained", False):
+            with self.metrics_not_kept():
+                yield
+            return
+        if self.mode == "eval" or not self.args.skip_zero_advantages or self.accelerator.num_processes == 1:
+            yield
+            return
+        plain = self.accelerator.gather
+
+        def gather(values: torch.Tensor) -> torch.Tensor:
+            if values.is_floating_point():  # NaN stands for no row, as TRL has it
+                values = self.accelerator.pad_across_processes(values, dim=0, pad_index=torch.nan)
+            return plain(values)
+
+        with instance_attribute(self.accelerator, "gather", gather):
+            yield
 
     def _log_sampler_difference(self, inputs: dict[str, Any]) -> None:
         """
@@ -171,7 +195,7 @@ class TreeLoss(TurnGeneration):
         from differences between the sampler and the trainer; a context that does not match shows as nats. In float32, where the
         noise is small, a first batch that differs ends the run, unless a setting explains it.
         """
-        sampled = inputs.get("sampling_per_token_logps")
+        sampled = None if inputs.get("untrained", False) else inputs.get("sampling_per_token_logps")
         slices = self.args.steps_per_generation or 1
         before_first_step = min(slices, self.args.gradient_accumulation_steps)
         fresh = self.mode == "eval" or self._step % (slices * self.num_iterations) < before_first_step

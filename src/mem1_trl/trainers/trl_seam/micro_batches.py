@@ -6,7 +6,7 @@ Wraps `_prepare_inputs`, which cuts a generation batch into micro-batches, and `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -74,10 +74,11 @@ class BalancedMicroBatches(FiniteSteps):
             kept = [with_advantages(whole) for whole in wholes]
             skipped = [take_rows(whole, ~rows) for whole, rows in zip(wholes, kept) if not rows.all()]
             wholes = [take_rows(whole, rows) for whole, rows in zip(wholes, kept) if rows.any()]
-            self.log_metric("micro_batch/skipped_rows", 1 - torch.cat(kept).float().mean().item())
+            share = (~torch.cat(kept)).float()
+            self.log_masked_mean("micro_batch/skipped_rows", share, torch.ones_like(share))
         pieces = [self._pieces(whole) for whole in wholes]
-        missing = self._missing_passes(sum(map(len, pieces)))
-        pieces += [[untrained_piece(inputs)] for _ in range(missing)]
+        missing, nothing = self._missing_passes(sum(map(len, pieces)))
+        pieces += [[{**untrained_piece(inputs), "untrained": nothing}] for _ in range(missing)]
         parts = [part for of_whole in pieces for part in of_whole]
         if self.mode == "train" and self.args.max_tokens_per_micro_batch is not None:
             self.log_metric("micro_batch/parts", len(parts))
@@ -94,17 +95,19 @@ class BalancedMicroBatches(FiniteSteps):
         shares = Shares.of_parts(rows, sampled, forwarded, owners)
         return [{**part, "shares": share} for part, share in zip(parts, shares)]
 
-    def _missing_passes(self, own: int) -> int:
+    def _missing_passes(self, own: int) -> tuple[int, bool]:
         """
-        How many passes are to be added to the `own` of this process over a micro-batch, so that there is one, and as many as in others.
+        How many passes are to be added to the `own` of this process over a micro-batch, so that there is one, and as many as in others; and
+        whether no process has any of its own.
 
         Processes must call equally often: each pass has collective calls, in the loss and where weights are in shards.
         """
-        least = max(own, 1)
-        if self.mode != "train" or self.args.max_tokens_per_micro_batch is None or self.accelerator.num_processes == 1:
-            return least - own
-        everywhere = self.accelerator.gather(torch.tensor([least], device=self.accelerator.device))
-        return int(everywhere.max()) - own
+        alone = self.accelerator.num_processes == 1
+        differ = self.args.max_tokens_per_micro_batch is not None or self.args.skip_zero_advantages
+        if self.mode != "train" or alone or not differ:
+            return max(own, 1) - own, own == 0
+        everywhere = int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
+        return max(everywhere, 1) - own, everywhere == 0
 
     def _pieces(self, part: dict[str, Any]) -> list[dict[str, Any]]:
         """A part that is one row above the budget, cut at the branches of its tree; any other as it is."""
@@ -128,29 +131,40 @@ class BalancedMicroBatches(FiniteSteps):
     def _fits(self, piece: dict[str, Any], budget: int) -> bool:
         return self.forwarded_tokens(self.row_batch(piece)) <= budget
 
-    def passes_with_gradient(self, batch: dict[str, Any]) -> list[dict[str, Any]] | None:
+    def passes_with_gradient(self, batch: dict[str, Any]) -> tuple[list[dict[str, Any]], list[torch.Tensor]] | None:
         """
-        A batch as passes with gradient may take it: neighbouring rows, at most `per_device_train_batch_size` of them and within the budget.
+        The rows of a generation batch of this process as passes with gradient may take them: about as long as each other, of at most
+        `per_device_train_batch_size` rows, and within the budget of tokens.
 
         Returns:
-            `list[dict]` or `None`: As many in every process; those at the end may be `untrained`. `None` if a row of some process must be cut.
+            `tuple[list[dict], list[torch.Tensor]]` or `None`: Passes, as many in every process, and the indices of the rows of each; of the last
+            there may be none, since these train nothing. `None` if a row of some process must be cut.
         """
         budget, count = self.args.max_tokens_per_micro_batch, len(batch["completion_ids"])
-        begins, fits = [0], True
-        for row in range(count):
-            together = take_rows(batch, slice(begins[-1], row + 1))
-            size = row + 1 - begins[-1]
-            if size <= max(1, self.args.per_device_train_batch_size) and (
-                budget is None or self._fits(together, budget)
-            ):
-                continue
-            if size > 1:
-                begins.append(row)
-            fits = fits and (budget is None or self._fits(take_rows(batch, slice(row, row + 1)), budget))
-        if not self._everywhere(fits):
+        bins = -(-count // max(1, self.args.per_device_train_batch_size))
+        lengths, forwarded = self._lengths(batch)
+        found = bins_within(lengths, bins if count % bins == 0 else count, budget, forwarded)
+        parts = [part for of_bin in found for part in of_bin]
+        if not self._everywhere(budget is None or all(forwarded(part) <= budget for part in parts)):
             return None
-        passes = [take_rows(batch, slice(begin, end)) for begin, end in zip(begins, [*begins[1:], count])]
-        return [*passes, *(untrained_piece(batch) for _ in range(self._missing_passes(len(passes))))]
+        missing, _ = self._missing_passes(len(parts))
+        rows = [torch.tensor(part, device=batch["completion_ids"].device) for part in parts]
+        return [*(take_rows(batch, part) for part in rows), *(untrained_piece(batch) for _ in range(missing))], rows
+
+    def _lengths(
+        self, batch: dict[str, Any], trained: torch.Tensor | None = None
+    ) -> tuple[list[int], Callable[[list[int]], int]]:
+        """Tokens of each row, and how many a pass over some of them forwards; of those that are not `trained`, none."""
+        device = batch["prompt_ids"].device
+        if trained is None:
+            trained = torch.ones(len(batch["completion_ids"]), dtype=torch.bool, device=device)
+
+        def forwarded(part: list[int]) -> int:
+            rows = torch.tensor(part, device=device)
+            rows = rows[trained[rows]]
+            return self.forwarded_tokens(self.row_batch(take_rows(batch, rows))) if len(rows) else 0
+
+        return ((batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)) * trained).tolist(), forwarded
 
     def _why_rows_stay_whole(self) -> str | None:
         """What is too long where trajectories are not cut, with the reason; `None` where they are."""
@@ -233,18 +247,9 @@ class BalancedMicroBatches(FiniteSteps):
             }
         if budget is None and int(merged["turn_ids"].max()) == 0:
             return batches
-        device = merged["prompt_ids"].device
-        trained = torch.ones(len(merged["completion_ids"]), dtype=torch.bool, device=device)
         # A mean over the tokens of a micro-batch depends on which are in it together, and is to stay what it is
-        if self.args.skip_zero_advantages and self.loss_type != "bnpo":
-            trained = with_advantages(merged)
-        lengths = ((merged["prompt_mask"].sum(1) + merged["completion_mask"].sum(1)) * trained).tolist()
-
-        def forwarded(part: list[int]) -> int:
-            rows = torch.tensor(part, device=device)
-            rows = rows[trained[rows]]
-            return self.forwarded_tokens(self.row_batch(take_rows(merged, rows))) if len(rows) else 0
-
+        skips = self.args.skip_zero_advantages and self.loss_type != "bnpo"
+        lengths, forwarded = self._lengths(merged, with_advantages(merged) if skips else None)
         bins = bins_within(lengths, processes * len(batches), budget, forwarded)
         loads = [sum(lengths[row] for part in parts for row in part) for parts in bins]
         self.log_metric("micro_batch/tokens_max_over_mean", max(loads) * len(loads) / max(sum(loads), 1))
@@ -253,7 +258,7 @@ class BalancedMicroBatches(FiniteSteps):
         arranged = []
         for index in range(len(batches)):
             parts = bins[index * processes + self.accelerator.process_index]
-            rows = torch.tensor([row for part in parts for row in part], device=device)
+            rows = torch.tensor([row for part in parts for row in part], device=merged["prompt_ids"].device)
             arranged.append({**take_rows(merged, rows), "parts": torch.tensor(len(parts))})
         return arranged
 

@@ -49,19 +49,18 @@ def row_pieces(batch: Batch, rows: RowBatch, fits: Callable[[Batch], bool]) -> l
 
 def untrained_piece(batch: Batch) -> Batch:
     """
-    A batch of one row with two tokens, none of which is trained: a pass that adds nothing to any gradient.
+    A batch of one row with three tokens, none of which is trained: a pass that adds nothing to any gradient.
+
+    Two of them are of the completion, since TRL takes a width of one for a number of whole sequences.
 
     Args:
         batch (`dict`):
             A batch, of whose first row the tokens are.
-
-    Returns:
-        `dict`: With one key more, `untrained`.
     """
     last = batch["prompt_ids"].shape[1] - 1
-    one = torch.ones(1, dtype=torch.long)  # prompts are padded on the left, completions on the right
-    piece = _tokens(take_rows(batch, slice(0, 1)), last * one, 0 * one, parent_offsets=one, sampled=~one.bool())
-    return {**piece, "untrained": True}
+    one, two = torch.ones(1, dtype=torch.long), torch.ones(2, dtype=torch.long)
+    # Prompts are padded on the left, completions on the right
+    return _tokens(take_rows(batch, slice(0, 1)), last * one, 0 * two, parent_offsets=two, sampled=~two.bool())
 
 
 def _piece(batch: Batch, rows: RowBatch, turns: list[TurnPath]) -> Batch:
