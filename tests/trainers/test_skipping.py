@@ -26,14 +26,12 @@ def of_turns(turns):
     """A policy whose episode `i` searches until its last turn, of `turns[i]`, and thinks of something of its own."""
 
     def script(call, index, prompt):
-        return f"<think>{'k' * (1 + index % 3)}</think><search>{'uvwxyz'[(call + index) % 6]}</search>"
-
-    def ends(call, index, prompt):
         place = [i for i, count in enumerate(turns) if count > call][index]
         last = turns[place] == call + 1
-        return f"<think>{'k' * (1 + place % 3)}</think><answer>1</answer>" if last else script(call, place, prompt)
+        action = "<answer>1</answer>" if last else f"<search>{'uvwxyz'[(call + place) % 6]}</search>"
+        return f"<think>{'k' * (1 + place % 3)}</think>{action}"
 
-    return ends
+    return script
 
 
 def rewarding(numbers):

@@ -18,7 +18,7 @@ from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
 from ..reward_gate import RewardGate, note_turn_rewards
 from .contract import check_batch, check_trl, check_values
-from .dynamic_sampling import Scores, note_first_plays, play_equal_groups_again
+from .dynamic_sampling import Scores, equal_groups, note_first_plays, play_equal_groups_again
 from .generation_batch import GenerationBatch
 from .helpers import instance_attribute
 from .reference import reference_is_a_copy
@@ -68,7 +68,8 @@ class TrajectoryTrainer(ExactResume):
             note_first_plays(self, current.first_play[0])
         if self.args.skip_zero_advantages:
             assert current.equal is not None  # they are 0, but for the rounding of the mean
-            batch["advantages"] = batch["advantages"].masked_fill(current.equal, 0.0)
+            equal = torch.tensor(current.equal, device=batch["advantages"].device)
+            batch["advantages"] = batch["advantages"].masked_fill(equal, 0.0)
         self._add_structure(batch, current)
         device = batch["completion_ids"].device
         if any(current.left_out):
@@ -220,8 +221,10 @@ class TrajectoryTrainer(ExactResume):
                 "has the columns that the rewards read, such as `answers`."
             )
         current.rewards = self._own(rewards)
-        groups = rewards.view(-1, (self.num_generations if self.mode == "train" else self.num_generations_eval) or 1)
-        current.equal = self._own((groups == groups[:, :1]).all(1, keepdim=True).expand_as(groups).flatten())
+        if self.args.skip_zero_advantages:
+            size = (self.num_generations if self.mode == "train" else self.num_generations_eval) or 1
+            equal = equal_groups(rewards.tolist(), size)
+            current.equal = self._own([index // size in equal for index in range(len(rewards))])
         for trajectory, reward in zip(current.trajectories, current.rewards.tolist(), strict=True):
             trajectory.reward = None if reward != reward else reward
         note_turn_rewards(current.trajectories, gate.turn_rewards, self.reward_weights.tolist())

@@ -101,7 +101,7 @@ def take_rows(batch: dict[str, Any], rows: slice | torch.Tensor) -> dict[str, An
 
 def with_advantages(batch: dict[str, Any]) -> torch.Tensor:
     """Whether a row has an advantage, or one of its tokens has, shape `(B,)`: the policy's loss of others has no gradient."""
-    return (batch["advantages"] != 0).flatten(1).any(1) if batch["advantages"].ndim > 1 else batch["advantages"] != 0
+    return batch["advantages"].reshape(len(batch["completion_ids"]), -1).ne(0).any(1)
 
 
 def row_chunks(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:

@@ -44,8 +44,8 @@ class GenerationBatch:
             The episodes as rows of tokens.
         rewards (`torch.Tensor` or `None`):
             Shape `(B,)`: weighted sum of the rewards of each episode; NaN where nothing scored it.
-        equal (`torch.Tensor` or `None`):
-            Shape `(B,)`: whether all episodes of its group have the same reward.
+        equal (`list[bool]` or `None`):
+            With `skip_zero_advantages`, of each episode whether all of its group have the same reward.
         dataset_rows (`list[dict]`):
             Rows as the data set has them, from which an episode is started again.
         scores ([`Scores`] or `None`):
@@ -60,7 +60,7 @@ class GenerationBatch:
     left_out: list[bool] = field(default_factory=list)
     tree_rows: list[Row] = field(default_factory=list)
     rewards: torch.Tensor | None = None
-    equal: torch.Tensor | None = None
+    equal: list[bool] | None = None
     dataset_rows: list[dict[str, Any]] = field(default_factory=list)
     scores: Scores | None = None
     first_play: tuple[torch.Tensor, list[Trajectory]] | None = None

@@ -145,7 +145,8 @@ class BalancedMicroBatches(FiniteSteps):
         lengths, forwarded = self._lengths(batch)
         found = bins_within(lengths, bins if count % bins == 0 else count, budget, forwarded)
         parts = [part for of_bin in found for part in of_bin]
-        if not self._everywhere(budget is None or all(forwarded(part) <= budget for part in parts)):
+        # A part of several rows is within the budget
+        if not self._everywhere(budget is None or all(len(part) > 1 or forwarded(part) <= budget for part in parts)):
             return None
         missing, _ = self._missing_passes(len(parts))
         rows = [torch.tensor(part, device=batch["completion_ids"].device) for part in parts]
