@@ -232,6 +232,18 @@ class Mem1PPOConfig(Mem1GRPOConfig):
         """
         return self.num_iterations == 1 and self.steps_per_generation == self.gradient_accumulation_steps
 
+    @property
+    def trains_batch_in_one_pass(self) -> bool:
+        """
+        Whether one process trains on a whole generation batch in one forward pass, so that what is computed for its credit (values of a
+        shared critic, log-probs for a penalty in the reward) can be that very pass.
+        """
+        return (
+            self.critic_learns_at_once
+            and self.gradient_accumulation_steps == 1
+            and self.max_tokens_per_micro_batch is None
+        )
+
     @classmethod
     def paper(cls, output_dir: str | None = None, **changes: Any) -> Mem1PPOConfig:
         """

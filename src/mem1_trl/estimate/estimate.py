@@ -175,7 +175,7 @@ def estimate_run(
     memory["keys and values"] = 0.0 if args.use_vllm else copies * cache_bytes(shape, setup, episode, at_once)
 
     episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    update, rollout = _operations(shape, setup, args, episode, learns_first)
+    update, rollout = _operations(shape, setup, args, episode, learns_first, processes)
     return Estimate(
         memory=memory,
         episodes=episodes,
@@ -194,7 +194,7 @@ def _steps_per_generation(args: Mem1GRPOConfig) -> int:
 
 
 def _operations(
-    model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: EpisodeShape, learns_first: bool
+    model: ModelShape, setup: Setup, args: Mem1GRPOConfig, episode: EpisodeShape, learns_first: bool, processes: int
 ) -> tuple[float, float]:
     """Operations of the update and of the rollout for one episode."""
     per_token = 2 * (model.active + model.adapters)
@@ -208,10 +208,13 @@ def _operations(
     generate_every = _steps_per_generation(args) * args.num_iterations
     corrected = args.use_vllm and args.vllm_importance_sampling_correction
     old = bool(args.gradient_accumulation_steps % generate_every or corrected)
-    if isinstance(args, Mem1PPOConfig) and args.beta and args.kl_in_reward:
-        old = True  # the penalty wants them
+    in_loss = False  # whether values of a shared critic, and log-probs for a penalty, are those of the loss
+    if isinstance(args, Mem1PPOConfig):
+        in_loss = args.trains_batch_in_one_pass and processes == 1 and not old
+        old = old or bool(args.beta and args.kl_in_reward and not in_loss)
     scored = (int(old) + int(bool(args.beta))) * (below + head)
-    if setup.critic == "shared" or (critics and not learns_first):
+    by_itself = not (old or in_loss) if setup.critic == "shared" else critics and not learns_first
+    if by_itself:
         scored += below  # for values
     learned = (1 + critics) * below * (1 + backward) + head * 3
     sampled = per_token * (episode.read(args.prefix_cache) + episode.generated)

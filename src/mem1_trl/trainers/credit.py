@@ -41,8 +41,11 @@ class CreditingTrainer(Mem1Trainer):
         to_teacher = self.distillation is not None and not self.distillation.in_loss
         kl_in_reward = self.args.kl_in_reward and self.beta != 0.0
         logps: Any = batch.get("old_per_token_logps")
-        if logps is None and (to_teacher or kl_in_reward):
-            logps = self.policy_logps(batch)
+        wants_logps = logps is None and (to_teacher or kl_in_reward)
+        wants_values = logps is None and self.hidden_readout is not None
+        kept = self.keep_first_pass(batch) if self.loss_goes_on_from_kept and (wants_logps or wants_values) else None
+        if wants_logps:
+            logps = self.policy_logps(batch) if kept is None else kept.logps
         if kl_in_reward:
             penalty = logps - batch["ref_per_token_logps"]
             self.log_masked_mean("kl", penalty, mask)
@@ -58,7 +61,8 @@ class CreditingTrainer(Mem1Trainer):
         if self.args.advantage_level == "turn":
             batch["value_weights"] = self._weights_of_begins(batch, mask)
         batch["token_rewards"], batch["credited"] = token_level, credited
-        values = self.read_with(logps)  # of a shared critic, if the policy was forwarded
+        # Of a shared critic, if the policy was forwarded
+        values = self.read_with(logps) if kept is None or kept.read is None else kept.read.detach()
         values, advantages, returns = self._credit(batch, values)
         for name in ("token_rewards", "credited", "final_values"):
             batch.pop(name, None)
@@ -105,6 +109,11 @@ class CreditingTrainer(Mem1Trainer):
     @property
     def learns_from_first_pass(self) -> bool:
         """Whether the pass that gives the values of a batch is the one that its critic learns from, since its weights are still the same then."""
+        return False
+
+    @property
+    def loss_goes_on_from_kept(self) -> bool:
+        """Whether a generation batch is trained as it stands, in one pass, so that its loss can go on from a pass before it."""
         return False
 
     def pass_of_critic(self, last: bool) -> AbstractContextManager[Any]:

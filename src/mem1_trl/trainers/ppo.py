@@ -349,6 +349,19 @@ class Mem1PPOTrainer(CreditingTrainer):
             and self.current_gradient_accumulation_steps == self.args.gradient_accumulation_steps
         )
 
+    @property
+    def loss_goes_on_from_kept(self) -> bool:
+        args = self.args
+        return (
+            args.trains_batch_in_one_pass
+            and self.accelerator.num_processes == 1  # others exchange rows
+            and self.model.training
+            and self.is_in_train
+            and self.current_gradient_accumulation_steps == 1
+            and not self.policy_frozen
+            and not self.aux_loss_enabled  # which weighs experts over the batch while it is forwarded
+        )
+
     @contextmanager
     def pass_of_critic(self, last: bool) -> Iterator[None]:
         if not isinstance(self.critic, torch.nn.parallel.DistributedDataParallel):

@@ -57,7 +57,7 @@ class TrajectoryTrainer(ExactResume):
         rows = [dict(row) for row in self.choose_rows(inputs)]
         current = GenerationBatch(rows=self.prepare_rows(rows), dataset_rows=rows)
         mask_truncated = self.mask_truncated_completions
-        self._readouts = []
+        self._readouts, self.kept_pass = [], None  # a run that was interrupted may have left one
         with (
             instance_attribute(self, "current_batch", current),
             instance_attribute(self, "mask_truncated_completions", False),

@@ -22,6 +22,7 @@ from ..dropout import dropout_of
 from .contract import check_values
 from .generation import TurnGeneration
 from .helpers import instance_attribute
+from .kept_pass import KeptPass
 from .shares import TermWeights
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class TreeLoss(TurnGeneration):
         self.loss_logps: torch.Tensor | None = None
         self.last_readout: torch.Tensor | None = None
         self._readouts: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # while a batch is built
+        self.kept_pass: KeptPass | None = None  # of the whole batch, until its loss
+        self._kept_of_rows: KeptPass | None = None  # while the loss of the batch is computed
         super().__init__(*args, **kwargs)
         self.layout = resolve_layout(
             self.model, self.args.layout, self.args.agent_settings().longest_context(self.model)
@@ -109,6 +112,10 @@ class TreeLoss(TurnGeneration):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        kept, self._kept_of_rows = self._kept_of_rows, None
+        if self._in_loss and kept is not None and not args and _asks_for(kwargs, self._asked_by_loss):
+            self._last_logps, self.loss_logps, self.last_readout = kept.logps, kept.outputs[0], kept.read
+            return kept.outputs
         rows = self._rows_to_score(input_ids, logits_to_keep)
         read_beside = self._in_loss or (self._readouts is not None and model is self.model)
         readout = self.hidden_readout if read_beside else None
@@ -125,6 +132,26 @@ class TreeLoss(TurnGeneration):
         elif self._readouts is not None and read is not None:
             self._readouts.append((outputs[0], read))
         return outputs
+
+    @property
+    def _asked_by_loss(self) -> dict[str, Any]:
+        """What TRL's loss asks of a pass beside log-probs; what it does not name is `None` or absent."""
+        return {"compute_entropy": True, "compute_aux_loss": self.aux_loss_enabled}
+
+    def keep_first_pass(self, batch: dict[str, Any]) -> KeptPass:
+        """
+        Forward a whole batch as its loss will, with gradient, and let the loss go on from there.
+
+        For a batch that is trained as it stands, in one pass and with the weights of now: no step, no cut and no exchange of rows may lie between.
+        """
+        rows, length = self.row_batch(batch), batch["completion_ids"].shape[1]
+        with self._scoring(rows), instance_attribute(self, "_in_loss", True):
+            outputs = self._get_per_token_logps_and_entropies(
+                self.model_wrapped, rows.input_ids, rows.attention_mask, length, **self._asked_by_loss
+            )
+        read, self.last_readout, self.loss_logps = self.last_readout, None, None
+        self.kept_pass = KeptPass(batch["episode_ids"], tuple(outputs), read)
+        return self.kept_pass
 
     def read_with(self, logps: torch.Tensor | None) -> torch.Tensor | None:
         """
@@ -149,6 +176,8 @@ class TreeLoss(TurnGeneration):
             inputs["advantages"] = (given[:, None] if given.ndim == 1 else given) * inputs["loss_weights"]
         experts = weights.experts / weights.token_means
         gradient = torch.is_grad_enabled() and not self.policy_frozen
+        kept, self.kept_pass = self.kept_pass, None
+        self._kept_of_rows = kept.of_rows(inputs["episode_ids"]) if kept is not None and gradient else None
         with (
             self._scoring(self.row_batch(inputs)),
             instance_attribute(self, "beta", beta),
@@ -240,3 +269,8 @@ class TreeLoss(TurnGeneration):
             named = ", ".join(f"{name}={value:g}" for name, value in found.items())
             return f"dropout ({named}), which draws anew for every pass of the model: set disable_dropout=True"
         return None
+
+
+def _asks_for(asked: dict[str, Any], known: dict[str, Any]) -> bool:
+    """Whether a pass is asked for the known results and nothing else."""
+    return {name: value for name, value in asked.items() if value is not None} == known
