@@ -115,6 +115,17 @@ ANSWERS = {"grpo_again": equal_at_first, "grpo_skipping": three_groups_right, "g
 ANSWERS |= {"one_turn_skipping": three_groups_right, "one_turn": three_groups_right}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
+    "moving": (
+        Mem1GRPOTrainer,
+        {
+            "num_generations": 2,
+            "beta": 0.1,
+            "sync_ref_model": True,
+            "ref_model_sync_steps": 1,
+            "ref_model_mixup_alpha": 0.5,
+        },
+        {},
+    ),
     "grpo_halves": (Mem1GRPOTrainer, {"num_generations": 2, "steps_per_generation": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
     "grpo_turns": (Mem1GRPOTrainer, {**GROUPS, "advantage_level": "turn"}, {"environment_factory": TurnByTurn}),

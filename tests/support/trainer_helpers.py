@@ -215,6 +215,8 @@ def trained_model(tokenizer: PreTrainedTokenizerFast, steps: int = 150, hidden_s
 
 def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
     """Arguments of a quick run on one core; keyword arguments win."""
+    # The same batches in every run, since environments answer at once or soon
+    wait = {} if kwargs.get("rollout_mode") == "lockstep" else {"rollout_batch_wait": 10.0}
     return {
         "output_dir": str(directory),
         "learning_rate": 1e-3,
@@ -229,7 +231,7 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
         "disable_tqdm": True,
         "gradient_checkpointing": False,
         "conversational": False,  # the tiny actor was taught on texts
-        "rollout_batch_wait": 10.0,  # the same batches in every run, since environments answer at once or soon
+        **wait,
         "seed": 3,
         **kwargs,
     }
@@ -238,7 +240,8 @@ def trainer_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
 def trl_arguments(directory: Any, **kwargs: Any) -> dict[str, Any]:
     """The same for a configuration of TRL itself."""
     arguments = trainer_arguments(directory, **kwargs)
-    del arguments["conversational"], arguments["rollout_batch_wait"]
+    del arguments["conversational"]
+    arguments.pop("rollout_batch_wait", None)
     return arguments
 
 
@@ -300,6 +303,17 @@ def planned(plan: Any) -> Any:
         return f"<think>{episode}.{turn}</think>{action}"
 
     return script
+
+
+def play_scripted(trainer: Any, tokenizer: PreTrainedTokenizerFast, plan: Any) -> None:
+    """Let a trainer play every batch by the same plan, as [`planned`] has it."""
+    prepare = trainer.prepare_rows
+
+    def fresh(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        trainer.rollout.generate = ScriptedGenerator(tokenizer, planned(plan))
+        return prepare(rows)
+
+    trainer.prepare_rows = fresh
 
 
 def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:

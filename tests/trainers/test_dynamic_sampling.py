@@ -13,9 +13,11 @@ from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
+    NoReward,
     ScriptedGenerator,
     lookup_dataset,
     planned,
+    play_scripted,
     record,
     trainer_arguments,
 )
@@ -210,3 +212,56 @@ def test_what_has_no_groups_is_refused(tmp_path, tokenizer, actor_path):
         Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=4, dynamic_sampling_max_rounds=-1))
     with pytest.raises(ValueError, match="dynamic_sampling_max_rounds=2 works on whole sequences or groups"):
         make_ppo(tmp_path, actor_path, tokenizer, dynamic_sampling_max_rounds=2)
+
+
+def nothing_each_turn(trajectories, **kwargs):
+    """A reward function: 0 for every turn."""
+    return [[0.0] * len(trajectory.turns) for trajectory in trajectories]
+
+
+def right_at_the_end(trajectories, **kwargs):
+    """1 for the episode, whatever it did."""
+    return [1.0] * len(trajectories)
+
+
+@pytest.mark.parametrize(
+    ("level", "rewards", "more", "share"),
+    [
+        ("episode", nothing_each_turn, {}, 1.0),
+        ("turn", nothing_each_turn, {}, 1.0),
+        ("state", nothing_each_turn, {}, 1.0),
+        ("turn", right_at_the_end, {}, 1.0),
+        # Of episodes of one and two turns, the first turn is worth 1 and 0.5: that is a difference to learn from
+        ("turn", right_at_the_end, {"gamma": 0.5}, 0.0),
+        ("state", right_at_the_end, {"gamma": 0.5}, 0.0),
+    ],
+)
+def test_groups_are_played_again_that_teach_nothing_at_their_level(
+    tmp_path, tokenizer, actor_path, level, rewards, more, share
+):
+    """Episodes of one and of two turns, in every group."""
+    trainer = make(
+        tmp_path, actor_path, tokenizer, 1, environment=NoReward, reward_funcs=rewards, advantage_level=level, **more
+    )
+    play_scripted(trainer, tokenizer, lambda index: (1 + index % 2, 0))
+    recorder = record(trainer)
+    trainer.train()
+    assert recorder.logs[0]["dynamic_sampling/groups_played_again"] == share
+    assert bool(recorder.batches[0]["advantages"].any()) == (share == 0.0)
+
+
+@pytest.mark.parametrize("chosen", [{"dynamic_sampling_max_rounds": 2}, {"skip_zero_advantages": True}])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"memory_value_weight": 0.1}, "memory_value_weight=0.1 gives no two episodes the same reward"),
+        (
+            {"distillation_weight": 0.1, "distillation_in_reward": True},
+            "in_reward=True gives no two episodes|needs the trajectories",
+        ),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum'"),
+    ],
+)
+def test_what_leaves_no_group_equal_is_refused(tmp_path, chosen, settings, words):
+    with pytest.raises(ValueError, match=words):
+        Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, beta=0.0, **chosen, **settings))

@@ -7,7 +7,8 @@ import glob
 import pandas
 import pytest
 import torch
-from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, record, trainer_arguments
+from datasets import Dataset
+from support.trainer_helpers import SHORT, LookupEnvironment, NoReward, lookup_dataset, record, trainer_arguments
 from trl import GRPOConfig
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
@@ -115,3 +116,69 @@ def test_the_table_of_completions_shows_the_advantages_that_ppo_trains_on(tmp_pa
     assert expected.abs().min() > 0
     (path,) = glob.glob(f"{tmp_path}/completions/*.parquet")
     assert pandas.read_parquet(path)["advantage"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def secrets(completions, secret, **kwargs):
+    """A reward function: the number that a row holds."""
+    return [float(one) for one in secret]
+
+
+def numbered(tmp_path, path, tokenizer, rows, **settings):
+    """A trainer whose evaluation has rows of these rewards."""
+    data = Dataset.from_dict({"prompt": [f"q{i}?" for i in range(len(rows))], "secret": [str(one) for one in rows]})
+    return Mem1GRPOTrainer(
+        model=path,
+        args=Mem1GRPOConfig(
+            **trainer_arguments(
+                tmp_path, num_generations=2, max_turns=2, per_device_eval_batch_size=4, beta=0.0, **settings
+            )
+        ),
+        reward_funcs=secrets,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        environment_factory=NoReward,
+        protocol=SHORT,
+    )
+
+
+def test_the_reward_of_an_evaluation_is_the_mean_over_its_rows(tmp_path, tokenizer, actor_path):
+    """Not over its batches, of which the last has one row of five."""
+    trainer = numbered(tmp_path, actor_path, tokenizer, [0, 0, 0, 0, 8])
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == metrics["eval_rewards/secrets/mean"] == pytest.approx(1.6)
+
+
+def test_a_prediction_has_metrics_and_leaves_none_to_the_next_evaluation(tmp_path, tokenizer, actor_path):
+    trainer = numbered(tmp_path, actor_path, tokenizer, [0, 0, 0, 0], save_eval_trajectories=True)
+    logged = record(trainer).logs
+    output = trainer.predict(
+        trainer.eval_dataset.map(lambda row: {"secret": "8"}).select(range(3)), metric_key_prefix="last"
+    )
+    assert output.metrics["last_reward"] == 8.0 and output.metrics["last_episode/turns"] >= 1.0
+    assert not logged
+    assert (tmp_path / "evaluation" / "last-0.json").is_file()
+    assert trainer.evaluate()["eval_reward"] == 0.0
+
+    play = trainer.run_episodes
+
+    def broken(rows):
+        play(rows)
+        raise KeyboardInterrupt
+
+    trainer.run_episodes = broken
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate(trainer.eval_dataset.map(lambda row: {"secret": "8"}))
+    trainer.run_episodes = play
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == 0.0
+    assert metrics["eval_episode/turns"] == pytest.approx(trainer.evaluate()["eval_episode/turns"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("ppo", {}), ("grpo", {"advantage_level": "turn", "num_generations": 2})]
+)
+def test_an_evaluation_may_play_more_at_once_than_a_training_batch(kind, settings, tmp_path, tokenizer, actor):
+    size = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 1}
+    trainer = make(kind, tmp_path, actor, tokenizer, log_completions=True, **size, **settings)
+    assert trainer.evaluate()["eval_episode/turns"] >= 1.0

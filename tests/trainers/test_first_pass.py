@@ -134,8 +134,7 @@ POLICY_CASES = {
     "a row for each turn": {**SHARED, "layout": "per_turn"},
     "entropy": {**SHARED, "entropy_coef": 0.1},
     "after a warm-up": {**SHARED, "critic_warmup_steps": 1},
-    "a penalty in the reward": PENALTY,
-    "both": {**SHARED, **PENALTY},
+    "a penalty in the reward": {**SHARED, **PENALTY},
     "checkpointing": {**SHARED, "gradient_checkpointing": True},
     "an adapter": {**SHARED, **PENALTY, "peft_config": LORA},
     "left-out episodes": {**SHARED, "mask_truncated_completions": True, "max_completion_length": 9},
@@ -143,9 +142,7 @@ POLICY_CASES = {
 
 
 @pytest.mark.parametrize("settings", POLICY_CASES.values(), ids=POLICY_CASES)
-def test_the_loss_goes_on_from_the_pass_that_gave_values_and_log_probs(
-    monkeypatch, tmp_path, tokenizer, actor_path, settings
-):
+def test_the_loss_goes_on_from_the_pass_that_gave_values(monkeypatch, tmp_path, tokenizer, actor_path, settings):
     plain, expected, twice = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, False, **settings)
     once, trained, passes = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, True, **settings)
     for one, other in zip(plain.gradients, once.gradients, strict=True):
@@ -153,7 +150,7 @@ def test_the_loss_goes_on_from_the_pass_that_gave_values_and_log_probs(
             assert_same_tensors(one, other, 1e-5)
     assert_same_tensors(expected, trained, 1e-5)
     assert sum(passes) == sum(twice)
-    assert len(passes) < len(twice) and (all(passes) or "critic_warmup_steps" in settings)
+    assert passes.count(False) < twice.count(False)
     for one, other in zip(plain.logs, once.logs, strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() - {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}:
@@ -163,14 +160,15 @@ def test_the_loss_goes_on_from_the_pass_that_gave_values_and_log_probs(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"num_iterations": 2},
-        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-        {"max_tokens_per_micro_batch": 1000},
+        {**SHARED, "num_iterations": 2},
+        {**SHARED, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {**SHARED, "max_tokens_per_micro_batch": 1000},
+        PENALTY,  # or activations of the critic would be held beside those of the policy
     ],
 )
 def test_elsewhere_the_loss_has_a_pass_of_its_own(monkeypatch, tmp_path, tokenizer, actor_path, settings):
-    plain, _, twice = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, False, **SHARED, **settings)
-    once, _, passes = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, True, **SHARED, **settings)
+    plain, _, twice = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, False, **settings)
+    once, _, passes = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, True, **settings)
     assert passes == twice
     for one, other in zip(plain.gradients, once.gradients, strict=True):
         assert_same_tensors(one, other, 0.0)

@@ -109,6 +109,20 @@ def test_a_run_in_shards_is_saved_whole_and_goes_on_to_the_last_digit(run, tmp_p
             assert any(key.endswith(short) and torch.equal(value, weight) for key, value in of_file.items()), name
 
 
+def test_a_reference_that_follows_goes_on_too(run, tmp_path):
+    """Of a reference that began anew, the divergence of the third step would be another, and with it the weights."""
+    whole = run("whole", "moving", *SHARDED, processes=2)
+    kept = (*SHARDED, f"--run={tmp_path / 'run'}")
+    run("first", "moving", *kept, "--stop-after=2", processes=2)
+    second = run("second", "moving", *kept, "--resume", processes=2)
+    for name, weight in whole["weights"]["policy"].items():
+        assert torch.equal(second["weights"]["policy"][name], weight), name
+    saved = torch.load(tmp_path / "run" / "checkpoint-3" / "mem1_reference.pt", weights_only=True)
+    assert {name: tuple(weight.shape) for name, weight in saved.items()}.items() >= {
+        name: tuple(weight.shape) for name, weight in second["weights"]["policy"].items()
+    }.items()
+
+
 def test_an_adapter_of_which_nothing_would_be_saved_is_refused(tmp_path, fork_server):
     wrapped = "--engine=FSDP_ACTIVATION_CHECKPOINTING=true"
     arguments = ("adapter", tmp_path / "none.pt", *SHARDED, wrapped)

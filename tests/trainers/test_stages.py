@@ -7,7 +7,15 @@ import shutil
 
 import pytest
 from datasets import Dataset
-from support.trainer_helpers import SHORT, LookupEnvironment, copy_parameters, trainer_arguments
+from support.trainer_helpers import (
+    SHORT,
+    LookupEnvironment,
+    NoReward,
+    copy_parameters,
+    play_scripted,
+    record,
+    trainer_arguments,
+)
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.curriculum import compose_curriculum
@@ -150,8 +158,50 @@ def test_a_metric_that_is_not_logged_and_a_checkpoint_of_another_run_are_refused
         ValueError, match=r"must be a metric of each batch, one of .*'episode/turns'.*, got 'episode/won'"
     ):
         trainer.train()
-    plain, _, _ = make("grpo", tmp_path / "b", actor_path, tokenizer, curriculum_threshold=None, max_steps=1)
+    plain, _, _ = make(
+        "grpo",
+        tmp_path / "b",
+        actor_path,
+        tokenizer,
+        curriculum_threshold=None,
+        curriculum_steps=10,
+        curriculum_metric="episode/success",
+        max_steps=1,
+    )
     plain.train()
     trainer, _, _ = make("grpo", tmp_path / "b", actor_path, tokenizer)
     with pytest.raises(ValueError, match=r"has no mem1_curriculum\.json, so its run knew no curriculum_threshold"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_an_outage_is_no_failure_of_the_agent(tmp_path, tokenizer, actor_path):
+    """Successes of three batches: 1, none since every environment failed, 1. The stage ends with the third."""
+    begun = []
+
+    class Environment(NoReward):
+        def reset(self, secret="7", prompt="", **row):
+            begun.append(prompt)
+            if 5 < len(begun) <= 9:  # after a first look and a batch
+                raise KeyError("row")
+            return super().reset(secret=secret)
+
+    tasks = {"prompt": [f"q{i}?" for i in range(8)], "secret": ["0"] * 8, "answers": [[["0"]]] * 8}
+    trainer = Mem1GRPOTrainer(
+        model=actor_path,
+        args=Mem1GRPOConfig(
+            **trainer_arguments(
+                tmp_path, num_generations=2, max_steps=4, curriculum_threshold=0.9, curriculum_steps=2, shuffle_dataset=False,
+                environment_retries=0, beta=0.0, max_turns=2,
+            )
+        ),
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        train_dataset=Dataset.from_dict({**tasks, "curriculum_stage": [0] * 4 + [1] * 4}),
+        processing_class=tokenizer,
+        environment_factory=Environment,
+        protocol=SHORT,
+    )  # fmt: skip
+    play_scripted(trainer, tokenizer, lambda index: (1, 0))
+    recorder = record(trainer)
+    trainer.train()
+    assert [log.get("episode/success") for log in recorder.logs[:4]] == [1.0, None, 1.0, 1.0]
+    assert [log["curriculum/stage"] for log in recorder.logs[:4]] == [0, 0, 0, 1]

@@ -15,6 +15,7 @@ from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_r
 from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
+from .checks import check_curriculum, check_sampling_of_groups, refuse_any, refuse_without_effect
 from .distillation import check_distillation
 
 _WORD = re.compile(r"\w+")
@@ -439,8 +440,7 @@ class Mem1GRPOConfig(GRPOConfig):
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()
-        if self.curriculum_steps < 1:
-            raise ValueError(f"curriculum_steps must be at least 1, got {self.curriculum_steps}.")
+        check_curriculum(self)
         if self.dynamic_sampling_max_rounds < 0:
             raise ValueError(
                 f"dynamic_sampling_max_rounds must be at least 0, got {self.dynamic_sampling_max_rounds}."
@@ -451,8 +451,10 @@ class Mem1GRPOConfig(GRPOConfig):
             )
         check_distillation(self)
         self._check_skipping()
+        check_sampling_of_groups(self)
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
+        refuse_without_effect(self)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
         if self.check not in ("on", "off"):
@@ -513,15 +515,14 @@ class Mem1GRPOConfig(GRPOConfig):
             raise ValueError(f"state_loss_weight must be a finite number of at least 0, got {weight}.")
         if weight == 1.0:
             return
-        for name, bad in (
-            ("loss_type", self.loss_type == "vespo"),
-            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None),
-        ):
-            if bad:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} takes one advantage for a trajectory, so tokens cannot have "
-                    f"state_loss_weight={weight}: leave one of them out."
-                )
+        refuse_any(
+            self,
+            (
+                ("loss_type", self.loss_type == "vespo", "leave one of them out"),
+                ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave one of them out"),
+            ),
+            f"takes one advantage for a trajectory, so tokens cannot have state_loss_weight={weight}",
+        )
 
     def _check_credit(self) -> None:
         """Refuse what the levels of credit cannot mean, or do not use."""
@@ -555,38 +556,34 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def _refuse_whole_sequences(self, reason: str) -> None:
         """Refuse what takes one advantage for a trajectory, where tokens or turns have their own."""
-        for name, bad, instead in (
-            ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
-            ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
-            ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
+        refuse_any(
+            self,
             (
-                "multi_objective_aggregation",
-                self.multi_objective_aggregation != "sum_then_normalize",
-                "use reward_weights",
+                ("importance_sampling_level", self.importance_sampling_level != "token", "use 'token'"),
+                ("loss_type", self.loss_type in ("luspo", "vespo"), "use 'dapo'"),
+                ("off_policy_mask_threshold", self.off_policy_mask_threshold is not None, "leave it None"),
+                ("multi_objective_aggregation", self.multi_objective_aggregation != "sum_then_normalize", "use reward_weights"),
             ),
-        ):
-            if bad:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here {reason}: {instead}."
-                )
+            f"works on whole sequences or groups, but here {reason}",
+        )  # fmt: skip
 
     def _check_skipping(self) -> None:
         """Refuse to pass over trajectories from which something else is learned, or on which what the others learn depends."""
         if not self.skip_zero_advantages:
             return
-        for name, bad, instead in (
+        found = (
             ("beta", self.beta != 0.0, "set it to 0.0"),
             ("entropy_coef", bool(self.entropy_coef), "set it to 0.0"),
             ("use_adaptive_entropy", self.use_adaptive_entropy, "leave it False"),
             ("top_entropy_quantile", self.top_entropy_quantile < 1.0, "leave it 1.0"),
-            ("distillation_weight", bool(self.distillation_weight) and not self.distillation_in_reward, "set distillation_in_reward"),
+            ("distillation_weight", bool(self.distillation_weight), "set it to 0.0"),
             ("multi_objective_aggregation", self.multi_objective_aggregation != "sum_then_normalize", "use reward_weights"),
-        ):  # fmt: skip
-            if bad:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} needs the trajectories without an advantage that skip_zero_advantages passes over: "
-                    f"{instead}, or leave skip_zero_advantages False."
-                )
+        )  # fmt: skip
+        refuse_any(
+            self,
+            [(name, bad, f"{instead}, or leave skip_zero_advantages False") for name, bad, instead in found],
+            "needs the trajectories without an advantage that skip_zero_advantages passes over",
+        )
 
     def _check_token_budget(self) -> None:
         """Refuse a token budget next to what needs all tokens of a micro-batch at once: its parts would not add up."""
@@ -596,12 +593,12 @@ class Mem1GRPOConfig(GRPOConfig):
             raise ValueError(
                 f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} holds no token: use 1 or more."
             )
-        for name, bad in (
-            ("use_adaptive_entropy", self.use_adaptive_entropy),
-            ("top_entropy_quantile", self.top_entropy_quantile < 1.0),
-        ):
-            if bad:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} does not go with max_tokens_per_micro_batch, since a micro-batch could "
-                    "not be trained in parts: leave one of them out, or lower per_device_train_batch_size."
-                )
+        instead = "leave one of them out, or lower per_device_train_batch_size"
+        refuse_any(
+            self,
+            (
+                ("use_adaptive_entropy", self.use_adaptive_entropy, instead),
+                ("top_entropy_quantile", self.top_entropy_quantile < 1.0, instead),
+            ),
+            "does not go with max_tokens_per_micro_batch, since a micro-batch could not be trained in parts",
+        )

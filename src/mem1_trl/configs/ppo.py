@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..update.turn_advantages import ADVANTAGE_LEVELS
+from .checks import refuse_any
 from .grpo import Mem1GRPOConfig
 
 _PAPER: dict[str, Any] = {
@@ -189,11 +190,8 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             raise ValueError(f"vf_coef={self.vf_coef} would make the critic worse: use 0 or more.")
         if self.critic_warmup_steps < 0:
             raise ValueError(f"critic_warmup_steps={self.critic_warmup_steps} is negative: use 0 for no warm-up.")
-        if 0 < self.max_steps <= self.critic_warmup_steps:
-            raise ValueError(
-                f"critic_warmup_steps={self.critic_warmup_steps} leaves nothing of max_steps={self.max_steps} to train the "
-                "policy in: lower it."
-            )
+        if self.max_steps > 0:
+            check_warmup(self.critic_warmup_steps, self.max_steps)
         if self.critic_warmup_steps and self.vf_coef == 0:
             raise ValueError("critic_warmup_steps without a value loss would train nothing: set vf_coef above 0.")
         if self.value_learning_rate <= 0:
@@ -212,17 +210,29 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                     f"or leave it 1.0."
                 )
         reason = "the critic gives every token an advantage of its own"
-        for name, default, instead in (
+        of_groups = (
             ("scale_rewards", "none", "leave it 'none' and use whiten_advantages"),
             ("state_group_weight", 1.0, "leave it 1.0"),
             ("dynamic_sampling_max_rounds", 0, "leave it 0"),
             ("skip_zero_advantages", False, "leave it False"),
-        ):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} works on whole sequences or groups, but here {reason}: {instead}."
-                )
+        )
+        refuse_any(
+            self,
+            [(name, getattr(self, name) != default, instead) for name, default, instead in of_groups],
+            f"works on whole sequences or groups, but here {reason}",
+        )
         self._refuse_whole_sequences(reason)
+        refuse_any(
+            self,
+            (
+                (
+                    "bootstrap_truncated",
+                    self.bootstrap_truncated and self.mask_truncated_completions,
+                    "leave one of them out",
+                ),
+            ),
+            "has no effect on episodes that mask_truncated_completions leaves out of the update",
+        )
 
     @property
     def critic_learns_at_once(self) -> bool:
@@ -235,8 +245,8 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     @property
     def trains_batch_in_one_pass(self) -> bool:
         """
-        Whether one process trains on a whole generation batch in one forward pass, so that what is computed for its credit (values of a
-        shared critic, log-probs for a penalty in the reward) can be that very pass.
+        Whether one process trains on a whole generation batch in one forward pass, so that a shared critic can have its values from that
+        very pass.
         """
         return (
             self.critic_learns_at_once
@@ -316,3 +326,17 @@ class Mem1PPOConfig(Mem1GRPOConfig):
                 )
             steps = batch_size // global_batch_size
         self.generation_batch_size, self.steps_per_generation = steps * global_batch_size, steps
+
+
+def check_warmup(warmup: int, steps: int) -> None:
+    """
+    Refuse a run in which the policy would never move.
+
+    Raises:
+        `ValueError`: If the critic's warm-up takes all of its optimizer steps.
+    """
+    if 0 < steps <= warmup:
+        raise ValueError(
+            f"critic_warmup_steps={warmup} leaves nothing of the {steps} steps of the run (max_steps, or those of its epochs) to train the "
+            "policy in: lower it."
+        )

@@ -208,9 +208,10 @@ def _operations(
     generate_every = _steps_per_generation(args) * args.num_iterations
     corrected = args.use_vllm and args.vllm_importance_sampling_correction
     old = bool(args.gradient_accumulation_steps % generate_every or corrected)
-    in_loss = False  # whether values of a shared critic, and log-probs for a penalty, are those of the loss
+    in_loss = False  # whether a shared critic has its values, and a penalty its log-probs, from the pass of the loss
     if isinstance(args, Mem1PPOConfig):
-        in_loss = args.trains_batch_in_one_pass and processes == 1 and not old
+        shared = setup.critic == "shared"
+        in_loss = shared and args.trains_batch_in_one_pass and processes == 1 and not old
         old = old or bool(args.beta and args.kl_in_reward and not in_loss)
     scored = (int(old) + int(bool(args.beta))) * (below + head)
     by_itself = not (old or in_loss) if setup.critic == "shared" else critics and not learns_first

@@ -42,8 +42,7 @@ class CreditingTrainer(Mem1Trainer):
         kl_in_reward = self.args.kl_in_reward and self.beta != 0.0
         logps: Any = batch.get("old_per_token_logps")
         wants_logps = logps is None and (to_teacher or kl_in_reward)
-        wants_values = logps is None and self.hidden_readout is not None
-        kept = self.keep_first_pass(batch) if self.loss_goes_on_from_kept and (wants_logps or wants_values) else None
+        kept = self.keep_first_pass(batch) if logps is None and self.loss_goes_on_from_kept else None
         if wants_logps:
             logps = self.policy_logps(batch) if kept is None else kept.logps
         if kl_in_reward:
@@ -113,7 +112,7 @@ class CreditingTrainer(Mem1Trainer):
 
     @property
     def loss_goes_on_from_kept(self) -> bool:
-        """Whether a generation batch is trained as it stands, in one pass, so that its loss can go on from a pass before it."""
+        """Whether a batch is trained as it stands, in one pass, so that its loss can go on from the pass that gives values of a shared critic."""
         return False
 
     def pass_of_critic(self, last: bool) -> AbstractContextManager[Any]:

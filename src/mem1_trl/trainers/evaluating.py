@@ -29,10 +29,13 @@ class EvaluationRecorder:
         self._batches: list[list[tuple[dict[str, Any], Trajectory]]] = []
         self._rows: int | None = None  # episodes that the evaluated data set asks for, if it has a length
         self._left: int | None = None
+        self.counted: int | None = None
+        """Of the last batch of all processes, how many episodes are counted."""
 
     def begin(self) -> None:
-        """Forget the last evaluation."""
-        self._batches = []
+        """Forget the last evaluation, and what one that did not end has logged."""
+        self._batches, self.counted = [], None
+        self.trainer.take_metrics("eval")
 
     def expect(self, dataset: Any, samples: int) -> None:
         """Know how many episodes the data set asks for."""
@@ -49,10 +52,10 @@ class EvaluationRecorder:
 
         Accelerate gives every process equally many rows and begins the data set again for that.
         """
-        if self._left is None:
-            return records
-        kept = records[: self._left]
-        self._left -= len(kept)
+        kept = records if self._left is None else records[: self._left]
+        if self._left is not None:
+            self._left -= len(kept)
+        self.counted = len(kept)
         return kept
 
     def save(self, name: str) -> None:

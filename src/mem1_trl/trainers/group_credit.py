@@ -12,8 +12,10 @@ from ..update.group_advantages import digest, grouped_turn_advantages
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    from ..configs import Mem1GRPOConfig
     from ..trajectory import Trajectory
     from .mem1 import Mem1Trainer
+    from .trl_seam.batch import TrajectoryTrainer
 
 _Record = tuple["list[float] | None", "list[bytes]", "list[str | None]"]
 """Of an episode: the reward of each turn (`None` if it is left out), the context that it read, and the observation before it."""
@@ -36,17 +38,14 @@ def credit_turns(
             Shape `(B,)`; NaN where nothing scored an episode.
     """
     args = trainer.args
-    own: list[_Record] = [_record(*one) for one in zip(trajectories, rewards.tolist(), strict=True)]
+    own: list[_Record] = [
+        _record(one, one.turn_rewards, total) for one, total in zip(trajectories, rewards.tolist(), strict=True)
+    ]
     records: list[_Record] = trainer.gather_records(own)
     size = (trainer.num_generations if trainer.mode == "train" else trainer.num_generations_eval) or 1
     by_state = args.advantage_level == "state"
-    groups: list[list[Hashable]] = [
-        [(index // size, number, *((context,) if by_state else ())) for number, context in enumerate(contexts)]
-        for index, (_, contexts, _) in enumerate(records)
-    ]
-    numbers = [rewards_of for rewards_of, _, _ in records]
-    found = grouped_turn_advantages(numbers, groups, args.gamma, args.lam, str(args.scale_rewards))
-    counted = [one if kept is not None else [] for kept, one in zip(numbers, groups)]
+    groups, found = _advantages(args, records, size)
+    counted = [one if numbers is not None else [] for (numbers, _, _), one in zip(records, groups)]
     sizes = Counter(key for keys in counted for key in keys)
     total = max(sum(sizes.values()), 1)
     trainer.log_metric("turn_groups/alone", sum(count == 1 for count in sizes.values()) / total)
@@ -66,13 +65,52 @@ def credit_turns(
     trainer.show_advantages(batch["advantages"].sum(1) / mask.sum(1).clamp(min=1))
 
 
-def _record(trajectory: Trajectory, total: float) -> _Record:
+def groups_without_credit(
+    trainer: TrajectoryTrainer,
+    trajectories: Sequence[Trajectory],
+    turn_rewards: Sequence[list[float] | None],
+    totals: list[float],
+) -> set[int]:
+    """
+    Groups of a training batch of which no turn has an advantage of its own. All processes find them together.
+
+    Args:
+        trainer ([`TrajectoryTrainer`]):
+            Its `args` say what is compared.
+        trajectories (`Sequence[Trajectory]`):
+            B episodes of this process.
+        turn_rewards (`Sequence[list[float]]`):
+            The weighted rewards of the turns of each, `None` for one that has none.
+        totals (`list[float]`):
+            The reward of each, those of its turns included; NaN where nothing scored it.
+    """
+    own: list[_Record] = [_record(*one) for one in zip(trajectories, turn_rewards, totals, strict=True)]
+    size = trainer.num_generations or 1
+    _, found = _advantages(trainer.args, trainer.gather_records(own), size)
+    learned = {index // size for index, of_turns in enumerate(found) if any(of_turns)}
+    return set(range(len(found) // size)) - learned
+
+
+def _advantages(
+    args: Mem1GRPOConfig, records: Sequence[_Record], size: int
+) -> tuple[list[list[Hashable]], list[list[float]]]:
+    """What each turn of all episodes is compared with, and what advantage it has from that."""
+    by_state = args.advantage_level == "state"
+    groups: list[list[Hashable]] = [
+        [(index // size, number, *((context,) if by_state else ())) for number, context in enumerate(contexts)]
+        for index, (_, contexts, _) in enumerate(records)
+    ]
+    numbers = [of_episode for of_episode, _, _ in records]
+    return groups, grouped_turn_advantages(numbers, groups, args.gamma, args.lam, str(args.scale_rewards))
+
+
+def _record(trajectory: Trajectory, turn_rewards: Sequence[float] | None, total: float) -> _Record:
     turns = trajectory.turns
     contexts = [digest(turn.prompt_ids) for turn in turns]
     before = [None, *(turn.observation for turn in turns)][: len(turns)]
     if total != total or not turns:
         return None, contexts, before
-    numbers = list(trajectory.turn_rewards or [0.0] * len(turns))
+    numbers = list(turn_rewards or [0.0] * len(turns))
     numbers[-1] += total - sum(numbers)
     return numbers, contexts, before
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from transformers.trainer_utils import PredictionOutput
 
     from ..protocol.protocol import Mem1Protocol
     from ..rollout.episode import Episode
@@ -208,7 +209,8 @@ class Mem1Trainer(TrajectoryTrainer):
         if self.pool is not None:
             self.player.score(self.episodes, trajectories, self.pool, tolerate="environment")
         for row, trajectory in zip(rows, trajectories, strict=True):
-            if are_answers(row.get("answers")):
+            # An evaluation counts an episode that failed as not solved; a curriculum is not to take an outage for failure
+            if are_answers(row.get("answers")) and (self.mode == "eval" or trajectory.error is None):
                 answer = None if trajectory.error is not None else trajectory.answer
                 trajectory.metrics.update(score_answer(answer, row["answers"]))
         self._episode_log.add(trajectories)
@@ -266,7 +268,7 @@ class Mem1Trainer(TrajectoryTrainer):
 
     def rewarded(self, trajectories: list[Trajectory]) -> None:
         if self.stages is not None and self.mode == "train":
-            self.stages.note()
+            self.stages.note(trajectories)
         self._episode_log.watch_rewards(trajectories)
         self._episode_log.keep(trajectories)
 
@@ -285,6 +287,10 @@ class Mem1Trainer(TrajectoryTrainer):
         self._episode_log.show()
 
     # Evaluation
+
+    def counted_rows(self, rows: int) -> int:
+        counted = self._evaluations.counted
+        return rows if counted is None else counted
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -306,6 +312,25 @@ class Mem1Trainer(TrajectoryTrainer):
         if self.args.save_eval_trajectories:
             self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
         return metrics
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        Play a data set and return its metrics (`test_reward`, `test_episode/success` and so on) without logging them, as
+        [`~transformers.Trainer.predict`] does.
+        """
+        self._evaluations.begin()
+        try:
+            output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            if not self.is_in_train:
+                self.close_environments()
+        self.drop_metrics(self.meaningless_metrics)
+        found = {f"{metric_key_prefix}_{name}": value for name, value in self.take_metrics("eval").items()}
+        if self.args.save_eval_trajectories:
+            self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
+        return output._replace(metrics={**(output.metrics or {}), **found})
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As in [`~transformers.Trainer.evaluation_loop`], knowing how many episodes the data set asks for."""

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from ..configs import Mem1PPOConfig
+from ..configs.ppo import check_warmup
 from ..model_traits import enable_activation_checkpointing
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
@@ -50,6 +51,9 @@ class _CriticSteps(TrainerCallback):
 
     def __init__(self, trainer: Mem1PPOTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_warmup(self.trainer.args.critic_warmup_steps, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # What a run that was interrupted within a step has left in this process
@@ -351,14 +355,14 @@ class Mem1PPOTrainer(CreditingTrainer):
 
     @property
     def loss_goes_on_from_kept(self) -> bool:
-        args = self.args
         return (
-            args.trains_batch_in_one_pass
+            self.hidden_readout
+            is not None  # activations of another critic would have to be held beside those of the policy
+            and self.args.trains_batch_in_one_pass
             and self.accelerator.num_processes == 1  # others exchange rows
             and self.model.training
             and self.is_in_train
             and self.current_gradient_accumulation_steps == 1
-            and not self.policy_frozen
             and not self.aux_loss_enabled  # which weighs experts over the batch while it is forwarded
         )
 
@@ -410,7 +414,10 @@ class Mem1PPOTrainer(CreditingTrainer):
 
     def load_extra(self, directory: str) -> None:
         super().load_extra(directory)
-        with loaded_whole(self.accelerator):
-            self.value_model.load(Path(directory) / CRITIC_DIRECTORY)
+        self.load_best(directory)
         if self.critic_optimizer is not None:
             self.critic_optimizer.load(Path(directory) / CRITIC_DIRECTORY)
+
+    def load_best(self, directory: str) -> None:
+        with loaded_whole(self.accelerator):
+            self.value_model.load(Path(directory) / CRITIC_DIRECTORY)

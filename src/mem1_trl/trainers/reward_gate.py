@@ -73,6 +73,13 @@ class RewardGate:
         """What functions gave for the turns of an episode: indices of functions, each with its numbers."""
         return sorted((column, numbers) for (column, row), numbers in self.turn_rewards.items() if row == index)
 
+    def weighted_turns(self, index: int, weights: Sequence[float]) -> list[float] | None:
+        """The weighted sums of what functions gave for the turns of an episode, `None` if they gave nothing."""
+        columns = [(weights[column], numbers) for column, numbers in self.of_turns(index)]
+        if not columns:
+            return None
+        return [sum(weight * numbers[place] for weight, numbers in columns) for place in range(self.turns[index])]
+
     def take(self, index: int, other: RewardGate, place: int) -> None:
         """Forget an episode, and know of it what another gate knows of the one at `place`."""
         self.failed[index], self.turns[index] = other.failed[place], other.turns[place]
@@ -159,27 +166,23 @@ class RewardGate:
         return isinstance(value, list) and len(value) == len(self.failed)
 
 
-def note_turn_rewards(
-    trajectories: Sequence[Trajectory], given: Mapping[tuple[int, int], list[float]], weights: Sequence[float]
-) -> None:
+def note_turn_rewards(trajectories: Sequence[Trajectory], gate: RewardGate, weights: Sequence[float]) -> None:
     """
     Set the rewards of turns to the weighted sums of what reward functions gave for them.
 
     Args:
         trajectories (`Sequence[Trajectory]`):
-            The episodes.
-        given (`Mapping[tuple[int, int], list[float]]`):
-            As [`RewardGate.turn_rewards`].
+            The episodes that the gate knows.
+        gate ([`RewardGate`]):
+            What was given.
         weights (`Sequence[float]`):
             One for each reward function.
     """
     for index, trajectory in enumerate(trajectories):
-        columns = [(weights[column], numbers) for (column, row), numbers in given.items() if row == index]
-        if columns and trajectory.error is None:
-            trajectory.turns[:] = [
-                dataclasses.replace(turn, reward=sum(weight * numbers[place] for weight, numbers in columns))
-                for place, turn in enumerate(trajectory.turns)
-            ]
+        rewards = gate.weighted_turns(index, weights)
+        if rewards is not None and trajectory.error is None:
+            turns = zip(trajectory.turns, rewards, strict=True)
+            trajectory.turns[:] = [dataclasses.replace(turn, reward=reward) for turn, reward in turns]
 
 
 def _is_row(values: Any) -> bool:

@@ -11,7 +11,10 @@ from ..curriculum import MAX_TURNS, STAGE
 from ..json_text import read_json_object, write_json, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..configs import Mem1GRPOConfig
+    from ..trajectory import Trajectory
     from .mem1 import Mem1Trainer
 
 FILE = "mem1_curriculum.json"
@@ -66,15 +69,21 @@ class StagesBySuccess:
         self._logged = len(trainer.logged(trainer.args.curriculum_metric))
         return [self.dataset[begin + place % (end - begin)] for place in places]
 
-    def note(self) -> None:
+    def note(self, trajectories: Sequence[Trajectory]) -> None:
         """
-        Read the metric of the batch that was just played, and go on to the next stage if it is time.
+        Read the metric of the batch that was just played, and go on to the next stage if it is time; all processes do it together.
+
+        Args:
+            trajectories (`Sequence[Trajectory]`):
+                The episodes of this process. A batch of which the environment failed everywhere is passed over.
 
         Raises:
             `ValueError`: If the batch has no such metric.
         """
         metric, args = self.trainer.args.curriculum_metric, self.trainer.args
         new = self.trainer.logged(metric)[self._logged :]
+        if not new and all(self.trainer.gather_records([one.error is not None for one in trajectories])):
+            new = [float("nan")]
         if not new:
             known = self.trainer.logged_names
             raise ValueError(

@@ -66,6 +66,8 @@ class TrajectoryTrainer(ExactResume):
         check_batch(check_values("_generate_and_score_completions", batch))
         if current.first_play is not None:
             note_first_plays(self, current.first_play[0])
+        if self.mode == "eval":
+            self._note_evaluated(current)
         if self.args.skip_zero_advantages:
             assert current.equal is not None  # they are 0, but for the rounding of the mean
             equal = torch.tensor(current.equal, device=batch["advantages"].device)
@@ -220,14 +222,14 @@ class TrajectoryTrainer(ExactResume):
                 "Nothing scored any trajectory of the first batch, so there is nothing to learn from: check that the data set "
                 "has the columns that the rewards read, such as `answers`."
             )
-        current.rewards = self._own(rewards)
+        current.rewards, current.per_function = self._own(rewards), per_function
         if self.args.skip_zero_advantages:
             size = (self.num_generations if self.mode == "train" else self.num_generations_eval) or 1
             equal = equal_groups(rewards.tolist(), size)
             current.equal = self._own([index // size in equal for index in range(len(rewards))])
         for trajectory, reward in zip(current.trajectories, current.rewards.tolist(), strict=True):
             trajectory.reward = None if reward != reward else reward
-        note_turn_rewards(current.trajectories, gate.turn_rewards, self.reward_weights.tolist())
+        note_turn_rewards(current.trajectories, gate, self.reward_weights.tolist())
         return per_function
 
     def _ask(
@@ -256,6 +258,19 @@ class TrajectoryTrainer(ExactResume):
         """Weighted sums of what functions gave, shape `(B, F)`, as TRL takes them, shape `(B,)`; NaN where none gave a number."""
         rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
         return rewards.masked_fill(per_function.isnan().all(dim=1), torch.nan)
+
+    def _note_evaluated(self, current: GenerationBatch) -> None:
+        """
+        Replace the means of rewards that TRL has logged for a batch of an evaluation by a number for each row.
+
+        The mean of the evaluation is then that of its rows, though the last batch has fewer of them, or begins the data set again.
+        """
+        assert current.per_function is not None
+        per_function = current.per_function[: self.counted_rows(len(current.per_function))]
+        found = {"reward": self.total_rewards(per_function)}
+        found |= {f"rewards/{name}/mean": per_function[:, i] for i, name in enumerate(self.reward_func_names)}
+        for name, values in found.items():
+            self._metrics["eval"][name][-1:] = values.tolist()
 
     def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:
         """

@@ -39,6 +39,7 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_train_sampler": ("self", "dataset"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
+    "_load_best_model": ("self",),
 }
 
 # Those that are replaced here by one that takes these parameters and no others, so that TRL must not call them with more
@@ -51,6 +52,7 @@ FIXED_METHODS = (
     "_get_grad_norm",
     "_save_checkpoint",
     "_load_from_checkpoint",
+    "_load_best_model",
 )
 
 # How many values each of them returns
@@ -67,6 +69,7 @@ RETURNED_VALUES: dict[str, int] = {
     "_save_checkpoint": 0,
     "_get_train_sampler": 1,
     "_load_from_checkpoint": 0,
+    "_load_best_model": 0,
 }
 
 # Keys of the batch that TRL builds and its loss reads

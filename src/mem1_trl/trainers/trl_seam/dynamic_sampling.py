@@ -2,7 +2,8 @@
 Groups whose rewards are all equal are played again (dynamic sampling, DAPO, arXiv 2503.14476), before TRL builds its batch.
 
 A group of GRPO teaches by the differences in it; one whose episodes all succeed, or all fail, has advantages of 0. Such groups are played again,
-up to a limit, each in its own place, so that the batch keeps its size and its tasks.
+up to a limit, each in its own place, so that the batch keeps its size and its tasks. Where turns are compared, those are meant in which no turn
+has an advantage.
 
 Rewards are asked for by TRL's `_calculate_rewards`, which gathers those of all processes: so a process that has fewer episodes to play
 again fills up with ones that count as failed, which no reward function is asked about. While functions are asked about episodes that are
@@ -19,6 +20,7 @@ import torch
 from trl.trainer.utils import nanstd
 
 from ...trajectory import StopReason, Trajectory
+from ..group_credit import groups_without_credit
 from .helpers import instance_attribute
 
 if TYPE_CHECKING:
@@ -81,12 +83,12 @@ def play_equal_groups_again(trainer: TrajectoryTrainer, current: GenerationBatch
     scores = current.scores = trainer.ask_rewards(current.rows, prompts, current.trajectories)
     first = trainer.accelerator.gather(_without_failed(current, scores))
     current.first_play = first, list(current.trajectories)
-    equal = equal_groups(_keys(trainer, current, scores), size)
+    equal = _without_credit(trainer, current, scores)
     begun, rounds = equal, 0
     while equal and rounds < trainer.args.dynamic_sampling_max_rounds:
         rounds += 1
         _play_again(trainer, current, {size * group + place for group in equal for place in range(size)})
-        equal = equal_groups(_keys(trainer, current, scores), size)
+        equal = _without_credit(trainer, current, scores)
     groups = len(first) // size
     trainer.log_metric("dynamic_sampling/groups_played_again", len(begun) / groups)
     trainer.log_metric("dynamic_sampling/groups_left_equal", len(equal) / groups)
@@ -164,10 +166,16 @@ def _without_failed(current: GenerationBatch, scores: Scores) -> torch.Tensor:
     return scores.per_function.masked_fill(rows[:, None], torch.nan)
 
 
-def _keys(trainer: TrajectoryTrainer, current: GenerationBatch, scores: Scores) -> list[Any]:
-    """What tells the episodes of all processes apart: their rewards, and those of their turns where these are compared."""
+def _without_credit(trainer: TrajectoryTrainer, current: GenerationBatch, scores: Scores) -> list[int]:
+    """Groups of all processes that would teach nothing: of equal rewards and, where turns are compared, none of which has an advantage."""
     totals = trainer.total_rewards(_without_failed(current, scores)).tolist()
-    by_turn = trainer.args.advantage_level != "episode"
-    turns = [scores.gate.of_turns(index) if by_turn else None for index in range(len(totals))]
-    own = [None if total != total else (total, turn) for total, turn in zip(totals, turns)]
-    return trainer.gather_records(own)
+    rewards = trainer.gather_records([None if total != total else total for total in totals])
+    size, level = trainer.num_generations or 1, trainer.args.advantage_level
+    if level == "episode":
+        return equal_groups(rewards, size)
+    weights = trainer.reward_weights.tolist()
+    turns = [scores.gate.weighted_turns(index, weights) for index in range(len(totals))]
+    found = groups_without_credit(trainer, current.trajectories, turns, totals)
+    complete = [index for index in range(len(rewards) // size) if None not in rewards[index * size :][:size]]
+    equal = complete if level == "turn" else equal_groups(rewards, size)
+    return [index for index in equal if index in found]

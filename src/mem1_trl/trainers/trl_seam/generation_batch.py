@@ -44,6 +44,8 @@ class GenerationBatch:
             The episodes as rows of tokens.
         rewards (`torch.Tensor` or `None`):
             Shape `(B,)`: weighted sum of the rewards of each episode; NaN where nothing scored it.
+        per_function (`torch.Tensor` or `None`):
+            Shape `(B, F)`, of all processes: what each function gave; NaN where it gave nothing.
         equal (`list[bool]` or `None`):
             With `skip_zero_advantages`, of each episode whether all of its group have the same reward.
         dataset_rows (`list[dict]`):
@@ -60,6 +62,7 @@ class GenerationBatch:
     left_out: list[bool] = field(default_factory=list)
     tree_rows: list[Row] = field(default_factory=list)
     rewards: torch.Tensor | None = None
+    per_function: torch.Tensor | None = None
     equal: list[bool] | None = None
     dataset_rows: list[dict[str, Any]] = field(default_factory=list)
     scores: Scores | None = None

@@ -113,6 +113,10 @@ class Hooks(GRPOTrainer):
         """
         return None
 
+    def counted_rows(self, rows: int) -> int:
+        """How many of the rows of a batch of all processes, from the first, metrics are means over; the others only fill up an evaluation."""
+        return rows
+
     def extend_batch(self, batch: dict[str, Any], trajectories: list[Trajectory], rewards: torch.Tensor) -> None:
         """
         Add to the batch that TRL has built. `rewards` has shape `(B,)`; NaN where nothing scored a trajectory.
@@ -133,6 +137,9 @@ class Hooks(GRPOTrainer):
 
     def refuse_checkpoint(self, checkpoint: str) -> None:
         """Raise `ValueError` if this run must not go on from a complete checkpoint."""
+
+    def load_best(self, directory: str) -> None:
+        """Load from the best checkpoint what belongs to the policy that `Trainer` has loaded from it."""
 
     def save_extra(self, directory: str) -> None:
         """Write what a checkpoint needs besides TRL's own files. Called in all processes; those of `args.should_save` write."""
@@ -195,12 +202,19 @@ class Hooks(GRPOTrainer):
         for key in list(metrics):
             metrics[f"{name}_{key}"] = metrics.pop(key)
 
+    def take_metrics(self, mode: str) -> dict[str, float]:
+        """The means of the metrics that have not been logged yet, as TRL logs them; they are then forgotten."""
+        found = {name: [value for value in values if value == value] for name, values in self._metrics[mode].items()}
+        self._metrics[mode].clear()
+        return {name: sum(values) / len(values) for name, values in found.items() if values}
+
     def show_advantages(self, advantages: torch.Tensor) -> None:
         """Let the table of completions show these for the episodes of a batch, shape `(B,)`, instead of TRL's of their groups."""
         shown: Any = self._logs["advantages"]
         everywhere = self.accelerator.gather(advantages).tolist()
-        for index, advantage in enumerate(everywhere, start=len(shown) - len(everywhere)):
-            shown[index] = advantage
+        # The table holds a training batch; an evaluation may play more at once
+        for back, advantage in zip(range(1, len(shown) + 1), reversed(everywhere)):
+            shown[-back] = advantage
 
     @contextmanager
     def metrics_not_kept(self) -> Iterator[None]:

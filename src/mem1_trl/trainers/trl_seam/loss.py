@@ -186,6 +186,7 @@ class TreeLoss(TurnGeneration):
             instance_attribute(self, "_in_loss", True),
             torch.set_grad_enabled(gradient),
             self._metrics_of_what_is_trained(inputs),
+            self._entropy_controlled_where_trained(inputs),
         ):
             loss = check_values("_compute_loss", super()._compute_loss(model, inputs))
         self._log_sampler_difference(inputs)
@@ -196,10 +197,10 @@ class TreeLoss(TurnGeneration):
     @contextmanager
     def _metrics_of_what_is_trained(self, inputs: dict[str, Any]) -> Iterator[None]:
         """
-        Where rows are passed over: a pass that trains nothing in any process has no metrics, and for those that TRL gathers by row the
-        processes may have different numbers of rows.
+        TRL's metrics without what nothing is learned from: a pass in which no process has a sound episode has none, nor has one that only fills
+        up. Where rows are passed over, processes may have different numbers of them, of which TRL gathers some metrics by row.
         """
-        if inputs.get("untrained", False):
+        if inputs.get("untrained", False) or self._is_empty_everywhere(inputs):
             with self.metrics_not_kept():
                 yield
             return
@@ -214,6 +215,25 @@ class TreeLoss(TurnGeneration):
             return plain(values)
 
         with instance_attribute(self.accelerator, "gather", gather):
+            yield
+
+    def _is_empty_everywhere(self, inputs: dict[str, Any]) -> bool:
+        """Whether no process has a token that is trained, which only episodes that are left out can bring about."""
+        if "row_scale" not in inputs and not self.mask_truncated_completions:
+            return False
+        own = self.sampled_mask(inputs).any().reshape(1)
+        return not bool(self.accelerator.gather(own).any())
+
+    @contextmanager
+    def _entropy_controlled_where_trained(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """TRL moves the coefficient of an adaptive entropy bonus in each step; one that does not move the policy leaves it alone."""
+        if not self.use_adaptive_entropy or not (self.policy_frozen or inputs.get("idle", False)):
+            yield
+            return
+        with (
+            instance_attribute(self.args, "entropy_coef_delta", 0.0),
+            instance_attribute(self, "_last_world_entropy", self._last_world_entropy),
+        ):
             yield
 
     def _log_sampler_difference(self, inputs: dict[str, Any]) -> None:

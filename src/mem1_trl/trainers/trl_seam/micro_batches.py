@@ -20,6 +20,7 @@ from ..refusals import refuse_parts, refuse_skipping
 from .batch_rows import has_rows, join_rows, row_chunks, take_rows, with_advantages
 from .contract import check_values
 from .finite_steps import FiniteSteps
+from .helpers import instance_attribute
 from .row_pieces import row_pieces, untrained_piece
 from .shares import Shares
 
@@ -49,6 +50,19 @@ class BalancedMicroBatches(FiniteSteps):
         refuse_parts(self.args, self.is_fsdp_enabled)
         refuse_skipping(self.args, self.aux_loss_enabled)
         self.add_callback(_SkipIdleSteps(self))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in [`~transformers.Trainer.training_step`]; DeepSpeed's engine, which steps in its backward pass, makes no step that is idle."""
+        if not self.is_deepspeed_enabled:
+            return super().training_step(*args, **kwargs)
+
+        def backward(loss: torch.Tensor, **settings: Any) -> None:
+            with self._no_step_yet() if self.step_is_idle else nullcontext():
+                through_the_engine(loss, **settings)
+
+        through_the_engine = self.accelerator.backward
+        with instance_attribute(self.accelerator, "backward", backward):
+            return super().training_step(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if self.mode == "train":

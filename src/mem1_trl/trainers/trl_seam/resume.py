@@ -18,6 +18,7 @@ import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
+from ...update.sharded_tensors import fill, is_source, is_split_by_zero, whole_on_cpu
 from ..checkpoints import CHECKPOINT, RunState, checkpoint_to_resume, mark_complete, mark_incomplete, replay_shuffles
 from .contract import check_values
 from .helpers import instance_attribute
@@ -82,6 +83,8 @@ class ExactResume(BalancedMicroBatches):
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self._resumed_from is not None:
             self.refuse_checkpoint(self._resumed_from)
+        elif self._step % self._steps_of_a_batch:
+            self._step, self._buffered_inputs = 0, None  # what an interrupted run has left of a batch
         return super().train(self._resumed_from, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -91,15 +94,15 @@ class ExactResume(BalancedMicroBatches):
             mark_incomplete(directory)
         self.accelerator.wait_for_everyone()
         self._run_state().save(directory, self.accelerator.process_index)
+        reference = self._whole_reference()
         self.save_extra(directory)
         save_state = self.state.save_to_json
 
         def finish(path: str) -> None:
             """The trainer's state is written last, before old checkpoints are deleted and this one is pushed."""
             save_state(path)
-            if self._reference_moves:
-                reference = self.accelerator.unwrap_model(self.ref_model)
-                torch.save(reference.state_dict(), f"{directory}/{REFERENCE_FILE}")
+            if reference is not None:
+                torch.save(reference, f"{directory}/{REFERENCE_FILE}")
             self.accelerator.wait_for_everyone()
             mark_complete(directory, self.state.global_step)
 
@@ -108,17 +111,39 @@ class ExactResume(BalancedMicroBatches):
         if not self.args.should_save:
             self.accelerator.wait_for_everyone()
 
+    def _moving_reference(self) -> dict[str, torch.Tensor] | None:
+        """The weights of a reference that follows the policy, in shards where it is; `None` if there is none."""
+        if not self.args.sync_ref_model or self.ref_model is None:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model).state_dict(keep_vars=True)
+
+    def _whole_reference(self) -> dict[str, torch.Tensor] | None:
+        """The same, whole, in a process that saves it. Called in all processes."""
+        weights = self._moving_reference()
+        return None if weights is None else whole_on_cpu(weights, self.args.should_save) or None
+
+    def _restore_reference(self, directory: str) -> None:
+        weights = self._moving_reference()
+        if weights is None:
+            return
+        if any(map(is_split_by_zero, weights.values())):
+            logger.warning(
+                "With DeepSpeed ZeRO-3 the reference of sync_ref_model begins anew from the model that the run began with: what it had "
+                "become is saved, but cannot be cut into its shards."
+            )
+            return
+        file = f"{directory}/{REFERENCE_FILE}"
+        fill(weights, torch.load(file, map_location="cpu", weights_only=True) if is_source(weights.values()) else None)
+
     @property
-    def _reference_moves(self) -> bool:
-        """Whether the reference model follows the policy, and its weights are whole in this process."""
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return self.args.sync_ref_model and self.ref_model is not None and not sharded
+    def _steps_of_a_batch(self) -> int:
+        """Micro-batches that are trained before another generation batch is made."""
+        return (self.args.steps_per_generation or 1) * self.num_iterations
 
     def _run_state(self) -> RunState:
-        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
         return RunState(
             micro_step=self._step,
-            buffer=None if self._step % generate_every == 0 else self._buffered_inputs,
+            buffer=self._buffered_inputs if self._step % self._steps_of_a_batch else None,
             metrics={name: list(values) for name, values in self._metrics["train"].items()},
             loss=float(self._tr_loss),
             last_logged=self._globalstep_last_logged,
@@ -133,10 +158,7 @@ class ExactResume(BalancedMicroBatches):
         if self.is_deepspeed_enabled:  # which does not load its checkpoint by the method that is wrapped here
             self.load_extra(self._resumed_from)
         replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
-        if self._reference_moves:
-            path = f"{self._resumed_from}/{REFERENCE_FILE}"
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(weights)
+        self._restore_reference(self._resumed_from)
         here = self.accelerator
         state = RunState.load(self._resumed_from, here.process_index, here.num_processes, here.device)
         if state is None:
@@ -160,3 +182,7 @@ class ExactResume(BalancedMicroBatches):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_extra(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.load_best(str(self.state.best_model_checkpoint))

@@ -1,0 +1,96 @@
+"""Refusals of settings that do not go with others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .grpo import Mem1GRPOConfig
+
+
+def refuse_any(config: Mem1GRPOConfig, settings: Iterable[tuple[str, bool, str]], because: str) -> None:
+    """
+    Refuse the first of some settings that is bad.
+
+    Args:
+        config ([`Mem1GRPOConfig`]):
+            Has the settings.
+        settings (`Iterable[tuple[str, bool, str]]`):
+            Of each its name, whether it is bad, and what to do instead.
+        because (`str`):
+            What is wrong with each of them, as a sentence goes on after its name and value.
+
+    Raises:
+        `ValueError`: If one is bad.
+    """
+    for name, bad, instead in settings:
+        if bad:
+            raise ValueError(f"{name}={getattr(config, name)!r} {because}: {instead}.")
+
+
+def refuse_without_effect(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse settings that nothing would read.
+
+    Raises:
+        `ValueError`: If one has another value than its default, and another setting turns it off.
+    """
+    for owner, off, how, names in (
+        ("curriculum_threshold", config.curriculum_threshold is None, "set it", ("curriculum_steps", "curriculum_metric")),
+        ("context", config.context != "external", "use 'external'", ("memory_top_k",)),
+        ("rollout_mode", config.rollout_mode == "lockstep", "use 'async'", ("rollout_batch_wait",)),
+    ):  # fmt: skip
+        if off:
+            defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
+            refuse_any(
+                config,
+                [(name, getattr(config, name) != default, f"{how}, or leave it {default!r}") for name, default in defaults.items()],
+                f"has no effect with {owner}={getattr(config, owner)!r}",
+            )  # fmt: skip
+
+
+def check_sampling_of_groups(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse to play groups of equal rewards again, or to pass over them, where no group ever is one, or equal rewards are not equal advantages.
+
+    Raises:
+        `ValueError`: For `dynamic_sampling_max_rounds` or `skip_zero_advantages` beside rewards that differ with every token, and for the first
+            beside another aggregation of rewards.
+    """
+    chosen = [name for name in ("dynamic_sampling_max_rounds", "skip_zero_advantages") if getattr(config, name)]
+    if not chosen:
+        return
+    in_reward = bool(config.distillation_weight) and config.distillation_in_reward
+    refuse_any(
+        config,
+        (
+            ("memory_value_weight", bool(config.memory_value_weight), "leave it 0.0"),
+            ("distillation_in_reward", in_reward, "leave it False, which puts the teacher into the loss"),
+        ),
+        f"gives no two episodes the same reward, so that {chosen[0]} has no effect",
+    )
+    aggregation = config.multi_objective_aggregation != "sum_then_normalize"
+    refuse_any(
+        config,
+        (("multi_objective_aggregation", aggregation, "use reward_weights"),),
+        f"gives advantages where weighted sums of rewards are equal, which {chosen[0]} goes by",
+    )
+
+
+def check_curriculum(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse a curriculum that would never go on.
+
+    Raises:
+        `ValueError`: For fewer than one step, and a threshold above 1 for the share of tasks that are solved.
+    """
+    if config.curriculum_steps < 1:
+        raise ValueError(f"curriculum_steps must be at least 1, got {config.curriculum_steps}.")
+    default = type(config).__dataclass_fields__["curriculum_metric"].default
+    threshold = config.curriculum_threshold
+    if threshold is not None and threshold > 1.0 and config.curriculum_metric == default:
+        raise ValueError(
+            f"curriculum_threshold must be at most 1 for curriculum_metric={default!r}, the share of tasks that are solved, got {threshold}."
+        )
