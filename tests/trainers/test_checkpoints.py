@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from support.forking import ForkServer
+from support.ppo_helpers import make as make_ppo
+from support.trainer_helpers import copy_parameters
 
 from mem1_trl.trainers.checkpoints import (
     checkpoint_to_resume,
@@ -16,6 +19,7 @@ from mem1_trl.trainers.checkpoints import (
     mark_complete,
     mark_incomplete,
 )
+from mem1_trl.trainers.console import StepLines
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "killed_run.py"
 RESUMED_FROM = {
@@ -146,3 +150,21 @@ def test_only_complete_checkpoints_are_found(tmp_path):
     mark_incomplete(tmp_path / "checkpoint-10")
     assert not is_complete(tmp_path / "checkpoint-10")
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 2}, {"max_steps": -1, "num_train_epochs": 2}])
+def test_a_finished_run_that_is_resumed_makes_no_step(tmp_path, tokenizer, actor_path, length):
+    """A job script that always resumes leaves what it has made; with more steps to go it goes on."""
+    saved = {"save_strategy": "steps", "save_steps": 1, **length}
+    first = make_ppo(tmp_path, actor_path, tokenizer, **saved)
+    first.train()
+    weights = copy_parameters(first.model)
+    lines = []
+    again = make_ppo(tmp_path, actor_path, tokenizer, callbacks=[StepLines(lines.append)], **saved)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2 and lines == ["is finished: step 2 of 2"]
+    assert all(torch.equal(weights[name], parameter) for name, parameter in again.model.named_parameters())
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    more = make_ppo(tmp_path, actor_path, tokenizer, **{**saved, **dict.fromkeys(length, 3)})
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == 3

@@ -119,7 +119,7 @@ def parameters_of(method: str) -> list[inspect.Parameter]:
     return list(inspect.signature(inspect.unwrap(getattr(GRPOTrainer, method))).parameters.values())
 
 
-@pytest.mark.parametrize("method", RELIED_METHODS)
+@pytest.mark.parametrize("method", [name for name, parameters in RELIED_METHODS.items() if len(parameters) > 1])
 def test_another_order_or_name_of_parameters_is_noticed(method):
     parameters = parameters_of(method)
     renamed = [*parameters[:1], parameters[1].replace(name="something_else"), *parameters[2:]]
@@ -226,7 +226,12 @@ def test_an_attribute_that_is_only_set_is_noticed():
         def __init__(self):
             self._tr_loss = 0.0
 
+    def reads_nothing(self):
+        return None
+
     methods = {name: value for name in RELIED_METHODS if (value := inspect.unwrap(getattr(GRPOTrainer, name)))}
+    reads_nothing.__signature__ = inspect.signature(methods["_run_epoch"])
+    methods["_run_epoch"] = reads_nothing
     with pytest.raises(ImportError, match=r"no method reads .*_tr_loss"):
         check_trl(type("Changed", (Sets,), methods))
 

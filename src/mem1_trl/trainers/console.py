@@ -56,7 +56,10 @@ class StepLines(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began, self._first = time.monotonic(), state.global_step
         if state.is_world_process_zero and state.global_step:
-            self.write(f"goes on after step {state.global_step} of {state.max_steps}")
+            if state.global_step < state.max_steps:
+                self.write(f"goes on after step {state.global_step} of {state.max_steps}")
+            else:
+                self.write(f"is finished: step {state.global_step} of {state.max_steps}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:

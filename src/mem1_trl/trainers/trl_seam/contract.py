@@ -40,6 +40,20 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_get_train_sampler": ("self", "dataset"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_load_best_model": ("self",),
+    "_run_epoch": (
+        "self",
+        "model",
+        "epoch",
+        "train_dataloader",
+        "steps_in_epoch",
+        "num_update_steps_per_epoch",
+        "trial",
+        "ignore_keys_for_eval",
+        "start_time",
+        "resume_from_checkpoint",
+        "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ),
 }
 
 # Those that are replaced here by one that takes these parameters and no others, so that TRL must not call them with more
@@ -70,6 +84,7 @@ RETURNED_VALUES: dict[str, int] = {
     "_get_train_sampler": 1,
     "_load_from_checkpoint": 0,
     "_load_best_model": 0,
+    "_run_epoch": 0,
 }
 
 # Keys of the batch that TRL builds and its loss reads

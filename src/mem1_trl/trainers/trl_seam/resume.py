@@ -1,8 +1,8 @@
 """
 Runs that resume from a checkpoint as if they had never stopped.
 
-Wraps `_save_checkpoint` and `_load_from_checkpoint`, to which it adds what TRL and `Trainer` do not save, and
-`_get_train_sampler`, to know the sampler whose order of the data has to be repeated. When a run resumes it sets attributes of
+Wraps `_save_checkpoint`, `_load_from_checkpoint` and `_load_best_model`, to which it adds what TRL and `Trainer` do not save,
+`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, and `_run_epoch`, since a finished run has none left. When a run resumes it sets attributes of
 TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
 `_globalstep_last_logged`).
 """
@@ -69,7 +69,7 @@ class ExactResume(BalancedMicroBatches):
         Train, from the beginning or from a checkpoint.
 
         A resumed run goes on as if it had never stopped: with the same optimizer, schedules, random states and order of the
-        data in all epochs, and in the middle of a generation batch if that is where it was.
+        data in all epochs, and in the middle of a generation batch if that is where it was. One that is finished makes no further step.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -174,6 +174,13 @@ class ExactResume(BalancedMicroBatches):
         self._globalstep_last_logged = state.last_logged
         if self.use_adaptive_entropy:
             self.entropy_coef, self._last_world_entropy = state.entropy
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """`Trainer` asks whether it is done after each step; a finished run that is resumed has none left, and would overwrite its model."""
+        if self._resumed_from is not None and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         self._train_sampler = check_values("_get_train_sampler", super()._get_train_sampler(*args, **kwargs))
