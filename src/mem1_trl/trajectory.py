@@ -165,6 +165,12 @@ class Trajectory:
         if not self.turns and self.stop_reason not in (StopReason.ERROR, None):
             raise ValueError("A trajectory needs at least one turn.")
 
+    def __repr__(self) -> str:
+        """What it is at a glance; its tokens would fill pages."""
+        ended = None if self.stop_reason is None else str(self.stop_reason)
+        error = "" if self.error is None else f", error={self.error!r}"
+        return f"Trajectory(turns=[{len(self.turns)}], reward={self.reward}, stop_reason={ended!r}, answer={self.answer!r}{error})"
+
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """Token ids of the task prompt, which is the context of the first turn; empty if there was none."""

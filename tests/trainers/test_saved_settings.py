@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from support.ppo_helpers import LORA
+from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
@@ -298,3 +300,12 @@ def test_so_do_those_of_a_trainer(tmp_path, actor, tokenizer, settings, truncate
     seen.clear()
     trainer.evaluate(lookup_dataset(2))
     assert {turn.truncated_sampling for t in seen for turn in t.turns} == {True}, "evaluation is greedy"
+
+
+def test_an_adapter_that_is_saved_has_a_card_of_its_run(tmp_path, actor_path, tokenizer):
+    """PEFT writes one with nothing in it, which would be what the Hub shows."""
+    trainer = make_ppo(tmp_path / "run", actor_path, tokenizer, peft_config=LORA)
+    trainer.save_model(str(tmp_path / "final"))
+    card = (tmp_path / "final" / "README.md").read_text()
+    assert "More Information Needed" not in card and "MEM1" in card and "max_turns" in card
+    assert trainer.args.output_dir == str(tmp_path / "run")

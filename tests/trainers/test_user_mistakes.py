@@ -9,13 +9,21 @@ import pytest
 import torch
 from datasets import Dataset
 from support.fault_environments import Importing
-from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator, lookup_dataset, trainer_arguments
+from support.trainer_helpers import (
+    SHORT,
+    LookupEnvironment,
+    NoReward,
+    ScriptedGenerator,
+    lookup_dataset,
+    trainer_arguments,
+)
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 from trl import GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig
 from mem1_trl.environment_runtime.pool import EnvironmentPool
 from mem1_trl.trainers.first_row import play_first_row
+from mem1_trl.trainers.reward_functions import check_signatures
 
 
 def make(tmp_path, model, tokenizer, environment=None, dataset=None, protocol=SHORT, **kwargs):
@@ -281,3 +289,26 @@ def test_three_batches_without_reward_are_one_line(tmp_path, tokenizer, actor, c
             "No episode of the last 3 batches got a reward above 0. They ended with: answer 9, truncated 3." in said[0]
         )
         assert "<answer>1</answer>" in said[0]
+
+
+def test_reward_functions_that_could_not_be_called_are_refused(tmp_path, actor_path, tokenizer):
+    def narrow(completions):
+        return [0.0] * len(completions)
+
+    def wants(completions, gold, **kwargs):
+        return [0.0] * len(completions)
+
+    def fine(completions, secret, **kwargs):
+        return [0.0] * len(completions)
+
+    words = r"'narrow' must take prompts, completions, .*environments, secret by name, got a signature \(completions\)"
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, actor_path, tokenizer, NoReward, reward_funcs=[fine, narrow])
+    with pytest.raises(
+        ValueError, match=r"'wants' must take .*: missing a required argument: 'gold'; add `\*\*kwargs`"
+    ):
+        make(tmp_path, actor_path, tokenizer, NoReward, reward_funcs=wants)
+    # The columns of a stream may not be known
+    check_signatures([wants, "a/model"], (), has_environment=True)
+    with pytest.raises(ValueError, match="'narrow' must take"):
+        check_signatures([narrow], (), has_environment=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..hub.agent_settings import save_agent_settings
@@ -36,7 +37,7 @@ from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import play_first_row
 from .refusals import refuse_memory_value, refuse_unsaved_adapter, refuse_without_environment
-from .reward_functions import collect_reward_functions
+from .reward_functions import check_signatures, collect_reward_functions
 from .saving import (
     MEM1_CITATION,
     card_facts,
@@ -126,6 +127,7 @@ class Mem1Trainer(TrajectoryTrainer):
         rewards = collect_reward_functions(self, args, reward_funcs)
         if self.pool is not None:
             play_first_row(self.pool, rows)
+        check_signatures(reward_funcs, getattr(rows, "column_names", None) or (), self.pool is not None)
         if (classes := kwargs.get("reward_processing_classes")) is not None:
             kwargs["reward_processing_classes"] = rewards.tokenizers(classes)
         weights, args.reward_weights = args.reward_weights, rewards.weights
@@ -379,6 +381,11 @@ class Mem1Trainer(TrajectoryTrainer):
             directory = output_dir or str(self.args.output_dir)
             self.protocol.save_pretrained(directory)
             save_agent_settings(directory, self.agent_settings())
+        if isinstance(self.model, PeftModel) and output_dir is not None and not _internal_call:
+            with instance_attribute(
+                self.args, "output_dir", output_dir
+            ):  # where PEFT has written a card with nothing in it
+                self.create_model_card()
 
     def create_model_card(  # type: ignore[override]  # TRL's own signature, and one argument more
         self,

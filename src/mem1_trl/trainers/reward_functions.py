@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .distillation import no_reward
 from .memory_reward import memory_value_reward
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..trajectory import Trajectory
     from .mem1 import Mem1Trainer
 
@@ -76,6 +81,43 @@ def collect_reward_functions(trainer: Mem1Trainer, args: Any, given: Any) -> Rew
         return RewardFunctions(given, own, None)
     of_given = [args.task_reward_weight * weight for weight in args.reward_weights or [1.0] * len(given)]
     return RewardFunctions(given, own, [*of_given, *(weight for _, weight in own)])
+
+
+_GIVEN = ("prompts", "completions", "completion_ids", "trajectories", "trainer_state", "log_extra", "log_metric")
+"""What a reward function is called with, by name, beside `environments` and the columns of the data set."""
+
+
+def check_signatures(given: Any, columns: Sequence[str], has_environment: bool) -> None:
+    """
+    Refuse reward functions that could not be called, before a model is loaded.
+
+    Args:
+        given (`RewardFunc | list[RewardFunc]`, *optional*):
+            The user's functions; models and names of models are passed over.
+        columns (`Sequence[str]`):
+            Those of the training data set; empty if they are not known.
+        has_environment (`bool`):
+            Whether functions are given `environments`.
+
+    Raises:
+        `ValueError`: If one does not take what it will be given, by name.
+    """
+    names = [*_GIVEN, *(["environments"] if has_environment else []), *(name for name in columns if name != "prompt")]
+    for function in given if isinstance(given, list) else [given]:
+        if not callable(function) or isinstance(function, torch.nn.Module):
+            continue
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # built in C
+            continue
+        try:
+            (signature.bind if columns else signature.bind_partial)(**dict.fromkeys(names))
+        except TypeError as error:
+            name = getattr(function, "__name__", type(function).__name__)
+            raise ValueError(
+                f"The reward function {name!r} must take {', '.join(names)} by name, got a signature {signature}: {error}; add `**kwargs` "
+                "for those that it does not use."
+            ) from error
 
 
 def _check_weights(weights: list[float] | None, functions: int) -> None:

@@ -219,8 +219,8 @@ class TrajectoryTrainer(ExactResume):
         first = self.mode == "train" and self.state.global_step == 0
         if first and rewards.isnan().all() and not left_out.any():
             raise ValueError(
-                "Nothing scored any trajectory of the first batch, so there is nothing to learn from: check that the data set "
-                "has the columns that the rewards read, such as `answers`."
+                f"Nothing scored any trajectory of the first batch, so there is nothing to learn from: {' and '.join(self.reward_func_names)} "
+                "gave None for each. Let one give a number, or check that the data set has the columns that it reads, such as `answers`."
             )
         current.rewards, current.per_function = self._own(rewards), per_function
         if self.args.skip_zero_advantages:
