@@ -153,6 +153,31 @@ def test_an_agent_that_does_not_call_is_an_error_and_the_conversation_stays(agen
         assert ask(client, "a", first, "c", tools=TOOLS).choices[0].message.content == "a c"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_agent_that_calls_what_it_may_not_is_told_so_and_answers(agent, stream):
+    def write(context):
+        if "Answer without a tool" in context:
+            return "<think>s</think><answer>done</answer>"
+        return "<think>s</think><search>tea</search>"
+
+    model = reading(agent, write)
+    with served(agent) as client:
+        answer = ask(client, "a", tools=TOOLS, tool_choice="none", stream=stream)
+        if stream:
+            deltas = [chunk.choices[0].delta for chunk in answer]
+            assert "".join(delta.content or "" for delta in deltas) == "done"
+            assert not any(delta.tool_calls for delta in deltas)
+        else:
+            choice = answer.choices[0]
+            assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ("done", None, "stop")
+            assert answer.mem1["turns"] == 2
+        assert "this was not called. Answer without a tool" in model.contexts[-1]
+        model.write, known = lambda context: "<think>s</think><search>tea</search>", len(model.contexts)
+        choice = ask(client, "b", tools=TOOLS, tool_choice="none").choices[0]
+        assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ("", None, "length")
+        assert len(model.contexts) - known == 3, "all turns of an answer"
+
+
 def test_native_calls_are_wanted_in_the_same_words(tokenizer):
     from support.helpers import tiny_model
     from support.tool_helpers import call, said, template_tokenizer

@@ -51,3 +51,30 @@ def test_a_lone_surrogate_is_one_sentence(read, api, least):
     assert read(whole.encode()).user == "\U0001f600"
     with pytest.raises(WireError, match=r"must be Unicode, got the lone surrogate '\\ud83d'"):
         read(lone.encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_completion_tokens": None, "max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 7, "max_tokens": 5}, {"max_tokens": 7}),
+        ({"max_completion_tokens": 7, "max_tokens": None}, {"max_tokens": 7}),
+        ({"max_completion_tokens": None, "max_tokens": None}, {}),
+    ],
+)
+def test_null_is_the_same_as_an_argument_that_is_left_out(given, expected):
+    assert read_chat_request(json.dumps({**CHAT, **given}).encode()).options == expected
+    item = {"type": None, "role": "user", "content": "a"}
+    read = read_response_request(json.dumps({"model": "mem1", "input": [item]}).encode())
+    assert read.messages == ({"role": "user", "content": "a"},)
+
+
+@pytest.mark.parametrize(("read", "api", "least"), APIS)
+def test_tools_are_offered_whether_or_not_one_may_be_called(read, api, least):
+    function = {"name": "search", "parameters": {"type": "object", "properties": {}}}
+    tool = (
+        {"type": "function", "function": function} if read is read_chat_request else {"type": "function", **function}
+    )
+    asked = [read(json.dumps({**least, "tools": [tool], "tool_choice": one}).encode()) for one in ("none", "auto")]
+    assert asked[0].tools == asked[1].tools == asked[1].usable_tools and len(asked[0].tools) == 1
+    assert [one.may_call for one in asked] == [False, True] and asked[0].usable_tools == ()

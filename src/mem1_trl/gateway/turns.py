@@ -91,8 +91,8 @@ class ChatTurns:
     def _render(self, request: ChatRequest) -> str:
         messages = _for_template(request.messages)
         try:
-            if request.tools:
-                return self._tool_syntax._render(messages, True, list(request.tools))
+            if request.usable_tools:
+                return self._tool_syntax._render(messages, True, list(request.usable_tools))
             conversation: Any = messages
             text = self.tokenizer.apply_chat_template(
                 conversation, add_generation_prompt=True, tokenize=False, **self.settings.chat_template_kwargs
@@ -115,9 +115,9 @@ class ChatTurns:
         """What the program is told of the sampled ids: the text up to its first stop string, or the calls and the text before them."""
         text = text_before(decode(self.tokenizer, ids, skip_special_tokens=True), request.stop)
         calls: list[dict[str, Any]] = []
-        if request.tools and ended:
+        if request.usable_tools and ended:
             whole = decode(self.tokenizer, ids)
-            parsed = self._tool_syntax._parse(ids, whole, list(request.tools))
+            parsed = self._tool_syntax._parse(ids, whole, list(request.usable_tools))
             for call in parsed.calls if request.parallel_calls else parsed.calls[:1]:
                 function = {"name": call.name, "arguments": write_json(dict(call.arguments))}
                 calls.append({"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function})

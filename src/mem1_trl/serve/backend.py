@@ -18,7 +18,7 @@ from ..wire.errors import WireError, unknown_model
 from ..wire.requests import ChatRequest
 from ..wire.server import WireServer
 from ..wire.stop_texts import UntilStop
-from .conversations import Conversations, Found
+from .conversations import Conversations, Found, cannot_begin_anew
 from .playing import play_to_answer, play_to_call
 from .states import StateStore
 
@@ -81,7 +81,7 @@ class AgentBackend:
             if request.must_call:
                 play_to_call(episode, request, self.agent.settings.max_turns, tell)
             else:
-                play_to_answer(episode, self.agent.protocol, tell, text)
+                play_to_answer(episode, request, self.agent.protocol, tell, text)
             turns = episode.trajectory.turns[before:]
             calls = _calls(episode)
             state = episode.to_dict(past=False)
@@ -107,7 +107,7 @@ class AgentBackend:
         """Refuse what is not here, and what an agent cannot do."""
         if request.model not in (None, self.name):
             raise unknown_model(request.model, self.name)
-        if request.tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
+        if request.usable_tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
             raise WireError(
                 400,
                 "'parallel_tool_calls' must be true: this agent may write several calls in a turn.",
@@ -133,7 +133,9 @@ class AgentBackend:
         return episode
 
     def _going_on(self, request: ChatRequest, found: Found) -> AgentEpisode | None:
-        """The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any."""
+        """
+        The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any, and can begin anew.
+        """
         state, environment = found.state, None
         assert state is not None
         if "schemas" not in state and self.environment_factory is not None:
@@ -162,7 +164,12 @@ class AgentBackend:
             return episode
         except RuntimeError:  # it ended in a way after which nothing can be said
             episode.close()
-            return None
+            if found.whole:
+                return None
+            reason = episode.trajectory.stop_reason
+            why = f"The conversation ended with the last answer{'' if reason is None else f' ({reason.value})'}"
+            overflow = reason is StopReason.CONTEXT_OVERFLOW
+            raise cannot_begin_anew(request, why, "context_length_exceeded" if overflow else None) from None
         except BaseException:
             episode.close()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..json_text import write_json
@@ -25,6 +25,8 @@ class Found:
             Its key.
         new (`tuple[dict, ...]`):
             Messages that came after it; all of them where it is not known.
+        whole (`bool`):
+            Whether the request holds what was said before them, so that the conversation can begin anew from it.
         instructions (`str` or `None`):
             Those of the Responses API with which the conversation began.
     """
@@ -32,6 +34,7 @@ class Found:
     state: dict[str, Any] | None
     key: str | None
     new: tuple[dict[str, Any], ...]
+    whole: bool = True
     instructions: str | None = None
 
 
@@ -65,15 +68,34 @@ class Conversations:
             state = self.store.get(key)
             if state is not None:
                 return Found(state, key, new)
-        if session is not None:
-            named = self.store.get(self._name(owner, session))
-            if named is not None:
-                repeated = named["asked"] == self._key(request, owner, request.messages)
-                key = named["before"] if repeated else named["after"]
-                state = None if key is None else self.store.get(key)
-                if state is not None:
-                    return Found(state, key, new)
-        return Found(None, None, request.messages)
+        found = (
+            None
+            if session is None
+            else self._of_session(request, owner, session, Found(None, None, new, bool(answers)))
+        )
+        return found or Found(None, None, request.messages)
+
+    def _of_session(self, request: ChatRequest, owner: str, session: str, asked: Found) -> Found | None:
+        """The state of a session that is named, with the messages of `asked`; `None` if the request begins a conversation."""
+        named = self.store.get(self._name(request, owner, session))
+        if named is None:
+            return None
+        repeated = named["asked"] == self._key(request, owner, request.messages)
+        key = named["before"] if repeated else named["after"]
+        if key is None:  # its first request, once more
+            return None
+        state = self.store.get(key)
+        if state is None:
+            wrong = f"What was said in the session {session!r:.80} is not known any more"
+        elif state.get("schemas", []) != list(request.tools):
+            wrong = (
+                f"'tools' must be those with which the session {session!r:.80} began, which the agent reads each time"
+            )
+        else:
+            return replace(asked, state=state, key=key)
+        if asked.whole:
+            return None
+        raise cannot_begin_anew(request, wrong)
 
     def _after(self, request: ChatRequest, owner: str, previous: str) -> Found:
         """The state after an answer that is named, and the messages that follow."""
@@ -93,7 +115,7 @@ class Conversations:
             raise WireError(400, "'tools' must be those of the first response: the agent reads them each time.")
         if request.messages[-1]["role"] == "assistant":
             raise WireError(400, "The last message must be one of the user or of a tool.")
-        return Found(kept["state"], key, request.messages, kept["instructions"])
+        return Found(kept["state"], key, request.messages, False, kept["instructions"])
 
     def keep(
         self,
@@ -114,7 +136,7 @@ class Conversations:
         self.store.put(key, state)
         if session is not None:
             asked = self._key(request, owner, request.messages)
-            self.store.put(self._name(owner, session), {"before": found.key, "asked": asked, "after": key})
+            self.store.put(self._name(request, owner, session), {"before": found.key, "asked": asked, "after": key})
 
     def _key(self, request: ChatRequest, owner: str, messages: Sequence[Mapping[str, Any]]) -> str:
         return _digest("chat", owner, request.user or "", write_json(list(request.tools)), canonical(messages))
@@ -122,8 +144,16 @@ class Conversations:
     def _response(self, owner: str, answer_id: str) -> str:
         return _digest("response", owner, answer_id)
 
-    def _name(self, owner: str, session: str) -> str:
-        return _digest("session", owner, session)
+    def _name(self, request: ChatRequest, owner: str, session: str) -> str:
+        return _digest("session", owner, request.user or "", session)
+
+
+def cannot_begin_anew(request: ChatRequest, why: str, code: str | None = None) -> WireError:
+    """The error of a request that cannot go on and holds only what is new: an answer to that alone would forget the conversation."""
+    whole = "the whole chat, or name another session"
+    if request.previous is not None:
+        whole = "the whole chat as 'input', without 'previous_response_id'"
+    return WireError(400, f"{why}, and what was said before is not in this request: send {whole}.", code)
 
 
 def _digest(*parts: str) -> str:

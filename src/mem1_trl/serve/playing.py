@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 
 
 def play_to_answer(
-    episode: AgentEpisode, protocol: Mem1Protocol, tell: Callable[[str], object], text: UntilStop
+    episode: AgentEpisode,
+    request: ChatRequest,
+    protocol: Mem1Protocol,
+    tell: Callable[[str], object],
+    text: UntilStop,
 ) -> None:
     """
-    Play to the next answer or call.
+    Play to the next answer or call. Where the request wants no call, the agent is told so in words, and has its next turn.
 
     Args:
         episode ([`AgentEpisode`]):
             Ready for its next turn.
+        request ([`ChatRequest`]):
+            Says whether there may be a call.
         protocol ([`Mem1Protocol`]):
             How its agent writes.
         tell (`Callable[[str], object]`):
@@ -33,7 +39,7 @@ def play_to_answer(
             Is told the text of the answer. The agent finishes a turn in which a stop text comes, so that its context stays well formed.
     """
     stream = AnswerStream(protocol, text.add)
-    while not episode.done and not episode.calls:
+    while not episode.done:
         if not stream.told:
             stream = AnswerStream(protocol, text.add, episode.opened)
 
@@ -42,6 +48,9 @@ def play_to_answer(
             stream.add(piece)
 
         episode.step(hear)
+        if episode.calls and request.may_call:
+            break
+        _refuse_calls(episode, "Answer without a tool: none can be called now.")
     if episode.answer is not None:
         stream.finish(episode.answer)
     text.finish()
@@ -76,7 +85,7 @@ def play_to_call(episode: AgentEpisode, request: ChatRequest, max_turns: int, te
         if turn == max_turns:
             break
         if calls:
-            episode.give([f"Error: this was not called. {demand}"] * len(calls))
+            _refuse_calls(episode, demand)
         elif episode.trajectory.stop_reason is StopReason.ANSWER:
             _ask(episode, demand)
         if episode.done:
@@ -88,6 +97,12 @@ def play_to_call(episode: AgentEpisode, request: ChatRequest, max_turns: int, te
         f"{reason.value!r}): let it choose ('auto'), or ask again.",
         "tool_use_failed",
     )
+
+
+def _refuse_calls(episode: AgentEpisode, demand: str) -> None:
+    """Let the agent read of its calls, if there are any, that they were not made, and what is wanted."""
+    if episode.calls:
+        episode.give([f"Error: this was not called. {demand}"] * len(episode.calls))
 
 
 def _ask(episode: AgentEpisode, demand: str) -> None:

@@ -57,7 +57,7 @@ class ChatRequest:
         messages (`tuple[dict, ...]`):
             With `role`, `content` (a text), and `tool_calls` or `tool_call_id` where there are any.
         tools (`tuple[dict, ...]`):
-            Schemas of the tools that the client runs.
+            Schemas of the tools that the client runs, whether or not one may be called now.
         model (`str` or `None`):
             Name of the model.
         stream (`bool`):
@@ -70,6 +70,8 @@ class ChatRequest:
             Who asks, as the client names them.
         stop (`tuple[str, ...]`):
             Texts at which an answer ends, which do not belong to it.
+        may_call (`bool`):
+            Whether the answer may be a call of a tool.
         must_call (`bool`):
             Whether the answer must be a call of a tool.
         call_of (`str` or `None`):
@@ -92,12 +94,18 @@ class ChatRequest:
     options: Mapping[str, Any] = ()  # type: ignore[assignment]
     user: str | None = None
     stop: tuple[str, ...] = ()
+    may_call: bool = True
     must_call: bool = False
     call_of: str | None = None
     parallel_calls: bool = True
     instructions: str | None = None
     previous: str | None = None
     answer_id: str | None = None
+
+    @property
+    def usable_tools(self) -> tuple[dict[str, Any], ...]:
+        """Those of `tools` that the answer may call."""
+        return self.tools if self.may_call else ()
 
 
 def read_chat_request(body: bytes) -> ChatRequest:
@@ -142,13 +150,14 @@ def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
     stream_options = found.get("stream_options")
     return ChatRequest(
         messages=tuple(_read_message(message, number) for number, message in enumerate(messages)),
-        tools=() if choice == "none" else read_tools,
+        tools=read_tools,
         model=_text(found, "model"),
         stream=_flag(found, "stream"),
         include_usage=isinstance(stream_options, dict) and bool(stream_options.get("include_usage")),
         options=_options(found),
         user=_text(found, "user"),
         stop=_stop(found.get("stop")),
+        may_call=choice != "none",
         must_call=choice == "required",
         call_of=call_of,
         parallel_calls=found.get("parallel_tool_calls") is None or _flag(found, "parallel_tool_calls"),
@@ -252,7 +261,8 @@ def _tool_choice(value: Any, names: Sequence[str]) -> tuple[str, str | None]:
 
 def _options(found: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    limit = found.get("max_completion_tokens", found.get("max_tokens"))
+    limit = found.get("max_completion_tokens")
+    limit = found.get("max_tokens") if limit is None else limit
     for name, value, kinds, fits in (
         ("temperature", found.get("temperature"), (int, float), lambda value: 0 <= value <= 2),
         ("top_p", found.get("top_p"), (int, float), lambda value: 0 < value <= 1),

@@ -31,7 +31,7 @@ class ResponseWriter:
         self._message_id = f"msg_{secrets.token_hex(12)}"
         self._text = ""
         options = request.options or {}
-        choice: Any = "required" if request.must_call else "auto" if request.tools else "none"
+        choice: Any = "required" if request.must_call else "auto" if request.usable_tools else "none"
         if request.call_of is not None:
             choice = {"type": "function", "name": request.call_of}
         self._head: dict[str, Any] = {

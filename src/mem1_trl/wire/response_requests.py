@@ -99,7 +99,7 @@ def _messages(given: Any) -> list[dict[str, Any]]:
         where = f"input[{number}]"
         if not isinstance(item, dict):
             raise WireError(400, f"{where} must be an object, got {item!r:.60}.")
-        kind = item.get("type", "message")
+        kind = item.get("type") or "message"
         if kind == "function_call":
             _add_call(messages, item)
         elif kind == "function_call_output":
