@@ -346,7 +346,10 @@ class AgentEpisode:
                 Whether turns that no later context holds are kept. Without them an episode goes on as well, and stays as small as its
                 context.
         """
-        record = episode_record(self._player.rollout, self._episode, self.row, self._reward, self._seconds, past)
+        state = None if self._schemas is not None else self._environments.state_of(self._episode.environment)
+        record = episode_record(
+            self._player.rollout, self._episode, self.row, self._reward, self._seconds, state, past
+        )
         if self._settings is not None:
             record["settings"] = self._settings.to_dict()
         if self._schemas is not None:
@@ -357,5 +360,5 @@ class AgentEpisode:
         return record
 
     def close(self) -> None:
-        """Let the thread of the environment end. The environment itself is the caller's."""
+        """Let the thread of the environment end. The environment itself is the caller's, unless it was made for the episode: it is closed."""
         self._environments.release()

@@ -73,15 +73,15 @@ def episode_record(
     row: Mapping[str, Any],
     reward: float | None,
     seconds: float,
+    state: Any = None,
     past: bool = True,
 ) -> dict[str, Any]:
     """
-    An episode, ready for JSON; without `past`, without the turns that no later context can hold.
+    An episode and the state of its environment, ready for JSON; without `past`, without the turns that no later context can hold.
 
     Raises:
         `ValueError`: If the row or the state of the environment is not made of JSON values.
     """
-    state = getattr(episode.environment, "mem1_state", None)
     for name, value in {**row, "mem1_state": state}.items():
         if not _is_json(value):
             raise ValueError(f"{name!r} must be made of JSON values for the episode to be saved, got {value!r:.80}.")

@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from ..environment_runtime.made_environment import MadeEnvironment
 from ..environment_runtime.pool import GivenEnvironments
 from ..environment_runtime.tools import environment_of
 from ..rollout.interventions import repeat_actions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ..environment_runtime.calls import EnvironmentCaller
+    from ..environment_runtime.pool import EnvironmentFactory
     from ..protocol.protocol import Mem1Protocol
     from ..protocol.syntax import ActionSyntax
     from ..rollout.settings import AgentSettings
@@ -93,6 +95,7 @@ class SingleEpisodes(ABC):
         tools: Sequence[Callable[..., Any]] | None = None,
         schemas: Sequence[dict[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
         **row: Any,
     ) -> AgentEpisode:
         """
@@ -106,12 +109,14 @@ class SingleEpisodes(ABC):
                 `episode.calls`, and `episode.give(results)` lets the agent go on.
             options (`Mapping`, *optional*):
                 Fields of [`AgentSettings`] for this episode, such as `{"temperature": 0.0}`.
+            environment_factory (`Callable`, *optional*):
+                In place of an environment, what makes one, in the thread in which it is called. `episode.close()` closes it.
 
         Returns:
             [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
         """
         row = {"prompt": task, **row}
-        given, player = self._prepare(environment, tools, schemas, options)
+        given, player = self._prepare(environment, tools, schemas, options, environment_factory)
         try:
             (episode,) = player.start([row], given)
             player.rollout.begin([episode])
@@ -157,31 +162,37 @@ class SingleEpisodes(ABC):
         tools: Sequence[Callable[..., Any]] | None = None,
         repeat: bool = True,
         options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
         name: str = "the record",
     ) -> AgentEpisode:
         """
         An episode from what [`AgentEpisode.to_dict`] returned; the other arguments, and errors, are those of [`~Mem1Agent.load`] and
-        [`~Mem1Agent.start`]. Tools that run elsewhere are in the record.
+        [`~Mem1Agent.start`]. Tools that run elsewhere are in the record. An environment that is made is reset before anything else, whatever
+        `repeat` is.
         """
         path = name
         saved = saved_episode(record, path, self.settings, self.protocol.to_dict())
-        given, player = self._prepare(environment, tools, saved.schemas, options)
+        given, player = self._prepare(environment, tools, saved.schemas, options, environment_factory)
         episode = saved.episode
-        episode.environment = given.environments[0]
-        episode.actions = player.rollout.contexts.actions(given.actions[0])
         try:
+            episode.environment = given.environments[0]
+            episode.actions = player.rollout.contexts.actions(given.actions[0])
             if player.encode(episode.prompt, episode.actions) != episode.prompt_ids:
                 raise ValueError(
                     f"The task of {path} must have the token ids that it had, but the tokenizer or the tools are others now."
                 )
             episode.record = self.syntax.new_record()
             episode.record.restore(saved.record)
-            if saved.environment_state is not None:
-                given.set_state(episode.environment, saved.environment_state)
-            elif repeat and saved.schemas is None and callable(getattr(episode.environment, "reset", None)):
+            has_reset = saved.schemas is None and callable(getattr(episode.environment, "reset", None))
+            again = repeat and has_reset and saved.environment_state is None
+            if again or (has_reset and environment_factory is not None):
                 (started,) = given.start([saved.row])
                 if started.error is not None:
                     raise started.error
+                episode.environment = started.environment
+            if saved.environment_state is not None:
+                given.set_state(episode.environment, saved.environment_state)
+            elif again:
                 repeat_actions(player.rollout, episode)
         except BaseException:
             given.release()
@@ -198,19 +209,24 @@ class SingleEpisodes(ABC):
         tools: Sequence[Callable[..., Any]] | None,
         schemas: Sequence[dict[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
     ) -> tuple[GivenEnvironments, EpisodePlayer]:
         """The environment of one episode, made of `tools` or `schemas` if those are given, and the player of the episode."""
-        if sum(one is not None for one in (environment, tools, schemas)) > 1:
+        if sum(one is not None for one in (environment, tools, schemas, environment_factory)) > 1:
             raise TypeError(
-                "Pass `environment`, `tools` or `schemas`, not two of them: a tool beside an environment is a method of it."
+                "Pass `environment_factory`, `environment`, `tools` or `schemas`, not two of them: a tool beside an environment is a method "
+                "of it."
             )
+        player = EpisodePlayer(self._rollout(self._caller, options))
+        if environment_factory is not None:
+            return MadeEnvironment(environment_factory, self.protocol, self._caller), player
         if schemas is not None:
             environment = environment_of_schemas(schemas)
         environment = environment_of(tools or []) if environment is None else environment
         given = GivenEnvironments([environment], self.protocol, self._caller)
         if schemas is not None and given.actions[0].schemas:
             given.actions[0].schemas = [dict(one) for one in schemas]  # as the client describes them
-        return given, EpisodePlayer(self._rollout(self._caller, options))
+        return given, player
 
     @abstractmethod
     def _rollout(self, caller: EnvironmentCaller, options: Mapping[str, Any] | None = None) -> Rollout: ...

@@ -115,6 +115,13 @@ class EnvironmentCaller:
 
     def close(self, threads: Sequence[EnvironmentThread]) -> None:
         """Close the environments that were made for these threads, and end the event loop."""
+        self.close_environments(threads)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop = None
+
+    def close_environments(self, threads: Sequence[EnvironmentThread]) -> None:
+        """Close the environments that were made for these threads, while others are still called."""
         alive = [thread for thread in threads if thread.environment is not None and not thread.dead]
         calls = [
             EnvironmentCall(thread, hook, retries=None, timeout=min(_CLOSING, self.settings.timeout or _CLOSING))
@@ -129,9 +136,6 @@ class EnvironmentCaller:
             self._threads.pop(id(thread.environment), None)
             thread.environment, thread.dead, thread.failed = None, False, False
             thread.leave()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
 
     # Calls
 

@@ -255,13 +255,21 @@ class GivenEnvironments:
             Protocol that defines the tags of actions.
         caller ([`EnvironmentCaller`]):
             Runs the calls.
+        threads (`Sequence[EnvironmentThread]`, *optional*):
+            Where they live. `None` begins a thread for each.
     """
 
-    def __init__(self, environments: Sequence[Any], protocol: Mem1Protocol, caller: EnvironmentCaller):
+    def __init__(
+        self,
+        environments: Sequence[Any],
+        protocol: Mem1Protocol,
+        caller: EnvironmentCaller,
+        threads: Sequence[EnvironmentThread] | None = None,
+    ):
         self.caller = caller
         self.environments = environments
         self.actions = [ActionSet(environment, protocol, needs_reset=False) for environment in environments]
-        self._threads = [EnvironmentThread(environment) for environment in environments]
+        self._threads = list(threads or map(EnvironmentThread, environments))
         for thread in self._threads:
             caller.adopt(thread)
 
@@ -273,8 +281,8 @@ class GivenEnvironments:
             )
         results = reset_all(self.caller, self._threads, rows)
         return [
-            StartedEpisode(environment, actions, observation, error)
-            for environment, actions, (observation, error) in zip(self.environments, self.actions, results)
+            StartedEpisode(thread.environment, actions, observation, error)
+            for thread, actions, (observation, error) in zip(self._threads, self.actions, results)
         ]
 
     def score(self, environments: Sequence[Any]) -> list[tuple[float | None, Exception | None]]:
@@ -287,13 +295,20 @@ class GivenEnvironments:
 
     def set_state(self, environment: Any, state: Any) -> None:
         """Set the property `mem1_state` of an environment, in its own thread."""
-        thread = self.caller.thread_of(environment)
-        call = EnvironmentCall(
-            thread, partial(setattr, environment, "mem1_state", state), name=name_of_call(environment, "mem1_state")
-        )
+        self._in_its_thread(environment, partial(setattr, environment, "mem1_state", state))
+
+    def state_of(self, environment: Any) -> Any:
+        """The property `mem1_state` of an environment, read in its own thread; `None` without one."""
+        return self._in_its_thread(environment, partial(getattr, environment, "mem1_state", None))
+
+    def _in_its_thread(self, environment: Any, function: Callable[[], Any]) -> Any:
+        # After a release it has a thread for this call alone, which nobody needs to release
+        thread = next((one for one in self._threads if one.environment is environment), EnvironmentThread(environment))
+        call = EnvironmentCall(thread, function, name=name_of_call(environment, "mem1_state"))
         (outcome,) = self.caller.run([call], counted=False)
         if outcome.error is not None:
             raise outcome.error
+        return outcome.value
 
     def release(self) -> None:
         """Release the environments; their threads end."""

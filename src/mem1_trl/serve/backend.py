@@ -38,7 +38,7 @@ class AgentBackend:
             Name of the model for clients.
         environment_factory (`Callable`, *optional*):
             Makes what the agent may use here where a request brings no tools: an environment that keeps nothing between actions, or
-            has `mem1_state`.
+            has `mem1_state`. Each answer has one of its own, which is reset before it and closed after it.
         store ([`StateStore`], *optional*):
             Keeps the states of conversations. `None` makes one in memory.
     """
@@ -70,29 +70,22 @@ class AgentBackend:
         self._refuse(request)
         found = self.conversations.find(request, owner, session)
         try:
-            episode = self._episode(request, found)
-        except (ValueError, TypeError) as error:
-            raise WireError(
-                400, str(error), "context_length_exceeded" if "max_context_length" in str(error) else None
-            ) from None
-        try:
-            before = len(episode.trajectory.turns)
-            text = UntilStop(tell, request.stop)
-            if request.must_call:
-                play_to_call(episode, request, self.agent.settings.max_turns, tell)
-            else:
-                play_to_answer(episode, request, self.agent.protocol, tell, text)
-            turns = episode.trajectory.turns[before:]
-            calls = _calls(episode)
-            state = episode.to_dict(past=False)
-            state["call_ids"] = [call["id"] for call in calls]
-            answer = self._as_answer(episode, text, calls, turns)
-            self.conversations.keep(request, owner, session, found, answer.message, state)
-            return answer
+            with contextlib.closing(self._episode(request, found)) as episode:
+                before = len(episode.trajectory.turns)
+                text = UntilStop(tell, request.stop)
+                if request.must_call:
+                    play_to_call(episode, request, self.agent.settings.max_turns, tell)
+                else:
+                    play_to_answer(episode, request, self.agent.protocol, tell, text)
+                turns = episode.trajectory.turns[before:]
+                calls = _calls(episode)
+                state = episode.to_dict(past=False)
+                state["call_ids"] = [call["id"] for call in calls]
+                answer = self._as_answer(episode, text, calls, turns)
+                self.conversations.keep(request, owner, session, found, answer.message, state)
+                return answer
         except (ConnectionError, RuntimeError) as error:
             raise WireError(502, f"The agent could not answer: {error}") from error
-        finally:
-            episode.close()
 
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
@@ -116,18 +109,21 @@ class AgentBackend:
 
     def _episode(self, request: ChatRequest, found: Found) -> AgentEpisode:
         """The episode of a request, ready for its next turn."""
-        if found.state is not None:
-            going_on = self._going_on(request, found)
-            if going_on is not None:
-                self._count("mem1_conversations_continued")
-                return going_on
-        self._count("mem1_conversations_begun")
+        try:
+            going_on = None if found.state is None else self._going_on(request, found)
+            self._count("mem1_conversations_begun" if going_on is None else "mem1_conversations_continued")
+            return going_on or self._beginning(request)
+        except (ValueError, TypeError) as error:
+            raise WireError(
+                400, str(error), "context_length_exceeded" if "max_context_length" in str(error) else None
+            ) from None
+
+    def _beginning(self, request: ChatRequest) -> AgentEpisode:
+        """The episode of a conversation that begins."""
         task = _task(request.messages, bool(self.agent.settings.conversational))
-        if request.tools:
-            episode = self.agent.start(task, schemas=list(request.tools), options=self._options(request))
-        else:
-            environment = None if self.environment_factory is None else self.environment_factory()
-            episode = self.agent.start(task, environment, options=self._options(request))
+        tools = list(request.tools) or None
+        factory = self.environment_factory if tools is None else None
+        episode = self.agent.start(task, schemas=tools, options=self._options(request), environment_factory=factory)
         if "seed" in request.options:
             episode.draw_from(request.options["seed"])
         return episode
@@ -136,15 +132,13 @@ class AgentBackend:
         """
         The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any, and can begin anew.
         """
-        state, environment = found.state, None
+        state = found.state
         assert state is not None
-        if "schemas" not in state and self.environment_factory is not None:
-            environment = self.environment_factory()
-            if callable(getattr(environment, "reset", None)):
-                environment.reset(**state["row"])
-        episode = self.agent.resume(state, environment, repeat=False, options=self._options(request))
-        episode.draw_from(request.options.get("seed", secrets.randbits(62)))
+        factory = None if "schemas" in state else self.environment_factory
+        options = self._options(request)
+        episode = self.agent.resume(state, repeat=False, options=options, environment_factory=factory)
         try:
+            episode.draw_from(request.options.get("seed", secrets.randbits(62)))
             results = {one["tool_call_id"]: one["content"] for one in found.new if one["role"] == "tool"}
             said = "\n\n".join(one["content"] for one in found.new if one["role"] != "tool")
             asked = state["call_ids"]
