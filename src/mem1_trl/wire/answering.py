@@ -45,20 +45,18 @@ class Answering:
         self.left = threading.Event()
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._limit: asyncio.TimerHandle | None = None
 
     def begin(self, begun: float) -> None:
         """Let a thread answer; `begun` is when the request came, on the monotonic clock."""
         self.app.open += 1
+        self._limit = self._loop.call_later(self.app.limits.answer_timeout, self._give_up)
         future = self._loop.run_in_executor(self.app._pool, self._answer)
         future.add_done_callback(lambda done: self._ended(done, begun))
 
     async def next(self) -> str | ChatAnswer:
         """The next piece, or the answer."""
-        left = self.app.limits.answer_timeout
-        try:
-            found = await asyncio.wait_for(self._events.get(), left)
-        except TimeoutError:
-            raise WireError(504, f"There was no answer within {left:g} seconds.", "timeout") from None
+        found = await self._events.get()
         if isinstance(found, BaseException):
             raise found
         return found
@@ -68,6 +66,12 @@ class Answering:
         while isinstance(found := await self.next(), str):
             pass
         return found
+
+    def _give_up(self) -> None:
+        """End an answer whose time is over, after the pieces that were told in time."""
+        self.left.set()
+        sentence = f"There was no whole answer within {self.app.limits.answer_timeout:g} seconds."
+        self._events.put_nowait(WireError(504, sentence, "timeout"))
 
     def _tell(self, text: str) -> None:
         if self.left.is_set():
@@ -81,6 +85,8 @@ class Answering:
 
     def _ended(self, done: Any, begun: float) -> None:
         self.app.open -= 1
+        if self._limit is not None:
+            self._limit.cancel()
         counts = self.app.counts
         counts.add("mem1_request_seconds_sum", time.monotonic() - begun)
         error = asyncio.CancelledError() if done.cancelled() else done.exception()

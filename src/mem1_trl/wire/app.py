@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..optional_packages import require
 from .answering import Answering
@@ -20,6 +20,7 @@ from .requests import ChatRequest, read_chat_request
 from .response_answers import ResponseWriter
 from .response_requests import read_response_request
 
+Value = TypeVar("Value")
 SESSION_HEADER = "x-mem1-session"
 
 
@@ -55,7 +56,7 @@ class WireLimits:
         max_waiting (`int`):
             Most requests that wait for their turn; others are told to come back.
         answer_timeout (`float`):
-            Seconds for one answer.
+            Seconds for one whole answer, its time in the queue included.
     """
 
     keys: Sequence[str] = field(default=(), repr=False)
@@ -162,7 +163,7 @@ class ChatApp:
         writer = write(self.backend.name, asked)
         try:
             if asked.stream:
-                return await self._streamed(writer, answering)
+                return await self._streamed(request, writer, answering)
             return await self._whole(request, writer, answering)
         except WireError as error:
             answering.left.set()
@@ -175,22 +176,18 @@ class ChatApp:
             raise
 
     async def _whole(self, request: Any, writer: AnswerWriter | ResponseWriter, answering: Answering) -> Any:
-        gone = asyncio.create_task(_disconnected(request))
-        done = asyncio.ensure_future(answering.end())
-        try:
-            await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
-            if not done.done():
-                answering.left.set()
-                return _json({}, 499)  # nobody reads it
-            return _json(writer.whole(done.result()))
-        finally:
-            gone.cancel()
-            done.cancel()
+        answer = await _unless_gone(request, answering.end())
+        if answer is None:
+            return _nobody_reads(answering)
+        return _json(writer.whole(answer))
 
-    async def _streamed(self, writer: AnswerWriter | ResponseWriter, answering: Answering) -> Any:
+    async def _streamed(self, request: Any, writer: AnswerWriter | ResponseWriter, answering: Answering) -> Any:
         from starlette.responses import StreamingResponse
 
-        first = await answering.next()  # an error before the first piece has a status of its own
+        # An error before the first piece has a status of its own; from then on the response notices who leaves
+        first = await _unless_gone(request, answering.next())
+        if first is None:
+            return _nobody_reads(answering)
 
         async def events() -> AsyncIterator[str]:
             try:
@@ -238,6 +235,24 @@ class ChatApp:
         self.counts.add("mem1_requests_total", status=error.status)
         headers = {"Retry-After": "1"} if error.status == 429 else {}
         return _json(error_body(str(error), error.status, error.code), error.status, headers)
+
+
+async def _unless_gone(request: Any, wanted: Coroutine[Any, Any, Value]) -> Value | None:
+    """What is waited for; `None` if the client is gone before that."""
+    gone = asyncio.create_task(_disconnected(request))
+    done = asyncio.create_task(wanted)
+    try:
+        await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
+        return done.result() if done.done() else None
+    finally:
+        gone.cancel()
+        done.cancel()
+
+
+def _nobody_reads(answering: Answering) -> Any:
+    """Let an answer end whose client is gone."""
+    answering.left.set()
+    return _json({}, 499)
 
 
 async def _disconnected(request: Any) -> None:
