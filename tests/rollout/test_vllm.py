@@ -99,12 +99,27 @@ def test_stop_strings_reach_vllm_and_what_follows_them_is_cut(trainer):
         assert -9.0 not in completion.logprobs
 
 
-def test_a_thought_that_a_prompt_has_opened_is_not_stopped_in(trainer):
-    """vLLM has one set of stop strings for all prompts, so it gets none."""
+def test_stop_strings_of_one_prompt_do_not_cut_another(trainer):
+    """vLLM has one set of stop strings for all prompts of a call: none where a prompt has opened a thought, and only an answer in last turns."""
     tokenizer = tiny_tokenizer()
-    prompts = [tokenizer(text)["input_ids"] for text in ("q<think>", "q0?")]
-    trainer.generate_turn(prompts, [StopStrings(["</search>"], "</think>"), ["</search>"]])
-    assert trainer.vllm_generation.calls[-1]["kwargs"] == {"seed": 1, "stop": ["STOP"]}
+    prompts = [tokenizer(text)["input_ids"] for text in ("q<think>", "q0?", "q1?", "q2?")]
+    both, last = ["</search>", "</answer>"], ["</answer>"]
+    completions = trainer.generate_turn(prompts, [StopStrings(["</search>"], "</think>"), both, last, both])
+    calls = trainer.vllm_generation.calls
+    stops = [call["kwargs"]["stop"] for call in calls]
+    assert stops == [["STOP"], ["STOP", "</answer>", "</search>"], ["STOP", "</answer>"]]
+    assert [call["prompts"] for call in calls] == [[prompts[0]], [prompts[1], prompts[3]], [prompts[2]]]
+    alone = [trainer.generate_turn([prompt], [row])[0] for prompt, row in ((prompts[1], both), (prompts[3], both))]
+    assert [len(one.ids) > 0 for one in completions] == [True] * 4 and all(one.ended for one in alone)
+
+
+def test_where_processes_call_together_only_common_strings_end_a_turn(trainer, monkeypatch):
+    monkeypatch.setattr(Mem1GRPOTrainer, "generates_alone", False)
+    prompts = [trainer.tokenizer(f"q{i}?")["input_ids"] for i in range(2)]
+    trainer.generate_turn(prompts, [["</search>", "</answer>"], ["</answer>"]])
+    trainer.generate_turn(prompts, [["</search>"], ["</answer>"]])
+    first, second = (call["kwargs"] for call in trainer.vllm_generation.calls)
+    assert first["stop"] == ["STOP", "</answer>"] and second == {"seed": 1, "stop": ["STOP"]}
 
 
 def test_evaluation_is_greedy_and_training_is_not(trainer):

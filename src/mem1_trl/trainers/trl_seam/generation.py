@@ -81,8 +81,7 @@ class TurnGeneration(Hooks):
             prompts = [*prompts, *([[self.eos_token_ids[0]]] * (most - wanted))]
             stops = [*stops, *([[]] * (most - wanted))]
         if self.use_vllm:
-            with self._vllm_stops(stops):
-                ids, logprobs = self._sample(prompts)
+            ids, logprobs = self._sample_with_vllm(prompts, stops, wanted)
         else:
             model = self.accelerator.unwrap_model(self.model_wrapped)
             # Only where no other process has to take part in a call of the model
@@ -165,17 +164,42 @@ class TurnGeneration(Hooks):
             return self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
+    def _sample_with_vllm(
+        self, prompts: list[list[int]], stops: list[list[str]], wanted: int
+    ) -> tuple[list[Any], list[Any] | None]:
+        """
+        Completions of vLLM, which takes one set of stop strings for all prompts of a call. The first `wanted` prompts are not dummies.
+
+        A string that ends the turn of one prompt must not cut that of another. So there is a call for each set; where processes call together,
+        one call with the strings that end all turns, and text is cut afterwards where a prompt has more.
+        """
+        # A thought that a prompt has opened must not end at an action inside it: there, too, text is cut afterwards
+        known = [() if text_before_stops(row) else tuple(sorted(row)) for row in stops]
+        if not self.generates_alone:
+            everywhere = self.gather_records(known[:wanted]) if self._generates_together else known
+            common = set(everywhere[0]).intersection(*everywhere) if everywhere else set()
+            known = [tuple(sorted(common))] * len(prompts)
+        ids: list[Any] = [None] * len(prompts)
+        logprobs: list[Any] | None = [None] * len(prompts)
+        for chosen in dict.fromkeys(known):
+            places = [place for place, one in enumerate(known) if one == chosen]
+            with self._vllm_stops(chosen):
+                found, numbers = self._sample([prompts[place] for place in places])
+            for index, place in enumerate(places):
+                ids[place] = found[index]
+                if numbers is not None and logprobs is not None:
+                    logprobs[place] = numbers[index]
+            logprobs = None if numbers is None else logprobs
+        return ids, logprobs
+
     @contextmanager
-    def _vllm_stops(self, stops: list[list[str]]) -> Iterator[None]:
-        """Pass stop strings to vLLM, which takes one set for all prompts; where a prompt has fewer, text is cut afterwards."""
+    def _vllm_stops(self, stops: Sequence[str]) -> Iterator[None]:
+        """Pass stop strings to vLLM, and in an evaluation its temperature."""
         backend = self.vllm_generation
         own = dict(backend.generation_kwargs or {})
-        # A thought that some prompt has opened must not end at an action inside it: there, text is cut afterwards
-        together = not any(map(text_before_stops, stops))
-        union = sorted({stop for row in stops for stop in row}) if together else []
         extra: dict[str, Any] = {}
-        if union:
-            extra = {"stop": [*own.get("stop", []), *union], "include_stop_str_in_output": True}
+        if stops:
+            extra = {"stop": [*own.get("stop", []), *stops], "include_stop_str_in_output": True}
         temperature = backend.temperature
         if self.mode == "eval" and self.args.eval_temperature is not None:
             temperature = self.args.eval_temperature
