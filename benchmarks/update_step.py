@@ -6,6 +6,7 @@ What one policy update costs: forward and backward over MEM1-shaped trajectories
     python benchmarks/update_step.py --only turns          # the same, from 4 to 64 turns
     python benchmarks/update_step.py --only groups         # eight samples of one task in a micro-batch
     python benchmarks/update_step.py --only ragged         # 2 and 20 turns in one micro-batch
+    python benchmarks/update_step.py --only rate --hidden_size 512 --clock cpu --output benchmarks/results/update_rate.json
     python benchmarks/update_step.py --only memory --hidden_size 64 --repeats 1 --output benchmarks/results/update_memory.json
 
 Layouts: `packed` (the default: a prefix tree, attention along its paths), `per_turn` (one row per turn), `paper` (MEM1's stitched row under its mask; not exact), `full history` (what an
@@ -32,6 +33,7 @@ from mem1_trl.update.rows import build_row
 from mem1_trl.update.scoring import forward_rows, forwarded_tokens, token_logprobs
 
 VOCAB = 4096
+PRODUCT = "a large matrix product"
 STATE, ACTION, OBSERVATION = 150, 20, 500
 
 
@@ -132,7 +134,7 @@ def layouts(report: Report, args: Any, case: str, prompt: int, turns: int, names
 
 def main() -> None:
     def add(parser: Any) -> None:
-        parser.add_argument("--only", choices=("layouts", "turns", "groups", "ragged", "memory"), default=None)
+        parser.add_argument("--only", choices=("layouts", "turns", "groups", "ragged", "rate", "memory"), default=None)
         parser.add_argument("--hidden_size", type=int, default=256)
         parser.add_argument("--layers", type=int, default=2)
         parser.add_argument("--gradient_checkpointing", action="store_true")
@@ -150,10 +152,11 @@ def main() -> None:
         "turns": lambda: compare_turns(report, args),
         "groups": lambda: compare_groups(report, args),
         "ragged": lambda: compare_ragged(report, args),
+        "rate": lambda: compare_rate(report, args),
         "memory": lambda: compare_memory(report, args),
     }
     for name, run in cases.items():
-        asked = args.smoke or name != "memory"  # which takes gigabytes
+        asked = args.smoke or name not in ("rate", "memory")  # one wants another width, the other takes gigabytes
         if args.only == name or (args.only is None and asked):
             run()
     report.finish()
@@ -212,6 +215,33 @@ def compare_ragged(report: Report, args: Any) -> None:
         "per_turn": Update(model, episodes, "per_turn"),
     }
     measure(report, args, f"ragged: {', '.join(map(str, lengths))} turns", "packed", updates, set(updates))
+
+
+def compare_rate(report: Report, args: Any) -> None:
+    """Operations in a second, beside those of one large matrix product: how much of an update is anything else."""
+    prompt, turns = (40, 2) if args.smoke else (400, 6)
+    size, times = (64, 1) if args.smoke else (2048, 8)
+    generator = random.Random(0)
+    task = [generator.randrange(VOCAB) for _ in range(prompt)]
+    episode, history = (trajectory(generator, task, turns, context) for context in ("mem1", "full"))
+    model = build_model(args, prompt + turns * (STATE + ACTION + OBSERVATION))
+    large = torch.randn(size, size, device=args.device)
+
+    def product() -> float:
+        for _ in range(times):
+            found = large @ large
+        return float(found[0, 0])
+
+    updates = {"packed": Update(model, [episode], "packed"), "full history": Update(model, [history], "packed")}
+    flops = {PRODUCT: times * 2 * size**3, **{name: count_flops(update) for name, update in updates.items()}}
+    case = f"rate: prompt {prompt}, {turns} turns"
+    timings = compare({PRODUCT: product, **updates}, args.repeats, PRODUCT, label=case)
+    rates = {name: flops[name] / timing.median for name, timing in timings.items()}
+    values = {
+        name: {"flops": flops[name], "GFLOP per second": rate / 1e9, "of the product": rate / rates[PRODUCT]}
+        for name, rate in rates.items()
+    }
+    report.add(case, timings, PRODUCT, settings={"product": f"{size} x {size}, {times} times"}, values=values)
 
 
 def compare_memory(report: Report, args: Any) -> None:
