@@ -88,6 +88,15 @@ class TurnByTurn(LookupEnvironment):
         return 1.0 if self.given is not None else 0.5 ** len(self.queries)
 
 
+class OutInTheSecondBatch(LookupEnvironment):
+    """Cannot begin an episode of the second batch."""
+
+    def reset(self, **row: object) -> None:
+        if plays == 1:
+            raise KeyError("row")
+        return super().reset(**row)
+
+
 class SaveGradient(TrainerCallback):
     """Gradients as the optimizer finds them: after all micro-batches, and after processes have averaged them."""
 
@@ -115,6 +124,11 @@ ANSWERS = {"grpo_again": equal_at_first, "grpo_skipping": three_groups_right, "g
 ANSWERS |= {"one_turn_skipping": three_groups_right, "one_turn": three_groups_right}
 KINDS = {  # trainer, settings, arguments
     "grpo": (Mem1GRPOTrainer, {"num_generations": 2}, {}),
+    "idle": (
+        Mem1GRPOTrainer,
+        {"num_generations": 2, "environment_retries": 0},
+        {"environment_factory": OutInTheSecondBatch},
+    ),
     "moving": (
         Mem1GRPOTrainer,
         {

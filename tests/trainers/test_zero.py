@@ -97,6 +97,13 @@ def test_parts_of_a_micro_batch_add_up(run, kind, budget, stage):
     assert max(log["micro_batch/parts"] for log in parts["logs"]) > 2
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_of_which_no_episode_is_left_moves_nothing(run, stage):
+    """The engine steps in its last backward pass, and momentum of the first step would move the weights in the second."""
+    plain, split = run("plain", "idle"), run("split", "idle", stage=stage)
+    assert relative_error(plain["weights"]["policy"], split["weights"]["policy"]) < 1e-6
+
+
 def test_a_critic_from_a_path_is_split_too(run):
     """Which transformers would split for an engine that no critic has."""
     options = ("--from-path", "--critic-from-path")
