@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.helpers import tiny_model
 from support.scripted_agent import scripted
-from support.tool_helpers import template_tokenizer
+from support.tool_helpers import SEARCH_CALL, call, said, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, StopReason
@@ -72,12 +73,36 @@ def test_calls_of_the_last_turn_are_not_waited_for(actor, tokenizer):
 def test_a_model_with_native_calls_reads_the_schemas_as_they_are():
     tokenizer = template_tokenizer("qwen3")
     schema = {**SCHEMA, "function": {**SCHEMA["function"], "description": "Unlike any other."}}
-    from support.helpers import tiny_model
-
     agent = Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, "tool_calls", max_turns=2)
     episode = agent.start("q?", schemas=[schema])
     prompt = tokenizer.decode(episode._episode.prompt_ids)
     assert "Unlike any other." in prompt and json.dumps(schema["function"]["parameters"]) in prompt
+
+
+@pytest.mark.parametrize(
+    "rule, action", [("on_demand", call("rewrite", '{"summary": "s"}')), ("fold", call("branch", '{"task": "t"}'))]
+)
+def test_an_action_of_the_context_rule_is_taken_once_though_the_calls_beside_it_wait_in_a_file(rule, action):
+    tokenizer = template_tokenizer("qwen3")
+    texts = [said("a", SEARCH_CALL), said("b", f"{action}\n{SEARCH_CALL}")]
+
+    def play(resumed):
+        model = tiny_model(vocab_size=len(tokenizer))
+        agent = Mem1Agent(model, tokenizer, "tool_calls", max_turns=6, context=rule, max_completion_length=400)
+        episode = scripted(agent, tokenizer, texts).start("q?", schemas=[SCHEMA])
+        episode.step()
+        episode.give(["0"])
+        episode.step()
+        if resumed:
+            episode = agent.resume(json.loads(json.dumps(episode.to_dict(past=False))))
+        assert [one.method for one in episode.calls] == ["search"]
+        episode.give(["7"])
+        return episode
+
+    whole, resumed = play(False), play(True)
+    assert resumed.trajectory.turns == whole.trajectory.turns
+    assert "Error" not in whole.trajectory.turns[-1].observation
+    assert resumed.trajectory.metrics["failed_actions"] == whole.trajectory.metrics["failed_actions"] == 0.0
 
 
 def test_one_kind_of_tools_at_a_time(actor, tokenizer):

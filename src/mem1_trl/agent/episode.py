@@ -356,6 +356,9 @@ class AgentEpisode:
             record["schemas"] = list(self._schemas)
         if self._waiting is not None:
             record["calls"] = [dataclasses.asdict(request) for request in self._waiting.requests]
+            record["results"] = [
+                dataclasses.asdict(call) if isinstance(call, ActionResult) else None for call in self._waiting.calls
+            ]
             record["turns_left"] = self._waiting.turns_left
         return record
 

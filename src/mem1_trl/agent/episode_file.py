@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..curriculum import MAX_TURNS
+from ..environment_runtime.actions import ActionResult
 from ..json_text import as_json, read_json_object, write_json, write_whole
 from ..protocol.parsed_turn import ActionRequest
 from ..rollout.episode import Episode
@@ -49,6 +50,8 @@ class SavedEpisode:
             Calls whose results are still to be given.
         turns_left (`int`):
             Turns after those calls.
+        results (`list[ActionResult | None]`):
+            For each of those calls, the result that it has already, such as that of an action of the context rule.
     """
 
     episode: Episode
@@ -60,6 +63,7 @@ class SavedEpisode:
     schemas: list[dict[str, Any]] | None = None
     calls: list[ActionRequest] = dataclasses.field(default_factory=list)
     turns_left: int = 0
+    results: list[ActionResult | None] = dataclasses.field(default_factory=list)
 
 
 def write_episode(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -178,6 +182,7 @@ def saved_episode(
             record.get("schemas"),
             [ActionRequest(**call) for call in record.get("calls", ())],
             int(record.get("turns_left", 0)),
+            [None if result is None else ActionResult(**result) for result in record.get("results", ())],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): {_ADVICE}") from None

@@ -199,7 +199,7 @@ class SingleEpisodes(ABC):
             raise
         waiting = None
         if saved.calls:
-            waiting = player.rollout.waiting_actions(episode, saved.calls, saved.turns_left)
+            waiting = player.rollout.waiting_actions(episode, saved.calls, saved.turns_left, saved.results)
         parts = (saved.row, self._holding, saved.reward, saved.seconds, saved.schemas, waiting, self.settings)
         return AgentEpisode(player, episode, given, *parts)
 

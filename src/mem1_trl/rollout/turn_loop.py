@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from ..context_rules.rule import SUMMARY_REPLY
@@ -175,9 +176,15 @@ class Rollout:
         self.observe(acting)
         return None
 
-    def waiting_actions(self, episode: Episode, requests: list[ActionRequest], turns_left: int) -> Acting:
-        """The actions of the last turn of an episode again, which were written down by their requests."""
-        return Acting(episode, requests, self._calls(episode, requests), turns_left)
+    def waiting_actions(
+        self,
+        episode: Episode,
+        requests: list[ActionRequest],
+        turns_left: int,
+        results: Sequence[ActionResult | None] = (),
+    ) -> Acting:
+        """The actions of the last turn of an episode again, which were written down by their requests, with the results that some had."""
+        return Acting(episode, requests, self._calls(episode, requests, results), turns_left)
 
     # One turn of one episode, in this order
 
@@ -330,11 +337,19 @@ class Rollout:
             episode.stop_reason = StopReason.ANSWER
         return self.syntax.requests(parsed, episode.actions)
 
-    def _calls(self, episode: Episode, requests: Sequence[ActionRequest]) -> list[Any]:
-        """The calls of as many requests as their results fit into an observation, or a result where nothing can be called."""
+    def _calls(
+        self, episode: Episode, requests: Sequence[ActionRequest], results: Sequence[ActionResult | None] = ()
+    ) -> list[Any]:
+        """
+        The calls of as many requests as their results fit into an observation, or a result where nothing can be called, or where
+        `results` has one already: an action of the rule is not taken twice.
+        """
         calls: list[Any] = []
-        for request in requests[: self.observations.most_results([request.name for request in requests])]:
-            if request.method is None:
+        most = self.observations.most_results([request.name for request in requests])
+        for request, result in zip_longest(requests[:most], results[:most]):
+            if result is not None:
+                calls.append(result)
+            elif request.method is None:
                 calls.append(ActionResult(f"Error: {request.problem}", failed=True))
             elif request.method in self.contexts.rule.actions:
                 calls.append(self.contexts.act(episode, request))
