@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from support.helpers import tiny_tokenizer
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
+    NoReward,
     ScriptedGenerator,
     lookup_dataset,
     planned,
@@ -32,6 +34,7 @@ from mem1_trl import (
 )
 from mem1_trl.context_rules import RULES, NextTurn
 from mem1_trl.display import print_trajectory
+from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation.evaluate import Evaluation, evaluate_agent, evaluate_objectives
 from mem1_trl.tasks import sample_objectives
 from mem1_trl.update.rows import build_row
@@ -44,6 +47,14 @@ def make_agent(model, tokenizer, **kwargs):
 
 def rows(count: int) -> list[dict]:
     return [{"prompt": f"q{i}?", "secret": str(i % 3), "answers": [[str(i % 3)]]} for i in range(count)]
+
+
+def search(corpus, top_k):
+    return RetrievalQAEnvironment.factory(corpus, top_k=top_k)
+
+
+def solved(row, trajectory) -> bool:
+    return True
 
 
 def test_every_row_is_played_in_order_and_scored(actor, tokenizer):
@@ -490,6 +501,62 @@ def test_files_of_other_weights_are_not_reused(tmp_path, actor, tokenizer):
         next(actor.parameters())[3, 5] += 1e-4
     with pytest.raises(ValueError, match=r"other settings \(weights\)"):
         evaluate_objectives(factory, QUESTIONS, LookupEnvironment, **arguments)
+
+
+CORPUS = [("Iron", "Iron has the symbol Fe."), ("Gold", "Gold has the symbol Au.")]
+
+
+class Sized(LookupEnvironment):
+    """Has a setting that it does not tell."""
+
+    def __init__(self, size: int = 1):
+        self.size = size
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ({}, dict(environment_factory=NoReward), "environments"),
+        ({}, dict(environment_factory={"a": LookupEnvironment}), "environments"),
+        (
+            dict(environment_factory=partial(Sized, 1)),
+            dict(environment_factory=partial(Sized, size=2)),
+            "environments",
+        ),
+        (dict(environment_factory=search(CORPUS, 1)), dict(environment_factory=search(CORPUS, 2)), "environments"),
+        (dict(environment_factory=search(CORPUS, 1)), dict(environment_factory=search(CORPUS[:1], 1)), "environments"),
+        ({}, dict(success=solved), "success"),
+        ({}, dict(agent=dict(environment_retries=0)), "faults"),
+    ],
+    ids=["class", "names", "arguments", "top_k", "corpus", "success", "faults"],
+)
+def test_files_of_another_environment_or_success_are_not_reused(before, after, named, tmp_path, actor, tokenizer):
+    def play(agent=None, **change):
+        given = {
+            "environment_factory": LookupEnvironment,
+            "tasks": 2,
+            "output_dir": tmp_path,
+            "label": "tiny",
+            **change,
+        }
+        player = make_agent(actor, tokenizer, **(agent or {}))
+        return evaluate_objectives(player, QUESTIONS, objectives=[1], progress=False, resamples=10, **given)[1]
+
+    played = play(**before)
+    assert play(**before).trajectories == played.trajectories
+    with pytest.raises(ValueError, match=rf"tiny-1.json was evaluated with other settings \({named}\)"):
+        play(**after)
+
+
+def test_weights_that_nobody_can_compare_are_named(tmp_path, actor, tokenizer, monkeypatch, caplog):
+    agent = make_agent(actor, tokenizer)
+    arguments = dict(objectives=[1], tasks=2, output_dir=tmp_path, progress=False)
+    described = {**agent.describe(), "model": "served", "weights": None}
+    monkeypatch.setattr(agent, "describe", lambda: {**described, "max_turns": agent.settings.max_turns})
+    evaluate_objectives(agent, QUESTIONS, LookupEnvironment, **arguments)
+    assert "weights" not in caplog.text
+    evaluate_objectives(agent, QUESTIONS, LookupEnvironment, **arguments)
+    assert "nothing says whether served still has the weights that it had then" in caplog.text
 
 
 def test_few_questions_make_many_tasks(caplog):

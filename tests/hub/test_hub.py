@@ -208,7 +208,7 @@ def test_the_snippet_says_what_is_missing():
             raise NotImplementedError
 
     cases = {
-        "corpus = ...  # to be filled in; in the run it was a Bm25Index": RetrievalQAEnvironment(
+        "corpus = ...  # to be filled in; in the run it was a Bm25Index of 1": RetrievalQAEnvironment(
             Bm25Index([("Lyon", "a city")])
         ),
         "search = ...  # to be filled in; in the run it was a Engine": WebQAEnvironment.factory(Engine())(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -57,4 +58,7 @@ def _is_plain(value: Any) -> bool:
 
 def _described(value: Any) -> str:
     name = getattr(value, "__qualname__", None)
-    return f"the function or class {name}" if name else f"a {type(value).__name__}"
+    if name:
+        return f"the function or class {name}"
+    size = length_hint(value, -1)
+    return f"a {type(value).__name__}" + (f" of {size:,}" if size >= 0 else "")

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
-from ..json_text import as_json
 from ..rewards import are_answers
 from ..tasks import sample_objectives
 from .episode_scores import Success, evaluate_episode
+from .finished import finished_evaluation, played_with
 from .result import EvaluatedTask, Evaluation, slug
 
 if TYPE_CHECKING:
@@ -111,16 +111,33 @@ def evaluate_agent(
         `ValueError`: if there are no rows, or one has no `prompt` or no usable `answers`.
     """
     rows = _checked([dict(row) for row in rows])
+    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
+    return _evaluate(agent, rows, pool, batch_size, on_batch, label, success, seed, resamples, settings)
+
+
+def _evaluate(
+    agent: Mem1Agent,
+    rows: list[dict[str, Any]],
+    pool: EnvironmentPool,
+    batch_size: int,
+    on_batch: Callable[[int], object] | None,
+    label: str | None,
+    success: Success | None,
+    seed: int,
+    resamples: int,
+    settings: Mapping[str, Any] | None,
+) -> Evaluation:
+    """As [`evaluate_agent`], in environments that are there; they are closed."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
+    played = played_with(pool, success)
     tasks: list[EvaluatedTask] = []
     try:
         with _seeded(agent, seed):
             for start in range(0, len(rows), batch_size):
                 chunk = rows[start : start + batch_size]
-                played = agent.run_batch(chunk, pool, keep_failures=True)
-                for index, (row, trajectory) in enumerate(zip(chunk, played), start):
+                trajectories = agent.run_batch(chunk, pool, keep_failures=True)
+                for index, (row, trajectory) in enumerate(zip(chunk, trajectories), start):
                     task = evaluate_episode(
                         trajectory,
                         row,
@@ -149,7 +166,13 @@ def evaluate_agent(
     return Evaluation.from_tasks(
         tasks,
         agent=label or Path(str(described["model"])).name,
-        settings={**described, "memory": agent.settings.rule.memory, "seed": seed, **(settings or {})},
+        settings={
+            **described,
+            "memory": agent.settings.rule.memory,
+            "seed": seed,
+            **played,
+            **(settings or {}),
+        },
         seed=seed,
         resamples=resamples,
         environment=fault_metrics([pool.caller.counts.reset()]),
@@ -190,7 +213,9 @@ def evaluate_objectives(
             Tasks for each number.
         output_dir (`str` or `os.PathLike`, *optional*):
             Where `<label>-<n>.json` and `<label>-<n>.jsonl` are written, one pair as soon as it is finished. What is there
-            already is not played again, if it was run with the same settings.
+            already is not played again, if it was run with the same settings: agent and weights, tasks, environments, and `success`
+            by its name. A corpus in memory is told from another by its size, and weights behind a server or in vLLM not at all, which
+            a warning says.
         label (`str`, *optional*):
             Name of the agent in tables and files. `None` takes the name of its model.
         question, answer (`str`, *optional*):
@@ -246,30 +271,19 @@ def _evaluate_or_load(
     name = f"{slug(label)}-{n}"
     tasks = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
     settings = {"tasks": tasks}
-    if output_dir is not None and (Path(output_dir) / f"{name}.json").is_file():
-        finished = Evaluation.load(output_dir, name)
-        wanted = as_json({**described, "seed": seed, **settings})
-        different = [key for key, value in wanted.items() if finished.settings.get(key) != value]
-        if different or finished.agent != label:
-            raise ValueError(
-                f"{Path(output_dir) / name}.json was evaluated with other settings ({', '.join(different) or 'label'}): "
-                "delete it to evaluate again, or choose another `label` or `output_dir`."
-            )
-        logger.info("%s is finished already and is not played again.", name)
-        return finished
-    with tqdm(total=len(rows), desc=f"{label}, {n} objective{'s'[: n > 1]}", unit="task", disable=not progress) as bar:
-        evaluation = evaluate_agent(
-            agent,
-            rows,
-            environment_factory,
-            batch_size,
-            on_batch=lambda count: bar.update(count) and None,
-            label=label,
-            success=success,
-            seed=seed,
-            resamples=resamples,
-            settings=settings,
-        )
+    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
+    try:
+        if output_dir is not None:
+            wanted = {**described, "seed": seed, **played_with(pool, success), **settings}
+            finished = finished_evaluation(output_dir, name, label, wanted)
+            if finished is not None:
+                return finished
+        title = f"{label}, {n} objective{'s'[: n > 1]}"
+        with tqdm(total=len(rows), desc=title, unit="task", disable=not progress) as bar:
+            on_batch = bar.update
+            evaluation = _evaluate(agent, rows, pool, batch_size, on_batch, label, success, seed, resamples, settings)
+    finally:
+        pool.close()
     if output_dir is not None:
         evaluation.save(output_dir, name)
     return evaluation
