@@ -27,6 +27,7 @@ from ..rollout.settings import BATCH_WAIT, AgentSettings, check_rollout_mode, re
 from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
 from ..rollout.vllm_generator import VllmGenerator, is_vllm, within_engine
+from ..saved_files import place_of
 from .checksum import weights_checksum
 from .single_episodes import SingleEpisodes
 
@@ -201,20 +202,26 @@ class Mem1Agent(SingleEpisodes):
                 `"paper"`, `"reference"`, `"reference_inference"`, `"tool_calls"`, `"webshop"`. MEM1's released checkpoint
                 carries none and has its preset, `"reference"`, by itself.
             model_init_kwargs (`dict`, *optional*):
-                Passed to `from_pretrained` of the class of model that the configuration names.
+                Passed to `from_pretrained` of the class of model that the configuration names. What says from where the model comes,
+                such as `revision`, holds for its protocol, settings and tokenizer, too.
             kwargs (*optional*):
                 Arguments of [`Mem1Agent`]; they win over those saved with the model.
 
         Raises:
             `FileNotFoundError`: If no protocol is saved next to the model and none is passed.
         """
+        init = dict(model_init_kwargs or {})
+        where = place_of(init)
         if protocol is None:
-            protocol = saved_protocol(path_or_id)
+            protocol = saved_protocol(path_or_id, **where)
         elif isinstance(protocol, str):  # before the weights are loaded
             protocol = named_protocol(protocol)
-        kwargs.setdefault("settings", load_agent_settings(path_or_id))
-        model = load_model(path_or_id, **{"dtype": "auto", **(model_init_kwargs or {})})
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id)
+        if "settings" not in kwargs:
+            kwargs["settings"] = load_agent_settings(path_or_id, **where)
+        model = load_model(path_or_id, **{"dtype": "auto", **init})
+        tokenizer = AutoTokenizer.from_pretrained(
+            path_or_id, trust_remote_code=bool(init.get("trust_remote_code")), **where
+        )
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 
     def run_batch(

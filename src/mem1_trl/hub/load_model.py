@@ -9,6 +9,8 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import find_adapter_config_file
 
+from ..saved_files import place_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -31,8 +33,7 @@ def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The model, which can generate.
     """
-    names = ("revision", "token", "cache_dir", "local_files_only")
-    where = {name: model_init_kwargs[name] for name in names if name in model_init_kwargs}
+    where = place_of(model_init_kwargs)
     if find_adapter_config_file(path_or_id, **where) is not None:
         base = PeftConfig.from_pretrained(path_or_id, **where).base_model_name_or_path
         if not base:

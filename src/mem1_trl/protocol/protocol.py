@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json_object, write_json
+from ..saved_files import find_saved
 from ..typed_fields import check_fields
 from .instructions import DEFAULT_INSTRUCTIONS, PAPER_INSTRUCTIONS, TOOL_CALL_INSTRUCTIONS, WEBSHOP_INSTRUCTIONS
 from .tag_syntax import TagSyntax, parse_tags
@@ -318,17 +318,13 @@ class Mem1Protocol:
         return path
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Mem1Protocol:
-        """Read `mem1_protocol.json` from a directory, or from the repository of a model on the Hub."""
-        path = Path(path_or_id) / PROTOCOL_FILE
-        if not Path(path_or_id).is_dir():
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
-            # No such file there, or no id at all: the sentence below covers both
-            with contextlib.suppress(EntryNotFoundError, HFValidationError):
-                path = Path(hf_hub_download(str(path_or_id), PROTOCOL_FILE))
-        if not path.is_file():
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str], **where: Any) -> Mem1Protocol:
+        """
+        Read `mem1_protocol.json` from a directory, or from the repository of a model on the Hub, where `where` may say more, such as
+        its `revision`.
+        """
+        path = find_saved(path_or_id, PROTOCOL_FILE, **where)
+        if path is None:
             raise FileNotFoundError(
                 f"There is no {PROTOCOL_FILE} in {str(path_or_id)!r}: pass `protocol=`, or save the model with a "
                 "mem1-trl trainer."
