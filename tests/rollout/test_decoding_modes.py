@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from mem1_trl import AgentSettings, Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig, StopReason, Trajectory, Turn
 from mem1_trl.hub.agent_settings import load_agent_settings
 from mem1_trl.rollout.decoding import ignored_decoding
+from mem1_trl.rollout.draws import uniform_draws
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.sampled_logprobs import SampledLogprobs
 
@@ -76,6 +77,21 @@ def test_the_modes_of_a_models_own_configuration_are_named_and_not_used(options)
     model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, **options)
     assert ignored_decoding(model) == options
     check(model, PROMPTS, generator(model)(PROMPTS, [[], []]))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"typical_p": 0.9}, {"epsilon_cutoff": 3e-4}, {"eta_cutoff": 3e-4}], ids=str
+)
+def test_seeds_of_episodes_hold_whatever_the_models_own_configuration_says(options):
+    """The tokens are those of the numbers, and those that they choose where the configuration says nothing."""
+    draws = [uniform_draws(5, 0, 5), uniform_draws(6, 0, 5)]
+    wanted = generator(tiny_model())(PROMPTS, [[], []], draws=draws)
+    model = tiny_model()
+    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, **options)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        found = generator(model)(PROMPTS, [[], []], draws=draws)
+        assert [one.ids for one in found] == [one.ids for one in wanted]
 
 
 def test_values_that_change_nothing_are_taken():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import string
 
@@ -169,11 +170,55 @@ def test_other_options_are_left_to_generate():
         assert not fits(tiny_model(architecture, implementation), {})
 
 
+SEQUENCES = [
+    {"no_repeat_ngram_size": 2},
+    {"bad_words_ids": [[5], [6, 7]]},
+    {"sequence_bias": [[[5, 6], -10.0]]},
+    {"sequence_bias": {(5, 6): -10.0}},
+]
+
+
+@pytest.mark.parametrize("options", SEQUENCES, ids=str)
+def test_what_looks_for_tokens_in_a_row_finds_no_gap_between_them(options):
+    model = tiny_model("llama")
+    assert not PrefixCache.fits(model, options)
+    assert PrefixCache.fits(model, {"bad_words_ids": [[5], [6]], "sequence_bias": [[[7], 1.0]]})
+
+
+def test_repeated_ngrams_are_those_of_the_context_whoever_else_is_in_the_batch():
+    model = tiny_model("llama")
+    settings = AgentSettings(max_completion_length=40, generation_kwargs={"no_repeat_ngram_size": 2})
+    common = ids(6)
+    prompts = [[*common, *ids(count)] for count in (1, 3, 8, 14)]
+
+    def play(generate, turns):
+        contexts = [list(prompt) for prompt in prompts]
+        for _ in range(turns):
+            for context, completion in zip(contexts, generate(contexts, [[]] * len(contexts))):
+                context += completion.ids
+        return contexts
+
+    together = play(TransformersGenerator(model, tiny_tokenizer(), settings), 2)
+    assert together == play(TransformersGenerator(model, tiny_tokenizer(), settings, prefix_cache=False), 2)
+    for prompt, context in zip(prompts, together):
+        pairs = list(itertools.pairwise(context))
+        assert all(pairs[place] not in pairs[:place] for place in range(len(prompt) - 1, len(pairs)))
+
+
+def test_the_models_own_options_which_are_not_used_keep_nothing_from_being_kept():
+    model = tiny_model("llama")
+    model.generation_config.num_beams = 2
+    model.generation_config.no_repeat_ngram_size = 2
+    generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=5))
+    (first,) = generate([ids(9)], [[]])
+    generate([[*ids(9), *first.ids]] * 2, [[]] * 2)
+    assert generate._cache._blocks
+
+
 def test_what_counts_the_tokens_of_a_call_is_called_once(monkeypatch):
     """`min_new_tokens` would count anew if `generate` were called again for the sequences that go on."""
-    model = tiny_model("llama")
-    model.generation_config.min_new_tokens = 2
-    generate = TransformersGenerator(model, tiny_tokenizer(), AgentSettings(max_completion_length=30))
+    settings = AgentSettings(max_completion_length=30, generation_kwargs={"min_new_tokens": 2})
+    generate = TransformersGenerator(tiny_model("llama"), tiny_tokenizer(), settings)
     calls = []
     original = GenerationMixin.generate
     monkeypatch.setattr(

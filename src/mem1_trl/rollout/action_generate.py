@@ -100,6 +100,12 @@ class ActionGenerate:
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         """Prompts and completions, shape `(B, prompt + completion)`, as from `generate`; padded after the end."""
+        with own_decoding_only(self.model):  # whatever reads an option reads what `generate` will read
+            return self._sequences(input_ids, attention_mask, options)
+
+    def _sequences(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
         if self.cache is None or not self.traits.caches or not self.cache.fits(self.model, options):
             if not self.traits.pads and not attention_mask.all():
                 return self._generate_by_length(input_ids, attention_mask, options)
@@ -248,12 +254,11 @@ class ActionGenerate:
             left = [self.draws[row][len(ids) :] for row, ids in zip(rows, written)]
             processors.append(SeededSampling(left, columns, warpers))
             inputs = {**inputs, "do_sample": False}
-        with own_decoding_only(self.model):
-            sequences = self.generate(
-                stopping_criteria=StoppingCriteriaList([criteria]),
-                logits_processor=LogitsProcessorList(processors),
-                **_in_one_form(inputs),
-            )
+        sequences = self.generate(
+            stopping_criteria=StoppingCriteriaList([criteria]),
+            logits_processor=LogitsProcessorList(processors),
+            **_in_one_form(inputs),
+        )
         _check_rows(sequences, contexts)
         return sequences, recorder.finish(sequences), criteria.done
 

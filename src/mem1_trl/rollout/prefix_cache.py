@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,15 @@ from transformers.cache_utils import DynamicLayer
 from ..model_traits import cache_argument, forward_takes, why_not_masked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
     from .step_graphs import StepGraphs
+
+_READS_SEQUENCES = (
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "prefix_allowed_tokens_fn", "watermarking_config",
+)  # fmt: skip
 
 _SPARE = 64  # minimum number of spare tokens in the buffer of a layer
 
@@ -122,7 +127,8 @@ class PrefixCache:
     @staticmethod
     def fits(model: PreTrainedModel, options: dict[str, Any]) -> bool:
         """
-        Whether keys and values of a model can be kept, cut and joined: plain attention over all tokens, plain sampling.
+        Whether keys and values of a model can be kept, cut and joined: plain attention over all tokens, plain sampling, and no processor
+        that looks for several tokens in a row, between which there may be a gap.
 
         Args:
             model ([`~transformers.PreTrainedModel`]):
@@ -142,6 +148,7 @@ class PrefixCache:
             and (option("num_return_sequences") or 1) == 1
             and not option("prompt_lookup_num_tokens")
             and not option("prefill_chunk_size")
+            and not _looks_for_sequences(option)
         )
         adapter = getattr(model, "active_peft_config", None)
         return bool(
@@ -298,6 +305,16 @@ class PrefixCache:
             room -= len(rows)
             (kept if block.wanted.any() else freed).append(block)
         return kept[::-1], freed
+
+
+def _looks_for_sequences(option: Callable[[str], Any]) -> bool:
+    """Whether what changes the logits depends on which tokens follow one another in the context."""
+    biases = option("sequence_bias") or ()
+    sequences = [
+        *(biases if isinstance(biases, Mapping) else (one[0] for one in biases)),
+        *(option("bad_words_ids") or ()),
+    ]
+    return any(option(name) for name in _READS_SEQUENCES) or any(len(sequence) > 1 for sequence in sequences)
 
 
 def _copy(
