@@ -98,15 +98,15 @@ class IdServer(ChatServer):
         if request.get("return_token_ids"):
             choice = answer["choices"][0]
             ids = self.tokenizer(choice["text"])["input_ids"]
-            choice["token_ids"] = [*ids, *([1] if self.ends else [])]
+            choice["token_ids"] = [*ids, self.end]
             choice["text"] = "what the server made of them"
         return answer
 
 
-def serve_ids(tokenizer, complete, ends=False):
+def serve_ids(tokenizer, complete, end=1):
     def make(*args, **kwargs):
         server = IdServer(*args, **kwargs)
-        server.ends = ends
+        server.end = end
         return server
 
     return serve(
@@ -126,19 +126,20 @@ def test_the_ids_that_were_sampled_are_recorded(tokenizer):
             return answer
 
     with serve(refuse, make=Odd, complete=lambda text: "x", tokenizer=tokenizer, takes_ids=True, knows=VLLM) as server:
-        server.ends = False
+        server.end = 1
         agent = Mem1Agent("m", tokenizer, SHORT, client=server.url, **SETTINGS)
         (trajectory,) = agent.run_batch(ROWS[:1], [LookupEnvironment()], keep_failures=True)
     assert trajectory.turns[0].completion_ids == tuple(odd)
     assert server.requests[0]["skip_special_tokens"] is False and server.requests[0]["return_token_ids"] is True
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_an_end_of_sequence_is_recorded_once(tokenizer, ends):
-    with serve_ids(tokenizer, lambda text: "<think>a</think>", ends) as server:
+@pytest.mark.parametrize("end", [1, 0], ids=["tokenizer", "model"])
+def test_an_end_of_sequence_is_recorded_as_it_was_sampled(tokenizer, end):
+    """A model may have end tokens beside that of the tokenizer, of which only the server knows."""
+    with serve_ids(tokenizer, lambda text: "<think>a</think>", end) as server:
         agent = Mem1Agent("m", tokenizer, SHORT, client=server.url, **SETTINGS)
         trajectory = agent.run("q0?", LookupEnvironment())
-    assert trajectory.turns[0].completion_ids == (*tokenizer("<think>a</think>")["input_ids"], 1)
+    assert trajectory.turns[0].completion_ids == (*tokenizer("<think>a</think>")["input_ids"], end)
     assert trajectory.stop_reason is StopReason.INVALID_ACTION
 
 

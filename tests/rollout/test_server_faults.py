@@ -15,12 +15,16 @@ from support.chat_server import serve
 from support.tool_helpers import Library, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying
+from mem1_trl import AgentSettings, Mem1Agent, Mem1Protocol, StopReason, retrying
 from mem1_trl.demonstrations import collect_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.rollout.chat_client import first_choice, read_message
+from mem1_trl.rollout.completions import CompletionsEndpoint, Offer
+from mem1_trl.rollout.server_calls import ServerCalls
 from mem1_trl.rollout.server_client import ServerClient
-from mem1_trl.rollout.server_errors import ServerError
+from mem1_trl.rollout.server_errors import FailedContext, ServerError, has_ended
+from mem1_trl.rollout.streamed_answers import send_streamed
+from mem1_trl.rollout.turn_listener import TurnListener
 
 pytestmark = pytest.mark.usefixtures("rollout_mode")
 
@@ -67,6 +71,10 @@ BAD = {
     "no choices": ({"choices": []}, "its answer has no choices but []"),
     "a choice that is null": ({"choices": [None]}, "no choices"),
     "no message": ({"choices": [{"message": None}]}, "a choice without a message"),
+    "a filter": (
+        {"choices": [{"message": {"content": ANSWER}, "finish_reason": "content_filter"}]},
+        "3 attempts (ServerError: its answer is not whole but ended by 'content_filter')",
+    ),
     "a list": ([1], "must be a JSON object"),
     "HTML": (b"<html><body>Bad gateway</body></html>", "its answer is no JSON but '<html><body>Bad gateway"),
     "half an answer": (b'{"choices": [{"mess', "no JSON"),
@@ -284,6 +292,26 @@ def test_every_shape_of_arguments_is_a_dictionary(arguments, read):
     call = {"function": {"name": "search", "arguments": arguments}}
     (found,) = read_message({"content": "", "tool_calls": [call, {"function": None}, None]})["tool_calls"]
     assert found["function"] == {"name": "search", "arguments": read}
+
+
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", "function_call", "eos", "eos_token", None, ""])
+def test_an_answer_that_ended_by_itself(reason):
+    assert has_ended({"finish_reason": reason}) and has_ended(SimpleNamespace(finish_reason=reason)) and has_ended({})
+    assert not has_ended({"finish_reason": "length"})
+
+
+@pytest.mark.parametrize("reason", ["abort", "content_filter", "error", "weather"])
+def test_half_an_answer_is_none(reason, tokenizer):
+    choice = {"text": "<think>half a tho", "message": good("x"), "finish_reason": reason}
+    settings, offer = AgentSettings(max_completion_length=50), Offer(True)
+    completions = CompletionsEndpoint(lambda **request: {"choices": [choice]}, "m", tokenizer, ServerCalls(1, 0))
+    with pytest.raises(ServerError, match=f"ended by '{reason}'"):
+        completions.complete([5, 6], ["</search>"], settings, offer)
+    pieces = [{"choices": [{"text": "<think>", "finish_reason": None}]}, {"choices": [{"finish_reason": reason}]}]
+    told = []
+    with pytest.raises(FailedContext, match=f"after a part of it was told .*ended by '{reason}'"):
+        send_streamed(lambda **request: iter(pieces), {}, TurnListener(tokenizer, told.append))
+    assert told == ["<think>"]
 
 
 def test_an_answer_must_have_a_choice():

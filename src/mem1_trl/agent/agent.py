@@ -219,9 +219,9 @@ class Mem1Agent(SingleEpisodes):
         if "settings" not in kwargs:
             kwargs["settings"] = load_agent_settings(path_or_id, **where)
         model = load_model(path_or_id, **{"dtype": "auto", **init})
-        tokenizer = AutoTokenizer.from_pretrained(
-            path_or_id, trust_remote_code=bool(init.get("trust_remote_code")), **where
-        )
+        if init.get("trust_remote_code"):
+            where["trust_remote_code"] = True
+        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **where)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 
     def run_batch(

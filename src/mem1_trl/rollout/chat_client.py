@@ -10,7 +10,7 @@ from ..json_text import read_json
 from ..protocol.untrusted import clean_values
 from .server_calls import ServerCalls
 from .server_client import ServerClient
-from .server_errors import ServerError, part
+from .server_errors import ServerError, has_ended, part
 from .streamed_answers import send_streamed
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class ChatEndpoint:
         message = part(choice, "message")
         if message is None:
             raise ServerError("its answer has a choice without a message")
-        return Reply(read_message(message), part(choice, "finish_reason") != "length")
+        return Reply(read_message(message), has_ended(choice))
 
 
 def first_choice(answer: Any) -> Any:

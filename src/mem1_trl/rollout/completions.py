@@ -17,7 +17,7 @@ from ..protocol.untrusted import strip_unencodable
 from .chat_client import MAX_STOPS, first_choice
 from .decoding_modes import changing
 from .server_calls import ServerCalls
-from .server_errors import ServerError, part, status_of
+from .server_errors import ServerError, has_ended, part, status_of
 from .stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 from .streamed_answers import send_streamed
 
@@ -226,13 +226,11 @@ class CompletionsEndpoint:
         return (text + stops[0], stops) if in_thought else (text, stops)
 
     def _read_choice(self, choice: Any, stops: list[str], budget: int, in_thought: bool) -> _Piece:
-        eos, ended = self.tokenizer.eos_token_id, part(choice, "finish_reason") != "length"
+        eos, ended = self.tokenizer.eos_token_id, has_ended(choice)
         sampled = part(choice, "token_ids")
         if isinstance(sampled, (list, tuple)) and sampled:
             cut = finish_completion(list(sampled), None, stops, self.stop_texts, [] if eos is None else [eos])
-            if cut.ended or not ended or eos is None:
-                return _Piece(cut.ids, cut.ended or ended)
-            return _Piece((*cut.ids, eos), True)
+            return _Piece(cut.ids, cut.ended or ended)  # it may have ended with another end token of the model
         text = part(choice, "text")
         if not isinstance(text, str):
             raise ServerError(f"its answer has a choice without a text but {text!r:.80}")

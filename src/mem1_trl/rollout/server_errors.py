@@ -25,6 +25,10 @@ _ADVICE = {
 _UNREADABLE = frozenset(("JSONDecodeError", "UnicodeDecodeError", "APIResponseValidationError", "ValidationError"))
 """Names of the errors with which clients fail to read an answer."""
 
+_ENDED = ("stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn")
+_CUT = ("length", "max_tokens", "model_length")
+"""What servers call a choice that ended by itself or at a stop string, and one that came to its limit."""
+
 _LONGEST_DETAIL = 300  # characters of an error that are shown
 
 
@@ -58,6 +62,22 @@ class TurnStopped(FailedContext):
 def part(value: Any, name: str) -> Any:
     """An entry of what a client returned, which is a dictionary or an object; `None` if there is none."""
     return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
+def has_ended(choice: Any) -> bool:
+    """
+    Whether a choice ended by itself or at a stop string (`True`), or at its length limit (`False`). Servers that never say why are believed
+    to have ended.
+
+    Raises:
+        [`ServerError`]: If it ended in any other way, such as by a filter, or because the server gave the request up.
+    """
+    reason = part(choice, "finish_reason")
+    if not reason or reason in _ENDED:
+        return True
+    if reason in _CUT:
+        return False
+    raise ServerError(f"its answer is not whole but ended by {reason!r:.60}")
 
 
 def status_of(error: Exception) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from .server_errors import FailedContext, ServerError, TurnStopped, part
+from .server_errors import FailedContext, ServerError, TurnStopped, has_ended, part
 from .turn_listener import TurnListener
 
 
@@ -75,6 +75,7 @@ def _gather(chunks: Iterable[Any], listener: TurnListener) -> dict[str, Any]:
                     raise TurnStopped("Whoever listened to the turn wanted no more of it.")
     if not choice.get("finish_reason"):  # a connection that breaks looks like the end of the stream
         raise ServerError("its answer ended without saying why")
+    has_ended(choice)
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
     whole = {**choice, "message": {"content": "", **message}}
