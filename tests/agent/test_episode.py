@@ -290,3 +290,17 @@ def test_with_tool_calls_a_message_is_one_of_the_user(actor):
     assert rendered.startswith(
         f"{texts[0]}\n<|im_start|>user\n{hint}\n\nAnd &lt;tool_call> now?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize(("name", "end"), [("qwen3", "<|im_end|>"), ("glm4moe", "")])
+def test_a_message_after_a_cut_turn_follows_the_end_that_the_template_writes(actor, name, end):
+    tokenizer = template_tokenizer(name)
+    agent = Mem1Agent(actor, tokenizer, Mem1Protocol.tool_calls(), max_observation_length=400, max_turns=4)
+    episode = scripted(agent, tokenizer, ["<think>a</think>I am cut", "<think>b</think>x"]).start("q?", Library())
+    assert episode.run().stop_reason is StopReason.TRUNCATED
+    episode.add_message("go on")
+    before, _ = agent.syntax.message_frame()
+    assert episode.trajectory.turns[0].observation.startswith(f"{end}{before}[HINT]")
+    second = episode.step()
+    assert tokenizer.decode(second.prompt_ids).count(f"<think>a</think>I am cut{end}{before}[HINT]") == 1
+    assert agent.syntax.turn_end == end

@@ -13,7 +13,7 @@ from support.scripted_agent import scripted
 from support.tool_helpers import Library, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent, Mem1Protocol
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "killed_conversation.py"
 SETTINGS = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 4}
@@ -175,6 +175,47 @@ def test_tool_calls_go_on(actor, tmp_path):
     ]  # fmt: skip
     for number in range(len(texts)):
         assert play(number) == expected
+
+
+def test_calls_after_any_end_token_of_the_model_are_repeated(actor, tmp_path):
+    """Models have end tokens beside that of the tokenizer; here the turn after the message ends with one, too."""
+    tokenizer = template_tokenizer("qwen3")
+    other = tokenizer.pad_token
+    call = f'<think>a</think><tool_call>\n{{"name": "search", "arguments": {{"query": "tea"}}}}\n</tool_call>{other}'
+    texts = [call, f"<think>b</think>Seven.{other}", call]
+
+    def fresh():
+        agent = Mem1Agent(actor, tokenizer, Mem1Protocol.tool_calls(), max_observation_length=400, max_turns=4)
+        scripted(agent, tokenizer, texts)._shared.generator.eos_token_ids.append(tokenizer.pad_token_id)
+        return agent
+
+    episode = fresh().start("How many?", Library(), secret="9")
+    episode.run()
+    episode.add_message("And now?")
+    episode.step()
+    episode.save(tmp_path / "episode.json")
+    library = Library()
+    again = fresh().load(tmp_path / "episode.json", library)
+    assert library.log == [("search", ("tea", 1))] * 2 and recorded(again) == recorded(episode)
+
+
+@pytest.mark.parametrize("talks", [False, True], ids=["ended", "message"])
+def test_a_call_of_a_turn_that_was_cut_is_not_made_when_it_is_read_again(actor, tmp_path, talks):
+    tokenizer = template_tokenizer("qwen3")
+    text = '<think>a</think><tool_call>\n{"name": "search", "arguments": {"query": "tea"}}\n</tool_call> and'
+
+    def fresh():
+        agent = Mem1Agent(actor, tokenizer, Mem1Protocol.tool_calls(), max_observation_length=400, max_turns=4)
+        return scripted(agent, tokenizer, [text])
+
+    episode = fresh().start("How many?", Library(), secret="9")
+    assert episode.run().stop_reason is StopReason.TRUNCATED
+    if talks:
+        episode.add_message("And now?")
+    episode.save(tmp_path / "episode.json")
+    library = Library()
+    again = fresh().load(tmp_path / "episode.json", library)
+    assert library.log == [] and recorded(again) == recorded(episode)
 
 
 def test_functions_are_not_called_again(actor, tokenizer, tmp_path):

@@ -76,6 +76,7 @@ class ScriptedGenerator:
         self.script = script
         self.max_length = max_length
         self.stop_texts = StopStringFinder(tokenizer)
+        self.eos_token_ids = [tokenizer.eos_token_id]
         self.prompts: list[list[list[int]]] = []
         self.stops: list[list[list[str]]] = []
 
@@ -91,7 +92,7 @@ class ScriptedGenerator:
                 else self.script[call][index]
             )
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][: self.max_length]
-            completions.append(finish_completion(ids, None, stop, self.stop_texts, [self.tokenizer.eos_token_id]))
+            completions.append(finish_completion(ids, None, stop, self.stop_texts, self.eos_token_ids))
         return completions
 
 

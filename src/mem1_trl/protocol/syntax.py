@@ -203,6 +203,11 @@ class ActionSyntax(ABC):
                 Names of the actions that the results are of.
         """
 
+    @property
+    def turn_end(self) -> str:
+        """What the template writes at the end of the agent's turn, which a turn that was cut lacks."""
+        return ""
+
     @abstractmethod
     def message_frame(self) -> tuple[str, str]:
         """Texts around a message of a person that follows the agent's turn, as [`~ActionSyntax.frame`] has them for results."""

@@ -203,6 +203,14 @@ class ToolCallSyntax(ActionSyntax):
             self._frames[key] = (*pieces, text)
         return self._frames[key]
 
+    @property
+    def turn_end(self) -> str:
+        said, end = (
+            [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "m1"}],
+            self.tokenizer.eos_token,
+        )
+        return end if end and self._render(said, False).rstrip().endswith(end) else ""
+
     def message_frame(self) -> tuple[str, str]:
         said = [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "m1"}]
         before, found, after = self._after(said, [{"role": "user", "content": MARKS.result}]).partition(MARKS.result)

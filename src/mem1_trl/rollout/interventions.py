@@ -47,7 +47,8 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
     )
     turns_left = episode.most_turns(rollout.settings.max_turns)
     tags = list(episode.actions.tags) if episode.actions is not None else []
-    observation = rollout.observations.encode_message(text, turns_left, tags)
+    cut = episode.stop_reason is StopReason.TRUNCATED
+    observation = rollout.observations.encode_message(text, turns_left, tags, cut)
     episode.stop_reason = episode.answer = None
     episode.rounds.append(len(episode.turns))
     rollout.show(episode, observation)
@@ -123,9 +124,7 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
     )
     again.begin([copy])
     for number, turn in enumerate(episode.turns, 1):
-        whole = (
-            rollout.protocol.action_syntax != "tool_calls" or turn.completion_ids[-1] == rollout.tokenizer.eos_token_id
-        )
+        whole = rollout.protocol.action_syntax != "tool_calls" or _has_ended(rollout, episode, number)
         given[:] = [
             Completion(turn.completion_ids, turn.logprobs, whole, prompt_ids=turn.prompt_ids, messages=turn.messages)
         ]
@@ -141,3 +140,11 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
         copy.rounds = [one for one in episode.rounds if one <= number]
         if number < len(episode.turns):
             copy.stop_reason = None
+
+
+def _has_ended(rollout: Rollout, episode: Episode, number: int) -> bool:
+    """Whether a turn of an episode ended by itself, at whichever end token of its model, and was not cut."""
+    if number in episode.rounds:  # a message let the episode go on, which it may after a turn that was cut
+        ends = [rollout.tokenizer.eos_token_id, *rollout.tokenizer.all_special_ids]
+        return episode.turns[number - 1].completion_ids[-1] in ends
+    return number < len(episode.turns) or episode.stop_reason is not StopReason.TRUNCATED

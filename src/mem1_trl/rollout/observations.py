@@ -105,7 +105,9 @@ class ObservationEncoder:
         """
         return self._fit(texts, self._frame(self.syntax.frame(names), turns_left), action_tags)
 
-    def encode_message(self, text: str, turns_left: int, action_tags: Sequence[str]) -> ObservationIds:
+    def encode_message(
+        self, text: str, turns_left: int, action_tags: Sequence[str], cut: bool = False
+    ) -> ObservationIds:
         """
         The observation that is a message of a person, as a result of the turn before it.
 
@@ -116,8 +118,12 @@ class ObservationEncoder:
                 Turns that remain, for the hint.
             action_tags (`Sequence[str]`):
                 Tags to escape besides the protocol's own.
+            cut (`bool`, *optional*, defaults to `False`):
+                Whether the turn was cut; then its end belongs to the observation.
         """
-        return self._fit([text], self._frame(self.syntax.message_frame(), turns_left), action_tags)
+        before, after = self.syntax.message_frame()
+        pieces = (self.syntax.turn_end + before if cut else before, after)
+        return self._fit([text], self._frame(pieces, turns_left), action_tags)
 
     def _fit(self, texts: Sequence[str], frame: list[list[int]], action_tags: Sequence[str]) -> ObservationIds:
         """The texts inside their frame, cut so that the whole is within the budget."""
