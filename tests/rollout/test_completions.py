@@ -152,6 +152,24 @@ def test_settings_that_openai_does_not_know_are_sent_if_they_change_something(to
     assert server.requests[1]["temperature"] == 0.0 and not {"top_k", "min_p", "top_p"} & set(server.requests[1])
 
 
+@pytest.mark.parametrize(("backend", "sent", "kept"), [("completions", "top_k", None), ("chat", "top_p", "top_k")])
+def test_arguments_of_generate_that_a_server_is_not_sent_are_refused(tokenizer, backend, sent, kept):
+    def play(server, **given):
+        settings = {**SETTINGS, "generation_kwargs": given, "temperature": 0.5}
+        agent = Mem1Agent("m", tokenizer, SHORT, client=server.url, backend=backend, **settings)
+        return agent.run("q0?", LookupEnvironment())
+
+    answer = "<think>a</think><answer>7</answer>"
+    values = {"top_k": 7, "top_p": 0.5, "no_repeat_ngram_size": 3}
+    with serve(lambda messages: answer, complete=lambda text: answer, tokenizer=tokenizer, knows=(sent,)) as server:
+        for name in filter(None, ("no_repeat_ngram_size", kept)):
+            with pytest.raises(ValueError, match=f"which a server does not take, got {name}={values[name]}: leave it"):
+                play(server, **{name: values[name]})
+        assert server.requests == []
+        assert play(server, **{sent: values[sent]}, num_beams=1, min_p=0.0, typical_p=None).answer == "7"
+        assert server.requests[0][sent] == values[sent] and not {"num_beams", "min_p"} & set(server.requests[0])
+
+
 def test_a_server_without_completions_is_sent_messages(tokenizer, caplog):
     with serve(lambda messages: "<think>a</think><answer>7</answer>") as server:
         with caplog.at_level(logging.INFO, logger="mem1_trl.rollout.model_server"):

@@ -52,6 +52,28 @@ def changing(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]
     return {name: options[name] for name in names if options.get(name) not in NEUTRAL_SAMPLING[name]}
 
 
+def refuse_for_server(generation_kwargs: Mapping[str, Any], sent: Iterable[str]) -> None:
+    """
+    Refuse arguments of `generate` that would not reach a server.
+
+    Args:
+        generation_kwargs (`Mapping[str, Any]`):
+            Arguments of `generate`.
+        sent (`Iterable[str]`):
+            Names of those that are sent.
+
+    Raises:
+        `ValueError`: If there is another that may change something.
+    """
+    for name, value in generation_kwargs.items():
+        neutral = {**NEUTRAL_SAMPLING, **PLAIN_MODES}.get(name, ())
+        if name not in sent and value is not None and value not in neutral:
+            raise ValueError(
+                f"generation_kwargs are arguments of `generate`, which a server does not take, got {name}={value!r}: leave it out, or pass "
+                "what the server knows as `request_kwargs`."
+            )
+
+
 def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
     """
     Refuse arguments of `generate` under which log-probs of sampled tokens could not be recorded.

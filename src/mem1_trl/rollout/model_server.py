@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .chat_client import ChatEndpoint
 from .completions import CompletionsEndpoint, Offer
+from .decoding_modes import NEUTRAL_SAMPLING, changing, refuse_for_server
 from .endpoint import ChatRollout, check_rendering
 from .server_rollout import CompletionsRollout
 
@@ -89,11 +90,18 @@ class ModelServer:
         self._offer: Offer | None = None
 
     def rollout(self, settings: AgentSettings, **parts: Any) -> ServerRollout:
-        """A rollout with the present settings; the first one asks the server what it offers."""
+        """
+        A rollout with the present settings; the first one asks the server what it offers.
+
+        Raises:
+            `ValueError`: If the settings have `generation_kwargs` that a server cannot be sent.
+        """
         offer = self._find_offer()
         if offer is not None and self.completions is not None:
+            refuse_for_server(settings.generation_kwargs, NEUTRAL_SAMPLING)
             return CompletionsRollout(self.completions, offer, settings=settings, **parts)
-        top_p = {} if settings.top_p == 1.0 else {"top_p": settings.top_p}
+        refuse_for_server(settings.generation_kwargs, ("top_p",))
+        top_p = changing(settings.decoding_options(), ("top_p",))
         chat = dataclasses.replace(
             self.chat,
             max_completion_length=settings.max_completion_length,
