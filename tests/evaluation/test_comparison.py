@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -88,3 +89,22 @@ def test_other_tasks_are_refused():
         compare(evaluation([1]), evaluation([1, 0], "b"))
     with pytest.raises(ValueError, match=r"seed by seed.*got 1 and 2"):
         compare(evaluation([1]), [evaluation([1])] * 2)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"passages": "x" * 10_001}, {"answers": (("a",),)}, {"weights": np.arange(3)}, {"answers": [["a"]]}],
+    ids=["long", "tuple", "array", "plain"],
+)
+def test_what_was_just_played_is_compared_with_what_was_saved(tmp_path, columns):
+    def of(score, **change):
+        (task,) = evaluation([score]).tasks
+        return Evaluation.from_tasks(
+            [dataclasses.replace(task, task={**task.task, **columns, **change})], resamples=10
+        )
+
+    of(0).save(tmp_path, "before")
+    before = Evaluation.load(tmp_path, "before")
+    assert compare(of(1), before).difference == compare(of(1), of(0)).difference == 1.0
+    with pytest.raises(ValueError, match="must have played the same tasks"):
+        compare(of(1, prompt="another"), before)

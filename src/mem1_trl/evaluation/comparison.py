@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import bootstrap_interval, bootstrap_means
-from .result import Evaluation
+from .result import Evaluation, plain_row
 
 _NO_COMMON_METRIC = "Both agents need a score in common"
 
@@ -142,7 +142,7 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
 def _paired(one: Evaluation, other: Evaluation, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """The scores of two agents on the same tasks, both of shape `(tasks,)`."""
     for left, right in zip(one.tasks, other.tasks):
-        if left.index != right.index or left.task != right.task:
+        if left.index != right.index or plain_row(left.task) != plain_row(right.task):
             raise ValueError(
                 f"Both agents must have played the same tasks in the same order, but task {left.index} of {one.agent!r} and task "
                 f"{right.index} of {other.agent!r} differ."

@@ -112,7 +112,7 @@ class EvaluatedTask:
         """The record as plain lists, numbers and strings: one line of the `.jsonl` file."""
         return {
             "index": self.index,
-            "task": _plain_row(self.task),
+            "task": plain_row(self.task),
             "prompt_text": self.prompt_text,
             "trajectory": self.trajectory.to_dict(),
             "scores": dict(self.scores),
@@ -357,8 +357,8 @@ def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
     return Path(directory) / f"{name}.json", Path(directory) / f"{name}.jsonl"
 
 
-def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as JSON can hold it, without columns too long to be looked at."""
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it is saved: as JSON can hold it, without columns too long to be looked at."""
     plain = {}
     for key, value in row.items():
         text = write_json(value)
