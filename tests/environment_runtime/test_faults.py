@@ -30,7 +30,7 @@ from mem1_trl.environment_runtime.errors import (
     may_repeat,
 )
 from mem1_trl.environment_runtime.faults import FaultSettings, as_reward, fault_metrics
-from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.environment_runtime.pool import EnvironmentPool, GivenEnvironments
 
 
 class Echo:
@@ -587,6 +587,35 @@ def test_an_environment_that_cannot_be_made_again_fails_its_episode_only():
     pool = pool_of(Scarce, retries=1, concurrency=1)  # two at once would count each other
     started = pool.start([{}] * 3)
     assert [s.error is None for s in started] == [True, True, False] and started[2].environment is None
+
+
+def test_each_row_has_an_environment_of_its_own():
+    one, caller = Echo(), EnvironmentCaller()
+    with pytest.raises(ValueError, match="must have an environment of its own, got one twice"):
+        GivenEnvironments([one, Echo(), one], Mem1Protocol(), caller)
+    given = GivenEnvironments([one, Echo()], Mem1Protocol(), caller)
+    assert [started.error for started in given.start([{}, {}])] == [None, None]
+    given.release()
+
+
+def test_environments_of_one_batch_are_played_by_one_loop():
+    class Owner(Echo):
+        closed = 0
+
+        def mem1_plays(self, rollout, episodes):
+            """Plays them."""
+
+        def close(self):
+            Owner.closed += 1
+
+    words = r"must be played by one loop, but a program owns that of some \(Echo, Owner\)"
+    with pytest.raises(ValueError, match=words):
+        pool_of({"plain": Echo, "own": Owner})
+    assert Owner.closed == 1
+    with pytest.raises(ValueError, match=words):
+        GivenEnvironments([Echo(), Owner()], Mem1Protocol(), EnvironmentCaller())
+    pool_of({"one": Owner, "other": Owner}).close()
+    pool_of({"one": Echo, "other": type("Other", (Echo,), {})}).close()
 
 
 def test_what_would_hit_every_row_is_an_error_at_construction():

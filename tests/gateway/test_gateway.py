@@ -20,6 +20,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from mem1_trl import Mem1Agent, StopReason, score_trajectories
+from mem1_trl.environment_runtime.faults import FaultSettings
+from mem1_trl.environment_runtime.pool import EnvironmentPool
 from mem1_trl.gateway import GatewayEnvironment
 
 SETTINGS = {"max_completion_length": 8, "max_turns": 4, "temperature": 1.0}
@@ -100,6 +102,24 @@ def test_every_turn_is_what_was_read_and_sampled(agent, actor, tokenizer, progra
         for trajectory, scored in zip(trajectories, score_trajectories(actor, trajectories, layout=layout)):
             for mine, turn in zip(scored, trajectory.turns):
                 torch.testing.assert_close(mine.cpu(), torch.tensor(turn.logprobs), atol=1e-4, rtol=0)
+
+
+def test_programs_run_though_the_first_environment_of_the_batch_could_not_be_made(agent):
+    made = []
+
+    def make():
+        made.append(1)
+        if len(made) == 2:
+            raise KeyError("gone")
+        return GatewayEnvironment(appends)
+
+    pool = EnvironmentPool(make, agent.protocol, FaultSettings(retries=0, concurrency=1))
+    pool.discard(pool.example()[0])
+    rows = [{"prompt": "q", "secret": "1"}, {"prompt": "r", "secret": "1"}]
+    failed, played = agent.run_batch(rows, pool, keep_failures=True)
+    pool.close()
+    assert "gone" in failed.error and failed.turns == []
+    assert (played.error, played.reward, len(played.turns)) == (None, 1.0, 3)
 
 
 def test_what_extends_shares_the_sampled_tokens_and_what_does_not_is_a_branch(agent, tokenizer):

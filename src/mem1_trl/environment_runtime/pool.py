@@ -17,7 +17,7 @@ from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..protocol.protocol import Mem1Protocol
 
@@ -92,6 +92,11 @@ class EnvironmentPool:
             if error is not None:  # an error of the first instance would occur for every row
                 raise error
         self._examples = {name: threads[0].environment for name, threads in self._threads.items()}
+        try:
+            _refuse_several_loops(self._examples.values())
+        except ValueError:
+            self.close()
+            raise
         self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
         self._rewards: dict[int, float | None] = {}
 
@@ -229,6 +234,19 @@ def _has(kind: type, method: str) -> bool:
     return callable(getattr(kind, method, None))
 
 
+def _refuse_several_loops(environments: Iterable[Any]) -> None:
+    """Refuse environments of which some play their own turns: a batch is played by one loop."""
+    owners = {}
+    for environment in environments:
+        play = getattr(environment, "mem1_plays", None)
+        owners[getattr(play, "__func__", play)] = type(environment).__name__
+    if len(owners) > 1:
+        raise ValueError(
+            f"Environments that are used together must be played by one loop, but a program owns that of some ({', '.join(owners.values())}): "
+            "use each kind by itself."
+        )
+
+
 def _check_takes_nothing(make: Callable[..., Any]) -> None:
     try:
         parameters = inspect.signature(make).parameters.values()
@@ -257,6 +275,9 @@ class GivenEnvironments:
             Runs the calls.
         threads (`Sequence[EnvironmentThread]`, *optional*):
             Where they live. `None` begins a thread for each.
+
+    Raises:
+        `ValueError`: If one is given twice, or some own their loop and others do not.
     """
 
     def __init__(
@@ -266,6 +287,9 @@ class GivenEnvironments:
         caller: EnvironmentCaller,
         threads: Sequence[EnvironmentThread] | None = None,
     ):
+        if len({id(environment) for environment in environments}) < len(environments):
+            raise ValueError("Each row must have an environment of its own, got one twice: make another for each row.")
+        _refuse_several_loops(environments)
         self.caller = caller
         self.environments = environments
         self.actions = [ActionSet(environment, protocol, needs_reset=False) for environment in environments]

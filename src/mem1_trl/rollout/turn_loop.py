@@ -115,7 +115,9 @@ class Rollout:
             `list[Trajectory]`: In the order of `episodes`, not yet rewarded.
         """
         self.begin(episodes)
-        play = next((getattr(one.environment, "mem1_plays", None) for one in episodes), None)
+        # One that could not be started has no environment
+        plays = [getattr(one.environment, "mem1_plays", None) for one in episodes if one.environment is not None]
+        play = plays[0] if plays else None
         if play is not None:  # the environment owns the loop, see mem1_trl.gateway
             play(self, episodes)
         elif self.mode == "async":
