@@ -24,6 +24,7 @@ ORDER = [
     "json_lines",
     "text_parts",
     "local_rows",
+    "saved_files",
     "time_limit",
     "retrying",
     "optional_packages",

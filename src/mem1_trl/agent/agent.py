@@ -209,6 +209,7 @@ class Mem1Agent(SingleEpisodes):
 
         Raises:
             `FileNotFoundError`: If no protocol is saved next to the model and none is passed.
+            `ConnectionError`: If the Hub gives no answer about the protocol or the settings of a model that is not in the cache.
         """
         init = dict(model_init_kwargs or {})
         where = place_of(init)
