@@ -10,8 +10,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from support.trainer_helpers import SHORT
 
 import mem1_trl.agent.agent as agents
-from mem1_trl import AgentSettings, Mem1Agent, Mem1Protocol
+from mem1_trl import AgentSettings, Mem1Agent, Mem1GRPOConfig, Mem1Protocol
 from mem1_trl.hub.agent_settings import find_protocol, load_agent_settings, save_agent_settings
+from mem1_trl.trainers import saving
 
 COMMIT = "0" * 40
 
@@ -112,3 +113,22 @@ def test_everything_of_an_agent_comes_from_one_revision(tmp_path, monkeypatch, a
         "tokenizer": {**place, "trust_remote_code": True},
         "weights": {**place, "trust_remote_code": True, "dtype": "auto"},
     }
+
+
+def test_a_trainer_reads_what_is_beside_its_model_from_one_revision(tmp_path, monkeypatch):
+    asked = []
+    for name in ("find_protocol", "load_agent_settings"):
+        monkeypatch.setattr(saving, name, lambda source, name=name, **where: asked.append((name, source, where)))
+    monkeypatch.setattr(
+        saving.AutoTokenizer, "from_pretrained", lambda source, **where: asked.append(("tokenizer", source, where))
+    )
+    args = Mem1GRPOConfig(
+        str(tmp_path), model_init_kwargs={"revision": "v1", "cache_dir": "there", "dtype": "float32"}, bf16=False
+    )
+    saving.starting_protocol(None, "me/agent", args)
+    saving.saved_settings("me/agent", args)
+    saving.starting_tokenizer(None, "me/agent", args)
+    assert [name for name, _, _ in asked] == ["find_protocol", "load_agent_settings", "tokenizer"]
+    for _, source, where in asked:
+        assert source == "me/agent" and where.items() >= {"revision": "v1", "cache_dir": "there"}.items()
+        assert "dtype" not in where

@@ -101,7 +101,7 @@ class Mem1Trainer(TrajectoryTrainer):
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
         check_model(model)
         processing_class = starting_tokenizer(processing_class, model, args)
-        self.protocol = starting_protocol(protocol, model)
+        self.protocol = starting_protocol(protocol, model, args)
         self.pool = (
             None
             if environment_factory is None
@@ -148,7 +148,7 @@ class Mem1Trainer(TrajectoryTrainer):
         refuse_unsaved_adapter(self.model, self.accelerator)
         check_optimizer(self.model, self.optimizer)
         warn_of_what_cannot_be_loaded(self.model)
-        self._agent_settings = self._decide_settings(saved_settings(model), first_prompt(train_dataset))
+        self._agent_settings = self._decide_settings(saved_settings(model, args), first_prompt(train_dataset))
         self.settings = self._agent_settings.with_context_limit(self.model)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
         warn_of_truncated_sampling(args.agent_settings(temperature=args.temperature))

@@ -18,6 +18,7 @@ from ..json_text import as_json
 from ..protocol.presets import named_protocol
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.settings import AgentSettings
+from ..saved_files import place_of
 
 if TYPE_CHECKING:
     from .mem1 import Mem1Trainer
@@ -62,7 +63,7 @@ def model_source(model: Any) -> str | None:
     return source if source and Path(source).is_dir() else None
 
 
-def starting_protocol(protocol: Any, model: Any) -> Mem1Protocol:
+def starting_protocol(protocol: Any, model: Any, args: Any) -> Mem1Protocol:
     """
     The protocol of a run: the one that is passed, or named, else the one saved next to the model, else the default.
 
@@ -79,7 +80,7 @@ def starting_protocol(protocol: Any, model: Any) -> Mem1Protocol:
             )
         return protocol
     source = model_source(model)
-    saved = None if source is None else find_protocol(source)
+    saved = None if source is None else find_protocol(source, **_place(model, args))
     if saved is None:
         return Mem1Protocol()
     logger.info(f"The protocol saved with {source} is used; pass `protocol=Mem1Protocol()` for the default tags.")
@@ -104,7 +105,7 @@ def starting_tokenizer(tokenizer: Any, model: Any, args: Any) -> Any:
         )
     return AutoTokenizer.from_pretrained(
         source,
-        revision=(args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None,
+        **_place(model, args),
         truncation_side="left",
         padding_side="left",
         trust_remote_code=args.trust_remote_code,
@@ -118,10 +119,15 @@ def warn_of_what_cannot_be_loaded(model: Any) -> None:
         logger.warning(f"`Mem1Agent.from_pretrained` will not load what is trained here: {reason}.")
 
 
-def saved_settings(model: Any) -> AgentSettings | None:
+def saved_settings(model: Any, args: Any) -> AgentSettings | None:
     """The agent settings saved next to the model that a run starts from, if there are any."""
     source = model_source(model)
-    return None if source is None else load_agent_settings(source)
+    return None if source is None else load_agent_settings(source, **_place(model, args))
+
+
+def _place(model: Any, args: Any) -> dict[str, Any]:
+    """What says from where a model comes that the trainer loads, so that whatever lies beside it is of the same revision."""
+    return place_of(args.model_init_kwargs) if isinstance(model, str) else {}
 
 
 def refuse_other_settings(checkpoint: str, protocol: Mem1Protocol, settings: AgentSettings) -> None:
