@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,8 +95,16 @@ class ConfigParser(TrlParser):
             raise CommandError(f"the file of --config holds {_unknown(from_file[0], self)}")
         if from_line:
             raise CommandError(_unknown(from_line[0], self))
-        _check_types(parsed[0], self)
+        _check_types(parsed[0])
         return parsed[0] if len(parsed) == 1 else tuple(parsed)
+
+    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
+        """Take the values of the file: one value stands for a list of one, and what argparse would not check is checked."""
+        hints = {name: hint for kind in self.kinds for name, hint in typing.get_type_hints(kind).items()}
+        for action in self._actions:
+            if action.dest in kwargs and action.dest in hints:
+                kwargs[action.dest] = _from_file(kwargs[action.dest], hints[action.dest], action)
+        return super().set_defaults_with_config(**kwargs)
 
 
 def peek(args: Sequence[str], name: str) -> str | None:
@@ -150,32 +159,79 @@ def _with_suggestion(message: str, parser: argparse.ArgumentParser) -> str:
     return message
 
 
-def _check_types(parsed: Any, parser: argparse.ArgumentParser) -> None:
-    """YAML values bypass the types and choices of argparse."""
+def _from_file(value: Any, hint: Any, action: argparse.Action) -> Any:
+    """
+    A value of a YAML file, which bypasses the choices of argparse, as its option takes it. Types are checked of lists and objects
+    only: texts are read by argparse, and numbers of other packages may have a wider meaning than their annotation.
+    """
+    entries = [typing.get_args(member)[0] for member in members(hint) if typing.get_origin(member) is list]
+    if any(
+        isinstance(entry, type) and issubclass(entry, Enum) for entry in entries
+    ):  # written as texts, which their class checks
+        return value
+    takes_list = bool(entries)
+    if takes_list and value is not None and not fits(value, hint):
+        for one in (value, _converted(value, action)):
+            if fits([one], hint):
+                return [one]
+    if (takes_list or isinstance(value, (list, dict))) and not fits(value, hint):
+        raise _wrong_type(action.dest, value, hint)
+    if action.choices and isinstance(value, str) and value not in action.choices:
+        raise CommandError(f"{action.dest} is {value!r}, but must be one of {', '.join(map(str, action.choices))}")
+    return value
+
+
+def _converted(value: Any, action: argparse.Action) -> Any:
+    """A text as argparse reads it, such as `1e-3`, which YAML takes for a text."""
+    try:
+        return action.type(value) if isinstance(value, str) and callable(action.type) else value
+    except (ValueError, argparse.ArgumentTypeError):
+        return value
+
+
+def _wrong_type(name: str, value: Any, hint: Any) -> CommandError:
+    return CommandError(f"{name} is {value!r}, but must be {described(hint)}")
+
+
+def _check_types(parsed: Any) -> None:
+    """YAML values bypass the types of argparse."""
     hints = typing.get_type_hints(type(parsed))
-    choices = {action.dest: action.choices for action in parser._actions if action.choices}
     for field in fields(parsed):
         value = getattr(parsed, field.name)
         if isinstance(value, int) and not isinstance(value, bool) and float in members(hints[field.name]):
             value = float(value)
             setattr(parsed, field.name, value)
-        if value == field.default:
-            continue
-        if not fits(value, hints[field.name]):
-            raise CommandError(f"{field.name} is {value!r}, but must be {described(hints[field.name])}")
-        if field.name in choices and value not in choices[field.name]:
-            allowed: Iterable[Any] = choices[field.name]
-            raise CommandError(f"{field.name} is {value!r}, but must be one of {', '.join(map(str, allowed))}")
+        if value != field.default and not fits(value, hints[field.name]):
+            raise _wrong_type(field.name, value, hints[field.name])
+
+
+OF_FILES = {"name the key of its rows with `field=`": "write them as a list, or one on each line of a .jsonl file"}
+"""For [`naming_options`]: what is advised about files of rows, and has no option."""
 
 
 @contextmanager
-def naming_columns(first: str, second: str, arguments: tuple[str, str] = ("title=", "text=")) -> Iterator[None]:
-    """Errors that advise two arguments of Python advise two options of the command line instead."""
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """
+    Errors that advise arguments of Python advise options of the command line instead.
+
+    Args:
+        options (`Mapping[str, str]`):
+            Words of a message -> what stands in their place.
+    """
     try:
         yield
     except ValueError as error:
-        text = str(error).replace(f"`{arguments[0]}` and `{arguments[1]}`", f"{first} and {second}")
+        text = str(error)
+        for argument, option in options.items():
+            text = text.replace(argument, option)
         raise ValueError(text) from None
+
+
+def naming_columns(
+    first: str, second: str, arguments: tuple[str, str] = ("title=", "text=")
+) -> AbstractContextManager[None]:
+    """[`naming_options`] for the two columns of a file."""
+    return naming_options({f"`{arguments[0]}` and `{arguments[1]}`": f"{first} and {second}", **OF_FILES})
 
 
 def existing_corpus(path: str) -> Path:
