@@ -267,7 +267,7 @@ def load_rows(path_or_name: str | Path, split: str, holding: str, **kwargs: Any)
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If the file is of another kind, or a row is no object.
+        `ValueError`: If the file is of another kind or has no rows, or a row is no object.
     """
     path = Path(path_or_name)
     if path.is_file() and not has_rows(path):
@@ -282,6 +282,8 @@ def load_rows(path_or_name: str | Path, split: str, holding: str, **kwargs: Any)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise ValueError(f"Row {number} of {path} is {row!r:.60}: it must be an object with {holding}.")
+    if not rows:
+        raise ValueError(f"{path} has no rows: pass a file of rows that each hold {holding}.")
     return rows, list(dict.fromkeys(column for row in rows for column in row))
 
 

@@ -253,7 +253,10 @@ def test_a_saved_episode_belongs_to_its_agent(actor, tokenizer, tmp_path):
     file = tmp_path / "episode.json"
     agent_of(actor, tokenizer).start("q?", tools=[count]).save(file)
     for agent, words in (
-        (agent_of(actor, tokenizer, max_turns=9), "max_turns of its settings was 4 and is 9"),
+        (
+            agent_of(actor, tokenizer, max_turns=9),
+            "max_turns of its settings was 4 and is 9: give it what it had, or begin another.",
+        ),
         (
             Mem1Agent(actor, tokenizer, dataclasses.replace(SHORT, hint_template="{n}!"), **SETTINGS),
             "hint_template of its protocol",

@@ -96,6 +96,17 @@ def test_a_turn_without_an_answer_says_why_and_a_stopped_one_goes_on(actor, toke
     assert capsys.readouterr().out == "agent> 7\n"
 
 
+def test_a_saved_conversation_says_what_it_was_begun_with(monkeypatch, capsys, tmp_path):
+    path = str(tmp_path / "chat.json")
+    typed(monkeypatch, "capital of France")
+    assert main([*ARGUMENTS, "--conversation", path]) == 0
+    capsys.readouterr()
+    assert main([*ARGUMENTS, "--conversation", path, "--max_turns", "9"]) == 2
+    assert (
+        "max_turns of its settings was 6 and is 9: give it what it had, or begin another." in capsys.readouterr().err
+    )
+
+
 def test_wrong_options_are_one_sentence(capsys):
     assert main(["chat", "--model_name_or_path", TINY, "--backend", "chat"]) == 2
     assert "backend is about a server: give its address with --endpoint" in capsys.readouterr().err

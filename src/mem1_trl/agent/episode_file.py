@@ -152,7 +152,7 @@ def saved_episode(
             if mine[name] != theirs.get(name):
                 raise ValueError(
                     f"The agent must run as when {path} was saved, but {name} of its {kind} was {theirs.get(name)!r:.80} and is "
-                    f"{mine[name]!r:.80}."
+                    f"{mine[name]!r:.80}: give it what it had, or begin another."
                 )
     try:
         played = Trajectory.from_dict(record["trajectory"])
