@@ -22,7 +22,7 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        help="the page, if it ends in .html, else a directory for report.html (default: RUN_DIR/report)",
+        help="the page, if it ends in .html, else a directory for report.html (default: the folder report in RUN_DIR; of several, in the folder that holds them all)",
     )
     parser.add_argument(
         "--max_trajectories",

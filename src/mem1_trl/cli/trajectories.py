@@ -1,4 +1,4 @@
-"""`mem1 trajectories FILE.jsonl` or `mem1 trajectories REPO_ID`"""
+"""`mem1 trajectories FILE.jsonl`, `mem1 trajectories DIR` or `mem1 trajectories REPO_ID`"""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def run(args: Sequence[str]) -> None:
     )
     parser.add_argument(
         "source",
-        metavar="FILE.jsonl",
-        help="episodes, one on a line, as `mem1 eval` writes them; or the id of a data set of them on the Hub",
+        metavar="FILE.jsonl|DIR|ID",
+        help="episodes, one on a line, as `mem1 eval` writes them; a folder with one such file, also in subdirectories; or the id of a data "
+        "set of them on the Hub",
     )
     parser.add_argument("--split", default="train", help="part of a data set on the Hub (default: %(default)s)")
     parser.add_argument("--index", type=int, nargs="+", metavar="N", help="only the episodes of these tasks")
@@ -40,7 +41,7 @@ def run(args: Sequence[str]) -> None:
     from ..hub.trajectories import trajectory_file
 
     try:
-        file = trajectory_file(options.source, options.split)
+        file = trajectory_file(_only_file(options.source), options.split)
     except (FileNotFoundError, ValueError) as error:
         text = str(error)
         raise CommandError(text[:1].lower() + text[1:]) from None
@@ -81,6 +82,19 @@ def run(args: Sequence[str]) -> None:
         raise CommandError(f"no episode of {options.source!r} is what you asked for")
     if printed < found:
         console.print(f"{printed} of {found} episodes; --limit 0 prints all.", style="dim")
+
+
+def _only_file(source: str) -> str | Path:
+    """The one file of a folder; what is no folder is left as it is."""
+    if not Path(source).is_dir():
+        return source
+    files = sorted(Path(source).rglob("*.jsonl"))
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise CommandError(f"{source!r} holds no .jsonl file of episodes: pass the folder of an evaluation, or a file")
+    shown = ", ".join(str(file.relative_to(source)) for file in files[:6]) + (", ..." if len(files) > 6 else "")
+    raise CommandError(f"{source!r} holds {len(files)} files of episodes: pass one of them ({shown})")
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
