@@ -9,7 +9,8 @@ from ..context_rules.named import import_rule
 from ..json_text import read_json
 from ..protocol.presets import PRESETS
 from ..rollout.settings import AgentSettings, setting
-from .options import CommandError
+from .model_check import check_model
+from .options import CommandError, naming_options
 
 if TYPE_CHECKING:
     from ..agent import Mem1Agent
@@ -95,8 +96,9 @@ class AgentArguments:
             raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
 
     def given(self) -> dict[str, Any]:
-        """Fields of [`AgentSettings`] that were set; sampling's `top_k` is none of them, since it means passages here."""
-        names = [one.name for one in fields(AgentSettings) if one.name != "top_k" and hasattr(self, one.name)]
+        """Fields of [`AgentSettings`] that were set, but for two names that mean something else here."""
+        others = ("top_k", "environment")  # passages of one search, and an import path
+        names = [one.name for one in fields(AgentSettings) if one.name not in others and hasattr(self, one.name)]
         found = {name: value for name in names if (value := getattr(self, name)) is not None}
         try:
             if isinstance(self.context_kwargs, str):
@@ -115,6 +117,7 @@ def chosen_protocol(options: Any) -> Mem1Protocol:
     """The protocol that was asked for, or the one that was saved with the model."""
     from ..hub.agent_settings import saved_protocol
 
+    check_model(options.model_name_or_path)
     try:
         return options.chosen_protocol() or saved_protocol(options.model_name_or_path)
     except FileNotFoundError:
@@ -138,16 +141,17 @@ def open_agent(options: AgentArguments, protocol: Mem1Protocol, **overrides: Any
         from transformers import AutoTokenizer
 
         try:
-            return Mem1Agent(
-                options.endpoint_model or options.model_name_or_path,
-                AutoTokenizer.from_pretrained(options.model_name_or_path),
-                protocol,
-                load_agent_settings(options.model_name_or_path),
-                options.batch_size,
-                client=options.endpoint,
-                backend=options.backend,
-                **budgets,
-            )
+            with naming_options({"`client` must be a client, or the address": "endpoint must be the address"}):
+                return Mem1Agent(
+                    options.endpoint_model or options.model_name_or_path,
+                    AutoTokenizer.from_pretrained(options.model_name_or_path),
+                    protocol,
+                    load_agent_settings(options.model_name_or_path),
+                    options.batch_size,
+                    client=options.endpoint,
+                    backend=options.backend,
+                    **budgets,
+                )
         except ValueError as error:
             raise CommandError(str(error)) from None
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

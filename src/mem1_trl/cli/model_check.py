@@ -1,0 +1,48 @@
+"""Whether there is a model of a name, asked once before libraries ask again and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .options import CommandError
+
+
+def check_model(path_or_id: str) -> None:
+    """
+    Refuse a model that is neither a folder here nor, as far as that can be found out, on the Hub.
+
+    Args:
+        path_or_id (`str`):
+            A folder, or the id of a model.
+
+    Raises:
+        `CommandError`: If there is no such folder, and the Hub has no such model or does not answer.
+    """
+    if Path(path_or_id).is_dir():
+        return
+    if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:  # no id of the Hub
+        raise CommandError(f"there is no folder {path_or_id!r} here: check the path of the model")
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    files = ("config.json", "adapter_config.json")
+    try:
+        if any(isinstance(try_to_load_from_cache(path_or_id, name), str) for name in files):
+            return
+        get_hf_file_metadata(hf_hub_url(path_or_id, files[0]))
+    except (EntryNotFoundError, GatedRepoError):  # the model is there; loading it says what it lacks
+        return
+    except (RepositoryNotFoundError, HFValidationError):
+        raise CommandError(
+            f"there is no folder {path_or_id!r} here, and no model of that name on the Hub that this account may read: check the path, or the id"
+        ) from None
+    except Exception as error:  # each version of the Hub's client has its own for a server that does not answer
+        raise CommandError(
+            f"there is no folder {path_or_id!r} here, and the Hub cannot be asked for a model of that name "
+            f"({type(error).__name__}: {error}): check the path, or the connection"
+        ) from None
