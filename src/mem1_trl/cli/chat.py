@@ -57,7 +57,10 @@ def run(args: Sequence[str]) -> None:
         usage="mem1 chat --model_name_or_path PATH_OR_ID [OPTIONS] [--config FILE.yaml]",
         description="Talk with an agent in the terminal. Its context stays as short as at the beginning; what it remembers is its "
         "state, which /memory shows. /help lists what else can be typed.",
-        epilog="Example: mem1 chat --model_name_or_path runs/quickstart/model --corpus facts --conversation chat.json",
+        epilog="""examples:
+  mem1 chat --model_name_or_path runs/quickstart/model --corpus facts --conversation chat.json
+  mem1 chat --model_name_or_path runs/shop --environment my_shop.ShopEnvironment
+""",
     )
     options = parser.read(args)
     agent, factory = options.open()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..rollout.settings import setting
 from .agent_options import AgentArguments, chosen_protocol, open_agent
+from .own_code import check_environment
 from .task_options import CorpusArguments
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class ConversationArguments(AgentArguments, CorpusArguments):
     Parameters:
         corpus (`str`, *optional*):
             As in [`CorpusArguments`], but `None` gives it nothing to search.
+        environment (`str`, *optional*):
+            As in [`CorpusArguments`]; its `reset` gets the first message as `prompt`.
         max_turns (`int`, *optional*):
             Maximum number of turns for one answer. `None` takes the value saved with the model.
         top_k (`int`, *optional*, defaults to `3`):
@@ -41,11 +44,21 @@ class ConversationArguments(AgentArguments, CorpusArguments):
 
     def __post_init__(self) -> None:
         self._check_counts("max_turns", "top_k", "batch_size")
+        self._check_environment("top_k")
         self.check_endpoint()
 
-    def open(self) -> tuple[Mem1Agent, Any]:
-        """The agent, and what makes the environment of a conversation; `None` if it has nothing to search."""
+    def open(self, has_tools: bool = False) -> tuple[Mem1Agent, Any]:
+        """
+        The agent, and what makes the environment of a conversation; `None` if there is neither a corpus nor an environment.
+
+        Args:
+            has_tools (`bool`, *optional*, defaults to `False`):
+                Whether conversations may bring what the agent may do, so that nothing need be given here.
+        """
         protocol = chosen_protocol(self)
-        factory = None if self.corpus is None else self.environment_factory(self.top_k)
+        given = self.corpus is not None or self.environment is not None
+        factory = self.environment_factory(self.top_k) if given else None
+        if given or not has_tools:
+            check_environment(protocol, self.protocol_source(self.model_name_or_path), factory, talks=True)
         turns = {} if self.max_turns is None else {"max_turns": self.max_turns}
         return open_agent(self, protocol, **turns), factory

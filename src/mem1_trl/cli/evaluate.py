@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..rollout.settings import AgentSettings, setting
 from .agent_options import AgentArguments, chosen_protocol, open_agent
-from .options import CommandError, ConfigParser
-from .task_options import TaskArguments, listed_objectives
+from .options import CommandError, ConfigParser, naming_options
+from .own_code import check_environment
+from .task_options import TaskArguments, listed_objectives, naming_objectives
 
 if TYPE_CHECKING:
+    from ..agent import Mem1Agent
     from ..evaluation.result import Evaluation
+
+Play: TypeAlias = "Callable[[Mem1Agent], dict[str, Evaluation]]"
+"""Evaluates an agent; returns what was found by the names of its files."""
 
 
 @dataclass
@@ -26,23 +33,25 @@ class EvalArguments(AgentArguments, TaskArguments):
         > Parameters that control the agent, besides those of [`AgentArguments`]
 
         label (`str`, *optional*):
-            Name of the agent in tables, plots and files. `None` takes the name of the model.
+            Name of the agent in tables, plots and files. `None` takes the name of the model: the last part of its path or id.
         max_turns (`int`, *optional*):
-            Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.
+            Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond; in an environment,
+            those that were saved with the model.
 
         > Parameters that control the tasks, besides those of [`TaskArguments`]
 
         objectives (`list[int]`, *optional*, defaults to `[1, 2, 3, 4, 6, 8, 16]`):
             Numbers of objectives.
         tasks (`int`, *optional*, defaults to `200`):
-            Tasks for each number.
+            Tasks for each number; of an environment, at most so many, drawn by `seed`.
         top_k (`int`, *optional*):
             Passages per search. `None` takes what the model was trained with, or else 3.
 
         > Parameters that control the run
 
         output_dir (`str`, *optional*, defaults to `"runs/eval"`):
-            Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again.
+            Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again. In an environment it
+            is `<label>.json` and `.jsonl`.
         memory_value (`str` or `None`, *optional*):
             Measure what each state is worth, in nats, with nothing in its place (`"blank"`) or the state of another episode (`"swap"`).
         seed (`int`, *optional*, defaults to `0`):
@@ -56,12 +65,16 @@ class EvalArguments(AgentArguments, TaskArguments):
     max_turns: int | None = setting(
         "max_turns",
         default=None,
-        help="Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond.",
+        help="Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond; in an "
+        "environment, those that were saved with the model.",
     )
     objectives: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 6, 8, 16], metadata={"help": "Numbers of objectives."}
     )
-    tasks: int = field(default=200, metadata={"help": "Tasks for each number of objectives."})
+    tasks: int = field(
+        default=200,
+        metadata={"help": "Tasks for each number of objectives; of an environment, at most so many, drawn by seed."},
+    )
     top_k: int | None = field(
         default=None,
         metadata={"help": "Passages per search. `None` takes what the model was trained with, or else 3."},
@@ -69,7 +82,8 @@ class EvalArguments(AgentArguments, TaskArguments):
     output_dir: str = field(
         default="runs/eval",
         metadata={
-            "help": "Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again."
+            "help": "Where `evaluation/<label>-<n>.json` and `.jsonl` are written. What is there already is not played again. In an "
+            "environment it is `<label>.json` and `.jsonl`."
         },
     )
     memory_value: str | None = field(
@@ -85,6 +99,7 @@ class EvalArguments(AgentArguments, TaskArguments):
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("tasks", "top_k", "batch_size")
         super().__post_init__()
+        self._check_environment("objectives", "top_k")
         self.check_endpoint()
         if self.memory_value is not None and self.endpoint is not None:
             raise ValueError("memory_value needs a model that is loaded here: leave out endpoint, or memory_value")
@@ -96,8 +111,12 @@ def run(args: Sequence[str]) -> None:
         EvalArguments,
         prog="mem1 eval",
         usage="mem1 eval --model_name_or_path PATH_OR_ID [OPTIONS] [--config FILE.yaml]",
-        description="Evaluate an agent on tasks of more and more objectives: several questions at once, answered by searching.",
-        epilog="Example: mem1 eval --model_name_or_path runs/quickstart/model --objectives 1 2 4 --tasks 50 --keywords true",
+        description="Evaluate an agent on tasks of more and more objectives: several questions at once, answered by searching; or on the "
+        "tasks of an environment of yours.",
+        epilog="""examples:
+  mem1 eval --model_name_or_path runs/quickstart/model --objectives 1 2 4 --tasks 50 --keywords true
+  mem1 eval --model_name_or_path runs/shop --environment my_shop.ShopEnvironment --dataset_name tasks.jsonl
+""",
     )
     options = parser.read(args)
 
@@ -110,62 +129,141 @@ def run(args: Sequence[str]) -> None:
         dataclasses.replace(saved or AgentSettings(), **options.given())
     except ValueError as error:
         raise CommandError(str(error)) from None
-    questions = options.load_questions()
     factory = options.environment_factory(options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
-    agent = open_agent(options, protocol)
-
-    from ..evaluation.evaluate import evaluate_objectives
-    from ..evaluation.result import slug
-
+    check_environment(protocol, options.protocol_source(options.model_name_or_path), factory)
     output = Path(options.output_dir) / "evaluation"
-    evaluations = evaluate_objectives(
-        agent,
-        questions,
-        factory,
-        objectives=options.objectives,
-        tasks=options.tasks,
-        output_dir=output,
-        label=options.label,
-        max_turns=None if options.max_turns is None else lambda n: options.max_turns,
-        batch_size=options.batch_size,
-        seed=options.seed,
+    label = options.label or _name(options.endpoint_model or options.model_name_or_path)
+    play = (
+        _questions(options, factory, output, label)
+        if options.environment is None
+        else _tasks(options, factory, output, label)
     )
+
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    agent = open_agent(options, protocol)
+    with logging_redirect_tqdm():  # else a warning goes on in the line of the progress bar
+        evaluations = play(agent)
     if options.memory_value is not None:
         from ..evaluation.memory import measure_memory
 
-        for n, evaluation in evaluations.items():
-            evaluations[n] = measure_memory(agent, evaluation, options.memory_value, min(options.batch_size, 8))
-            evaluations[n].save(output, f"{slug(evaluation.agent)}-{n}")
-    _print_table(evaluations)
+        for name, evaluation in evaluations.items():
+            evaluations[name] = measure_memory(agent, evaluation, options.memory_value, min(options.batch_size, 8))
+            evaluations[name].save(output, name)
+    _print_table(list(evaluations.values()), _MEANS if options.environment is None else _MEANS_OF_REWARDS)
     print(f"written to {output}; `mem1 report {options.output_dir}` makes a page of it")
 
 
-def _print_table(evaluations: dict[int, Evaluation]) -> None:
+def _name(path_or_id: str) -> str:
+    """The last part of a path or an id: an adapter has the name of its own folder, not that of the model below it."""
+    return Path(os.path.abspath(path_or_id)).name
+
+
+def _questions(options: EvalArguments, factory: Any, output: Path, label: str) -> Play:
+    """Evaluates an agent on questions, several at once."""
+    questions, most = options.load_questions(), options.max_turns
+
+    def play(agent: Mem1Agent) -> dict[str, Evaluation]:
+        from ..evaluation.evaluate import evaluate_objectives
+        from ..evaluation.result import slug
+
+        with naming_objectives(), naming_options({"`label` or `output_dir`": "--label or --output_dir"}):
+            evaluations = evaluate_objectives(
+                agent,
+                questions,
+                factory,
+                objectives=options.objectives,
+                tasks=options.tasks,
+                output_dir=output,
+                label=label,
+                max_turns=None if most is None else lambda n: most,
+                batch_size=options.batch_size,
+                seed=options.seed,
+            )
+        return {f"{slug(label)}-{n}": evaluation for n, evaluation in evaluations.items()}
+
+    return play
+
+
+def _tasks(options: EvalArguments, factory: Any, output: Path, label: str) -> Play:
+    """Evaluates an agent on the tasks of an environment."""
+    from ..evaluation.result import slug
+
+    assert options.dataset_name is not None  # `TaskArguments` refuses an environment without tasks
+    name = slug(label)
+    if (output / f"{name}.json").exists():
+        raise CommandError(
+            f"{output / name}.json is there already: delete it to evaluate again, or choose another --label or --output_dir"
+        )
+    rows = options.load_tasks(options.dataset_name)
+    if len(rows) > options.tasks:
+        rows = rows.select(sorted(Random(options.seed).sample(range(len(rows)), options.tasks)))
+
+    def play(agent: Mem1Agent) -> dict[str, Evaluation]:
+        from tqdm.auto import tqdm
+
+        from ..evaluation.evaluate import evaluate_agent
+
+        if options.max_turns is not None:
+            agent.settings = dataclasses.replace(agent.settings, max_turns=options.max_turns)
+        with tqdm(total=len(rows), desc=label, unit="task") as bar:
+            evaluation = evaluate_agent(
+                agent,
+                rows,
+                factory,
+                options.batch_size,
+                on_batch=lambda count: bar.update(count) and None,
+                label=label,
+                seed=options.seed,
+                settings={"environment_path": options.environment, "dataset_name": options.dataset_name},
+            )
+        evaluation.save(output, name)
+        return {name: evaluation}
+
+    return play
+
+
+_MEANS = {
+    "exact_match": ("EM", ".2f"),
+    "exact_match_per_objective": ("EM per objective", ".2f"),
+    "peak_tokens": ("peak tokens", ",.0f"),
+    "dependency_length": ("dependency", ",.0f"),
+    "turns": ("turns", ".1f"),
+}
+"""Score -> its heading in the table, and how its mean is written."""
+
+_MEANS_OF_REWARDS = {"reward": ("reward", ".2f"), **_MEANS}
+
+_WITH_INTERVAL = ("exact_match_per_objective", "reward")
+"""Scores whose interval is shown; all intervals would not fit a terminal."""
+
+
+def _print_table(evaluations: list[Evaluation], means: dict[str, tuple[str, str]]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    first = next(iter(evaluations.values()))
-    table = Table(title=f"{first.agent}: means over the tasks, and a 95% interval", box=SIMPLE)
-    table.add_column("objectives", justify="right")
-    shown = {
-        "exact_match": ("EM", ".2f"),
-        "exact_match_per_objective": ("EM per objective", ".2f"),
-        "peak_tokens": ("peak tokens", ",.0f"),
-        "dependency_length": ("dependency", ",.0f"),
-        "turns": ("turns", ".1f"),
-    }
-    for heading, _ in shown.values():
-        table.add_column(heading, justify="right", no_wrap=heading == "EM per objective")
-    for n, evaluation in evaluations.items():
+    of_objectives = means is _MEANS
+    found = {name for evaluation in evaluations for name in evaluation.statistics}
+    shown = {metric: form for metric, form in means.items() if metric in found}
+    table = Table(title=f"{evaluations[0].agent}: means over the tasks, and a 95% interval", box=SIMPLE)
+    table.add_column("objectives" if of_objectives else "tasks", justify="right")
+    for metric, (heading, _) in shown.items():
+        table.add_column(heading, justify="right", no_wrap=metric in _WITH_INTERVAL)
+    for evaluation in evaluations:
         cells = []
         for metric, (_, form) in shown.items():
-            found = evaluation.statistics.get(metric)
-            cells.append("" if found is None else f"{found.mean:{form}}")
-            if found is not None and metric == "exact_match_per_objective":  # all intervals would not fit a terminal
-                cells[-1] += f" \\[{found.low:{form}}, {found.high:{form}}]"
-        table.add_row(str(n), *cells)
+            statistic = evaluation.statistics.get(metric)
+            cells.append("" if statistic is None else f"{statistic.mean:{form}}")
+            if statistic is not None and metric in _WITH_INTERVAL:
+                cells[-1] += f" \\[{statistic.low:{form}}, {statistic.high:{form}}]"
+        table.add_row(str(evaluation.objectives if of_objectives else len(evaluation.tasks)), *cells)
     Console().print(table)
-    failed = {n: evaluation.errors for n, evaluation in evaluations.items() if evaluation.errors}
-    for n, share in failed.items():
-        print(f"{n} objectives: {share:.1%} of the episodes failed and count 0; their errors are in the .jsonl file")
+    if not of_objectives and "reward" not in found:
+        print("the environment gives no reward (`get_reward`), so that the table shows costs only")
+    for evaluation in evaluations:
+        if evaluation.errors:
+            of = f"{evaluation.objectives} objectives: " if of_objectives else ""
+            print(
+                f"{of}{evaluation.errors:.1%} of the episodes failed and count 0; their errors are in the .jsonl file"
+            )

@@ -73,7 +73,7 @@ def run(args: Sequence[str]) -> None:
     for package in ("starlette", "uvicorn"):  # before the model is loaded
         require(package, "serve", "mem1 serve")
     keys = _keys(options.api_keys)
-    agent, factory = options.open()
+    agent, factory = options.open(has_tools=True)
 
     from ..serve.backend import AgentBackend
     from ..serve.states import StateStore
@@ -84,6 +84,13 @@ def run(args: Sequence[str]) -> None:
     limits = WireLimits(keys, options.max_body_megabytes * 2**20, options.max_running, options.max_waiting)
     chat = ChatApp(AgentBackend(agent, options.name, factory, store), limits)
     server = WireServer(chat, options.host, options.port)
+    tools = agent.protocol.action_tags if factory is None else None
+    if tools:
+        print(
+            f"The protocol {options.protocol_source(options.model_name_or_path)} has actions ({', '.join(tools.values())}): a request must "
+            "bring tools of these names, unless --corpus or --environment gives them.",
+            flush=True,
+        )
     if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
         print("Everybody who reaches this address is served: --api_keys FILE asks for a key.", flush=True)
     print(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.presets import PRESETS, named_protocol
-from .options import CommandError, naming_columns
+from .options import OF_FILES, CommandError, naming_columns, naming_options
+from .own_code import imported
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,9 +22,7 @@ BUNDLED = "facts"
 
 
 def listed_objectives(objectives: Any) -> Any:
-    """Numbers of objectives as a list, which one number may stand for; a value of another type is left to the check of types."""
-    if isinstance(objectives, int):
-        objectives = [objectives]
+    """Numbers of objectives; a value of another type is left to the check of types."""
     if isinstance(objectives, list) and any(isinstance(n, int) and n < 1 for n in objectives):
         raise ValueError(f"objectives={objectives} must be 1 or more each")
     return objectives
@@ -44,6 +44,9 @@ class CorpusArguments:
             Split of the passages.
         corpus_title, corpus_text (`str`, *optional*, defaults to `"title"` and `"text"`):
             Columns of the passages.
+        environment (`str`, *optional*):
+            Import path of a class or function without arguments that makes an environment, such as `my_shop.ShopEnvironment`, in place
+            of a corpus. The current directory is searched, too.
     """
 
     protocol: str | None = field(
@@ -63,6 +66,32 @@ class CorpusArguments:
     corpus_split: str = field(default="train", metadata={"help": "Split of the passages."})
     corpus_title: str = field(default="title", metadata={"help": "Column of the passages with the title."})
     corpus_text: str = field(default="text", metadata={"help": "Column of the passages with the text."})
+    environment: str | None = field(
+        default=None,
+        metadata={
+            "help": "Import path of a class or function without arguments that makes an environment, such as "
+            "my_shop.ShopEnvironment, in place of questions and a corpus. The current directory is searched, too."
+        },
+    )
+
+    def _check_environment(self, *names: str) -> None:
+        """Refuse options that an environment replaces: those of the corpus, and further `names`."""
+        if self.environment is None:
+            return
+        named = ("corpus", "corpus_split", "corpus_title", "corpus_text", *names)
+        for name in self.differing(*named):
+            raise ValueError(
+                f"{name} is about questions and their corpus, and environment={self.environment!r} replaces these: leave one out"
+            )
+
+    def differing(self, *names: str) -> dict[str, Any]:
+        """Those of the named fields that have another value than their default."""
+        found = {}
+        for one in fields(self):
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            if one.name in names and getattr(self, one.name) != default:
+                found[one.name] = getattr(self, one.name)
+        return found
 
     def _check_counts(self, *names: str) -> None:
         for name in names:
@@ -72,16 +101,18 @@ class CorpusArguments:
 
     def environment_factory(self, passages: int) -> Any:
         """
-        Makes environments that search the corpus.
+        Makes environments: those of `environment`, or else ones that search the corpus.
 
         Args:
             passages (`int`):
                 Passages of one search.
 
         Raises:
-            `CommandError`: If there is no such file.
+            `CommandError`: If there is no such file, or `environment` cannot be imported.
             `ValueError`: If it is no corpus.
         """
+        if self.environment is not None:
+            return imported(self.environment, "environment")
         from ..environments import RetrievalQAEnvironment
 
         if self.corpus in (None, BUNDLED):
@@ -100,6 +131,10 @@ class CorpusArguments:
             corpus = load_dataset(corpus, split=self.corpus_split)
         with naming_columns("--corpus_title", "--corpus_text"):
             return RetrievalQAEnvironment.factory(corpus, passages, self.corpus_title, self.corpus_text)
+
+    def protocol_source(self, model: str) -> str:
+        """Where the protocol comes from, for messages."""
+        return f"saved with {model}" if self.protocol is None else f"{self.protocol} (--protocol)"
 
     def chosen_protocol(self) -> Mem1Protocol | None:
         """
@@ -121,11 +156,13 @@ class TaskArguments(CorpusArguments):
             File or id of a data set of questions and answers, see [`mem1_trl.tasks.load_qa_dataset`]. `None` asks about the
             bundled facts.
         split (`str`, *optional*):
-            Split of the questions.
+            Split of the questions, or of the tasks.
         question_column, answer_column (`str`, *optional*):
             Columns of the questions and answers, if they are not those that are known.
         keywords (`bool`, *optional*, defaults to `False`):
             Whether to ask the bundled questions in search words, such as "capital of France".
+        dataset_name (`str`, *optional*):
+            File or id of the tasks of `environment`: a column `prompt`, and whatever its `reset` takes.
     """
 
     questions: str | None = field(
@@ -135,7 +172,7 @@ class TaskArguments(CorpusArguments):
             "the bundled facts."
         },
     )
-    split: str = field(default="test", metadata={"help": "Split of the questions."})
+    split: str = field(default="test", metadata={"help": "Split of the questions, or of the tasks."})
     question_column: str | None = field(
         default=None, metadata={"help": "Column of the questions, if it is not one that is known."}
     )
@@ -146,8 +183,18 @@ class TaskArguments(CorpusArguments):
         default=False,
         metadata={"help": "Whether to ask the bundled questions in search words, such as `capital of France`."},
     )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "File or id of the tasks of the environment: a column `prompt`, and whatever its reset takes."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if (self.environment is None) != (self.dataset_name is None):
+            given, needed = ("environment", "dataset_name") if self.environment else ("dataset_name", "environment")
+            raise ValueError(f"{given} needs {needed}: an environment, and the tasks that it is given")
+        self._check_environment("questions", "question_column", "answer_column", "keywords")
         if self.keywords and self.questions is not None:
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
 
@@ -180,3 +227,33 @@ class TaskArguments(CorpusArguments):
             asked = questions.select([i for i, relation in enumerate(questions["relation"]) if relation in KEYWORDS])
             questions = asked.remove_columns("question").rename_column("keywords", "question")
         return questions
+
+    def load_tasks(self, name: str, split: str | None = None) -> Dataset:
+        """
+        The tasks of an environment.
+
+        Args:
+            name (`str`):
+                File or id of them.
+            split (`str`, *optional*):
+                Another split than `self.split`.
+
+        Raises:
+            `CommandError`: If they have no column `prompt`.
+        """
+        from datasets import Dataset
+
+        from ..tasks import load_rows
+
+        with naming_options(OF_FILES):
+            rows, columns = load_rows(name, split or self.split, "a task")
+        if "prompt" not in columns:
+            raise CommandError(f"{name} has the columns {', '.join(columns)}, but tasks need a column 'prompt'")
+        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+
+
+def naming_objectives() -> AbstractContextManager[None]:
+    """Errors about tasks that are composed of questions, in the words of the command line."""
+    return naming_options(
+        {"pass more rows or a smaller `n`": "give more questions, or fewer to a task with --objectives"}
+    )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..hub.agent_settings import find_protocol
+from ..local_rows import has_rows
+from ..rollout.settings import AgentSettings
 from .launch import launch, launched, own_arguments
+from .model_check import check_model
 from .options import CommandError, ConfigParser, peek
-from .task_options import TaskArguments, listed_objectives
+from .own_code import check_environment, imported
+from .task_options import TaskArguments, listed_objectives, naming_objectives
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +34,7 @@ SHOWN = [
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_generations",
+    "max_completion_length",
     "temperature",
     "beta",
     "save_steps",
@@ -50,6 +57,13 @@ SHOWN = [
     "load_in_4bit",
 ]
 """Options that `--help` shows although they are those of TRL or transformers; `--help_all` shows every one."""
+
+CHOICES = {
+    "loss_type": ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"],
+    "importance_sampling_level": ["token", "sequence"],
+    "multi_objective_aggregation": ["sum_then_normalize", "normalize_then_sum"],
+}
+"""Values of options of TRL that it does not check before the first update."""
 
 EXAMPLES = """examples:
   mem1 train --model_name_or_path examples/assets/tiny-mem1 --objectives 2 --keywords true --max_steps 20
@@ -75,21 +89,19 @@ class TrainArguments(TaskArguments):
             Split of the questions, or of the tasks.
         passages (`int`, *optional*, defaults to `3`):
             Passages of one search.
-        environment (`str`, *optional*):
-            Import path of a class or function without arguments that makes an environment, such as `my_shop.ShopEnvironment`, in place
-            of questions and a corpus. The current directory is searched, too.
-        dataset_name (`str`, *optional*):
-            File or id of the tasks of `environment`: a column `prompt`, and whatever its `reset` takes.
         reward_funcs (`list[str]`, *optional*):
             Import paths of reward functions, besides the `get_reward` of the environment.
         value_model (`str`, *optional*):
             PPO's critic, as in [`Mem1PPOTrainer`]: `"shared"`, a path or an id. `None` makes one of the model.
         eval_questions (`str`, *optional*):
-            File or id of the questions of evaluations. `None` takes those of training.
+            File or id of the questions of evaluations. `None` takes `eval_split` of those of training, where these are no file.
+        eval_dataset_name (`str`, *optional*):
+            File or id of the tasks of evaluations in `environment`. `None` takes `eval_split` of `dataset_name`, where that is no file.
         eval_split (`str`, *optional*, defaults to `"test"`):
             Split of the questions, or of the tasks, of evaluations.
         eval_tasks (`int`, *optional*, defaults to `50`):
-            Tasks of an evaluation, for each number of objectives; there is one if `eval_strategy` is set.
+            Tasks of an evaluation, for each number of objectives; there is one if `eval_strategy` is set. Those of an environment are all
+            played.
         accelerate_config (`str`, *optional*):
             Configuration of accelerate to train with: a file, or a name that TRL knows (`fsdp2`, `zero2`, `multi_gpu`).
         num_processes (`int`, *optional*):
@@ -103,19 +115,6 @@ class TrainArguments(TaskArguments):
     )
     split: str = field(default="train", metadata={"help": "Split of the questions, or of the tasks."})
     passages: int = field(default=3, metadata={"help": "Passages of one search."})
-    environment: str | None = field(
-        default=None,
-        metadata={
-            "help": "Import path of a class or function without arguments that makes an environment, such as "
-            "my_shop.ShopEnvironment, in place of questions and a corpus. The current directory is searched, too."
-        },
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "File or id of the tasks of the environment: a column `prompt`, and whatever its reset takes."
-        },
-    )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={"help": "Import paths of reward functions, besides the get_reward of the environment."},
@@ -126,7 +125,16 @@ class TrainArguments(TaskArguments):
     )
     eval_questions: str | None = field(
         default=None,
-        metadata={"help": "File or id of the questions of evaluations. `None` takes those of training."},
+        metadata={
+            "help": "File or id of the questions of evaluations. `None` takes eval_split of those of training, where these are no file."
+        },
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "File or id of the tasks of evaluations in the environment. `None` takes eval_split of dataset_name, where that is no "
+            "file."
+        },
     )
     eval_split: str = field(
         default="test", metadata={"help": "Split of the questions, or of the tasks, of evaluations."}
@@ -134,7 +142,8 @@ class TrainArguments(TaskArguments):
     eval_tasks: int = field(
         default=50,
         metadata={
-            "help": "Tasks of an evaluation, for each number of objectives; there is one if eval_strategy is set."
+            "help": "Tasks of an evaluation, for each number of objectives; there is one if eval_strategy is set. Those of an environment "
+            "are all played."
         },
     )
     accelerate_config: str | None = field(
@@ -151,16 +160,17 @@ class TrainArguments(TaskArguments):
         super().__post_init__()
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("passages", "eval_tasks", "num_processes")
-        if (self.environment is None) != (self.dataset_name is None):
-            given, needed = ("environment", "dataset_name") if self.environment else ("dataset_name", "environment")
-            raise ValueError(f"{given} needs {needed}: an environment, and the tasks that it is given")
-        for name in ("questions", "corpus", "eval_questions"):
-            if self.environment is not None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is about searching a corpus, and environment={self.environment!r} replaces that"
-                )
+        self._check_environment("objectives", "passages", "eval_questions", "eval_tasks")
+        if self.eval_dataset_name is not None and self.environment is None:
+            raise ValueError("eval_dataset_name needs environment: an environment, and the tasks that it is tested on")
         if self.value_model is not None and self.algorithm == "grpo":
             raise ValueError("value_model is PPO's critic, which algorithm='grpo' does not have")
+
+    def tests_on_what_it_trains(self) -> bool:
+        """Whether evaluations would take the rows of training, since these are a file, which has no splits."""
+        trained = self.dataset_name or self.questions
+        tested = self.eval_dataset_name or self.eval_questions
+        return tested is None and trained is not None and has_rows(trained)
 
 
 def run(args: Sequence[str]) -> None:
@@ -188,7 +198,7 @@ def run(args: Sequence[str]) -> None:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         print(f"model and log in {config.output_dir}; `mem1 report {config.output_dir}` makes a page of the run,")
-        print(f"`mem1 eval --model_name_or_path {config.output_dir}` tests it on more objectives")
+        print(how_to_evaluate(options, str(config.output_dir)))
 
 
 def read(args: Sequence[str]) -> tuple[TrainArguments, Mem1GRPOConfig, ModelConfig]:
@@ -223,6 +233,10 @@ def _parser(algorithm: str) -> ConfigParser:
         description="Train an agent by reinforcement: on questions that are answered by searching, or in an environment of yours.",
         epilog=EXAMPLES,
     )
+    for action in parser._actions:
+        if action.dest == "max_completion_length":  # TRL's text is about whole completions
+            action.help = next(one for one in fields(AgentSettings) if one.name == action.dest).metadata["help"]
+        action.choices = CHOICES.get(action.dest, action.choices)
     parser.add_argument("--help_all", action="store_true", help="show every option and end")
     parser.set_defaults(output_dir="runs/train", logging_steps=1, disable_tqdm=True, save_eval_trajectories=True)
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
@@ -235,7 +249,6 @@ def _parser(algorithm: str) -> ConfigParser:
 def _hide(parser: ConfigParser) -> None:
     """Leave the hundreds of options of TRL and transformers out of `--help`, but for the most used."""
     from argparse import SUPPRESS
-    from dataclasses import fields
 
     from trl import GRPOConfig, ModelConfig
 
@@ -293,14 +306,15 @@ def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig
 
     # Short checks first, the model last
     protocol = options.chosen_protocol()
-    rewards = [_imported(path, "reward_funcs") for path in options.reward_funcs or []]
-    if options.environment is not None:
-        factory = _imported(options.environment, "environment")
-        train = _rows(options.dataset_name, options.split)
-        evaluated: Any = _rows(options.dataset_name, options.eval_split) if config.eval_strategy != "no" else None
-    else:
+    rewards = [imported(path, "reward_funcs") for path in options.reward_funcs or []]
+    factory = options.environment_factory(options.passages)
+    with naming_objectives():
         train, evaluated = _train_tasks(options, config), _eval_tasks(options, config)
-        factory = options.environment_factory(options.passages)
+    name: Any = model.model_name_or_path
+    check_model(name)
+    spoken = protocol or find_protocol(name)
+    if spoken is not None:
+        check_environment(spoken, options.protocol_source(name), factory)
 
     from ..trainers.grpo import Mem1GRPOTrainer
     from ..trainers.ppo import Mem1PPOTrainer
@@ -332,7 +346,9 @@ def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig
 
 
 def _train_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Dataset:
-    """Tasks of each number of objectives, equally many, in random order."""
+    """Tasks of the environment, or of each number of objectives equally many, in random order."""
+    if options.dataset_name is not None:
+        return options.load_tasks(options.dataset_name)
     from datasets import concatenate_datasets
 
     from ..tasks import compose_objectives
@@ -349,13 +365,18 @@ def _eval_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Any:
     """One data set, or one for each number of objectives."""
     if config.eval_strategy == "no":
         return None
-    from ..local_rows import has_rows
     from ..tasks import sample_objectives
 
-    if options.eval_questions is None and options.questions is not None and has_rows(options.questions):
-        raise CommandError(
-            f"eval_strategy={str(config.eval_strategy)!r} needs questions that are not trained on: give their file with --eval_questions"
+    if options.tests_on_what_it_trains():
+        strategy: Any = config.eval_strategy
+        kind, option = (
+            ("questions", "eval_questions") if options.environment is None else ("tasks", "eval_dataset_name")
         )
+        raise CommandError(
+            f"eval_strategy={strategy.value!r} needs {kind} that are not trained on: give their file with --{option}"
+        )
+    if options.dataset_name is not None:
+        return options.load_tasks(options.eval_dataset_name or options.dataset_name, options.eval_split)
     asked = options if options.eval_questions is None else replace(options, questions=options.eval_questions)
     questions = asked.load_questions(options.eval_split)
     parts = {
@@ -365,31 +386,17 @@ def _eval_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Any:
     return parts if len(parts) > 1 else next(iter(parts.values()))
 
 
-def _rows(name: str | None, split: str) -> Dataset:
-    from datasets import Dataset
-
-    from ..tasks import load_rows
-
-    assert name is not None  # `TrainArguments` refuses an environment without tasks
-    rows, columns = load_rows(name, split, "a task")
-    if "prompt" not in columns:
-        raise CommandError(f"{name} has the columns {', '.join(columns)}, but tasks need a column 'prompt'")
-    return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
-
-
-def _imported(path: str, option: str) -> Any:
-    """What an import path such as `my_shop.ShopEnvironment` names."""
-    import sys
-    from importlib import import_module
-
-    module, _, name = path.replace(":", ".").rpartition(".")
-    if not module:
-        raise CommandError(f"{option} must be an import path such as my_module.name, got {path!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise CommandError(f"{option}={path!r} cannot be imported: {error}") from None
-    except AttributeError:
-        raise CommandError(f"{option}={path!r} cannot be imported: {module} has no {name!r}") from None
+def how_to_evaluate(options: TrainArguments, output_dir: str) -> str:
+    """The command that tests the model on the kind of task that it was trained on, as a line to print."""
+    names = ("keywords", "question_column", "answer_column", "corpus", "corpus_split", "corpus_title", "corpus_text")
+    given: dict[str, Any] = {"model_name_or_path": output_dir}
+    given |= options.differing("environment", *names)
+    tested = options.eval_dataset_name or options.eval_questions or options.dataset_name or options.questions
+    if tested is not None:
+        given["dataset_name" if options.environment else "questions"] = tested
+    if options.eval_split != "test" and not has_rows(tested or ""):
+        given["split"] = options.eval_split
+    words = [f"--{name} {'true' if value is True else shlex.quote(str(value))}" for name, value in given.items()]
+    what = "tests it" if options.environment else "tests it on more objectives"
+    same = ", on what it was trained on" if options.tests_on_what_it_trains() else ""
+    return f"`mem1 eval {' '.join(words)}` {what}{same}"
