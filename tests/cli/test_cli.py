@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HFValidationError
 from support.chat_server import serve
 from transformers import AutoTokenizer
 
@@ -65,7 +66,7 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--objectives", "0"], "mem1 eval: objectives=[0] must be 1 or more each"),
         ([*MODEL, "--context", "truncate"], "mem1 eval: context='truncate' needs a length to truncate to: set `max_context_length`."),
         ([*MODEL, "--backend", "chat"], "mem1 eval: backend is about a server: give its address with --endpoint, or leave backend out"),
-        ([*MODEL, "--endpoint", "localhost"], "mem1 eval: `client` must be a client, or the address of a server such as 'http://localhost:8000/v1', got 'localhost'."),
+        ([*MODEL, "--endpoint", "localhost"], "mem1 eval: endpoint must be the address of a server such as 'http://localhost:8000/v1', got 'localhost'."),
         ([*MODEL, "--endpoint", "http://h/v1", "--backend", "vllm"], "mem1 eval: argument --backend: invalid choice: 'vllm' (choose from 'completions', 'chat')"),
         ([*MODEL, "--config"], "mem1 eval: --config needs the path of a YAML file"),
         ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
@@ -74,7 +75,10 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--split", "tset"], "mem1 eval: split must be 'train' or 'test', got 'tset'."),
         ([*MODEL, "--corpus", "/nowhere.jsonl"], "mem1 eval: there is no file '/nowhere.jsonl' for the corpus"),
         ([*MODEL, "--split", "validation"], "mem1 eval: split must be 'train' or 'test', got 'validation'."),
-        (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no mem1_protocol.json at '/nowhere': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, webshop, or a directory)"),
+        (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no folder '/nowhere' here: check the path of the model"),
+        (["train", "--model_name_or_path", "a/b/c"], "mem1 train: there is no folder 'a/b/c' here: check the path of the model"),
+        (["chat", "--model_name_or_path", "./nowhere"], "mem1 chat: there is no folder './nowhere' here: check the path of the model"),
+        (["eval", "--model_name_or_path", str(TINY.parent)], f"mem1 eval: there is no mem1_protocol.json at '{TINY.parent}': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, webshop, or a directory)"),
         (["report", "/nowhere"], "mem1 report: '/nowhere' is not a directory: pass the output directory of a run."),
         (["report", ".", "--outptu", "x"], "mem1 report: an unknown option, 'outptu': did you mean 'output'?"),
         (["trajectories", "/nowhere.jsonl"], "mem1 trajectories: there is no file '/nowhere.jsonl': pass a .jsonl file of episodes, or the id of a data set."),
@@ -82,6 +86,70 @@ def test_the_module_runs_as_the_command():
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(capsys, args, sentence):
     assert said(capsys, *args) == (2, sentence)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("no network"), "and the Hub cannot be asked for a model of that name (ConnectionError: no network): check the path"),
+        (HFValidationError("bad"), "and no model of that name on the Hub that this account may read: check the path, or the id"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["eval", "train", "chat", "serve"])
+def test_a_model_that_is_nowhere_is_asked_for_once(capsys, monkeypatch, command, error, words):
+    asked = []
+
+    def ask(url):
+        asked.append(url)
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    code, line = said(capsys, command, "--model_name_or_path", "w/tiny")
+    assert code == 2 and line.startswith(f"mem1 {command}: there is no folder 'w/tiny' here, {words}")
+    assert len(asked) == 1 and "w/tiny" in asked[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "{file} has no rows: pass a file of rows that each hold a question and an answer."),
+        ('{"question": "a?", "answer": "b"}', "1 usable rows do not make one task of 2 different questions: give more questions, or fewer to a "
+         "task with --objectives."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["eval", "train"])
+def test_too_few_questions_are_one_sentence(capsys, tmp_path, command, content, sentence):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(content)
+    args = ["--questions", str(file), "--objectives", "2", "--output_dir", str(tmp_path / "out")]
+    code, line = said(capsys, command, *MODEL[1:], *args)
+    assert (code, line) == (2, f"mem1 {command}: {sentence.format(file=file)}")
+
+
+def test_a_finished_evaluation_of_another_agent_names_options(capsys, tmp_path):
+    args = [*MODEL, "--objectives", "1", "--tasks", "1", "--max_completion_length", "8", "--output_dir", str(tmp_path)]
+    assert main(args) == 0
+    capsys.readouterr()
+    code, line = said(capsys, *args, "--seed", "1")
+    assert code == 2 and line.endswith("delete it to evaluate again, or choose another --label or --output_dir.")
+
+
+def test_a_folder_of_one_file_of_episodes_is_read(capsys, tmp_path):
+    assert said(capsys, "trajectories", str(tmp_path)) == (
+        2, f"mem1 trajectories: '{tmp_path}' holds no .jsonl file of episodes: pass the folder of an evaluation, or a file"
+    )  # fmt: skip
+    args = [*MODEL, "--tasks", "1", "--max_completion_length", "8", "--output_dir", str(tmp_path)]
+    assert main([*args, "--objectives", "1"]) == 0
+    capsys.readouterr()
+    assert main(["trajectories", str(tmp_path)]) == 0
+    assert "episode 0" in capsys.readouterr().out
+    assert main([*args, "--objectives", "2"]) == 0
+    capsys.readouterr()
+    code, line = said(capsys, "trajectories", str(tmp_path))
+    assert (code, line.split(": ", 1)[1]) == (
+        2,
+        f"'{tmp_path}' holds 2 files of episodes: pass one of them (evaluation/tiny-mem1-1.jsonl, evaluation/tiny-mem1-2.jsonl)",
+    )
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "gpu", "xla"])

@@ -68,6 +68,13 @@ def test_it_answers_and_ends_on_sigterm_after_what_is_under_way(served):
         ask(url, "capital of France")
 
 
+def test_it_says_which_tools_a_request_must_bring(capsys, monkeypatch):
+    monkeypatch.setattr("mem1_trl.wire.server.WireServer.run", lambda server: None)
+    for given, said in (([], 1), (["--corpus", "facts"], 0), (["--protocol", "default"], 0)):
+        assert main(["serve", "--model_name_or_path", TINY, "--port", "0", *given]) == 0
+        assert capsys.readouterr().out.count("has actions (search): a request must bring tools of these names") == said
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

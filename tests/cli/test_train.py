@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers.debug_utils import DebugOption
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig
 from mem1_trl.cli import main
 from mem1_trl.cli.launch import own_arguments
-from mem1_trl.cli.train import read
+from mem1_trl.cli.train import CHOICES, read
 from mem1_trl.report.run_directory import read_run
 
 TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
@@ -69,6 +71,7 @@ def said(capsys, *args):
         ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
         ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
         ([*BASE, "--algorithm", "grpo", "--vf_coef", "0.9"], "an unknown option, 'vf_coef'"),
+        ([*BASE, "--algorithm", "grpo", "--loss_type", "grop"], "argument --loss_type/--loss-type: invalid choice: 'grop' (choose from 'grpo', 'dr_grpo', "),
         ([*BASE, "--questions", "/nowhere.jsonl"], "There is no file /nowhere.jsonl: check the path."),
         ([*BASE, "--corpus", "/nowhere.jsonl"], "there is no file '/nowhere.jsonl' for the corpus"),
         ([*BASE, "--accelerate_config", "fsdp9"], "accelerate_config must be a file or one of fsdp1, fsdp2, multi_gpu, single_gpu, zero1, zero2, zero3, got 'fsdp9'"),
@@ -93,6 +96,57 @@ def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):
     assert (options.objectives, settings.learning_rate, settings.max_turns, model.lora_r) == ([3], 1e-5, 8, 4)
     assert (type(settings), settings.logging_steps, settings.bf16) == (Mem1GRPOConfig, 1, False)
     assert type(read([*args, "--algorithm=ppo"])[1]) is Mem1PPOConfig
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("reward_weights: heavy", "reward_weights is 'heavy', but must be a list, each entry a number"),
+        ("reward_weights: [1.0, heavy]", "reward_weights is [1.0, 'heavy'], but must be a list, each entry a number"),
+        ("max_steps: [1]", "max_steps is [1], but must be a whole number"),
+        ("loss_type: grop", "loss_type is 'grop', but must be one of grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo, vespo"),
+        ("importance_sampling_level: turn", "importance_sampling_level is 'turn', but must be one of token, sequence"),
+    ],
+)  # fmt: skip
+def test_wrong_yaml_is_one_sentence(capsys, tmp_path, content, sentence):
+    config = tmp_path / "run.yaml"
+    config.write_text(content)
+    code, line = said(capsys, *BASE, "--algorithm", "grpo", "--config", str(config))
+    assert code == 2 and line.startswith(f"mem1 train: {sentence}")
+
+
+def test_one_value_stands_for_a_list_of_one(tmp_path):
+    config = tmp_path / "run.yaml"
+    for written, name, value in (
+        ("1.5", "reward_weights", [1.5]),
+        ("2", "reward_weights", [2]),
+        ("1e-1", "reward_weights", [0.1]),  # a text to YAML
+        ("q_proj", "lora_target_modules", "q_proj"),  # as TRL leaves a list of one
+        ("a.b", "reward_funcs", ["a.b"]),
+        ("[a.b, c.d]", "reward_funcs", ["a.b", "c.d"]),
+        ("[underflow_overflow]", "debug", [DebugOption.UNDERFLOW_OVERFLOW]),
+        ("null", "reward_weights", None),
+    ):
+        config.write_text(f"{name}: {written}")
+        parsed = read(["--config", str(config), "--algorithm", "grpo"])
+        assert [getattr(one, name) for one in parsed if hasattr(one, name)] == [value]
+
+
+def test_choices_are_those_of_trl():
+    documented = Mem1GRPOConfig.__mro__[1].__doc__
+    for name, choices in CHOICES.items():
+        text = documented.split(f"        {name} (`")[1].split("(`", 2)[0]
+        assert set(choices) <= set(re.findall(r'"(\w+)"', text)), name
+    listed = documented.split("        loss_type (`")[1].split("mask_truncated_completions (`")[0]
+    assert re.findall(r'^ +- `"(\w+)"`', listed, re.MULTILINE) == CHOICES["loss_type"]
+
+
+def test_help_shows_the_tokens_of_a_turn(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--max-completion-length N Maximum number of tokens of one turn." in text
+    assert "--eval_dataset_name" in text and "--mask_truncated_completions" not in text
 
 
 def test_questions_of_a_file_are_not_evaluated_on_themselves(capsys, tmp_path):
@@ -136,7 +190,7 @@ def test_an_environment_and_a_reward_of_ones_own(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     code = main(
-        [*SHORT, "--keywords", "false", "--algorithm", "grpo", "--num_generations", "2", "--max_steps", "1",
+        [*BASE, *SHORT[SHORT.index("--max_completion_length") :], "--algorithm", "grpo", "--num_generations", "2", "--max_steps", "1",
          "--environment", "my_world_of_train.Guessing", "--dataset_name", "tasks.jsonl",
          "--reward_funcs", "my_world_of_train:short", "--output_dir", "out"]
     )  # fmt: skip
