@@ -71,7 +71,7 @@ def said(capsys, *args):
         ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
         ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
         ([*BASE, "--algorithm", "grpo", "--vf_coef", "0.9"], "an unknown option, 'vf_coef'"),
-        ([*BASE, "--algorithm", "grpo", "--loss_type", "grop"], "argument --loss_type/--loss-type: invalid choice: 'grop' (choose from 'grpo', 'dr_grpo', "),
+        ([*BASE, "--algorithm", "grpo", "--loss_type", "gspo"], "argument --loss_type/--loss-type: invalid choice: 'gspo' (choose from 'grpo', 'dr_grpo', "),
         ([*BASE, "--questions", "/nowhere.jsonl"], "There is no file /nowhere.jsonl: check the path."),
         ([*BASE, "--corpus", "/nowhere.jsonl"], "there is no file '/nowhere.jsonl' for the corpus"),
         ([*BASE, "--accelerate_config", "fsdp9"], "accelerate_config must be a file or one of fsdp1, fsdp2, multi_gpu, single_gpu, zero1, zero2, zero3, got 'fsdp9'"),
@@ -104,7 +104,7 @@ def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):
         ("reward_weights: heavy", "reward_weights is 'heavy', but must be a list, each entry a number"),
         ("reward_weights: [1.0, heavy]", "reward_weights is [1.0, 'heavy'], but must be a list, each entry a number"),
         ("max_steps: [1]", "max_steps is [1], but must be a whole number"),
-        ("loss_type: grop", "loss_type is 'grop', but must be one of grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo, vespo"),
+        ("loss_type: gspo", "loss_type is 'gspo', but must be one of grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo, vespo"),
         ("importance_sampling_level: turn", "importance_sampling_level is 'turn', but must be one of token, sequence"),
     ],
 )  # fmt: skip
