@@ -208,7 +208,7 @@ def test_training_is_not_tested_on_its_own_tasks(world, capsys):
 @pytest.mark.slow
 def test_the_command_that_training_names_runs(world, capsys):
     (code,) = {main([*TRAIN, "--environment", f"{world}.Echo", "--dataset_name", "tasks.jsonl", "--eval_dataset_name", "tasks.jsonl",
-                     "--eval_strategy", "steps", "--eval_steps", "1", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2", "--use_peft", "true",
+                     "--eval_strategy", "steps", "--eval_steps", "1", "--per_device_train_batch_size", "2", "--use_peft", "true",
                      "--max_completion_length", "16", "--max_turns", "1", "--output_dir", "a run"])}  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0 and "evaluation after step 1: reward 0.500" in printed

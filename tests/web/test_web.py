@@ -279,8 +279,8 @@ def test_a_name_that_changes_its_address_leads_nowhere_else(site, monkeypatch):
         return [(2, 1, 6, "", (answers.pop(0), port))]
 
     monkeypatch.setattr(HTTPConnection, "connect", connect)
-    with pytest.raises(FetchError, match="does not answer"):
-        fetcher(allow_private=False, obey_robots=False, resolver=resolver).fetch("http://rebind.test/iron")
+    with pytest.raises(FetchError, match=r"rebind\.test:8080 does not answer\."):
+        fetcher(allow_private=False, obey_robots=False, resolver=resolver).fetch("http://rebind.test:8080/iron")
     assert connected == ["93.184.216.34"] and answers == ["127.0.0.1"]
 
 

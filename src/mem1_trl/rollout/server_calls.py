@@ -124,4 +124,4 @@ class ServerCalls(Generic[Value]):
 
 
 def _warn(error: Exception, seconds: float) -> None:
-    logger.warning("%s. Trying again in %.1f s.", one_line(error), seconds)
+    logger.warning("%s. Trying again in %.1f s.", one_line(error).rstrip("."), seconds)

@@ -158,11 +158,11 @@ def _explained(address: Address, timeout: float, limit: TimeLimit) -> Iterator[N
         yield
     except (OSError, HTTPError, ValueError) as error:
         if limit.over or isinstance(error, TimeoutError):
-            raise FetchError(f"{address.host} did not answer within {timeout:g} seconds.", passing=True) from None
-        raise FetchError(f"The connection to {address.host} broke ({type(error).__name__}).", passing=True) from None
+            raise FetchError(f"{address.authority} did not answer within {timeout:g} seconds.", passing=True) from None
+        raise FetchError(f"The connection to {address.authority} broke ({type(error).__name__}).", passing=True) from None
     except Exception as error:  # http.client's own errors about malformed answers
         raise FetchError(
-            f"{address.host} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
+            f"{address.authority} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
         ) from None
 
 
@@ -191,5 +191,5 @@ def _connect(address: Address, ips: list[str], deadline: float, tls: ssl.SSLCont
             connection.close()
             problem = error
     if isinstance(problem, ssl.SSLError) or type(problem).__name__ in ("SSLError", "CertificateError"):
-        raise FetchError(f"{address.host} does not have a trusted certificate.") from None
-    raise FetchError(f"{address.host} does not answer.", passing=True) from None
+        raise FetchError(f"{address.authority} does not have a trusted certificate.") from None
+    raise FetchError(f"{address.authority} does not answer.", passing=True) from None
