@@ -277,6 +277,7 @@ class GivenEnvironments:
             Where they live. `None` begins a thread for each.
 
     Raises:
+        `TypeError`: If one is a class.
         `ValueError`: If one is given twice, or some own their loop and others do not.
     """
 
@@ -287,6 +288,11 @@ class GivenEnvironments:
         caller: EnvironmentCaller,
         threads: Sequence[EnvironmentThread] | None = None,
     ):
+        for environment in environments:
+            if inspect.isclass(environment):
+                raise TypeError(
+                    f"An environment must be an instance, got the class {environment.__name__}: pass {environment.__name__}()."
+                )
         if len({id(environment) for environment in environments}) < len(environments):
             raise ValueError("Each row must have an environment of its own, got one twice: make another for each row.")
         _refuse_several_loops(environments)

@@ -12,6 +12,7 @@ from ..metrics import summary_metrics, trajectory_metrics
 from ..protocol.untrusted import sanitize_prompt
 from ..trajectory import StopReason, Trajectory
 from .episode import Episode
+from .settings import AgentSettings, resolve_conversational
 
 if TYPE_CHECKING:
     from ..environment_runtime.actions import ActionSet
@@ -126,9 +127,13 @@ class EpisodePlayer:
 
         Returns:
             `str` or `list[dict]`: A text if the task is one and is not spoken as chat, messages otherwise.
+
+        Raises:
+            `ValueError`: If the task is neither, or messages for a tokenizer without a chat template.
         """
         added = sanitize_prompt(self.rollout.tokenizer, observation) if observation else ""
         protocol, lines = self.rollout.protocol, actions.describe()
+        _check_task(task, self.rollout.tokenizer)
         task = self.rollout.syntax.as_prompt(task)
         if isinstance(task, str):
             text = protocol.render_task(task + added, lines)
@@ -196,6 +201,19 @@ class EpisodePlayer:
                 environments.discard(episode.environment)
                 if tolerate == "nothing":
                     raise failures.get(index) or RuntimeError(f"The episode of row {index} failed: {trajectory.error}")
+
+
+def _check_task(task: Any, tokenizer: Any) -> None:
+    """Refuse what no prompt can be made of."""
+    if isinstance(task, str):
+        return
+    messages = isinstance(task, Sequence) and all(isinstance(one, Mapping) and "role" in one for one in task)
+    if not messages or not task:
+        raise ValueError(
+            f"A task must be a text or a list of messages, got {'no message' if messages else f'a {type(task).__name__}'}: a message is "
+            '{"role": "user", "content": ...}.'
+        )
+    resolve_conversational(AgentSettings(conversational=True), tokenizer)
 
 
 def _plain_text(content: Any) -> Any:

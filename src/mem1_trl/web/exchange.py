@@ -159,7 +159,9 @@ def _explained(address: Address, timeout: float, limit: TimeLimit) -> Iterator[N
     except (OSError, HTTPError, ValueError) as error:
         if limit.over or isinstance(error, TimeoutError):
             raise FetchError(f"{address.authority} did not answer within {timeout:g} seconds.", passing=True) from None
-        raise FetchError(f"The connection to {address.authority} broke ({type(error).__name__}).", passing=True) from None
+        raise FetchError(
+            f"The connection to {address.authority} broke ({type(error).__name__}).", passing=True
+        ) from None
     except Exception as error:  # http.client's own errors about malformed answers
         raise FetchError(
             f"{address.authority} sent a malformed HTTP answer ({type(error).__name__}).", passing=True
