@@ -112,7 +112,7 @@ def test_a_corpus_that_is_too_small_and_packages_that_are_not_installed(data, mo
     ("line", "sentence"),
     [
         ("lerning_rate: 1.0", "the file of --config holds an unknown option, 'lerning_rate': did you mean 'learning_rate'?"),
-        ("layout: paked", "layout must be one of 'packed', 'per_turn', 'paper', got 'paked'."),
+        ("layout: paked", "layout is 'paked', but must be one of packed, per_turn, paper"),
         ("objectives: 0", "objectives must be at least 1, got 0."),
         ("expected_episode: [1.0, 2.0]", "expected_episode must have 4 numbers"),
         ("lam: [", "the file of --config is not YAML: while parsing a flow node"),

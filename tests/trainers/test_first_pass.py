@@ -133,7 +133,7 @@ POLICY_CASES = {
     "turns": {**SHARED, "advantage_level": "turn", "gamma": 0.9, "lam": 0.8},
     "a row for each turn": {**SHARED, "layout": "per_turn"},
     "entropy": {**SHARED, "entropy_coef": 0.1},
-    "after a warm-up": {**SHARED, "critic_warmup_steps": 1},
+    "after a warm-up": {**SHARED, "critic_warmup_steps": 1, "beta": 0.0},
     "a penalty in the reward": {**SHARED, **PENALTY},
     "checkpointing": {**SHARED, "gradient_checkpointing": True},
     "an adapter": {**SHARED, **PENALTY, "peft_config": LORA},

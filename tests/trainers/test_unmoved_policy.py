@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.ppo_helpers import four_plans
+from support.ppo_helpers import four_plans, wake
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
@@ -136,6 +136,29 @@ def test_a_warm_up_as_long_as_the_run_is_refused_whatever_says_how_long_it_is(tm
     with pytest.raises(ValueError, match="critic_warmup_steps=3 leaves nothing of the 3 steps"):
         Mem1PPOConfig(**trainer_arguments(tmp_path, max_steps=3, critic_warmup_steps=3))
     assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("kl_in_reward", [False, True])
+def test_a_shared_critic_teaches_the_policy_below_it_after_its_warm_up(tmp_path, tokenizer, actor_path, kl_in_reward):
+    """Its loss stops at the head while the policy is frozen, and only then; values may come from passes of the policy throughout."""
+    gradients = []
+    for weight in (1.0, 1e-9):
+        trainer = make_ppo(
+            tmp_path / str(weight), actor_path, tokenizer, value_model="shared", critic_warmup_steps=1, vf_coef=weight, beta=0.1,
+            kl_in_reward=kl_in_reward, learning_rate=0.0, value_learning_rate=1e-9,
+        )  # fmt: skip
+        wake(trainer)
+        play_scripted(trainer, tokenizer, four_plans)
+        recorder = record(trainer)
+        trainer.train()
+        assert not recorder.gradients[0] and not trainer.value_model.detached
+        gradients.append(recorder.gradients[1])
+    of_both, of_policy = gradients
+    assert of_both.keys() == of_policy.keys()
+    changed = [
+        name for name, tensor in of_both.items() if not torch.allclose(tensor, of_policy[name], rtol=1e-3, atol=1e-6)
+    ]
+    assert len(changed) > len(of_both) / 2
 
 
 def test_the_best_policy_comes_back_with_its_critic(tmp_path, tokenizer, actor_path):

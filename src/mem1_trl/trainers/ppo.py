@@ -58,6 +58,8 @@ class _CriticSteps(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # What a run that was interrupted within a step has left in this process
         self.trainer.critic.zero_grad(set_to_none=True)
+        if isinstance(self.trainer.value_model, SharedValueHead):
+            self.trainer.value_model.detached = self.trainer.policy_frozen
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.policy_frozen:
@@ -393,8 +395,6 @@ class Mem1PPOTrainer(CreditingTrainer):
     def values(self, batch: dict[str, Any]) -> torch.Tensor:
         """Values before each generated token, shape `(B, C)`, float32; zero elsewhere."""
         self.critic.train(self.model.training)
-        if isinstance(self.value_model, SharedValueHead):
-            self.value_model.detached = self.policy_frozen
         rows = self.row_batch(batch)
         (values,) = forward_rows(rows, self.value_layout, self.value_model.backbone, token_values(self.critic))
         assert values is not None
