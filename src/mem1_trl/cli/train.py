@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configs.checks import TRL_CHOICES
 from ..hub.agent_settings import find_protocol
 from ..local_rows import has_rows
 from ..rollout.settings import AgentSettings
@@ -57,13 +58,6 @@ SHOWN = [
     "load_in_4bit",
 ]
 """Options that `--help` shows although they are those of TRL or transformers; `--help_all` shows every one."""
-
-CHOICES = {
-    "loss_type": ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"],
-    "importance_sampling_level": ["token", "sequence"],
-    "multi_objective_aggregation": ["sum_then_normalize", "normalize_then_sum"],
-}
-"""Values of options of TRL that it does not check before the first update."""
 
 EXAMPLES = """examples:
   mem1 train --model_name_or_path examples/assets/tiny-mem1 --objectives 2 --keywords true --max_steps 20
@@ -236,7 +230,7 @@ def _parser(algorithm: str) -> ConfigParser:
     for action in parser._actions:
         if action.dest == "max_completion_length":  # TRL's text is about whole completions
             action.help = next(one for one in fields(AgentSettings) if one.name == action.dest).metadata["help"]
-        action.choices = CHOICES.get(action.dest, action.choices)
+        action.choices = TRL_CHOICES.get(action.dest, action.choices)
     parser.add_argument("--help_all", action="store_true", help="show every option and end")
     parser.set_defaults(output_dir="runs/train", logging_steps=1, disable_tqdm=True, save_eval_trajectories=True)
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):

@@ -10,6 +10,21 @@ if TYPE_CHECKING:
     from .grpo import Mem1GRPOConfig
 
 
+TRL_CHOICES = {
+    "loss_type": ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"],
+    "importance_sampling_level": ["token", "sequence"],
+    "multi_objective_aggregation": ["sum_then_normalize", "normalize_then_sum"],
+}
+"""Values of options of TRL that it does not check before the first update."""
+
+
+def check_choices(config: Mem1GRPOConfig) -> None:
+    """Raise a `ValueError` for a word of TRL's that it would refuse in the first update."""
+    for name, choices in TRL_CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(config, name)!r}.")
+
+
 def refuse_any(config: Mem1GRPOConfig, settings: Iterable[tuple[str, bool, str]], because: str) -> None:
     """
     Refuse the first of some settings that is bad.

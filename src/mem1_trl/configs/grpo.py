@@ -15,7 +15,7 @@ from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_r
 from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
-from .checks import check_curriculum, check_sampling_of_groups, refuse_any, refuse_without_effect
+from .checks import check_choices, check_curriculum, check_sampling_of_groups, refuse_any, refuse_without_effect
 from .distillation import check_distillation
 
 _WORD = re.compile(r"\w+")
@@ -437,6 +437,7 @@ class Mem1GRPOConfig(GRPOConfig):
             value = getattr(self, one.name, None)
             if isinstance(value, float) and value != value:
                 raise ValueError(f"{one.name} must be a number, got {value}.")
+        check_choices(self)
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()

@@ -80,6 +80,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             How far a value may move from its old estimate before the loss is clipped. `None` does not clip.
         value_learning_rate (`float`, *optional*, defaults to `1e-5`):
             Initial learning rate of the critic (of its head, if it is shared); it follows the same schedule as the policy's.
+            There is no weight decay of what is the critic's own.
         critic_warmup_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps in which only the critic learns. Until then the policy does not move at all; it plays, and its
             loss is logged. The learning-rate schedule runs on meanwhile, for both.
@@ -167,7 +168,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
         default=1e-5,
         metadata={
             "help": "Initial learning rate of the critic (of its head, if it is shared); it follows the same schedule as "
-            "the policy's."
+            "the policy's. There is no weight decay of what is the critic's own."
         },
     )
     critic_warmup_steps: int = field(
