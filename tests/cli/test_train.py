@@ -15,7 +15,8 @@ from transformers.debug_utils import DebugOption
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig
 from mem1_trl.cli import main
 from mem1_trl.cli.launch import own_arguments
-from mem1_trl.cli.train import CHOICES, read
+from mem1_trl.cli.train import read
+from mem1_trl.configs.checks import TRL_CHOICES
 from mem1_trl.report.run_directory import read_run
 
 TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
@@ -134,11 +135,11 @@ def test_one_value_stands_for_a_list_of_one(tmp_path):
 
 def test_choices_are_those_of_trl():
     documented = Mem1GRPOConfig.__mro__[1].__doc__
-    for name, choices in CHOICES.items():
+    for name, choices in TRL_CHOICES.items():
         text = documented.split(f"        {name} (`")[1].split("(`", 2)[0]
         assert set(choices) <= set(re.findall(r'"(\w+)"', text)), name
     listed = documented.split("        loss_type (`")[1].split("mask_truncated_completions (`")[0]
-    assert re.findall(r'^ +- `"(\w+)"`', listed, re.MULTILINE) == CHOICES["loss_type"]
+    assert re.findall(r'^ +- `"(\w+)"`', listed, re.MULTILINE) == TRL_CHOICES["loss_type"]
 
 
 def test_help_shows_the_tokens_of_a_turn(capsys):
