@@ -59,7 +59,8 @@ class _CriticSteps(TrainerCallback):
         # What a run that was interrupted within a step has left in this process
         self.trainer.critic.zero_grad(set_to_none=True)
         if isinstance(self.trainer.value_model, SharedValueHead):
-            self.trainer.value_model.detached = self.trainer.policy_frozen
+            # The policy may not be in training mode yet
+            self.trainer.value_model.detached = state.global_step < self.trainer.args.critic_warmup_steps
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.policy_frozen:
