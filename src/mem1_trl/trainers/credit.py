@@ -41,9 +41,8 @@ class CreditingTrainer(Mem1Trainer):
         to_teacher = self.distillation is not None and not self.distillation.in_loss
         kl_in_reward = self.args.kl_in_reward and self.beta != 0.0
         logps: Any = batch.get("old_per_token_logps")
-        wants_logps = logps is None and (to_teacher or kl_in_reward)
         kept = self.keep_first_pass(batch) if logps is None and self.loss_goes_on_from_kept else None
-        if wants_logps:
+        if logps is None and (to_teacher or kl_in_reward):
             logps = self.policy_logps(batch) if kept is None else kept.logps
         if kl_in_reward:
             penalty = logps - batch["ref_per_token_logps"]

@@ -70,9 +70,10 @@ def groups_without_credit(
     trajectories: Sequence[Trajectory],
     turn_rewards: Sequence[list[float] | None],
     totals: list[float],
-) -> set[int]:
+) -> list[int]:
     """
-    Groups of a training batch of which no turn has an advantage of its own. All processes find them together.
+    Groups of a training batch in which every episode is scored and no turn has an advantage of its own, ascending. All processes find them
+    together.
 
     Args:
         trainer ([`TrajectoryTrainer`]):
@@ -85,10 +86,15 @@ def groups_without_credit(
             The reward of each, those of its turns included; NaN where nothing scored it.
     """
     own: list[_Record] = [_record(*one) for one in zip(trajectories, turn_rewards, totals, strict=True)]
+    records: list[_Record] = trainer.gather_records(own)
     size = trainer.num_generations or 1
-    _, found = _advantages(trainer.args, trainer.gather_records(own), size)
-    learned = {index // size for index, of_turns in enumerate(found) if any(of_turns)}
-    return set(range(len(found) // size)) - learned
+    _, found = _advantages(trainer.args, records, size)
+    others = {
+        index // size
+        for index, (record, of_turns) in enumerate(zip(records, found))
+        if record[0] is None or any(of_turns)
+    }
+    return [group for group in range(len(records) // size) if group not in others]
 
 
 def _advantages(

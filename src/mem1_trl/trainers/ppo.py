@@ -320,23 +320,9 @@ class Mem1PPOTrainer(CreditingTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """
         As in [`~transformers.Trainer.training_step`], which keeps the policy's gradient in each process until the last micro-batch of
-        a step: so does this the critic's. While the critic warms up, past a DeepSpeed engine, which would step.
+        a step: so does this the critic's.
         """
         with nullcontext() if self.accelerator.sync_gradients else self._critic_stays_here():
-            return self._training_step(*args, **kwargs)
-
-    def _training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if not self.is_deepspeed_enabled:
-            return super().training_step(*args, **kwargs)
-
-        def backward(loss: torch.Tensor, **settings: Any) -> None:
-            if self.policy_frozen:
-                loss.backward()
-            else:
-                through_the_engine(loss, **settings)
-
-        through_the_engine = self.accelerator.backward
-        with instance_attribute(self.accelerator, "backward", backward):
             return super().training_step(*args, **kwargs)
 
     @contextmanager

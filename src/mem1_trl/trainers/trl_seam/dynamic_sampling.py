@@ -169,13 +169,13 @@ def _without_failed(current: GenerationBatch, scores: Scores) -> torch.Tensor:
 def _without_credit(trainer: TrajectoryTrainer, current: GenerationBatch, scores: Scores) -> list[int]:
     """Groups of all processes that would teach nothing: of equal rewards and, where turns are compared, none of which has an advantage."""
     totals = trainer.total_rewards(_without_failed(current, scores)).tolist()
-    rewards = trainer.gather_records([None if total != total else total for total in totals])
-    size, level = trainer.num_generations or 1, trainer.args.advantage_level
-    if level == "episode":
-        return equal_groups(rewards, size)
+    equal: list[int] = []
+    if trainer.args.advantage_level != "turn":
+        rewards = trainer.gather_records([None if total != total else total for total in totals])
+        equal = equal_groups(rewards, trainer.num_generations or 1)
+    if trainer.args.advantage_level == "episode":
+        return equal
     weights = trainer.reward_weights.tolist()
     turns = [scores.gate.weighted_turns(index, weights) for index in range(len(totals))]
     found = groups_without_credit(trainer, current.trajectories, turns, totals)
-    complete = [index for index in range(len(rewards) // size) if None not in rewards[index * size :][:size]]
-    equal = complete if level == "turn" else equal_groups(rewards, size)
-    return [index for index in equal if index in found]
+    return found if trainer.args.advantage_level == "turn" else [group for group in found if group in equal]

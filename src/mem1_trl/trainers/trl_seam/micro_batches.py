@@ -52,11 +52,17 @@ class BalancedMicroBatches(FiniteSteps):
         self.add_callback(_SkipIdleSteps(self))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in [`~transformers.Trainer.training_step`]; DeepSpeed's engine, which steps in its backward pass, makes no step that is idle."""
+        """
+        As in [`~transformers.Trainer.training_step`]. DeepSpeed's engine, which steps in its backward pass, makes no step that is idle, and takes
+        no part while the policy is frozen.
+        """
         if not self.is_deepspeed_enabled:
             return super().training_step(*args, **kwargs)
 
         def backward(loss: torch.Tensor, **settings: Any) -> None:
+            if self.policy_frozen:
+                loss.backward()
+                return
             with self._no_step_yet() if self.step_is_idle else nullcontext():
                 through_the_engine(loss, **settings)
 
