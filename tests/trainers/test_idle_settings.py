@@ -27,8 +27,8 @@ def test_what_would_do_nothing_is_refused(tmp_path, settings, words):
 @pytest.mark.parametrize("name", ["loss_type", "importance_sampling_level", "multi_objective_aggregation"])
 def test_a_word_that_trl_does_not_know_is_refused_at_once(tmp_path, name):
     """TRL says so in the first update, after an hour of episodes."""
-    with pytest.raises(ValueError, match=f"{name} must be one of '.*', got 'grop'"):
-        Mem1GRPOConfig(**{**trainer_arguments(tmp_path), "num_generations": 2, name: "grop"})
+    with pytest.raises(ValueError, match=f"{name} must be one of '.*', got 'gropo'"):
+        Mem1GRPOConfig(**{**trainer_arguments(tmp_path), "num_generations": 2, name: "gropo"})
 
 
 def test_what_has_an_effect_is_taken(tmp_path):
