@@ -16,6 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from agents import TRAINED_ON, TWICE, cell_name
+from credit_curves import compare_credit, credit_table, plot_credit
+from credit_curves import read_runs as runs_of_credit
 from imitate import RULES
 from long_runs import steps_of, write_json
 from result_pages import control_in_words, difference_cell, markdown_table, page_parser, smooth
@@ -242,6 +244,9 @@ def main():
     has_memory = plot_memory(args.root, args.to / "memory.png")
     plot_agents(runs, args.to / "agents.png")
     plot_reward(args.root, args.to / "reward.png")
+    curves = runs_of_credit(args.root)
+    credit = compare_credit(curves, done["steps"])
+    plot_credit(curves, done["steps"], args.to / "credit.png")
     right, record = differences(runs, "success")
     kept, kept_record = differences(runs, "kept")
     episodes = done["steps"] * done["batch_size"]
@@ -304,6 +309,15 @@ What the last state holds, by need and by the turns since it was read:
 ![memory over training](memory.png)
 '''
         }
+## Credit, at equal steps
+
+Share of the needed rows that the last state holds in the episodes of training (kinds that are asked for, temperature 1): the mean over seeds, and each seed in their order.
+A cell without a seed: its run has not come so far. Settings: `ABLATIONS` and `CREDIT` in `run_all.py`; dotted lines in the picture: another phase of training begins.
+
+{credit_table(credit, done["steps"])}
+
+![reward by kind of credit](credit.png)
+
 ## Controls
 
 - Constants on logits, searched on validation tasks of all levels: {scalar_found(args.root) or "not run"}.
@@ -327,6 +341,7 @@ What the last state holds, by need and by the turns since it was read:
             "aims": AIMS,
             "cells": cells,
             "differences": {"success": record, "kept": kept_record},
+            "credit": credit,
         },
     )
     scores = {

@@ -13,7 +13,7 @@ from support.example_modules import EXAMPLES, importing_from
 from mem1_trl import StopReason, Trajectory, Turn
 
 FOLDER = EXAMPLES / "memory_world"
-MODULES = ("world", "warm_up", "agents", "train", "imitate", "run_all", "write_results")
+MODULES = ("world", "warm_up", "agents", "train", "imitate", "run_all", "write_results", "credit_curves")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,36 @@ def test_what_is_kept_is_counted_by_need_and_by_age(modules, tmp_path):
     }  # fmt: skip
 
 
+def write_run(folder, rows):
+    """A training that keeps so many of ten needed rows of `choose` in each step."""
+    folder.mkdir()
+    for step, held in enumerate(rows, start=1):
+        with (folder / "training.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "reward": 0.5}) + "\n")
+        kept = {"choose needed 1": [held, 4], "choose needed 2": [0, 6], "choose other 1": [9, 9]}
+        with (folder / "memory.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step - 1, "kept": kept}) + "\n")
+
+
+def test_kinds_of_credit_are_compared_at_equal_steps(modules, tmp_path):
+    """By hand: 100 steps, whose phases end at 20, 32, 57 and 100; the last 25 steps of each count, and only if the run has come so far."""
+    curves = modules["credit_curves"]
+    assert curves.boundaries(100) == [20, 32, 57, 100]
+    assert curves.columns(450) == [
+        ("choose", 144), ("choose", 256), ("cue", 256), ("choose", 450), ("evict", 450), ("cue", 450),
+    ]  # fmt: skip
+    write_run(tmp_path / "grpo-seed0", [0] * 32 + [4] * 25 + [2] * 43)
+    write_run(tmp_path / "grpo-seed1", [1] * 40)
+    write_run(tmp_path / "ppo-turn-seed2", [3] * 31)
+    record = curves.compare_credit(curves.read_runs(tmp_path), 100)
+    assert record == {
+        "grpo": {"choose-32": {0: 0.0, 1: 0.1}, "choose-57": {0: 0.4}, "choose-100": {0: 0.2}},
+    }, "seed 1 stopped at 40, and the run of PPO before the first comparison"
+    table = curves.credit_table(record, 100).splitlines()
+    assert table[0].startswith("| advantages of | seeds | choose, steps 8 to 32 | choose, steps 33 to 57 | cue, ")
+    assert table[2:] == ["| GRPO, episodes | 0, 1 | 0.05 (0.00, 0.10) | 0.40 (0.40) |  | 0.20 (0.20) |  |  |"]
+
+
 def test_the_lessons_teach_a_habit_and_not_the_rule(modules, world):
     """What is kept is the last row as often as the habit says, and the needed one as often as chance."""
     lessons = modules["warm_up"].Lessons(world.build_tokenizer(), 0)
@@ -215,6 +245,8 @@ def test_every_stage_in_short_form(modules, fork_server, tmp_path):
     assert results["cells"]["grpo"]["choose-3-asked-t0"]["kept"]["mean"] == pytest.approx(
         cell["metrics"]["kept"]["mean"]
     )
-    assert {path.name for path in (tmp_path / "page").glob("*.png")} == {"agents.png", "memory.png", "reward.png"}
+    assert {path.name for path in (tmp_path / "page").glob("*.png")} == {
+        "agents.png", "credit.png", "memory.png", "reward.png",
+    }  # fmt: skip
     again = fork_server.run(FOLDER / "run_all.py", *options)
     assert again.returncode == 0 and "success" not in again.stdout, "nothing is done twice"
