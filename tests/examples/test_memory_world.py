@@ -215,7 +215,7 @@ def test_memory_scores_by_hand(modules):
         ("grpo-stitched", {"layout": "paper", "num_generations": 16}),
         ("grpo-turn", {"advantage_level": "turn", "gamma": 1.0, "lam": 0.9}),
         ("grpo-state", {"advantage_level": "state"}),
-        ("ppo-token", {"advantage_level": "token", "gamma": 1.0, "lam": 1.0, "value_learning_rate": 1e-3}),
+        ("ppo-token", {"advantage_level": "token", "gamma": 1.0, "lam": 1.0, "kl_in_reward": False, "beta": 0.04}),
         ("ppo-discounted", {"advantage_level": "token", "gamma": 0.99, "lam": 0.9}),
         ("ppo-turn", {"advantage_level": "turn", "gamma": 0.99, "lam": 0.9}),
         ("ppo-two-level", {"advantage_level": "two_level", "gamma": 0.99, "lam": 0.9}),
