@@ -161,7 +161,7 @@ def test_what_cannot_be_in_a_set_is_a_refusal(text):
             """Put them in."""
 
     basket = ActionSet(Basket(), Mem1Protocol())
-    assert basket.arguments("put", '["a", 1, "a"]') == {"names": {"a", 1}}
+    assert basket.arguments("put", '["a", 1, "a"]') == {"names": {"a", "1"}}
     with pytest.raises(ValueError, match="is not a set: its entries must be texts or numbers"):
         basket.arguments("put", text)
 
@@ -333,3 +333,23 @@ def test_an_argument_that_has_no_name_to_be_given_by_is_refused():
         match="The action 'go' of Positional must take its arguments by name, got the positional-only 'where'",
     ):
         ActionSet(Positional(), Mem1Protocol())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_action_that_yields_is_refused(asynchronous):
+    class Stream:
+        def reset(self, **row): ...
+
+        if asynchronous:
+
+            async def read(self):
+                """Read."""
+                yield "a"
+        else:
+
+            def read(self):
+                """Read."""
+                yield "a"
+
+    with pytest.raises(ValueError, match="The action 'read' of Stream must return its result, but it yields"):
+        ActionSet(Stream(), Mem1Protocol())

@@ -60,7 +60,7 @@ def test_it_answers_as_the_environment_does(environment):
 
 def test_what_cannot_leave_the_process_is_text_and_odd_errors_keep_their_names(environment):
     environment.reset()
-    assert "lock object" in environment.search("unpicklable")
+    assert environment.search("unpicklable") == "a note"
     for query, text in (
         ("raise", "KeyError: 'lost'"),
         ("odd error", "OddError: odd"),
@@ -74,6 +74,38 @@ def test_what_cannot_leave_the_process_is_text_and_odd_errors_keep_their_names(e
     assert refused.error is None and refused.text == "Error: ValueError: no such page"
     assert failed.error == "KeyError: 'lost'" and not failed.fatal
     assert len(environment.search("big")) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("sys.exit", "RuntimeError: SystemExit: bye"),
+        ("cancel", "RuntimeError: CancelledError: bye"),
+        ("leave", "RuntimeError: GeneratorExit: bye"),
+        ("mute error", "MuteError: "),
+        (
+            "no text",
+            "TypeError: an action must return text, or a value that `str` makes one of, got <unlocked _thread.lock",
+        ),
+    ],
+)
+def test_an_error_that_a_thread_survives_does_not_end_the_process(environment, query, text):
+    environment.reset()
+    (result,) = run_calls([(environment.search, {"query": query})])
+    assert result.text.startswith(f"Error: {text}") and not result.fatal
+    assert environment.search("a") == "n a 1 2"
+
+
+def test_an_error_of_an_attribute_has_its_traceback_too(environment):
+    environment.reset()
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'nothing'") as caught:
+        environment.search("attribute")
+    assert "return None.nothing" in caught.value.__notes__[0]
+
+
+def test_an_action_may_start_processes(environment):
+    environment.reset()
+    assert environment.search("children") == "[1, 2]"
 
 
 def test_it_loads_no_more_than_the_environment_needs(environment):

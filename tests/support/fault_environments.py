@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import random
 import sys
@@ -54,8 +55,19 @@ class Misbehaving:
             raise ValueError("no such page")
         if query == "odd error":
             raise OddError(1, 2)
+        if query == "attribute":
+            return None.nothing  # type: ignore[attr-defined]
+        if query in _LEAVING:
+            raise _LEAVING[query]("bye")
+        if query == "mute error":
+            raise MuteError
         if query == "unpicklable":
+            return LockedNote()  # type: ignore[return-value]
+        if query == "no text":
             return threading.Lock()  # type: ignore[return-value]
+        if query == "children":
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                return str(pool.map(abs, [-1, -2]))
         if query == "big":
             return "x" * 1_000_000
         if query == "modules":
@@ -71,6 +83,26 @@ class Misbehaving:
 
     def get_reward(self) -> float:
         return float(self.steps)
+
+
+_LEAVING = {"sys.exit": SystemExit, "cancel": asyncio.CancelledError, "leave": GeneratorExit}
+
+
+class LockedNote:
+    """Has a text, and cannot be pickled."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __str__(self):
+        return "a note"
+
+
+class MuteError(Exception):
+    """Has no message that could be shown."""
+
+    def __str__(self):
+        raise RuntimeError("no words")
 
 
 class OddError(Exception):

@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json
-from .arguments import coerce, positional_only, read_parameters, without_variadic
+from .arguments import check_types, coerce, positional_only, read_parameters, without_variadic
 from .call_records import EnvironmentCall, Outcome
 from .calls import EnvironmentCaller, call_then, is_failure, name_of_call
 from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
+from .shown_text import shown_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..protocol.protocol import Mem1Protocol
 
-_RESERVED = ("reset", "get_reward", "get_turn_reward")
+RESERVED = ("reset", "get_reward", "get_turn_reward")
+"""Methods of an environment that are not actions."""
 
 
 def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
@@ -31,7 +33,7 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     functions of the class, which are listed on the class so that properties are never evaluated. Two exceptions: a method `close`
     without arguments is called when the environment is no longer needed, and `get_turn_reward` after a turn; neither is an action.
     """
-    reserved = _RESERVED if closing_hook(environment) is None else (*_RESERVED, "close")
+    reserved = RESERVED if closing_hook(environment) is None else (*RESERVED, "close")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     return {name: getattr(environment, name) for name, _ in members if name not in reserved and name[0] != "_"}
 
@@ -91,6 +93,10 @@ class ActionSet:
                     f"The action {name!r} of {kind} must take its arguments by name, got the positional-only {argument!r}: "
                     "remove the `/` from its signature."
                 )
+            if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+                raise ValueError(
+                    f"The action {name!r} of {kind} must return its result, but it yields: collect what it yields, and return one text."
+                )
         self.syntax = protocol.action_syntax
         self._answer_tag = protocol.answer_tag
         self._reserved_tags = {
@@ -125,6 +131,8 @@ class ActionSet:
         self.schemas: list[dict[str, Any]] = []
         if self.syntax == "tool_calls":
             self.schemas = [_schema(methods[name], kind) for name in self.tags.values()]
+        for name in [*self.tags.values(), *([self.answer_method] if is_answer else [])]:
+            check_types(self._parameters[name], name, kind)
 
     def extended(self, methods: Mapping[str, Callable[..., Any]]) -> ActionSet:
         """
@@ -154,6 +162,7 @@ class ActionSet:
             both.tags[name] = name
             both._parameters[name] = read_parameters(method)
             both._docs[name] = documentation.split("\n\n")[0]
+            check_types(both._parameters[name], name, "the context rule")
             if self.syntax == "tool_calls":
                 both.schemas.append(_schema(method, "the context rule"))
         return both
@@ -253,7 +262,7 @@ def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:
 
     try:
         return get_json_schema(without_variadic(method))
-    except (DocstringParsingException, TypeHintParsingException) as error:
+    except (ValueError, TypeError, DocstringParsingException, TypeHintParsingException) as error:
         raise ValueError(
             f"The action {method.__name__!r} of {kind} cannot be described to a chat template: {error} As a tool it needs type "
             "hints and a docstring with a line for each argument under `Args:`."
@@ -299,7 +308,7 @@ def action_call(
     """The call of an action; without an environment it has a thread of its own."""
     return EnvironmentCall(
         EnvironmentThread() if environment is None else caller.thread_of(environment),
-        call_then(method, _text, **arguments),
+        call_then(method, shown_text, **arguments),
         repeatable=getattr(method, "idempotent", False),
         may_refuse=True,
         name=name_of_call(environment, getattr(method, "__name__", "action")),
@@ -318,11 +327,3 @@ def action_result(call: EnvironmentCall, outcome: Outcome, caller: EnvironmentCa
         return ActionResult(text, failed=True)
     fatal = call.thread.dead or caller.settings.on_error == "drop_group"
     return ActionResult(text, failed=True, error=describe_error(error), fatal=fatal)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value).decode("utf-8", errors="replace")
-    return str(value)

@@ -146,6 +146,14 @@ def is_hopeless(error: BaseException) -> bool:
     return not is_transient(error) and bool({kind.__name__ for kind in _HOPELESS} & set(error_names(error)))
 
 
+def message_of(error: BaseException) -> str | None:
+    """What an exception says; `None` if its message cannot be made into text."""
+    try:
+        return str(error)
+    except Exception:
+        return None
+
+
 def error_text(error: BaseException) -> str:
     """Class and message of an exception, as the agent reads it."""
     if isinstance(error, RemoteError):
@@ -153,10 +161,8 @@ def error_text(error: BaseException) -> str:
     name = error_names(error)[0]
     if isinstance(error, CallTimedOut):
         name = "TimeoutError"
-    try:
-        return f"{name}: {error}"
-    except Exception:  # a message that cannot be made into text
-        return name
+    message = message_of(error)
+    return name if message is None else f"{name}: {message}"
 
 
 def describe_error(error: BaseException) -> str:

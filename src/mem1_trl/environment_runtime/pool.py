@@ -15,6 +15,7 @@ from .calls import EnvironmentCaller, call_then, name_of_call
 from .environment_thread import EnvironmentThread
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
+from .shown_text import is_blocks, text_of_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -403,6 +404,7 @@ def reset_all(
 
 def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
     def checked(observation: Any) -> str | None:
+        observation = text_of_blocks(observation) if is_blocks(observation) else observation
         if observation is not None and not isinstance(observation, str):
             raise TypeError(
                 f"`reset` of {type(environment).__name__} must return None or a string that is appended to the task prompt, got a "

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from .environment_thread import closing_hook
-from .errors import EnvironmentDied, RemoteError, error_names, is_of_written_code
+from .errors import EnvironmentDied, RemoteError, error_names, is_of_written_code, message_of
+from .shown_text import shown_text
 
 _CLOSING = 5.0  # seconds that a process has to end on its own before it is killed
 
@@ -143,9 +144,9 @@ class ProcessEnvironment:
             raise EnvironmentDied(self._exit_message(what)) from None
         if status == "error":
             names, message, of_written_code, trace = value
+            error: Exception = RemoteError(names, message, of_written_code)
             if names[0] == "AttributeError":  # `hasattr` relies on this type
-                raise AttributeError(message)
-            error = RemoteError(names, message, of_written_code)
+                error = AttributeError(message)
             error.add_note(f"In the process of the environment:\n{trace}")
             raise error
         return value
@@ -227,6 +228,7 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # its own group: a keyboard interrupt does not reach it, and killing it kills its children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    multiprocessing.current_process().daemon = False  # an action may start processes, which are killed with this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     loop: Any = None
     environment: Any = None
@@ -242,9 +244,11 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         value = getattr(environment, "done", False)
         return not callable(value) and bool(value)
 
-    def described(error: Exception) -> tuple[list[str], str, bool, str]:
+    def described(error: BaseException) -> tuple[list[str], str, bool, str]:
+        if not isinstance(error, Exception):  # as in a thread, it ends neither the process nor the run
+            error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
         trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
-        return error_names(error), str(error), is_of_written_code(error), trace
+        return error_names(error), message_of(error) or "", is_of_written_code(error), trace
 
     def reply(status: str, value: Any) -> None:
         try:
@@ -254,13 +258,17 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         try:
             message = ForkingPickler.dumps((status, value, state))
         except Exception:  # a value that cannot be pickled is shown as text anyway
-            message = ForkingPickler.dumps((status, str(value), state))
+            try:
+                value = shown_text(value)
+            except Exception as error:
+                status, value = "error", described(error)
+            message = ForkingPickler.dumps((status, value, state))
         connection.send_bytes(message)
 
     def attempt(action: Callable[[], Any]) -> None:
         try:
             value = run(action())
-        except Exception as error:
+        except BaseException as error:
             reply("error", described(error))
         else:
             reply("value", value)

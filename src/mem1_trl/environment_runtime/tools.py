@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
+
+from .actions import RESERVED
+from .arguments import type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_RESERVED = ("reset", "get_reward", "close", "done")
+_RESERVED = (*RESERVED, "close", "done")
 
 
 def environment_of(tools: Sequence[Callable[..., Any]]) -> Any:
@@ -63,6 +65,5 @@ def _function(tool: Callable[..., Any], name: str) -> Callable[..., Any]:
     while isinstance(inner, functools.partial):
         inner = inner.func
     inner = inner if inspect.isroutine(inner) else inner.__call__
-    with contextlib.suppress(Exception):  # a hint that does not resolve means text, as for a function
-        call.__annotations__ = get_type_hints(inner)
+    call.__annotations__ = type_hints(inner)
     return call

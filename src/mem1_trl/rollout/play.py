@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..curriculum import MAX_TURNS
 from ..environment_runtime.errors import describe_error
+from ..environment_runtime.shown_text import text_of_blocks
 from ..metrics import summary_metrics, trajectory_metrics
 from ..protocol.untrusted import sanitize_prompt
 from ..trajectory import StopReason, Trajectory
@@ -138,7 +139,7 @@ class EpisodePlayer:
         if isinstance(task, str):
             text = protocol.render_task(task + added, lines)
             return [{"role": "user", "content": text}] if self.rollout.settings.conversational else text
-        *before, last = [{**message, "content": _plain_text(message.get("content"))} for message in task]
+        *before, last = [{**message, "content": text_of_blocks(message.get("content"))} for message in task]
         return [*before, {**last, "content": protocol.render_task((last["content"] or "") + added, lines)}]
 
     def encode(self, prompt: str | Sequence[Mapping[str, Any]], actions: ActionSet | None = None) -> list[int]:
@@ -214,18 +215,6 @@ def _check_task(task: Any, tokenizer: Any) -> None:
             '{"role": "user", "content": ...}.'
         )
     resolve_conversational(AgentSettings(conversational=True), tokenizer)
-
-
-def _plain_text(content: Any) -> Any:
-    """The content of a message as one text, if it is a list of typed text blocks."""
-    if not isinstance(content, list):
-        return content
-    other = [block.get("type") for block in content if not isinstance(block.get("text"), str)]
-    if other:
-        raise ValueError(
-            f"A message may hold text only, got a block of type {other[0]!r}: images and other media are not supported."
-        )
-    return "".join(block["text"] for block in content)
 
 
 class _TurnClock:
