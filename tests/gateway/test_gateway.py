@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import textwrap
@@ -172,6 +173,15 @@ def test_sampled_ids_are_kept_where_their_text_would_be_encoded_otherwise():
         chat.context(ChatRequest(messages), [])
         == tokenizer("user:q;assistant:<answer>;user:more;assistant:")["input_ids"]
     )
+
+
+def test_a_program_may_be_asynchronous(agent):
+    async def program(row, base_url):
+        answers = await asyncio.gather(*(asyncio.to_thread(ask, base_url, [user(text)]) for text in "ab"))
+        return float(len(answers))
+
+    for trajectory in play(agent, program, rows=2):
+        assert trajectory.error is None and trajectory.reward == 2.0 and len(trajectory.turns) == 2
 
 
 def test_a_command_finds_the_model_in_its_environment(agent, tmp_path):

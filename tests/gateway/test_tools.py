@@ -212,3 +212,24 @@ def test_one_call_at_a_time_where_that_is_asked():
         assert json.loads(one.function.arguments) == {"query": "key"}
 
     played([said("two", f"{KEY}\n{LOCK}")] * 2, program)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [("[1]", "[1]"), ("5", "5"), ('"{\\"query\\": \\"key\\"}"', '"{\\"query\\": \\"key\\"}"'), ("null", "{}")],
+)
+def test_arguments_that_are_no_object_are_told_as_they_are(written, told):
+    """The model may write anything there; it is for the program to answer it, and the run goes on."""
+    heard = []
+
+    def program(client, messages):
+        first = client.chat.completions.create(model="policy", messages=messages, tools=[SCHEMA]).choices[0].message
+        heard.append(first.tool_calls[0].function.arguments)
+        result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Error: an object, please."}
+        messages = [*messages, first.model_dump(exclude_none=True), result]
+        second = client.chat.completions.create(model="policy", messages=messages, tools=[SCHEMA])
+        heard.append(second.choices[0].message.content)
+
+    trajectory, tokenizer, _ = played([said("a", call("search", written)), "it is 7"], program)
+    assert heard == [told, "it is 7"]
+    assert "Error: an object, please." in tokenizer.decode(trajectory.turns[1].prompt_ids)

@@ -176,7 +176,7 @@ def coerce(value: Any, kind: Any) -> Any:
             return None
         raise ValueError(f"{value!r:.80} is not null.")
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(_choice(value, [member.value for member in kind]))
+        return kind(_choice(value, tuple(member.value for member in kind)))
     if value is None and (kind in (bool, int, float, str) or kind in _CONTAINERS):
         raise ValueError("null is not allowed.")
     if kind is bool:

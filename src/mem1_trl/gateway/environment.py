@@ -33,8 +33,9 @@ class GatewayEnvironment:
 
     Args:
         program (`Callable` or `Sequence[str]`):
-            `program(row, base_url)`, called in a thread, whose return value is its result; or a command, which finds the address in the
-            environment variable `OPENAI_BASE_URL` and the row as JSON on its standard input, and whose output is its result.
+            `program(row, base_url)`, called in a thread, asynchronous or not, whose return value is its result; or a command, which finds
+            the address in the environment variable `OPENAI_BASE_URL` and the row as JSON on its standard input, and whose output is its
+            result.
         reward (`Callable[[Any, dict], float]`, *optional*):
             `reward(result, row)`. `None` takes the result of the program as a number (of a command, the last line of its output).
         timeout (`float`, *optional*, defaults to `300.0`):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ..json_text import write_json
@@ -61,6 +63,8 @@ class RunningProgram:
     def _run(self, run: Callable[[], Any]) -> None:
         try:
             result = run()
+            if inspect.isawaitable(result):
+                result = asyncio.run(_finish(result))
         except BaseException as error:
             self._ended(None, error)
         else:
@@ -83,3 +87,7 @@ class RunningProgram:
             last = said.strip().rpartition("\n")[2]
             raise RuntimeError(f"the command ended with status {process.returncode}: {last:.200}")
         return out[-_MOST_OUTPUT:]
+
+
+async def _finish(result: Awaitable[Any]) -> Any:
+    return await result

@@ -119,7 +119,7 @@ class ChatTurns:
             whole = decode(self.tokenizer, ids)
             parsed = self._tool_syntax._parse(ids, whole, list(request.usable_tools))
             for call in parsed.calls if request.parallel_calls else parsed.calls[:1]:
-                function = {"name": call.name, "arguments": write_json(dict(call.arguments))}
+                function = {"name": call.name, "arguments": write_json(call.arguments)}
                 calls.append({"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function})
             if calls:
                 text = self._text_before_calls(whole, parsed)

@@ -17,12 +17,12 @@ class ToolCall:
     Attributes:
         name (`str`):
             Name of the tool, which is a method of the environment.
-        arguments (`Mapping[str, Any]`):
-            Its arguments as the model wrote them.
+        arguments (`Any`):
+            Its arguments as the model wrote them: a mapping, if it wrote what it should.
     """
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Any
 
 
 @dataclass(frozen=True, slots=True)
