@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +80,7 @@ def read_texts(folder: str | Path) -> Iterator[dict[str, str]]:
 
     Args:
         folder (`str` or `Path`):
-            Holds files that end in `.txt` or `.md`, in UTF-8.
+            Holds files that end in `.txt` or `.md`, in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
@@ -89,7 +90,9 @@ def read_texts(folder: str | Path) -> Iterator[dict[str, str]]:
     if not paths:
         raise FileNotFoundError(f"{str(folder)!r} holds no text files ({', '.join(TEXTS)}).")
     for path in paths:
-        text = path.read_bytes().decode("utf-8-sig", "replace").replace("\r\n", "\n")
+        data = path.read_bytes()
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        text = data.decode(encoding, "replace").replace("\r\n", "\n")
         for part in _passages(text):
             yield {"title": path.relative_to(folder).with_suffix("").as_posix(), "text": part}
 
@@ -133,11 +136,13 @@ def _rows_of_json(path: Path, advice: str, field: str | None) -> Iterator[Any]:
 
 def _rows_of_csv(path: Path, advice: str, delimiter: str) -> Iterator[dict[str, str | None]]:
     csv.field_size_limit(2**31 - 1)  # a passage may be longer than the 131,072 characters that Python allows
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             for row in csv.DictReader(file, delimiter=delimiter):
                 if None in row:
                     raise ValueError("a row has more cells than the first line")
                 yield {name: cell or None for name, cell in row.items()}
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not text in UTF-8: save it in that encoding.") from None
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path} is not CSV with a line of names first ({error}): {advice}") from None

@@ -45,7 +45,7 @@ def test_shapes_of_a_passage(passage, expected):
             {},
             "Passage 0 has no 'text' .it has 'title'.: name its columns with `title=` and `text=`",
         ),
-        ({"title": "Iron", "text": None}, {}, "has no 'text'"),
+        ({"title": "Iron", "text": None}, {}, "has text=None, which must be a text"),
         ({"name": "Iron", "text": "Fe"}, {"title": "nme"}, "has no 'nme' .it has 'name', 'text'."),
         ({"title": "Iron", "text": ["Fe", "metal"]}, {}, r"has text=\['Fe', 'metal'\], which must be a text"),
         ({"contents": 3}, {}, "has no 'text'"),
@@ -142,3 +142,54 @@ def test_parts_of_a_text():
     assert split_text("aaaaaaaaa bbbb", 10) == ["aaaaaaaaa", "bbbb"]
     assert split_text("abcdefgh", 3) == ["abc", "def", "gh"]
     assert split_text("abcdef", 4, reach=lambda head: min(2, len(head))) == ["ab", "cd", "ef"]
+
+
+# What is not what it should be
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_csv_file_in_another_encoding_is_refused_and_not_read_with_marks(tmp_path, encoding):
+    """An answer in which a mark stands for each accent is one that nobody can give."""
+    path = tmp_path / "x.csv"
+    path.write_bytes("title,text\nBogotá,Gold lies in Bogotá.\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"x\.csv is not text in UTF-8: save it in that encoding\."):
+        open_retriever(path)
+
+
+def test_a_text_in_utf_16_is_read_by_its_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Bogotá hat Gold.".encode("utf-16"))
+    assert list(read_texts(tmp_path)) == [{"title": "a", "text": "Bogotá hat Gold."}]
+
+
+@pytest.mark.parametrize("passage", [("Iron", None), {"title": "Iron", "text": None}, ("Iron", float("nan"))])
+def test_a_passage_whose_text_is_missing_is_refused_in_every_form(passage):
+    with pytest.raises(ValueError, match="Passage 1 has text=None, which must be a text"):
+        Bm25Index([("Gold", "Au"), passage])
+
+
+def test_the_end_of_a_line_is_no_part_of_the_title():
+    index = Bm25Index([{"contents": "Iron\r\nHas the symbol Fe.\r\nIt rusts."}])
+    (passage,) = index.search(["symbol"])[0]
+    assert (passage.title, passage.text) == ("Iron", "Has the symbol Fe.\r\nIt rusts.")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda queries, top_k=3: [],
+        lambda queries, top_k=3: [{"title": "a", "text": "b"}],
+        lambda queries, top_k=3: [[{"title": "a", "text": "b"}]],
+        lambda queries, top_k=3: None,
+    ],
+)
+def test_a_retriever_of_ones_own_is_told_what_it_must_return(search):
+    class Mine:
+        def search(self, queries, top_k=3):
+            return search(queries, top_k)
+
+    environment = RetrievalQAEnvironment.factory(Mine())()
+    environment.reset(prompt="x")
+    with pytest.raises(
+        TypeError, match="`search` of Mine must return one list of `Passage` for each of its 1 queries, got"
+    ):
+        environment.search("gold")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..facts import load_facts
 from ..retrieval import Bm25Index, Retriever, open_retriever
+from ..retrieval.passages import check_found
 from .qa import QuestionAnswering
 from .recipe import Recipe, recipe_of_call
 
@@ -129,7 +130,7 @@ class RetrievalQAEnvironment(QuestionAnswering):
         Returns:
             The best passages with their titles, best first.
         """
-        [passages] = self._index.search([query], self._top_k)
+        [passages] = check_found(self._index, self._index.search([query], self._top_k), 1)
         if not passages:
             return "No passage matches this query.\n"
         # The format the reference code shows to the agent.

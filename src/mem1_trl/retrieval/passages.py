@@ -64,6 +64,33 @@ def check_search(queries: Sequence[str], top_k: int) -> None:
             raise TypeError(f"A query is a string, not {query!r}: write a few keywords.")
 
 
+def check_found(retriever: Any, found: Any, count: int) -> list[list[Passage]]:
+    """
+    What a retriever found, if it is what [`Retriever`] promises.
+
+    Args:
+        retriever ([`Retriever`]):
+            Named in the message.
+        found (`Any`):
+            What its `search` returned.
+        count (`int`):
+            Number of queries.
+
+    Raises:
+        `TypeError`: if it is not a list of passages for each query.
+    """
+    lists = isinstance(found, (list, tuple)) and all(isinstance(passages, (list, tuple)) for passages in found)
+    if (
+        lists
+        and len(found) == count
+        and all(hasattr(one, "title") and hasattr(one, "text") for row in found for one in row)
+    ):
+        return list(found)
+    raise TypeError(
+        f"`search` of {type(retriever).__name__} must return one list of `Passage` for each of its {count} queries, got {found!r:.80}."
+    )
+
+
 def read_corpus(
     corpus: Iterable[Any], title: str = "title", text: str = "text", label: str = "Passage {}"
 ) -> Iterator[tuple[str, str]]:
@@ -87,6 +114,8 @@ def read_corpus(
         `ValueError`: if a passage lacks its text, or holds something else than texts.
     """
     for position, passage in enumerate(corpus):
+        if isinstance(passage, (tuple, list)) and len(passage) == 2:
+            passage = {title: passage[0], text: passage[1]}
         if isinstance(passage, Mapping):
             wanted = (title, text, "contents")
             found = {key: None if value != value else value for key, value in passage.items() if key in wanted}
@@ -95,6 +124,8 @@ def read_corpus(
                 yield _read_contents(contents, found.get(title))
                 continue
             missing = text if found.get(text) is None else title if title not in found and title != "title" else None
+            if missing is not None and missing in found:
+                raise ValueError(f"{label.format(position)} has {missing}=None, which must be a text.")
             if missing is not None:
                 raise ValueError(
                     f"{label.format(position)} has no {missing!r} (it has {', '.join(map(repr, passage))}): name its "
@@ -104,8 +135,6 @@ def read_corpus(
                 if isinstance(found.get(key), (Mapping, list, tuple)):
                     raise ValueError(f"{label.format(position)} has {key}={found[key]!r:.60}, which must be a text.")
             yield "" if found.get(title) is None else str(found[title]), str(found[text])
-        elif isinstance(passage, (tuple, list)) and len(passage) == 2:
-            yield "" if passage[0] is None else str(passage[0]), str(passage[1])
         else:
             raise ValueError(
                 f"{label.format(position)} is neither a mapping nor a pair (title, text) but {passage!r:.60}: pass a "
@@ -115,6 +144,7 @@ def read_corpus(
 
 def _read_contents(contents: str, title: Any) -> tuple[str, str]:
     first, _, rest = contents.partition("\n")
+    first = first.removesuffix("\r")
     if title is None:
         return first, rest
     title = str(title)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..json_text import read_json, write_json
 from ..version import __version__
-from .passages import Passage, Retriever
+from .passages import Passage, Retriever, check_found
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class RetrieverServer(ThreadingHTTPServer):
         with_scores = request.get("return_scores", False)
         if not isinstance(with_scores, bool):
             raise _Refused(400, '"return_scores" must be true or false.')
-        found = self.retriever.search(queries, top_k) if queries else []
+        found = check_found(self.retriever, self.retriever.search(queries, top_k), len(queries)) if queries else []
         if with_scores:
             return {"result": [[{"document": _document(p), "score": p.score} for p in passages] for passages in found]}
         return {"result": [[_document(passage) for passage in passages] for passages in found]}
