@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NewType, TypedDict
 import pytest
 
 from mem1_trl import Mem1Protocol
-from mem1_trl.environment_runtime.actions import ActionSet
+from mem1_trl.environment_runtime.actions import ActionSet, run_calls
 from mem1_trl.environment_runtime.arguments import coerce
+from mem1_trl.environment_runtime.pool import EnvironmentPool
 from mem1_trl.environment_runtime.tools import environment_of
 
 if TYPE_CHECKING:
@@ -207,3 +208,22 @@ def test_a_tool_may_not_have_the_name_of_another_method(name):
     tool.__name__ = name
     with pytest.raises(ValueError, match=f"got '{name}'"):
         environment_of([tool])
+
+
+def test_an_argument_or_a_column_may_have_any_name():
+    """Names of this package's own parameters, too: the call of an action, or of `reset`, takes them all."""
+
+    class Kitchen:
+        def reset(self, **row):
+            return str(row)
+
+        def cook(self, method: str, convert: int, call: str = "", environment: str = "", timeout: int = 0) -> str:
+            """Cook."""
+            return f"{method} {convert}{call}{environment} {timeout}"
+
+    kitchen = Kitchen()
+    arguments = {"method": "fry", "convert": 1, "call": "a", "environment": "b", "timeout": 3}
+    assert [result.text for result in run_calls([(kitchen.cook, arguments)])] == ["fry 1ab 3"]
+    row = {"method": "fry", "convert": 1, "thread": 2, "caller": 3, "function": 4}
+    (started,) = EnvironmentPool(Kitchen, Mem1Protocol()).start([row])
+    assert started.observation == str(row) and started.error is None

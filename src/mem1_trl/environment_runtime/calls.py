@@ -297,7 +297,7 @@ def _no_answer(timeout: float | None) -> str:
     return f"no answer within {timeout:g} seconds"
 
 
-def call_then(method: Callable[..., Any], convert: Callable[[Any], Any], **arguments: Any) -> Callable[[], Any]:
+def call_then(method: Callable[..., Any], convert: Callable[[Any], Any], /, **arguments: Any) -> Callable[[], Any]:
     """
     A function that calls a method, synchronous or not, and then converts its result.
 
