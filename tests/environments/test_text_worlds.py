@@ -565,3 +565,38 @@ def write_page() -> None:
 
 if __name__ == "__main__":
     write_page()
+
+
+@pytest.mark.parametrize("actions", [["Up", "up"], {"Up": 0, "up ": 1}, ["", "up"], "ab"])
+def test_names_of_actions_that_cannot_be_told_apart_are_refused(actions):
+    gym = pytest.importorskip("gymnasium")
+    with pytest.raises(ValueError, match="`actions` must be names of which no two differ in case or space alone"):
+        GymnasiumEnvironment(lambda: two_doors(gym), actions=actions)
+
+
+def test_a_named_action_is_one_of_the_environment_and_space_around_it_does_not_matter():
+    gym = pytest.importorskip("gymnasium")
+    with pytest.raises(ValueError, match="The action 'left' must be one of Discrete.2., got 2"):
+        GymnasiumEnvironment(lambda: two_doors(gym), actions={"left": 2})
+    with pytest.raises(ValueError, match="`actions` must name at least one action, got none"):
+        GymnasiumEnvironment(lambda: two_doors(gym), actions={})
+    environment = GymnasiumEnvironment(lambda: two_doors(gym), actions=["left ", " Right"])
+    assert environment.reset().endswith("Actions: left, right.")
+    assert environment.act("right") == "door 1" and environment.act(" LEFT ") == "door 0"
+
+
+def two_doors(gym):
+    """An environment with two actions, which says which one was taken."""
+
+    class Doors(gym.Env):
+        action_space = gym.spaces.Discrete(2)
+        observation_space = gym.spaces.Text(10)
+        render_mode = None
+
+        def reset(self, *, seed=None, options=None):
+            return "doors", {}
+
+        def step(self, action):
+            return f"door {action}", 0.0, False, False, {}
+
+    return Doors()

@@ -130,9 +130,9 @@ class GymnasiumEnvironment:
             return "The episode is over."
         chosen: Any = action.strip()
         if self._actions is not None:
-            if chosen.lower() not in self._actions:
+            if _folded(chosen) not in self._actions:
                 return f"There is no action {chosen!r:.80}. {self._choices()}"
-            chosen = self._actions[chosen.lower()]
+            chosen = self._actions[_folded(chosen)]
         observation, reward, terminated, truncated, info = self._env.step(chosen)
         self._reward += float(reward)
         self.done = bool(terminated or truncated)
@@ -153,11 +153,16 @@ class GymnasiumEnvironment:
     def _read_actions(self, gym: Any, actions: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Any] | None:
         """Name -> action; `None` if every text is an action."""
         space = self._env.action_space
+        if actions is not None:
+            _check_names(actions)
         if isinstance(actions, Mapping):
-            return {name.lower(): action for name, action in actions.items()}
+            for name, action in actions.items():
+                if isinstance(space, gym.spaces.Discrete) and action not in space:
+                    raise ValueError(f"The action {name!r} must be one of {space}, got {action!r:.80}.")
+            return {_folded(name): action for name, action in actions.items()}
         if isinstance(space, gym.spaces.Text):
             if actions is not None:
-                return {name.lower(): name for name in actions}
+                return {_folded(name): name for name in actions}
             return None
         if not isinstance(space, gym.spaces.Discrete):
             raise ValueError(
@@ -165,7 +170,7 @@ class GymnasiumEnvironment:
                 "dictionary from name to action."
             )
         first, count = int(space.start), int(space.n)
-        names = [str(first + step) for step in range(count)] if actions is None else [name.lower() for name in actions]
+        names = [str(first + step) for step in range(count)] if actions is None else list(map(_folded, actions))
         if len(names) != count:
             raise ValueError(
                 f"`actions` must name every action of the environment, got {len(names)} names for {count} actions."
@@ -184,3 +189,19 @@ class GymnasiumEnvironment:
             f"The observations of this environment are a {type(space).__name__}, not text: pass `describe=`, a function that "
             'takes an observation and its info and returns text, or render_mode="ansi" if the environment supports it.'
         )
+
+
+def _folded(name: str) -> str:
+    """The name of an action as it is compared with what an agent writes."""
+    return name.strip().lower()
+
+
+def _check_names(names: Sequence[str] | Mapping[str, Any]) -> None:
+    """Refuse names of which an agent could never write one, or not know which it writes."""
+    folded = list(map(_folded, names))
+    if isinstance(names, str) or not all(folded) or len(set(folded)) < len(folded):
+        raise ValueError(
+            f"`actions` must be names of which no two differ in case or space alone, and none is empty, got {names!r:.200}."
+        )
+    if not folded:
+        raise ValueError("`actions` must name at least one action, got none.")
