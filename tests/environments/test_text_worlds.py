@@ -576,7 +576,7 @@ def test_names_of_actions_that_cannot_be_told_apart_are_refused(actions):
 
 def test_a_named_action_is_one_of_the_environment_and_space_around_it_does_not_matter():
     gym = pytest.importorskip("gymnasium")
-    with pytest.raises(ValueError, match="The action 'left' must be one of Discrete.2., got 2"):
+    with pytest.raises(ValueError, match=r"The action 'left' must be one of Discrete.2., got 2"):
         GymnasiumEnvironment(lambda: two_doors(gym), actions={"left": 2})
     with pytest.raises(ValueError, match="`actions` must name at least one action, got none"):
         GymnasiumEnvironment(lambda: two_doors(gym), actions={})
