@@ -686,3 +686,26 @@ def test_an_interrupt_ends_a_run_whose_environment_hangs(method):
         process.wait(timeout=120) == 5
     )  # the thread that hangs for 600 seconds does not hold up the end of the program
     assert process.stdout.read() == "interrupted\n"
+
+
+def test_a_factory_makes_a_new_environment_for_each_episode():
+    """In a shared one two episodes would play at once, and both would have the reward of the later."""
+    shared = Echo()
+    pool = EnvironmentPool(lambda: shared, Mem1Protocol())
+    with pytest.raises(ValueError, match="must return a new environment at every call, got the same Echo twice"):
+        pool.start([{}, {}])
+    pool.close()
+    with pytest.raises(ValueError, match="must return a new environment at every call"):
+        EnvironmentPool({"a": lambda: shared, "b": lambda: shared}, Mem1Protocol())
+    with pytest.raises(TypeError, match="must return an environment, got the class Echo: pass the class itself"):
+        EnvironmentPool(lambda: Echo, Mem1Protocol())
+
+
+def test_a_factory_may_return_an_environment_again_that_was_given_back():
+    kept = Echo()
+    pool = EnvironmentPool(lambda: kept, Mem1Protocol())
+    (first,) = pool.start([{}])
+    pool.discard(first.environment)
+    (second,) = pool.start([{}])
+    assert second.environment is kept and second.error is None
+    pool.close()

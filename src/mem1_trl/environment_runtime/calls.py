@@ -77,7 +77,13 @@ class EnvironmentCaller:
         thread.leave()
 
     def make(self, threads: Sequence[EnvironmentThread]) -> list[Exception | None]:
-        """Errors of making the environments that threads lack, `None` where that succeeded; all are made at the same time."""
+        """
+        Errors of making the environments that threads lack, `None` where that succeeded; all are made at the same time.
+
+        Raises:
+            `TypeError`: If what was made is a class.
+            `ValueError`: If it is the environment of another thread.
+        """
         empty = [thread for thread in threads if thread.environment is None and thread.factory is not None]
         limit = None if self.settings.timeout is None else max(_MAKING, self.settings.timeout)
         calls = [
@@ -89,11 +95,23 @@ class EnvironmentCaller:
         errors = {}
         for thread, outcome in zip(empty, outcomes):
             if outcome.error is None:
+                self._check_made(outcome.value)
                 thread.environment = outcome.value
                 self.adopt(thread)
             else:
                 errors[id(thread)] = outcome.error
         return [errors.get(id(thread)) for thread in threads]
+
+    def _check_made(self, environment: Any) -> None:
+        if inspect.isclass(environment):
+            raise TypeError(
+                f"`environment_factory` must return an environment, got the class {environment.__name__}: pass the class itself."
+            )
+        if id(environment) in self._threads:  # two episodes would play in it at once
+            raise ValueError(
+                f"`environment_factory` must return a new environment at every call, got the same {type(environment).__name__} twice: make it inside the "
+                "function."
+            )
 
     def renew(self, thread: EnvironmentThread) -> None:
         """Drop the environment of a thread, so that the next episode gets a new one; the old one is closed without waiting for it."""
