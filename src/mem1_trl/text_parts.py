@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 def split_text(text: str, longest: int, reach: Callable[[str], int] = len) -> list[str]:
     """
-    Parts of a text, cut between lines or words if such a place is near the end of a part. Space around a cut is left out.
+    Parts of a text, cut between lines or words if such a place is near the end of a part. Space around a cut is left out, and so is a part
+    of nothing else; a text without any words has none.
 
     Args:
         text (`str`):
@@ -24,7 +25,8 @@ def split_text(text: str, longest: int, reach: Callable[[str], int] = len) -> li
         if start + end < len(text):
             near = max(head.rfind("\n", end - end // 5, end), head.rfind(" ", end - end // 10, end))
             end = near + 1 if near > 0 else end
-        parts.append(head[:end].strip())
+        part = head[:end].strip()
+        parts += [part] if part else []
         start += end
         while start < len(text) and text[start].isspace():
             start += 1

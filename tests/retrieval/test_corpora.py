@@ -137,7 +137,8 @@ def test_a_long_text_becomes_passages_that_hold_all_of_it(tmp_path):
 
 
 def test_parts_of_a_text():
-    assert split_text("", 5) == []
+    assert split_text("", 5) == split_text(" " * 12, 5) == []
+    assert split_text(" " * 12 + "abc", 5) == ["abc"]
     assert split_text("abc", 5) == ["abc"]
     assert split_text("aaaaaaaaa bbbb", 10) == ["aaaaaaaaa", "bbbb"]
     assert split_text("abcdefgh", 3) == ["abc", "def", "gh"]

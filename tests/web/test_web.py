@@ -633,3 +633,14 @@ def test_locks_are_given_back():
     for thread in threads:
         thread.join()
     assert order[::2] == order[1::2] and locks._held == {}
+
+
+def test_a_page_without_a_text_is_one_that_was_read():
+    empty = [
+        {"url": f"https://e.org/{number}", "title": "Gold", "text": text} for number, text in enumerate(("", " \n\t"))
+    ]
+    environment = WebQAEnvironment.factory(LocalWeb([*PAGES, *empty]))()
+    environment.reset(prompt="x")
+    for page in empty:
+        assert environment.visit(page["url"]) == f"Title: Gold\nURL: {page['url']}\n\n[the page has no text]\n"
+        assert environment.read_more() == "That was the end of the page.\n"

@@ -183,7 +183,7 @@ class WebQAEnvironment(QuestionAnswering):
             self._page = self._fetcher.fetch(url)
         except FetchError as error:
             return f"This page cannot be read. {error}\n"
-        self._parts = split_text(self._page.text, self._longest, self._reach)
+        self._parts = split_text(self._page.text, self._longest, self._reach) or ["[the page has no text]"]
         self._part = 0
         return self._show()
 
