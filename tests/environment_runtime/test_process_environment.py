@@ -15,9 +15,10 @@ from support.fault_environments import Misbehaving
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.environment_runtime.actions import ActionSet, run_calls
+from mem1_trl.environment_runtime.calls import EnvironmentCaller
 from mem1_trl.environment_runtime.errors import EnvironmentDied, RemoteError
 from mem1_trl.environment_runtime.faults import FaultSettings
-from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.environment_runtime.pool import EnvironmentPool, GivenEnvironments
 from mem1_trl.environment_runtime.process import ProcessEnvironment
 
 
@@ -56,6 +57,19 @@ def test_it_answers_as_the_environment_does(environment):
     assert environment.done is True
     environment.reset()
     assert environment.done is False and not hasattr(environment, "nothing")
+
+
+def test_what_is_set_is_set_in_the_process(environment):
+    """A saved episode goes on where it was, see docs/agent.md."""
+    given = GivenEnvironments([environment], Mem1Protocol(), EnvironmentCaller())
+    environment.reset()
+    environment.search("a")
+    assert given.state_of(environment) == 1
+    given.set_state(environment, 5)
+    assert environment.search("b") == "n b 1 6" and given.state_of(environment) == 6
+    environment.steps = 2
+    assert environment.search("c") == "n c 1 3"
+    given.release()
 
 
 def test_what_cannot_leave_the_process_is_text_and_odd_errors_keep_their_names(environment):

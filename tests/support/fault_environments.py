@@ -84,6 +84,14 @@ class Misbehaving:
     def get_reward(self) -> float:
         return float(self.steps)
 
+    @property
+    def mem1_state(self) -> int:
+        return self.steps
+
+    @mem1_state.setter
+    def mem1_state(self, state: int) -> None:
+        self.steps = state
+
 
 _LEAVING = {"sys.exit": SystemExit, "cancel": asyncio.CancelledError, "leave": GeneratorExit}
 

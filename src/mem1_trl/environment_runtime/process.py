@@ -33,7 +33,7 @@ class ProcessEnvironment:
     Runs an environment in its own process; made by [`~ProcessEnvironment.factory`].
 
     It has the same actions with the same docstrings and signatures, `reset`, `get_reward` if the environment has it, and `done`.
-    Other attributes can be read; their values are copies. Asynchronous methods become synchronous, since each environment has
+    Other attributes can be read and set; their values are copies. Asynchronous methods become synchronous, since each environment has
     its own thread anyway.
 
     The process is killed when a call exceeds `environment_timeout`, and a new process replaces it in the next episode. If the
@@ -108,6 +108,12 @@ class ProcessEnvironment:
         if name.startswith("_"):
             raise AttributeError(name)
         return self._ask(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            self._ask("__setattr__", (name, value), {})
 
     # The process
 
