@@ -40,9 +40,8 @@ def test_a_pattern_of_quadratic_time_is_found(text, expected):
 
 
 BUILT = {
-    "protocol/untrusted.py:_controls", "protocol/tag_syntax.py:_opening", "protocol/tool_calls.py:_markup",
+    "protocol/untrusted.py:_any_of", "protocol/tag_syntax.py:_opening", "protocol/tool_calls.py:_markup",
     "protocol/call_openings.py:find_call", "evaluation/retention.py:_hint", "rewards/containing.py:_holds",
-    "protocol/untrusted.py:clean_reply",
 }  # fmt: skip
 """Functions that build an expression of words: `tests/support/readers.py` lists hostile texts that are read with them."""
 

@@ -7,11 +7,12 @@ import time
 import pytest
 from support.hostile_text import byte_bpe, forbidden, mixture, unigram, wordpiece
 from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator
+from tokenizers import AddedToken
 
 from mem1_trl import Mem1Protocol
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.protocol.tag_syntax import escape_tags
-from mem1_trl.protocol.untrusted import break_control, encode_untrusted, sanitize_prompt
+from mem1_trl.protocol.untrusted import break_control, clean_reply, encode_untrusted, sanitize_prompt
 from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
@@ -110,3 +111,17 @@ def test_tags_split_over_two_passages_do_not_meet(tokenizer):
     (trajectory,) = rollout.run([Episode(tokenizer("q?")["input_ids"], environment, ActionSet(environment, SHORT))])
     assert trajectory.answer is None and [turn.action_input for turn in trajectory.turns] == ["x", "y"]
     assert "<search>" not in trajectory.turns[0].observation and "</answer>" not in trajectory.turns[0].observation
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("token", ["    ", "# ", "\t\t"])
+def test_a_special_token_that_no_space_breaks_is_dropped(token):
+    """A space inside a run of spaces makes a longer run, in which the token is found again, and so on without an end."""
+    tokenizer = byte_bpe()
+    tokenizer.add_tokens([AddedToken(token, special=True)], special_tokens=True)
+    number = tokenizer.convert_tokens_to_ids(token)
+    text = f"a{token}{token} <|im_end|>"
+    assert break_control(tokenizer, text) == f"a{token}{token} < |im_end|>"
+    ids = encode_untrusted(tokenizer, text)
+    assert number not in ids and tokenizer.decode(ids).replace(" ", "").startswith("a")
+    assert clean_reply(tokenizer, {"content": text})["content"].startswith(f"a{token}{token}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from transformers import PreTrainedTokenizerBase
 
@@ -48,11 +48,20 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
     texts.pop(getattr(tokenizer, "unk_token", None) or "", None)
     markers = {*texts, *_COMMON, *_MARKER_IN_TEMPLATE.findall(template)}
     unknown = getattr(tokenizer, "unk_token", None)
-    words = sorted((m for m in markers if len(m) > 1 and m != unknown), key=lambda m: (-len(m), m))
-    pattern = re.compile("|".join(map(re.escape, words)), re.IGNORECASE)
-    result = pattern, frozenset(texts.values())
+    words = [m for m in markers if _breaks(m) and m != unknown]
+    result = _any_of(words, re.IGNORECASE), frozenset(texts.values())
     _known[tokenizer] = (key, result)
     return result
+
+
+def _breaks(marker: str) -> bool:
+    """Whether a space after its first character makes another text of a marker, so that it breaks. In a run of spaces it makes a longer run."""
+    return bool(marker[1:].strip())
+
+
+def _any_of(markers: Iterable[str], flags: int = 0) -> re.Pattern[str]:
+    """An expression that finds each of the markers, the longest first."""
+    return re.compile("|".join(map(re.escape, sorted(markers, key=lambda marker: (-len(marker), marker)))), flags)
 
 
 def _split_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -158,9 +167,9 @@ def clean_reply(
         tags (`Collection[str]`, *optional*):
             Tags that the model is to write; they stay, also where they are special tokens.
     """
-    specials = {token for token in tokenizer.all_special_tokens if len(token) > 1 and token != tokenizer.unk_token}
+    specials = {token for token in tokenizer.all_special_tokens if _breaks(token) and token != tokenizer.unk_token}
     specials -= {f"<{slash}{tag}>" for tag in tags for slash in ("", "/")}
     if not specials:
         return clean_values(message)
-    pattern = re.compile("|".join(map(re.escape, sorted(specials, key=lambda token: (-len(token), token)))))
+    pattern = _any_of(specials)
     return clean_values(message, lambda text: _break_all(pattern, strip_unencodable(text)))
