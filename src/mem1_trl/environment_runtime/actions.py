@@ -131,7 +131,7 @@ class ActionSet:
         self.schemas: list[dict[str, Any]] = []
         if self.syntax == "tool_calls":
             self.schemas = [_schema(methods[name], kind) for name in self.tags.values()]
-        for name in [*self.tags.values(), *([self.answer_method] if is_answer else [])]:
+        for name in [*self.tags.values(), *([protocol.answer_tag] if is_answer else [])]:
             check_types(self._parameters[name], name, kind)
 
     def extended(self, methods: Mapping[str, Callable[..., Any]]) -> ActionSet:
