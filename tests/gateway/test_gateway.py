@@ -184,6 +184,21 @@ def test_a_program_may_be_asynchronous(agent):
         assert trajectory.error is None and trajectory.reward == 2.0 and len(trajectory.turns) == 2
 
 
+async def _later(result, row):
+    await asyncio.sleep(0)
+    return len(result)
+
+
+@pytest.mark.parametrize(("reward", "expected"), [(_later, 3.0), (lambda result, row: None, None)])
+def test_a_reward_may_be_asynchronous_or_missing(agent, reward, expected):
+    def program(row, base_url):
+        ask(base_url, [user("a")])
+        return "abc"
+
+    (trajectory,) = play(agent, program, reward=reward)
+    assert trajectory.error is None and trajectory.reward == expected
+
+
 def test_a_command_finds_the_model_in_its_environment(agent, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(

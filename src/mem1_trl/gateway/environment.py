@@ -37,7 +37,8 @@ class GatewayEnvironment:
             the address in the environment variable `OPENAI_BASE_URL` and the row as JSON on its standard input, and whose output is its
             result.
         reward (`Callable[[Any, dict], float]`, *optional*):
-            `reward(result, row)`. `None` takes the result of the program as a number (of a command, the last line of its output).
+            `reward(result, row)`, asynchronous or not, which may return `None` for "not scored". Without it the result of the program is
+            the reward, a number (of a command, the last line of its output).
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds for one episode.
         max_requests (`int`, *optional*, defaults to `64`):
@@ -47,7 +48,7 @@ class GatewayEnvironment:
     def __init__(
         self,
         program: Program,
-        reward: Callable[[Any, dict[str, Any]], float] | None = None,
+        reward: Callable[[Any, dict[str, Any]], Any] | None = None,
         timeout: float = 300.0,
         max_requests: int = 64,
     ):
@@ -74,12 +75,12 @@ class GatewayEnvironment:
         """Begin an episode of a row of the data set."""
         self._row, self._result, self._played = row, None, False
 
-    def get_reward(self) -> float:
+    def get_reward(self) -> Any:
         """The reward of the episode; 0 before its program has run, as trainers try an environment out."""
         if not self._played:
             return 0.0
         if self._reward is not None:
-            return float(self._reward(self._result, self._row))
+            return self._reward(self._result, self._row)
         result = self._result.strip().rpartition("\n")[2] if isinstance(self._result, str) else self._result
         try:
             return float(result)
