@@ -709,3 +709,18 @@ def test_a_factory_may_return_an_environment_again_that_was_given_back():
     (second,) = pool.start([{}])
     assert second.environment is kept and second.error is None
     pool.close()
+
+
+def test_a_static_method_may_be_marked_on_either_side():
+    class Library:
+        @idempotent
+        @staticmethod
+        def outside():
+            """Search."""
+
+        @staticmethod
+        @idempotent
+        def inside():
+            """Search."""
+
+    assert Library().outside.idempotent and Library().inside.idempotent

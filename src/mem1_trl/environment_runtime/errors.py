@@ -76,7 +76,8 @@ def idempotent(method: Function) -> Function:
             return self.client.search(query)
     ```
     """
-    method.idempotent = True  # type: ignore[attr-defined]
+    # A static method that is decorated hides its own attributes from whoever calls it
+    getattr(method, "__func__", method).idempotent = True  # type: ignore[attr-defined]
     return method
 
 
