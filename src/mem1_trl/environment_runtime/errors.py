@@ -77,7 +77,8 @@ def idempotent(method: Function) -> Function:
     ```
     """
     # A static method that is decorated hides its own attributes from whoever calls it
-    getattr(method, "__func__", method).idempotent = True  # type: ignore[attr-defined]
+    marked: Any = getattr(method, "__func__", method)
+    marked.idempotent = True
     return method
 
 
