@@ -64,6 +64,29 @@ def test_an_episode_without_its_past_goes_on_as_the_whole_one_does(actor, tokeni
     assert len(other.to_dict(past=False)["trajectory"]["turns"]) == 1
 
 
+def test_turns_that_were_forgotten_count(actor, tokenizer):
+    """Kept without its past after every turn, an episode is told the same numbers of turns, and ends with the same one; so after a message."""
+    found = []
+    for past in (True, False):
+        agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, TEXTS[:1] * 8)
+        episode = agent.start("q?", schemas=[SCHEMA])
+        read = []
+        for message in (None, "and?"):
+            if message is not None:
+                episode.add_message(message)
+            for _ in range(4):
+                episode = agent.resume(json.loads(json.dumps(episode.to_dict(past=past))))
+                read.append(tokenizer.decode(episode.step().prompt_ids))
+                if episode.calls:
+                    episode.give(["7"])
+            assert episode.done and episode.trajectory.stop_reason is StopReason.MAX_TURNS
+        assert len(episode.to_dict(past=past)["trajectory"]["turns"]) == (8 if past else 1)
+        found.append(read)
+    assert found[0] == found[1]
+    told = [text.partition("<information>")[2].partition(";")[0] for text in found[1]]
+    assert told == ["", "3", "2", "last", "4", "3", "2", "last"]
+
+
 def test_calls_of_the_last_turn_are_not_waited_for(actor, tokenizer):
     agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **{**SETTINGS, "max_turns": 1}), tokenizer, TEXTS)
     episode = agent.start("q?", schemas=[SCHEMA])

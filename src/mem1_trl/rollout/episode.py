@@ -39,6 +39,8 @@ class Episode:
             Most turns of this task, if it may take fewer than the settings say.
         rounds (`list[int]`):
             Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
+        forgotten_turns (`int`):
+            Turns that acted before the first of `turns`, and count for the same message: of an episode that was kept without its past.
         tails (`list[int]`):
             For each entry of `history`, how many tokens at its end frame its observation; a request to summarize goes before them with
             tool calls, where the agent's own turn is open after them.
@@ -64,6 +66,7 @@ class Episode:
     seed: int | None = None
     max_turns: int | None = None
     rounds: list[int] = field(default_factory=list)
+    forgotten_turns: int = 0
     tails: list[int] = field(default_factory=list)
     listener: TurnListener | None = field(default=None, repr=False, compare=False)
 
@@ -73,9 +76,12 @@ class Episode:
 
     def turns_left(self, max_turns: int) -> int:
         """Turns that it may still play before it needs another message."""
-        return self.most_turns(max_turns) - sum(
-            turn.acts for turn in self.turns[self.rounds[-1] if self.rounds else 0 :]
-        )
+        return self.most_turns(max_turns) - self.turns_taken()
+
+    def turns_taken(self, before: int | None = None) -> int:
+        """Turns that acted since the last message, or since the beginning; of its first `before` turns."""
+        forgotten = 0 if self.rounds else self.forgotten_turns
+        return forgotten + sum(turn.acts for turn in self.turns[self.rounds[-1] if self.rounds else 0 : before])
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -120,7 +120,12 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
         caller=rollout.caller,
     )
     copy = Episode(
-        episode.prompt_ids, episode.environment, episode.actions, episode.prompt, max_turns=episode.max_turns
+        episode.prompt_ids,
+        episode.environment,
+        episode.actions,
+        episode.prompt,
+        max_turns=episode.max_turns,
+        forgotten_turns=episode.forgotten_turns,
     )
     again.begin([copy])
     for number, turn in enumerate(episode.turns, 1):
