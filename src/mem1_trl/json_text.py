@@ -131,6 +131,15 @@ def as_json(value: Any) -> Any:
     return json.loads(write_json(value))
 
 
+def is_json(value: Any) -> bool:
+    """Whether a value comes back from a file as it is; a tuple comes back as a list."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and is_json(item) for name, item in value.items())
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+
+
 def with_nan(numbers: Any) -> Any:
     """A list or mapping of numbers in which `null`, which [`write_json`] puts in place of one that is not finite, is `nan` again."""
     if isinstance(numbers, Mapping):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+from typing import Any
 
 import pytest
 
-from mem1_trl import AgentSettings, ContextRule, Mem1GRPOConfig
+from mem1_trl import AgentSettings, ContextRule, Mem1Agent, Mem1GRPOConfig
 from mem1_trl.context_rules import RULES, Compact, Fold, NextTurn, Past, Truncate
 from mem1_trl.context_rules.named import describe_rule, import_rule, make_rule
 
@@ -16,6 +19,18 @@ LIMIT = 100
 class OwnRule(ContextRule):
     def next(self, past):
         return NextTurn(range(len(past)))
+
+
+class Kept(OwnRule):
+    """Has a parameter that nobody can read off."""
+
+    def __init__(self, keep: int = 2):
+        self.keep = keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Places(OwnRule):
+    places: Any = (0,)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -77,6 +92,43 @@ def test_a_class_inside_a_function_cannot_be_saved():
 
     with pytest.raises(ValueError, match="define the class at the top level of a module"):
         describe_rule(Inner())
+
+
+def test_a_rule_is_run_as_it_will_be_loaded():
+    """What a file cannot hold as it is would make another rule of a saved model."""
+    assert AgentSettings(context=Kept()).context == f"{__name__}:Kept"
+    with pytest.raises(
+        ValueError, match=r"parameters of the context rule Kept must be known, .* make it a frozen dataclass"
+    ):
+        AgentSettings(context=Kept(5))
+    settings = AgentSettings(context=Places((0, 1)))
+    assert settings.rule.places == [0, 1]
+    assert AgentSettings.from_dict(json.loads(json.dumps(settings.to_dict()))).rule == settings.rule
+    for wrong in (frozenset({1}), {1: 0.5}, float("inf"), print):
+        with pytest.raises(ValueError, match="'places' of the context rule Places must be made of JSON values"):
+            AgentSettings(context=Places(wrong))
+
+
+def test_what_is_no_rule_and_parameters_given_twice_are_refused(actor, tokenizer):
+    config = {"output_dir": "out", "bf16": False, "use_cpu": True}
+    for make in (AgentSettings, lambda **given: Mem1GRPOConfig(**config, **given)):
+        with pytest.raises(
+            TypeError, match=r"must be the name of a rule, or a rule, got <class .*Fold'>: make one, Fold\(\)"
+        ):
+            make(context=Fold)
+        with pytest.raises(TypeError, match="must be the name of a rule, or a rule, got None"):
+            make(context=None)
+    twice = {"context": Compact(every=2), "context_kwargs": {"every": 3}}
+    for make in (
+        lambda **given: Mem1GRPOConfig(**config, **given),
+        lambda **given: Mem1Agent(actor, tokenizer, **given),
+    ):
+        with pytest.raises(
+            ValueError, match=r"Compact\(...\) has its parameters already, got context_kwargs=\{'every': 3\}"
+        ):
+            make(**twice)
+    with pytest.raises(ValueError, match="context_kwargs must be a mapping of names to values, got '"):
+        AgentSettings(context="compact", context_kwargs='{"every": 3}')
 
 
 def test_truncate_needs_a_length():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from ..context_rules.named import import_rule
+from ..context_rules.named import given_rule
 from ..environment_runtime.calls import EnvironmentCaller
 from ..environment_runtime.faults import FaultSettings
 from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
@@ -342,9 +342,9 @@ def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> Ag
                 f"Mem1Agent has no argument {name!r}" + (f": did you mean {close[0]!r}?" if close else ".")
             )
     if "context" in overrides:
-        if isinstance(overrides["context"], str):
-            import_rule(overrides["context"])
-        overrides = {"context_kwargs": {}, **overrides}  # those of another rule
+        # Those that were saved are of another rule
+        name, parameters = given_rule(overrides["context"], overrides.get("context_kwargs", {}))
+        overrides = {**overrides, "context": name, "context_kwargs": parameters}
     return dataclasses.replace(settings, **overrides)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..curriculum import MAX_TURNS
 from ..environment_runtime.actions import ActionResult
-from ..json_text import as_json, read_json_object, write_json, write_whole
+from ..json_text import as_json, is_json, read_json_object, write_json, write_whole
 from ..protocol.parsed_turn import ActionRequest
 from ..rollout.episode import Episode
 from ..rollout.external_memory import ExternalMemory, Note
@@ -87,7 +87,7 @@ def episode_record(
         `ValueError`: If the row or the state of the environment is not made of JSON values.
     """
     for name, value in {**row, "mem1_state": state}.items():
-        if not _is_json(value):
+        if not is_json(value):
             raise ValueError(f"{name!r} must be made of JSON values for the episode to be saved, got {value!r:.80}.")
     dropped = 0 if past else forgettable_turns(rollout, episode)
     trajectory = trajectory_of(episode)
@@ -188,16 +188,3 @@ def saved_episode(
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): {_ADVICE}") from None
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value comes back from a file as it is; a tuple comes back as a list."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_json, value))
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_json(item) for name, item in value.items())
-    return (
-        value is None
-        or isinstance(value, (str, int))
-        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
-    )

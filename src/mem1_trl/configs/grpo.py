@@ -8,8 +8,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from ..context_rules.named import describe_rule, import_rule
-from ..context_rules.rule import ContextRule
+from ..context_rules.named import given_rule
 from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
 from ..update.distillation import TEACHER_CONTEXTS
@@ -399,9 +398,7 @@ class Mem1GRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "context_kwargs", "teacher_model_init_kwargs"]  # noqa: RUF012  # as TRL declares it
 
     def __post_init__(self) -> None:
-        if isinstance(self.context, ContextRule):
-            self.context, self.context_kwargs = describe_rule(self.context)
-        import_rule(self.context)
+        self.context, self.context_kwargs = given_rule(self.context, self.context_kwargs)
         self._refuse_texts()
         self._play_once_if_greedy()
         self._use_new_names()

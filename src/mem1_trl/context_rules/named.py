@@ -7,11 +7,14 @@ Only [`import_rule`], which is called for what a user wrote in a configuration o
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ..json_text import as_json, is_json
 from .appended import External, Full, Mem1, Truncate
 from .by_action import Fold, OnDemand
 from .compact import Compact
@@ -33,10 +36,13 @@ def describe_rule(rule: ContextRule) -> tuple[str, dict[str, Any]]:
     """
     Name and parameters of a rule, from which [`make_rule`] makes it again.
 
+    A rule is run as these make it, a tuple as the list that it is in a file, so that a saved model has the very rule it was trained with.
+
     Raises:
-        `ValueError`: If its class cannot be found by an import path, since it is defined inside a function.
+        `ValueError`: If its class cannot be found by an import path, since it is defined inside a function; if its parameters are not known,
+            since it is no dataclass, or are not made of JSON values.
     """
-    kind = type(rule)
+    kind, parameters = type(rule), rule.parameters
     name = next((name for name, known in RULES.items() if known is kind), None)
     if name is None:
         name = f"{kind.__module__}:{kind.__qualname__}"
@@ -45,7 +51,50 @@ def describe_rule(rule: ContextRule) -> tuple[str, dict[str, Any]]:
                 f"The context rule {kind.__qualname__} must be found by its name in {kind.__module__}, so that it can be saved with a "
                 "model: define the class at the top level of a module."
             )
-    return name, rule.parameters
+    if not dataclasses.is_dataclass(kind) and inspect.signature(kind).parameters and not _is_default(rule):
+        raise ValueError(
+            f"The parameters of the context rule {kind.__qualname__} must be known, so that they can be saved with a model: make it a frozen "
+            "dataclass, in place of an `__init__` of its own."
+        )
+    for parameter, value in parameters.items():
+        if not is_json(value):
+            raise ValueError(
+                f"{parameter!r} of the context rule {kind.__qualname__} must be made of JSON values (texts, finite numbers, lists, objects "
+                f"with texts as names), so that it can be saved with a model, got {value!r:.80}."
+            )
+    return name, as_json(parameters)
+
+
+def given_rule(context: Any, context_kwargs: Any) -> tuple[str, Any]:
+    """
+    Name and parameters of what a user gives as `context` and `context_kwargs`; the module of a class of theirs is imported.
+
+    Raises:
+        `TypeError`: If it is neither a name nor a rule.
+        `ValueError`: If a rule is given with other parameters than its own, or as for [`describe_rule`] and [`import_rule`].
+    """
+    check_kind(context)
+    if isinstance(context, str):
+        import_rule(context)
+        return context, context_kwargs
+    name, parameters = describe_rule(context)
+    if context_kwargs and context_kwargs != parameters:
+        raise ValueError(
+            f"context={type(context).__name__}(...) has its parameters already, got context_kwargs={context_kwargs!r}: leave them out, or give "
+            "its name."
+        )
+    return name, parameters
+
+
+def check_kind(context: Any) -> None:
+    """Raise a `TypeError` unless `context` is a rule, or the name of one."""
+    if not isinstance(context, (str, ContextRule)):
+        made = (
+            f": make one, {context.__name__}()"
+            if isinstance(context, type) and issubclass(context, ContextRule)
+            else ""
+        )
+        raise TypeError(f"context must be the name of a rule, or a rule, got {context!r}{made}.")
 
 
 def make_rule(name: str, parameters: Mapping[str, Any] | None = None) -> ContextRule:
@@ -101,6 +150,14 @@ def import_rule(name: str) -> None:
         raise ValueError(f"context={name!r} must name a module that can be imported: {error}.") from None
     if _loaded(name) is None:
         raise ValueError(f"context={name!r} must name a class of {module} that is a ContextRule, got something else.")
+
+
+def _is_default(rule: ContextRule) -> bool:
+    """Whether a rule is what its class makes without arguments."""
+    try:
+        return vars(type(rule)()) == vars(rule)
+    except TypeError:
+        return False
 
 
 def _loaded(name: str) -> type[ContextRule] | None:

@@ -92,7 +92,8 @@ class ContextRule(ABC):
 
     A rule has no state but its parameters: the same past gives the same answer, in training, in [`Mem1Agent`] and after an episode was
     loaded from a file. One with parameters is a frozen dataclass whose fields JSON can hold. It is saved with a model by its name and
-    its parameters; a class of yours by its import path, so define it at the top level of a module.
+    its parameters, and run as it will be loaded (a tuple is a list); a class of yours by its import path, so define it at the top level of a
+    module.
 
     Attributes:
         actions (`tuple[str, ...]`):

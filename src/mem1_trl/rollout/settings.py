@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..context_rules.named import describe_rule, is_loaded, make_rule
+from ..context_rules.named import check_kind, describe_rule, is_loaded, make_rule
 from ..context_rules.rule import ContextRule
 from ..typed_fields import check_fields
 from .decoding_modes import NEUTRAL_SAMPLING, refuse_decoding_modes
@@ -180,8 +180,11 @@ class AgentSettings:
                     f"{one.name} must be one of {', '.join(map(repr, one.metadata['choices']))}, got {value!r}."
                 )
             if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
+                if not isinstance(value or {}, Mapping):
+                    raise ValueError(f"{one.name} must be a mapping of names to values, got {value!r:.80}.")
                 object.__setattr__(self, one.name, dict(value or {}))
         refuse_decoding_modes(self.generation_kwargs)
+        check_kind(self.context)
         if isinstance(self.context, ContextRule):
             name, parameters = describe_rule(self.context)
             object.__setattr__(self, "context", name)
