@@ -22,12 +22,13 @@ class Facts(LookupEnvironment):
         return {"a": "it is 42", "b": "Rome or Paris"}.get(query, "nothing")
 
 
-def play(*texts: str):
+def play(*texts: str, context: str = "mem1"):
     environment = Facts()
     environment.reset()
-    episode = Episode(TOKENIZER("q?")["input_ids"], environment, ActionSet(environment, SHORT))
-    settings = AgentSettings(max_turns=6, max_observation_length=80)
-    return Rollout(TOKENIZER, SHORT, settings, ScriptedGenerator(TOKENIZER, [[t] for t in texts])).run([episode])
+    settings = AgentSettings(max_turns=6, max_observation_length=80, context=context)
+    rollout = Rollout(TOKENIZER, SHORT, settings, ScriptedGenerator(TOKENIZER, [[t] for t in texts]))
+    actions = rollout.contexts.actions(ActionSet(environment, SHORT))
+    return rollout.run([Episode(TOKENIZER("q?")["input_ids"], environment, actions)])
 
 
 def turn(state: str, query: str = "a", action: str = "search") -> str:
@@ -40,6 +41,19 @@ def test_what_was_found_is_retained():
     assert retained_reward([""], trajectories, [ANSWERS]) == [[None, 1.0, 0.5, 1.0, 0.5]]
     with pytest.raises(ValueError, match="no column 'answers'"):
         retained_reward([""], trajectories)
+
+
+def test_what_rewrite_says_in_place_of_the_past_is_retained():
+    texts = (
+        turn("k"),
+        turn("it is 42", "b"),
+        turn("k", "42, Rome", "rewrite"),
+        turn("Rome"),
+        turn("k", "42; Rome", "answer"),
+    )
+    (trajectory,) = play(*texts, context="on_demand")
+    assert trajectory.turns[2].acts_as_state and trajectory.turns[2].kept_text == "k\n42, Rome"
+    assert retained_reward([""], [trajectory], [ANSWERS]) == [[None, 1.0, 1.0, 0.5, 0.0]]
 
 
 def test_length_within_a_budget():

@@ -133,6 +133,20 @@ class Turn:
         """Whether it was to act; a summary turn was not, and counts for none of `max_turns`."""
         return self.context_action not in (SUMMARY, UNFINISHED_SUMMARY)
 
+    @property
+    def acts_as_state(self) -> bool:
+        """Whether its action belongs to its state, since that is what stays of the turns before it, as `rewrite(summary)` does."""
+        end = self.state_begin + self.state_tokens
+        return (
+            self.acts and self.context_action is not None and self.state_tokens > 0 and end == len(self.completion_ids)
+        )
+
+    @property
+    def kept_text(self) -> str:
+        """What it wrote to remember: its state, and what its action says if that belongs to it."""
+        said = self.action_input if self.acts_as_state else None
+        return "\n".join(text for text in (self.state, said) if text)
+
 
 @dataclass(slots=True)
 class Trajectory:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from support.helpers import tiny_model, tiny_tokenizer
+from support.tool_helpers import template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment, ScriptedGenerator
 
+from mem1_trl import Mem1Protocol, Trajectory, Turn
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.rollout.episode import Episode
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
-from mem1_trl.update.memory_value import memory_values
+from mem1_trl.update.memory_value import _contexts, memory_values
 
 TOKENIZER = tiny_tokenizer()
 SYNTAX = SHORT.syntax(TOKENIZER)
@@ -27,16 +31,16 @@ def ids(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def played(context: str = "mem1"):
+def played(context: str = "mem1", scripts=SCRIPTS):
     """Episodes of three, four and one turn; one turn writes no state."""
     settings = AgentSettings(max_turns=5, max_observation_length=60, context=context)
     trajectories = []
-    for number, script in enumerate(SCRIPTS):
+    for number, script in enumerate(scripts):
         environment = LookupEnvironment()
         environment.reset(secret="42")
-        episode = Episode(ids(f"q{number}?"), environment, ActionSet(environment, SHORT))
-        generator = ScriptedGenerator(TOKENIZER, [[text] for text in script])
-        trajectories += Rollout(TOKENIZER, SHORT, settings, generator).run([episode])
+        rollout = Rollout(TOKENIZER, SHORT, settings, ScriptedGenerator(TOKENIZER, [[text] for text in script]))
+        actions = rollout.contexts.actions(ActionSet(environment, SHORT))
+        trajectories += rollout.run([Episode(ids(f"q{number}?"), environment, actions)])
     return trajectories
 
 
@@ -95,3 +99,41 @@ def test_against_the_plain_model(layout, context, replace):
             assert value.objectives == pytest.approx(
                 [float(of_answer[:1].sum()), float(of_answer[3:].sum())], abs=2e-4
             )
+
+
+@pytest.mark.parametrize("replace", ["blank", "swap"])
+def test_an_action_that_takes_the_place_of_the_past_says_nothing_instead(replace):
+    """Its tags stay, as those of the state do; and it is swapped with another of its kind."""
+    model, answer = tiny_model("llama"), "<think>c</think><answer>7</answer>"
+    rewrites = "<think>k</think><rewrite>w 7</rewrite>", "<rewrite>e</rewrite>"
+    scripts = [["<think>a</think><search>u</search>", rewrite, answer] for rewrite in rewrites]
+    scripts.insert(1, ["<think>a</think><search>u</search>", "<think>b</think><search>v</search>", answer])
+    trajectories = played("on_demand", scripts)
+    found = memory_values(model, trajectories, SYNTAX, replace=replace)
+    instead = {0: "<think></think><rewrite></rewrite>", 2: "<rewrite></rewrite>"}
+    instead = instead if replace == "blank" else {0: rewrites[1], 2: rewrites[0]}
+    for index, text in instead.items():
+        written, read = trajectories[index].turns[1:]
+        assert (
+            written.context_action == "rewrite"
+            and read.prompt_ids[: len(ids("q0?"))] == trajectories[index].prompt_ids
+        )
+        other = without(list(read.prompt_ids), written.text, text)
+        gains = logprobs(model, read.prompt_ids, read.completion_ids) - logprobs(model, other, read.completion_ids)
+        assert found[index][1].next_turn == pytest.approx(float(gains.sum()), abs=2e-4)
+        assert abs(found[index][1].next_turn) > 5e-3
+
+
+def test_calls_that_take_the_place_of_the_past_say_nothing_instead():
+    tokenizer = template_tokenizer()
+    syntax = Mem1Protocol.tool_calls().syntax(tokenizer)
+    call = '<tool_call>\n{"name": "rewrite", "arguments": {"summary": "%s"}}\n</tool_call><|im_end|>'
+    for said, blank in (("<think>m</think>", "<think></think>"), ("", ""), ("so", "")):
+        completion = tuple(tokenizer(said + call % 'm \\"é')["input_ids"])
+        turn = Turn(
+            (5, 6), completion, action="rewrite", action_input=json.dumps({"summary": 'm "é'}), context_action="rewrite",
+            state="m" if blank else said or None, state_tokens=len(completion),
+        )  # fmt: skip
+        read = Turn((5, 6, *completion, 7), (8,))
+        _, other = _contexts(syntax, Trajectory([turn, read]), 0, None)
+        assert tokenizer.decode(other[2:-1]) == blank + call % ""

@@ -22,7 +22,7 @@ def retained_reward(
     TRL reward function: for each turn, the share of the answers that observations have shown so far which its state holds.
 
     With answers `Paris` and `26`, of which the observation of turn 1 shows `Paris`, the state of turn 2 has reward 1 if it contains
-    `Paris`, else 0. A turn before which nothing was found has none. Answers are searched for by [`contains_answer`]; what the
+    `Paris`, else 0. What an action such as `rewrite` says in place of the past belongs to the state. A turn before which nothing was found has none. Answers are searched for by [`contains_answer`]; what the
     task itself says does not count as found, but a hint in an observation does.
 
     Args:
@@ -51,7 +51,7 @@ def _retained(turns: list[Turn], golds: Answers) -> list[float | None]:
     found: set[int] = set()
     rewards: list[float | None] = []
     for turn in turns:
-        held = [contains_answer(turn.state, aliases[index]) for index in sorted(found)]
+        held = [contains_answer(turn.kept_text, aliases[index]) for index in sorted(found)]
         rewards.append(sum(held) / len(held) if held else None)
         found |= {index for index, gold in enumerate(aliases) if contains_answer(turn.observation, gold)}
     return rewards

@@ -14,10 +14,13 @@ All of them are forwarded as one prefix tree, so that what they share is compute
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ..json_text import read_json
 from ..protocol.encoding import decode, encode_text
+from ..protocol.tagged_text import find_whole
 from ..rewards import ANSWER_SEPARATOR
 from ..trajectory import Trajectory, Turn
 from .scoring import score_without_training
@@ -59,8 +62,9 @@ def memory_values(
         answers (`Sequence`, *optional*):
             For each episode, the accepted answers of each of its objectives, or `None`. The first alias of each is scored.
         replace (`str`, *optional*, defaults to `"blank"`):
-            `"blank"` leaves nothing between the tags of the state; `"swap"` puts there what the same turn of the next episode in
-            `trajectories` that wrote one did. A state without such another has no value.
+            `"blank"` leaves nothing between the tags of the state, and of an action that belongs to it (`rewrite`) nothing of what it
+            says; `"swap"` puts there what the same turn of the next episode in `trajectories` that wrote one, by the same kind of turn, did.
+            A state without such another has no value.
         layout, temperature, batch_size (*optional*):
             As in [`score_trajectories`].
 
@@ -134,7 +138,7 @@ def _contexts(
     begin = _last_place(state, context, len(trajectory.prompt_ids))
     if not state or begin is None:
         return None
-    instead = _blank(syntax, state) if other is None else list(_state_ids(other))
+    instead = _blank(syntax, trajectory.turns[number], state) if other is None else list(_state_ids(other))
     return context, (*context[:begin], *instead, *context[begin + len(state) :])
 
 
@@ -145,12 +149,48 @@ def _state_ids(turn: Turn) -> tuple[int, ...]:
     return turn.completion_ids[turn.state_begin : turn.state_begin + turn.state_tokens]
 
 
-def _blank(syntax: ActionSyntax, state: Sequence[int]) -> list[int]:
-    """A state without text; it has the tags that the state has, since a context may have opened one."""
-    text, tag = decode(syntax.tokenizer, state), syntax.protocol.state_tag
+def _blank(syntax: ActionSyntax, turn: Turn, ids: Sequence[int]) -> list[int]:
+    """A state without text; it has the tags that the state has, since a context may have opened one, and its action."""
+    text, tag = decode(syntax.tokenizer, ids), syntax.protocol.state_tag
     opening, closing = f"<{tag}>", f"</{tag}>"
+    action = ""
+    if turn.acts_as_state:
+        state = turn.state or ""  # some write it without tags
+        end = text.index(closing) + len(closing) if state and closing in text else text.startswith(state) * len(state)
+        text, action = text[:end], _silent(turn, text[end:])
     kept = (opening if text.startswith(opening) else "") + (closing if text.rstrip().endswith(closing) else "")
-    return encode_text(syntax.tokenizer, kept)
+    return encode_text(syntax.tokenizer, kept + action)
+
+
+def _said(turn: Turn) -> list[str]:
+    """The texts among the arguments of the calls of a turn."""
+    try:
+        inside = [read_json(turn.action_input or "")]
+    except ValueError:
+        return []
+    said = []
+    while inside:
+        one = inside.pop()
+        if isinstance(one, str):
+            said.append(one)
+        elif isinstance(one, (dict, list)):
+            inside += one.values() if isinstance(one, dict) else one
+    return said
+
+
+def _silent(turn: Turn, text: str) -> str:
+    """An action, the text of which is given, that says nothing: its tag is empty, or the texts that its calls were given are."""
+    tagged = find_whole(text, turn.action or "", turn.action_input or "")
+    if tagged is not None:
+        return f"{text[: tagged.begin]}<{tagged.name}></{tagged.name}>{text[tagged.end :]}"
+    for one in _said(turn):
+        written = (one, json.dumps(one, ensure_ascii=False)[1:-1], json.dumps(one)[1:-1])
+        places = [f"{begin}{form}{end}" for form in written for begin, end in ('""', "''", "><")]
+        found = next((place for place in places if one and place in text), None)
+        if found is not None:
+            begin = text.rindex(found) + 1
+            text = text[:begin] + text[begin + len(found) - 2 :]
+    return text
 
 
 def _last_place(piece: Sequence[int], ids: Sequence[int], first: int) -> int | None:
@@ -162,9 +202,10 @@ def _last_place(piece: Sequence[int], ids: Sequence[int], first: int) -> int | N
 
 
 def _same_turn_elsewhere(trajectories: Sequence[Trajectory], index: int, number: int) -> Turn | None:
+    as_action = trajectories[index].turns[number].acts_as_state
     for step in range(1, len(trajectories)):
         turns = trajectories[(index + step) % len(trajectories)].turns
-        if number < len(turns) and _state_ids(turns[number]):
+        if number < len(turns) and _state_ids(turns[number]) and turns[number].acts_as_state == as_action:
             return turns[number]
     return None
 
