@@ -235,15 +235,14 @@ def test_a_memory_that_returns_nothing_leaves_nothing_in_the_messages():
     """What an endpoint read one turn earlier is not in its context of this turn, as it is not in the student's."""
     form, tokenizer = form_of(), shared_tokenizer()
     record, actions, turns = form.new_record(), ActionSet(Library(), PROTOCOL), []
-    memory = tokenizer("<memory>old</memory>", add_special_tokens=False)["input_ids"]
     last = []
-    for recalled in (memory, []):
+    for recalled in ("<memory>old</memory>", ""):
         ids = tokenizer(SEARCH, add_special_tokens=False)["input_ids"]
         record.add_turn(form.parse(ids, SEARCH, actions))
         record.add_observation(["search"], [tokenizer("7")["input_ids"]], 3)
-        assert record.place_memory(recalled) == ([], recalled)
         turns.append(Turn((1,), tuple(ids), text=SEARCH, state="looking"))
-        last.append(record.messages([{"role": "user", "content": "q"}], turns, [len(turns) - 1], "")[-1]["content"])
+        task = [{"role": "user", "content": "q"}]
+        last.append(record.messages(task, turns, [len(turns) - 1], recalled)[-1]["content"])
     assert last == [f"[HINT]You have 3 turns left.[/HINT]\n\n7{old}" for old in ("<memory>old</memory>", "")]
 
 

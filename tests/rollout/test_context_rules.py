@@ -6,36 +6,15 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from support.library import ANSWER, FACTS, TASK, Library, ShortRequest, seen, turn
 from support.scripted_agent import scripted
 from support.tool_helpers import template_tokenizer
 from support.trainer_helpers import SHORT
 
 from mem1_trl import ContextRule, Mem1Agent, Mem1Protocol, StopReason, Trajectory
-from mem1_trl.context_rules import Compact, Fold, NextTurn, OnDemand
+from mem1_trl.context_rules import Fold, NextTurn, OnDemand
 from mem1_trl.context_rules.rule import SUMMARY_REPLY
 from mem1_trl.evaluation import evaluate_agent
-
-TASK = "alps and loch?"
-FACTS = {"alps": "alps are high", "loch": "loch is deep", "snow": "alps have snow", "bus": "a bus stops" * 9}
-REQUEST = "Sum up in <{state}>."
-
-
-class Library:
-    """Knows a few facts."""
-
-    def reset(self, **row): ...
-
-    def search(self, query: str) -> str:
-        """Look a fact up."""
-        return FACTS[query]
-
-
-@dataclasses.dataclass(frozen=True)
-class ShortRequest(Compact):
-    """With a short request, since the tiny tokenizer spends one token on a byte."""
-
-    def next(self, past):
-        return dataclasses.replace(super().next(past), request=REQUEST)
 
 
 class FirstAndLast(ContextRule):
@@ -50,15 +29,6 @@ class AlwaysAsks(ContextRule):
         return NextTurn(range(len(past)), summary=len(past) > 0)
 
 
-def turn(query: str) -> str:
-    return f"<think>{query[0]}</think><search>{query}</search>"
-
-
-def seen(text: str, hint: str) -> str:
-    return f"<information>{hint}{FACTS.get(text, text)}</information>"
-
-
-ANSWER = "<think>d</think><answer>x</answer>"
 ASKED = "Sum up in <think>.\n\n"
 
 

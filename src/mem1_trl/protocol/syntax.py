@@ -161,10 +161,13 @@ class ActionSyntax(ABC):
             text = drop_tagged(text, tag)
         return text
 
-    # Summaries
+    # Summaries and recalled notes
 
-    asks_inside: bool = False
-    """Whether a request for a summary goes inside the last result, since the agent's own turn is open after it."""
+    adds_inside: bool = False
+    """
+    Whether a request for a summary, and the notes of an external memory, go inside the last result, since the agent's own turn is open
+    after it.
+    """
 
     def write_request(self, request: str) -> str:
         """The request for a summary as it stands after the last result; `{state}` becomes the tag of the state."""
@@ -172,7 +175,11 @@ class ActionSyntax(ABC):
 
     def encode_request(self, request: str) -> list[int]:
         """Token ids of [`~ActionSyntax.write_request`]."""
-        return encode_text(self.tokenizer, self.write_request(request))
+        return self.encode_added(self.write_request(request))
+
+    def encode_added(self, text: str) -> list[int]:
+        """Token ids of a text of ours that is added to a context where requests and notes are."""
+        return encode_text(self.tokenizer, text)
 
     @abstractmethod
     def summary_stops(self) -> list[str]:
@@ -321,16 +328,6 @@ class EpisodeRecord(ABC):
         """Become the record that [`~EpisodeRecord.to_dict`] returned."""
 
     @abstractmethod
-    def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
-        """
-        Say where the text of an external memory goes in the next context.
-
-        Returns:
-            `tuple[list[int], list[int]]`: Token ids before the last turn, and token ids inside its observation, after the last
-            result. One of them is empty.
-        """
-
-    @abstractmethod
     def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
         """
         The episode as TRL's reward functions know a completion: a text, or messages.
@@ -365,7 +362,7 @@ class EpisodeRecord(ABC):
             kept (`Sequence[int]`):
                 Indices of the turns that are kept.
             recalled (`str`):
-                Text of an external memory that goes before the turns.
+                Text of an external memory, which goes before the turns, or inside the last result where the syntax `adds_inside`.
             request (`str`, *optional*):
                 Request for a summary, which follows the last result.
         """

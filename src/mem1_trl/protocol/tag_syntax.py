@@ -87,6 +87,8 @@ class TagSyntax(ActionSyntax):
         return ParsedTurn(found.inner.strip(), span, truncated=not ended)
 
     def state_span(self, turn: Turn) -> tuple[int, int] | None:
+        if not turn.acts:
+            return self.parse_summary(turn.completion_ids, turn.text, True, self.opened(turn.prompt_ids)).state_span
         names = [] if turn.action is None else [turn.action]
         span = parse_tags(self.protocol, turn.text, names, opened=self.opened(turn.prompt_ids)).state_span
         return None if turn.state is None else span
@@ -128,7 +130,7 @@ class TagSyntax(ActionSyntax):
 
 
 class TagRecord(EpisodeRecord):
-    """An empty record, since the texts of the turns hold everything. Memory goes between the task and the last turn."""
+    """An empty record, since the texts of the turns hold everything."""
 
     def __init__(self, syntax: TagSyntax):
         self.syntax = syntax
@@ -150,9 +152,6 @@ class TagRecord(EpisodeRecord):
 
     def restore(self, record: Mapping[str, Any]) -> None:
         pass
-
-    def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
-        return recalled, []
 
     def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
         tokenizer = self.syntax.tokenizer

@@ -180,11 +180,13 @@ class ToolCallSyntax(ActionSyntax):
                 text = f"<{tag}>{state}</{tag}>{text}"
         return text + end if ended else text or " "
 
-    def spoken(self, message: Mapping[str, Any], state: str | None) -> str:
-        """Text of a turn without its calls, the state in its tags."""
+    def spoken(self, message: Mapping[str, Any], turn: Turn) -> str:
+        """Text of a turn without its calls, the state in its tags, or the one that was put in its place."""
         content = self._state(message, "")[2]
-        tag = self.protocol.state_tag
-        return content if state is None or state == content else f"<{tag}>{state}</{tag}>{content}"
+        tag, state = self.protocol.state_tag, turn.state if turn.edited_state is None else turn.edited_state
+        if turn.state is not None and turn.state == content:  # it wrote no tags
+            return state or ""
+        return content if state is None else f"<{tag}>{state}</{tag}>{content}"
 
     def frame(self, names: Sequence[str]) -> tuple[str, ...]:
         key = tuple(names)
@@ -307,13 +309,12 @@ class ToolCallSyntax(ActionSyntax):
         turn = self._parse(ids, text, actions.schemas)
         return dataclasses.replace(turn, truncated=not ended)
 
-    asks_inside = True
+    adds_inside = True
 
     def write_request(self, request: str) -> str:
         return "\n\n" + request.replace("{state}", self.protocol.state_tag)
 
-    def encode_request(self, request: str) -> list[int]:
-        text = self.write_request(request)
+    def encode_added(self, text: str) -> list[int]:
         return encode_text(self.tokenizer, json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text)
 
     def summary_stops(self) -> list[str]:
@@ -323,9 +324,12 @@ class ToolCallSyntax(ActionSyntax):
         turn = self._parse(ids, text, [])
         state = turn.state if turn.state is not None else turn.answer or ""
         message = {name: value for name, value in (turn.message or {}).items() if name != "tool_calls"}
-        return ParsedTurn(state, turn.state_span or (0, len(text)), message=message, truncated=not ended)
+        whole = (0, len(text.removesuffix(self.tokenizer.eos_token or "")))
+        return ParsedTurn(state, turn.state_span or whole, message=message, truncated=not ended)
 
     def state_span(self, turn: Turn) -> tuple[int, int] | None:
+        if not turn.acts:
+            return self.parse_summary(turn.completion_ids, turn.text, True).state_span
         return self._parse(turn.completion_ids, turn.text, []).state_span
 
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
@@ -344,8 +348,11 @@ class ToolCallSyntax(ActionSyntax):
         calls = _read_calls(message)
         if calls:
             inputs: Any = [call.arguments for call in calls]
+            if state is None and content:  # what it said beside the call is what it remembers
+                begin = text.find(content)
+                state, span = content, None if begin < 0 else (begin, begin + len(content))
             return ParsedTurn(
-                state=state if state is not None else content or None,
+                state=state,
                 state_span=span,
                 action=", ".join(call.name for call in calls),
                 action_input=write_json(inputs if len(inputs) > 1 else inputs[0]),
@@ -411,15 +418,12 @@ class ToolCallRecord(EpisodeRecord):
             All turns and whole results, for TRL's reward functions.
         shown (`list[list[dict]]`):
             For each turn with an observation its message and its results as the agent reads them, cut and with the hint.
-        inside (`list[int]`):
-            Token ids that the external memory has put into the last result.
     """
 
     def __init__(self, syntax: ToolCallSyntax):
         self.syntax = syntax
         self.exchange: list[dict[str, Any]] = []
         self.shown: list[list[dict[str, Any]]] = []
-        self.inside: list[int] = []
         self._last_turn: dict[str, Any] = {}
 
     def add_turn(self, parsed: ParsedTurn) -> None:
@@ -448,17 +452,12 @@ class ToolCallRecord(EpisodeRecord):
         return {
             "exchange": exchange,
             "shown": self.shown[dropped:],
-            "inside": self.inside,
             "last_turn": self._last_turn,
         }
 
     def restore(self, record: Mapping[str, Any]) -> None:
         self.exchange, self.shown = list(record["exchange"]), list(record["shown"])
-        self.inside, self._last_turn = list(record["inside"]), dict(record["last_turn"])
-
-    def place_memory(self, recalled: list[int]) -> tuple[list[int], list[int]]:
-        self.inside = recalled
-        return [], recalled  # after the last result the agent's own turn is open
+        self._last_turn = dict(record["last_turn"])
 
     def completion(self, turns: Sequence[Turn], conversational: bool) -> str | list[dict[str, Any]]:
         return self.exchange
@@ -478,12 +477,10 @@ class ToolCallRecord(EpisodeRecord):
             said, *results = self.shown[number]
             texts = [result["content"] for result in results]
             if number == len(turns) - 1:
-                texts[-1] += decode(self.syntax.tokenizer, self.inside)
+                texts[-1] += self.syntax.plain(recalled)
             if number == kept[-1]:
                 texts[-1] += request
-            text = self.syntax.drop_scratch(
-                self.syntax.spoken(said, turn.state if turn.edited_state is None else turn.edited_state)
-            )
+            text = self.syntax.drop_scratch(self.syntax.spoken(said, turn))
             calls = [
                 {
                     "id": f"call_{number}_{index}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..context_rules.rule import SUMMARY_REQUEST, NextTurn, Past
 from ..environment_runtime.actions import ActionResult
-from ..protocol.encoding import decode, encode_text
+from ..protocol.encoding import decode
 from ..trajectory import SUMMARY
 from .external_memory import Note
 
@@ -68,7 +68,14 @@ class ContextBuilder:
     def context(self, episode: Episode, step: NextTurn) -> list[int]:
         """Token ids of the context of a turn."""
         recalled = episode.recalled if self.rule.recalls else ()
-        return self._asked(episode, step, joined(episode.prompt_ids, episode.history, step.kept, recalled))
+        if not self.syntax.adds_inside:
+            return self._asked(episode, step, joined(episode.prompt_ids, episode.history, step.kept, recalled))
+        return self._asked(episode, step, joined(episode.prompt_ids, episode.history, step.kept), recalled)
+
+    def overflows(self, episode: Episode) -> bool:
+        """Whether the next context of an episode is too long."""
+        limit = self.settings.max_context_length
+        return limit is not None and len(self.context(episode, self.next(episode))) > limit
 
     def appended(self, episode: Episode, count: int) -> list[int]:
         """
@@ -87,11 +94,12 @@ class ContextBuilder:
         step = dataclasses.replace(self.next(episode, count), kept=range(count))
         return self._asked(episode, step, joined(episode.prompt_ids, episode.history, step.kept))
 
-    def _asked(self, episode: Episode, step: NextTurn, context: list[int]) -> list[int]:
-        """A context with the request of a summary turn in its place."""
-        if step.summary:
-            place = len(context) - (episode.tails[step.kept[-1]] if self.syntax.asks_inside else 0)
-            context[place:place] = self.syntax.encode_request(step.request)
+    def _asked(self, episode: Episode, step: NextTurn, context: list[int], inside: Sequence[int] = ()) -> list[int]:
+        """A context with notes `inside` its last result, and the request of a summary turn, in their places."""
+        added = [*inside, *(self.syntax.encode_request(step.request) if step.summary else ())]
+        if added and step.kept:
+            place = len(context) - (episode.tails[step.kept[-1]] if self.syntax.adds_inside else 0)
+            context[place:place] = added
         return context
 
     def bound(self, prompt: int) -> int | None:
@@ -149,17 +157,19 @@ class ContextBuilder:
 
     # External memory
 
-    def recall(self, episode: Episode, query: str, body: Sequence[int], failed: bool) -> list[int]:
-        """Token ids of the notes that go into the next context. Then add the newest observation, which is in that context anyway."""
+    def recall(self, episode: Episode, query: str, results: Sequence[Sequence[int]], failed: bool) -> list[int]:
+        """Token ids of the notes that go into the next context. Then add the newest results, which are in that context anyway."""
         tokenizer = self.syntax.tokenizer
+        newline = self.syntax.encode_added("\n")
+        # One below the other, since what a chat template writes between them would end the result that notes are in
+        body = [token for number, ids in enumerate(results) for token in (*(newline if number else ()), *ids)]
         newest = Note(query, decode(tokenizer, body), tuple(body))
         task = decode(tokenizer, episode.prompt_ids, skip_special_tokens=True)
         top_k = self.settings.memory_top_k
         found = [note for note in episode.memory.recall(f"{task}\n{query}", top_k + 1) if note.text != newest.text]
         if not failed:
             episode.memory.add(newest)
-        before, after = (encode_text(tokenizer, part) for part in self.syntax.protocol.memory_frame())
-        newline = encode_text(tokenizer, "\n")
+        before, after = map(self.syntax.encode_added, self.syntax.protocol.memory_frame())
         past = self.past(episode)
         kept = past.tokens(self.next(episode).kept)
         for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit

@@ -30,7 +30,7 @@ class Episode:
         memory ([`ExternalMemory`]):
             Past observations; filled only with `context="external"`.
         recalled (`list[int]`):
-            Token ids that the memory puts into the next context.
+            Token ids that the memory puts into the next context, and into no later one.
         record ([`~mem1_trl.protocol.syntax.EpisodeRecord`]):
             Record of the action syntax about the episode. Set by [`Rollout.run`].
         prompt (`str` or `list[dict]`):

@@ -80,16 +80,16 @@ def edit_state(rollout: Rollout, episode: Episode, state: str) -> None:
         `ValueError`: If the next context would be too long.
     """
     old = episode.turns[-1]
-    new = dataclasses.replace(old, edited_state=state)
-    if len(episode.history) == len(
-        episode.turns
-    ):  # otherwise the turn has no observation yet, and enters the history with it
-        past = [*rollout.carried(new), *episode.history[-1][len(rollout.carried(old)) :]]
-        limit = rollout.settings.max_context_length
-        if limit is not None and len(episode.prompt_ids) + len(episode.recalled) + len(past) > limit:
-            raise ValueError(f"The context with this memory must have at most {limit} tokens: write a shorter one.")
-        episode.history[-1] = past
-    episode.turns[-1] = new
+    new = episode.turns[-1] = dataclasses.replace(old, edited_state=state)
+    if len(episode.history) < len(episode.turns):
+        return  # the turn has no observation yet, and enters the history with it
+    before = episode.history[-1]
+    episode.history[-1] = [*rollout.carried(new), *before[len(rollout.carried(old)) :]]
+    if rollout.contexts.overflows(episode):
+        episode.turns[-1], episode.history[-1] = old, before
+        raise ValueError(
+            f"The context with this memory must have at most {rollout.settings.max_context_length} tokens: write a shorter one."
+        )
 
 
 def forgettable_turns(rollout: Rollout, episode: Episode) -> int:

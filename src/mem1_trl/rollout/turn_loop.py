@@ -390,25 +390,19 @@ class Rollout:
             failed (`bool`, *optional*, defaults to `False`):
                 Whether it is an error, which an external memory does not keep.
         """
-        before, body, after = observation.before, observation.body, observation.after
-        observation_ids = [*before, *body, *after]
+        observation_ids = [*observation.before, *observation.body, *observation.after]
         turn = episode.turns[-1]
         episode.turns[-1] = dataclasses.replace(
             turn,
             observation=decode(self.tokenizer, observation_ids),
             observation_tokens=len(observation_ids),
         )
-        carried = self.carried(turn)
-        episode.history.append([*carried, *observation_ids])
-        episode.tails.append(len(after))
+        episode.history.append([*self.carried(turn), *observation_ids])
+        episode.tails.append(len(observation.after))
         if self.contexts.rule.recalls:
-            recalled = self.contexts.recall(episode, turn.action_input or "", body, failed)
-            episode.recalled, inside = episode.record.place_memory(recalled)
-            if inside:
-                episode.history[-1] = [*carried, *before, *body, *inside, *after]
+            episode.recalled = self.contexts.recall(episode, turn.action_input or "", observation.results, failed)
         self.contexts.measure(episode)
-        limit = self.settings.max_context_length
-        if limit is not None and len(self.contexts.context(episode, self.contexts.next(episode))) > limit:
+        if self.contexts.overflows(episode):
             episode.stop_reason = StopReason.CONTEXT_OVERFLOW
 
     def carried(self, turn: Turn) -> Sequence[int]:
