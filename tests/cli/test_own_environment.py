@@ -100,9 +100,19 @@ def test_an_agent_is_tested_in_it(world, capsys):
     reward = summary["metrics"]["reward"]
     assert f"0.50 [{reward['low']:.2f}, {reward['high']:.2f}]" in printed and "EM" not in printed
     assert (summary["settings"]["max_turns"], summary["settings"]["dataset_name"]) == (2, "tasks.jsonl")
-    assert said(capsys, *EVAL, *given, "--output_dir", "out").startswith(
-        "out/evaluation/tiny-mem1.json is there already"
-    )
+    # What is finished is not played again, and other tasks are not taken for the same
+    lines = Path("out/evaluation/tiny-mem1.jsonl").read_bytes()  # with the seconds of each episode
+    assert main([*EVAL, *given, "--max_turns", "2", "--output_dir", "out"]) == 0
+    assert capsys.readouterr().out == printed and Path("out/evaluation/tiny-mem1.jsonl").read_bytes() == lines
+    for changed, named in (
+        (["--tasks", "3"], "tasks"),
+        (["--seed", "1"], "seed"),
+        (["--max_turns", "1"], "max_turns"),
+    ):
+        assert said(capsys, *EVAL, *given, "--max_turns", "2", "--output_dir", "out", *changed) == (
+            f"out/evaluation/tiny-mem1.json was evaluated with other settings ({named}): delete it to evaluate again, or choose "
+            "another --label or --output_dir."
+        )
     assert main(["report", "out"]) == 0
     assert "reward" in Path("out/report/report.html").read_text()
 

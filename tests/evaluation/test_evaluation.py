@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -35,9 +36,11 @@ from mem1_trl import (
 from mem1_trl.context_rules import RULES, NextTurn
 from mem1_trl.display import print_trajectory
 from mem1_trl.environments import RetrievalQAEnvironment
-from mem1_trl.evaluation.evaluate import Evaluation, evaluate_agent, evaluate_objectives
+from mem1_trl.evaluation import Evaluation, evaluate_agent, evaluate_objectives
+from mem1_trl.retrieval import Bm25Index
 from mem1_trl.tasks import sample_objectives
 from mem1_trl.update.rows import build_row
+from mem1_trl.web import LocalWeb
 
 
 def make_agent(model, tokenizer, **kwargs):
@@ -504,13 +507,18 @@ def test_files_of_other_weights_are_not_reused(tmp_path, actor, tokenizer):
 
 
 CORPUS = [("Iron", "Iron has the symbol Fe."), ("Gold", "Gold has the symbol Au.")]
+OTHER = [CORPUS[0], ("Gold", "Gold has the symbol Ag.")]
 
 
 class Sized(LookupEnvironment):
     """Has a setting that it does not tell."""
 
-    def __init__(self, size: int = 1):
+    def __init__(self, size: Any = 1):
         self.size = size
+
+
+def pages(symbol: str) -> list[dict[str, str]]:
+    return [{"url": "https://example.org", "title": "Gold", "text": f"Gold has the symbol {symbol}."}]
 
 
 @pytest.mark.parametrize(
@@ -524,11 +532,25 @@ class Sized(LookupEnvironment):
             "environments",
         ),
         (dict(environment_factory=search(CORPUS, 1)), dict(environment_factory=search(CORPUS, 2)), "environments"),
-        (dict(environment_factory=search(CORPUS, 1)), dict(environment_factory=search(CORPUS[:1], 1)), "environments"),
+        (
+            dict(environment_factory=search(CORPUS, 1)),
+            dict(environment_factory=search(CORPUS[:1], 1)),
+            "environments, contents of corpus",
+        ),
+        (
+            dict(environment_factory=search(CORPUS, 1)),
+            dict(environment_factory=search(OTHER, 1)),
+            "contents of corpus",
+        ),
+        (
+            dict(environment_factory=partial(Sized, LocalWeb(pages("Fe")))),
+            dict(environment_factory=partial(Sized, LocalWeb(pages("Ag")))),
+            "contents of argument0",
+        ),
         ({}, dict(success=solved), "success"),
         ({}, dict(agent=dict(environment_retries=0)), "faults"),
     ],
-    ids=["class", "names", "arguments", "top_k", "corpus", "success", "faults"],
+    ids=["class", "names", "arguments", "top_k", "corpus", "same size", "own", "success", "faults"],
 )
 def test_files_of_another_environment_or_success_are_not_reused(before, after, named, tmp_path, actor, tokenizer):
     def play(agent=None, **change):
@@ -546,6 +568,51 @@ def test_files_of_another_environment_or_success_are_not_reused(before, after, n
     assert play(**before).trajectories == played.trajectories
     with pytest.raises(ValueError, match=rf"tiny-1.json was evaluated with other settings \({named}\)"):
         play(**after)
+
+
+def test_a_corpus_that_changed_at_the_same_path_is_told_apart(tmp_path, actor, tokenizer):
+    file, index = tmp_path / "corpus.jsonl", tmp_path / "index"
+
+    def play(path, corpus, label):
+        if path is index:
+            Bm25Index.build(corpus, index, overwrite=True, show_progress=False)
+        else:
+            path.write_text("".join(json.dumps({"title": title, "text": text}) + "\n" for title, text in corpus))
+        agent, factory = make_agent(actor, tokenizer), search(path, 1)
+        given = dict(objectives=[1], tasks=2, output_dir=tmp_path / "out", progress=False, resamples=10)
+        return evaluate_objectives(agent, QUESTIONS, factory, label=label, **given)[1]
+
+    for path, label in ((file, "file"), (index, "index")):
+        played = play(path, CORPUS, label)
+        assert play(path, CORPUS, label).trajectories == played.trajectories
+        with pytest.raises(
+            ValueError, match=rf"{label}-1.json was evaluated with other settings \(contents of corpus\)"
+        ):
+            play(path, OTHER, label)
+
+
+def test_contents_that_nobody_can_compare_are_named(tmp_path, actor, tokenizer, caplog):
+    class Silent:
+        """Cannot be told from another."""
+
+        def search(self, queries, top_k=3):
+            return [[] for _ in queries]
+
+    arguments = dict(objectives=[1], tasks=2, output_dir=tmp_path, label="tiny", progress=False, resamples=10)
+    agent = make_agent(actor, tokenizer)
+    for corpus, label, warned in ((Silent(), "silent", True), (CORPUS, "told", False)):
+        arguments["label"] = label
+        for _ in range(2):
+            caplog.clear()
+            evaluate_objectives(agent, QUESTIONS, search(corpus, 1), **arguments)
+        assert ("nothing says whether corpus holds what it held then" in caplog.text) is warned
+    # A file of before these were written down
+    path = tmp_path / "told-1.json"
+    summary = json.loads(path.read_text())
+    del summary["settings"]["contents"]
+    path.write_text(json.dumps(summary))
+    evaluate_objectives(agent, QUESTIONS, search(OTHER, 1), **arguments)
+    assert "nothing says whether corpus holds what it held then" in caplog.text
 
 
 def test_weights_that_nobody_can_compare_are_named(tmp_path, actor, tokenizer, monkeypatch, caplog):

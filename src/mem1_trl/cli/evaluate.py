@@ -159,15 +159,18 @@ def _name(path_or_id: str) -> str:
     return Path(os.path.abspath(path_or_id)).name
 
 
+_OF_FINISHED = {"`label` or `output_dir`": "--label or --output_dir"}
+
+
 def _questions(options: EvalArguments, factory: Any, output: Path, label: str) -> Play:
     """Evaluates an agent on questions, several at once."""
     questions, most = options.load_questions(), options.max_turns
 
     def play(agent: Mem1Agent) -> dict[str, Evaluation]:
-        from ..evaluation.evaluate import evaluate_objectives
+        from ..evaluation.objectives import evaluate_objectives
         from ..evaluation.result import slug
 
-        with naming_objectives(), naming_options({"`label` or `output_dir`": "--label or --output_dir"}):
+        with naming_objectives(), naming_options(_OF_FINISHED):
             evaluations = evaluate_objectives(
                 agent,
                 questions,
@@ -191,33 +194,27 @@ def _tasks(options: EvalArguments, factory: Any, output: Path, label: str) -> Pl
 
     assert options.dataset_name is not None  # `TaskArguments` refuses an environment without tasks
     name = slug(label)
-    if (output / f"{name}.json").exists():
-        raise CommandError(
-            f"{output / name}.json is there already: delete it to evaluate again, or choose another --label or --output_dir"
-        )
     rows = options.load_tasks(options.dataset_name)
     if len(rows) > options.tasks:
         rows = rows.select(sorted(Random(options.seed).sample(range(len(rows)), options.tasks)))
 
     def play(agent: Mem1Agent) -> dict[str, Evaluation]:
-        from tqdm.auto import tqdm
-
-        from ..evaluation.evaluate import evaluate_agent
+        from ..evaluation.evaluate import evaluate_or_load
 
         if options.max_turns is not None:
             agent.settings = dataclasses.replace(agent.settings, max_turns=options.max_turns)
-        with tqdm(total=len(rows), desc=label, unit="task") as bar:
-            evaluation = evaluate_agent(
+        with naming_options(_OF_FINISHED):
+            evaluation = evaluate_or_load(
                 agent,
                 rows,
                 factory,
+                output,
+                name,
+                label,
                 options.batch_size,
-                on_batch=lambda count: bar.update(count) and None,
-                label=label,
                 seed=options.seed,
                 settings={"environment_path": options.environment, "dataset_name": options.dataset_name},
             )
-        evaluation.save(output, name)
         return {name: evaluation}
 
     return play

@@ -19,10 +19,14 @@ class Recipe:
             A Python expression, in which the class of the environment is known.
         missing (`Mapping[str, str]`):
             Further names in `code` that the reader must define -> what stood there in the run.
+        contents (`Mapping[str, Any]`):
+            What `code` does not say all about: objects in place of which it has a name, or the path of a file, which may change. What has a
+            `checksum` is told from another by it.
     """
 
     code: str
     missing: Mapping[str, str] = field(default_factory=dict)
+    contents: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recipe_of_call(function: str, end: str = "", /, **arguments: Any) -> Recipe:
@@ -37,7 +41,7 @@ def recipe_of_call(function: str, end: str = "", /, **arguments: Any) -> Recipe:
         **arguments:
             Its arguments. One whose value no code can write, such as an index, is missing under its name; paths are texts.
     """
-    written, missing = [], {}
+    written, missing, contents = [], {}, {}
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
         if _is_plain(value):
@@ -45,7 +49,9 @@ def recipe_of_call(function: str, end: str = "", /, **arguments: Any) -> Recipe:
         else:
             written.append(f"{name}={name}")
             missing[name] = _described(value)
-    return Recipe(f"{function}({', '.join(written)}){end}", missing)
+            if not hasattr(value, "__qualname__"):
+                contents[name] = value
+    return Recipe(f"{function}({', '.join(written)}){end}", missing, contents)
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,10 @@ class RetrievalQAEnvironment(QuestionAnswering):
     def _recipe(self) -> Recipe:
         if self._corpus == "facts":
             return recipe_of_call("RetrievalQAEnvironment", top_k=self._top_k)
-        return recipe_of_call(
+        recipe = recipe_of_call(
             "RetrievalQAEnvironment.factory", "()", corpus=self._corpus, top_k=self._top_k, **self._columns
         )
+        return replace(recipe, contents={"corpus": self._index})
 
     @classmethod
     def factory(

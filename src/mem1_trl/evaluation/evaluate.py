@@ -1,12 +1,11 @@
-"""Plays an agent over a data set, or over tasks of more and more objectives, and measures what it answered and what it cost."""
+"""Plays an agent over a data set, and measures what it answered and what it cost."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,27 +16,16 @@ from tqdm.auto import tqdm
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..rewards import are_answers
-from ..tasks import sample_objectives
 from .episode_scores import Success, evaluate_episode
 from .finished import finished_evaluation, played_with
-from .result import EvaluatedTask, Evaluation, slug
+from .result import EvaluatedTask, Evaluation
 
 if TYPE_CHECKING:
     import os
 
-    from datasets import Dataset
-
     from ..agent import Mem1Agent
 
 logger = logging.getLogger(__name__)
-
-PAPER_OBJECTIVES = (1, 2, 3, 4, 6, 8, 16)
-"""Numbers of objectives that the paper tests on (arXiv 2506.15841, table of multi-objective QA)."""
-
-
-def paper_max_turns(objectives: int) -> int:
-    """Turns that the paper allows: 6 for up to four objectives, 20 beyond."""
-    return 6 if objectives <= 4 else 20
 
 
 def evaluate_agent(
@@ -165,7 +153,7 @@ def _evaluate(
         logger.warning("Calls that failed after the first failure that was logged: %s.", later)
     return Evaluation.from_tasks(
         tasks,
-        agent=label or Path(str(described["model"])).name,
+        agent=label or model_name(described),
         settings={
             **described,
             "memory": agent.settings.rule.memory,
@@ -179,114 +167,66 @@ def _evaluate(
     )
 
 
-def evaluate_objectives(
-    agent: Mem1Agent | Callable[[int], Mem1Agent],
-    questions: Dataset,
+def evaluate_or_load(
+    agent: Mem1Agent,
+    rows: Iterable[Mapping[str, Any]],
     environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory],
-    objectives: Sequence[int] = PAPER_OBJECTIVES,
-    tasks: int = 200,
-    *,
-    output_dir: str | os.PathLike[str] | None = None,
-    label: str | None = None,
-    question: str = "question",
-    answer: str = "answer",
-    max_turns: Callable[[int], int] | None = None,
+    output_dir: str | os.PathLike[str] | None,
+    name: str,
+    label: str,
     batch_size: int = 32,
+    *,
+    title: str | None = None,
+    progress: bool = True,
     success: Success | None = None,
     seed: int = 0,
     resamples: int = 2000,
-    progress: bool = True,
-) -> dict[int, Evaluation]:
+    settings: Mapping[str, Any] | None = None,
+) -> Evaluation:
     """
-    Evaluate an agent on tasks of more and more objectives: the paper's main experiment, its figure 4.
+    As [`evaluate_agent`], but an evaluation that is finished already is not played again, and this one is saved.
 
     Args:
-        agent ([`Mem1Agent`] or `Callable[[int], Mem1Agent]`):
-            The agent, or a function that gives one for a number of objectives.
-        questions (`datasets.Dataset`):
-            One question per row; tasks are composed of them by [`mem1_trl.tasks.sample_objectives`].
-        environment_factory (`Callable` or `dict[str, Callable]`):
-            Makes an environment.
-        objectives (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4, 6, 8, 16)`):
-            Numbers of objectives.
-        tasks (`int`, *optional*, defaults to `200`):
-            Tasks for each number.
-        output_dir (`str` or `os.PathLike`, *optional*):
-            Where `<label>-<n>.json` and `<label>-<n>.jsonl` are written, one pair as soon as it is finished. What is there
-            already is not played again, if it was run with the same settings: agent and weights, tasks, environments, and `success`
-            by its name. A corpus in memory is told from another by its size, and weights behind a server or in vLLM not at all, which
-            a warning says.
-        label (`str`, *optional*):
-            Name of the agent in tables and files. `None` takes the name of its model.
-        question, answer (`str`, *optional*):
-            Columns of `questions`, as in [`compose_objectives`].
-        max_turns (`Callable[[int], int]`, *optional*):
-            Turns allowed for a number of objectives. `None` allows the paper's, [`paper_max_turns`].
-        batch_size, success, seed, resamples (*optional*):
-            As in [`evaluate_agent`]; `seed` also composes the tasks.
+        output_dir (`str` or `os.PathLike` or `None`):
+            Where `<name>.json` and `<name>.jsonl` are looked for and written. `None` does neither.
+        name (`str`):
+            Name of the files.
+        label (`str`):
+            Name of the agent in tables.
+        title (`str`, *optional*):
+            What the progress bar is called. `None` takes `label`.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
-
-    Returns:
-        `dict[int, Evaluation]`: by number of objectives.
+        agent, rows, environment_factory, batch_size, success, seed, resamples, settings (*optional*):
+            As in [`evaluate_agent`].
 
     Raises:
-        `ValueError`: if a finished evaluation in `output_dir` was run with other settings.
+        `ValueError`: If what is there was run with another agent, tasks, environments, `success` or `seed`.
     """
-    numbers = list(dict.fromkeys(objectives))
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"objectives={objectives!r} must hold numbers of objectives, 1 or more.")
-    results: dict[int, Evaluation] = {}
-    for n in numbers:
-        player = agent(n) if callable(agent) else agent
-        composed = sample_objectives(questions, n, tasks, question, answer, seed)
-        rows = [dict(row) for row in composed]
-        allowed = (max_turns or paper_max_turns)(n)
-        before = player.settings
-        player.settings = dataclasses.replace(before, max_turns=allowed)
-        try:
-            results[n] = _evaluate_or_load(
-                player, rows, environment_factory, output_dir, n, label, success, batch_size, seed, resamples, progress
-            )
-        finally:
-            player.settings = before
-    return results
-
-
-def _evaluate_or_load(
-    agent: Mem1Agent,
-    rows: list[dict[str, Any]],
-    environment_factory: Any,
-    output_dir: str | os.PathLike[str] | None,
-    n: int,
-    label: str | None,
-    success: Success | None,
-    batch_size: int,
-    seed: int,
-    resamples: int,
-    progress: bool,
-) -> Evaluation:
-    described = agent.describe()
-    label = label or Path(str(described["model"])).name
-    name = f"{slug(label)}-{n}"
+    rows = _checked([dict(row) for row in rows])
     tasks = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    settings = {"tasks": tasks}
+    settings = {"tasks": tasks, **(settings or {})}
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     try:
         if output_dir is not None:
-            wanted = {**described, "seed": seed, **played_with(pool, success), **settings}
+            wanted = {**agent.describe(), "seed": seed, **played_with(pool, success), "tasks": tasks}
             finished = finished_evaluation(output_dir, name, label, wanted)
             if finished is not None:
                 return finished
-        title = f"{label}, {n} objective{'s'[: n > 1]}"
-        with tqdm(total=len(rows), desc=title, unit="task", disable=not progress) as bar:
-            on_batch = bar.update
-            evaluation = _evaluate(agent, rows, pool, batch_size, on_batch, label, success, seed, resamples, settings)
+        with tqdm(total=len(rows), desc=title or label, unit="task", disable=not progress) as bar:
+            evaluation = _evaluate(
+                agent, rows, pool, batch_size, bar.update, label, success, seed, resamples, settings
+            )
     finally:
         pool.close()
     if output_dir is not None:
         evaluation.save(output_dir, name)
     return evaluation
+
+
+def model_name(described: Mapping[str, Any]) -> str:
+    """Name of the model in what [`Mem1Agent.describe`] returns: the last part of its path or id."""
+    return Path(str(described["model"])).name
 
 
 def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

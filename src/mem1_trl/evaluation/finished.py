@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..environments.recipe import recipe_of_call
+from ..environments.recipe import Recipe, recipe_of_call
 from ..json_text import as_json
 from .result import Evaluation
 
@@ -27,19 +27,29 @@ def played_with(pool: EnvironmentPool, success: Callable[..., Any] | None) -> di
 
     Args:
         pool ([`EnvironmentPool`]):
-            The environments. Of each: its class, its `mem1_settings`, and how it is made as far as code can say it; of a corpus in memory
-            that is its size.
+            The environments. Of each: its class, its `mem1_settings`, how it is made as far as code can say it, and the `checksum` of what
+            no code can write, such as an index; `None` for one that has none.
         success (`Callable` or `None`):
             What counts as success, by its name.
     """
+    examples = {name: pool.example_of(name) for name in pool.factories}
+    recipes = {name: _recipe(factory, examples[name]) for name, factory in pool.factories.items()}
     return {
         "environments": {
             name or "": {
-                "class": _name(type(pool.example_of(name))),
-                "settings": dict(getattr(pool.example_of(name), "mem1_settings", None) or {}),
-                **_made_by(factory, pool.example_of(name)),
+                "class": _name(type(example)),
+                "settings": dict(getattr(example, "mem1_settings", None) or {}),
+                **(
+                    {} if (recipe := recipes[name]) is None else {"made_by": recipe.code, "with": dict(recipe.missing)}
+                ),
             }
-            for name, factory in pool.factories.items()
+            for name, example in examples.items()
+        },
+        "contents": {
+            f"{name}.{argument}" if name else argument: getattr(content, "checksum", None)
+            for name, recipe in recipes.items()
+            if recipe is not None
+            for argument, content in recipe.contents.items()
         },
         "success": None if success is None else _name(success),
         "faults": dataclasses.asdict(pool.caller.settings),
@@ -69,28 +79,33 @@ def finished_evaluation(
     if not path.is_file():
         return None
     finished = Evaluation.load(directory, name)
-    different = [key for key, value in as_json(settings).items() if finished.settings.get(key) != value]
+    asked = as_json(settings)
+    contents, told = asked.pop("contents", {}), finished.settings.get("contents", {})  # older files have none
+    different = [key for key, value in asked.items() if finished.settings.get(key) != value]
+    different += [f"contents of {name}" for name, value in contents.items() if told.get(name, value) != value]
     if different or finished.agent != label:
         raise ValueError(
             f"{path} was evaluated with other settings ({', '.join(different) or 'label'}): "
             "delete it to evaluate again, or choose another `label` or `output_dir`."
         )
+    unknown = [f"{name} holds what it held then" for name in contents if told.get(name) is None]
     if settings["weights"] is None:
+        unknown.insert(0, f"{settings['model']} still has the weights that it had then")
+    if unknown:
         logger.warning(
-            "%s is finished already and is not played again, though nothing says whether %s still has the weights that it had then: "
-            "delete it to evaluate again.",
-            path, settings["model"],
+            "%s is finished already and is not played again, though nothing says whether %s: delete it to evaluate again.",
+            path, " and ".join(unknown),
         )  # fmt: skip
     logger.info("%s is finished already and is not played again.", name)
     return finished
 
 
-def _made_by(factory: Any, environment: Any) -> Mapping[str, Any]:
-    recipe = getattr(environment, "_recipe", None)
+def _recipe(factory: Any, environment: Any) -> Recipe | None:
+    recipe: Recipe | None = getattr(environment, "_recipe", None)
     if recipe is None and isinstance(factory, partial):
         positional = {f"argument{place}": value for place, value in enumerate(factory.args)}
         recipe = recipe_of_call(_name(factory.func), **{**positional, **factory.keywords})
-    return {} if recipe is None else {"made_by": recipe.code, "with": dict(recipe.missing)}
+    return recipe
 
 
 def _name(thing: Any) -> str:

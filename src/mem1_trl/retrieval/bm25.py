@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..words import WORD, fold, words_of_passage, words_of_query
 from .bm25_files import VERSION, WordFile, build_files, load_files
+from .checksum import checksum_of
 from .passages import Passage, PassageFile, check_search, read_corpus
 from .postings import Postings
 
@@ -174,6 +176,11 @@ class Bm25Index:
     def __len__(self) -> int:
         """Number of passages."""
         return len(self._passages)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Tells the index apart from one that may find something else."""
+        return checksum_of(self._passages, self._passages.__getitem__, *self._postings.of_words)
 
     def search(self, queries: Sequence[str], top_k: int = 3) -> list[list[Passage]]:
         """

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..optional_packages import require
+from .checksum import checksum_of
 from .passages import Passage, PassageFile, PassageWriter, check_search, read_corpus, read_manifest
 
 Encoder = Callable[[list[str]], Any]
@@ -307,6 +309,11 @@ class DenseIndex:
     def __len__(self) -> int:
         """Number of passages."""
         return len(self._passages)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Tells the passages apart from others; vectors that another encoder has made of the same are not."""
+        return checksum_of(self._passages, self._passage)
 
     def search(self, queries: Sequence[str], top_k: int = 3) -> list[list[Passage]]:
         """

@@ -218,18 +218,22 @@ class PassageFile:
     Args:
         directory (`Path`):
             Holds `passages.jsonl` and `passages.npy`.
+
+    Attributes:
+        starts (`numpy.ndarray`):
+            Where each passage begins, in bytes, and where the last one ends.
     """
 
     def __init__(self, directory: Path):
-        self._starts = map_array(directory / "passages.npy")
+        self.starts = map_array(directory / "passages.npy")
         with open(directory / "passages.jsonl", "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.starts) - 1
 
     def __getitem__(self, number: int) -> tuple[str, str]:
-        record = read_json(self._bytes[int(self._starts[number]) : int(self._starts[number + 1])])
+        record = read_json(self._bytes[int(self.starts[number]) : int(self.starts[number + 1])])
         return record["title"], record["text"]
 
 

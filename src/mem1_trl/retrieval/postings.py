@@ -46,6 +46,11 @@ class Postings:
         self._count = count
         self._buffers: list[np.ndarray] = []
 
+    @property
+    def of_words(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the entries of each word begin, and its largest score."""
+        return self._starts, self._best
+
     def top(self, words: Sequence[int], k: int) -> tuple[np.ndarray, np.ndarray]:
         """
         The passages with the largest sums.

@@ -52,6 +52,11 @@ class LocalWeb:
         """Number of pages."""
         return len(self._pages)
 
+    @property
+    def checksum(self) -> str:
+        """Tells the pages apart from others."""
+        return self._index.checksum
+
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best pages for a query, at most `top_k`, each with the sentence that contains most words of the query."""
         [passages] = self._index.search([query], top_k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,14 @@ class WebShop:
     def search_engine(self) -> ProductSearch:
         """The index over all products; it is built on first use."""
         return ProductSearch(list(self.products.values()))
+
+    @cached_property
+    def checksum(self) -> str:
+        """Tells products, prices and goals apart from others."""
+        digest = hashlib.sha256()
+        for one in (*self.products.values(), *self.goals, *sorted(self.prices.items())):
+            digest.update(repr(one).encode("utf-8", "replace"))
+        return digest.hexdigest()[:16]
 
     def dataset(self, split: str) -> Dataset:
         """
