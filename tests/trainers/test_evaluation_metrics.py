@@ -143,10 +143,13 @@ def numbered(tmp_path, path, tokenizer, rows, **settings):
 
 
 def test_the_reward_of_an_evaluation_is_the_mean_over_its_rows(tmp_path, tokenizer, actor_path):
-    """Not over its batches, of which the last has one row of five."""
+    """Not over its batches, of which the last has one row of five; and so is its standard deviation."""
     trainer = numbered(tmp_path, actor_path, tokenizer, [0, 0, 0, 0, 8])
-    metrics = trainer.evaluate()
-    assert metrics["eval_reward"] == metrics["eval_rewards/secrets/mean"] == pytest.approx(1.6)
+    for _ in range(2):
+        metrics = trainer.evaluate()
+        assert metrics["eval_reward"] == metrics["eval_rewards/secrets/mean"] == pytest.approx(1.6)
+        assert metrics["eval_reward_std"] == metrics["eval_rewards/secrets/std"] == pytest.approx(12.8**0.5)
+    assert trainer.predict(trainer.eval_dataset).metrics["test_reward_std"] == pytest.approx(12.8**0.5)
 
 
 def test_a_prediction_has_metrics_and_leaves_none_to_the_next_evaluation(tmp_path, tokenizer, actor_path):

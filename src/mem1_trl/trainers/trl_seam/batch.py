@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.logging import get_logger
 from trl.data_utils import is_conversational
+from trl.trainer.utils import nanstd
 
 from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
@@ -261,16 +262,20 @@ class TrajectoryTrainer(ExactResume):
 
     def _note_evaluated(self, current: GenerationBatch) -> None:
         """
-        Replace the means of rewards that TRL has logged for a batch of an evaluation by a number for each row.
+        Replace the means of rewards that TRL has logged for a batch of an evaluation by a number for each row, and the standard deviations by
+        those of all rows so far.
 
-        The mean of the evaluation is then that of its rows, though the last batch has fewer of them, or begins the data set again.
+        Both are then of the rows of the evaluation, though the last batch has fewer of them, or begins the data set again.
         """
         assert current.per_function is not None
         per_function = current.per_function[: self.counted_rows(len(current.per_function))]
-        found = {"reward": self.total_rewards(per_function)}
-        found |= {f"rewards/{name}/mean": per_function[:, i] for i, name in enumerate(self.reward_func_names)}
-        for name, values in found.items():
-            self._metrics["eval"][name][-1:] = values.tolist()
+        found = {("reward", "reward_std"): self.total_rewards(per_function)}
+        for column, name in enumerate(self.reward_func_names):
+            found[f"rewards/{name}/mean", f"rewards/{name}/std"] = per_function[:, column]
+        metrics = self._metrics["eval"]
+        for (mean, deviation), values in found.items():
+            metrics[mean][-1:] = values.tolist()
+            metrics[deviation] = [nanstd(torch.tensor(metrics[mean], dtype=torch.float64)).item()]
 
     def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:
         """
