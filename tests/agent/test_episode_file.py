@@ -249,13 +249,59 @@ def test_an_action_with_another_result_is_refused_and_may_be_left_out(actor, tok
     assert environment.queries == [] and again.run().reward == 1.0
 
 
+@pytest.mark.parametrize("past", [True, False])
+def test_a_saved_episode_may_have_other_turns_from_here_on(actor, tokenizer, past):
+    """Those before are repeated as they were played, with the turns that they had left then."""
+
+    def fresh(texts, most):
+        return scripted(agent_of(actor, tokenizer, max_turns=most), tokenizer, texts)
+
+    def hints(episode):
+        return [
+            turn.observation and turn.observation.removeprefix("<information>")[:2]
+            for turn in episode.trajectory.turns
+        ]
+
+    make = Resetting if past else Keeping  # actions are called again, or not
+    episode = fresh([SEARCH] * 3, 4).start("q?", make(), first=4)
+    for _ in range(3):
+        episode.step()
+    episode = fresh([SEARCH], 6).resume(episode.to_dict(past), make())
+    episode.step()
+    episode = fresh([SEARCH] * 4, 2).resume(episode.to_dict(past), make())  # fewer than were played: one is left
+    episode.step()
+    assert episode.done and episode.trajectory.stop_reason is StopReason.MAX_TURNS
+    episode.add_message("on")
+    episode = fresh([SEARCH, SEARCH, ANSWER], 3).resume(episode.to_dict(past), make())
+    assert episode.run().answer == "7"
+    # The fifth turn was the last one, and was answered by the message
+    expected = ["3;", "2;", "la", "2;", "2;", "2;", "la", None]
+    assert hints(episode) == expected[-len(hints(episode)) :] and len(hints(episode)) == (8 if past else 4)
+    assert episode.trajectory.turns[-2].observation.endswith(f"tea {11 if past else 7}</information>")
+
+
+def test_waiting_calls_have_the_turns_that_there_are_now(actor, tokenizer):
+    schema = {
+        "type": "function",
+        "function": {"name": "search", "parameters": {"type": "object", "properties": {"query": {}}}},
+    }
+    episode = scripted(agent_of(actor, tokenizer), tokenizer, [SEARCH]).start("q?", schemas=[schema])
+    episode.step()
+    for most, hint in ((4, "3;"), (6, "5;"), (1, None)):
+        later = scripted(agent_of(actor, tokenizer, max_turns=most), tokenizer, [ANSWER]).resume(episode.to_dict())
+        later.give(["found"])
+        found = later.trajectory.turns[0].observation
+        assert (found and found.removeprefix("<information>")[:2]) == hint
+        assert (later.trajectory.stop_reason is StopReason.MAX_TURNS) is (hint is None)
+
+
 def test_a_saved_episode_belongs_to_its_agent(actor, tokenizer, tmp_path):
     file = tmp_path / "episode.json"
     agent_of(actor, tokenizer).start("q?", tools=[count]).save(file)
     for agent, words in (
         (
-            agent_of(actor, tokenizer, max_turns=9),
-            "max_turns of its settings was 4 and is 9: give it what it had, or begin another.",
+            agent_of(actor, tokenizer, max_completion_length=9),
+            "max_completion_length of its settings was 40 and is 9: give it what it had, or begin another.",
         ),
         (
             Mem1Agent(actor, tokenizer, dataclasses.replace(SHORT, hint_template="{n}!"), **SETTINGS),

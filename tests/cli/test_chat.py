@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from support.doc_blocks import ROOT
@@ -101,10 +102,16 @@ def test_a_saved_conversation_says_what_it_was_begun_with(monkeypatch, capsys, t
     typed(monkeypatch, "capital of France")
     assert main([*ARGUMENTS, "--conversation", path]) == 0
     capsys.readouterr()
-    assert main([*ARGUMENTS, "--conversation", path, "--max_turns", "9"]) == 2
+    assert main([*ARGUMENTS, "--conversation", path, "--max_observation_length", "99"]) == 2
     assert (
-        "max_turns of its settings was 6 and is 9: give it what it had, or begin another." in capsys.readouterr().err
+        "max_observation_length of its settings was 1000 and is 99: give it what it had, or begin another."
+        in capsys.readouterr().err
     )
+    typed(monkeypatch, "and of Italy?")
+    assert main([*ARGUMENTS, "--conversation", path, "--max_turns", "9"]) == 0
+    assert "(goes on from" in capsys.readouterr().out
+    record = json.loads(Path(path).read_text())
+    assert (record["settings"]["max_turns"], record["budgets"]) == (9, [[2, 6]])
 
 
 def test_wrong_options_are_one_sentence(capsys):

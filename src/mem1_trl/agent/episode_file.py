@@ -104,6 +104,8 @@ def episode_record(
         "tails": episode.tails[dropped:],
         "rounds": [one - dropped for one in episode.rounds if one > dropped],
         "forgotten_turns": episode.turns_taken(dropped),
+        "max_turns": rollout.settings.max_turns,
+        "budgets": [[turns - dropped, most] for turns, most in episode.budgets if turns > dropped],
         "seed": None if episode.seed is None else (episode.seed + dropped) % 2**62,
         "failed_actions": episode.failed_actions,
         "recalled": episode.recalled,
@@ -126,10 +128,10 @@ def read_episode(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def saved_episode(
-    record: Mapping[str, Any], path: Any, settings: AgentSettings, protocol: Mapping[str, Any]
+    record: Mapping[str, Any], path: Any, settings: AgentSettings, protocol: Mapping[str, Any], max_turns: int
 ) -> SavedEpisode:
     """
-    Read an episode from its record.
+    Read an episode from its record. From here on it may have another number of turns.
 
     Args:
         record (`Mapping`):
@@ -140,6 +142,8 @@ def saved_episode(
             Those of the agent that will play on.
         protocol (`Mapping`):
             Its protocol, as `to_dict` writes it.
+        max_turns (`int`):
+            Turns that an answer may take from here on.
 
     Raises:
         `ValueError`: If it holds no episode, or that of an agent with other settings or another protocol.
@@ -150,7 +154,7 @@ def saved_episode(
     for kind, mine in ours.items():
         theirs = record.get(kind) or {}
         for name in mine:
-            if mine[name] != theirs.get(name):
+            if name != "max_turns" and mine[name] != theirs.get(name):
                 raise ValueError(
                     f"The agent must run as when {path} was saved, but {name} of its {kind} was {theirs.get(name)!r:.80} and is "
                     f"{mine[name]!r:.80}: give it what it had, or begin another."
@@ -174,6 +178,11 @@ def saved_episode(
             seed=record["seed"],
             max_turns=record["row"].get(MAX_TURNS),
         )
+        most = int(record.get("max_turns", record["settings"]["max_turns"]))
+        episode.budgets = [(int(turns), int(before)) for turns, before in record.get("budgets", ())]
+        more = episode.most_turns(max_turns) - episode.most_turns(most)
+        if most != max_turns and episode.turns:
+            episode.budgets.append((len(episode.turns), most))
         return SavedEpisode(
             episode,
             record["record"],
@@ -183,7 +192,7 @@ def saved_episode(
             record["environment_state"],
             record.get("schemas"),
             [ActionRequest(**call) for call in record.get("calls", ())],
-            int(record.get("turns_left", 0)),
+            max(int(record.get("turns_left", 0)) + more, 0),
             [None if result is None else ActionResult(**result) for result in record.get("results", ())],
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -150,7 +150,8 @@ class SingleEpisodes(ABC):
                 have an effect elsewhere, and have no `mem1_state`.
 
         Raises:
-            `ValueError`: If the file holds no episode, or that of an agent with other settings, protocol, tokenizer or tools.
+            `ValueError`: If the file holds no episode, or that of an agent with other settings, protocol, tokenizer or tools. Only
+                `max_turns` may be another from here on.
             `RuntimeError`: If an action that is called again has another result.
         """
         return self.resume(read_episode(path), environment, tools, repeat, name=str(path))
@@ -171,7 +172,8 @@ class SingleEpisodes(ABC):
         `repeat` is.
         """
         path = name
-        saved = saved_episode(record, path, self.settings, self.protocol.to_dict())
+        most = (options or {}).get("max_turns", self.settings.max_turns)
+        saved = saved_episode(record, path, self.settings, self.protocol.to_dict(), most)
         given, player = self._prepare(environment, tools, saved.schemas, options, environment_factory)
         episode = saved.episode
         try:

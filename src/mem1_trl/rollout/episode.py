@@ -41,6 +41,8 @@ class Episode:
             Numbers of turns after which a message of a person let the episode go on; each gives `max_turns` turns more.
         forgotten_turns (`int`):
             Turns that acted before the first of `turns`, and count for the same message: of an episode that was kept without its past.
+        budgets (`list[tuple[int, int]]`):
+            Where the settings had another `max_turns` before: the number of turns until then, and what it was.
         tails (`list[int]`):
             For each entry of `history`, how many tokens at its end frame its observation; a request to summarize goes before them with
             tool calls, where the agent's own turn is open after them.
@@ -67,6 +69,7 @@ class Episode:
     max_turns: int | None = None
     rounds: list[int] = field(default_factory=list)
     forgotten_turns: int = 0
+    budgets: list[tuple[int, int]] = field(default_factory=list)
     tails: list[int] = field(default_factory=list)
     listener: TurnListener | None = field(default=None, repr=False, compare=False)
 
@@ -75,13 +78,17 @@ class Episode:
         return max_turns if self.max_turns is None else min(max_turns, self.max_turns)
 
     def turns_left(self, max_turns: int) -> int:
-        """Turns that it may still play before it needs another message."""
-        return self.most_turns(max_turns) - self.turns_taken()
+        """Turns that it may still play before it needs another message: one at least, where more were allowed before."""
+        return max(self.most_turns(max_turns) - self.turns_taken(), 1)
 
     def turns_taken(self, before: int | None = None) -> int:
         """Turns that acted since the last message, or since the beginning; of its first `before` turns."""
         forgotten = 0 if self.rounds else self.forgotten_turns
         return forgotten + sum(turn.acts for turn in self.turns[self.rounds[-1] if self.rounds else 0 : before])
+
+    def budget_of(self, number: int, max_turns: int) -> int:
+        """What `max_turns` was when a turn, counted from 1, was played; `max_turns` is what it is now."""
+        return next((before for turns, before in self.budgets if number <= turns), max_turns)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

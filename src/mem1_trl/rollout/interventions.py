@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..trajectory import StopReason
@@ -111,14 +112,19 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
         `RuntimeError`: If an action has another result than it had, or the environment fails.
     """
     given: list[Completion] = []
-    again = Rollout(
-        rollout.tokenizer,
-        rollout.protocol,
-        rollout.settings,
-        lambda prompts, stops: given,
-        syntax=rollout.syntax,
-        caller=rollout.caller,
-    )
+
+    @cache
+    def with_budget(max_turns: int) -> Rollout:
+        return Rollout(
+            rollout.tokenizer,
+            rollout.protocol,
+            dataclasses.replace(rollout.settings, max_turns=max_turns),
+            lambda prompts, stops: given,
+            syntax=rollout.syntax,
+            caller=rollout.caller,
+        )
+
+    most = rollout.settings.max_turns
     copy = Episode(
         episode.prompt_ids,
         episode.environment,
@@ -127,13 +133,13 @@ def repeat_actions(rollout: Rollout, episode: Episode) -> None:
         max_turns=episode.max_turns,
         forgotten_turns=episode.forgotten_turns,
     )
-    again.begin([copy])
+    with_budget(most).begin([copy])
     for number, turn in enumerate(episode.turns, 1):
         whole = rollout.protocol.action_syntax != "tool_calls" or _has_ended(rollout, episode, number)
         given[:] = [
             Completion(turn.completion_ids, turn.logprobs, whole, prompt_ids=turn.prompt_ids, messages=turn.messages)
         ]
-        again.play_turn([copy])
+        with_budget(episode.budget_of(number, most)).play_turn([copy])
         same = number in episode.rounds or copy.turns[-1].observation == turn.observation
         if copy.error is not None or not same:
             reason = copy.error or f"it was {turn.observation!r:.200} and is now {copy.turns[-1].observation!r:.200}"
