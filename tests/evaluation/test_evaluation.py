@@ -94,6 +94,37 @@ def test_nothing_to_evaluate_is_an_error(actor, tokenizer):
         evaluate_agent(make_agent(actor, tokenizer), [], LookupEnvironment)
 
 
+@pytest.mark.parametrize("prompt", [None, 5, [], ["capital of France"]])
+def test_a_prompt_that_is_none_is_refused_before_anything_is_played(prompt, actor, tokenizer):
+    agent = make_agent(actor, tokenizer)
+    agent.run_batch = None
+    with pytest.raises(ValueError, match=r"Row 1 has prompt=.*A task must be a text or a list of messages, got"):
+        evaluate_agent(agent, [*rows(1), {"prompt": prompt}], LookupEnvironment)
+
+
+@pytest.mark.parametrize("found", [float("nan"), None, "yes"])
+def test_a_success_that_is_no_number_is_named(found, actor, tokenizer):
+    with pytest.raises(
+        ValueError, match=rf"success must return true, false or a finite number, but gave '?{found}'? for row 0"
+    ):
+        evaluate_agent(make_agent(actor, tokenizer), rows(2), LookupEnvironment, success=lambda row, trajectory: found)
+
+
+def test_a_success_may_be_a_number_of_an_array(actor, tokenizer):
+    scored = evaluate_agent(
+        make_agent(actor, tokenizer), rows(2), LookupEnvironment, success=lambda row, trajectory: torch.tensor(0.5)
+    )
+    assert scored.metrics["success"] == 0.5
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_played(tmp_path, actor, tokenizer):
+    (tmp_path / "file").write_text("")
+    agent = make_agent(actor, tokenizer)
+    agent.run_batch = None
+    with pytest.raises(NotADirectoryError):
+        evaluate_objectives(agent, QUESTIONS, LookupEnvironment, [1], 2, output_dir=tmp_path / "file" / "evaluation")
+
+
 def test_rows_and_environments_must_match(actor, tokenizer):
     with pytest.raises(ValueError, match="2 rows and 1 environments"):
         make_agent(actor, tokenizer).run_batch(rows(2), [LookupEnvironment()])

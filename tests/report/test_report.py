@@ -282,15 +282,24 @@ def test_what_cannot_be_read_is_said(tmp_path):
         read_run(tmp_path)
     file = tmp_path / "evaluation" / "a.json"
     file.parent.mkdir()
+    whole = {"format": 1, "name": "a", "agent": "a", "objectives": 1, "count": 1}
     for content, message in (
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object, got a list"),
         (json.dumps({"format": 2, "metrics": {}}), "has format 2"),
         (json.dumps({"format": 1, "metrics": {}}), "lacks 'name', 'agent'"),
+        (json.dumps(whole | {"metrics": [1.0]}), "must have the numbers mean, low, high of metrics"),
+        (json.dumps(whole | {"metrics": {"f1": {"mean": 1.0, "low": None}}}), "the numbers mean, low, high of f1"),
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path)
+    file.unlink()
+    log = tmp_path / "trainer_state.json"
+    for history in ({"reward": 1.0}, ["step 1"]):
+        log.write_text(json.dumps({"log_history": history}))
+        with pytest.raises(ValueError, match="must have a list of entries as 'log_history'"):
+            report(tmp_path)
     with pytest.raises(ValueError, match="max_trajectories must be at least 0, got -1"):
         report(tmp_path, max_trajectories=-1)
 

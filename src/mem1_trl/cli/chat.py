@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..printable import printable
 from .conversation_options import ConversationArguments
-from .options import ConfigParser
+from .options import CommandError, ConfigParser, check_writable
 
 if TYPE_CHECKING:
     from ..agent import Mem1Agent
@@ -63,6 +63,8 @@ def run(args: Sequence[str]) -> None:
 """,
     )
     options = parser.read(args)
+    if options.conversation is not None:
+        _check_file(options.conversation)
     agent, factory = options.open()
     chat = Chat(agent, factory, options.conversation, options.show_state)
     try:
@@ -71,6 +73,14 @@ def run(args: Sequence[str]) -> None:
                 break
     finally:
         chat.close()
+
+
+def _check_file(path: str) -> None:
+    """Refuse what no conversation can be written to, before there is one."""
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        what = "is a folder" if Path(path).is_dir() else f"is in {str(Path(path).parent)!r}, which is not a folder"
+        raise CommandError(f"conversation must be a file in a folder that is there, but {path!r} {what}")
+    check_writable(str(Path(path).parent), "the place of conversation")
 
 
 def _lines() -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..rollout.settings import AgentSettings, setting
 from .agent_options import AgentArguments, chosen_protocol, open_agent
-from .options import CommandError, ConfigParser, naming_options
+from .options import CommandError, ConfigParser, check_writable, naming_options
 from .own_code import check_environment
 from .task_options import TaskArguments, listed_objectives, naming_objectives
 
@@ -98,6 +98,8 @@ class EvalArguments(AgentArguments, TaskArguments):
     def __post_init__(self) -> None:
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("tasks", "top_k", "batch_size")
+        if isinstance(self.seed, int) and self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         super().__post_init__()
         self._check_environment("objectives", "top_k")
         self.check_endpoint()
@@ -138,6 +140,8 @@ def run(args: Sequence[str]) -> None:
         if options.environment is None
         else _tasks(options, factory, output, label)
     )
+
+    check_writable(options.output_dir, "output_dir")
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -232,6 +233,16 @@ def naming_columns(
 ) -> AbstractContextManager[None]:
     """[`naming_options`] for the two columns of a file."""
     return naming_options({f"`{arguments[0]}` and `{arguments[1]}`": f"{first} and {second}", **OF_FILES})
+
+
+def check_writable(folder: str, option: str) -> None:
+    """Refuse a folder that results cannot be written to, before anything is done for them. It is made if need be, but not here."""
+    place = Path(folder).absolute()
+    there = next(one for one in (place, *place.parents) if one.exists())
+    if not there.is_dir():
+        raise CommandError(f"{option} must be a folder, got {folder!r}, where {str(there)!r} is a file")
+    if not os.access(there, os.W_OK):
+        raise CommandError(f"{option} must be a folder that can be written, got {folder!r}: {str(there)!r} cannot")
 
 
 def existing_corpus(path: str) -> Path:

@@ -66,7 +66,7 @@ def evaluate_episode(
     if answers is not None:
         scores |= score_answer(trajectory.answer, answers)
     if success is not None:
-        scores["success"] = 0.0 if failed else float(success(row, trajectory))
+        scores["success"] = 0.0 if failed else _number(success(row, trajectory), index)
     if trajectory.reward is not None or (failed and rewarded):
         scores["reward"] = trajectory.reward or 0.0
     if failed:
@@ -93,6 +93,16 @@ def evaluate_episode(
         objectives_detail=tuple(traces),
         error=trajectory.error,
     )
+
+
+def _number(found: Any, index: int) -> float:
+    """What `success` returned, as a score."""
+    plain = found.item() if hasattr(found, "item") else found  # a number of NumPy or PyTorch
+    if not isinstance(plain, (bool, int, float)) or not math.isfinite(plain):
+        raise ValueError(
+            f"success must return true, false or a finite number, but gave {found!r:.60} for row {index}."
+        )
+    return float(plain)
 
 
 def _text_of(prompt: Any) -> str:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..rewards import are_answers
+from ..rollout.play import check_task
 from .episode_scores import Success, evaluate_episode
 from .finished import finished_evaluation, played_with
 from .result import EvaluatedTask, Evaluation
@@ -96,7 +97,8 @@ def evaluate_agent(
         [`Evaluation`]
 
     Raises:
-        `ValueError`: if there are no rows, or one has no `prompt` or no usable `answers`.
+        `ValueError`: if there are no rows, one has no `prompt` or no usable `answers`, or `success` gives something else than true, false or a
+            finite number.
     """
     rows = _checked([dict(row) for row in rows])
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
@@ -206,6 +208,8 @@ def evaluate_or_load(
     rows = _checked([dict(row) for row in rows])
     tasks = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
     settings = {"tasks": tasks, **(settings or {})}
+    if output_dir is not None:  # now, and not when everything has been played
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     try:
         if output_dir is not None:
@@ -238,6 +242,10 @@ def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"Row {index} has no 'prompt' (it has {', '.join(row)}): rename the column that holds the task."
             )
+        try:
+            check_task(row["prompt"])
+        except ValueError as error:
+            raise ValueError(f"Row {index} has prompt={row['prompt']!r:.60}. {error}") from None
         if row.get("answers") is not None and not are_answers(row["answers"]):
             raise ValueError(
                 f"Row {index} has answers={row['answers']!r}: give a list with the accepted answers of each objective, such as "

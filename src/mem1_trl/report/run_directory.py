@@ -17,6 +17,7 @@ from ..trajectory import Trajectory
 from .evaluation_series import EvaluationSeries, find_series
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
+_NUMBERS = ("mean", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class TrainingLog:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """`log_history`: one dictionary per logging step, with `step`."""
-        return read_json_object(self.path, _ADVICE).get("log_history", [])
+        found = read_json_object(self.path, _ADVICE).get("log_history", [])
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise ValueError(f"{self.path} must have a list of entries as 'log_history': {_ADVICE}")
+        return [entry for entry in found if "step" in entry]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one logged number; empty if it was never logged."""
@@ -157,7 +161,7 @@ def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
     if not results and not logs:
         raise FileNotFoundError(
             f"{str(root)!r} holds neither evaluation/*.json nor trainer_state.json, at any depth: evaluate an agent into it "
-            "with `mem1 eval`, or pass the output directory of a trainer."
+            "with `mem1 eval`, or pass the output directory of a trainer, not a folder inside of it."
         )
     results.sort(key=lambda r: (r.objectives is None, r.objectives or 0, _by_value(r.agent), str(r.path)))
     return RunDirectory(root, results, logs, series)
@@ -198,6 +202,10 @@ def _read_result(path: Path) -> Result | None:
     missing = [key for key in _NEEDED if key not in summary]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(map(repr, missing))}: evaluate again.")
+    found = summary["metrics"] if isinstance(summary["metrics"], dict) else {"metrics": summary["metrics"]}
+    for name, numbers in found.items():
+        if not isinstance(numbers, dict) or not all(isinstance(numbers.get(key), int | float) for key in _NUMBERS):
+            raise ValueError(f"{path} must have the numbers {', '.join(_NUMBERS)} of {name}: evaluate again.")
     return Result(path, str(summary["agent"]), summary)
 
 
@@ -239,7 +247,7 @@ def _read_logs(root: Path, places: list[Path], results: list[Result]) -> list[Tr
         run = parent.parent if parent.name.startswith("checkpoint-") and parent != root else parent
         if run.name == "checkpoints" and run != root:
             run = run.parent
-        step = read_json_object(path, _ADVICE).get("global_step", 0)
+        step = read_json_object(path, _ADVICE).get("global_step") or 0
         if run not in newest or step >= newest[run][0]:
             newest[run] = (step, path)
     logs = []

@@ -134,7 +134,9 @@ class EpisodePlayer:
         """
         added = sanitize_prompt(self.rollout.tokenizer, observation) if observation else ""
         protocol, lines = self.rollout.protocol, actions.describe()
-        _check_task(task, self.rollout.tokenizer)
+        check_task(task)
+        if not isinstance(task, str):
+            resolve_conversational(AgentSettings(conversational=True), self.rollout.tokenizer)
         task = self.rollout.syntax.as_prompt(task)
         if isinstance(task, str):
             text = protocol.render_task(task + added, lines)
@@ -204,8 +206,8 @@ class EpisodePlayer:
                     raise failures.get(index) or RuntimeError(f"The episode of row {index} failed: {trajectory.error}")
 
 
-def _check_task(task: Any, tokenizer: Any) -> None:
-    """Refuse what no prompt can be made of."""
+def check_task(task: Any) -> None:
+    """Raise a `ValueError` for what no prompt can be made of: what is neither a text nor messages."""
     if isinstance(task, str):
         return
     messages = isinstance(task, Sequence) and all(isinstance(one, Mapping) and "role" in one for one in task)
@@ -214,7 +216,6 @@ def _check_task(task: Any, tokenizer: Any) -> None:
             f"A task must be a text or a list of messages, got {'no message' if messages else f'a {type(task).__name__}'}: a message is "
             '{"role": "user", "content": ...}.'
         )
-    resolve_conversational(AgentSettings(conversational=True), tokenizer)
 
 
 class _TurnClock:
