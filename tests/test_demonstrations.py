@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, read_trajectories, select_trajectories
+from mem1_trl.environments import RetrievalQAEnvironment
 
 
 def make_agent(model, tokenizer, **kwargs):
@@ -53,19 +54,19 @@ def test_every_row_is_played_as_often_as_asked_and_written_down(actor, tokenizer
     assert [(line["row"], line["sample"]) for line in lines] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
 
 
-class Dies(LookupEnvironment):
-    """Fails at the third task."""
+def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tmp_path, monkeypatch):
+    path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
+    reset = LookupEnvironment.reset
 
-    def reset(self, prompt=None, **row):
+    def dies(self, prompt=None, **row):
         if prompt == "q2?":
             raise KeyboardInterrupt
-        return super().reset(prompt, **row)
+        return reset(self, prompt, **row)
 
-
-def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tmp_path):
-    path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
+    monkeypatch.setattr(LookupEnvironment, "reset", dies)
     with pytest.raises(KeyboardInterrupt):
-        collect_trajectories(agent, rows(), Dies, path, samples=2, batch_size=2, disable_tqdm=True)
+        collect(agent, path)
+    monkeypatch.undo()
     before = path.read_text()
     assert before.count("\n") == 4
     path.write_text(before + '{"row": 2, "sample": 0, "tra')  # the process died in the middle of a line
@@ -140,6 +141,41 @@ def test_a_file_of_another_agent_or_other_rows_is_refused(actor, tokenizer, tmp_
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"exists, but not episodes\.json with the settings"):
         collect(make_agent(actor, tokenizer), path)
+
+
+def test_a_file_of_another_environment_is_refused(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+
+    def play(symbol, top_k):
+        factory = RetrievalQAEnvironment.factory([("Gold", f"Gold has the symbol {symbol}.")], top_k=top_k)
+        return collect_trajectories(agent, [{"prompt": "q0?", "answers": ["Au"]}], factory, path, disable_tqdm=True)
+
+    first = play("Au", 1)
+    assert play("Au", 1) == first
+    with pytest.raises(ValueError, match=r"begun with another environment \(other environments\)"):
+        play("Au", 2)
+    with pytest.raises(ValueError, match=r"begun with another environment \(other contents\)"):
+        play("Ag", 1)
+    # A file of before environments were written down goes on
+    beside = path.with_suffix(".json")
+    record = json.loads(beside.read_text())
+    for name in ("environments", "contents"):
+        del record["settings"][name]
+    beside.write_text(json.dumps(record))
+    assert play("Ag", 1) == first
+
+
+def test_a_file_of_something_else_beside_it_is_not_overwritten(actor, tokenizer, tmp_path):
+    (tmp_path / "episodes.json").write_text('[{"question": "q0?"}]')
+    with pytest.raises(ValueError, match=r"are written to .*episodes.json, which holds something else"):
+        collect(make_agent(actor, tokenizer), tmp_path / "episodes.jsonl")
+    assert (tmp_path / "episodes.json").read_text() == '[{"question": "q0?"}]'
+
+
+def test_an_episode_that_never_began_is_no_demonstration():
+    failed = Trajectory([], stop_reason=StopReason.ERROR, error="no environment")
+    rows = demonstration_dataset([failed, Trajectory([Turn((5, 6), (7,))], reward=1.0)], max_length=10)
+    assert rows["input_ids"] == [[5, 6, 7]]
 
 
 def test_a_broken_line_is_named(actor, tokenizer, tmp_path):

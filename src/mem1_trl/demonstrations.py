@@ -20,8 +20,9 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from .evaluation.finished import played_with
 from .json_lines import drop_unfinished_line, read_json_lines
-from .json_text import as_json, read_json_object, write_json
+from .json_text import as_json, read_json_object, write_json, write_whole
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the files that [`collect_trajectories`] writes."""
+
+_OF_ENVIRONMENTS = ("environments", "contents")
+"""Settings about environments, which older files do not have."""
 
 
 def collect_trajectories(
@@ -51,7 +55,8 @@ def collect_trajectories(
 
     Called again with the same arguments it goes on where it was stopped, and returns at once if nothing is left to do. An
     episode whose environment fails has `error` and no reward, is not written to the file, and is played again by the next call.
-    Beside `path` stands a `.json` with the settings of the agent; a file of another agent or of other rows is refused.
+    Beside `path` stands a `.json` with the settings of the agent and of its environments; a file of another agent, another environment or
+    other rows is refused.
 
     Args:
         agent ([`Mem1Agent`]):
@@ -76,7 +81,8 @@ def collect_trajectories(
         `list[Trajectory]`: `samples` for each row, in the order of the rows.
 
     Raises:
-        `ValueError`: if there is no row, or the file at `path` holds episodes of another agent or of other rows.
+        `ValueError`: if there is no row, the file at `path` holds episodes of another agent, another environment or other rows, or the one beside it something
+            else.
     """
     tasks = [dict(row) for row in rows]
     if not tasks:
@@ -88,7 +94,13 @@ def collect_trajectories(
         raise ValueError(f"Trajectories are written as JSON lines: name the file {path.name}.jsonl.")
     path.parent.mkdir(parents=True, exist_ok=True)
     described = {**agent.describe(), "endpoint": agent.endpoint is not None, "vocabulary": len(agent.tokenizer)}
-    _claim(path, described)
+    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
+    try:
+        played_in = played_with(pool, None)
+        _claim(path, {**described, **{name: played_in[name] for name in _OF_ENVIRONMENTS}})
+    except BaseException:
+        pool.close()
+        raise
     records = _recover(path)
     records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
     for (row, _), record in records.items():
@@ -102,7 +114,6 @@ def collect_trajectories(
     played = {key: record["trajectory"] for key, record in records.items()}
     wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
     left = [key for key in wanted if key not in played]
-    pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     failures: list[str] = []
     progress = tqdm(
         total=len(wanted), initial=len(wanted) - len(left), desc="episodes", unit="episode", disable=disable_tqdm
@@ -231,7 +242,7 @@ def demonstration_dataset(trajectories: Sequence[Trajectory], max_length: int | 
     too_long = 0
     for episode, trajectory in enumerate(trajectories):
         lengths = [len(turn.prompt_ids) + len(turn.completion_ids) for turn in trajectory.turns]
-        if max_length is not None and max(lengths) > max_length:
+        if max_length is not None and max(lengths, default=0) > max_length:
             too_long += 1
             continue
         for place, turn in enumerate(trajectory.turns):
@@ -275,16 +286,30 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
     if path.exists() and beside.exists():
         found = read_json_object(beside, "use a new file, or write the settings again.")
         old, new = found.get("settings", {}), settings["settings"]
-        differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        later = {key for key in _OF_ENVIRONMENTS if key not in old}
+        differing = sorted(key for key in {*old, *new} - later if old.get(key) != new.get(key))
         if found.get("format") != FORMAT or differing:
+            of_environments = differing and set(differing) <= set(_OF_ENVIRONMENTS)
             raise ValueError(
-                f"{path} was begun with another agent (other {', '.join(differing) or 'format'}): collect into a new "
-                "file, or restore the settings."
+                f"{path} was begun with another {'environment' if of_environments else 'agent'} (other {', '.join(differing) or 'format'}): "
+                "collect into a new file, or restore the settings."
             )
     elif path.exists() and path.stat().st_size:
         raise ValueError(f"{path} exists, but not {beside.name} with the settings it was made with: use a new file.")
     else:
-        beside.write_text(write_json(settings, indent=2) + "\n", encoding="utf-8")
+        if beside.exists() and not _is_claim(beside):
+            raise ValueError(
+                f"The settings of {path} are written to {beside}, which holds something else: name the file of trajectories otherwise."
+            )
+        write_whole(beside, write_json(settings, indent=2) + "\n")
+
+
+def _is_claim(path: Path) -> bool:
+    """Whether a file holds the settings of trajectories."""
+    try:
+        return read_json_object(path, "").keys() == {"format", "settings"}
+    except ValueError:
+        return False
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
