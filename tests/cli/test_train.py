@@ -185,6 +185,13 @@ def test_a_run_writes_what_a_report_reads_and_goes_on(capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_finished_run_without_checkpoints_is_not_overwritten(capsys, tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 2, "log_history": []}')
+    assert main(["train", "--model_name_or_path", str(TINY), "--output_dir", str(tmp_path)]) == 2
+    said = f"{tmp_path} holds a finished run, without checkpoints to continue from: choose another --output_dir, or delete it"
+    assert said in capsys.readouterr().err
+
+
 def test_an_environment_and_a_reward_of_ones_own(capsys, tmp_path, monkeypatch):
     (tmp_path / "my_world_of_train.py").write_text(GUESSING)
     (tmp_path / "tasks.jsonl").write_text("".join(f'{{"prompt": "guess {i}", "secret": "a"}}\n' for i in range(4)))

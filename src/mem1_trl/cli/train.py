@@ -281,6 +281,10 @@ def _resumed(config: Mem1GRPOConfig) -> str | bool | None:
             f"{config.output_dir} holds a run up to {Path(last).name}: continue it with --resume_from_checkpoint true, or choose "
             "another --output_dir"
         )
+    if not asked and (Path(str(config.output_dir)) / "trainer_state.json").is_file():
+        raise CommandError(
+            f"{config.output_dir} holds a finished run, without checkpoints to continue from: choose another --output_dir, or delete it"
+        )
     return asked
 
 
