@@ -166,6 +166,7 @@ FEATURES = [
             note="A turn runs to its full length before it is cut."),
     Feature("Liger", (), {"use_liger_kernel": True}, refused=both("`use_liger_kernel` is not supported")),
     Feature("`torch_compile`", (), {"torch_compile": True}, refused=both("`torch_compile` is not supported")),
+    Feature("NEFTune", (), {"neftune_noise_alpha": 5.0}, refused=both("adds other noise to the embeddings in each pass")),
     Feature("experts, and the balancing of their load", ("router_aux_loss_coef",), tested="tests/trainers/test_parts.py"),
     Feature("several processes (DDP)", tested="tests/trainers/test_processes.py", note="Every critic."),
     Feature("DeepSpeed ZeRO-2", (), tested="tests/trainers/test_zero.py, two processes",

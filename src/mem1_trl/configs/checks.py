@@ -66,6 +66,20 @@ def refuse_without_effect(config: Mem1GRPOConfig) -> None:
             )  # fmt: skip
 
 
+def refuse_noise(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse noise on the embeddings, which each pass draws again and scales by the length of its rows.
+
+    Raises:
+        `ValueError`: For `neftune_noise_alpha`.
+    """
+    refuse_any(
+        config,
+        (("neftune_noise_alpha", bool(config.neftune_noise_alpha), "leave it None"),),
+        "adds other noise to the embeddings in each pass, so that no token would be scored as it was sampled",
+    )
+
+
 def check_sampling_of_groups(config: Mem1GRPOConfig) -> None:
     """
     Refuse to play groups of equal rewards again, or to pass over them, where no group ever is one, or equal rewards are not equal advantages.

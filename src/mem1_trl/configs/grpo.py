@@ -14,7 +14,14 @@ from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_r
 from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
-from .checks import check_choices, check_curriculum, check_sampling_of_groups, refuse_any, refuse_without_effect
+from .checks import (
+    check_choices,
+    check_curriculum,
+    check_sampling_of_groups,
+    refuse_any,
+    refuse_noise,
+    refuse_without_effect,
+)
 from .distillation import check_distillation
 
 _WORD = re.compile(r"\w+")
@@ -453,6 +460,7 @@ class Mem1GRPOConfig(GRPOConfig):
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         refuse_without_effect(self)
+        refuse_noise(self)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
         if self.check not in ("on", "off"):
