@@ -168,3 +168,15 @@ def test_a_finished_run_that_is_resumed_makes_no_step(tmp_path, tokenizer, actor
     more = make_ppo(tmp_path, actor_path, tokenizer, **{**saved, **dict.fromkeys(length, 3)})
     more.train(resume_from_checkpoint=True)
     assert more.state.global_step == 3
+
+
+@pytest.mark.parametrize("only_model", [True, False])
+def test_a_checkpoint_of_weights_alone_says_what_begins_anew(tmp_path, tokenizer, actor_path, caplog, only_model):
+    saved = {"save_strategy": "steps", "save_steps": 1, "save_only_model": only_model}
+    make_ppo(tmp_path, actor_path, tokenizer, **saved, max_steps=1).train()
+    caplog.clear()
+    again = make_ppo(tmp_path, actor_path, tokenizer, **saved, max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2
+    said = "checkpoint-1 was saved with save_only_model=True, without optimizer, learning-rate schedule and random numbers"
+    assert (said in caplog.text) is only_model

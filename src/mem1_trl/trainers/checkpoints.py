@@ -38,6 +38,11 @@ def is_complete(directory: str | os.PathLike[str]) -> bool:
     return (Path(directory) / COMPLETE_FILE).is_file()
 
 
+def has_random_states(directory: str | os.PathLike[str]) -> bool:
+    """Whether `Trainer` has saved its random states in a checkpoint, as it does beside optimizer and schedule, unless `save_only_model` is set."""
+    return any(Path(directory).glob("rng_state*.pth"))
+
+
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """Path of the latest complete checkpoint of a run, or `None`."""
     steps = {}

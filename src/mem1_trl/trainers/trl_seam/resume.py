@@ -19,7 +19,15 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from ...update.sharded_tensors import fill, is_source, is_split_by_zero, whole_on_cpu
-from ..checkpoints import CHECKPOINT, RunState, checkpoint_to_resume, mark_complete, mark_incomplete, replay_shuffles
+from ..checkpoints import (
+    CHECKPOINT,
+    RunState,
+    checkpoint_to_resume,
+    has_random_states,
+    mark_complete,
+    mark_incomplete,
+    replay_shuffles,
+)
 from .contract import check_values
 from .helpers import instance_attribute
 from .micro_batches import BalancedMicroBatches
@@ -155,6 +163,11 @@ class ExactResume(BalancedMicroBatches):
         """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
         if self._resumed_from is None:
             return
+        if not has_random_states(self._resumed_from):
+            logger.warning(
+                f"{self._resumed_from} was saved with save_only_model=True, without optimizer, learning-rate schedule and random numbers. The "
+                "run goes on from its weights, and these begin anew."
+            )
         if self.is_deepspeed_enabled:  # which does not load its checkpoint by the method that is wrapped here
             self.load_extra(self._resumed_from)
         replay_shuffles(self._train_sampler, int(self.state.epoch or 0))
