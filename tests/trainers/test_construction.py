@@ -138,3 +138,32 @@ def test_a_frozen_adapter_is_refused_and_a_trainable_one_trains(
     before = copy_parameters(run.model)
     run.train()
     assert any("lora" in name and not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+
+
+@pytest.mark.parametrize(("config", "trainer", "beta"), BOTH)
+def test_the_reference_of_an_adapter_is_a_copy_of_the_one_that_trains(
+    tmp_path, tokenizer, actor_path, config, trainer, beta
+):
+    """TRL copies the adapter of one name, and would fail without it, or hold the policy against another one."""
+    named = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA, adapter_name="mine")
+    settings = {} if beta is None else {"beta": beta}
+    words = "needs a copy of the adapter as a reference, .* named 'default', but the active adapter is 'mine'.* set beta=0.0"
+    with pytest.raises(ValueError, match=words):
+        make(config, trainer, tmp_path, named, tokenizer, **settings)
+    two = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA)
+    two.add_adapter("mine", LORA)
+    two.set_adapter("mine")
+    with pytest.raises(ValueError, match=words):
+        make(config, trainer, tmp_path, two, tokenizer, **settings)
+    run = make(config, trainer, tmp_path, named, tokenizer, beta=0.0)
+    before = copy_parameters(run.model)
+    run.train()
+    assert any(".mine." in name and not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+
+
+def test_a_directory_with_an_adapter_alone_is_no_model(tmp_path, tokenizer, actor_path):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(
+        ValueError, match=r"holds an adapter without its model: load the model, and pass `PeftModel.from_pretrained"
+    ):
+        make(Mem1GRPOConfig, Mem1GRPOTrainer, tmp_path, str(tmp_path / "adapter"), tokenizer)

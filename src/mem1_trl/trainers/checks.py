@@ -58,12 +58,25 @@ def refuse_unsupported(tools: Any, rollout_func: Any, processing_class: Any, *da
 
 def check_reference(model: Any, args: Any, peft_config: Any) -> None:
     """Raise `ValueError` if the reference model can neither be a copy of the policy nor be loaded from where that came from."""
-    if args.beta == 0.0 or isinstance(model, str) or peft_config is not None or hasattr(model, "peft_config"):
+    if args.beta == 0.0 or isinstance(model, str) or peft_config is not None:
+        return
+    if hasattr(model, "peft_config"):
+        _check_adapter_to_copy(model, args)
         return
     if is_partitioned(model) and not getattr(model.config, "_name_or_path", ""):
         raise ValueError(
             f"beta={args.beta} needs a reference model, but the weights of this one, which was made in memory, are split over "
             "processes (DeepSpeed ZeRO-3) and cannot be copied: save it and pass the path, or set beta=0.0."
+        )
+
+
+def _check_adapter_to_copy(model: Any, args: Any) -> None:
+    """Raise `ValueError` unless the adapter that is trained is the one that TRL copies as the reference."""
+    active = list(getattr(model, "active_adapters", ["default"]))
+    if active != ["default"]:
+        raise ValueError(
+            f"beta={args.beta} needs a copy of the adapter as a reference, which TRL makes of the one that is named 'default', but the active "
+            f"adapter is {', '.join(map(repr, active))}: load it without `adapter_name`, or set beta=0.0."
         )
 
 
@@ -86,7 +99,7 @@ def check_model(model: Any) -> None:
     Raises:
         `TypeError`: If it is `None`.
         `FileNotFoundError`: If it is a path with nothing there.
-        `ValueError`: If it is an encoder-decoder.
+        `ValueError`: If it is an encoder-decoder, or a directory with an adapter alone.
     """
     if model is None:
         raise TypeError("`model` must be an id, a path or a model, got None.")
@@ -96,6 +109,11 @@ def check_model(model: Any) -> None:
         if is_path and not Path(model).exists():
             raise FileNotFoundError(
                 f"There is no model at {model!r}: check the path (an id on the Hub is 'owner/name')."
+            )
+        if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
+            raise ValueError(
+                f"{model!r} holds an adapter without its model: load the model, and pass `PeftModel.from_pretrained(loaded, {model!r}, "
+                "is_trainable=True)` to train it on."
             )
         if Path(model).is_dir():
             with contextlib.suppress(OSError, ValueError):  # loading it says what is wrong
