@@ -301,7 +301,7 @@ def test_reward_functions_that_could_not_be_called_are_refused(tmp_path, actor_p
     def fine(completions, secret, **kwargs):
         return [0.0] * len(completions)
 
-    words = r"'narrow' must take prompts, completions, .*environments, secret by name, got a signature \(completions\)"
+    words = r"'narrow' must take prompts, completions, .*environments, secret by name for the train dataset, got a signature \(completions\)"
     with pytest.raises(ValueError, match=words):
         make(tmp_path, actor_path, tokenizer, NoReward, reward_funcs=[fine, narrow])
     with pytest.raises(

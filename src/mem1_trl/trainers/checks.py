@@ -24,6 +24,9 @@ CHECKED_PROMPTS = 1000
 
 _IMAGE_COLUMNS = ("image", "images")
 
+_ARGUMENTS = ("prompts", "completions")
+"""Columns that TRL would hand to every reward function a second time, that of an environment included."""
+
 
 def named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[str, Any]]:
     """Data sets with the names that messages give them."""
@@ -161,11 +164,22 @@ def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing
             resolve_conversational(AgentSettings(conversational=True), processing_class)
 
 
-def check_columns(name: str, dataset: Any, pool: EnvironmentPool | None) -> None:
-    """Raise `ValueError` if a data set lacks a column that is needed."""
+def check_columns(name: str, dataset: Any, args: Any, pool: EnvironmentPool | None) -> None:
+    """Raise `ValueError` if a data set lacks a column that is needed, or has one that would not arrive."""
     columns = getattr(dataset, "column_names", None)
     if not columns:  # a stream may not know
         return
+    taken = next((column for column in _ARGUMENTS if column in columns), None)
+    if taken is not None:
+        raise ValueError(
+            f"The {name} has a column {taken!r}, which is the name of an argument of reward functions: rename it (a task is in 'prompt')."
+        )
+    removed = [column for column in columns if column != "prompt"]
+    if args.remove_unused_columns and removed:
+        raise ValueError(
+            f"remove_unused_columns=True would take {', '.join(map(repr, removed))} from the {name} before `reset` and reward functions "
+            "see a row: leave it False, or remove from the data set what nothing reads."
+        )
     # As in TRL, an environment may own the task: then `reset` returns it, or the first batch is an error
     if "prompt" not in columns and pool is None:
         raise ValueError(

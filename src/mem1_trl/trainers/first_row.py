@@ -69,6 +69,27 @@ def play_first_row(pool: EnvironmentPool, dataset: Any) -> None:
     pool.caller.counts.reset()
 
 
+def check_reset(pool: EnvironmentPool, name: str, dataset: Any) -> None:
+    """
+    Refuse a data set with whose rows `reset` could not be called, without playing one: an evaluation may begin hours from now.
+
+    Args:
+        pool ([`EnvironmentPool`]):
+            The environments.
+        name (`str`):
+            What messages call the data set.
+        dataset (`Any`):
+            A stream is not read for it.
+
+    Raises:
+        `ValueError`: If `reset` of an environment does not take the columns of its first row.
+    """
+    if isinstance(dataset, Dataset):
+        for rows in _rows_of_each(pool, dataset):
+            for row in rows[:1]:
+                _check_signature(pool, row, f" of the {name}")
+
+
 def _rows_of_each(pool: EnvironmentPool, dataset: Dataset) -> list[list[dict[str, Any]]]:
     """The first rows of each environment."""
     if not pool.routed:
@@ -108,7 +129,7 @@ def _check_takes_nothing(environment: Any) -> None:
         raise ValueError(f"{place} must be callable without arguments: {error}.") from error
 
 
-def _check_signature(pool: EnvironmentPool, row: Mapping[str, Any]) -> None:
+def _check_signature(pool: EnvironmentPool, row: Mapping[str, Any], place: str = "") -> None:
     """Raise `ValueError` if `reset` does not take the columns of a row by name."""
     environment = pool.example_of(pool.name_of(row))
     columns = [name for name in row if not (pool.routed and name == "environment")]
@@ -121,7 +142,7 @@ def _check_signature(pool: EnvironmentPool, row: Mapping[str, Any]) -> None:
     except TypeError as error:
         own = inspect.signature(type(environment).reset)
         raise ValueError(
-            f"{name_of_call(environment, 'reset')} must accept the columns of a row ({', '.join(columns)}), got a signature "
+            f"{name_of_call(environment, 'reset')} must accept the columns of a row{place} ({', '.join(columns)}), got a signature "
             f"{own}: {error}; add `**row` for those that it does not use."
         ) from error
 

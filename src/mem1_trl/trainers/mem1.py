@@ -35,7 +35,7 @@ from .checks import (
 from .distillation import Distillation, refuse_distillation
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
-from .first_row import play_first_row
+from .first_row import check_reset, play_first_row
 from .refusals import refuse_memory_value, refuse_unsaved_adapter, refuse_without_environment
 from .reward_functions import check_signatures, collect_reward_functions
 from .saving import (
@@ -121,13 +121,17 @@ class Mem1Trainer(TrajectoryTrainer):
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         check_stages(train_dataset, args)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
-            check_columns(name, dataset, self.pool)
+            check_columns(name, dataset, args, self.pool)
             check_rows(name, dataset, self.pool, processing_class)
 
         rewards = collect_reward_functions(self, args, reward_funcs)
         if self.pool is not None:
             play_first_row(self.pool, rows)
-        check_signatures(reward_funcs, getattr(rows, "column_names", None) or (), self.pool is not None)
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
+            if self.pool is not None and dataset is not train_dataset:
+                check_reset(self.pool, name, dataset)
+            columns = getattr(dataset, "column_names", None) or ()
+            check_signatures(reward_funcs, columns, self.pool is not None, name)
         if (classes := kwargs.get("reward_processing_classes")) is not None:
             kwargs["reward_processing_classes"] = rewards.tokenizers(classes)
         weights, args.reward_weights = args.reward_weights, rewards.weights

@@ -86,8 +86,13 @@ def collect_reward_functions(trainer: Mem1Trainer, args: Any, given: Any) -> Rew
 _GIVEN = ("prompts", "completions", "completion_ids", "trajectories", "trainer_state", "log_extra", "log_metric")
 """What a reward function is called with, by name, beside `environments` and the columns of the data set."""
 
+_NOT_GIVEN = ("prompt", "completion", "completion_ids")
+"""Columns that TRL keeps from reward functions."""
 
-def check_signatures(given: Any, columns: Sequence[str], has_environment: bool) -> None:
+
+def check_signatures(
+    given: Any, columns: Sequence[str], has_environment: bool, dataset: str = "train dataset"
+) -> None:
     """
     Refuse reward functions that could not be called, before a model is loaded.
 
@@ -95,17 +100,25 @@ def check_signatures(given: Any, columns: Sequence[str], has_environment: bool) 
         given (`RewardFunc | list[RewardFunc]`, *optional*):
             The user's functions; models and names of models are passed over.
         columns (`Sequence[str]`):
-            Those of the training data set; empty if they are not known.
+            Those of a data set; empty if they are not known.
         has_environment (`bool`):
             Whether functions are given `environments`.
+        dataset (`str`, *optional*, defaults to `"train dataset"`):
+            What messages call the data set.
 
     Raises:
-        `ValueError`: If one does not take what it will be given, by name.
+        `ValueError`: If one does not take what it will be given, by name, or if a column has the name of something else that it is given.
     """
-    names = [*_GIVEN, *(["environments"] if has_environment else []), *(name for name in columns if name != "prompt")]
+    arguments = [*_GIVEN, *(["environments"] if has_environment else [])]
+    names = [*arguments, *(name for name in columns if name not in (*_NOT_GIVEN, *arguments))]
     for function in given if isinstance(given, list) else [given]:
         if not callable(function) or isinstance(function, torch.nn.Module):
             continue
+        taken = next((name for name in columns if name in arguments), None)
+        if taken is not None:
+            raise ValueError(
+                f"The {dataset} has a column {taken!r}, and reward functions are given something else by this name: rename the column."
+            )
         try:
             signature = inspect.signature(function)
         except ValueError:  # built in C
@@ -115,8 +128,8 @@ def check_signatures(given: Any, columns: Sequence[str], has_environment: bool) 
         except TypeError as error:
             name = getattr(function, "__name__", type(function).__name__)
             raise ValueError(
-                f"The reward function {name!r} must take {', '.join(names)} by name, got a signature {signature}: {error}; add `**kwargs` "
-                "for those that it does not use."
+                f"The reward function {name!r} must take {', '.join(names)} by name for the {dataset}, got a signature {signature}: "
+                f"{error}; add `**kwargs` for those that it does not use, or the column that is missing."
             ) from error
 
 
