@@ -193,6 +193,31 @@ def test_results_come_back_in_order_as_text():
     assert run_calls([]) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([{"type": "text", "text": "green "}, {"type": "text", "text": "tea"}], "green tea"),
+        ([{"type": "text", "text": "a picture:"}, {"type": "image", "image": "x.png"}], "Error: TypeError: A message may hold text only, got a block of type 'image'"),
+        # Lists of something else
+        ([], "[]"),
+        (["green", "tea"], "['green', 'tea']"),
+        ([{"type": "shirt", "text": "blue"}], "[{'type': 'shirt', 'text': 'blue'}]"),
+        ([{"type": "text"}], "[{'type': 'text'}]"),
+    ],
+)  # fmt: skip
+def test_blocks_of_text_are_read_as_their_text(value, text):
+    """As TRL hands them to the chat template; what is no block is shown as it is."""
+
+    def pages():
+        return value
+
+    async def later():
+        return value
+
+    for result in run_calls([(pages, {}), (later, {})]):
+        assert result.text.startswith(text) and result.failed is text.startswith("Error")
+
+
 def test_slow_actions_run_at_the_same_time():
     threads, meeting = set(), Meeting(8)
 

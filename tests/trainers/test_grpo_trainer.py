@@ -673,9 +673,22 @@ def test_reset_that_returns_no_text_is_an_error(tmp_path, tokenizer, actor):
         def reset(self, **row):
             return [{"type": "image"}]
 
-    words = "The first row cannot be played: .*`reset` of Pictures must return None or a string .* got a list"
+    words = "The first row cannot be played: `reset` of Pictures failed with ValueError: A message may hold text only, got a block of type 'image'"
     with pytest.raises(ValueError, match=words):
         make(tmp_path, actor, tokenizer, environment=Pictures)
+
+
+def test_text_blocks_that_reset_returns_are_their_text(tmp_path, tokenizer, actor):
+    """As TRL takes them."""
+
+    class Blocks(LookupEnvironment):
+        def reset(self, secret="7", **row):
+            super().reset(secret=secret)
+            return [{"type": "text", "text": " look"}, {"type": "text", "text": " up"}]
+
+    trainer = make(tmp_path, actor, tokenizer, environment=Blocks)
+    (row,) = trainer.prepare_rows([{"prompt": "q?", "secret": "1"}])
+    assert row["prompt"] == "q? look up"
 
 
 # Adapters

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_BLOCKS = ("text", "image", "image_url", "video", "audio")
-"""Types of the blocks that a message of chat templates may hold."""
+_MEDIA = ("image", "image_url", "video", "audio")
+"""Types of the blocks, beside text, that a message of chat templates may hold."""
 
 
 def shown_text(value: Any) -> str:
@@ -34,11 +34,12 @@ def shown_text(value: Any) -> str:
 
 def is_blocks(value: Any) -> bool:
     """Whether a value is a list of typed blocks, the form in which TRL takes results and observations that hold more than text."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(block, Mapping) and block.get("type") in _BLOCKS for block in value)
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_block, value))
+
+
+def _is_block(value: Any) -> bool:
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    return kind in _MEDIA or (kind == "text" and isinstance(value.get("text"), str))
 
 
 def text_of_blocks(content: Any) -> Any:
