@@ -56,6 +56,17 @@ def test_arguments_of_the_package_are_refused():
         AgentSettings(generation_kwargs={"logits_processor": []})
 
 
+def test_other_end_tokens_are_refused(tmp_path):
+    """`generate` would pad after them, and the padding count as sampled."""
+    words = r"generation_kwargs must not set eos_token_id=\[76\], .*set `model.generation_config.eos_token_id`"
+    with pytest.raises(ValueError, match=words):
+        AgentSettings(generation_kwargs={"eos_token_id": [76]})
+    with pytest.raises(ValueError, match=words):
+        Mem1PPOConfig(str(tmp_path), bf16=False, generation_kwargs={"eos_token_id": [76]})
+    with pytest.raises(ValueError, match="must not set pad_token_id, which mem1-trl sets itself"):
+        AgentSettings(generation_kwargs={"pad_token_id": 0})
+
+
 def test_a_second_temperature_is_refused(tmp_path):
     """Tokens would be sampled at it, and their log-probs recorded and trained at the other, without a difference to see."""
     words = "generation_kwargs must not set temperature=0.5"

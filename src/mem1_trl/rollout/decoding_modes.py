@@ -43,7 +43,7 @@ PLAIN_MODES: dict[str, tuple[Any, ...]] = {
 # Arguments that this package passes itself, or that change what `generate` returns
 _OWN = (
     "input_ids", "inputs", "attention_mask", "past_key_values", "cache", "generation_config", "max_length", "logits_processor", "stopping_criteria",
-    "return_dict_in_generate", "stop_strings",
+    "return_dict_in_generate", "stop_strings", "pad_token_id",
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
 
     Raises:
         `ValueError`: For beam search, several sequences for one context, assisted, contrastive and custom decoding, for
-            arguments that belong to this package, and for a second temperature.
+            arguments that belong to this package, for other end tokens, and for a second temperature.
     """
     for name, value in options.items():
         if name in PLAIN_MODES and value is not None and value not in PLAIN_MODES[name]:
@@ -94,6 +94,11 @@ def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
             )
         if name in _OWN and value is not None and value is not False:
             raise ValueError(f"generation_kwargs must not set {name}, which mem1-trl sets itself: leave it out.")
+    if options.get("eos_token_id") is not None:
+        raise ValueError(
+            f"generation_kwargs must not set eos_token_id={options['eos_token_id']!r}, after which padding would be trained as if it had been "
+            "sampled: set `model.generation_config.eos_token_id`, whose tokens end a turn."
+        )
     if options.get("temperature") is not None:
         raise ValueError(
             f"generation_kwargs must not set temperature={options['temperature']!r}, at which tokens would be sampled but not scored: "
