@@ -95,12 +95,36 @@ own, does as well on episodes as long as in training; on twice as many passages 
 With the stitched mask in place of the exact update (seed {", ".join(world.seeds_of("grpo-stitched"))}) less is learned, and little of it holds for other kinds and longer episodes: exact against stitched,
 {world.against("grpo-stitched", "success", "3-asked-t0")} right on asked kinds, {world.against("grpo-stitched", "success", "3-held-out-t0")} on held-out ones,
 {world.against("grpo-stitched", "success", "6-asked-t0")} on twice as many passages."""
-    if "grpo-turn" in world.cells:
-        text += f"""
-
-With turns compared with the group's turns of the same number (`advantage_level="turn"`, seed {", ".join(world.seeds_of("grpo-turn"))}) as much is learned on asked kinds, less on others:
-whole episodes against turns, {world.against("grpo-turn", "success", "3-asked-t0")} right on asked kinds, {world.against("grpo-turn", "success", "3-held-out-t0")} on held-out ones."""
     return text + "\n"
+
+
+def by_credit(world: World) -> str:
+    """What each kind of credit has learned by the step at which the most runs can be compared."""
+    credit: dict[str, dict[str, dict[str, float]]] = world.results.get("credit", {})
+    cells = {cell: [label for label in credit if cell in credit[label]] for label in credit for cell in credit[label]}
+    if not cells:
+        return ""
+    last = max(cells, key=lambda cell: (len(cells[cell]), int(cell.rpartition("-")[2])))
+    step = last.rpartition("-")[2]
+    levels = [cell for cell in cells if cell.endswith(f"-{step}")]
+    rows = "".join(
+        f"| {world.results['names'][label]} | {', '.join(next(iter(credit[label].values())))} | "
+        + " | ".join(
+            f"{fmean(seeds.values()):.2f} ({', '.join(f'{share:.2f}' for share in seeds.values())})"
+            if (seeds := credit[label].get(cell))
+            else ""
+            for cell in levels
+        )
+        + " |\n"
+        for label in credit
+    )
+    return f"""
+Kinds of credit at equal steps: needed rows kept in the episodes of training (asked kinds, temperature 1) up to step {step}, mean and each seed. [The page]({world.page}/RESULTS.md#credit-at-equal-steps)
+has more steps and the curves, [credit.md](credit.md) what they mean.
+
+| | seeds | {" | ".join(cell.rpartition("-")[0] for cell in levels)} |
+|---|---|{"---|" * len(levels)}
+{rows}"""
 
 
 def before_this_design(world: World) -> str:
@@ -222,7 +246,7 @@ Greedy decoding; *kept*: share of the needed rows in the last state; *right*: sh
 {table}
 ![what the last state holds](memory_world/memory.png)
 
-{beyond_training(world)}{before_this_design(world)}
+{beyond_training(world)}{by_credit(world)}{before_this_design(world)}
 ## What was not shown
 
 {not_reached}{not_run}{few}- **Multi-objective**: that its agent answers 16 objectives after training on 2 shows no learned memory. The skill for 16 is in its warm-up, which saw as many;
