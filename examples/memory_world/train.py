@@ -103,8 +103,8 @@ def configuration(args):
     )
     settings |= {name: getattr(args, name) for name in CREDIT if getattr(args, name) is not None}
     if args.algorithm == "ppo":
-        # In the reward the penalty would be divided, as all advantages are, by their standard deviation of about 0.2,
-        # and so be five times that of GRPO: the critic is to be the only difference
+        # In the reward the penalty would be divided, as all advantages are, by their standard deviation of about a quarter,
+        # and so be four times that of GRPO: the critic is to be the only difference
         return Mem1PPOConfig(value_learning_rate=1e-3, kl_in_reward=False, **settings)
     return Mem1GRPOConfig(num_generations=args.generations, **settings)
 

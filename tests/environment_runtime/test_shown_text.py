@@ -36,7 +36,7 @@ def test_a_value_without_a_text_is_an_error_and_not_its_place_in_memory(value):
         ([{"type": "cat", "text": "x"}], "[{'type': 'cat', 'text': 'x'}]"),
         (memoryview(b"abc"), "abc"),
         ({"frame": "<main at 0x7f00>"}, "{'frame': '<main at 0x7f00>'}"),
-        (f"<object at {id(BLOCKS):#x}>", f"<object at {id(BLOCKS):#x}>"),
+        pytest.param(f"<object at {id(BLOCKS):#x}>", f"<object at {id(BLOCKS):#x}>", id="a text that looks like one"),
     ],
 )
 def test_any_other_value_is_shown(value, text):
