@@ -37,6 +37,7 @@ from mem1_trl.context_rules import RULES, NextTurn
 from mem1_trl.display import print_trajectory
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation import Evaluation, evaluate_agent, evaluate_objectives
+from mem1_trl.evaluation.result import slug
 from mem1_trl.retrieval import Bm25Index
 from mem1_trl.tasks import sample_objectives
 from mem1_trl.update.rows import build_row
@@ -655,6 +656,14 @@ def test_weights_that_nobody_can_compare_are_named(tmp_path, actor, tokenizer, m
     assert "weights" not in caplog.text
     evaluate_objectives(agent, QUESTIONS, LookupEnvironment, **arguments)
     assert "nothing says whether served still has the weights that it had then" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("MEM1, PPO 2", "mem1-ppo-2"), ("記憶 1", "記憶-1"), ("Über_uns", "über-uns"), ("!", "agent")]
+)
+def test_a_label_of_any_script_names_its_files(label, name):
+    """Labels of which no letter stayed shared one file."""
+    assert slug(label) == name
 
 
 def test_few_questions_make_many_tasks(caplog):

@@ -56,7 +56,7 @@ FORMAT = 1
 """Version of the file format."""
 
 _LONG_COLUMN = 10_000  # characters
-_LETTERS = re.compile(r"[a-z0-9]+")
+_LETTERS = re.compile(r"[^\W_]+")
 _NOT_OURS = "it is not a record that this version of mem1-trl wrote."
 _SUMMARY = (
     "agent",
@@ -347,7 +347,7 @@ def _read_record(kind: Any, record: Any) -> Any:
 
 
 def slug(label: str) -> str:
-    """A label as part of a file name."""
+    """A label as part of a file name: its letters, of any script, and digits."""
     return "-".join(_LETTERS.findall(label.lower())) or "agent"
 
 
