@@ -75,3 +75,15 @@ def test_the_page_says_what_was_counted(scripts):
     page = render([row], 3, "Python 3", "abc", 4.4)
     assert "| every parser | 1,200 | 1,199 | 1 | 2 | `pytest a` |" in page
     assert "- every parser: x: slow" in page and "seed 3" in page and "`abc`" in page
+
+
+def test_a_selection_of_no_tests_is_a_failure_and_each_file_is_there(scripts):
+    """A file that was moved counted as 0 cases, all of which held."""
+    from reliability.suites import SUITES, measure
+
+    for arguments in SUITES.values():
+        paths = arguments.partition(" -k")[0].split()
+        assert paths and all((ROOT / path).exists() for path in paths), arguments
+    for nothing in ("tests/no_such_file.py", "tests/test_words.py -k no_such_test"):
+        outcome = measure(nothing)
+        assert (outcome.tried, outcome.failed) == (1, 1), outcome
