@@ -99,32 +99,31 @@ With the stitched mask in place of the exact update (seed {", ".join(world.seeds
 
 
 def by_credit(world: World) -> str:
-    """What each kind of credit has learned by the step at which the most runs can be compared."""
+    """What each kind of credit has learned by the same steps, before the end, which not all runs have reached."""
     credit: dict[str, dict[str, dict[str, float]]] = world.results.get("credit", {})
-    cells = {cell: [label for label in credit if cell in credit[label]] for label in credit for cell in credit[label]}
-    if not cells:
+    cells = {cell: int(cell.rpartition("-")[2]) for label in credit for cell in credit[label]}
+    shown = sorted((step, cell) for cell, step in cells.items() if step < world.results["settings"]["steps"])
+    if not shown:
         return ""
-    last = max(cells, key=lambda cell: (len(cells[cell]), int(cell.rpartition("-")[2])))
-    step = last.rpartition("-")[2]
-    levels = [cell for cell in cells if cell.endswith(f"-{step}")]
-    rows = "".join(
-        f"| {world.results['names'][label]} | {', '.join(next(iter(credit[label].values())))} | "
-        + " | ".join(
-            f"{fmean(seeds.values()):.2f} ({', '.join(f'{share:.2f}' for share in seeds.values())})"
-            if (seeds := credit[label].get(cell))
-            else ""
-            for cell in levels
-        )
-        + " |\n"
-        for label in credit
-    )
-    return f"""
-Kinds of credit at equal steps: needed rows kept in the episodes of training (asked kinds, temperature 1) up to step {step}, mean and each seed. [The page]({world.page}/RESULTS.md#credit-at-equal-steps)
-has more steps and the curves, [credit.md](credit.md) what they mean.
 
-| | seeds | {" | ".join(cell.rpartition("-")[0] for cell in levels)} |
-|---|---|{"---|" * len(levels)}
-{rows}"""
+    def row(label: str) -> str:
+        of_label = credit[label]
+        texts = [
+            f"{fmean(seeds.values()):.2f} ({', '.join(f'{share:.2f}' for share in seeds.values())})" if seeds else ""
+            for seeds in (of_label.get(cell, {}) for _, cell in shown)
+        ]
+        return (
+            f"| {world.results['names'][label]} | {', '.join(next(iter(of_label.values())))} | {' | '.join(texts)} |\n"
+        )
+
+    heads = " | ".join(f"{cell.rpartition('-')[0]}, up to step {step}" for step, cell in shown)
+    return f"""
+Kinds of credit at equal steps: needed rows kept in the episodes of training (asked kinds, temperature 1), mean and each seed; an empty cell: its run has not come so far. Curves: [memory_world]({world.page}/RESULTS.md#credit-at-equal-steps),
+what each is: [credit.md](credit.md).
+
+| | seeds | {heads} |
+|---|---|{"---|" * len(shown)}
+{"".join(row(label) for label in credit)}"""
 
 
 def before_this_design(world: World) -> str:
