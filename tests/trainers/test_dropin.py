@@ -9,7 +9,6 @@ import runpy
 import sys
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from datasets import Dataset
@@ -21,7 +20,6 @@ from trl import GRPOConfig, GRPOTrainer
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol, StopReason
 from mem1_trl.configs import from_grpo_config
 from mem1_trl.environment_runtime.actions import ActionSet
-from mem1_trl.environment_runtime.arguments import coerce
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PROTOCOLS = {
@@ -217,66 +215,3 @@ def test_settings_that_cannot_be_converted_are_refused(tmp_path, model_path):
         Mem1PPOTrainer(model_path, args=args, train_dataset=dataset, environment_factory=Library)
     with pytest.raises(ValueError, match="`max_tool_calling_iterations` has no effect here: set `max_turns`"):
         Mem1PPOConfig(output_dir=str(tmp_path), max_tool_calling_iterations=3, use_cpu=True, bf16=False)
-
-
-# Arguments
-
-
-@pytest.mark.parametrize(
-    ("value", "kind", "expected"),
-    [
-        ("3", int, 3),
-        (3.0, int, 3),
-        ("3.0", int, 3),
-        (3, float, 3.0),
-        ("1e3", float, 1000.0),
-        (True, bool, True),
-        ("False", bool, False),
-        (7, str, "7"),
-        ("7", str, "7"),
-        ([1], str, "[1]"),
-        ("[1, 2]", list[int], [1, 2]),
-        ((1, 2), tuple, None),
-        ([1, 2], tuple, (1, 2)),
-        ('{"a": 1}', dict, {"a": 1}),
-        (None, int | None, None),
-        ("null", int | None, None),
-        ("5", int | None, 5),
-        ("5", int | str, "5"),
-        ("x", str | None, "x"),
-        ("left", "left-or-right", "left"),
-        ("2", "one-or-two", 2),
-        ({"x": 1}, object, {"x": 1}),
-    ],
-)
-def test_values_are_given_the_declared_type(value, kind, expected):
-    kind = {"left-or-right": Literal["left", "right"], "one-or-two": Literal[1, 2]}.get(kind, kind)
-    if expected is None and value is not None and value != "null":
-        with pytest.raises(ValueError, match="is not a list"):
-            coerce(value, kind)
-        return
-    result = coerce(value, kind)
-    assert result == expected and type(result) is type(expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "kind", "words"),
-    [
-        ("three", int, "'three' is not a number"),
-        (3.5, int, "3.5 is not a whole number"),
-        (True, int, "True is not a number"),
-        ("1e999", int, "not a number"),
-        ([1], float, "not a number"),
-        ("maybe", bool, "neither true nor false"),
-        (1, bool, "neither true nor false"),
-        ("[1", list, "not valid JSON"),
-        ("3", list[str], "3 is not a list"),
-        ([1], dict, "not an object"),
-        (None, int, "null is not allowed"),
-        (None, str, "null is not allowed"),
-        ("two", int | None, "'two' is not a number"),
-    ],
-)
-def test_values_that_have_no_such_type_are_refused(value, kind, words):
-    with pytest.raises(ValueError, match=words):
-        coerce(value, kind)
