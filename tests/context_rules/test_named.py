@@ -22,7 +22,7 @@ class OwnRule(ContextRule):
 
 
 class Kept(OwnRule):
-    """Has a parameter that nobody can read off."""
+    """Does not say what its parameter is."""
 
     def __init__(self, keep: int = 2):
         self.keep = keep

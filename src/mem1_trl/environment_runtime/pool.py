@@ -333,7 +333,7 @@ class GivenEnvironments:
         return self._in_its_thread(environment, partial(getattr, environment, "mem1_state", None))
 
     def _in_its_thread(self, environment: Any, function: Callable[[], Any]) -> Any:
-        # Once released, the environment gets a thread for this one call, and nobody has to release that
+        # A released environment has no thread any more: this call gets a temporary one, which needs no release
         thread = next((one for one in self._threads if one.environment is environment), EnvironmentThread(environment))
         call = EnvironmentCall(thread, function, name=name_of_call(environment, "mem1_state"))
         (outcome,) = self.caller.run([call], counted=False)

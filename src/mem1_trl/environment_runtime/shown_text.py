@@ -14,8 +14,8 @@ def shown_text(value: Any) -> str:
     A result as text: of `None` an empty one, of bytes their UTF-8, of text blocks what they hold, of anything else `str(value)`.
 
     Raises:
-        `TypeError`: If it has no text of its own, as a generator or an object without `__str__`, of which only the place in memory
-            could be shown; or if it holds an image or another medium.
+        `TypeError`: If all that could be shown is its address in memory, as with a generator or an object without `__str__`; or if it
+            holds an image or another medium.
     """
     if value is None:
         return ""

@@ -165,8 +165,8 @@ class ExactResume(BalancedMicroBatches):
             return
         if not has_random_states(self._resumed_from):
             logger.warning(
-                f"{self._resumed_from} was saved with save_only_model=True, without optimizer, learning-rate schedule and random numbers. The "
-                "run goes on from its weights, and these begin anew."
+                f"{self._resumed_from} was saved with save_only_model=True, without optimizer, learning-rate schedule and random numbers: these "
+                "start from scratch, and only the weights are continued."
             )
         if self.is_deepspeed_enabled:  # which does not load its checkpoint by the method that is wrapped here
             self.load_extra(self._resumed_from)
