@@ -76,10 +76,12 @@ class Record(TrainerCallback):
         folder: Folder of the run.
         deadline: Stops, and saves, before a step that would not fit.
         cpu_seconds: Ends the run once its steps have taken so much, resumed ones included.
+        stop_at: Stops, and saves, after this step.
     """
 
-    def __init__(self, folder, deadline, cpu_seconds=None):
+    def __init__(self, folder, deadline, cpu_seconds=None, stop_at=None):
         self.path, self.deadline, self.budget = folder / "training.jsonl", deadline, cpu_seconds
+        self.stop_at = stop_at
         self.steps = steps_of(self.path)
         self.longest = 0.0
 
@@ -106,7 +108,7 @@ class Record(TrainerCallback):
             "cpu_seconds": round(self.cpu_seconds, 3),
             "wall_seconds": round(seconds, 3),
         }
-        if self.used_up or not self.deadline.leaves(1.3 * self.longest):
+        if self.used_up or state.global_step == self.stop_at or not self.deadline.leaves(1.3 * self.longest):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):

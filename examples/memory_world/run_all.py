@@ -4,6 +4,7 @@ The whole experiment, seed by seed; stopped at any point, it goes on when it is 
     OMP_NUM_THREADS=1 python examples/memory_world/run_all.py                  # everything, hours of one core
     python examples/memory_world/run_all.py --seeds 0 --stages start grpo      # a part of it
     python examples/memory_world/run_all.py --minutes 60                       # an hour of it
+    python examples/memory_world/run_all.py --stages ppo-token --stop_at 260   # the first steps of a training, tested
     python examples/memory_world/run_all.py --short --output_dir runs/short    # every stage in a minute or two; the numbers mean nothing
 """
 
@@ -30,12 +31,12 @@ ABLATIONS = {  # label -> options of train.py; of the first seed
     "grpo-embeddings": ["--train_embeddings"],
     "grpo-no-carry": ["--without_carry"],
     "grpo-stitched": ["--layout", "paper"],
-    "ppo-token": ["--algorithm", "ppo"],
     "ppo-discounted": ["--algorithm", "ppo", "--gamma", "0.99", "--lam", "0.9"],
 }
 CREDIT = {  # label -> options of train.py; of every seed
     "grpo-turn": ["--advantage_level", "turn", "--lam", "0.9"],
     "grpo-state": ["--advantage_level", "state"],
+    "ppo-token": ["--algorithm", "ppo"],
     "ppo-turn": ["--algorithm", "ppo", "--advantage_level", "turn", "--gamma", "0.99", "--lam", "0.9"],
     "ppo-two-level": ["--algorithm", "ppo", "--advantage_level", "two_level", "--gamma", "0.99", "--lam", "0.9"],
 }
@@ -72,6 +73,16 @@ class Experiment:
         else:
             self.train(stage, self.start / "model", *{**ABLATIONS, **CREDIT}.get(stage, []))
             self.test(stage, self.folder(stage) / "model")
+
+    def run_part(self, stage):
+        """The first steps of a training, with the tests of a whole one. A later call goes on with it."""
+        end = self.args.stop_at
+        print(f"== {stage} to step {end}, seed {self.seed}, {time.strftime('%H:%M:%S')}", flush=True)
+        options = {**ABLATIONS, **CREDIT}.get(stage, [])
+        self.train(stage, self.start / "model", "--stop_at", end, *options)
+        place = self.folder(stage)
+        test_agent(stage, place / "checkpoints" / f"checkpoint-{end}", place / f"at-{end}", self.seed, self.deadline,
+                   self.args.tasks)  # fmt: skip
 
     def teach(self, place, context):
         if is_done(place):
@@ -133,10 +144,14 @@ def main():
     parser.add_argument("--tasks", type=int, default=200, help="tasks of a cell of the tests")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None)
+    parser.add_argument("--stop_at", type=int, default=None, help="train to this step only, and test what was learned")
     parser.add_argument("--short", action="store_true", help="a few steps of everything; the numbers mean nothing")
     args = parser.parse_args()
     args.seed, args.deadline = args.seeds[0], Deadline(args.minutes)
     quiet(args)
+    parts = ("grpo", *ABLATIONS, *CREDIT)
+    if args.stop_at is not None and not set(args.stages) <= set(parts):
+        parser.error(f"--stop_at needs --stages of {', '.join(parts)}, but they are {', '.join(args.stages)}")
     if args.short:
         args.seeds, args.steps, args.batch_size, args.warm_up_steps, args.tasks = [0], 2, 32, 20, 4
     for seed in args.seeds:
@@ -144,7 +159,7 @@ def main():
         for stage in args.stages:
             if stage in ABLATIONS and seed != args.seeds[0]:
                 continue
-            experiment.run(stage)
+            experiment.run(stage) if args.stop_at is None else experiment.run_part(stage)
 
 
 if __name__ == "__main__":

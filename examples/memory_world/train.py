@@ -137,16 +137,29 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long")
+    parser.add_argument(
+        "--stop_at",
+        type=int,
+        default=None,
+        help="stop after this step with a checkpoint, from which a later call goes on",
+    )
     return parser.parse_args()
 
 
 def main():
     args = parse_arguments()
-    if is_done(args.output_dir, args.steps):
+    checkpoint = last_complete_checkpoint(args.output_dir / "checkpoints")
+    come_to = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    if come_to == args.stop_at or (args.stop_at is None and is_done(args.output_dir, args.steps)):
         return
+    if args.stop_at is not None and not come_to < args.stop_at < args.steps:
+        raise SystemExit(
+            f"--stop_at must be a step after the last checkpoint, {come_to}, and before the end, {args.steps}, "
+            f"but is {args.stop_at}"
+        )
     quiet(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    record = Record(args.output_dir, Deadline(args.minutes))
+    record = Record(args.output_dir, Deadline(args.minutes), stop_at=args.stop_at)
     # As many tasks as are read: each `generations` times with GRPO, once with PPO
     each = args.generations if args.algorithm == "grpo" else 1
     trainer_class = Mem1PPOTrainer if args.algorithm == "ppo" else Mem1GRPOTrainer
@@ -165,7 +178,9 @@ def main():
     trainer.remove_callback(PrinterCallback)
     if not args.train_embeddings:
         freeze_embeddings(trainer.model)
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step == args.stop_at:
+        return
     names = ["algorithm", "context", "layout", "batch_size", "generations", "learning_rate", "beta", *CREDIT, "train_embeddings", "seed"]  # fmt: skip
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names}, "model")
 

@@ -52,16 +52,54 @@ WINDOW = 15  # steps of a running mean
 AIMS = {"asked": 0.9, "held-out": 0.85}
 
 
-def read_runs(root):
-    """`{label: {seed: {cell: Evaluation}}}` of the finished evaluations."""
+def read_runs(root, part=""):
+    """
+    `{label: {seed: {cell: Evaluation}}}` of the finished evaluations.
+
+    Args:
+        part: Folder in that of a run, for what was tested before the end.
+    """
     runs = {}
     for label in NAMES:
         for folder in sorted(root.glob(f"{label}-seed*")):
             seed = int(folder.name.removeprefix(f"{label}-seed"))
-            cells = {path.stem: Evaluation.load(path.parent, path.stem) for path in folder.glob("evaluation/*.json")}
+            files = (folder / part / "evaluation").glob("*.json")
+            cells = {path.stem: Evaluation.load(path.parent, path.stem) for path in files}
             if cells:
                 runs.setdefault(label, {})[seed] = cells
     return runs
+
+
+def read_parts(root):
+    """`{step: runs}` of trainings that were tested before their end (`run_all.py --stop_at`)."""
+    steps = {int(path.name.removeprefix("at-")) for path in root.glob("*-seed*/at-*")}
+    found = {step: read_runs(root, f"at-{step}") for step in sorted(steps)}
+    return {step: runs for step, runs in found.items() if runs}
+
+
+def pooled_cells(runs):
+    """`{label: {cell: {score: mean, interval and seeds}}}`."""
+    return {
+        label: {
+            cell: {metric: pooled(runs, label, cell, metric) for metric in SCORES}
+            for cell in next(iter(runs[label].values()))
+        }
+        for label in runs
+    }
+
+
+def tested_parts(parts):
+    """What was learned by a step before the end."""
+    texts = []
+    for step, runs in parts.items():
+        texts.append(f"""
+### Tested at step {step}
+
+Needed rows that stand in the last state, greedy, as in the first table. A level that has not been trained by then is tested, too.
+
+{table(runs, "kept")}
+""")
+    return "".join(texts)
 
 
 def pooled(runs, label, cell, metric):
@@ -235,7 +273,7 @@ def scalar_found(root):
 def main():
     parser = page_parser(__doc__)
     args = parser.parse_args()
-    runs = read_runs(args.root)
+    runs, parts = read_runs(args.root), read_parts(args.root)
     if "grpo" not in runs:
         parser.error(f"root must hold an evaluated run of train.py, but {args.root} has no grpo-seed*/evaluation")
     done = json.loads((args.root / f"grpo-seed{min(runs['grpo'])}" / "done.json").read_text())
@@ -312,12 +350,12 @@ What the last state holds, by need and by the turns since it was read:
 ## Credit, at equal steps
 
 Share of the needed rows that the last state holds in the episodes of training (kinds that are asked for, temperature 1): the mean over seeds, and each seed in their order.
-A cell without a seed: its run has not come so far. Settings: `ABLATIONS` and `CREDIT` in `run_all.py`; dotted lines in the picture: another phase of training begins.
+A cell without a seed: its run has not come so far. Settings: `CREDIT` in `run_all.py`; dotted lines in the picture: another phase of training begins.
 
 {credit_table(credit, done["steps"])}
 
 ![reward by kind of credit](credit.png)
-
+{tested_parts(parts)}
 ## Controls
 
 - Constants on logits, searched on validation tasks of all levels: {scalar_found(args.root) or "not run"}.
@@ -325,13 +363,6 @@ A cell without a seed: its run has not come so far. Settings: `ABLATIONS` and `C
         + "\n"
     )
     (args.to / "RESULTS.md").write_text(text)
-    cells = {
-        label: {
-            cell: {metric: pooled(runs, label, cell, metric) for metric in SCORES}
-            for cell in next(iter(runs[label].values()))
-        }
-        for label in runs
-    }
     write_json(
         args.to / "results.json",
         {
@@ -339,7 +370,8 @@ A cell without a seed: its run has not come so far. Settings: `ABLATIONS` and `C
             "settings": done,
             "names": NAMES,
             "aims": AIMS,
-            "cells": cells,
+            "cells": pooled_cells(runs),
+            "parts": {step: pooled_cells(of_step) for step, of_step in parts.items()},
             "differences": {"success": record, "kept": kept_record},
             "credit": credit,
         },

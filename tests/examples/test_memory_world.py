@@ -268,3 +268,31 @@ def test_every_stage_in_short_form(modules, fork_server, tmp_path):
     }  # fmt: skip
     again = fork_server.run(FOLDER / "run_all.py", *options)
     assert again.returncode == 0 and "success" not in again.stdout, "nothing is done twice"
+
+
+@pytest.mark.slow
+def test_a_part_of_a_training_is_tested_and_goes_on(modules, fork_server, tmp_path):
+    """Stopped and tested after one step, which is not done again; the rest comes with the next call."""
+    start = ["--short", "--output_dir", str(tmp_path), "--stages"]
+    assert fork_server.run(FOLDER / "run_all.py", *start, "start", "grpo").returncode == 0
+    part = [*start, "grpo-state", "--stop_at", "1"]
+    assert fork_server.run(FOLDER / "run_all.py", *part).returncode == 0
+    run = tmp_path / "grpo-state-seed0"
+    assert len(list((run / "at-1" / "evaluation").glob("*.json"))) == len(modules["agents"].CELLS)
+    assert not (run / "done.json").exists()
+    assert fork_server.run(FOLDER / "run_all.py", *part).returncode == 0
+    assert [json.loads(line)["step"] for line in (run / "training.jsonl").read_text().splitlines()] == [1]
+    page = fork_server.run(FOLDER / "write_results.py", str(tmp_path), "--to", str(tmp_path / "page"))
+    assert page.returncode == 0, page.stderr[-3000:]
+    assert "### Tested at step 1" in (tmp_path / "page" / "RESULTS.md").read_text()
+    cell = json.loads((run / "at-1" / "evaluation" / "cue-3-held-out-t0.json").read_text())
+    parts = json.loads((tmp_path / "page" / "results.json").read_text())["parts"]
+    assert parts["1"]["grpo-state"]["cue-3-held-out-t0"]["kept"]["mean"] == cell["metrics"]["kept"]["mean"]
+    behind = fork_server.run(FOLDER / "run_all.py", *start, "grpo", "--stop_at", "1")
+    assert "--stop_at must be a step after the last checkpoint, 2, and before the end, 2, but is 1" in behind.stderr
+    refused = fork_server.run(FOLDER / "run_all.py", *start, "start", "--stop_at", "1")
+    assert "--stop_at needs --stages of grpo, " in refused.stderr
+    rest = fork_server.run(FOLDER / "run_all.py", *start, "grpo-state")
+    assert rest.returncode == 0, rest.stderr[-3000:]
+    assert json.loads((run / "done.json").read_text())["steps"] == 2
+    assert [json.loads(line)["step"] for line in (run / "training.jsonl").read_text().splitlines()] == [1, 2]
