@@ -24,6 +24,11 @@ def in_words(numbers: list[str]) -> str:
     return " and ".join([text for text in (", ".join(numbers[:-1]), numbers[-1]) if text])
 
 
+def with_seeds(shares: dict[str, float]) -> str:
+    """The mean, and each seed."""
+    return f"{fmean(shares.values()):.2f} ({', '.join(f'{share:.2f}' for share in shares.values())})"
+
+
 class World:
     """Figures of a page of the memory world; each seed has as many tasks."""
 
@@ -79,7 +84,7 @@ class World:
     def beside(self, label: str) -> str:
         """An agent as a row of the table."""
         cells = [self.means(label, metric, f"3-{kinds}-t0") for kinds in self.aims for metric in ("kept", "success")]
-        return f"| {self.names[label]} | {', '.join(self.seeds_of(label))} | {' | '.join(cells)} |\n"
+        return f"| {self.results['names'][label]} | {', '.join(self.seeds_of(label))} | {' | '.join(cells)} |\n"
 
 
 def beyond_training(world: World) -> str:
@@ -108,22 +113,57 @@ def by_credit(world: World) -> str:
 
     def row(label: str) -> str:
         of_label = credit[label]
-        texts = [
-            f"{fmean(seeds.values()):.2f} ({', '.join(f'{share:.2f}' for share in seeds.values())})" if seeds else ""
-            for seeds in (of_label.get(cell, {}) for _, cell in shown)
-        ]
+        texts = [with_seeds(seeds) if seeds else "" for seeds in (of_label.get(cell, {}) for _, cell in shown)]
         return (
             f"| {world.results['names'][label]} | {', '.join(next(iter(of_label.values())))} | {' | '.join(texts)} |\n"
         )
 
     heads = " | ".join(f"{cell.rpartition('-')[0]}, up to step {step}" for step, cell in shown)
-    return f"""
+    return (
+        f"""
 Kinds of credit at equal steps: needed rows kept in the episodes of training (asked kinds, temperature 1), mean and each seed; an empty cell: its run has not come so far. Curves: [memory_world]({world.page}/RESULTS.md#credit-at-equal-steps),
 what each is: [credit.md](credit.md).
 
 | | seeds | {heads} |
 |---|---|{"---|" * len(shown)}
 {"".join(row(label) for label in credit)}"""
+        + tested_before_the_end(world)
+        + tested_at_the_end(world)
+    )
+
+
+def tested_before_the_end(world: World) -> str:
+    """Kinds of credit by the same step, tested as whole runs are."""
+    cells = [
+        f"{level}-3-{kinds}-t0" for kinds in world.aims for level in ("choose", "cue")
+    ]  # no `evict` before the end
+    text = ""
+    for step, labels in world.results.get("parts", {}).items():
+        rows = [
+            f"| {world.results['names'][label]} | {', '.join(sorted(labels[label][cells[0]]['kept']['seeds']))} | "
+            f"{' | '.join(with_seeds(labels[label][cell]['kept']['seeds']) for cell in cells)} |\n"
+            for label in labels
+        ]
+        text += f"""
+The same tested at step {step}, greedy, on tasks of the two levels that have been trained by then:
+
+| | seeds | choose, asked kinds | cue, asked kinds | choose, held-out kinds | cue, held-out kinds |
+|---|---|---|---|---|---|
+{"".join(rows)}"""
+    return text
+
+
+def tested_at_the_end(world: World) -> str:
+    """Kinds of credit whose runs have come to their end, as rows of the first table."""
+    kinds = [label for label in world.results.get("credit", {}) if label != "grpo" and label in world.cells]
+    if not kinds:
+        return ""
+    return f"""
+And at the end, with the columns of the first table:
+
+| | seeds | kept, asked kinds | right, asked kinds | kept, held-out kinds | right, held-out kinds |
+|---|---|---|---|---|---|
+{"".join(world.beside(label) for label in kinds)}"""
 
 
 def before_this_design(world: World) -> str:
