@@ -57,10 +57,10 @@ def test_by_turn_and_by_age():
     traces = [ObjectiveTrace(("a",), None, False, seen, (), "never_found") for seen in (1, None)]
     trajectory = Trajectory([], stop_reason=StopReason.ERROR)
     one = EvaluatedTask(0, {}, "", trajectory, {}, tuple(traces), memory_values=(*values, None))
-    other = EvaluatedTask(1, {}, "", trajectory, {}, memory_values=(StateValue(1, 3.0, -0.5), None))
+    other = EvaluatedTask(1, {}, "", trajectory, {}, memory_values=(StateValue(1, 3.0, None), None))
     found = summarize_memory([one, other])
     assert found["by_turn"] == [
-        {"turn": 1, "next_turn": 2.0, "next_action": 0.0, "answer": 2.0, "count": 2},
+        {"turn": 1, "next_turn": 2.0, "next_action": 0.5, "answer": 2.0, "count": 2},
         {"turn": 2, "next_turn": 3.0, "next_action": 1.0, "answer": 4.0, "count": 1},
         {"turn": 3, "next_turn": 5.0, "next_action": 1.5, "answer": 8.0, "count": 1},
     ]

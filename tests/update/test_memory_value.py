@@ -101,6 +101,22 @@ def test_against_the_plain_model(layout, context, replace):
             )
 
 
+def test_a_turn_that_samples_nothing_after_its_state_has_no_action():
+    """A summary, or a state that was cut: 0 nats of its action would lower the mean of those that acted."""
+    first, second = (tuple(ids(f"<think>{text}</think>")) for text in ("ab", "c"))
+    prompt = tuple(ids("q?"))
+    turns = [
+        Turn(prompt, first, state="ab", state_tokens=len(first)),
+        Turn((*prompt, *first), second, state="c", state_tokens=len(second)),
+    ]
+    model = tiny_model("llama").eval()
+    value, last = memory_values(model, [Trajectory(turns)], SYNTAX)[0]
+    blank = (*prompt, *ids("<think></think>"))
+    gains = logprobs(model, turns[1].prompt_ids, second) - logprobs(model, blank, second)
+    assert last is None and value.next_action is None
+    assert value.next_turn == pytest.approx(float(gains.sum()), abs=2e-4) and abs(value.next_turn) > 1e-2
+
+
 @pytest.mark.parametrize("replace", ["blank", "swap"])
 def test_an_action_that_takes_the_place_of_the_past_says_nothing_instead(replace):
     """Its tags stay, as those of the state do; and it is swapped with another of its kind."""

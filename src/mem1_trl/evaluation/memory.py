@@ -66,8 +66,8 @@ def summarize_memory(tasks: Sequence[EvaluatedTask]) -> dict[str, list[dict[str,
     Means of the worth of states, in nats; empty if it was not measured.
 
     Returns:
-        `dict`: `by_turn`, with `turn` (that wrote the state), `next_turn`, `next_action`, `answer` (`None` without references) and
-        `count`, the number of states; and `by_age`, with `age` (turns since an answer was first seen, as in
+        `dict`: `by_turn`, with `turn` (that wrote the state), `next_turn`, `next_action` (of those that an action followed, `None`
+        without any), `answer` (`None` without references) and `count`, the number of states; and `by_age`, with `age` (turns since an answer was first seen, as in
         [`mem1_trl.evaluation.retention.retention_curve`]), `answer` (of that objective alone) and `count`.
     """
     by_turn: dict[int, list[Any]] = {}

@@ -120,9 +120,10 @@
     if (turn.worth) {
       const nats = (value) => `${value.toFixed(2)} nats`;
       const { next_turn, next_action, answer } = turn.worth;
+      const acted = next_action === null ? "" : `, of its action ${nats(next_action)}`;
       const right = answer === null ? "" : `, of the right answer ${nats(answer)}`;
       card.append(
-        element("div", { class: "label", text: `Its state carries ${nats(next_turn)} of the next turn, of its action ${nats(next_action)}${right}` }),
+        element("div", { class: "label", text: `Its state carries ${nats(next_turn)} of the next turn${acted}${right}` }),
       );
     }
     if (turn.observation !== null)

@@ -109,12 +109,13 @@ def _value(read: Turn, number: int, logprobs: list[torch.Tensor], sizes: list[in
     """The value from the log-probs of the branches of a state."""
     gains = logprobs[0] - logprobs[1]
     acting = read.state_begin + read.state_tokens
+    of_action = float(gains[acting:].sum()) if acting < len(gains) else None
     if not sizes:
-        return StateValue(number + 1, float(gains.sum()), float(gains[acting:].sum()))
+        return StateValue(number + 1, float(gains.sum()), of_action)
     of_answer = logprobs[2] - logprobs[3]
     # Answers and separators in turn
     objectives = tuple(float(part.sum()) for part in of_answer.split(sizes)[::2])
-    return StateValue(number + 1, float(gains.sum()), float(gains[acting:].sum()), float(of_answer.sum()), objectives)
+    return StateValue(number + 1, float(gains.sum()), of_action, float(of_answer.sum()), objectives)
 
 
 def _branches(

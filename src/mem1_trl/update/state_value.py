@@ -18,8 +18,9 @@ class StateValue:
             Turn that wrote the state, from 1.
         next_turn (`float`):
             Of all that the next turn sampled.
-        next_action (`float`):
-            Of what the next turn sampled after the state that it wrote itself: its action.
+        next_action (`float` or `None`):
+            Of what the next turn sampled after the state that it wrote itself: its action. `None` for a turn that sampled nothing
+            after its state: a summary, a state that was cut, an action that belongs to the state.
         answer (`float` or `None`):
             Of the right answers of all objectives, if the next turn gave them at once; `None` without references.
         objectives (`tuple[float, ...]`):
@@ -28,6 +29,6 @@ class StateValue:
 
     turn: int
     next_turn: float
-    next_action: float
+    next_action: float | None
     answer: float | None = None
     objectives: tuple[float, ...] = ()
