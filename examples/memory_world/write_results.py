@@ -21,6 +21,7 @@ from credit_curves import read_runs as runs_of_credit
 from imitate import RULES
 from long_runs import steps_of, write_json
 from result_pages import control_in_words, difference_cell, markdown_table, page_parser, smooth
+from run_all import CREDIT
 from world import LEVELS
 
 from mem1_trl.evaluation import ScalarControl, compare
@@ -130,38 +131,47 @@ def table(runs, metric, temperature=0.0):
     return markdown_table(["", "seeds", *(name for name, _ in columns())], rows)
 
 
-def differences(runs, metric):
-    """Paired differences of GRPO to all others."""
+def tables(found):
+    return "\n\n".join(table for table, _ in found.values())
+
+
+def learners(runs):
+    """GRPO, and the kinds of credit that were trained to the end with all of its seeds."""
+    return [label for label in ("grpo", *CREDIT) if label in runs and set(runs["grpo"]) <= set(runs[label])]
+
+
+def differences(runs, metric, learner):
+    """Paired differences of a learner to all others."""
     rows, record = [], {}
     for label in runs:
-        if label == "grpo":
+        if label == learner:
             continue
         texts = []
         for _, cell in columns():
-            seeds = [s for s in runs[label] if cell in runs[label][s] and cell in runs.get("grpo", {}).get(s, {})]
+            seeds = [s for s in runs[label] if cell in runs[label][s] and cell in runs[learner].get(s, {})]
             if not seeds:
                 texts.append("")
                 continue
-            found = compare([runs["grpo"][s][cell] for s in seeds], [runs[label][s][cell] for s in seeds], metric)
+            found = compare([runs[learner][s][cell] for s in seeds], [runs[label][s][cell] for s in seeds], metric)
             record.setdefault(label, {})[cell] = [found.difference, found.low, found.high]
             texts.append(difference_cell(found))
         rows.append([f"minus {NAMES[label]}", *texts])
-    return markdown_table(["GRPO", *(name for name, _ in columns())], rows), record
+    return markdown_table([NAMES[learner], *(name for name, _ in columns())], rows), record
 
 
 def aims(runs):
-    """What was to be reached, and what was."""
-    lines = []
-    for kinds, wanted in AIMS.items():
-        for level in LEVELS:
-            found = pooled(runs, "grpo", cell_name(level, TRAINED_ON, kinds, 0.0), "kept")
-            if found:
-                seeds = ", ".join(f"{value:.2f}" for value in found["seeds"].values())
-                verdict = "reached" if found["mean"] >= wanted else "not reached"
-                lines.append(
-                    f"- Kept on {level}, {kinds} kinds: aim {wanted}, got {found['mean']:.2f} (seeds {seeds}): {verdict}."
-                )
-    return "\n".join(lines)
+    """What was to be reached, and what was: the mean, and each seed; bold where it was not."""
+    rows = []
+    for label in learners(runs):
+        texts = []
+        for kinds, wanted in AIMS.items():
+            for level in LEVELS:
+                found = pooled(runs, label, cell_name(level, TRAINED_ON, kinds, 0.0), "kept")
+                mean = f"{found['mean']:.2f}" if found["mean"] >= wanted else f"**{found['mean']:.2f}**"
+                texts.append(f"{mean} ({', '.join(f'{value:.2f}' for value in found['seeds'].values())})")
+        rows.append([NAMES[label], *texts])
+    heads = [f"{level}, {kinds}: {wanted}" for kinds, wanted in AIMS.items() for level in LEVELS]
+    return markdown_table(["", *heads], rows)
 
 
 def finished(root):
@@ -285,8 +295,9 @@ def main():
     curves = runs_of_credit(args.root)
     credit = compare_credit(curves, done["steps"])
     plot_credit(curves, done["steps"], args.to / "credit.png")
-    right, record = differences(runs, "success")
-    kept, kept_record = differences(runs, "kept")
+    differ = {
+        metric: {label: differences(runs, metric, label) for label in learners(runs)} for metric in ("success", "kept")
+    }
     episodes = done["steps"] * done["batch_size"]
     tasks = len(next(iter(next(iter(runs["grpo"].values())).values())).tasks)
     missing = [NAMES[label] for label in NAMES if label not in runs]
@@ -325,13 +336,15 @@ Sampled at temperature 1:
 
 Bold where the 95% bootstrap interval, over seeds and tasks, leaves out 0.
 
-{right}
+{tables(differ["success"])}
 
 The same for needed rows that are kept:
 
-{kept}
+{tables(differ["kept"])}
 
 ## Aims
+
+Needed rows that are kept: the aim stands in the head, and what does not reach it is bold.
 
 {aims(runs)}
 
@@ -372,7 +385,10 @@ A cell without a seed: its run has not come so far. Settings: `CREDIT` in `run_a
             "aims": AIMS,
             "cells": pooled_cells(runs),
             "parts": {step: pooled_cells(of_step) for step, of_step in parts.items()},
-            "differences": {"success": record, "kept": kept_record},
+            "differences": {
+                metric: {label: record for label, (_, record) in of_metric.items()}
+                for metric, of_metric in differ.items()
+            },
             "credit": credit,
         },
     )
