@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from .printable import printable
+from .turn_usage import turn_usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,8 @@ def print_trajectory(
     """
     Print an episode turn by turn.
 
-    For each turn, it shows how many tokens the turn read and wrote, how many of earlier turns it kept and forgot, the text that
-    it wrote and the answer of the environment. Control characters are written out (`\\x1b`), so that no text moves the cursor.
+    For each turn, it shows how many tokens the turn read and wrote, how many of earlier turns it kept and forgot, how many came from
+    elsewhere (such as an external memory), the text that it wrote and the answer of the environment. Control characters are written out (`\\x1b`), so that no text moves the cursor.
 
     Args:
         trajectory ([`Trajectory`]):
@@ -45,13 +46,12 @@ def print_trajectory(
     elif prompt is None:
         prompt = f"{len(trajectory.prompt_ids)} tokens"
     console.print(Panel(Text(printable(prompt.strip())), title="task prompt, kept in every turn", title_align="left"))
-    produced = 0  # tokens of all past turns, kept or not
-    start = len(trajectory.prompt_ids)
-    for number, turn in enumerate(trajectory.turns, start=1):
-        kept = len(turn.prompt_ids) - start
-        reads = f"turn {number} · reads {len(turn.prompt_ids)} tokens: prompt {start}"
+    for number, (turn, usage) in enumerate(zip(trajectory.turns, turn_usage(trajectory)), start=1):
+        reads = f"turn {number} · reads {usage.context} tokens: prompt {usage.prompt}"
         if number > 1:
-            reads += f" + kept {kept}, forgotten {produced - kept}"
+            added = f" + {usage.other} from elsewhere" if usage.other else ""
+            kept = usage.state + usage.action + usage.observation
+            reads += f" + kept {kept}{added}, forgotten {usage.dropped_tokens}"
         body = Text(printable(turn.text.strip()), style="bold")
         if turn.observation is not None:
             body.append("\n" + printable(turn.observation.strip()), style="not bold dim")
@@ -65,7 +65,6 @@ def print_trajectory(
                 border_style="cyan",
             )
         )
-        produced += len(turn.completion_ids) + turn.observation_tokens
     reward = "" if trajectory.reward is None else f" · reward {trajectory.reward:g}"
     answer = "no answer" if trajectory.answer is None else f"answer: {printable(trajectory.answer)}"
     console.print(f"[bold]{escape(answer)}[/bold] · ended by {trajectory.stop_reason}{reward}")

@@ -46,6 +46,7 @@ ORDER = [
     "tasks",
     "curriculum",
     "metrics",
+    "turn_usage",
     "display",
     "update",
     "rollout",

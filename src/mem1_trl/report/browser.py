@@ -9,8 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.tagged_text import find_whole
+from ..turn_usage import TurnUsage, turn_usage
 from .palette import PARTS
-from .turns import TurnUsage, turn_usage
 
 if TYPE_CHECKING:
     from ..trajectory import Trajectory

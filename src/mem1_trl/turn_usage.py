@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..trajectory import Trajectory, Turn
+    from .trajectory import Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
