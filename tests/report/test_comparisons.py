@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -61,6 +62,16 @@ def test_the_page_shows_what_compare_finds(run):
     assert "<td>5 / 0 of 8<small>+0.500, +0.750</small></td>" in row
     assert 'elsewhere, 2 objectives</th><td colspan="5">not evaluated on the same tasks' in table
     assert "before &lt;RL&gt;" in table and "before <RL>" not in page
+
+
+def test_an_agent_without_a_score_in_common_leaves_the_others_compared(run):
+    place, before, after = run
+    for seed, one in enumerate(before):
+        tasks = [dataclasses.replace(task, scores={"turns": 1.0}) for task in one.tasks]
+        Evaluation.from_tasks(tasks, "unscored").save(place / f"unscored-{seed}" / "evaluation", "2")
+    page = report(place, baseline="before <RL>").read_text()
+    assert 'unscored, 2 objectives</th><td colspan="5">not evaluated on the same tasks with a score in common' in page
+    assert f"<td>{compare(after, before).a:.3f}</td>" in page
 
 
 def test_without_a_baseline_nothing_is_compared(run):

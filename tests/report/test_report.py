@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -13,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from support.contexts import next_context
 
 from mem1_trl import StopReason, Trajectory, Turn
@@ -22,13 +24,14 @@ from mem1_trl.metrics import trajectory_metrics
 from mem1_trl.report import build as build_module
 from mem1_trl.report import report
 from mem1_trl.report.browser import choose, completion_parts, mean_usage, outcome_of
-from mem1_trl.report.page import data_block
-from mem1_trl.report.plots import retention_curve
+from mem1_trl.report.page import data_block, digits_of
+from mem1_trl.report.plots import retention_curve, told
 from mem1_trl.report.run_directory import read_run
-from mem1_trl.report.step_plots import running_mean
-from mem1_trl.report.turns import turn_usage
+from mem1_trl.report.step_plots import running_mean, series_plot
+from mem1_trl.turn_usage import turn_usage
 from mem1_trl.update.state_value import StateValue
 
+NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROMPT = tuple(range(100, 110))
 HOSTILE = "</script><img src=x onerror=document.body.setAttribute('data-pwned',1)><!--<script>&amp;\u2028"
@@ -304,6 +307,20 @@ def test_what_cannot_be_read_is_said(tmp_path):
         report(tmp_path, max_trajectories=-1)
 
 
+def test_a_checkpoint_that_was_cut_off_leaves_the_log_before_it(tmp_path, caplog):
+    root = write_run(tmp_path)
+    cut = root / "mem1" / "checkpoint-30" / "trainer_state.json"
+    cut.parent.mkdir()
+    cut.write_text('{"global_step": 30, "log_his')
+    [log] = read_run(root).logs
+    assert log.path.parent.name == "checkpoint-20" and len(log.history) == 20
+    assert str(cut) in caplog.text and "the curves of training are those of" in caplog.text
+    for whole in ("checkpoint-9", "checkpoint-20"):
+        (root / "mem1" / whole / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-30.*is not JSON"):
+        read_run(root)
+
+
 def test_a_line_that_was_cut_off_is_said(tmp_path):
     root = write_run(tmp_path)
     file = root / "full" / "evaluation" / "full-2.jsonl"
@@ -331,6 +348,27 @@ def test_the_page_shows_the_numbers_of_the_files(plain):
                 shown = text.replace(",", "")
                 assert abs(float(shown) - value) <= 0.5 * 10 ** -len(shown.partition(".")[2]) + 1e-9, (metric, text)
         assert len(cells) == 3 * len(summary["metrics"])
+
+
+def test_large_numbers_are_told_without_a_power_of_ten():
+    assert [told(value) for value in (12345.6, 0.12345, 999.0, -2000.0)] == ["12346", "0.123", "999", "-2000"]
+
+
+@pytest.mark.parametrize(
+    ("column", "digits"),
+    [
+        ([], 2),
+        ([0.0], 2),
+        ([99.9, 0.001], 2),
+        ([-100.0], 1),
+        ([1e6], 0),
+        ([0.1], 2),
+        ([0.034, -0.002], 3),
+        ([1e-9], 6),
+    ],
+)
+def test_a_column_has_as_many_digits_as_it_needs(column, digits):
+    assert digits_of(column) == digits
 
 
 def test_each_state_has_its_worth_beside_it(plain):
@@ -425,6 +463,25 @@ def test_a_training_log_alone_makes_a_report(tmp_path):
     assert "episodes-index" not in {a.get("id") for _, a in Page(page.read_text()).elements}
 
 
+@pytest.mark.skipif(NODE is None, reason="needs node")
+@pytest.mark.parametrize(
+    ("golds", "text", "expected"),
+    [
+        (["Jean-Luc", "No"], "Jean-Luc said: no, not Jeanne, nor Noah.", ["Jean-Luc", "no"]),
+        (["-5", "C++ (2011)"], "at -5 degrees, 15 miles; C++ (2011)", ["-5", "C++ (2011)"]),
+        (["-"], "abc", []),
+        (["Łódź"], "łódź, Łódźa", ["łódź"]),
+    ],
+)
+def test_right_answers_are_marked_as_whole_words(golds, text, expected):
+    script = (Path(build_module.__file__).parent / "page.js").read_text()
+    pattern = script[script.index("const goldPattern") : script.index("const marked")]
+    asked = json.dumps([{"objectives": [{"gold": golds}]}, text])
+    command = f"{pattern} const [episode, text] = {asked}; console.log(JSON.stringify(text.match(goldPattern(episode)) ?? []));"
+    done = subprocess.run([NODE, "-e", command], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == expected
+
+
 # A real browser
 
 
@@ -485,6 +542,22 @@ def test_evaluations_on_the_way_are_one_curve_in_the_order_of_steps(tmp_path):
     )
     assert (page.parent / "evaluated_em.png").is_file() and text.count("data-agent=") < 3 * len(run.results) + 1
     assert '"step 20"' not in text and "step 20," not in text
+
+
+@pytest.mark.parametrize(("best", "bottom"), [(-1.0, -3.5), (2.0, 0.0)])
+def test_a_reward_below_zero_is_in_the_picture(tmp_path, best, bottom):
+    for step in (0, 10):
+        tasks = [evaluated(i, episode("mem1"), 0.0) for i in range(4)]
+        tasks = [dataclasses.replace(task, scores={"reward": best - (step == 0)}) for task in tasks]
+        Evaluation.from_tasks(tasks, f"step {step}", {"step": step}, resamples=50).save(
+            tmp_path / "evaluation", f"eval-{step}"
+        )
+    axes = Figure().subplots()
+    series_plot(read_run(tmp_path), "reward", "r", "Reward", "mean reward").draw(axes)
+    low, high = axes.get_ylim()
+    assert axes.lines[0].get_ydata().tolist() == [best - 1, best]
+    assert low < high and low <= best - 1 and best <= high
+    assert (low == 0.0) == (best > 0) and low >= bottom
 
 
 def test_data_sets_and_runs_have_a_curve_each(tmp_path):

@@ -13,6 +13,10 @@ from .result import Evaluation, plain_row
 _NO_COMMON_METRIC = "Both agents need a score in common"
 
 
+class NoCommonScore(ValueError):
+    """Raised if two agents have no score in common that they could be compared by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """
@@ -136,7 +140,9 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
     for name in candidates:
         if all(name in evaluation.statistics for evaluation in evaluations):
             return name
-    raise ValueError(f"{_NO_COMMON_METRIC}: name it with `metric=`, since none of {', '.join(candidates)} is in all.")
+    raise NoCommonScore(
+        f"{_NO_COMMON_METRIC}: name it with `metric=`, since none of {', '.join(candidates)} is in all."
+    )
 
 
 def _paired(one: Evaluation, other: Evaluation, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +165,7 @@ def _paired(one: Evaluation, other: Evaluation, metric: str) -> tuple[np.ndarray
     ]
     if not both:
         known = sorted(set(one.statistics) & set(other.statistics))
-        raise ValueError(f"{_NO_COMMON_METRIC}: no task of both has {metric!r}; they share {', '.join(known)}.")
+        raise NoCommonScore(f"{_NO_COMMON_METRIC}: no task of both has {metric!r}; they share {', '.join(known)}.")
     scores = np.asarray(both, dtype=np.float64)
     return scores[:, 0], scores[:, 1]
 

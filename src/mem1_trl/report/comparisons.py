@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from html import escape
 
-from ..evaluation.comparison import Comparison, compare
+from ..evaluation.comparison import Comparison, NoCommonScore, compare
 from ..evaluation.result import Evaluation
 from ..json_text import as_json
 from .run_directory import Result, RunDirectory
@@ -25,7 +25,7 @@ class AgentComparison:
         objectives (`int` or `None`):
             Objectives of each task.
         found ([`Comparison`][mem1_trl.evaluation.Comparison] or `None`):
-            `None` if no evaluation of both was on the same tasks.
+            `None` if no evaluation of both was on the same tasks, or they have no score in common.
     """
 
     agent: str
@@ -77,8 +77,9 @@ def compare_runs(run: RunDirectory, baseline: str) -> list[RunComparison]:
             if other is None:
                 continue
             ((own_tasks, own),), ((tasks, base),) = _by_tasks([result]).items(), _by_tasks([other]).items()
-            if own_tasks == tasks:
-                points.append((step, compare(own, base)))
+            found = _compared([(own, base)]) if own_tasks == tasks else None
+            if found is not None:
+                points.append((step, found))
         compared.append(RunComparison(series.label, tuple(points)))
     return compared
 
@@ -127,7 +128,7 @@ def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
         objectives = "" if one.objectives is None else f", {one.objectives} objective{'s'[: one.objectives > 1]}"
         found = one.found
         if found is None:
-            cells = '<td colspan="5">not evaluated on the same tasks</td>'
+            cells = '<td colspan="5">not evaluated on the same tasks with a score in common</td>'
         else:
             clear = ' class="clear"' if found.is_clear else ""
             cells = (
@@ -162,4 +163,7 @@ def _by_tasks(results: Iterable[Result]) -> dict[str, Evaluation]:
 
 
 def _compared(pairs: list[tuple[Evaluation, Evaluation]]) -> Comparison | None:
-    return compare([own for own, _ in pairs], [other for _, other in pairs]) if pairs else None
+    try:
+        return compare([own for own, _ in pairs], [other for _, other in pairs]) if pairs else None
+    except NoCommonScore:  # of all other agents the page still says how they compare
+        return None

@@ -32,11 +32,11 @@
   const goldPattern = (episode) => {
     const golds = [...new Set(episode.objectives.flatMap((o) => o.gold))].filter((gold) => gold.trim()).slice(0, 200);
     if (!golds.length) return null;
-    const escaped = golds.sort((a, b) => b.length - a.length).map((gold) => gold.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&"));
+    const escaped = golds.sort((a, b) => b.length - a.length).map((gold) => gold.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&"));
     try {
       return new RegExp(`(?<![\\p{L}\\p{N}])(?:${escaped.join("|")})(?![\\p{L}\\p{N}])`, "giu");
-    } catch {
-      return new RegExp(golds.map((gold) => gold.replace(/[^\p{L}\p{N} ]/gu, ".")).join("|"), "giu");
+    } catch { // an older browser, which cannot look behind
+      return new RegExp(escaped.join("|"), "giu");
     }
   };
   const marked = (text, pattern) => {

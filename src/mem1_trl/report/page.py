@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -37,6 +38,9 @@ OTHER_METRICS = {
     "valid_action_rate": ("Valid actions", "share of turns with a complete action"),
     "failed_actions": ("Failed actions", "actions that the environment refused, per episode"),
 }
+
+
+_MOST_DECIMALS = 6
 
 
 def data_block(identifier: str, data: Any) -> str:
@@ -165,8 +169,10 @@ def _count(number: int, word: str) -> str:
 
 
 def digits_of(values: Iterable[float]) -> int:
-    """Decimals that a column of numbers needs: none from 1,000 on, two below 100."""
+    """Decimals that a column of numbers needs: none from 1,000 on, two below 100, and below 0.1 as many as show two digits of the largest."""
     top = max((abs(value) for value in values), default=0.0)
+    if 0 < top < 0.1:
+        return min(1 - math.floor(math.log10(top)), _MOST_DECIMALS)
     return 0 if top >= 1000 else 1 if top >= 100 else 2
 
 

@@ -112,8 +112,13 @@ def _unique_slugs(labels: Sequence[str]) -> dict[str, str]:
     return taken
 
 
+def told(value: float) -> str:
+    """A number in words: three digits, or all before the point, and no power of ten for a large one."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def numbers(pairs: Sequence[tuple[Any, float]]) -> str:
-    return ", ".join(f"{x}: {y:.3g}" for x, y in pairs)
+    return ", ".join(f"{x}: {told(y)}" for x, y in pairs)
 
 
 def metric_plot(run: RunDirectory, metric: str, name: str, title: str, label: str, note: str) -> Plot | None:

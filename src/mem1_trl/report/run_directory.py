@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from ..json_lines import read_json_lines
 from ..json_text import read_json_object
 from ..trajectory import Trajectory
 from .evaluation_series import EvaluationSeries, find_series
+
+logger = logging.getLogger(__name__)
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 _NUMBERS = ("mean", "low", "high")
@@ -242,14 +245,23 @@ def _below(places: list[Path], pattern: str) -> list[Path]:
 
 def _read_logs(root: Path, places: list[Path], results: list[Result]) -> list[TrainingLog]:
     newest: dict[Path, tuple[int, Path]] = {}
+    cut_off: dict[Path, ValueError] = {}
     for path in _below(places, "trainer_state.json"):
         parent = path.parent
         run = parent.parent if parent.name.startswith("checkpoint-") and parent != root else parent
         if run.name == "checkpoints" and run != root:
             run = run.parent
-        step = read_json_object(path, _ADVICE).get("global_step") or 0
+        try:
+            step = read_json_object(path, _ADVICE).get("global_step") or 0
+        except ValueError as error:  # a run that was killed, or found the disk full, as it saved a checkpoint
+            cut_off[run] = error
+            continue
         if run not in newest or step >= newest[run][0]:
             newest[run] = (step, path)
+    for run, cause in cut_off.items():
+        if run not in newest:
+            raise cause
+        logger.warning("%s It is left out: the curves of training are those of %s.", cause, newest[run][1])
     logs = []
     for run, (_, path) in newest.items():
         agents = {result.agent for result in results if result.path.parent.parent == run}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .palette import agent_style
-from .plots import Plot, legend_below, numbers, plain_text
+from .plots import Plot, legend_below, numbers, plain_text, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> 
 
     def described(values: list[float]) -> str:
         smooth = running_mean(values)
-        return f"from {smooth[0]:.3g} to {smooth[-1]:.3g} in {len(values)} entries"
+        return f"from {told(smooth[0])} to {told(smooth[-1])} in {len(values)} entries"
 
     text = ". ".join(f"{label}: {described(values)}" for (label, _), (_, values) in curves.items())
     return Plot(
@@ -67,7 +67,8 @@ def series_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
             axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(bottom=0)
+        if all(m["low"] >= 0 for points in curves.values() for _, m in points):  # a reward may be negative
+            axes.set_ylim(bottom=0)
         if len(labels) > 1:
             legend_below(axes)
 
