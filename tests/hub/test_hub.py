@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from support.forking import ForkServer
 from support.hub_server import hub
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import AgentSettings, Mem1Agent
+from mem1_trl import AgentSettings, Mem1Agent, Mem1Protocol
+from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.environments import (
     GymnasiumEnvironment,
     OpenEnvEnvironment,
@@ -26,7 +28,8 @@ from mem1_trl.environments import (
 )
 from mem1_trl.facts import load_facts
 from mem1_trl.hub.agent_settings import load_agent_settings, save_agent_settings
-from mem1_trl.hub.model_card import CardFacts, draw_curves, environment_stub, evaluation_results, usage_snippet
+from mem1_trl.hub.environment_stub import environment_stub
+from mem1_trl.hub.model_card import CardFacts, complete_model_card, draw_curves, evaluation_results, usage_snippet
 from mem1_trl.retrieval import Bm25Index
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -163,8 +166,43 @@ def test_the_stub_has_the_actions_of_the_environment():
     exec(environment_stub(Shop()), scope)
     stub = scope["Environment"]()
     assert stub.reset(prompt="x") is None
-    assert stub.buy("tea", 2) == stub.look() == ""
-    assert stub.buy.__doc__ == 'Buy \\ "something"'
+    assert stub.buy("tea", 2) == stub.buy("tea") == stub.look() == ""
+    assert stub.buy.__doc__ == 'Buy \\ "something"\n\nAt a price.'
+
+
+class Market:
+    def reset(self, **row):
+        return None
+
+    async def trade(
+        self, item: str, count: int = 2, kind: Literal["buy", "sell"] = "buy", size: int | None = None, **more: Any
+    ) -> str:
+        """Trade in a market,
+        at its price.
+
+        Args:
+            item: What to trade.
+            count: How much.
+            kind: Whether to buy or to sell.
+            size: How large.
+        """
+        return "done"
+
+
+def test_an_agent_reads_of_the_stub_what_it_read_of_the_environment():
+    scope: dict = {}
+    exec(environment_stub(Market()), scope)
+    stub = scope["Environment"]()
+    for protocol in (Mem1Protocol(), Mem1Protocol.tool_calls()):
+        own, shown = ActionSet(Market(), protocol), ActionSet(stub, protocol)
+        assert shown.describe() == own.describe() and "Trade in a market, at its price." in shown.describe()[0]
+        assert shown.arguments("trade", '{"item": "tea"}') == own.arguments("trade", '{"item": "tea"}')
+        assert shown.arguments("trade", '{"item": "tea", "count": "3"}') == {"item": "tea", "count": 3}
+    (own, shown) = (one.schemas[0]["function"] for one in (own, shown))
+    assert (shown["name"], shown["description"]) == (own["name"], own["description"])
+    for name in ("item", "count", "kind", "size"):
+        assert shown["parameters"]["properties"][name] == own["parameters"]["properties"][name]
+    assert shown["parameters"]["required"] == own["parameters"]["required"] == ["item"]
 
 
 def run_snippet(environment, **kwargs):
@@ -230,12 +268,61 @@ def test_the_snippet_of_a_users_own_environment_is_a_stub():
     snippet = usage_snippet(facts(environment=process.__new__(process)))
     assert (
         "class Environment:" in snippet
-        and "def search(self, query, times):" in snippet
+        and "def search(self, query: str, times: int = 1):" in snippet
         and "import Misbehaving" not in snippet
     )
     compile(snippet, "snippet", "exec")
     several = usage_snippet(facts(environment=RetrievalQAEnvironment(), environment_names=["qa", "shop"]))
     assert "# The run had several environments, 'qa', 'shop': this is the first\n" in several
+
+
+CARD = """---
+base_model: me/base
+model_name: agent
+---
+# agent
+
+Cite TRL as:
+
+```bibtex
+@software{trl}
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        ("mem1", "rewrites one compact internal state"),
+        ("full", "reads all turns before"),
+        ("truncate", "as many of the last turns as fit"),
+        ("external", "the earlier observations that match best"),
+        ("compact", "writes a summary"),
+        ("on_demand", "decides to rewrite"),
+        ("fold", "open a branch"),
+        ("my_rules:FirstAndLast", "chosen by the context rule `my_rules:FirstAndLast`"),
+    ],
+)
+def test_the_card_says_what_a_turn_reads(tmp_path, context, says):
+    path = tmp_path / "README.md"
+    path.write_text(CARD)
+    settings = AgentSettings(context=context, max_context_length=100)
+    complete_model_card(path, facts(settings=settings))
+    introduction = path.read_text().partition("## Use")[0]
+    assert says in introduction
+    assert ("forgets everything older" in introduction) == (context == "mem1")
+
+
+def test_the_card_says_how_tokens_are_scored_and_writes_large_numbers_out(tmp_path):
+    path = tmp_path / "README.md"
+    for layout, exact in (("packed", True), ("paper", False)):
+        path.write_text(CARD)
+        evaluation = {"peak_tokens": 12345.6, "reward": 0.12345, "turns": 7.0}
+        complete_model_card(path, facts(training={"layout": layout}, evaluation=evaluation))
+        text = path.read_text()
+        assert ("every token is scored in the context it was sampled in" in text) == exact
+        assert "| peak context in tokens | 12,346 |" in text and "| reward | 0.1235 |" in text
+        assert "| turns per episode | 7 |" in text
 
 
 def test_curves_need_two_points(tmp_path):

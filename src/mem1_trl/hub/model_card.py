@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..environment_runtime.actions import action_methods
 from ..environment_runtime.process import ProcessEnvironment
 from ..environments.recipe import Recipe
 from ..rollout.settings import AgentSettings
 from ..version import __version__
+from .environment_stub import environment_stub
 
 CURVES_FILE = "training_curves.png"
 
@@ -35,6 +34,21 @@ _METRICS = {
     "dependency_length": "dependency length in attention pairs",
     "valid_action_rate": "share of turns with a valid action",
 }
+
+# What each turn reads, by the context rule of the run
+_CONTEXTS = {
+    "mem1": "At every turn it rewrites one compact internal state, acts, and forgets everything older, so that its context stays short "
+    "even if the task is long",
+    "external": "At every turn it rewrites one compact internal state and acts; of what is older, it reads the earlier observations that "
+    "match best",
+    "full": "At every turn it reads all turns before, so that its context grows with the task",
+    "truncate": "At every turn it reads as many of the last turns as fit into a limit; it forgets those before them",
+    "compact": "Its turns are appended up to a budget; then it writes a summary, which takes the place of all of them",
+    "on_demand": "Its turns are appended until it decides to rewrite them: then a summary takes the place of all of them",
+    "fold": "It may open a branch for a part of the task; of a branch that it has closed, only what it returned stays in its context",
+}
+_EXACT = "every token is scored in the context it was sampled in"
+_STITCHED = "the turns of an episode are scored as one sequence, in which a token is not always in the context it was sampled in"
 
 # Panels of the figure: title, keys of the log (the first one found is used), and whether the axis starts at zero
 _PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
@@ -120,7 +134,7 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
     if results:
         card.data.eval_results = results
     curves = draw_curves(facts.log_history, path.parent / CURVES_FILE)
-    scores = [(str(result.metric_name), f"{result.metric_value:.4g}") for result in results]
+    scores = [(str(result.metric_name), _digits(float(result.metric_value))) for result in results]
     sections = [
         f"# {name}",
         _introduction(card, facts),
@@ -161,7 +175,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-generation",
-            task_name="Agent with rewritten context",
+            task_name="Agent over several turns",
             dataset_type=facts.dataset_name or "custom",
             dataset_name=dataset,
             metric_type=key,
@@ -212,23 +226,6 @@ def shipped_class(environment: Any) -> type | None:
     if isinstance(environment, ProcessEnvironment):
         return None
     return kind if kind.__module__.startswith("mem1_trl.") else None
-
-
-def environment_stub(environment: Any) -> str:
-    """The source of a class with the actions of an environment, whose methods the user fills in."""
-    lines = ["class Environment:", "    def reset(self, **row):", "        return None"]
-    for name, method in action_methods(environment).items():
-        parameters = ", ".join(["self", *inspect.signature(method).parameters])
-        summary = (inspect.getdoc(method) or name).splitlines()[0]
-        quoted = '"' in summary or "\\" in summary
-        docstring = repr(summary) if quoted else f'"""{summary}"""'
-        lines += [
-            "",
-            f"    def {name}({parameters}):",
-            f"        {docstring}",
-            '        return ""  # call the real environment here',
-        ]
-    return "\n".join(lines)
 
 
 def draw_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
@@ -302,12 +299,11 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _introduction(card: ModelCard, facts: CardFacts) -> str:
     base = card.data.to_dict().get("base_model")
     of = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "a causal language model"
+    rule = facts.settings.context
+    reads = _CONTEXTS.get(rule, f"What it reads at each turn is chosen by the context rule `{rule}`")
     title, arxiv = facts.paper
-    return (
-        f"An agent made from {of} by [TRL](https://github.com/huggingface/trl) and mem1-trl. At every turn it rewrites one "
-        "compact internal state, acts, and forgets everything older, so that its context stays short even if the task is long "
-        f"([{title}](https://huggingface.co/papers/{arxiv}))."
-    )
+    paper = f" ([{title}](https://huggingface.co/papers/{arxiv}))" if rule == "mem1" else ""
+    return f"An agent made from {of} by [TRL](https://github.com/huggingface/trl) and mem1-trl. {reads}{paper}."
 
 
 def _how_it_is_run(facts: CardFacts) -> str:
@@ -333,7 +329,7 @@ def _training(trl_text: str, facts: CardFacts, curves: bool) -> str:
     parts = ["\n".join(badges)] if badges else []
     parts.append(
         f"Trained with {facts.trainer_name}, a method of [{title}](https://huggingface.co/papers/{arxiv}), as implemented by "
-        "mem1-trl: every token is scored in the context it was sampled in."
+        f"mem1-trl: {_STITCHED if facts.training.get('layout') == 'paper' else _EXACT}."
     )
     if curves:
         parts.append(f"![training curves]({CURVES_FILE})")
@@ -345,6 +341,11 @@ def _training(trl_text: str, facts: CardFacts, curves: bool) -> str:
 def _plain(value: Any) -> Any:
     """The value in the form of a configuration file."""
     return value.value if isinstance(value, Enum) else value
+
+
+def _digits(value: float) -> str:
+    """A number as a reader writes it, not as a power of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
