@@ -14,7 +14,7 @@ from rich.console import Console
 from support.helpers import random_trajectory
 from support.trainer_helpers import chat_tokenizer
 
-from mem1_trl import Trajectory
+from mem1_trl import StopReason, Trajectory
 from mem1_trl.trainers.tracking import evenly_spaced, log_trajectories, print_trajectories, turn_rows
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -149,6 +149,22 @@ def test_nothing_is_logged_where_nothing_can_hold_it():
     log_trajectories(
         [random_trajectory(random.Random(0), num_turns=1)], 1, ["mlflow", "tensorboard"], chat_tokenizer()
     )
+
+
+def test_a_batch_in_which_no_episode_began_is_no_end_of_a_run(monkeypatch):
+    """Every environment was down at once: there is no turn to log, and a tracker is told of none."""
+    told = []
+    down = [Trajectory([], stop_reason=StopReason.ERROR, error="OSError: down")] * 2
+    played = random_trajectory(random.Random(0), num_turns=1)
+    for name in ("wandb", "trackio"):
+        tracker = pytest.importorskip(name)
+        monkeypatch.setattr(tracker, "log", told.append)
+        monkeypatch.setattr(tracker, "run", object(), raising=False)
+        log_trajectories(down, 1, [name], chat_tokenizer())
+        assert told == []
+    log_trajectories([*down, played], 1, ["wandb"], chat_tokenizer())
+    (logged,) = told
+    assert [row[6] for row in logged["trajectories"].data] == [played.turns[0].text]
 
 
 def test_episodes_are_printed_under_their_step():

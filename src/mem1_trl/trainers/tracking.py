@@ -108,18 +108,18 @@ def log_trajectories(
             TensorBoard's; without it nothing goes there.
     """
     sample = trajectories if sample is None else sample
-    if "wandb" in report_to:
+    # None at all where no environment could begin its episode
+    rows = turn_rows(trajectories, step, tokenizer) if {"wandb", "trackio"} & {*report_to} else []
+    if "wandb" in report_to and rows:
         import wandb
 
         if wandb.run is not None:
-            rows = turn_rows(trajectories, step, tokenizer)
             table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
             wandb.log({name: table})
-    if "trackio" in report_to:
+    if "trackio" in report_to and rows:
         import pandas
         import trackio
 
-        rows = turn_rows(trajectories, step, tokenizer)
         traces = [_trace(trackio, trajectory, step, tokenizer) for trajectory in sample]
         trackio.log({name: trackio.Table(dataframe=pandas.DataFrame(rows)), f"{name}_traces": traces})
     if "tensorboard" in report_to and writer is not None:
