@@ -14,7 +14,7 @@ from mem1_trl.evaluation import EvaluatedTask, Evaluation
 from mem1_trl.hub.agent_settings import load_agent_settings
 from mem1_trl.hub.trajectories import load_trajectories
 from mem1_trl.json_lines import read_json_lines
-from mem1_trl.json_text import DEEPEST, as_json, read_json, write_json
+from mem1_trl.json_text import DEEPEST, as_json, read_json, write_json, write_whole
 from mem1_trl.trajectory import Trajectory, Turn
 
 HOSTILE = {
@@ -197,3 +197,29 @@ def test_a_packed_file_that_was_cut_off_is_one_sentence(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"[1]\n" * 100_000)[:200])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz cannot be unpacked .*: was it cut off"):
         list(read_json_lines(tmp_path / "a.jsonl.gz"))
+
+
+def test_two_that_write_one_file_do_not_write_into_each_others(tmp_path):
+    path = tmp_path / "a.json"
+
+    def parts(other):
+        yield "first "
+        write_whole(path, other)
+        assert path.read_text() == "whole"
+        yield "second"
+
+    write_whole(path, parts("whole"))
+    assert path.read_text() == "first second"
+
+
+def test_a_file_that_cannot_be_written_to_its_end_stays_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    write_whole(path, "before")
+
+    def parts():
+        yield "half"
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write_whole(path, parts())
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,12 +119,15 @@ def write_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> None:
-    """Write a text, or its parts one after the other, such that the file is there whole or not at all."""
+    """Write a text, or its parts one after the other, such that the file is there whole or not at all, whoever else writes it meanwhile."""
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines([parts] if isinstance(parts, str) else parts)
-    partial.replace(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines([parts] if isinstance(parts, str) else parts)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def as_json(value: Any) -> Any:
