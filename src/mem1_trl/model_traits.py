@@ -109,20 +109,29 @@ def longest_row(model: Any) -> int | None:
     return int(config.floor_scale) - 1 if scaled else None
 
 
-def head_sizes(model: Any) -> set[tuple[int, int]]:
-    """Sizes of a head's query (and key) and of its value, of every kind of attention layer that a model has."""
-    config = text_config(model)
+def layer_configs(config: Any) -> list[Any]:
+    """The configuration of each layer of a backbone, where they differ (Gemma 4), or else the one of all."""
+    return config.per_layer_config[:] if getattr(config, "is_heterogeneous", False) else [config]
+
+
+def head_size(config: Any) -> tuple[int, int] | None:
+    """Sizes of a head's query (and key) and of its value, by the configuration of a layer; `None` without attention heads."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
-        return set()
+        return None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     nope, rope = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
     query = nope + rope if nope and rope else head_dim
-    sizes = {(query, getattr(config, "v_head_dim", None) or head_dim)}
-    wide = getattr(
-        config, "global_head_dim", None
-    )  # of layers that see everything, beside windowed ones of `head_dim`
-    return sizes | ({(wide, wide)} if wide else set())
+    return query, getattr(config, "v_head_dim", None) or head_dim
+
+
+def head_sizes(model: Any) -> set[tuple[int, int]]:
+    """Sizes of a head's query (and key) and of its value, of every kind of attention layer that a model has."""
+    config = text_config(model)
+    sizes = {size for one in layer_configs(config) if (size := head_size(one)) is not None}
+    # Of layers that see everything, beside windowed ones of `head_dim`
+    wide = getattr(config, "global_head_dim", None)
+    return sizes | ({(wide, wide)} if sizes and wide else set())
 
 
 def attention_dropout(model: Any) -> float:

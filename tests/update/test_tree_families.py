@@ -10,7 +10,7 @@ from support.helpers import VOCAB, oracle_logprobs, random_trajectory
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mem1_trl import score_trajectories
-from mem1_trl.model_traits import enable_activation_checkpointing
+from mem1_trl.model_traits import enable_activation_checkpointing, head_sizes
 from mem1_trl.update.attention import interface
 from mem1_trl.update.attention.reach import Reach
 from mem1_trl.update.layouts import resolve_layout
@@ -200,3 +200,14 @@ def test_llama4_scales_by_place_and_runs_turns_beyond_a_step(monkeypatch):
         expected = torch.cat(oracle_logprobs(model, trajectories[0]))
     assert plans == []
     torch.testing.assert_close(found[rows.tool_mask[:, 1:]], expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("gemma4", {(8, 8), (16, 16)}), ("deepseek_v3", {(24, 12)}), ("stablelm", {(8, 8)})],
+)
+def test_heads_have_a_size_in_every_layer(name, sizes):
+    kind, more, *_ = FAMILIES[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **more}))
+    assert head_sizes(model) == sizes
