@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from support.image_models import tiny_image_model
 from support.trainer_helpers import trainer_arguments
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig, Mem1PPOTrainer, Trajectory, Turn, compose_objectives
 from mem1_trl.environments import RetrievalQAEnvironment
@@ -246,3 +247,65 @@ def test_wrong_input_is_one_sentence():
         EpisodeShape(prompt=5, turns=0, completion=5, observation=5)
     with pytest.raises(ValueError, match="peak_flops must be above 0, got 0"):
         estimate_run(QWEN, args, LARGE).seconds(0)
+
+
+# Families
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 2, "topk_group": 1}
+GLOBAL = {"head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8}
+FAMILIES = {
+    "qwen2": {**SIZES, "num_key_value_heads": 2},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100},
+    "deepseek_v3": {**SIZES, **LATENT, **ROUTED, "num_key_value_heads": 4, "first_k_dense_replace": 2},
+    "gemma4_text": {
+        **SIZES,
+        **GLOBAL,
+        "num_key_value_heads": 2,
+        "vocab_size_per_layer_input": 100,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+"""Model type -> its sizes: linear layers of another class, keys and values of two sizes, heads that differ between layers."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_and_operations_are_those_of_the_model(family):
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    model, shape = AutoModelForCausalLM.from_config(config).eval(), ModelShape.of(config)
+    tokens = 6
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(torch.arange(tokens)[None], use_cache=True).past_key_values
+    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert numbers == tokens * shape.cached
+    below = tokens * (2 * shape.active + 4 * tokens * shape.heads_width * shape.layers)
+    assert counter.get_total_flops() == pytest.approx(below + tokens * 2 * shape.hidden * shape.vocabulary, rel=0.06)
+    assert 0 < shape.linear <= shape.parameters
+
+
+def test_a_model_without_attention_keeps_no_keys():
+    without_heads = {name: size for name, size in SIZES.items() if name != "num_attention_heads"}
+    config = AutoConfig.for_model(
+        "mamba2", **{**without_heads, "num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1}
+    )
+    found = estimate_run(config, Mem1PPOConfig(**arguments()), LARGE)
+    assert found.memory["keys and values"] == 0.0 and found.update_flops > 0
+
+
+def test_layers_that_share_their_weights_are_there_once_and_count_each_time():
+    shape = ModelShape.of(AutoConfig.for_model("zamba2"))
+    assert shape.linear < shape.parameters < shape.active
+
+
+def test_a_model_that_also_reads_images_is_counted_whole_and_reads_text_with_a_part():
+    model = tiny_image_model("qwen2_5_vl")
+    shape = ModelShape.of(model.config)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.active < shape.linear < shape.parameters

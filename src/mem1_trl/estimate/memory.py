@@ -134,4 +134,4 @@ def activation_bytes(
 def cache_bytes(model: ModelShape, setup: Setup, episode: EpisodeShape, episodes: float) -> float:
     """Bytes of keys and values while `episodes` are generated at once."""
     size = min(2, SIZES[setup.dtype]) if setup.shards > 1 else SIZES[setup.dtype]
-    return episodes * episode.peak * model.layers * 2 * model.keys_width * size
+    return episodes * episode.peak * model.cached * size

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.pytorch_utils import Conv1D
+
+from ..model_traits import head_size, layer_configs
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -28,9 +32,12 @@ class ModelShape:
         layers, hidden, intermediate, vocabulary (`int`):
             As in its configuration.
         heads_width (`int`):
-            Query heads times their size.
+            Query heads times their size, the mean over layers; 0 without attention. Where keys and values are not of one size, the mean
+            of both.
         keys_width (`int`):
-            Heads of keys times their size; those of values are as wide.
+            Heads of keys times the same size.
+        cached (`int`):
+            Numbers that all layers together keep of a token that was read: keys and values, or what they are made from (DeepSeek).
         parameters (`int`):
             All weights, tied ones once.
         backbone (`int`):
@@ -49,6 +56,7 @@ class ModelShape:
     vocabulary: int
     heads_width: int
     keys_width: int
+    cached: int
     parameters: int
     backbone: int
     linear: int
@@ -66,30 +74,58 @@ class ModelShape:
             peft_config ([`~peft.PeftConfig`], *optional*):
                 Adapter that is trained.
         """
+        kind: Any = AutoModelForCausalLM
+        if type(config) not in kind._model_mapping and type(config) in AutoModelForImageTextToText._model_mapping:
+            kind = AutoModelForImageTextToText  # which is trained on text
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            model = kind.from_config(copy.deepcopy(config))
         inner = model.base_model
-        linear = [m.weight for m in inner.modules() if isinstance(m, nn.Linear)]
-        experts = [p for p in inner.parameters() if p.ndim == 3]
+        reads_text = getattr(inner, "language_model", inner)
+        linear = _linear_weights(inner)
+        experts = [p for p in reads_text.parameters() if p.ndim == 3]
         text = config.get_text_config()
-        share = getattr(text, "num_experts_per_tok", 1) / (_first(text, "num_experts", "num_local_experts") or 1)
-        size = _first(text, "head_dim") or text.hidden_size // text.num_attention_heads
+        used = _first(text, "num_experts_per_tok", "top_k_experts") or 1
+        share = used / (_first(text, "num_experts", "num_local_experts") or used)
+        configs = layer_configs(text)
+        widths = [_attention_widths(one) for one in configs]
         shape = dict(
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
             intermediate=_first(text, "intermediate_size") or 4 * text.hidden_size,
             vocabulary=text.vocab_size,
-            heads_width=text.num_attention_heads * size,
-            keys_width=(_first(text, "num_key_value_heads") or text.num_attention_heads) * size,
+            heads_width=round(fmean(heads for heads, _ in widths)),
+            keys_width=round(fmean(keys for _, keys in widths)),
+            cached=round(text.num_hidden_layers * fmean(_kept_of_token(one) for one in configs)),
             parameters=sum(p.numel() for p in model.parameters()),
             backbone=sum(p.numel() for p in inner.parameters()),
-            linear=sum(w.numel() for w in linear),
-            active=sum(w.numel() for w in linear) + round(share * sum(p.numel() for p in experts)),
+            linear=sum(w.numel() for w in {id(w): w for w in linear}.values()),  # some layers share theirs
+            active=sum(w.numel() for w in _linear_weights(reads_text))
+            + round(share * sum(p.numel() for p in experts)),
         )
         if peft_config is None:
             return cls(**shape)
         adapted: Any = get_peft_model(model, copy.deepcopy(peft_config))
         return cls(**shape, adapters=sum(p.numel() for p in adapted.parameters() if p.requires_grad))
+
+
+def _linear_weights(module: nn.Module) -> list[torch.Tensor]:
+    """The weights of all linear layers, those of GPT-2 included, once for each layer."""
+    return [m.weight for m in module.modules() if isinstance(m, (nn.Linear, Conv1D))]
+
+
+def _attention_widths(config: Any) -> tuple[float, float]:
+    """Width of the query heads of a layer and of its heads of keys, see [`ModelShape`]."""
+    size = head_size(config)
+    if size is None:
+        return 0.0, 0.0
+    heads = config.num_attention_heads
+    return heads * sum(size) / 2, (_first(config, "num_key_value_heads") or heads) * sum(size) / 2
+
+
+def _kept_of_token(config: Any) -> float:
+    """Numbers that a layer keeps of a token, for those after it."""
+    latent = getattr(config, "kv_lora_rank", None)
+    return latent + config.qk_rope_head_dim if latent else 2 * _attention_widths(config)[1]
 
 
 def _first(config: Any, *names: str) -> int | None:
