@@ -525,6 +525,23 @@ def test_searches_are_remembered(engine, tmp_path):
         replay.search("gold", 2)
 
 
+def test_an_engine_with_other_parameters_is_asked_itself(engine, tmp_path):
+    path, url = tmp_path / "web.sqlite", f"{engine.url}/searx"
+    plain, german = SearxngSearch(url), SearxngSearch(url, language="de", engines="wikipedia")
+    cache = WebCache(path)
+    for number, search in enumerate((plain, german, plain, german)):
+        CachedSearch(search, cache).search("iron", 2)
+        assert len(engine.asked) == min(number + 1, 2)
+    assert ["language=de" in request for request in map(str, engine.asked)] == [False, True]
+    again = SearxngSearch(url, engines="wikipedia", language="de")  # in another order
+    CachedSearch(again, cache).search("iron", 2)
+    # A recording of before, which did not know of parameters, is replayed with any
+    CachedSearch(plain, cache).search("gold", 2)
+    cache.close()
+    assert CachedSearch(german, WebCache(path, "replay")).search("gold", 2)
+    assert len(engine.asked) == 3
+
+
 # --- The environment -------------------------------------------------------------------------------------------------
 
 LONG = " ".join(f"Sentence {n} about gold." for n in range(400))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -43,6 +45,8 @@ class _Engine:
 
     name = ""
     variable: str | None = None
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    """Those of each request that are not the engine's usual ones, without its key."""
 
     def __init__(self, url: str, timeout: float, max_retries: int) -> None:
         try:
@@ -138,11 +142,11 @@ class SerperSearch(_Engine):
         **parameters: Any,
     ) -> None:
         super().__init__(url, timeout, max_retries)
-        self._parameters = parameters
+        self.parameters = parameters
 
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best results of a query, at most `top_k`."""
-        body = json.dumps({**self._parameters, "q": query, "num": top_k}).encode()
+        body = json.dumps({**self.parameters, "q": query, "num": top_k}).encode()
         found = self._ask({}, {"X-API-KEY": self._key, "Content-Type": "application/json"}, body)
         return self._results(found.get("organic"), "link", "snippet", top_k)
 
@@ -180,11 +184,13 @@ class SerpApiSearch(_Engine):
         **parameters: Any,
     ) -> None:
         super().__init__(url, timeout, max_retries)
-        self._parameters = {**parameters, "engine": engine}
+        self.parameters = parameters if engine == "google" else {**parameters, "engine": engine}
+        self._engine = engine
 
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best results of a query, at most `top_k`."""
-        found = self._ask({**self._parameters, "q": query, "num": top_k, "api_key": self._key}, {})
+        asked = {**self.parameters, "engine": self._engine, "q": query, "num": top_k, "api_key": self._key}
+        found = self._ask(asked, {})
         return self._results(found.get("organic_results"), "link", "snippet", top_k)
 
 
@@ -210,11 +216,11 @@ class SearxngSearch(_Engine):
 
     def __init__(self, url: str, timeout: float = 20.0, max_retries: int = 3, **parameters: Any) -> None:
         super().__init__(url.rstrip("/") + "/search", timeout, max_retries)
-        self._parameters = parameters
+        self.parameters = parameters
 
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best results of a query, at most `top_k`."""
-        found = self._ask({**self._parameters, "q": query, "format": "json"}, {})
+        found = self._ask({**self.parameters, "q": query, "format": "json"}, {})
         return self._results(found.get("results"), "url", "content", top_k)
 
     def _refused(self, status: int, said: str) -> str:
@@ -229,7 +235,7 @@ class CachedSearch:
         search ([`WebSearch`]):
             The engine. In a replay it is not asked.
         cache ([`WebCache`]):
-            Remembers what it found, by engine, query and number of results.
+            Remembers what it found, by engine, the `parameters` that it has beside its usual ones, query and number of results.
     """
 
     def __init__(self, search: WebSearch, cache: WebCache) -> None:
@@ -244,9 +250,14 @@ class CachedSearch:
         Raises:
             `LookupError`: in a replay, if this was not searched for when the run was recorded.
         """
-        key = json.dumps([type(self.engine).__name__, top_k, query])
+        plain = [type(self.engine).__name__, top_k, query]
+        own = getattr(self.engine, "parameters", None)
+        parameters = [dict(own)] if isinstance(own, Mapping) and own else []
+        key = json.dumps([*plain, *parameters], sort_keys=True, default=str)
         with self._locks(key):
             known = self._cache.get("search", key)
+            if known is None and self._cache.replay:  # a file that was recorded before it knew of parameters
+                known = self._cache.get("search", json.dumps(plain))
             if known is None and self._cache.replay:
                 raise LookupError("This was not searched for when the run was recorded, and nothing is searched now.")
             if known is None:
