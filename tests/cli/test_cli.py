@@ -13,7 +13,10 @@ from support.chat_server import serve
 from transformers import AutoTokenizer
 
 import mem1_trl
+from mem1_trl import Trajectory, Turn
 from mem1_trl.cli import main
+from mem1_trl.cli.evaluate import _MEANS, _print_table
+from mem1_trl.evaluation import EvaluatedTask, Evaluation
 
 TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
 MODEL = ["eval", "--model_name_or_path", str(TINY)]
@@ -136,6 +139,14 @@ def test_a_finished_evaluation_of_another_agent_names_options(capsys, tmp_path):
     capsys.readouterr()
     code, line = said(capsys, *args, "--seed", "1")
     assert code == 2 and line.endswith("delete it to evaluate again, or choose another --label or --output_dir.")
+
+
+@pytest.mark.parametrize("label", ["[ppo] run", "[/run]"])
+def test_the_table_has_the_label_as_it_is(capsys, label):
+    turn = Turn((1,), (2,))
+    task = EvaluatedTask(0, {"prompt": "p", "answers": [["a"]]}, "p", Trajectory([turn]), {"turns": 1.0})
+    _print_table([Evaluation.from_tasks([task], label)], _MEANS)
+    assert f"{label}: means over the tasks" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_of_one_file_of_episodes_is_read(capsys, tmp_path):
