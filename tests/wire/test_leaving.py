@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -64,6 +66,26 @@ def asked(backend, path, stream, **limits):
 
 
 PATHS = ["/v1/chat/completions", "/v1/responses"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_who_leaves_within_a_request_is_no_error_of_the_server(path, capsys):
+    with WireServer(ChatApp(Trickle(""))) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as client:
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{{".encode())
+    assert capsys.readouterr().err == ""  # where uvicorn writes a traceback
+
+
+def test_an_address_of_ip_version_6_is_one_that_clients_can_use():
+    try:
+        server = WireServer(ChatApp(Trickle("")), "::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        assert server.url.startswith("http://[::1]:")
+        with urllib.request.urlopen(f"{server.url}/health", timeout=PATIENCE) as answer:
+            assert json.loads(answer.read()) == {"status": "ok", "model": "mem1"}
 
 
 @pytest.mark.parametrize("path", PATHS)

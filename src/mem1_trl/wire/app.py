@@ -150,6 +150,8 @@ class ChatApp:
         read: Callable[[bytes], ChatRequest],
         write: type[AnswerWriter] | type[ResponseWriter],
     ) -> Any:
+        from starlette.requests import ClientDisconnect
+
         begun = time.monotonic()
         try:
             owner = self._owner(request)
@@ -158,6 +160,8 @@ class ChatApp:
                 raise WireError(429, f"{self.open} requests are open: try again later.", "rate_limit_exceeded")
         except WireError as error:
             return self._refusal(error)
+        except ClientDisconnect:  # within its request
+            return _json({}, 499)
         answering = Answering(self, asked, owner, request.headers.get(SESSION_HEADER))
         answering.begin(begun)
         writer = write(self.backend.name, asked)

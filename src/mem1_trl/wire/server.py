@@ -51,7 +51,7 @@ class WireServer:
         except OSError as error:
             self._socket.close()
             raise OSError(f"Port {port} of {host} cannot be listened at ({error.strerror}): choose another.") from None
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
         config: Any = uvicorn.Config(
             chat.app,
             log_level="warning",
