@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mem1_trl.model_traits import cache_argument
 from mem1_trl.rollout.generation import TransformersGenerator
-from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache
+from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache, _longest_beginning
 from mem1_trl.rollout.settings import AgentSettings
 
 GENERATOR = random.Random(0)
@@ -226,6 +226,21 @@ def test_what_counts_the_tokens_of_a_call_is_called_once(monkeypatch):
     )
     generate([ids(10) for _ in range(8)], [STOPS] * 8)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_longest_beginning_is_found(seed):
+    some = np.random.default_rng(seed)
+    rows, length = some.integers(1, 8), int(some.integers(1, 700))
+
+    def changed(row):
+        return np.where(np.arange(length) < some.integers(0, length + 1), row, some.integers(0, 2, length))
+
+    row = some.integers(0, 2, length)
+    held = np.stack([changed(row) for _ in range(rows)])
+    wanted = changed(row)[: some.integers(1, length + 1)]
+    common = (held[:, : len(wanted)] == wanted).cumprod(axis=1).sum(axis=1)
+    assert _longest_beginning(held, wanted) == (common.argmax(), common.max())
 
 
 def test_a_growing_layer_holds_what_a_plain_one_holds():

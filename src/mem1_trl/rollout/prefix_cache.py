@@ -238,10 +238,9 @@ class PrefixCache:
         for block in reversed(self._blocks):
             limit = min(len(row) - 1, block.ids.shape[1])
             if limit > best[2]:
-                alike = (block.ids[:, :limit] == row[:limit]).cumprod(axis=1).sum(axis=1)
-                source = int(alike.argmax())
-                if alike[source] > best[2]:
-                    best = block, source, int(alike[source])
+                source, alike = _longest_beginning(block.ids, row[:limit])
+                if alike > best[2]:
+                    best = block, source, alike
         return best
 
     def _read(self, model: PreTrainedModel, rows: list[np.ndarray]) -> None:
@@ -305,6 +304,25 @@ class PrefixCache:
             room -= len(rows)
             (kept if block.wanted.any() else freed).append(block)
         return kept[::-1], freed
+
+
+def _longest_beginning(ids: np.ndarray, row: np.ndarray) -> tuple[int, int]:
+    """
+    The row of `ids` that has the most first tokens in common with `row`, the first of equals, and how many.
+
+    Further and further columns are compared, of the rows alone that are the same so far: few are, and each context of a batch is looked for.
+    """
+    alike, begin, width = np.arange(len(ids)), 0, 64
+    while begin < len(row):
+        end = min(begin + width, len(row))
+        differs = ids[alike, begin:end] != row[begin:end]
+        others = differs.any(axis=1)
+        if others.all():
+            common = differs.argmax(axis=1)
+            best = int(common.argmax())
+            return int(alike[best]), begin + int(common[best])
+        alike, begin, width = alike[~others], end, 4 * width
+    return int(alike[0]), len(row)
 
 
 def _looks_for_sequences(option: Callable[[str], Any]) -> bool:
