@@ -11,10 +11,11 @@ import pytest
 import torch
 from support.contexts import next_context
 from support.helpers import tiny_model, tiny_tokenizer
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from mem1_trl.model_traits import cache_argument
+from mem1_trl.rollout.draws import uniform_draws
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.prefix_cache import GrowingLayer, PrefixCache, _longest_beginning
 from mem1_trl.rollout.settings import AgentSettings
@@ -215,17 +216,62 @@ def test_the_models_own_options_which_are_not_used_keep_nothing_from_being_kept(
     assert generate._cache._blocks
 
 
-def test_what_counts_the_tokens_of_a_call_is_called_once(monkeypatch):
-    """`min_new_tokens` would count anew if `generate` were called again for the sequences that go on."""
-    settings = AgentSettings(max_completion_length=30, generation_kwargs={"min_new_tokens": 2})
-    generate = TransformersGenerator(tiny_model("llama"), tiny_tokenizer(), settings)
-    calls = []
-    original = GenerationMixin.generate
-    monkeypatch.setattr(
-        GenerationMixin, "generate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
-    )
-    generate([ids(10) for _ in range(8)], [STOPS] * 8)
-    assert len(calls) == 1
+OF_A_CALL = [
+    {"exponential_decay_length_penalty": (5, 1.5)},
+    {"begin_suppress_tokens": list(range(2, 200))},
+    {"min_new_tokens": 12},
+    {"encoder_repetition_penalty": 2.0},
+]
+
+
+def eager_to_end(architecture="llama", factor=6.0):
+    """A tiny model for which the end token, 1, is often likely."""
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[1] *= factor
+    return model
+
+
+def contexts_of(count, longest):
+    some = random.Random(5)
+    return [[some.randrange(2, 250) for _ in range(some.randint(1, longest))] for _ in range(count)]
+
+
+def sampled(model, contexts, batches, stops, prefix_cache, **options):
+    """Completions of contexts in batches, each by the numbers of its own."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None  # contexts are padded with the end token then
+    settings = AgentSettings(max_completion_length=30, temperature=1.0, **options)
+    generate = TransformersGenerator(model, tokenizer, settings, prefix_cache=prefix_cache)
+    found = {}
+    for batch in batches:
+        generate.release()
+        draws = [uniform_draws(place, 0, 30) for place in batch]
+        completions = generate([contexts[place] for place in batch], [stops] * len(batch), draws)
+        found.update(zip(batch, [completion.ids for completion in completions]))
+    return [found[place] for place in range(len(contexts))]
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("options", OF_A_CALL, ids=lambda options: next(iter(options)))
+def test_what_means_a_call_means_the_turn(options, prefix_cache):
+    """`min_new_tokens`, say, would count anew if `generate` were called again for the sequences that go on."""
+    model, contexts = eager_to_end(), contexts_of(16, 30)
+    alone, together = [[place] for place in range(16)], [range(16)]
+    given = {"generation_kwargs": options}
+    found = sampled(model, contexts, together, STOPS, prefix_cache, **given)
+    assert len({*map(len, found)}) > 2
+    assert found == sampled(model, contexts, alone, STOPS, prefix_cache, **given)
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_padding_is_not_penalized_as_a_token_of_the_context(prefix_cache):
+    """The end token pads contexts of different lengths; it would be less likely the more a context is padded."""
+    model, contexts = eager_to_end(factor=10.0), contexts_of(16, 40)
+    alone, together = [[place] for place in range(16)], [range(16)]
+    found = sampled(model, contexts, together, [], prefix_cache, repetition_penalty=3.0)
+    assert sum(len(one) < 30 for one in found) > 2
+    assert found == sampled(model, contexts, alone, [], prefix_cache, repetition_penalty=3.0)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -11,8 +11,8 @@ import torch
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from ..model_traits import cache_argument, embedding_rows, ordinary_ids
-from .decoding import own_decoding_only, owners_of_decoding
-from .prefix_cache import PrefixCache
+from .decoding import changes_samples, own_decoding_only, owners_of_decoding
+from .prefix_cache import PrefixCache, looks_for_sequences
 from .sampled_logprobs import SampledLogprobs
 from .sampler_check import TOY_TOKENS, SamplerTraits, sampler_traits
 from .seeded_sampling import SeededSampling, seeded_options
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 # Below this number of sequences, another call costs more than it saves
 _FEWEST_TO_LEAVE = 4
 
-_COUNTING_OPTIONS = ("forced_eos_token_id", "forced_bos_token_id", "exponential_decay_length_penalty", "max_time")
+_OF_A_CALL = (
+    "min_new_tokens", "min_length", "forced_eos_token_id", "forced_bos_token_id", "exponential_decay_length_penalty", "begin_suppress_tokens",
+    "encoder_repetition_penalty", "guidance_scale", "max_time",
+)  # fmt: skip
+"""Options that mean the beginning, or the number of tokens, of one call: they must not be used in two calls for one turn."""
 
 
 class ActionGenerate:
@@ -109,10 +113,13 @@ class ActionGenerate:
         if self.cache is None or not self.traits.caches or not self.cache.fits(self.model, options):
             if not self.traits.pads and not attention_mask.all():
                 return self._generate_by_length(input_ids, attention_mask, options)
+            shown = input_ids
+            if not looks_for_sequences(partial(_option, self.model, options)):
+                shown = _without_padding(input_ids, attention_mask)
             sequences, self.logprobs, _ = self._call(
-                range(len(input_ids)), self.written, 0, input_ids=input_ids, attention_mask=attention_mask, **options
+                range(len(input_ids)), self.written, 0, input_ids=shown, attention_mask=attention_mask, **options
             )
-            return sequences
+            return torch.cat([input_ids, sequences[:, input_ids.shape[1] :]], dim=1)
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids.cpu(), attention_mask.cpu())]
         completions = self._generate_cached(self.cache, prompts, options)
         return _append(input_ids, completions, self.cache.pad_token_id)
@@ -175,11 +182,11 @@ class ActionGenerate:
     def _generate_cached(
         self, cache: PrefixCache, prompts: list[list[int]], options: dict[str, Any]
     ) -> list[list[int]]:
-        config = options.get("generation_config") or self.model.generation_config
-        budget = options.pop("max_new_tokens", None) or config.max_new_tokens
-        # Options that count the tokens of one call must not be used in two calls
-        counts = any(getattr(config, name, None) for name in ("min_new_tokens", "min_length", *_COUNTING_OPTIONS))
-        may_leave = budget is not None and not counts and any(self.stops)
+        option = partial(_option, self.model, dict(options))
+        budget = option("max_new_tokens")
+        options.pop("max_new_tokens", None)
+        in_one_call = any(changes_samples(name, option(name)) for name in _OF_A_CALL)
+        may_leave = budget is not None and not in_one_call and any(self.stops)
         running = list(range(len(prompts)))
         completions: list[list[int]] = [[] for _ in prompts]
         all_logprobs: list[list[float]] = [[] for _ in prompts]
@@ -276,6 +283,16 @@ def _option(model: Any, options: dict[str, Any], name: str) -> Any:
     """An option of a call of `generate`: its own, or that of the configuration."""
     config = options.get("generation_config") or model.generation_config
     return options.get(name, getattr(config, name, None))
+
+
+def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Contexts that hold their own first token where they are padded.
+
+    The model does not see it, but what lowers the logits of tokens in the context does: padding is often the end token.
+    """
+    first = attention_mask.argmax(dim=1, keepdim=True)
+    return torch.where(attention_mask.bool(), input_ids, input_ids.gather(1, first))
 
 
 def _generates_as_transformers(model: Any) -> bool:

@@ -34,17 +34,23 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (1.0,),
     "min_length": (0,),
     "min_new_tokens": (0,),
+    "max_time": (),
     **PLAIN_MODES,
 }
 
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cache_implementation", "use_cache")
 
 
+def changes_samples(name: str, value: Any) -> bool:
+    """Whether a value of an argument of `generate` that chooses tokens changes something."""
+    return value is not None and value not in _NEUTRAL[name]
+
+
 def ignored_decoding(model: Any) -> dict[str, Any]:
     """Settings of a model's `generation_config.json` that would change its samples, by name; they are not used."""
     config = getattr(model, "generation_config", None)
     found = {name: getattr(config, name, None) for name in _NEUTRAL}
-    return {name: value for name, value in found.items() if value is not None and value not in _NEUTRAL[name]}
+    return {name: value for name, value in found.items() if changes_samples(name, value)}
 
 
 def warn_of_ignored_decoding(model: Any, chosen: dict[str, Any]) -> None:

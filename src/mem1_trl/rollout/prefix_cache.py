@@ -102,7 +102,7 @@ class PrefixCache:
 
     Args:
         pad_token_id (`int`):
-            Token that fills the gaps between cached and new tokens; the gaps are masked.
+            Token that pads contexts that are read together; it is masked.
         parked (`int`, *optional*, defaults to `0`):
             Maximum number of contexts whose keys are kept while calls go on without them. `0` keeps those of the last call alone, which is
             enough where all episodes take part in each call.
@@ -148,7 +148,7 @@ class PrefixCache:
             and (option("num_return_sequences") or 1) == 1
             and not option("prompt_lookup_num_tokens")
             and not option("prefill_chunk_size")
-            and not _looks_for_sequences(option)
+            and not looks_for_sequences(option)
         )
         adapter = getattr(model, "active_peft_config", None)
         return bool(
@@ -182,7 +182,8 @@ class PrefixCache:
         kept, new = max(shared), max(len(row) - length for row, length in zip(rows, shared))
         self.reused_tokens += sum(shared)
 
-        ids = np.full((len(rows), kept + new), self.pad_token_id, dtype=np.int64)
+        # Gaps hold a token of the context itself: what lowers the logits of tokens in it sees them, and padding is often the end token
+        ids = np.repeat([row[:1] for row in rows], kept + new, axis=1)
         mask = np.zeros_like(ids)
         columns = np.zeros((len(rows), kept), dtype=np.int64)
         self._next_columns = []
@@ -325,7 +326,7 @@ def _longest_beginning(ids: np.ndarray, row: np.ndarray) -> tuple[int, int]:
     return int(alike[0]), len(row)
 
 
-def _looks_for_sequences(option: Callable[[str], Any]) -> bool:
+def looks_for_sequences(option: Callable[[str], Any]) -> bool:
     """Whether what changes the logits depends on which tokens follow one another in the context."""
     biases = option("sequence_bias") or ()
     sequences = [
