@@ -76,6 +76,15 @@ def test_a_second_temperature_is_refused(tmp_path):
         AgentSettings(temperature=1.0, generation_kwargs={"temperature": 0.5})
 
 
+def test_a_second_budget_is_refused(tmp_path):
+    """Contexts, and the numbers that choose tokens, are planned for the other."""
+    words = "generation_kwargs must not set max_new_tokens=20, .*: set `max_completion_length`"
+    with pytest.raises(ValueError, match=words):
+        AgentSettings(max_completion_length=8, generation_kwargs={"max_new_tokens": 20})
+    with pytest.raises(ValueError, match=words):
+        Mem1GRPOConfig(str(tmp_path), bf16=False, generation_kwargs={"max_new_tokens": 20})
+
+
 def test_modes_that_were_saved_with_a_model_are_refused_when_it_is_loaded(tmp_path):
     (tmp_path / "mem1_agent.json").write_text('{"generation_kwargs": {"num_beams": 4}}')
     with pytest.raises(ValueError, match="got num_beams=4"):

@@ -84,7 +84,7 @@ def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
 
     Raises:
         `ValueError`: For beam search, several sequences for one context, assisted, contrastive and custom decoding, for
-            arguments that belong to this package, for other end tokens, and for a second temperature.
+            arguments that belong to this package, for other end tokens, and for a second temperature or budget.
     """
     for name, value in options.items():
         if name in PLAIN_MODES and value is not None and value not in PLAIN_MODES[name]:
@@ -103,4 +103,9 @@ def refuse_decoding_modes(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"generation_kwargs must not set temperature={options['temperature']!r}, at which tokens would be sampled but not scored: "
             "set `temperature` itself."
+        )
+    if options.get("max_new_tokens") is not None:
+        raise ValueError(
+            f"generation_kwargs must not set max_new_tokens={options['max_new_tokens']!r}, a second budget beside that of a turn: set "
+            "`max_completion_length`."
         )
