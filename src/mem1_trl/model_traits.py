@@ -98,6 +98,20 @@ def longest_pass(model: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def learned_positions(model: Any) -> int | None:
+    """
+    Number of positions that a model has an embedding for, as GPT-2 and OPT do; `None` if it computes them.
+
+    There is none for any further position: a longer pass fails in the middle of the model.
+    """
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    tokens = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
+    # Some tables begin with one or two rows that no position of a text has
+    found = positions is not None and any(0 <= table.num_embeddings - positions <= 2 for table in tables)
+    return positions if found else None
+
+
 def longest_row(model: Any) -> int | None:
     """
     Most tokens of a row in which the place of a token does not matter beside its position; `None` if nothing limits them.

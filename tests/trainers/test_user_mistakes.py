@@ -48,6 +48,19 @@ def test_a_package_that_an_action_lacks_ends_training(tmp_path, tokenizer, actor
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.parametrize("rule", ["mem1", "compact"])
+def test_a_budget_of_observations_that_the_last_hint_exceeds(tmp_path, tokenizer, actor, rule):
+    """The last hint is longer than the first: it is met when an episode comes to its last turn but one."""
+    first, last = (len(tokenizer("".join(SHORT.observation_frame(turns)))["input_ids"]) for turns in (2, 1))
+    marker = len(tokenizer(SHORT.truncation_marker)["input_ids"])
+    assert first < last
+    args = {"context": rule, **({"context_kwargs": {"every": 1}} if rule == "compact" else {})}
+    words = rf"max_observation_length={last + marker - 1} is less than .* need \({last + marker} tokens\): raise it"
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, actor, tokenizer, LookupEnvironment, args={"max_observation_length": last + marker - 1, **args})
+    make(tmp_path, actor, tokenizer, LookupEnvironment, args={"max_observation_length": last + marker, **args})
+
+
 # Before any model is loaded
 
 

@@ -278,6 +278,8 @@ class Mem1Agent(SingleEpisodes):
     def _rollout(self, caller: EnvironmentCaller, options: Mapping[str, Any] | None = None) -> Rollout:
         """The backend with the present settings, or with others in place of some."""
         settings = dataclasses.replace(self.settings, **(options or {}))
+        if options and self.model is not None:
+            settings = settings.with_context_limit(self.model)  # refuses what is too long for it
         parts: dict[str, Any] = dict(
             tokenizer=self.tokenizer,
             protocol=self.protocol,
@@ -288,13 +290,16 @@ class Mem1Agent(SingleEpisodes):
             batch_wait=self.rollout_batch_wait,
         )
         if self.endpoint is not None:
-            return self.endpoint.rollout(**parts)
-        return Rollout(
-            generate=partial(self._shared, settings=settings),
-            at_once=self.generate.batch_size,
-            seeds=self._seeds if settings.temperature > 0 else None,
-            **parts,
-        )
+            rollout: Rollout = self.endpoint.rollout(**parts)
+        else:
+            rollout = Rollout(
+                generate=partial(self._shared, settings=settings),
+                at_once=self.generate.batch_size,
+                seeds=self._seeds if settings.temperature > 0 else None,
+                **parts,
+            )
+        rollout.observations.check()  # before a turn is played
+        return rollout
 
     def _seeds(self, count: int) -> list[int] | None:
         """Seeds of episodes that sample at their own pace: what they sample must not depend on which of them is ready first."""

@@ -72,6 +72,24 @@ class ObservationEncoder:
         self.settings = settings
         self._trusted: dict[str, list[int]] = {}
 
+    def check(self, action_tags: Sequence[str] = ()) -> None:
+        """
+        Refuse a budget that some observation of an episode would not keep to: whatever its hint, and for the message after a summary.
+
+        Args:
+            action_tags (`Sequence[str]`, *optional*):
+                Names of the actions in force.
+
+        Raises:
+            `ValueError`: If tags, hint and truncation marker of one take more than `max_observation_length`.
+        """
+        frames = [self.syntax.frame([name]) for name in action_tags or ["tool"]]
+        if self.settings.rule.asks:
+            frames.append(self.syntax.message_frame())
+        for pieces in frames:
+            for turns_left in self._turns_of_hints():
+                self._fit([""], self._frame(pieces, turns_left), ())
+
     def encode(self, text: str, turns_left: int, action_tags: Sequence[str] = ()) -> list[int]:
         """
         Token ids of the observation of one result.
@@ -147,11 +165,16 @@ class ObservationEncoder:
         """How many results of these actions fit into one observation: the first always, others if each has room for some text."""
         least = len(self._encode_trusted(self.protocol.truncation_marker)) + _LEAST_RESULT
         for count in range(len(names), 1, -1):
-            # Of all hints that of the first turn is about the longest
-            frame = sum(map(len, self._frame(self.syntax.frame(names[:count]), self.settings.max_turns)))
+            pieces = self.syntax.frame(names[:count])
+            frame = max(sum(map(len, self._frame(pieces, turns_left))) for turns_left in self._turns_of_hints())
             if frame + count * least <= self.settings.max_observation_length:
                 return count
         return 1
+
+    def _turns_of_hints(self) -> list[int]:
+        """Numbers of turns left that have the longest hints: the last one, which may have a template of its own, and one for each number of digits."""
+        most = self.settings.max_turns
+        return sorted({1, most, *(10**digits - 1 for digits in range(1, len(str(most))))})
 
     def _frame(self, pieces: Sequence[str], turns_left: int) -> list[list[int]]:
         """Token ids of the trusted pieces around results, one piece more than there are results, with hint and tags."""

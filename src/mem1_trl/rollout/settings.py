@@ -273,7 +273,7 @@ class AgentSettings:
         """
         options = self.decoding_options()
         neutral = {"do_sample": (True,), **NEUTRAL_SAMPLING}
-        harmless = {"temperature", *neutral, "max_new_tokens", "cache_implementation", "use_cache"}
+        harmless = {"temperature", *neutral, "cache_implementation", "use_cache"}
         return all(options[name] in values for name, values in neutral.items()) and set(options) <= harmless
 
     # Budgets
@@ -286,9 +286,11 @@ class AgentSettings:
         limit is the length at which they do.
 
         Raises:
-            `ValueError`: If the positions leave no room for a context, or if contexts may be longer than that length.
+            `ValueError`: If the positions leave no room for a context, or if contexts may be longer than that length, or than the positions
+                that a model has learned.
         """
         from ..model_traits import (  # here, since it imports torch, and settings are read without
+            learned_positions,
             longest_pass,
             position_switch,
         )
@@ -301,6 +303,12 @@ class AgentSettings:
                     f"max_context_length and max_completion_length must add up to at most {switch[1]} for this model, got "
                     f"{longest}: its positions ({switch[0]}) depend on the longest row of a batch beyond that, so that a token "
                     "would not be scored as it was sampled. MEM1's contexts hardly grow, lower one of the two."
+                )
+            learned = learned_positions(model)
+            if learned is not None and longest > learned:
+                raise ValueError(
+                    f"max_context_length and max_completion_length must add up to at most {learned}, the positions that this model has "
+                    f"embeddings for, got {longest}: lower one of the two."
                 )
             return self
         if positions is None:

@@ -165,7 +165,7 @@ def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing
 
 
 def check_columns(name: str, dataset: Any, args: Any, pool: EnvironmentPool | None) -> None:
-    """Raise `ValueError` if a data set lacks a column that is needed, or has one that would not arrive."""
+    """Raise `ValueError` if a data set lacks a column that is needed, has one that would not arrive, or names an environment that there is not."""
     columns = getattr(dataset, "column_names", None)
     if not columns:  # a stream may not know
         return
@@ -191,6 +191,9 @@ def check_columns(name: str, dataset: Any, args: Any, pool: EnvironmentPool | No
             f"The {name} has no column 'environment', which names the environment of each row when "
             "`environment_factory` is a dictionary: add it."
         )
+    if pool is not None and pool.routed and isinstance(dataset, Dataset):
+        for one in dataset.unique("environment"):  # of all rows: the last may be played hours from now
+            pool.name_of({"environment": one})
 
 
 def check_trainable(model: Any) -> None:
@@ -234,16 +237,37 @@ def first_prompt(dataset: Any) -> Any:
     return dataset[0]["prompt"]
 
 
-def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: Any) -> None:
-    """Refuse budgets that cannot work, on the first thousand prompts, instead of in the middle of training."""
-    settings = player.rollout.settings
-    limit = settings.max_context_length
+def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, train: Any, evaluation: Any = None) -> None:
+    """
+    Refuse budgets that cannot work, instead of in the middle of training, or in its first evaluation.
+
+    Args:
+        player ([`EpisodePlayer`]):
+            Renders and encodes prompts: the first thousand of each data set.
+        pool ([`EnvironmentPool`], *optional*):
+            The environments.
+        train, evaluation (`Any`):
+            The data sets, as a trainer is given them; a stream is not read for it.
+
+    Raises:
+        `ValueError`: If observations have no room, a task prompt is too long, or a context might become so.
+    """
     contexts = player.rollout.contexts
-    if pool is not None:
-        tags = list(contexts.actions(next(iter(pool.actions.values()))).tags)
-        player.rollout.observations.encode("", settings.max_turns - 1, tags)
-    if limit is None or not isinstance(dataset, Dataset):
+    if pool is not None and player.rollout.settings.max_turns > 1:
+        for actions in pool.actions.values():
+            player.rollout.observations.check(list(contexts.actions(actions).tags))
+    if player.rollout.settings.max_context_length is None:
         return
+    for name, dataset in named_datasets(train, evaluation):
+        if isinstance(dataset, Dataset):
+            _check_prompts(player, pool, name, dataset)
+
+
+def _check_prompts(player: EpisodePlayer, pool: EnvironmentPool | None, name: str, dataset: Dataset) -> None:
+    """Raise `ValueError` for a task prompt of a data set that leaves no room in a context, at once or after a turn."""
+    settings, contexts = player.rollout.settings, player.rollout.contexts
+    limit = settings.max_context_length
+    assert limit is not None
     lengths = []
     for row in dataset.select(range(min(CHECKED_PROMPTS, len(dataset)))):
         prompt = row.get("prompt", NO_TASK)
@@ -254,7 +278,7 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
     longest = max(lengths, default=0)
     if longest > limit:
         raise ValueError(
-            f"Row {lengths.index(longest)} of the train dataset has a task prompt of {longest} tokens, but a context "
+            f"Row {lengths.index(longest)} of the {name} has a task prompt of {longest} tokens, but a context "
             f"may have {limit} and the task prompt is never truncated: raise max_context_length (or lower "
             "max_completion_length), or drop the row."
         )
@@ -263,6 +287,6 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, dataset: 
     if bound is not None and settings.max_turns > 1 and bound > limit:
         raise ValueError(
             f"A context may need {bound} tokens (prompt {longest}, state and action {settings.max_completion_length}, "
-            f"observation {settings.max_observation_length}{contexts.bound_beyond_a_turn}) but only {limit} are allowed: lower "
-            "max_completion_length or max_observation_length, or raise max_context_length."
+            f"observation {settings.max_observation_length}{contexts.bound_beyond_a_turn}) but only {limit} are allowed, for the {name}: "
+            "lower max_completion_length or max_observation_length, or raise max_context_length."
         )

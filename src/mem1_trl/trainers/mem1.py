@@ -179,7 +179,7 @@ class Mem1Trainer(TrajectoryTrainer):
             seeds=self.episode_seeds,
         )
         self.player = EpisodePlayer(self.rollout)
-        check_budgets(self.player, self.pool, self.train_dataset)
+        check_budgets(self.player, self.pool, self.train_dataset, self.eval_dataset)
         check_size(self.train_dataset, self.args)
         self.self_check = check_trainer(self)
 
