@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.contexts import next_context
-from support.helpers import tiny_model, tiny_tokenizer
+from support.helpers import VOCAB, tiny_model, tiny_tokenizer
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -224,11 +224,11 @@ OF_A_CALL = [
 ]
 
 
-def eager_to_end(architecture="llama", factor=6.0):
+def eager_to_end():
     """A tiny model for which the end token, 1, is often likely."""
-    model = tiny_model(architecture)
+    model = tiny_model("llama")
     with torch.no_grad():
-        model.get_output_embeddings().weight[1] *= factor
+        model.get_output_embeddings().weight[1] *= 6.0
     return model
 
 
@@ -265,13 +265,19 @@ def test_what_means_a_call_means_the_turn(options, prefix_cache):
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
-def test_padding_is_not_penalized_as_a_token_of_the_context(prefix_cache):
-    """The end token pads contexts of different lengths; it would be less likely the more a context is padded."""
-    model, contexts = eager_to_end(factor=10.0), contexts_of(16, 40)
-    alone, together = [[place] for place in range(16)], [range(16)]
-    found = sampled(model, contexts, together, [], prefix_cache, repetition_penalty=3.0)
-    assert sum(len(one) < 30 for one in found) > 2
-    assert found == sampled(model, contexts, alone, [], prefix_cache, repetition_penalty=3.0)
+def test_a_gap_is_not_penalized_as_a_token_of_the_context(prefix_cache):
+    """A gap lies between the keys that are kept and what is new of a context; filled with the end token, it would make that less likely."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCAB)
+    with torch.no_grad():  # the end token, 1, is the likeliest, and 7 the next
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.copy_(torch.zeros(VOCAB).index_put_((torch.tensor([1, 7]),), torch.tensor([2.0, 1.5])))
+    tokenizer.pad_token = None
+    settings = AgentSettings(max_completion_length=4, repetition_penalty=1.6)
+    generate = TransformersGenerator(model, tokenizer, settings, prefix_cache=prefix_cache)
+    generate([[5, 6], [5, 6, 8, 9, 10]], [[]] * 2)
+    found = generate([[5, 6, 11], [5, 6, 8, 9, 10, 12, 13, 14], [9, 1, 9]], [[]] * 3)
+    assert [one.ids for one in found] == [(1,), (1,), (7, 1)], "the last context alone holds the end token"
 
 
 @pytest.mark.parametrize("seed", range(20))
