@@ -96,9 +96,10 @@ def ppo(tmp_path, **settings) -> Mem1PPOConfig:
     return Mem1PPOConfig(**trainer_arguments(tmp_path, beta=0.0, max_turns=2, max_observation_length=40, **settings))
 
 
-def test_ppo_refuses_loss_scaling_by_deepspeed(tmp_path, tokenizer):
+def test_ppo_refuses_loss_scaling_by_deepspeed(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as `accelerate launch` says it
     args = ppo(tmp_path)
-    args.deepspeed_plugin, args.fp16 = Plugin(zero_stage=2), True
+    args.deepspeed_plugin = Plugin(zero_stage=2)
     with pytest.raises(ValueError, match=r"does not support fp16 with DeepSpeed, .*: use bf16"):
         build(tmp_path, tokenizer, args)
 
@@ -129,8 +130,8 @@ def test_ppo_refuses_shards_in_the_memory_of_the_cpu(tmp_path, monkeypatch):
 
 
 def test_ppo_refuses_loss_scaling_by_fsdp(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     args = ppo(tmp_path)
-    args.fp16 = True
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ValueError, match=r"does not support fp16 with FSDP, .*: use bf16"):

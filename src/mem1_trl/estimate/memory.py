@@ -109,7 +109,7 @@ def activation_bytes(
     keeps its input, and one layer at a time is computed again with everything in it. TRL computes log-probs from a tile of the logits at
     a time, and has no logits besides.
     """
-    half = setup.shards > 1 or args.bf16 or args.fp16
+    half = setup.shards > 1 or args.mixed_precision != "no"
     residual = 2 if setup.shards > 1 else SIZES[setup.dtype]
     inside = 2 if half else SIZES[setup.dtype]
     # Two norms and two sums of the residual stream; then what the linear layers and the attention read and write

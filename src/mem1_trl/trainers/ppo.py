@@ -150,7 +150,7 @@ class Mem1PPOTrainer(CreditingTrainer):
             )
         refuse_sharded_weights(args)
         self._critic: torch.nn.Module | None = None
-        if optimizers[0] is not None and args.fp16:
+        if optimizers[0] is not None and args.mixed_precision == "fp16":
             raise ValueError(
                 "`optimizers` cannot be passed to Mem1PPOTrainer with fp16, whose loss scaling knows one optimizer only: set `optim` "
                 "and `learning_rate`, or use bf16."
@@ -230,7 +230,7 @@ class Mem1PPOTrainer(CreditingTrainer):
             return self.accelerator.prepare_model(critic)
         device = self.accelerator.device
         critic.to(device)
-        if self.args.bf16:
+        if self.args.mixed_precision == "bf16":
             critic.forward = torch.autocast(device.type, dtype=torch.bfloat16)(critic.forward)
         if self.accelerator.num_processes == 1:
             return critic

@@ -57,14 +57,14 @@ def refuse_sharded_weights(args: TrainingArguments) -> None:
                 "Mem1PPOTrainer does not support fsdp_offload_params, which has not been shown to train a critic beside the policy: "
                 "set it to false."
             )
-        if args.fp16:
+        if args.mixed_precision == "fp16":  # by the arguments or by `accelerate launch`
             raise ValueError(
                 "Mem1PPOTrainer does not support fp16 with FSDP, whose loss scaling knows the policy's optimizer only: use bf16."
             )
     plugin = args.deepspeed_plugin
     if plugin is None:
         return
-    if args.fp16:
+    if args.mixed_precision == "fp16":  # by the arguments or by `accelerate launch`
         raise ValueError(
             "Mem1PPOTrainer does not support fp16 with DeepSpeed, which scales the loss for the policy's gradients and would "
             "scale the critic's, too: use bf16."

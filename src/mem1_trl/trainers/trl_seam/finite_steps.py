@@ -99,7 +99,7 @@ class FiniteSteps(TreeLoss):
     def _scaler_lowers_its_scale(self) -> bool:
         """Whether float16 overflowed because of the scale of the loss: its scaler skips the step, and tries a smaller one."""
         if self.is_deepspeed_enabled:
-            return bool(self.args.fp16)
+            return self.args.mixed_precision == "fp16"
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 

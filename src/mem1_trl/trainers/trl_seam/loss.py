@@ -277,7 +277,7 @@ class TreeLoss(TurnGeneration):
     @property
     def single_precision(self) -> bool:
         """Whether policy and sampler compute in float32."""
-        return not (self.args.bf16 or self.args.fp16) and is_single_precision(self.model)
+        return self.args.mixed_precision == "no" and is_single_precision(self.model)  # a launcher may set it, too
 
     def _reason_for_difference(self) -> str | None:
         """What the user has chosen that lets sampler and update differ, or `None`."""
