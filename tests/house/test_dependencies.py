@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from support.doc_blocks import ROOT
 
 import mem1_trl
@@ -31,7 +32,9 @@ ASKED_FOR = {"certifi": "certificates beside those of the system, if it is there
 
 
 def names_of(requirements: list[str]) -> set[str]:
-    return {re.match(r"[\w.-]+", one)[0].lower().replace("_", "-") for one in requirements}
+    """Packages, and the extras of others (`trl[vllm]`), which have the name of what they bring."""
+    found = [Requirement(one) for one in requirements]
+    return {name.lower().replace("_", "-") for one in found for name in (one.name, *one.extras)}
 
 
 CORE = names_of(PROJECT["dependencies"])
@@ -76,6 +79,21 @@ def test_what_is_imported_is_declared(path):
 def test_the_reading_of_imports_sees_every_form():
     text = 'import a.b\nfrom c.d import e\nfrom . import f\nfrom ..g import h\ndef i():\n    import j\n    require("k.l", "x", "y")\n'
     assert imported(text) == {"a": True, "c": True, "j": False, "k": False}
+
+
+def test_no_extra_brings_a_version_that_trl_does_not_take():
+    """Of what TRL itself asks for in an extra: its own bounds, or narrower ones."""
+    bounds = {}
+    for line in requires("trl"):
+        one = Requirement(line)
+        if one.marker is not None and one.specifier:
+            bounds.setdefault(one.name, one.specifier)
+    assert {"vllm", "deepspeed", "bitsandbytes"} <= set(bounds)
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        for one in map(Requirement, requirements):
+            lowest = [bound.version for bound in one.specifier if bound.operator == ">="]
+            for bound in bounds.get(one.name, ()):
+                assert bound.operator == ">=" and bound.contains(lowest[0]), f"{extra}: {one}, but TRL asks for {bound}"
 
 
 HEAVY = ("matplotlib", "bm25s", "evaluate", "faiss", "trafilatura", "lxml", "rapidfuzz", "Stemmer", "gymnasium")
