@@ -29,6 +29,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 import torch
 from context_rules_page import write_results
 from datasets import disable_progress_bars
+from example_options import count, parse
 from lessons import completion_row, step, whole_loss
 from long_runs import write_json
 from result_pages import commit
@@ -211,26 +212,19 @@ def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     parser.add_argument(
-        "--questions", type=int, default=4, help="questions of a task in training; tests ask twice as many, too"
+        "--questions", type=count, default=4, help="questions of a task in training; tests ask twice as many, too"
     )
-    parser.add_argument("--window", type=int, default=600, help="maximum tokens of a context")
-    parser.add_argument("--examples", type=int, default=60, help="scripted episodes to imitate")
-    parser.add_argument("--imitation_tokens", type=int, default=240_000, help="tokens of the turns that are imitated")
-    parser.add_argument("--tokens", type=int, default=60_000, help="tokens of the turns that GRPO plays")
-    parser.add_argument("--max_steps", type=int, default=1000)
-    parser.add_argument("--tasks", type=int, default=40, help="tasks of each test")
+    parser.add_argument("--window", type=count, default=600, help="maximum tokens of a context")
+    parser.add_argument("--examples", type=count, default=60, help="scripted episodes to imitate")
+    parser.add_argument("--imitation_tokens", type=count, default=240_000, help="tokens of the turns that are imitated")
+    parser.add_argument("--tokens", type=count, default=60_000, help="tokens of the turns that GRPO plays")
+    parser.add_argument("--max_steps", type=count, default=1000)
+    parser.add_argument("--tasks", type=count, default=40, help="tasks of each test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="runs/context_rules")
     parser.add_argument("--short", action="store_true", help="a few steps of each")
-    options = parser.parse_args(args)
-    if options.short:
-        options.questions, options.examples, options.imitation_tokens, options.tokens, options.tasks = (
-            2,
-            4,
-            8_000,
-            1,
-            2,
-        )
+    few = {"questions": 2, "examples": 4, "imitation_tokens": 8_000, "tokens": 1, "tasks": 2}
+    options = parse(parser, args, short=few)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()

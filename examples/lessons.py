@@ -7,7 +7,6 @@ set the first attention heads by hand, so that copying is learned in minutes ins
 """
 
 import copy
-import shutil
 import time
 
 import torch
@@ -142,7 +141,6 @@ def train(
 
 def save_start(model, tokenizer, protocol, place):
     """Weights in half precision, tokenizer and protocol, in a folder of their own."""
-    shutil.rmtree(place, ignore_errors=True)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     copy.deepcopy(model).to(torch.float16).save_pretrained(place)
     tokenizer.save_pretrained(place)

@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from datasets import concatenate_datasets, disable_progress_bars
+from example_options import count, rate
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -59,8 +60,10 @@ def progress(**kwargs):
 class ShowProgress(TrainerCallback):
     """Shows a progress bar with reward, turns and KL."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def __init__(self):
         self.bar = progress()
+
+    def on_train_begin(self, args, state, control, **kwargs):
         self.task = self.bar.add_task("PPO", total=state.max_steps, note="")
         self.bar.start()
 
@@ -83,7 +86,7 @@ def evaluate(agent, tests, factory, label):
     results = {}
     with progress(transient=True) as bar:
         for n, rows in tests.items():
-            task = bar.add_task(f"{label}: {n} objectives", total=len(rows), note="")
+            task = bar.add_task(f"{label}: {n} objective{'s'[: n > 1]}", total=len(rows), note="")
             agent.settings = replace(agent.settings, max_turns=n + 4)
             results[n] = evaluate_agent(agent, rows, factory, on_batch=lambda k, task=task: bar.advance(task, k))
     return results
@@ -103,20 +106,14 @@ def held_out_tasks(facts, n, count):
 
 
 def show_table(before, after, tasks):
-    table = Table(title=f"Held-out entities, {tasks} tasks each, greedy decoding: before RL -> after RL")
-    for heading in (
-        "objectives",
-        "EM per objective",
-        "F1 per objective",
-        "valid actions",
-        "peak tokens",
-        "dependency",
-    ):
+    title = f"Held-out entities, {tasks} tasks each, greedy decoding: before RL → after RL"
+    table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0))  # 79 columns
+    for heading in ("objectives", "EM per\nobjective", "F1 per\nobjective", "valid\nactions", "peak tokens", "dependency"):
         table.add_column(heading, justify="right")
     for n in before:
         b, a = before[n].metrics, after[n].metrics
         cells = [
-            f"{b[key]:{form}} -> {a[key]:{form}}"
+            f"{b[key]:{form}} → {a[key]:{form}}"
             for key, form in (
                 ("exact_match_per_objective", ".2f"),
                 ("f1_per_objective", ".2f"),
@@ -165,15 +162,15 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(TINY_MODEL), help="path or id of a causal language model")
     parser.add_argument("--output_dir", default="runs/quickstart")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of PPO")
-    parser.add_argument("--batch_size", type=int, default=32, help="trajectories per optimizer step")
-    parser.add_argument("--micro_batch_size", type=int, default=16, help="trajectories in one forward pass")
+    parser.add_argument("--steps", type=count, default=40, help="optimizer steps of PPO")
+    parser.add_argument("--batch_size", type=count, default=32, help="trajectories per optimizer step")
+    parser.add_argument("--micro_batch_size", type=count, default=16, help="trajectories in one forward pass")
     parser.add_argument(
-        "--learning_rate", type=float, default=None, help="learning rate of the policy (tiny model: 1.5e-4, else 1e-6)"
+        "--learning_rate", type=rate, default=None, help="learning rate of the policy (tiny model: 1.5e-4, else 1e-6)"
     )
-    parser.add_argument("--eval_tasks", type=int, default=100, help="held-out tasks for each number of objectives")
+    parser.add_argument("--eval_tasks", type=count, default=100, help="held-out tasks for each number of objectives")
     parser.add_argument(
-        "--max_completion_length", type=int, default=None, help="tokens of one turn (tiny model: 64, else 256)"
+        "--max_completion_length", type=count, default=None, help="tokens of one turn (tiny model: 64, else 256)"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -295,9 +292,8 @@ def main():
         f"2 objectives, {args.eval_tasks} held-out tasks: EM per objective {before[2].metrics[two]:.2f} before RL, "
         f"{after[2].metrics[two]:.2f} after {results['steps']} steps. {results['seconds'] / 60:.1f} minutes in all."
     )
-    console.print(
-        f"model: {output / 'model'}   plot: {output / 'quickstart.png'}   numbers: {output / 'results.json'}"
-    )
+    for what, path in (("model", "model"), ("plot", "quickstart.png"), ("numbers", "results.json")):
+        console.print(f"{what}: {output / path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,17 @@ learns from the episodes in which all questions were answered. If it is run agai
 import argparse
 import json
 import time
+import warnings
 from pathlib import Path
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # about names that transformers and TRL use themselves
+warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 import torch
 from datasets import concatenate_datasets, disable_progress_bars
+from example_options import count, parse, rate
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from mem1_trl import Mem1Agent, Mem1Protocol, compose_objectives
@@ -39,8 +45,9 @@ def tasks(split, n, count, seed):
     return concatenate_datasets(rounds).select(range(count))
 
 
-def evaluate(agent, args, factory):
+def evaluate(agent, args, factory, when):
     """Greedy scores for each number of objectives, on entities that no task of the collection asks about."""
+    print(f"{when}: {args.eval_tasks} held-out tasks of {', '.join(map(str, args.eval_objectives))} objectives ...", flush=True)
     scores = {}
     for n in args.eval_objectives:
         rows = tasks("test", n, args.eval_tasks, seed=1000)
@@ -54,22 +61,21 @@ def parse_arguments():
     parser.add_argument("--endpoint", help="address of an OpenAI-compatible server, used as the teacher")
     parser.add_argument("--teacher", help="name of the model at the endpoint")
     parser.add_argument("--output_dir", default="runs/sft")
-    parser.add_argument("--objectives", type=int, default=2, help="questions of a task to learn from")
-    parser.add_argument("--tasks", type=int, default=150, help="tasks to collect")
-    parser.add_argument("--samples", type=int, default=4, help="episodes for each task")
+    parser.add_argument("--objectives", type=count, default=2, help="questions of a task to learn from")
+    parser.add_argument("--tasks", type=count, default=150, help="tasks to collect")
+    parser.add_argument("--samples", type=count, default=4, help="episodes for each task")
     parser.add_argument(
-        "--best_per_task", type=int, default=2, help="maximum number of episodes per task to learn from"
+        "--best_per_task", type=count, default=2, help="maximum number of episodes per task to learn from"
     )
-    parser.add_argument("--learning_rate", type=float, default=None, help="(tiny model: 5e-4, else 1e-5)")
-    parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--batch_size", type=int, default=32, help="turns per optimizer step")
-    parser.add_argument("--eval_objectives", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--eval_tasks", type=int, default=100, help="held-out tasks for each number of objectives")
+    parser.add_argument("--learning_rate", type=rate, default=None, help="(tiny model: 5e-4, else 1e-5)")
+    parser.add_argument("--epochs", type=rate, default=1)
+    parser.add_argument("--batch_size", type=count, default=32, help="turns per optimizer step")
+    parser.add_argument("--eval_objectives", type=count, nargs="+", help="(default: 1 2 4; with --smoke that of --objectives)")
+    parser.add_argument("--eval_tasks", type=count, default=100, help="held-out tasks for each number of objectives")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="few tasks and steps, to see that it runs")
-    args = parser.parse_args()
-    if args.smoke:
-        args.tasks, args.samples, args.epochs, args.eval_tasks, args.eval_objectives = 16, 2, 1, 8, [args.objectives]
+    args = parse(parser, smoke={"tasks": 16, "samples": 2, "epochs": 1, "eval_tasks": 8})
+    args.eval_objectives = args.eval_objectives or ([args.objectives] if args.smoke else [1, 2, 4])
     if args.teacher and not args.endpoint:
         parser.error("--teacher names a model at an endpoint and needs --endpoint")
     return args
@@ -80,6 +86,7 @@ def main():
     began = time.perf_counter()
     set_seed(args.seed)
     disable_progress_bars()
+    transformers_logging.set_verbosity_error()
     output = Path(args.output_dir)
     tiny = Path(args.model).resolve() == TINY_MODEL.resolve()
 
@@ -89,7 +96,7 @@ def main():
     factory = RetrievalQAEnvironment.factory(load_facts().corpus, top_k=1 if tiny else 3)
     settings = {"max_completion_length": 64 if tiny else 500, "max_observation_length": 200 if tiny else 500}
     student = Mem1Agent(model, tokenizer, protocol, **settings)
-    before = evaluate(student, args, factory)
+    before = evaluate(student, args, factory, "before")
 
     settings["temperature"] = 1.0
     if args.endpoint:  # the student's tokenizer: the episodes are written in its token ids
@@ -129,7 +136,7 @@ def main():
     trainer.save_model(str(output / "model"))
     student.save_settings(output / "model")  # so that the saved model is run as it was taught
 
-    after = evaluate(Mem1Agent.from_pretrained(str(output / "model")), args, factory)
+    after = evaluate(Mem1Agent.from_pretrained(str(output / "model")), args, factory, "after")
     for n in before:
         b, a = before[n]["exact_match_per_objective"], after[n]["exact_match_per_objective"]
         print(f"{n} objectives, {args.eval_tasks} held-out tasks: EM per objective {b:.2f} -> {a:.2f}")
@@ -137,6 +144,8 @@ def main():
     results |= {"before": before, "after": after, "seconds": round(time.perf_counter() - began, 1)}
     results |= {"loss": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    for what, name in (("model", "model"), ("episodes", "episodes.jsonl"), ("numbers", "results.json")):
+        print(f"{what}: {output / name}")
 
 
 if __name__ == "__main__":

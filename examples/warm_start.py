@@ -2,7 +2,7 @@
 Make the tiny model that the quickstart starts from: tokenizer and weights, from scratch, on the CPU.
 
     python examples/warm_start.py                                # writes examples/assets/tiny-mem1
-    python examples/warm_start.py --smoke --output runs/smoke    # the whole path in a few minutes, for a useless model
+    python examples/warm_start.py --smoke                        # the whole path in a few minutes, for a useless model in runs/warm-start-smoke
 
 A MEM1 policy mainly copies: the task into a query, a finding into the state, the state into the answer. So the model is taught,
 in this order,
@@ -22,13 +22,13 @@ import argparse
 import json
 import random
 import re
-import shutil
 import string
 import time
 from pathlib import Path
 
 import torch
 from datasets import concatenate_datasets
+from example_options import count, parse
 from lessons import (
     EMBEDDING_SCALE,
     always,
@@ -342,15 +342,14 @@ def measure(directory, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "tiny-mem1")
-    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps over all stages")
-    parser.add_argument("--tasks", type=int, default=100, help="evaluation tasks per number of objectives")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "tiny-mem1", help="folder of the model")
+    parser.add_argument("--steps", type=count, default=2600, help="optimizer steps over all stages")
+    parser.add_argument("--tasks", type=count, default=100, help="evaluation tasks per number of objectives")
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps and tasks, to see that it runs")
-    args = parser.parse_args()
-    if args.smoke:
-        args.steps, args.tasks = 10, 4
+    # The useless model of a short run is not to replace the bundled one
+    args = parse(parser, smoke={"steps": 10, "tasks": 4, "output": Path("runs/warm-start-smoke")})
     torch.set_num_threads(args.threads)
     start = time.monotonic()
     facts = load_facts()
@@ -360,7 +359,6 @@ def main():
     losses = teach(model, Lessons(tokenizer, args.seed), args.steps)
     minutes = (time.monotonic() - start) / 60
 
-    shutil.rmtree(args.output, ignore_errors=True)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.to(torch.float16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)

@@ -370,7 +370,10 @@ def test_the_example_runs(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["episodes"] == len(read_trajectories(tmp_path / "episodes.jsonl")) == 32
     assert 0 < results["kept"] < 32 and results["turns"] > results["kept"]
+    said = done.stdout.splitlines()
+    assert said[0] == "before: 8 held-out tasks of 2 objectives ..."  # evaluations of a whole run take minutes
     assert "2 objectives, 8 held-out tasks: EM per objective" in done.stdout
+    assert said[-3:] == [f"{what}: {tmp_path / name}" for what, name in (("model", "model"), ("episodes", "episodes.jsonl"), ("numbers", "results.json"))]  # fmt: skip
     taught = Mem1Agent.from_pretrained(str(tmp_path / "model"))
     assert taught.protocol == Mem1Protocol.from_pretrained(root / "examples" / "assets" / "tiny-mem1")
     before = load_file(root / "examples" / "assets" / "tiny-mem1" / "model.safetensors")

@@ -10,14 +10,18 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from datasets import Dataset
+from example_options import count
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -180,11 +184,11 @@ def parse_arguments(description, name, tasks):
     parser.add_argument("--model", help="id or path of a model that plays instead of the script")
     parser.add_argument("--endpoint", help="address of an OpenAI-compatible server that serves --model")
     parser.add_argument(
-        "--train", type=int, default=0, metavar="STEPS", help="train --model by GRPO on the tasks instead"
+        "--train", type=count, default=0, metavar="STEPS", help="train --model by GRPO on the tasks instead"
     )
     parser.add_argument("--tasks", type=int, default=tasks, help="how many of the tasks to play")
-    parser.add_argument("--max_completion_length", type=int, default=200, help="tokens of one turn in training")
-    parser.add_argument("--max_observation_length", type=int, default=600, help="tokens of one observation")
+    parser.add_argument("--max_completion_length", type=count, default=200, help="tokens of one turn in training")
+    parser.add_argument("--max_observation_length", type=count, default=600, help="tokens of one observation")
     parser.add_argument("--output_dir", default=f"runs/applications/{name}")
     args = parser.parse_args()
     if args.endpoint and not args.model:

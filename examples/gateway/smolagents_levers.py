@@ -21,6 +21,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch
+from example_options import count
 from lessons import completion_row, step, whole_loss
 from smolagents import ChatMessage, LogLevel, Model, OpenAIModel, ToolCallingAgent, tool
 from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction, get_clean_message_list
@@ -120,8 +121,8 @@ def show_how_calls_are_written(model: Any, tokenizer: Any, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--warm_up_steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--warm_up_steps", type=count, default=500)
+    parser.add_argument("--steps", type=count, default=60)
     parser.add_argument("--output_dir", default="runs/gateway-smolagents")
     options = parser.parse_args()
 

@@ -13,8 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from example_options import count
 from openai import OpenAI
 from tiny_trainer import first_and_last, tiny_llama, tiny_tokenizer, tiny_trainer
 from transformers import set_seed
@@ -50,7 +55,7 @@ def compact(row: dict[str, Any], base_url: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", choices=["loop", "compact"], default="loop")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=count, default=60)
     parser.add_argument("--output_dir", default="runs/gateway")
     options = parser.parse_args()
 

@@ -19,10 +19,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `long_runs` and `result_pages`, shared with the other examples
+sys.path.insert(0, str(Path(__file__).parents[1]))  # shared with the other examples
 
 import torch
 from datasets import disable_progress_bars
+from example_options import count, parse, rate
 from long_runs import write_json
 from result_pages import commit
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
@@ -340,22 +341,22 @@ def parse_arguments():
     parser.add_argument("--output_dir", type=Path, default=Path("runs/multi-objective"))
     parser.add_argument("--assets", type=Path, default=ASSETS, help="models written by warm_up.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each reinforcement run")
-    parser.add_argument("--batch_size", type=int, default=32, help="trajectories per optimizer step")
-    parser.add_argument("--group_size", type=int, default=4, help="trajectories per task with GRPO")
-    parser.add_argument("--learning_rate", type=float, default=3e-4)
-    parser.add_argument("--save_steps", type=int, default=10, help="steps between checkpoints")
+    parser.add_argument("--steps", type=count, default=24, help="optimizer steps of each reinforcement run")
+    parser.add_argument("--batch_size", type=count, default=32, help="trajectories per optimizer step")
+    parser.add_argument("--group_size", type=count, default=4, help="trajectories per task with GRPO")
+    parser.add_argument("--learning_rate", type=rate, default=3e-4)
+    parser.add_argument("--save_steps", type=count, default=10, help="steps between checkpoints")
     parser.add_argument(
-        "--objectives", type=int, nargs="+", default=list(OBJECTIVES), help="numbers of objectives to test on"
+        "--objectives", type=count, nargs="+", default=list(OBJECTIVES), help="numbers of objectives to test on"
     )
-    parser.add_argument("--tasks", type=int, default=200, help="test tasks for each number of objectives")
+    parser.add_argument("--tasks", type=count, default=200, help="test tasks for each number of objectives")
     parser.add_argument(
         "--ablations", action="store_true", help="also the paper's layout, a format reward, and SFT only"
     )
     parser.add_argument(
-        "--jobs", type=int, default=None, help="number of runs at the same time (default: 2, with --smoke 1)"
+        "--jobs", type=count, default=None, help="number of runs at the same time (default: 2, with --smoke 1)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--threads", type=count, default=1, help="threads of each run")
     parser.add_argument("--smoke", action="store_true", help="the whole path in a minute; the numbers mean nothing")
     parser.add_argument(
         "--write_only", action="store_true", help="run nothing, write RESULTS.md from the finished runs"
@@ -363,13 +364,10 @@ def parse_arguments():
     parser.add_argument(
         "--only", nargs=3, metavar=("PHASE", "AGENT", "SEED"), help="one `train` or `evaluate`, and no more"
     )
-    args = parser.parse_args()
+    few = {"seeds": [0], "steps": 2, "save_steps": 1, "batch_size": 8, "group_size": 4, "objectives": [1, 2, 3], "tasks": 4}
+    args = parse(parser, smoke={**few, "output_dir": Path("runs/multi-objective-smoke")})
     if args.jobs is None:
         args.jobs = 1 if args.smoke else min(2, os.cpu_count() or 1)
-    if args.smoke:
-        args.output_dir = args.output_dir if "--output_dir" in sys.argv else Path("runs/multi-objective-smoke")
-        args.seeds, args.steps, args.save_steps, args.batch_size, args.group_size = [0], 2, 1, 8, 4
-        args.objectives, args.tasks = [1, 2, 3], 4
     if not (args.assets / "mem1" / "config.json").is_file():
         parser.error(f"--assets must hold the models of warm_up.py, got {args.assets}")
     if args.batch_size % args.group_size:

@@ -25,10 +25,11 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons`, shared with warm_start.py
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons` and `example_options`, shared with warm_start.py
 
 import torch
 import torch.nn.functional as F
+from example_options import count, parse
 from lessons import (
     Heads,
     always,
@@ -333,19 +334,19 @@ def describe():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "assets" / "multi-objective")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of the MEM1 model")
-    parser.add_argument("--long_steps", type=int, default=400, help="further steps on longer tasks")
+    parser.add_argument("--steps", type=count, default=1500, help="optimizer steps of the MEM1 model")
+    parser.add_argument("--long_steps", type=count, default=400, help="further steps on longer tasks")
     parser.add_argument(
-        "--twin_steps", type=int, default=300, help="further steps that make the full-history twin of it"
+        "--twin_steps", type=count, default=300, help="further steps that make the full-history twin of it"
     )
-    parser.add_argument("--twin_long_steps", type=int, default=350, help="and further ones on longer histories")
-    parser.add_argument("--check_every", type=int, default=250, help="steps between checks on held-out names")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--twin_long_steps", type=count, default=350, help="and further ones on longer histories")
+    parser.add_argument("--check_every", type=count, default=250, help="steps between checks on held-out names")
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
-    args = parser.parse_args()
-    if args.smoke:
-        args.steps, args.long_steps, args.twin_steps, args.twin_long_steps = 6, 2, 2, 2
+    # The useless models of a short run are not to replace the bundled ones
+    few = {"steps": 6, "long_steps": 2, "twin_steps": 2, "twin_long_steps": 2, "output": Path("runs/warm-up-smoke")}
+    args = parse(parser, smoke=few)
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args.seed)
