@@ -150,3 +150,63 @@ def test_importance_sampling_corrects_every_sampled_token_of_several_turns(train
         assert ratio.shape == expected.shape
         torch.testing.assert_close(ratio[ratio > 0], expected[ratio > 0], atol=2e-3, rtol=2e-2)
     assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def of_length(tmp_path: Path, actor, monkeypatch, **settings) -> Mem1GRPOTrainer:
+    """A trainer whose engine is made by TRL, with a longest sequence."""
+    tokenizer = tiny_tokenizer()
+    made = []
+    monkeypatch.setattr(
+        "trl.trainer.grpo_trainer.VLLMGeneration",
+        lambda model, **kwargs: made.append(kwargs) or RecordedVLLM(model, tokenizer),
+    )
+    args = Mem1GRPOConfig(
+        **trainer_arguments(
+            tmp_path,
+            max_turns=4,
+            max_observation_length=20,
+            num_generations=2,
+            use_vllm=True,
+            **settings,
+        )
+    )
+    trainer = Mem1GRPOTrainer(
+        model=actor, args=args, train_dataset=lookup_dataset(8), processing_class=tokenizer,
+        environment_factory=LookupEnvironment, protocol=SHORT,
+    )  # fmt: skip
+    assert [one["max_model_length"] for one in made] == [args.vllm_max_model_length]
+    return trainer
+
+
+def test_contexts_stay_within_the_longest_sequence_of_vllm(tmp_path, actor, monkeypatch):
+    """A longer one ended the run: vLLM raises, and with it the step."""
+    free = of_length(tmp_path, actor, monkeypatch)
+    positions = free.model.config.max_position_embeddings
+    assert free.settings.max_context_length == positions - 12  # max_completion_length is 12
+    for length in (52, positions + 100):
+        held = of_length(tmp_path, actor, monkeypatch, vllm_max_model_length=length)
+        assert held.settings.max_context_length == min(length, positions) - 12
+        assert held.rollout.settings.max_context_length == held.settings.max_context_length
+    with pytest.raises(ValueError, match=r"A context may need .* but only 10 are allowed"):
+        of_length(tmp_path, actor, monkeypatch, vllm_max_model_length=22)
+    full = of_length(tmp_path, actor, monkeypatch, vllm_max_model_length=22, context="full")
+    full.train()
+    assert max(len(prompt) for call in full.vllm_generation.calls for prompt in call["prompts"]) <= 10
+    assert full.state.log_history[0]["episode/stop_reason/context_overflow"] > 0
+
+
+def test_a_longest_sequence_that_budgets_exceed_is_refused_with_the_configuration(tmp_path):
+    for context, wanted in ((500, 564), (None, 65)):
+        with pytest.raises(
+            ValueError, match=f"must add up to at most 64, which is vllm_max_model_length, got {wanted}"
+        ):
+            Mem1GRPOConfig(
+                **trainer_arguments(
+                    tmp_path, use_vllm=True, vllm_max_model_length=64, max_completion_length=64, max_context_length=context,
+                    num_generations=2,
+                )
+            )  # fmt: skip
+    unused = Mem1GRPOConfig(
+        **trainer_arguments(tmp_path, vllm_max_model_length=64, max_completion_length=64, num_generations=2)
+    )
+    assert not unused.use_vllm

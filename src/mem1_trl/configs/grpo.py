@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -56,8 +57,8 @@ class Mem1GRPOConfig(GRPOConfig):
         context_kwargs (`dict`, *optional*):
             Parameters of the context rule, such as `{"every": 4}` for `"compact"`.
         max_context_length (`int` or `None`, *optional*):
-            Maximum number of tokens of a context, its completion not counted. `None` uses the model's maximum position minus
-            `max_completion_length`. The task prompt is never cut: a longer one is an error.
+            Maximum number of tokens of a context, its completion not counted. `None` uses the model's maximum position, or
+            `vllm_max_model_length` if that is given and less, minus `max_completion_length`. The task prompt is never cut: a longer one is an error.
         memory_top_k (`int`, *optional*, defaults to `3`):
             Maximum number of past observations that `context="external"` puts back into a context.
         conversational (`bool` or `None`, *optional*):
@@ -442,6 +443,8 @@ class Mem1GRPOConfig(GRPOConfig):
             if isinstance(value, float) and value != value:
                 raise ValueError(f"{one.name} must be a number, got {value}.")
         check_choices(self)
+        if self.use_vllm and self.vllm_max_model_length is not None:
+            self.agent_settings().within(self.vllm_max_model_length, "which is vllm_max_model_length")
         self._check_token_budget()
         self._check_state_loss_weight()
         self._check_credit()
@@ -484,10 +487,16 @@ class Mem1GRPOConfig(GRPOConfig):
                 "`use_liger_kernel` is not supported: TRL is about to drop it, and its kernels have not been shown to keep the "
                 "positions of a prefix tree. Leave it False; the packed layout has its own kernels on a GPU."
             )
-        if self.torch_compile:
+        launched = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+        if self.torch_compile or launched.lower() not in ("", "no"):
+            instead = (
+                "Leave it False."
+                if self.torch_compile
+                else f"accelerate was given dynamo_backend {launched}: set it to 'no'."
+            )
             raise ValueError(
                 "`torch_compile` is not supported: rows change in length and in their tree at every step, and a compiled "
-                "model has not been shown to give the same values. Leave it False."
+                f"model has not been shown to give the same values. {instead}"
             )
         if self.max_tool_calling_iterations is not None:
             raise ValueError("`max_tool_calling_iterations` has no effect here: set `max_turns` instead.")

@@ -169,7 +169,9 @@ def estimate_run(
     scored = micro * episode.generated / episode.trained(args.layout)
     budget = args.max_tokens_per_micro_batch
     cut = budget is not None and budget < episode.trained(args.layout)
-    learns_first = isinstance(args, Mem1PPOConfig) and args.critic_learns_at_once and not (cut or args.mixed_precision == "fp16")
+    learns_first = (
+        isinstance(args, Mem1PPOConfig) and args.critic_learns_at_once and not (cut or args.mixed_precision == "fp16")
+    )
     memory["activations"] = activation_bytes(shape, setup, args, micro, scored, learns_first)
     copies = 2 if args.prefix_cache and args.cuda_graphs else 1  # what graphs read, and what is kept for the next call
     memory["keys and values"] = 0.0 if args.use_vllm else copies * cache_bytes(shape, setup, episode, at_once)

@@ -278,9 +278,26 @@ class AgentSettings:
 
     # Budgets
 
-    def with_context_limit(self, model: Any) -> AgentSettings:
+    def within(self, longest: int, named: str) -> AgentSettings:
         """
-        The same settings with `max_context_length` from the model's positions if none is set.
+        The same settings with `max_context_length` from the longest sequence of an engine, called `named`, if none is set.
+
+        Raises:
+            `ValueError`: If a context and a turn may be longer than that.
+        """
+        if self.max_context_length is None and longest > self.max_completion_length:
+            return dataclasses.replace(self, max_context_length=longest - self.max_completion_length)
+        wanted = (self.max_context_length or 1) + self.max_completion_length
+        if wanted > longest:
+            raise ValueError(
+                f"max_context_length and max_completion_length must add up to at most {longest}, {named}, got {wanted}."
+            )
+        return self
+
+    def with_context_limit(self, model: Any, engine: int | None = None) -> AgentSettings:
+        """
+        The same settings with `max_context_length` from the model's positions if none is set, or from the longest sequence of
+        an `engine` that samples for it, if that is less.
 
         Where the positions of a whole batch change with the length of its longest row (`longrope`, dynamic NTK scaling), the
         limit is the length at which they do.
@@ -296,6 +313,7 @@ class AgentSettings:
         )
 
         positions, switch = longest_pass(model), position_switch(model)
+        positions = min((n for n in (positions, engine) if n is not None), default=None)
         if self.max_context_length is not None:
             longest = self.max_context_length + self.max_completion_length
             if switch is not None and longest > switch[1]:

@@ -138,14 +138,4 @@ def within_engine(settings: AgentSettings, engine: Any) -> AgentSettings:
         `ValueError`: If a context and a turn may be longer than that.
     """
     longest = getattr(getattr(engine.llm_engine, "model_config", None), "max_model_len", None)
-    if longest is None:
-        return settings
-    if settings.max_context_length is None and longest > settings.max_completion_length:
-        return dataclasses.replace(settings, max_context_length=longest - settings.max_completion_length)
-    wanted = (settings.max_context_length or 1) + settings.max_completion_length
-    if wanted > longest:
-        raise ValueError(
-            f"max_context_length and max_completion_length must add up to at most {longest}, the max_model_len of this vLLM, got "
-            f"{wanted}."
-        )
-    return settings
+    return settings if longest is None else settings.within(longest, "the max_model_len of this vLLM")

@@ -153,7 +153,8 @@ class Mem1Trainer(TrajectoryTrainer):
         check_optimizer(self.model, self.optimizer)
         warn_of_what_cannot_be_loaded(self.model)
         self._agent_settings = self._decide_settings(saved_settings(model, args), first_prompt(train_dataset))
-        self.settings = self._agent_settings.with_context_limit(self.model)
+        engine = args.vllm_max_model_length if args.use_vllm else None
+        self.settings = self._agent_settings.with_context_limit(self.model, engine)
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
         warn_of_truncated_sampling(args.agent_settings(temperature=args.temperature))
         if args.distillation_weight:
