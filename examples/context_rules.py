@@ -216,7 +216,9 @@ def main(args=None):
     )
     parser.add_argument("--window", type=count, default=600, help="maximum tokens of a context")
     parser.add_argument("--examples", type=count, default=60, help="scripted episodes to imitate")
-    parser.add_argument("--imitation_tokens", type=count, default=240_000, help="tokens of the turns that are imitated")
+    parser.add_argument(
+        "--imitation_tokens", type=count, default=240_000, help="tokens of the turns that are imitated"
+    )
     parser.add_argument("--tokens", type=count, default=60_000, help="tokens of the turns that GRPO plays")
     parser.add_argument("--max_steps", type=count, default=1000)
     parser.add_argument("--tasks", type=count, default=40, help="tasks of each test")

@@ -108,7 +108,14 @@ def held_out_tasks(facts, n, count):
 def show_table(before, after, tasks):
     title = f"Held-out entities, {tasks} tasks each, greedy decoding: before RL → after RL"
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0))  # 79 columns
-    for heading in ("objectives", "EM per\nobjective", "F1 per\nobjective", "valid\nactions", "peak tokens", "dependency"):
+    for heading in (
+        "objectives",
+        "EM per\nobjective",
+        "F1 per\nobjective",
+        "valid\nactions",
+        "peak tokens",
+        "dependency",
+    ):
         table.add_column(heading, justify="right")
     for n in before:
         b, a = before[n].metrics, after[n].metrics

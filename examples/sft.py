@@ -47,7 +47,10 @@ def tasks(split, n, count, seed):
 
 def evaluate(agent, args, factory, when):
     """Greedy scores for each number of objectives, on entities that no task of the collection asks about."""
-    print(f"{when}: {args.eval_tasks} held-out tasks of {', '.join(map(str, args.eval_objectives))} objectives ...", flush=True)
+    print(
+        f"{when}: {args.eval_tasks} held-out tasks of {', '.join(map(str, args.eval_objectives))} objectives ...",
+        flush=True,
+    )
     scores = {}
     for n in args.eval_objectives:
         rows = tasks("test", n, args.eval_tasks, seed=1000)
@@ -70,7 +73,9 @@ def parse_arguments():
     parser.add_argument("--learning_rate", type=rate, default=None, help="(tiny model: 5e-4, else 1e-5)")
     parser.add_argument("--epochs", type=rate, default=1)
     parser.add_argument("--batch_size", type=count, default=32, help="turns per optimizer step")
-    parser.add_argument("--eval_objectives", type=count, nargs="+", help="(default: 1 2 4; with --smoke that of --objectives)")
+    parser.add_argument(
+        "--eval_objectives", type=count, nargs="+", help="(default: 1 2 4; with --smoke that of --objectives)"
+    )
     parser.add_argument("--eval_tasks", type=count, default=100, help="held-out tasks for each number of objectives")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="few tasks and steps, to see that it runs")

@@ -342,7 +342,9 @@ def measure(directory, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "tiny-mem1", help="folder of the model")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "assets" / "tiny-mem1", help="folder of the model"
+    )
     parser.add_argument("--steps", type=count, default=2600, help="optimizer steps over all stages")
     parser.add_argument("--tasks", type=count, default=100, help="evaluation tasks per number of objectives")
     parser.add_argument("--threads", type=count, default=2)

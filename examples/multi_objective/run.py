@@ -364,7 +364,15 @@ def parse_arguments():
     parser.add_argument(
         "--only", nargs=3, metavar=("PHASE", "AGENT", "SEED"), help="one `train` or `evaluate`, and no more"
     )
-    few = {"seeds": [0], "steps": 2, "save_steps": 1, "batch_size": 8, "group_size": 4, "objectives": [1, 2, 3], "tasks": 4}
+    few = {
+        "seeds": [0],
+        "steps": 2,
+        "save_steps": 1,
+        "batch_size": 8,
+        "group_size": 4,
+        "objectives": [1, 2, 3],
+        "tasks": 4,
+    }
     args = parse(parser, smoke={**few, "output_dir": Path("runs/multi-objective-smoke")})
     if args.jobs is None:
         args.jobs = 1 if args.smoke else min(2, os.cpu_count() or 1)

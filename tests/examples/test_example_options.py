@@ -25,7 +25,11 @@ def options():
     ("script", "words", "sentence"),
     [
         ("quickstart.py", "--steps 0", "argument --steps: must be at least 1, got 0"),  # three epochs were trained
-        ("quickstart.py", "--learning_rate 0", "argument --learning_rate: must be a number above 0, got 0"),  # the default was taken
+        (
+            "quickstart.py",
+            "--learning_rate 0",
+            "argument --learning_rate: must be a number above 0, got 0",
+        ),  # the default was taken
         ("quickstart.py", "--batch_size 0", "argument --batch_size: must be at least 1, got 0"),
         ("quickstart.py", "--eval_tasks -3", "argument --eval_tasks: must be at least 1, got -3"),
         ("quickstart.py", "--max_completion_length 0", "argument --max_completion_length: must be at least 1, got 0"),

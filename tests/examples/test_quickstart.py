@@ -55,7 +55,8 @@ def test_the_table_has_one_line_for_each_row_in_a_terminal_of_80_columns(monkeyp
         console = Console(width=80, file=io.StringIO())
         monkeypatch.setattr(quickstart, "console", console)
         before, after = (
-            {n: SimpleNamespace(metrics=metrics) for n, metrics in recorded[when].items()} for when in ("before", "after")
+            {n: SimpleNamespace(metrics=metrics) for n, metrics in recorded[when].items()}
+            for when in ("before", "after")
         )
         quickstart.show_table(before, after, recorded["eval_tasks"])
     title, *heads, one, two, four, eight = [line.rstrip() for line in console.file.getvalue().splitlines()]

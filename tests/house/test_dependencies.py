@@ -93,7 +93,9 @@ def test_no_extra_brings_a_version_that_trl_does_not_take():
         for one in map(Requirement, requirements):
             lowest = [bound.version for bound in one.specifier if bound.operator == ">="]
             for bound in bounds.get(one.name, ()):
-                assert bound.operator == ">=" and bound.contains(lowest[0]), f"{extra}: {one}, but TRL asks for {bound}"
+                assert bound.operator == ">=" and bound.contains(lowest[0]), (
+                    f"{extra}: {one}, but TRL asks for {bound}"
+                )
 
 
 HEAVY = ("matplotlib", "bm25s", "evaluate", "faiss", "trafilatura", "lxml", "rapidfuzz", "Stemmer", "gymnasium")
