@@ -52,6 +52,11 @@ SMALLER = {
     "Qwen/Qwen2.5-7B-Instruct": PLAIN,
     "intfloat/e5-base-v2": PLAIN,
     'output_dir="runs/shop", max_turns=3': 'output_dir="runs/shop", max_turns=1, max_steps=1, max_completion_length=8, bf16=False',
+    "max_steps=200,": "max_steps=1, max_completion_length=16, max_turns=2, bf16=False,",
+    "per_device_train_batch_size=8,\n        num_generations=8,": "per_device_train_batch_size=2, num_generations=2,",
+    "eval_steps=50": "eval_steps=1",
+    "save_steps=50": "save_steps=1",
+    ".select(range(50))": ".select(range(2))",
     'output_dir="runs/webshop", max_turns=10': 'output_dir="runs/webshop", max_turns=10, max_completion_length=64, bf16=False',
     ".select(range(16))": ".select(range(2))",
     "min_reward=1.0": "min_reward=0.0",  # two tasks may all fail
@@ -263,7 +268,7 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "python":
         script = ROOT / arguments[0]
         assert script.is_file()
-        if "parse_args(" in script.read_text(encoding="utf-8") or "/applications/" in str(script):
+        if re.search(r"\bparse(_args)?\(", script.read_text(encoding="utf-8")) or "/applications/" in str(script):
             read_options(script, arguments[1:], monkeypatch)
         elif script.name == "train.py":  # read by TRL's parser; this machine may have no GPU
             monkeypatch.syspath_prepend(str(script.parent))
@@ -278,6 +283,11 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         for argument in [a for a in arguments[1:] if a != "-e"]:
             asked = Requirement(argument.replace(".", "mem1-trl", 1) if argument.startswith(".") else argument)
             assert asked.name == "mem1-trl" and asked.extras <= set(extras)
+    elif program == "trl":  # its server of models needs a GPU
+        from trl.scripts.vllm_serve import make_parser
+
+        assert arguments[0] == "vllm-serve"
+        make_parser().parse_args(arguments[1:])
     elif program == "accelerate":
         from accelerate.commands.launch import launch_command_parser
 
