@@ -248,11 +248,11 @@ def render() -> str:
     missing = [name for label, name in world.names.items() if label not in world.cells]
     asked, new, before = (
         world.means(label, "kept", f"3-{kinds}-t0")
-        for label, kinds in (("grpo", "asked"), ("grpo", "held-out"), ("start", "asked"))
+        for label, kinds in ((world.best, "asked"), (world.best, "held-out"), ("start", "asked"))
     )
     claim = (
         f"Reinforcement teaches what to keep: {asked} of what is needed on three levels against {before} before, and {new} of it for "
-        "kinds that never occur in training"
+        f"kinds that never occur in training ({world.names[world.best]})"
     )
     not_reached = "".join(
         f"- **{kinds.capitalize()} kinds**: the aim was to keep {aim} of what is needed on each level. It is {in_words(world.below(kinds, aim))}.\n"
