@@ -84,9 +84,8 @@ class World:
 
     @property
     def learners(self) -> list[str]:
-        """GRPO, and the kinds of credit that were trained to the end with all of its seeds."""
-        labels = self.results.get("credit", {"grpo": {}})
-        return [label for label in labels if label in self.cells and self.seeds_of(label) == self.seeds_of("grpo")]
+        """GRPO, and the kinds of credit that were trained to the end with all of its seeds, as the page has chosen them."""
+        return list(self.results["differences"]["kept"])
 
     @property
     def best(self) -> str:
@@ -150,9 +149,8 @@ what each is: [credit.md](credit.md).
 
 def tested_before_the_end(world: World) -> str:
     """Kinds of credit by the same step, tested as whole runs are."""
-    cells = [
-        f"{level}-3-{kinds}-t0" for kinds in world.aims for level in ("choose", "cue")
-    ]  # no `evict` before the end
+    trained = ("choose", "cue")  # `evict` comes last
+    cells = [f"{level}-3-{kinds}-t0" for kinds in world.aims for level in trained]
     text = ""
     for step, labels in world.results.get("parts", {}).items():
         rows = [

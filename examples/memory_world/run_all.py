@@ -40,6 +40,7 @@ CREDIT = {  # label -> options of train.py; of every seed
     "ppo-turn": ["--algorithm", "ppo", "--advantage_level", "turn", "--gamma", "0.99", "--lam", "0.9"],
     "ppo-two-level": ["--algorithm", "ppo", "--advantage_level", "two_level", "--gamma", "0.99", "--lam", "0.9"],
 }
+TRAININGS = {"grpo": [], **ABLATIONS, **CREDIT}
 STAGES = ("start", "grpo", *RULES, "scalar", "twin", *ABLATIONS, *CREDIT)
 
 
@@ -71,18 +72,13 @@ class Experiment:
             self.train("twin", place / "model", "--context", "full")
             self.test("twin", self.folder("twin") / "model", "full")
         else:
-            self.train(stage, self.start / "model", *{**ABLATIONS, **CREDIT}.get(stage, []))
-            self.test(stage, self.folder(stage) / "model")
-
-    def run_part(self, stage):
-        """The first steps of a training, with the tests of a whole one. A later call goes on with it."""
-        end = self.args.stop_at
-        print(f"== {stage} to step {end}, seed {self.seed}, {time.strftime('%H:%M:%S')}", flush=True)
-        options = {**ABLATIONS, **CREDIT}.get(stage, [])
-        self.train(stage, self.start / "model", "--stop_at", end, *options)
-        place = self.folder(stage)
-        test_agent(stage, place / "checkpoints" / f"checkpoint-{end}", place / f"at-{end}", self.seed, self.deadline,
-                   self.args.tasks)  # fmt: skip
+            end, place = self.args.stop_at, self.folder(stage)
+            part = [] if end is None else ["--stop_at", end]
+            self.train(stage, self.start / "model", *part, *TRAININGS[stage])
+            if end is None:
+                self.test(stage, place / "model")
+            else:  # a later call goes on with it
+                self.test(stage, place / "checkpoints" / f"checkpoint-{end}", part=f"at-{end}")
 
     def teach(self, place, context):
         if is_done(place):
@@ -104,8 +100,8 @@ class Experiment:
         if status:
             raise SystemExit(status)
 
-    def test(self, label, model, context="mem1", change=None):
-        test_agent(label, model, self.folder(label), self.seed, self.deadline, self.args.tasks, context, change)
+    def test(self, label, model, context="mem1", change=None, part=""):
+        test_agent(label, model, self.folder(label) / part, self.seed, self.deadline, self.args.tasks, context, change)
 
     def scalar(self):
         """The best constants on logits of the start, by the reward on tasks of their own; one search for all levels."""
@@ -149,9 +145,8 @@ def main():
     args = parser.parse_args()
     args.seed, args.deadline = args.seeds[0], Deadline(args.minutes)
     quiet(args)
-    parts = ("grpo", *ABLATIONS, *CREDIT)
-    if args.stop_at is not None and not set(args.stages) <= set(parts):
-        parser.error(f"--stop_at needs --stages of {', '.join(parts)}, but they are {', '.join(args.stages)}")
+    if args.stop_at is not None and not set(args.stages) <= set(TRAININGS):
+        parser.error(f"--stop_at needs --stages of {', '.join(TRAININGS)}, but they are {', '.join(args.stages)}")
     if args.short:
         args.seeds, args.steps, args.batch_size, args.warm_up_steps, args.tasks = [0], 2, 32, 20, 4
     for seed in args.seeds:
@@ -159,7 +154,7 @@ def main():
         for stage in args.stages:
             if stage in ABLATIONS and seed != args.seeds[0]:
                 continue
-            experiment.run(stage) if args.stop_at is None else experiment.run_part(stage)
+            experiment.run(stage)
 
 
 if __name__ == "__main__":

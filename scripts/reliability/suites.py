@@ -33,10 +33,8 @@ def measure(arguments: str) -> Outcome:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
         command = f"{sys.executable} -m pytest -n 0 -p no:cacheprovider --junitxml={report} {arguments}"
         done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
-        ran = done.returncode in (
-            0,
-            1,
-        )  # otherwise a file is not there, or nothing was selected, and the report is empty
+        # Otherwise a file is not there, or nothing was selected, and the report is empty
+        ran = done.returncode in {0, 1}
         if not ran or not report.is_file():
             return Outcome(tried=1, failed=1, failures=[(done.stdout + done.stderr)[-600:]])
         return read_report(report.read_text(encoding="utf-8"))

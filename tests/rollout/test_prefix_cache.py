@@ -255,7 +255,7 @@ def sampled(model, contexts, batches, stops, prefix_cache, **options):
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("options", OF_A_CALL, ids=lambda options: next(iter(options)))
 def test_what_means_a_call_means_the_turn(options, prefix_cache):
-    """`min_new_tokens`, say, would count anew if `generate` were called again for the sequences that go on."""
+    """With a second call of `generate` for unfinished sequences, `min_new_tokens`, for example, would start counting from zero."""
     model, contexts = eager_to_end(), contexts_of(16, 30)
     alone, together = [[place] for place in range(16)], [range(16)]
     given = {"generation_kwargs": options}

@@ -33,7 +33,7 @@ _OF_A_CALL = (
     "min_new_tokens", "min_length", "forced_eos_token_id", "forced_bos_token_id", "exponential_decay_length_penalty", "begin_suppress_tokens",
     "encoder_repetition_penalty", "guidance_scale", "max_time",
 )  # fmt: skip
-"""Options that mean the beginning, or the number of tokens, of one call: they must not be used in two calls for one turn."""
+"""Options that concern the start or the length of one call: with them, a turn must not be generated in two calls."""
 
 
 class ActionGenerate:

@@ -19,7 +19,8 @@ def memory_value_reward(trainer: Mem1Trainer) -> Callable[..., list[list[float |
     A reward function `memory_value` that asks the policy of a trainer, at the moment it is called.
 
     It gives each turn the nats of the right answers that its state carries, or those of the next action for rows without `answers`;
-    `None` for a turn whose state nobody read, or, without `answers`, no action followed. Nothing is learned through the log-probs that it compares: they are numbers.
+    `None` for a turn whose state no other turn read and, for rows without `answers`, where the turn that read it took no action. The
+    log-probs that it compares are plain numbers: no gradient flows through them.
     """
 
     def memory_value(trajectories: list[Trajectory], answers: Any = None, **kwargs: Any) -> list[list[float | None]]:
