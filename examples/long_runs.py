@@ -150,6 +150,7 @@ def supervised(
         max_length=None,
         gradient_checkpointing=False,
         bf16=bf16,
+        tf32=torch.cuda.is_available() or None,
         use_cpu=not torch.cuda.is_available(),  # without it, bfloat16 is refused on a CPU
         logging_steps=1,
         save_steps=save_steps,

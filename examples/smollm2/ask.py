@@ -13,7 +13,7 @@ from pathlib import Path
 from model import load
 from rich.console import Console
 from runs import add_options, quiet
-from tasks import PROTOCOL, environment_factory, limits, tasks
+from tasks import PROTOCOL, environment_factory, limits, numbered, tasks
 
 from mem1_trl import Mem1Agent
 from mem1_trl.display import print_trajectory
@@ -34,8 +34,7 @@ def main():
         )
     quiet(args)
     if args.questions:
-        text = "\n".join(f"{number}. {question}" for number, question in enumerate(args.questions, 1))
-        rows = [{"prompt": [{"role": "user", "content": text}]}]
+        rows = [numbered({"questions": args.questions})]
     else:
         rows = [dict(row) for row in tasks("test", 2, 2, args.seed)]
     console = Console()

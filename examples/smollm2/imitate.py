@@ -1,20 +1,23 @@
 """
-Two controls that need no reinforcement, of the same size as a finished run of `train.py`.
+Controls that need no reinforcement, of the same size as a finished run of `train.py`.
 
-    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-2-seed0
-    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-2-seed0
+    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py again --like runs/smollm2/grpo-mixed-seed0
 
-`imitation` plays as many episodes as that run did, in three rounds, and learns those that answered everything; each round plays
-the model of the last one. `supervised` goes on with demonstrations for as many processor seconds as that run took.
+`imitation` plays as many episodes as that run did, of as many objectives, in three rounds, and learns those that answered everything; each round plays
+the model of the last one. `supervised` goes on with new demonstrations for as many processor seconds as that run took, and `again` with
+those of the start.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from datasets import Dataset
 from demonstrator import lessons
 from model import load
-from runs import UNFINISHED, Deadline, add_options, is_done, quiet, supervised, write_json
+from runs import UNFINISHED, Deadline, add_options, is_done, quiet, read_lines, supervised, write_json
 from start import demonstrations
 from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
@@ -26,7 +29,13 @@ def play(args, adapter, rows, path, deadline):
     """Sampled episodes of an adapter, as far as the time allows."""
     model, tokenizer = load(args.base, adapter)
     agent = Mem1Agent(
-        model, tokenizer, PROTOCOL, temperature=1.0, batch_size=args.together, rollout_batch_wait=WAIT, **limits(2)
+        model,
+        tokenizer,
+        PROTOCOL,
+        temperature=1.0,
+        batch_size=args.together,
+        rollout_batch_wait=WAIT,
+        **limits(max(args.objectives)),
     )
     for end in range(args.together, len(rows) + args.together, args.together):
         if not deadline.leaves(60):
@@ -44,7 +53,7 @@ def imitate(args, settings, deadline):
     each = args.episodes // args.rounds
     for number in range(1, args.rounds + 1):
         place = args.output_dir / f"round{number}"
-        rows = tasks("train", 2, each, args.seed * 100 + number)
+        rows = _mixed(args.objectives, each, args.seed * 100 + number)
         played = play(args, adapter, rows, place / "episodes.jsonl", deadline)
         kept = [t for t in played if t.reward == 1.0]
         kept_in_rounds.append(len(kept))
@@ -58,14 +67,27 @@ def imitate(args, settings, deadline):
     write_json(args.output_dir / "done.json", record)
 
 
+def _mixed(objectives, count, seed):
+    """Tasks of several numbers of objectives in turn, so that any part of them is a mixture."""
+    each = [tasks("train", n, -(-count // len(objectives)), seed) for n in objectives]
+    return Dataset.from_list([row for rows in zip(*each) for row in rows][:count])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("control", choices=["imitation", "supervised"])
+    parser.add_argument("control", choices=["imitation", "supervised", "again"])
     add_options(parser, None)
     parser.add_argument(
         "--like", type=Path, default=None, help="folder of the run of train.py that it is held against"
     )
     parser.add_argument("--episodes", type=int, default=None, help="of imitation, where that run is not finished yet")
+    parser.add_argument(
+        "--objectives",
+        type=int,
+        nargs="+",
+        default=None,
+        help="of the tasks of imitation, where that run is not finished yet",
+    )
     parser.add_argument(
         "--cpu_seconds", type=float, default=None, help="of supervised training, where that run is not finished yet"
     )
@@ -90,6 +112,8 @@ def main():
             )
         like = json.loads((args.like / "done.json").read_text())
         args.episodes, args.cpu_seconds = like["steps"] * like["batch_size"], like["cpu_seconds"]
+        args.objectives = args.objectives or like["objectives"]
+    args.objectives = args.objectives or [2]
     deadline = Deadline(args.minutes)
     quiet(args)
     settings = {name: getattr(args, name) for name in ("control", "batch_size", "learning_rate", "seed")}
@@ -98,8 +122,16 @@ def main():
     model, tokenizer = load(args.base, args.start, trainable=True)
     # No step is that short, so the processor seconds end it
     steps = max(1, int(50 * args.cpu_seconds))
-    rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
-    path = args.output_dir / "demonstrations.jsonl"
+    if args.control == "again":
+        path = args.start.with_name("demonstrations.jsonl")
+        if not path.is_file():
+            parser.error(
+                f"--start must be an adapter of start.py, with its demonstrations beside it, but there is no {path}"
+            )
+        rows = lessons(args.seed, len(read_lines(path)))
+    else:
+        rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
+        path = args.output_dir / "demonstrations.jsonl"
     dataset = demonstrations(tokenizer, rows, path, "mem1")
     supervised(
         model, tokenizer, dataset, args.output_dir, steps, deadline, settings, args.cpu_seconds, "constant",

@@ -58,7 +58,8 @@ def load(base, adapter=None, trainable=False):
     """
     `(model, tokenizer)` in float32, since sampler and update lie too far apart in bfloat16; on the GPU if there is one.
 
-    Without `adapter` a new one is made if it is to be trained, else the model is the plain one.
+    Without `adapter` a new one is made if it is to be trained, else the model is the plain one. An adapter that is not to be trained is
+    merged, which saves time in every token.
     """
     base = prepare(base)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -67,6 +68,7 @@ def load(base, adapter=None, trainable=False):
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise SystemExit(f"{adapter} must be a folder with an adapter, but has no adapter_config.json.")
         model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        model = model if trainable else model.merge_and_unload()
     elif trainable:
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)

@@ -31,12 +31,13 @@ KEEP_MEMORY = {
 SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
 
 
-LABELS = ("start", "grpo-2", "supervised", "imitation", "scalar", "grpo-mixed", "ppo-2", "twin")
+LABELS = ("start", "grpo-mixed", "supervised", "again", "imitation", "scalar", "grpo-2", "ppo-2", "twin")
 
 
 def stages(out, seeds, labels, options):
     """`(name, script, arguments)` in order; `options` are those of the command line."""
     objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
+    mixed = [1, 2] if options.short else [1, 2, 3, 4]
 
     def test(label, adapter, seed, *more, numbers=objectives):
         arguments = ["--label", f"{label}-seed{seed}", "--adapter", adapter, "--tasks", options.tasks]
@@ -49,7 +50,8 @@ def stages(out, seeds, labels, options):
 
     def learn(label, start, seed, *more):
         sizes = ["--batch_size", options.batch_size, "--generations", options.generations, "--tokens_per_pass",
-                 options.tokens_per_pass]  # fmt: skip
+                 options.tokens_per_pass, "--learning_rate", options.learning_rate, "--layout", options.layout,
+                 "--save_steps", options.save_steps]  # fmt: skip
         return (
             f"{label} seed {seed}, {options.steps} steps",
             "train",
@@ -58,7 +60,7 @@ def stages(out, seeds, labels, options):
         )  # fmt: skip
 
     for seed in seeds:
-        start, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2", "twin"))
+        start, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-mixed", "twin"))
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
@@ -67,17 +69,26 @@ def stages(out, seeds, labels, options):
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2)
             elif label == "grpo-mixed":
-                yield learn(label, start, seed, "--objectives", 1, 2, *([] if options.short else [3, 4]))
+                yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state")
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
-            elif label in ("supervised", "imitation"):
+            elif label in ("supervised", "again", "imitation"):
                 like = ["--like", grpo, "--start", start / "adapter", "--seed", seed, "--together", options.together]
                 yield f"{label} seed {seed}", "imitate", [label, *like]
-                yield test(label, _adapter_of(out / f"{label}-grpo-2-seed{seed}"), seed)
+                yield test(label, _adapter_of(out / f"{label}-grpo-mixed-seed{seed}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
-                search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]
-                yield f"scalar seed {seed}", "scalar", [*search, "--output_dir", place]
+                search = [
+                    "--start",
+                    start / "adapter",
+                    "--seed",
+                    seed,
+                    "--together",
+                    options.together,
+                    "--output_dir",
+                    place,
+                ]
+                yield f"scalar seed {seed}", "scalar", [*search, "--objectives", *objectives[:2]]
                 yield test("scalar", start / "adapter", seed, "--control", place / "control.json")
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
@@ -123,6 +134,11 @@ def main():
     parser.add_argument("--batch_size", type=int, default=16, help="episodes of a step of reinforcement")
     parser.add_argument("--generations", type=int, default=4, help="episodes for each task with GRPO")
     parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
+    parser.add_argument("--learning_rate", type=float, default=2e-4, help="of reinforcement")
+    parser.add_argument("--layout", choices=["packed", "per_turn"], default="packed", help="of the update")
+    parser.add_argument(
+        "--save_steps", type=int, default=1, help="steps from one checkpoint of reinforcement to the next"
+    )
     parser.add_argument("--tasks", type=int, default=150, help="tasks of a test")
     parser.add_argument("--together", type=int, default=TOGETHER, help="episodes that are played at once in tests")
     parser.add_argument("--threads", type=int, default=1)

@@ -1,5 +1,5 @@
 """
-The best constants on logits of the supervised start, and its best temperature, for two objectives: what no training is needed for.
+The best constants on logits of the supervised start, and its best temperature: what no training is needed for.
 
     python examples/smollm2/scalar.py                      # into runs/smollm2/scalar-seed0
     python examples/smollm2/evaluate_tasks.py --label scalar --adapter runs/smollm2/start-seed0/adapter --control runs/smollm2/scalar-seed0/control.json
@@ -17,7 +17,12 @@ from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import search_scalar_control
 
-TOKENS = ("<answer", "<search", "</think")  # which end the episode, go on, and end the state
+TOKENS = (
+    "><answer",
+    "><search",
+    "</think",
+    " ?;",
+)  # which end the episode, go on, end the state, lengthen the list of what is open
 VALIDATION = 7919
 
 
@@ -25,7 +30,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/scalar-seed0"))
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
-    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--objectives", type=int, nargs="+", default=[2], help="numbers of objectives of the tasks")
+    parser.add_argument("--tasks", type=int, default=100, help="of each number")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     parser.add_argument("--values", type=float, nargs="+", default=[-2.0, 2.0], help="constants to try, in nats")
     args = parser.parse_args()
     path = args.output_dir / "control.json"
@@ -33,11 +40,15 @@ def main():
         return
     quiet(args)
     agent = Mem1Agent(
-        *load(args.base, args.start), PROTOCOL, batch_size=args.together, rollout_batch_wait=WAIT, **limits(2)
+        *load(args.base, args.start),
+        PROTOCOL,
+        batch_size=args.together,
+        rollout_batch_wait=WAIT,
+        **limits(max(args.objectives)),
     )
+    rows = [row for n in args.objectives for row in tasks("train", n, args.tasks, VALIDATION + args.seed)]
     search_scalar_control(
-        agent, tasks("train", 2, args.tasks, VALIDATION + args.seed), environment_factory(), TOKENS, values=args.values,
-        temperatures=(0.0, 0.5, 1.0), most=1, batch_size=args.together, seed=args.seed,
+        agent, rows, environment_factory(), TOKENS, values=args.values, temperatures=args.temperatures, most=1, batch_size=args.together, seed=args.seed,
         on_setting=lambda tried: print(tried, flush=True),
     ).save(path)  # fmt: skip
 

@@ -29,6 +29,9 @@ def main():
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
+    parser.add_argument(
+        "--demonstrations", type=int, default=266, help="tasks that are demonstrated, of about three turns each"
+    )
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument(
         "--bf16",
@@ -41,10 +44,12 @@ def main():
     deadline = Deadline(args.minutes)
     quiet(args)
     model, tokenizer = load(args.base, trainable=True)
-    # An episode has about three turns
-    rows = lessons(args.seed, max(4, args.steps * args.batch_size // 3))
+    rows = lessons(args.seed, args.demonstrations)
     dataset = demonstrations(tokenizer, rows, args.output_dir / "demonstrations.jsonl", args.context)
-    settings = {name: getattr(args, name) for name in ("batch_size", "learning_rate", "seed", "context", "bf16")}
+    settings = {
+        name: getattr(args, name)
+        for name in ("batch_size", "learning_rate", "seed", "context", "bf16", "demonstrations")
+    }
     supervised(model, tokenizer, dataset, args.output_dir, args.steps, deadline, settings, bf16=args.bf16)
 
 

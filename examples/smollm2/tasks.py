@@ -164,8 +164,10 @@ def tasks(split, n, count, seed):
     pool = Dataset.from_list([{"question": q, "answer": answer} for q, (answer, _) in sorted(plans(split).items())])
     if split == "test":
         pool = pool.select(range(seed % TEST_PARTS, len(pool), TEST_PARTS))
-    rows = [dict(row) for row in sample_objectives(pool, n, count, seed=seed)]
-    for row in rows:
-        text = "\n".join(f"{number}. {question}" for number, question in enumerate(row["questions"], 1))
-        row["prompt"] = [{"role": "user", "content": text}]
-    return Dataset.from_list(rows)
+    return Dataset.from_list([numbered(row) for row in sample_objectives(pool, n, count, seed=seed)])
+
+
+def numbered(row, first=1):
+    """A task with its questions in the prompt, numbered from `first` on."""
+    text = "\n".join(f"{number}. {question}" for number, question in enumerate(row["questions"], first))
+    return {**row, "prompt": [{"role": "user", "content": text}]}

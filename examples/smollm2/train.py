@@ -41,6 +41,8 @@ def configuration(args):
         gradient_checkpointing=False,
         bf16=False,
         tf32=torch.cuda.is_available() or None,
+        merge_adapter=torch.cuda.is_available(),  # on a CPU an adapter costs little
+        advantage_level=args.advantage_level,
         rollout_batch_wait=WAIT,
         logging_steps=1,
         save_strategy="steps",
@@ -69,6 +71,11 @@ def parse_arguments():
     parser.add_argument("--generations", type=int, default=4, help="episodes for each task with GRPO")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--value_learning_rate", type=float, default=5e-4)
+    parser.add_argument(
+        "--advantage_level",
+        default=None,
+        help="what an advantage is of: with GRPO `episode` (default), `turn`, `state`; with PPO `token` (default), `turn`, `two_level`",
+    )
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--lam", type=float, default=1.0)
     parser.add_argument(
@@ -78,7 +85,9 @@ def parse_arguments():
         "--save_steps", type=int, default=1, help="on a CPU a step takes minutes, a checkpoint under a second"
     )
     parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.advantage_level = args.advantage_level or ("token" if args.algorithm == "ppo" else "episode")
+    return args
 
 
 def main():
@@ -104,7 +113,16 @@ def main():
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
-    names = ("algorithm", "objectives", "context", "batch_size", "generations", "learning_rate", "seed")
+    names = (
+        "algorithm",
+        "advantage_level",
+        "objectives",
+        "context",
+        "batch_size",
+        "generations",
+        "learning_rate",
+        "seed",
+    )
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names})
 
 

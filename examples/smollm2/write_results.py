@@ -25,16 +25,17 @@ from result_pages import markdown_table, page_parser, signed_cell, smooth  # iso
 
 NAMES = {
     "start": "supervised start",
-    "grpo-2": "GRPO on two objectives",
     "grpo-mixed": "GRPO on one to four objectives",
+    "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
     "scalar": "start, best constants and temperature",
     "supervised": "more demonstrations",
+    "again": "the same demonstrations for longer",
     "imitation": "imitation of successes",
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
 }
-AGENT = "grpo-2"
+AGENT = "grpo-mixed"
 FILE = re.compile(r"(?P<label>.+)-seed(?P<seed>\d+)-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
 METRICS = {
     "em": "exact match per objective",

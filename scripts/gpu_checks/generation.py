@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
+from mem1_trl.trainers.merged_adapter import merged_adapter
 
 from .check import Check, Finding, Setting
 from .exactness import FLOAT32, MODELS
@@ -105,6 +106,11 @@ def check_speed(setting: Setting) -> Finding:
             finding.measured[f"{kind}, {rows} rows: ms a token"] = [1e3 * graphs, 1e3 * without]
             most = float("inf") if setting.short or setting.device != "cuda" else 0.8
             finding.expect(f"{kind}, {rows} rows: with graphs over without", graphs / without, most)
+            if kind == "adapter":
+                with merged_adapter(model):
+                    merged = seconds_of(model, rows, tokens, True)
+                finding.measured[f"merged adapter, {rows} rows: ms a token"] = 1e3 * merged
+                finding.expect(f"{rows} rows: merged adapter over adapter", merged / graphs, most)
     return finding
 
 

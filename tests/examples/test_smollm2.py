@@ -86,12 +86,16 @@ def test_demonstrations_find_everything_within_the_budget(example, base, context
     agent = demonstrator.demonstrator(AutoTokenizer.from_pretrained(base), context=context)
     rows = demonstrator.lessons(0, 20)
     assert sorted(row["num_objectives"] for row in rows) == [1] * 10 + [2] * 10
+    firsts = {int(row["prompt"][0]["content"].split(".")[0]) for row in rows}
+    assert 1 in firsts and max(firsts) > 5, "numbered from anywhere on"
     played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
     assert [trajectory.reward for trajectory in played] == [1.0] * 20
     assert max(map(tasks.largest_state, played)) <= tasks.STATE_TOKENS
     for trajectory in played:
         for turn in trajectory.turns[1:]:  # what is reported was read in this turn or stood in the last state
             assert turn.state == trajectory.turns[-1].state or turn.action == "search"
+        *before, last = [turn.state for turn in trajectory.turns]
+        assert all("?" in state for state in before) and "?" not in last, "what is open stands in the state"
 
 
 def test_a_missing_package_is_named_in_one_sentence(example, tmp_path, monkeypatch):
@@ -116,7 +120,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     monkeypatch.setattr(example("tasks"), "STATE_TOKENS", 0)  # short turns: the tiny model runs on to their end
     common = ["--base", base, "--seed", 0]
     start, grpo = tmp_path / "start", tmp_path / "grpo"
-    assert run(example, monkeypatch, "start", *common, "--output_dir", start, "--steps", 2) == 0
+    assert run(example, monkeypatch, "start", *common, "--output_dir", start, "--steps", 2, "--demonstrations", 4) == 0
     learn = [*common, "--start", start / "adapter", "--output_dir", grpo, "--batch_size", 2, "--generations", 2]
     assert run(example, monkeypatch, "train", *learn, "--steps", 2, "--minutes", 0) == 3  # one step, then out of time
     assert run(example, monkeypatch, "train", *learn, "--steps", 2) == 0
@@ -137,11 +141,13 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     assert [line["task"] for line in lines] == ["1-0-0", "1-0-1", "1-0-2"]
     assert {"em", "positional", "peak_tokens", "retained", "answers"} <= set(lines[0])
 
-    for control in ("supervised", "imitation"):
+    for control in ("supervised", "again", "imitation"):
         like = [control, *common, "--like", grpo, "--start", start / "adapter", "--rounds", 2]
         assert run(example, monkeypatch, "imitate", *like) == 0
-    supervised = json.loads((tmp_path / "supervised-grpo" / "done.json").read_text())
-    assert done["cpu_seconds"] <= supervised["cpu_seconds"]
+    for control in ("supervised", "again"):
+        assert (
+            done["cpu_seconds"] <= json.loads((tmp_path / f"{control}-grpo" / "done.json").read_text())["cpu_seconds"]
+        )
     imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
     assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
 
@@ -149,7 +155,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     search = [*common, "--start", start / "adapter", "--output_dir", control.parent, "--tasks", 2, "--values", 2.0]
     assert run(example, monkeypatch, "scalar", *search) == 0
     tried = json.loads(control.read_text())["tried"]
-    assert [one["temperature"] for one in tried[:3]] == [0.0, 0.5, 1.0] and len(tried) == 3 + 3 * 3
+    assert [one["temperature"] for one in tried[:3]] == [0.0, 0.5, 1.0] and len(tried) == 3 + 4 * 3
     test[test.index("grpo")] = "scalar"
     assert run(example, monkeypatch, "evaluate_tasks", *test, "--tasks", 2, "--control", control) == 0
     assert len((tmp_path / "scalar-1-t0-seed0.jsonl").read_text().splitlines()) == 2
@@ -168,12 +174,12 @@ def evaluation_file(folder, label, n, scores):
 
 def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
     evaluation_file(tmp_path / "evaluation", "start", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
-    evaluation_file(tmp_path / "evaluation", "grpo-2", 2, [(1.0, 0.5)] * 10)  # not all of them yet
+    evaluation_file(tmp_path / "evaluation", "grpo-mixed", 2, [(1.0, 0.5)] * 10)  # not all of them yet
     evaluation_file(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)
-    (tmp_path / "grpo-2-seed0").mkdir()
+    (tmp_path / "grpo-mixed-seed0").mkdir()
     log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
-    (tmp_path / "grpo-2-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (tmp_path / "grpo-2-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
+    (tmp_path / "grpo-mixed-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (tmp_path / "grpo-mixed-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
     page = tmp_path / "page"
     assert (
         run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc", "--note", "A note.") == 0
@@ -190,7 +196,7 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     text = (page / "RESULTS.md").read_text()
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
-    assert "`grpo-2-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert "`grpo-mixed-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
 
 
@@ -202,18 +208,23 @@ def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp
     sizes = [(folder / "adapter_model.safetensors").stat().st_size for folder in (tmp_path / "adapter", kept)]
     assert sizes[1] < 0.6 * sizes[0]
     assert str(tmp_path) not in (kept / "adapter_config.json").read_text()
-    again, _ = model.load(base, kept)
+    again, _ = model.load(base, kept, trainable=True)
     weights = {name: weight for name, weight in again.named_parameters() if "lora" in name}
     assert weights and all(weight.dtype == torch.float32 for weight in weights.values())
     before = dict(trained.named_parameters())
     assert all(torch.equal(weight, before[name].half().float()) for name, weight in weights.items())
+    ids = torch.arange(3, 23)[None]
+    merged, _ = model.load(base, kept)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    torch.testing.assert_close(merged(input_ids=ids).logits, again.eval()(input_ids=ids).logits)
 
 
 def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example, tmp_path):
     run_all, written = example("run_all"), set()
     options = SimpleNamespace(
-        short=False, tasks=150, together=25, batch_size=16, generations=4, tokens_per_pass=1200, steps=60
-    )
+        short=False, tasks=150, together=25, batch_size=16, generations=4, tokens_per_pass=1200, steps=60,
+        learning_rate=2e-4, layout="packed", save_steps=1,
+    )  # fmt: skip
     for name, script, arguments in run_all.stages(tmp_path, [0, 1], run_all.LABELS, options):
         values = list(map(str, arguments))
         for option in ("--start", "--adapter", "--like", "--control"):

@@ -76,6 +76,10 @@ class Mem1GRPOConfig(GRPOConfig):
             Whether generation with transformers on a GPU captures its steps as CUDA graphs, which saves the time that starting the
             kernels takes. It needs `prefix_cache`, and a copy of the keys and values during the rollout; a model that cannot be captured
             is called as ever.
+        merge_adapter (`bool`, *optional*, defaults to `False`):
+            Whether the LoRA adapter is part of the weights while episodes are played by transformers, as it is for vLLM: a token then costs
+            what it costs without an adapter. It takes 4 bytes more for each weight that the adapter changes. Only for LoRA on
+            linear layers in float32: in half precision small changes would be lost.
         rollout_mode (`str`, *optional*, defaults to `"async"`):
             How the episodes of a batch are played together: each goes on as soon as its own actions have returned, and generation takes
             those that are ready (`"async"`); or in every turn all wait for the slowest (`"lockstep"`). Where processes generate
@@ -213,6 +217,13 @@ class Mem1GRPOConfig(GRPOConfig):
             "help": "Whether generation with transformers on a GPU captures its steps as CUDA graphs, which saves the time that "
             "starting the kernels takes. It needs `prefix_cache`, and a copy of the keys and values during the rollout; a model "
             "that cannot be captured is called as ever."
+        },
+    )
+    merge_adapter: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the LoRA adapter is part of the weights while episodes are played by transformers, so that a token costs "
+            "what it costs without an adapter; for LoRA in float32, with 4 bytes more for each weight that the adapter changes."
         },
     )
     rollout_mode: str = field(

@@ -127,7 +127,7 @@ class TrajectoryTrainer(ExactResume):
         try:
             with instance_attribute(self.tokenizer, "response_template", current.response_template):
                 prompt_ids = self.encode_prompts(prompts)
-                with awake(self):
+                with awake(self), self.adapter_merged():
                     current.trajectories = self.run_episodes(current.rows)
                     if self.mode == "train" and self.args.dynamic_sampling_max_rounds:
                         play_equal_groups_again(self, current, prompts)

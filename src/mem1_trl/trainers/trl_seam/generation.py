@@ -7,7 +7,7 @@ strings for all prompts, no greedy decoding in evaluation, and no log-probs from
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from ...rollout.step_graphs import StepGraphs
 from ...rollout.stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 from ..bitsandbytes_cpu import keep_gradients_through_4bit
 from ..dropout import silence_dropout
+from ..merged_adapter import merged_adapter, why_not_merged
 from .contract import check_values
 from .helpers import instance_attribute
 from .hooks import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from ...rollout.settings import AgentSettings
     from ...rollout.turn_loop import Rollout
@@ -47,6 +49,8 @@ class TurnGeneration(Hooks):
         graphs = StepGraphs() if self.args.cuda_graphs else None
         padding = self.tokenizer.pad_token_id
         self._prefix_cache = PrefixCache(padding, graphs=graphs) if self.args.prefix_cache else None
+        if self.args.merge_adapter:
+            self._check_merging()
 
     def generate_turn(
         self,
@@ -145,6 +149,28 @@ class TurnGeneration(Hooks):
         """Keep keys and values of up to so many episodes while the model generates for others."""
         if self._prefix_cache is not None:
             self._prefix_cache.parked = count if self.rollout.mode == "async" else 0
+
+    def adapter_merged(self) -> AbstractContextManager[None]:
+        """Within this context the adapter is part of the weights, if `merge_adapter` asks for it."""
+        return (
+            merged_adapter(self.accelerator.unwrap_model(self.model_wrapped))
+            if self.args.merge_adapter
+            else nullcontext()
+        )
+
+    def _check_merging(self) -> None:
+        if self.use_vllm:
+            reason: str | None = "vLLM is given merged weights anyway"
+        elif self._generates_together:
+            reason = "its weights are split between processes"
+        elif self.args.mixed_precision != "no":
+            reason = f"it computes in {self.args.mixed_precision}, in which small changes are lost"
+        else:
+            reason = why_not_merged(self.model)
+        if reason is not None:
+            raise ValueError(
+                f"merge_adapter=True needs a LoRA adapter on whole float32 weights, but {reason}: leave it False."
+            )
 
     def clear_prefix_cache(self) -> None:
         """Drop keys and values that were kept from earlier turns, since the weights are about to change."""
