@@ -237,7 +237,14 @@ Largest context with its output, in tokens, without the questions:
             for lines in of_agent.values():
                 for line in lines.values():
                     file.write(json.dumps({"agent": label, "temperature": temperature, **line}) + "\n")
-    write_json(args.to / "results.json", {"commit": at, "names": NAMES, "cells": cells, "differences": record})
+    steps = {
+        path.parent.name.rpartition("-seed")[0]: max(steps_of(path))
+        for path in args.root.glob("*-seed*/training.jsonl")
+    }
+    write_json(
+        args.to / "results.json",
+        {"commit": at, "names": NAMES, "cells": cells, "differences": record, "steps": dict(sorted(steps.items()))},
+    )
     print(args.to / "RESULTS.md")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import ScalarControl, evaluate_agent, search_scalar_control
+from mem1_trl.evaluation.controls import _check_spelling, _ids
+from mem1_trl.trajectory import StopReason, Trajectory, Turn
 
 
 @pytest.fixture
@@ -72,6 +75,27 @@ def test_without_a_rise_nothing_is_changed(agent):
     assert (found.constants, found.temperature, found.score) == ({}, 0.0, 0.5)
     assert found.settings == agent.settings
     assert [one["temperature"] for one in found.tried] == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_a_text_that_the_model_writes_in_other_tokens_is_refused(agent, tokenizer):
+    """A constant on it moved nothing, and the search said that no constant helps."""
+    merged = tokenizer.convert_tokens_to_ids("k")
+    tokenizer.add_tokens(["></"])
+    closing = tokenizer.convert_tokens_to_ids("></")
+
+    def written(ids):
+        turn = Turn(prompt_ids=(5,), completion_ids=tuple(ids), logprobs=None, text="")
+        return [Trajectory([turn], stop_reason=StopReason.ANSWER)]
+
+    wanted = {"</k": _ids(agent, "</k")}
+    plain = _ids(agent, "</k")
+    _check_spelling(agent, wanted, written([7, *plain]))
+    _check_spelling(agent, wanted, written([7, 8]))  # which is not written at all
+    message = re.escape(
+        "A constant on '</k' would move nothing: it is encoded to '<' '/' 'k', but the model writes it in '></' 'k'. Pass '></k'."
+    )
+    with pytest.raises(ValueError, match=message):
+        _check_spelling(agent, wanted, written([7, closing, merged]))
 
 
 def test_a_constant_is_tried_at_each_temperature(agent):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.pool import EnvironmentFactory
 from ..json_text import read_json_object, write_json, write_whole
+from ..protocol.encoding import decode, tokens_of_span
 from ..rollout.settings import AgentSettings
 from ..typed_fields import check_fields
 from .evaluate import evaluate_agent
@@ -22,6 +23,7 @@ from .result import Evaluation
 
 if TYPE_CHECKING:
     from ..agent import Mem1Agent
+    from ..trajectory import Trajectory
 
 Token = str | int
 
@@ -125,7 +127,8 @@ def search_scalar_control(
         [`ScalarControl`]
 
     Raises:
-        `ValueError`: If nothing is to be tried, a text is no token, or the model is behind a server.
+        `ValueError`: If nothing is to be tried, a text is no token, the model writes a text of several tokens in others than those it is
+            encoded to, so that its constant would move nothing, or the model is behind a server.
     """
     if not temperatures:
         raise ValueError("temperatures must hold at least one, such as 0.0.")
@@ -146,7 +149,10 @@ def search_scalar_control(
 
     def attempt(temperature: float, constants: dict[str, float]) -> float:
         agent.settings = settings_with(temperature, constants)
-        found = measured(evaluate_agent(agent, rows, environment_factory, batch_size, seed=seed, resamples=1))
+        evaluation = evaluate_agent(agent, rows, environment_factory, batch_size, seed=seed, resamples=1)
+        if not tried:
+            _check_spelling(agent, ids, evaluation.trajectories)
+        found = measured(evaluation)
         tried.append({"temperature": temperature, "constants": constants, "score": found})
         if on_setting is not None:
             on_setting(tried[-1])
@@ -174,6 +180,26 @@ def _mean_reward(evaluation: Evaluation) -> float:
 
 def _name(agent: Mem1Agent, token: Token) -> str:
     return token if isinstance(token, str) else str(agent.tokenizer.convert_ids_to_tokens(token))
+
+
+def _check_spelling(agent: Mem1Agent, ids: Mapping[str, list[int]], trajectories: Iterable[Trajectory]) -> None:
+    """Raise if a text of several tokens is written, but never in these: `<` is not `><`, which ends a tag before it."""
+    turns = [list(turn.completion_ids) for trajectory in trajectories for turn in trajectory.turns]
+    for name, wanted in ids.items():
+        if len(wanted) == 1 or any(wanted == turn[at : at + len(wanted)] for turn in turns for at in range(len(turn))):
+            continue
+        for turn in turns:
+            at = decode(agent.tokenizer, turn).find(name)
+            if at >= 0:
+                first, end = tokens_of_span(agent.tokenizer, turn, (at, at + len(name)))
+                raise ValueError(
+                    f"A constant on {name!r} would move nothing: it is encoded to {_pieces(agent, wanted)}, but the model writes it in "
+                    f"{_pieces(agent, turn[first:end])}. Pass {decode(agent.tokenizer, turn[first:end])!r}."
+                )
+
+
+def _pieces(agent: Mem1Agent, ids: Sequence[int]) -> str:
+    return " ".join(repr(decode(agent.tokenizer, [one])) for one in ids)
 
 
 def _ids(agent: Mem1Agent, token: Token) -> list[int]:

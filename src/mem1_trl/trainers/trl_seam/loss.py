@@ -17,7 +17,7 @@ from ...update.layout_model import LayoutModel
 from ...update.layouts import resolve_layout
 from ...update.row_batch import RowBatch
 from ...update.scoring import forwarded_tokens
-from ...update.self_check import is_single_precision
+from ...update.self_check import is_single_precision, uses_tf32
 from ..dropout import dropout_of
 from .contract import check_values
 from .generation import TurnGeneration
@@ -254,7 +254,8 @@ class TreeLoss(TurnGeneration):
         gap = (self._last_logps - sampled).abs().masked_fill(~mask, 0.0).amax()
         largest = self.accelerator.gather(gap.reshape(1)).max().item()
         self.log_metric("sampling/max_logp_difference", largest)
-        exact = self.single_precision and not self.use_vllm
+        # On an H200, TF32 was off by .1 nats in one of 30,000 tokens, and by .02 in a small batch
+        exact = self.single_precision and not uses_tf32() and not self.use_vllm
         if largest <= (_WRONG_DIFFERENCE if exact else _SUSPICIOUS_DIFFERENCE):
             return
         reason = self._reason_for_difference()
