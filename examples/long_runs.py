@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from mem1_trl.json_lines import drop_unfinished_line, read_json_lines
+from mem1_trl.json_text import write_whole
 
 UNFINISHED = 3
 """Exit status of a script whose time was up: started again, it goes on."""
@@ -63,9 +64,7 @@ def is_done(folder, steps=0):
 def write_json(path, record):
     """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 class Record(TrainerCallback):

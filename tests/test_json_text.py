@@ -212,6 +212,17 @@ def test_two_that_write_one_file_do_not_write_into_each_others(tmp_path):
     assert path.read_text() == "first second"
 
 
+def test_a_file_that_is_replaced_keeps_its_permissions_and_its_links(tmp_path):
+    path, link = tmp_path / "settings.json", tmp_path / "link.json"
+    path.write_text("before")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write_whole(link, "after")
+    assert link.is_symlink() and path.read_text() == "after"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.json", "settings.json"]
+
+
 def test_a_file_that_cannot_be_written_to_its_end_stays_as_it_was(tmp_path):
     path = tmp_path / "a.json"
     write_whole(path, "before")

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agents import TOGETHER, TRAINED_ON, freeze_embeddings, load_agent
 from datasets import Dataset
+from example_options import count, rate
 from long_runs import UNFINISHED, Deadline, is_done, quiet, supervised, write_json
 from world import ASKED, LEVELS, Passages, draw_task
 
@@ -61,12 +62,12 @@ def main():
     parser.add_argument("--like", type=Path, required=True, help="finished run of train.py that it is held against")
     parser.add_argument("--start", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, default=None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3, help="times that each round reads its episodes")
-    parser.add_argument("--batch_size", type=int, default=128, help="turns in one step")
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--epochs", type=count, default=3, help="times that each round reads its episodes")
+    parser.add_argument("--batch_size", type=count, default=128, help="turns in one step")
+    parser.add_argument("--learning_rate", type=rate, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--minutes", type=float, default=None)
     args = parser.parse_args()
     args.output_dir = args.output_dir or args.like.with_name(f"{args.rule}-{args.like.name}")

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agents import TOGETHER, TRAINED_ON, load_agent, test_agent
+from example_options import count
 from imitate import RULES
 from long_runs import UNFINISHED, Deadline, is_done, quiet, write_json
 from warm_up import warm_up
@@ -134,13 +135,15 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path("runs/memory-world"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--warm_up_steps", type=int, default=900)
-    parser.add_argument("--tasks", type=int, default=200, help="tasks of a cell of the tests")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=count, default=450)
+    parser.add_argument("--batch_size", type=count, default=128)
+    parser.add_argument("--warm_up_steps", type=count, default=900)
+    parser.add_argument("--tasks", type=count, default=200, help="tasks of a cell of the tests")
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--minutes", type=float, default=None)
-    parser.add_argument("--stop_at", type=int, default=None, help="train to this step only, and test what was learned")
+    parser.add_argument(
+        "--stop_at", type=count, default=None, help="train to this step only, and test what was learned"
+    )
     parser.add_argument("--short", action="store_true", help="a few steps of everything; the numbers mean nothing")
     args = parser.parse_args()
     args.seed, args.deadline = args.seeds[0], Deadline(args.minutes)

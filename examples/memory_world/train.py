@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agents import TRAINED_ON, freeze_embeddings, limits, state_rows
 from datasets import Dataset
+from example_options import count, rate
 from long_runs import Deadline, Record, finish, is_done, quiet
 from transformers import AutoTokenizer, PrinterCallback
 from world import ASKED, LEVELS, PROTOCOL, Passages, draw_task, rows_of
@@ -120,10 +121,10 @@ def parse_arguments():
     parser.add_argument(
         "--train_embeddings", action="store_true", help="what words are said, and which are not, is learned, too"
     )
-    parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--batch_size", type=int, default=128, help="episodes of a step")
-    parser.add_argument("--generations", type=int, default=16, help="episodes for each task with GRPO")
-    parser.add_argument("--learning_rate", type=float, default=7e-4)
+    parser.add_argument("--steps", type=count, default=450)
+    parser.add_argument("--batch_size", type=count, default=128, help="episodes of a step")
+    parser.add_argument("--generations", type=count, default=16, help="episodes for each task with GRPO")
+    parser.add_argument("--learning_rate", type=rate, default=7e-4)
     parser.add_argument(
         "--beta", type=float, default=0.04, help="weight of the KL to the start: keeps what is not decided yet open"
     )
@@ -135,11 +136,11 @@ def parse_arguments():
     parser.add_argument("--gamma", type=float, default=None)
     parser.add_argument("--lam", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long")
     parser.add_argument(
         "--stop_at",
-        type=int,
+        type=count,
         default=None,
         help="stop after this step with a checkpoint, from which a later call goes on",
     )

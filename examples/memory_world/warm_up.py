@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `lessons`, shared with the other examples
 
 import torch
+from example_options import count
 from lessons import Heads, batches, copying_exercise, save_start, small_llama, train
 from world import EVICTED_SLOTS, LEVELS, LONGEST, PROTOCOL, build_tokenizer, draw_task
 
@@ -192,7 +193,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/memory-world/warm-up"))
     parser.add_argument("--context", choices=("mem1", "full"), default="mem1")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=count, default=800)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(json.dumps(warm_up(args.output, args.context, args.seed, args.steps), indent=2))

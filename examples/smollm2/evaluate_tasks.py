@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model import load
-from runs import TOGETHER, UNFINISHED, Deadline, add_options, quiet, read_lines
+from runs import TOGETHER, UNFINISHED, Deadline, add_options, count, quiet, read_lines
 from tasks import PROTOCOL, WAIT, environment_factory, largest_state, limits, tasks
 
 from mem1_trl import Mem1Agent
@@ -103,8 +103,8 @@ def main():
     parser.add_argument("--context", choices=["mem1", "full", "truncate"], default="mem1")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--control", type=Path, default=None, help="constants and temperature that scalar.py found")
-    parser.add_argument("--objectives", type=int, nargs="+", default=list(OBJECTIVES))
-    parser.add_argument("--tasks", type=int, default=150)
+    parser.add_argument("--objectives", type=count, nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--tasks", type=count, default=150)
     args = parser.parse_args()
     deadline = Deadline(args.minutes)
     quiet(args)

@@ -17,7 +17,7 @@ from pathlib import Path
 from datasets import Dataset
 from demonstrator import lessons
 from model import load
-from runs import UNFINISHED, Deadline, add_options, is_done, quiet, read_lines, supervised, write_json
+from runs import UNFINISHED, Deadline, add_options, count, is_done, quiet, rate, read_lines, supervised, write_json
 from start import demonstrations
 from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
@@ -80,23 +80,25 @@ def main():
     parser.add_argument(
         "--like", type=Path, default=None, help="folder of the run of train.py that it is held against"
     )
-    parser.add_argument("--episodes", type=int, default=None, help="of imitation, where that run is not finished yet")
+    parser.add_argument(
+        "--episodes", type=count, default=None, help="of imitation, where that run is not finished yet"
+    )
     parser.add_argument(
         "--objectives",
-        type=int,
+        type=count,
         nargs="+",
         default=None,
         help="of the tasks of imitation, where that run is not finished yet",
     )
     parser.add_argument(
-        "--cpu_seconds", type=float, default=None, help="of supervised training, where that run is not finished yet"
+        "--cpu_seconds", type=rate, default=None, help="of supervised training, where that run is not finished yet"
     )
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2, help="times that each round reads its successful episodes")
-    parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
-    parser.add_argument("--learning_rate", type=float, default=2e-4)
-    parser.add_argument("--save_steps", type=int, default=2)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--epochs", type=count, default=2, help="times that each round reads its successful episodes")
+    parser.add_argument("--batch_size", type=count, default=4, help="turns in one step")
+    parser.add_argument("--learning_rate", type=rate, default=2e-4)
+    parser.add_argument("--save_steps", type=count, default=2)
     args = parser.parse_args()
     size = "episodes" if args.control == "imitation" else "cpu_seconds"
     if args.output_dir is None:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from model import BASE, prepare
-from runs import TOGETHER, UNFINISHED
+from runs import TOGETHER, UNFINISHED, count, rate
 
 HERE = Path(__file__).parent
 # Memory that a step gives back is kept for the next one: a third of the time else goes into fetching it from the system
@@ -130,18 +130,18 @@ def main():
     parser.add_argument(
         "--stages", nargs="+", choices=LABELS, default=list(LABELS), help="those of other stages must be done"
     )
-    parser.add_argument("--steps", type=int, default=60, help="of reinforcement")
-    parser.add_argument("--batch_size", type=int, default=16, help="episodes of a step of reinforcement")
-    parser.add_argument("--generations", type=int, default=4, help="episodes for each task with GRPO")
-    parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
-    parser.add_argument("--learning_rate", type=float, default=2e-4, help="of reinforcement")
+    parser.add_argument("--steps", type=count, default=60, help="of reinforcement")
+    parser.add_argument("--batch_size", type=count, default=16, help="episodes of a step of reinforcement")
+    parser.add_argument("--generations", type=count, default=4, help="episodes for each task with GRPO")
+    parser.add_argument("--tokens_per_pass", type=count, default=1200, help="tokens of one forward pass of the update")
+    parser.add_argument("--learning_rate", type=rate, default=2e-4, help="of reinforcement")
     parser.add_argument("--layout", choices=["packed", "per_turn"], default="packed", help="of the update")
     parser.add_argument(
-        "--save_steps", type=int, default=1, help="steps from one checkpoint of reinforcement to the next"
+        "--save_steps", type=count, default=1, help="steps from one checkpoint of reinforcement to the next"
     )
-    parser.add_argument("--tasks", type=int, default=150, help="tasks of a test")
-    parser.add_argument("--together", type=int, default=TOGETHER, help="episodes that are played at once in tests")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tasks", type=count, default=150, help="tasks of a test")
+    parser.add_argument("--together", type=count, default=TOGETHER, help="episodes that are played at once in tests")
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long")
     parser.add_argument(
         "--short", action="store_true", help="a few steps and tasks of every stage; the numbers mean nothing"

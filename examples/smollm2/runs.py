@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `long_runs`, shared with the other examples
 
+from example_options import count, rate
 from long_runs import (
     UNFINISHED,
     Deadline,
@@ -27,9 +28,11 @@ __all__ = [
     "Deadline",
     "Record",
     "add_options",
+    "count",
     "finish",
     "is_done",
     "quiet",
+    "rate",
     "read_lines",
     "steps_of",
     "supervised",
@@ -41,6 +44,6 @@ def add_options(parser, output_dir):
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the unpacked model, see model.py")
     parser.add_argument("--output_dir", type=Path, default=output_dir)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="stop after so long; the next start goes on")
-    parser.add_argument("--together", type=int, default=TOGETHER, help="episodes that are played at once")
+    parser.add_argument("--together", type=count, default=TOGETHER, help="episodes that are played at once")

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from model import load
-from runs import add_options, quiet
+from runs import add_options, count, quiet
 from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
 from mem1_trl import Mem1Agent
@@ -30,8 +30,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/scalar-seed0"))
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
-    parser.add_argument("--objectives", type=int, nargs="+", default=[2], help="numbers of objectives of the tasks")
-    parser.add_argument("--tasks", type=int, default=100, help="of each number")
+    parser.add_argument("--objectives", type=count, nargs="+", default=[2], help="numbers of objectives of the tasks")
+    parser.add_argument("--tasks", type=count, default=100, help="of each number")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     parser.add_argument("--values", type=float, nargs="+", default=[-2.0, 2.0], help="constants to try, in nats")
     args = parser.parse_args()

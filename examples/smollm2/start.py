@@ -10,7 +10,7 @@ from pathlib import Path
 
 from demonstrator import demonstrator, lessons
 from model import load
-from runs import Deadline, add_options, is_done, quiet, supervised
+from runs import Deadline, add_options, count, is_done, quiet, rate, supervised
 from tasks import environment_factory
 
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
@@ -27,12 +27,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch_size", type=int, default=4, help="turns in one step")
+    parser.add_argument("--steps", type=count, default=200)
+    parser.add_argument("--batch_size", type=count, default=4, help="turns in one step")
     parser.add_argument(
-        "--demonstrations", type=int, default=266, help="tasks that are demonstrated, of about three turns each"
+        "--demonstrations", type=count, default=266, help="tasks that are demonstrated, of about three turns each"
     )
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=rate, default=1e-3)
     parser.add_argument(
         "--bf16",
         action="store_true",

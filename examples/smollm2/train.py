@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from datasets import concatenate_datasets
 from model import load
-from runs import Deadline, Record, add_options, finish, is_done, quiet
+from runs import Deadline, Record, add_options, count, finish, is_done, quiet, rate
 from tasks import PROTOCOL, WAIT, environment_factory, limits, over_budget, tasks
 from transformers import PrinterCallback
 
@@ -64,13 +64,13 @@ def parse_arguments():
     add_options(parser, Path("runs/smollm2/grpo-2-seed0"))
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
-    parser.add_argument("--objectives", type=int, nargs="+", default=[2], help="numbers of objectives of the tasks")
+    parser.add_argument("--objectives", type=count, nargs="+", default=[2], help="numbers of objectives of the tasks")
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch_size", type=int, default=16, help="episodes of a step")
-    parser.add_argument("--generations", type=int, default=4, help="episodes for each task with GRPO")
-    parser.add_argument("--learning_rate", type=float, default=2e-4)
-    parser.add_argument("--value_learning_rate", type=float, default=5e-4)
+    parser.add_argument("--steps", type=count, default=60)
+    parser.add_argument("--batch_size", type=count, default=16, help="episodes of a step")
+    parser.add_argument("--generations", type=count, default=4, help="episodes for each task with GRPO")
+    parser.add_argument("--learning_rate", type=rate, default=2e-4)
+    parser.add_argument("--value_learning_rate", type=rate, default=5e-4)
     parser.add_argument(
         "--advantage_level",
         default=None,
@@ -82,9 +82,9 @@ def parse_arguments():
         "--layout", choices=["packed", "per_turn"], default="packed", help="of the update, exact in both"
     )
     parser.add_argument(
-        "--save_steps", type=int, default=1, help="on a CPU a step takes minutes, a checkpoint under a second"
+        "--save_steps", type=count, default=1, help="on a CPU a step takes minutes, a checkpoint under a second"
     )
-    parser.add_argument("--tokens_per_pass", type=int, default=1200, help="tokens of one forward pass of the update")
+    parser.add_argument("--tokens_per_pass", type=count, default=1200, help="tokens of one forward pass of the update")
     args = parser.parse_args()
     args.advantage_level = args.advantage_level or ("token" if args.algorithm == "ppo" else "episode")
     return args

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,12 +120,18 @@ def write_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> None:
-    """Write a text, or its parts one after the other, such that the file is there whole or not at all, whoever else writes it meanwhile."""
-    path = Path(path)
+    """
+    Write a text, or its parts one after the other, such that the file is there whole or not at all, whoever else writes it meanwhile.
+
+    A file that is replaced keeps its permissions, and a symbolic link to it stays one.
+    """
+    path = Path(path).resolve()
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines([parts] if isinstance(parts, str) else parts)
+        if path.exists():
+            shutil.copymode(path, partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -190,6 +190,17 @@ def test_memory_of_published_ppo_by_hand():
     assert small["optimizer"] == 2 * 2 * 2 * 40_370_176
 
 
+def test_an_adapter_that_is_merged_takes_a_copy_of_the_weights_that_it_changes():
+    adapter = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    plain, merged = (
+        estimate_run(QWEN, Mem1PPOConfig(**arguments(merge_adapter=on)), LARGE, peft_config=adapter).memory
+        for on in (False, True)
+    )
+    queries, values = 3584 * 3584 + 3584, 3584 * 512 + 512  # with their biases
+    assert merged.pop("weights that are merged") == 4 * 28 * (queries + values)
+    assert merged == plain
+
+
 def test_what_is_left_out_is_not_counted():
     shared = estimate_run(QWEN, Mem1PPOConfig(**arguments(beta=0.0)), LARGE, value_model="shared").memory
     assert "critic" not in shared and "reference" not in shared

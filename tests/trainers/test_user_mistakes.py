@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 
 import pytest
 import torch
@@ -128,6 +129,7 @@ MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "
         ({"environment": WrongObservation}, "The first row cannot be played: .*`reset` of WrongObservation must return None or a string"),
         ({"environment": WrongReward}, "The first row cannot be played: .*get_reward gave a str: return a float"),
         ({"environment": NoSuchName}, "The first row cannot be played: `reset` of NoSuchName failed with AttributeError: .*shopp"),
+        ({"args": {"report_to": ["wandbb"]}}, "report_to must name trackers among .*wandb, got 'wandbb'"),
         ({"model": None}, "`model` must be an id, a path or a model, got None"),
         ({"model": "runs/first/no-model"}, "There is no model at 'runs/first/no-model': check the path"),
         ({"model": "./gone"}, "There is no model at './gone': check the path"),
@@ -143,6 +145,14 @@ def test_a_mistake_is_one_sentence(no_model, tmp_path, tokenizer, actor, change,
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=words) as caught:
         make(tmp_path, tokenizer=tokenizer, **change)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(no_model, tmp_path, tokenizer, actor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
+    with pytest.raises(
+        ImportError, match=r"report_to='wandb' needs the package wandb.*pip install \"mem1-trl\[tracking\]\""
+    ):
+        make(tmp_path, actor, tokenizer, LookupEnvironment, args={"report_to": ["wandb"]})
 
 
 def test_an_encoder_decoder_is_refused_by_its_path(no_model, tmp_path, tokenizer):

@@ -175,7 +175,7 @@ def estimate_run(
     memory["activations"] = activation_bytes(shape, setup, args, micro, scored, learns_first)
     copies = 2 if args.prefix_cache and args.cuda_graphs else 1  # what graphs read, and what is kept for the next call
     if args.merge_adapter:
-        memory["weights that are merged"] = 4.0 * shape.linear
+        memory["weights that are merged"] = 4.0 * shape.adapted
     memory["keys and values"] = 0.0 if args.use_vllm else copies * cache_bytes(shape, setup, episode, at_once)
 
     episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes

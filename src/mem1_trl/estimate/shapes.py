@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.pytorch_utils import Conv1D
@@ -48,6 +49,8 @@ class ModelShape:
             Weights that one token is multiplied with below the head: with experts, those of the experts that it is sent to.
         adapters (`int`):
             Weights of one adapter; 0 without.
+        adapted (`int`):
+            Weights of the layers that it changes.
     """
 
     layers: int
@@ -62,6 +65,7 @@ class ModelShape:
     linear: int
     active: int
     adapters: int = 0
+    adapted: int = 0
 
     @classmethod
     def of(cls, config: PretrainedConfig, peft_config: PeftConfig | None = None) -> ModelShape:
@@ -104,8 +108,13 @@ class ModelShape:
         )
         if peft_config is None:
             return cls(**shape)
-        adapted: Any = get_peft_model(model, copy.deepcopy(peft_config))
-        return cls(**shape, adapters=sum(p.numel() for p in adapted.parameters() if p.requires_grad))
+        with_adapter: Any = get_peft_model(model, copy.deepcopy(peft_config))
+        changed = [m.get_base_layer() for m in with_adapter.modules() if isinstance(m, BaseTunerLayer)]
+        return cls(
+            **shape,
+            adapters=sum(p.numel() for p in with_adapter.parameters() if p.requires_grad),
+            adapted=sum(p.numel() for layer in changed for p in layer.parameters()),
+        )
 
 
 def _linear_weights(module: nn.Module) -> list[torch.Tensor]:

@@ -36,7 +36,7 @@ from .distillation import Distillation, refuse_distillation
 from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import check_reset, play_first_row
-from .refusals import refuse_memory_value, refuse_unsaved_adapter, refuse_without_environment
+from .refusals import refuse_memory_value, refuse_missing_packages, refuse_unsaved_adapter, refuse_without_environment
 from .reward_functions import check_signatures, collect_reward_functions
 from .saving import (
     MEM1_CITATION,
@@ -99,6 +99,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self.distillation: Distillation | None = None
         self.stages: StagesBySuccess | None = None
         refuse_unsupported(tools, rollout_func, processing_class, train_dataset, eval_dataset)
+        refuse_missing_packages(args)
         check_model(model)
         processing_class = starting_tokenizer(processing_class, model, args)
         self.protocol = starting_protocol(protocol, model, args)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from ..optional_packages import require
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import TrainingArguments
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     from ..configs import Mem1GRPOConfig
     from ..protocol.protocol import Mem1Protocol
 
+_PACKAGES = ("tensorboard", "trackio", "wandb")
+"""Trackers that the extra `tracking` installs, by the names of their packages."""
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -34,6 +40,23 @@ def offloads(args: TrainingArguments) -> bool:
     if of_arguments:
         return bool(of_arguments.get("cpu_offload"))
     return os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in _TRUE
+
+
+def refuse_missing_packages(args: TrainingArguments) -> None:
+    """
+    Refuse trackers of `report_to` that cannot be written to here, which transformers would say once the model is loaded.
+
+    Raises:
+        `ValueError`: For a name that is none.
+        `ImportError`: For a tracker whose package is not installed.
+    """
+    for name in args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"report_to must name trackers among {', '.join(sorted(INTEGRATION_TO_CALLBACK))}, got {name!r}."
+            )
+        if name in _PACKAGES:
+            require(name, "tracking", f"report_to={name!r}")
 
 
 def refuse_sharded_weights(args: TrainingArguments) -> None:
