@@ -22,6 +22,8 @@ from transformers import PrinterCallback
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
+WARM_UP = 5
+"""Steps in which the learning rate rises: the first ones of Adam move every weight by as much as it is, mostly by noise."""
 POOL = 2000
 """Tasks to draw from. It does not depend on the steps, so that a finished run can be made longer: `--steps 120`."""
 
@@ -34,7 +36,8 @@ def configuration(args):
         per_device_train_batch_size=args.batch_size,
         max_tokens_per_micro_batch=args.tokens_per_pass,
         learning_rate=args.learning_rate,
-        lr_scheduler_type="constant",  # so that a run can be made longer
+        lr_scheduler_type="constant_with_warmup",  # so that a run can be made longer
+        warmup_steps=WARM_UP,
         layout=args.layout,
         beta=0.0,
         temperature=1.0,

@@ -7,7 +7,9 @@ come out, cut at the first complete action, and reach the importance-sampling co
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -156,6 +158,7 @@ def of_length(tmp_path: Path, actor, monkeypatch, **settings) -> Mem1GRPOTrainer
     """A trainer whose engine is made by TRL, with a longest sequence."""
     tokenizer = tiny_tokenizer()
     made = []
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.VLLMGeneration",
         lambda model, **kwargs: made.append(kwargs) or RecordedVLLM(model, tokenizer),

@@ -147,12 +147,16 @@ def test_a_mistake_is_one_sentence(no_model, tmp_path, tokenizer, actor, change,
     assert "\n" not in str(caught.value)
 
 
-def test_a_tracker_that_is_not_installed_is_refused(no_model, tmp_path, tokenizer, actor, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
-    with pytest.raises(
-        ImportError, match=r"report_to='wandb' needs the package wandb.*pip install \"mem1-trl\[tracking\]\""
-    ):
-        make(tmp_path, actor, tokenizer, LookupEnvironment, args={"report_to": ["wandb"]})
+@pytest.mark.parametrize(
+    ("package", "setting", "extra"),
+    [("wandb", {"report_to": ["wandb"]}, "tracking"), ("vllm", {"use_vllm": True}, "vllm")],
+)
+def test_a_package_that_is_not_installed_is_named(
+    no_model, tmp_path, tokenizer, actor, monkeypatch, package, setting, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
+    with pytest.raises(ImportError, match=rf'needs the package {package}.*pip install "mem1-trl\[{extra}\]"'):
+        make(tmp_path, actor, tokenizer, LookupEnvironment, args=setting)
 
 
 def test_an_encoder_decoder_is_refused_by_its_path(no_model, tmp_path, tokenizer):

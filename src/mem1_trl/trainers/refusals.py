@@ -44,12 +44,14 @@ def offloads(args: TrainingArguments) -> bool:
 
 def refuse_missing_packages(args: TrainingArguments) -> None:
     """
-    Refuse trackers of `report_to` that cannot be written to here, which transformers would say once the model is loaded.
+    Refuse vLLM and trackers of `report_to` that are not there, which TRL and transformers would say once the model is loaded.
 
     Raises:
-        `ValueError`: For a name that is none.
-        `ImportError`: For a tracker whose package is not installed.
+        `ValueError`: For a tracker that there is none of.
+        `ImportError`: For a package that is not installed.
     """
+    if getattr(args, "use_vllm", False):
+        require("vllm", "vllm", "use_vllm=True")
     for name in args.report_to or ():
         if name not in INTEGRATION_TO_CALLBACK:
             raise ValueError(
