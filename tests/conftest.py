@@ -11,6 +11,8 @@ os.environ.setdefault("CI", "1")  # no telemetry
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; several workers share the cores
+# On some processors the sums of Intel's MKL depend on where in memory a matrix lies; read with the first product
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import pytest
 import torch

@@ -13,6 +13,9 @@ from mem1_trl import Mem1PPOTrainer
 from mem1_trl.model_traits import backbone_of
 from mem1_trl.trainers.trl_seam.kept_pass import KeptPass
 
+ROUNDING = 1e-4
+"""Of the largest number of a tensor: sums in another order differ by 1e-5 on some processors."""
+
 
 def run(monkeypatch, tmp_path, tokenizer, actor_path, first, **settings):
     """A run; what was recorded, the weights of its critic, and passes of the critic by whether a gradient follows."""
@@ -56,8 +59,8 @@ def test_gradients_are_those_of_a_pass_of_its_own(monkeypatch, tmp_path, tokeniz
     plain, expected, twice = run(monkeypatch, tmp_path, tokenizer, actor_path, False, **settings)
     once, critic, passes = run(monkeypatch, tmp_path, tokenizer, actor_path, True, **settings)
     for one, other in zip(plain.gradients, once.gradients, strict=True):
-        assert_same_tensors(one, other, 1e-5)
-    assert_same_tensors(expected, critic, 1e-5)
+        assert_same_tensors(one, other, ROUNDING)
+    assert_same_tensors(expected, critic, ROUNDING)
     assert all(passes) and len(passes) == sum(twice) < len(twice)
     for one, other in zip(plain.logs, once.logs):
         for name in ("loss", "value/loss", "value/mean", "value/clip_ratio", "value/grad_norm", "grad_norm"):
@@ -147,8 +150,8 @@ def test_the_loss_goes_on_from_the_pass_that_gave_values(monkeypatch, tmp_path, 
     once, trained, passes = run_policy(monkeypatch, tmp_path, tokenizer, actor_path, True, **settings)
     for one, other in zip(plain.gradients, once.gradients, strict=True):
         if one or other:  # a frozen policy has none
-            assert_same_tensors(one, other, 1e-5)
-    assert_same_tensors(expected, trained, 1e-5)
+            assert_same_tensors(one, other, ROUNDING)
+    assert_same_tensors(expected, trained, ROUNDING)
     assert sum(passes) == sum(twice)
     assert passes.count(False) < twice.count(False)
     for one, other in zip(plain.logs, once.logs, strict=True):
@@ -202,4 +205,4 @@ def test_a_kept_pass_is_of_its_own_rows_only(tmp_path, tokenizer, actor_path):
     fresh = make(tmp_path / "fresh", actor_path, tokenizer, plan=four_plans, max_steps=1, **SHARED)
     expected = record(fresh)
     fresh.train()
-    assert_same_tensors(recorder.gradients[0], expected.gradients[0], 1e-5)
+    assert_same_tensors(recorder.gradients[0], expected.gradients[0], ROUNDING)
