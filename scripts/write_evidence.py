@@ -214,10 +214,6 @@ def without_training(objectives: dict[str, Any]) -> str:
     return text + "."
 
 
-AGENT = "grpo-mixed"
-"""What is compared in the experiment with a real language model."""
-
-
 def real_model(results: dict[str, Any]) -> str:
     """How far the experiment with a real language model has come."""
     cells = results["cells"]
@@ -230,13 +226,14 @@ def real_model(results: dict[str, Any]) -> str:
             [f"{em[n]['mean']:.2f} on {n} to {more[n]['mean']:.2f}" for n in more if em[n]["mean"] or more[n]["mean"]]
         )
         text += ", which reinforcement would have to surpass."
-    if f"{AGENT} t0" not in cells:
+    agent = results["agent"]
+    if f"{agent} t0" not in cells:
         return f"{text} Reinforcement has not been run."
     by_number = results["differences"]["em"]["start"]
     differences = in_words(
         [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] on {n}" for n, (mean, low, high, _) in by_number.items()]
     )
-    return f"{text} Reinforcement was\n  begun by GRPO, {results['steps'][AGENT]} steps; difference to the start: {differences}."
+    return f"{text} Reinforcement was\n  begun by GRPO, {results['steps'][agent]} steps; difference to the start: {differences}."
 
 
 def render() -> str:

@@ -78,17 +78,12 @@ def stages(out, seeds, labels, options):
                 yield test(label, _adapter_of(out / f"{label}-grpo-mixed-seed{seed}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
-                search = [
-                    "--start",
-                    start / "adapter",
-                    "--seed",
-                    seed,
-                    "--together",
-                    options.together,
-                    "--output_dir",
-                    place,
-                ]
-                yield f"scalar seed {seed}", "scalar", [*search, "--objectives", *objectives[:2]]
+                search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]
+                yield (
+                    f"scalar seed {seed}",
+                    "scalar",
+                    [*search, "--output_dir", place, "--objectives", *objectives[:2]],
+                )
                 yield test("scalar", start / "adapter", seed, "--control", place / "control.json")
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")

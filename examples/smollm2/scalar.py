@@ -17,12 +17,8 @@ from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import search_scalar_control
 
-TOKENS = (
-    "><answer",
-    "><search",
-    "</think",
-    " ?;",
-)  # which end the episode, go on, end the state, lengthen the list of what is open
+# Which end the episode, go on, end the state, lengthen the list of what is open
+TOKENS = ("><answer", "><search", "</think", " ?;")
 VALIDATION = 7919
 
 

@@ -243,7 +243,14 @@ Largest context with its output, in tokens, without the questions:
     }
     write_json(
         args.to / "results.json",
-        {"commit": at, "names": NAMES, "cells": cells, "differences": record, "steps": dict(sorted(steps.items()))},
+        {
+            "commit": at,
+            "agent": AGENT,
+            "names": NAMES,
+            "cells": cells,
+            "differences": record,
+            "steps": dict(sorted(steps.items())),
+        },
     )
     print(args.to / "RESULTS.md")
 

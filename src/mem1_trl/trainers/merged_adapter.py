@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,7 @@ def why_not_merged(model: Any) -> str | None:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
         return "the model has no adapter"
-    uses: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for layer in layers:
         base: Any = layer.get_base_layer()
         if type(layer) is not Linear:
@@ -49,8 +48,8 @@ def merged_adapter(model: Any) -> Iterator[None]:
     for each.
     """
     layers = [module for module in model.modules() if isinstance(module, Linear) and not module.disable_adapters]
-    held = [_parameters(layer) for layer in layers]
-    before = [[parameter.detach().clone() for parameter in parameters] for parameters in held]
+    changed = [parameter for layer in layers for parameter in layer.get_base_layer().parameters()]
+    before = [parameter.detach().clone() for parameter in changed]
     try:
         with torch.no_grad():
             for layer in layers:
@@ -58,13 +57,7 @@ def merged_adapter(model: Any) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for layer, parameters, copies in zip(layers, held, before, strict=True):
+            for layer in layers:
                 layer.merged_adapters.clear()
-                for parameter, copy in zip(parameters, copies, strict=True):
-                    parameter.copy_(copy)
-
-
-def _parameters(layer: Any) -> list[torch.nn.Parameter]:
-    """What merging changes."""
-    base = layer.get_base_layer()
-    return [base.weight] if getattr(base, "bias", None) is None else [base.weight, base.bias]
+            for parameter, copy in zip(changed, before, strict=True):
+                parameter.copy_(copy)

@@ -42,7 +42,7 @@ def offloads(args: TrainingArguments) -> bool:
     return os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in _TRUE
 
 
-def refuse_missing_packages(args: TrainingArguments) -> None:
+def refuse_missing_packages(args: Mem1GRPOConfig) -> None:
     """
     Refuse vLLM and trackers of `report_to` that are not there, which TRL and transformers would say once the model is loaded.
 
@@ -50,7 +50,7 @@ def refuse_missing_packages(args: TrainingArguments) -> None:
         `ValueError`: For a tracker that there is none of.
         `ImportError`: For a package that is not installed.
     """
-    if getattr(args, "use_vllm", False):
+    if args.use_vllm:
         require("vllm", "vllm", "use_vllm=True")
     for name in args.report_to or ():
         if name not in INTEGRATION_TO_CALLBACK:
