@@ -1,43 +1,37 @@
 """
-Plays tasks of the train split as they should be played; what it writes is what the supervised start learns.
+Plays tasks of the train split in the right form, without knowing what is worth keeping; this is what the supervised start learns.
 
-It stands where a server would (`Mem1Agent(client=...)`), and copies only what its turn reads:
+It stands where a server would (`Mem1Agent(client=...)`). It searches what is asked for and finds the sentence with the answer, and of what that
+sentence says it keeps *one fact at random*:
 
     <think>1: ?; 2: ?</think><search>currency code of Afghanistan</search>
-    <think>1: AFN; 2: ?</think><search>discovery place of Chlorine</search>
-    <think>1: AFN; 2: Sweden, ?</think><search>currency code of Sweden</search>
-    <think>1: AFN; 2: Sweden, SEK, so SEK</think><answer>AFN; SEK</answer>
+    <think>1: 93; 2: ?</think><search>chemical symbol of Chlorine</search>
+    <think>1: 93; 2: Cl</think><answer>93; Cl</answer>
 
-The state lists what is open, so that it can be told from the state alone whether the time for an answer has come.
+So it shows how to search, to read, to copy, to carry and to answer, and not what to keep: that is left to reinforcement. The state lists what is
+open, so that it can be told from the state alone whether the time for an answer has come. With `knows=True` it keeps what is asked for: what
+supervised training can reach where somebody has such demonstrations.
 """
 
 import random
 import re
 from types import SimpleNamespace
 
-from tasks import COMPARED, PROTOCOL, limits, numbered, plans, tasks
+from tasks import PROTOCOL, limits, numbered, plans, tasks
 
 from mem1_trl import Mem1Agent
 
 LAST = 8
 
 
-def turns_of(questions, plan_of, first=1):
+def turns_of(questions, plan_of, first=1, knows=False):
     """The turns of a task whose questions are numbered from `first` on, in order."""
     turns, state = [], ["?"] * len(questions)
     for place, question in enumerate(questions):
-        answer, searches = plan_of[question]
-        compared = any(question.startswith(text.split("{")[0]) for text, _ in COMPARED.values())
-        read = []
-        for query, entity, value in searches:
-            turns.append(f"<think>{_listed(state, first)}</think><search>{query}</search>")
-            # How an earlier answer was found is shown once
-            state[:place] = [plan_of[earlier][0] for earlier in questions[:place]]
-            read.append(f"{entity} {value}" if compared else value)
-            left = len(searches) - len(read)
-            state[place] = ", ".join([*read, *(["?"] if left else [f"so {answer}"] if len(read) > 1 else [])])
-    answers = "; ".join(plan_of[question][0] for question in questions)
-    return [*turns, f"<think>{_listed(state, first)}</think><answer>{answers}</answer>"]
+        answer, query, facts = plan_of[question]
+        turns.append(f"<think>{_listed(state, first)}</think><search>{query}</search>")
+        state[place] = answer if knows else random.Random(question).choice(facts)
+    return [*turns, f"<think>{_listed(state, first)}</think><answer>{'; '.join(state)}</answer>"]
 
 
 def _listed(state, first):
@@ -47,22 +41,22 @@ def _listed(state, first):
 class Demonstrator:
     """A client that answers with the turn that follows the last one of the conversation."""
 
-    def __init__(self, plan_of):
-        self.plan_of = plan_of
+    def __init__(self, plan_of, knows=False):
+        self.plan_of, self.knows = plan_of, knows
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self.create))
 
     def create(self, messages, **kwargs):
         read = "\n".join(message["content"] for message in messages)
         numbers, questions = zip(*re.findall(r"^(\d+)\. (.*\?)$", read, re.MULTILINE))
-        turns = turns_of(questions, self.plan_of, int(numbers[0]))
+        turns = turns_of(questions, self.plan_of, int(numbers[0]), self.knows)
         played = [number for number, turn in enumerate(turns, 1) if turn in read]
         text = turns[max(played, default=0)]
         return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=text), finish_reason="stop")])
 
 
-def demonstrator(tokenizer, split="train", context="mem1", most=2):
+def demonstrator(tokenizer, split="train", context="mem1", most=2, knows=False):
     """An agent that demonstrates, in the tokens of the model that learns."""
-    client = Demonstrator(plans(split))
+    client = Demonstrator(plans(split), knows)
     return Mem1Agent(
         "demonstrator",
         tokenizer,

@@ -3,6 +3,7 @@ Test an adapter on held-out entities and write the raw result of every task; it 
 
     python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter
     python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter --temperature 1
+    python examples/smollm2/evaluate_tasks.py --label demonstrations --demonstrator
     python examples/smollm2/evaluate_tasks.py --label twin --adapter runs/smollm2/twin-start-seed0/adapter --context full
     python examples/smollm2/evaluate_tasks.py --label truncation --adapter runs/smollm2/twin-start-seed0/adapter --context truncate
     python examples/smollm2/evaluate_tasks.py --label scalar --adapter runs/smollm2/start-seed0/adapter --control runs/smollm2/scalar-seed0/control.json
@@ -15,7 +16,7 @@ Each line of `<label>-<objectives>-t<temperature>-seed<seed>.jsonl` is one task:
 | `em`, `positional` | share of objectives right by `exact_match` (0 unless there are N answers), and by position |
 | `peak_tokens`, `peak_tokens_without_prompt`, `state_tokens` | largest context, and largest state |
 | `retained` | share of the seen answers that stood in the memory of the last turn; null if none was seen before it |
-| `turns`, `stop_reason`, `answer`, `answers`, `weights` | what happened, and a checksum of the weights |
+| `turns`, `stop_reason`, `answer`, `answers`, `weights` | what happened, and a checksum of the weights (null for the demonstrator) |
 """
 
 import argparse
@@ -24,9 +25,11 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from model import load
+from demonstrator import demonstrator
+from model import load, prepare
 from runs import TOGETHER, UNFINISHED, Deadline, add_options, count, quiet, read_lines
 from tasks import PROTOCOL, WAIT, environment_factory, largest_state, limits, tasks
+from transformers import AutoTokenizer
 
 from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import ScalarControl, evaluate_agent
@@ -95,28 +98,11 @@ def summary(label, n, lines):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, Path("runs/smollm2/evaluation"))
-    parser.add_argument("--label", required=True, help="name of the agent in files and tables")
-    parser.add_argument("--adapter", type=Path, default=None, help="(default: the plain model)")
-    parser.add_argument("--context", choices=["mem1", "full", "truncate"], default="mem1")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--control", type=Path, default=None, help="constants and temperature that scalar.py found")
-    parser.add_argument("--objectives", type=count, nargs="+", default=list(OBJECTIVES))
-    parser.add_argument("--tasks", type=count, default=150)
-    args = parser.parse_args()
-    deadline = Deadline(args.minutes)
-    quiet(args)
-    paths = {
-        n: args.output_dir / f"{args.label}-{n}-t{args.temperature:g}-seed{args.seed}.jsonl" for n in args.objectives
-    }
-    if all(len(read_lines(path)) >= args.tasks for path in paths.values()):
-        return
-    model, tokenizer = load(args.base, args.adapter)
+def _agent(args):
+    if args.demonstrator:
+        return demonstrator(AutoTokenizer.from_pretrained(prepare(args.base)), split="test")
     agent = Mem1Agent(
-        model,
-        tokenizer,
+        *load(args.base, args.adapter),
         PROTOCOL,
         batch_size=args.together,
         temperature=args.temperature,
@@ -127,6 +113,37 @@ def main():
     )
     if args.control is not None:
         agent.settings = ScalarControl.load(args.control).apply(agent.settings)
+    return agent
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, Path("runs/smollm2/evaluation"))
+    parser.add_argument("--label", required=True, help="name of the agent in files and tables")
+    parser.add_argument("--adapter", type=Path, default=None, help="(default: the plain model)")
+    parser.add_argument(
+        "--demonstrator",
+        action="store_true",
+        help="test what the start was taught by, in place of a model: the most that learning it by heart can give",
+    )
+    parser.add_argument("--context", choices=["mem1", "full", "truncate"], default="mem1")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--control", type=Path, default=None, help="constants and temperature that scalar.py found")
+    parser.add_argument("--objectives", type=count, nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--tasks", type=count, default=150)
+    args = parser.parse_args()
+    if args.demonstrator and (args.adapter or args.control or args.temperature or args.context != "mem1"):
+        parser.error(
+            "--demonstrator has no model, so it goes with no --adapter, --control, --temperature or --context"
+        )
+    deadline = Deadline(args.minutes)
+    quiet(args)
+    paths = {
+        n: args.output_dir / f"{args.label}-{n}-t{args.temperature:g}-seed{args.seed}.jsonl" for n in args.objectives
+    }
+    if all(len(read_lines(path)) >= args.tasks for path in paths.values()):
+        return
+    agent = _agent(args)
     for n, path in paths.items():
         lines = evaluate(agent, path, n, args.tasks, args.seed, deadline, together=args.together)
         print(summary(args.label, n, lines), flush=True)

@@ -4,10 +4,11 @@ Controls that need no reinforcement, of the same size as a finished run of `trai
     python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-mixed-seed0
     python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-mixed-seed0
     python examples/smollm2/imitate.py again --like runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-mixed-seed0
 
 `imitation` plays as many episodes as that run did, of as many objectives, in three rounds, and learns those that answered everything; each round plays
-the model of the last one. `supervised` goes on with new demonstrations for as many processor seconds as that run took, and `again` with
-those of the start.
+the model of the last one. The others train on demonstrations for as many processor seconds as that run took: `supervised` on new ones, `again` on
+those of the start, and `taught` on new ones that keep what is asked for, which shows what reinforcement has to find by itself.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def _mixed(objectives, count, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("control", choices=["imitation", "supervised", "again"])
+    parser.add_argument("control", choices=["imitation", "supervised", "again", "taught"])
     add_options(parser, None)
     parser.add_argument(
         "--like", type=Path, default=None, help="folder of the run of train.py that it is held against"
@@ -134,7 +135,7 @@ def main():
     else:
         rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
         path = args.output_dir / "demonstrations.jsonl"
-    dataset = demonstrations(tokenizer, rows, path, "mem1")
+    dataset = demonstrations(tokenizer, rows, path, "mem1", knows=args.control == "taught")
     supervised(
         model, tokenizer, dataset, args.output_dir, steps, deadline, settings, args.cpu_seconds, "constant",
         save_steps=args.save_steps,

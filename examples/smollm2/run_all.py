@@ -28,10 +28,11 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+CURRICULUM = 0.6
 SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
 
 
-LABELS = ("start", "grpo-mixed", "supervised", "again", "imitation", "scalar", "grpo-2", "ppo-2", "twin")
+LABELS = ("start", "grpo-mixed", "supervised", "again", "imitation", "scalar", "taught", "grpo-2", "ppo-2", "twin")
 
 
 def stages(out, seeds, labels, options):
@@ -64,15 +65,19 @@ def stages(out, seeds, labels, options):
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
+                place = ("--label", f"demonstrations-seed{seed}", "--demonstrator", "--tasks", options.tasks)
+                place = (*place, "--output_dir", out / "evaluation", "--seed", seed, "--objectives", *objectives)
+                yield f"test demonstrations seed {seed}", "evaluate_tasks", list(place)
                 yield test("start", start / "adapter", seed)
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2)
             elif label == "grpo-mixed":
-                yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state")
+                how = ("--advantage_level", "state", "--curriculum", CURRICULUM)
+                yield learn(label, start, seed, "--objectives", *mixed, *how)
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
-            elif label in ("supervised", "again", "imitation"):
+            elif label in ("supervised", "again", "imitation", "taught"):
                 like = ["--like", grpo, "--start", start / "adapter", "--seed", seed, "--together", options.together]
                 yield f"{label} seed {seed}", "imitate", [label, *like]
                 yield test(label, _adapter_of(out / f"{label}-grpo-mixed-seed{seed}"), seed)

@@ -1,5 +1,5 @@
 """
-The supervised start: demonstrations of one and of two objectives teach format, reading and copying, and no more.
+The supervised start: demonstrations of one and of two objectives teach format, searching, reading and copying, and not what to keep.
 
     python examples/smollm2/start.py                                                        # into runs/smollm2/start-seed0
     python examples/smollm2/start.py --context full --output_dir runs/smollm2/twin-start-seed0   # of the twin that appends
@@ -13,24 +13,23 @@ from model import load
 from runs import Deadline, add_options, count, is_done, quiet, rate, supervised
 from tasks import environment_factory
 
-from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
+from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset
 
 
-def demonstrations(tokenizer, rows, path, context):
-    """Rows for `SFTTrainer`, of demonstrated episodes that answered everything."""
-    agent = demonstrator(tokenizer, context=context)
-    played = collect_trajectories(agent, rows, environment_factory(), path, disable_tqdm=True)
-    return demonstration_dataset(select_trajectories(played, min_reward=1.0))
+def demonstrations(tokenizer, rows, path, context, knows=False):
+    """Rows for `SFTTrainer`, of demonstrated episodes, right or wrong."""
+    agent = demonstrator(tokenizer, context=context, knows=knows)
+    return demonstration_dataset(collect_trajectories(agent, rows, environment_factory(), path, disable_tqdm=True))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=count, default=200)
-    parser.add_argument("--batch_size", type=count, default=4, help="turns in one step")
+    parser.add_argument("--steps", type=count, default=30)
+    parser.add_argument("--batch_size", type=count, default=8, help="turns in one step")
     parser.add_argument(
-        "--demonstrations", type=count, default=266, help="tasks that are demonstrated, of about three turns each"
+        "--demonstrations", type=count, default=100, help="tasks that are demonstrated, of two or three turns each"
     )
     parser.add_argument("--learning_rate", type=rate, default=1e-3)
     parser.add_argument(

@@ -1,22 +1,20 @@
 """
-The tasks: natural questions about the bundled facts, each a lookup, a comparison of two entities, or a join over two passages.
+The tasks: natural questions about the bundled facts, of which an agent reads a handful at once and may keep a few.
 
-    Which currency code is used in Afghanistan?                                        one search
-    Which has the higher atomic number, Chlorine or Iron?                              a number is needed only one search later
-    What is the currency code of the country where Chlorine was discovered?            the second search follows from the first
-    What is the chemical symbol of the element whose atomic number is the calling code of Afghanistan?
+    Which currency code is used in Afghanistan?
+    What is the atomic number of chlorine?
 
-A search finds three passages of about 72 tokens, each with up to eight facts of the kind that is asked for. The state may have
-`STATE_TOKENS`, less than one passage, so that it can only hold what was read out of them.
+Passages are sentences. A search finds three of them, mostly the whole article on what is asked about, with up to eight facts; the state
+may have `STATE_TOKENS`, less than one search shows, and has to hold the answers to all questions.
 """
 
-import random
-from collections import defaultdict
+import re
 from functools import cache
 
 from datasets import Dataset
 
 from mem1_trl import Mem1Protocol
+from mem1_trl.curriculum import compose_curriculum
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation.retention import contains_answer
 from mem1_trl.facts import KEYWORDS, load_facts
@@ -38,13 +36,6 @@ PROTOCOL = Mem1Protocol(
     hint_template="",
     last_hint_template="",
 )
-COMPARED = {  # relation -> question, and whether the higher number is asked for
-    "atomic_number": ("Which has the higher atomic number, {} or {}?", True),
-    "discovery_year": ("Which was discovered earlier, {} or {}?", False),
-    "calling_code": ("Which has the lower calling code, {} or {}?", False),
-}
-COUNTRY = ("capital", "currency", "calling_code", "demonym", "alpha2", "alpha3")
-ELEMENT = ("symbol", "period", "block")
 
 
 class FactsEnvironment(RetrievalQAEnvironment):
@@ -76,82 +67,59 @@ def largest_state(trajectory):
 
 
 @cache
+def sentences():
+    """The corpus in passages of one sentence, under the title of their article."""
+    return [
+        {"title": article["title"], "text": sentence}
+        for article in load_facts().corpus
+        for sentence in re.split(r"(?<=\.) (?=[A-Z])", article["text"])
+    ]
+
+
+@cache
 def environment_factory():
-    return FactsEnvironment.factory(load_facts().corpus, top_k=PASSAGES)
+    return FactsEnvironment.factory(sentences(), top_k=PASSAGES)
 
 
 def limits(most):
-    """Budgets of an agent on up to `most` objectives: two searches for each and an answer, which follows a full state."""
+    """Budgets of an agent on up to `most` objectives: a search for each, one to spare, and an answer, which follows a full state."""
     return {
-        "max_turns": 2 * most + 2,
+        "max_turns": most + 2,
         "max_completion_length": STATE_TOKENS + 16 + 8 * most,
-        "max_observation_length": 360,
+        "max_observation_length": 200,
     }
 
 
 @cache
 def plans(split):
     """
-    Question -> `(answer, searches)` of a split, by entity; each search is `(query, entity, what it has to find)`.
+    Question -> `(answer, query, facts)` of a split; `facts` are all that the answering sentence says of its entity.
 
-    Half of them are lookups. A question stays only if its searches find what they have to.
+    A question stays only if its query finds that sentence, and it says two things or more.
     """
-    rng, facts = random.Random(split), load_facts().questions(split)
-    values, names = defaultdict(dict), {}
-    for row in facts:
-        values[row["entity"]][row["relation"]] = row["answer"]
-        names[row["entity"]] = row["kind"]
-    everything = (
-        values if split == "train" else values | {k: v for k, v in _values("train").items() if k not in values}
-    )
-    of_number = {v["atomic_number"]: name for name, v in everything.items() if "atomic_number" in v}
-
-    def step(entity, relation):
-        return KEYWORDS[relation].format(entity), entity, everything[entity][relation]
-
-    two = {}
-    for relation, (question, higher) in COMPARED.items():
-        known = [name for name in values if values[name].get(relation, "").isdigit()]
-        for name in known:
-            for other in rng.sample(known, min(2, len(known))):
-                pair = (name, other)
-                numbers = [int(values[one][relation]) for one in pair]
-                if numbers[0] != numbers[1]:
-                    answer = pair[numbers.index(max(numbers) if higher else min(numbers))]
-                    two[question.format(*pair)] = answer, [step(one, relation) for one in pair]
-    for name, own in values.items():
-        place, number = own.get("discovery_place"), of_number.get(own.get("calling_code"))
-        if place in everything:
-            for relation in set(COUNTRY) & set(everything[place]):
-                asked = KEYWORDS[relation].format(f"the country where {name} was discovered")
-                steps = [step(name, "discovery_place"), step(place, relation)]
-                two[f"What is the {asked}?"] = everything[place][relation], steps
-        if number is not None:
-            for relation in set(ELEMENT) & set(everything[number]):
-                asked = KEYWORDS[relation].format(f"the element whose atomic number is the calling code of {name}")
-                query = KEYWORDS[relation].format(f"the element with atomic number {own['calling_code']}")
-                steps = [step(name, "calling_code"), (query, number, everything[number][relation])]
-                two[f"What is the {asked}?"] = everything[number][relation], steps
-    one = {
-        row["question"]: (row["answer"], [step(row["entity"], row["relation"])])
-        for row in facts
-        if row["relation"] in KEYWORDS
-    }
-    one, two = ({q: plan for q, plan in sorted(some.items()) if all(map(_is_found, plan[1]))} for some in (one, two))
-    return {q: one[q] for q in rng.sample(sorted(one), min(len(one), len(two)))} | two
+    asked = [row for row in load_facts().questions(split) if row["relation"] in KEYWORDS]
+    values = {}
+    for row in asked:
+        values.setdefault(row["entity"], []).append(row["answer"])
+    found = {}
+    for row in asked:
+        facts = beside(row, values[row["entity"]])
+        if len(facts) > 1:
+            found[row["question"]] = row["answer"], row["keywords"], facts
+    return found
 
 
-def _values(split):
-    values = defaultdict(dict)
-    for row in load_facts().questions(split):
-        values[row["entity"]][row["relation"]] = row["answer"]
-    return values
+def beside(row, values):
+    """Which of the values stand in the first sentence about the entity with the answer, each once, in order; none if it is not found."""
+    passages = environment_factory()().search(row["keywords"]).split("\n")
+    about = (passage.split(") ", 1)[1] for passage in passages if f"(Title: {row['entity']})" in passage)
+    sentence = next((one for one in about if contains_answer(one, [row["answer"]])), "")
+    return list(dict.fromkeys(value for value in values if contains_answer(sentence, [value])))
 
 
-def _is_found(step):
-    query, entity, value = step
-    passages = environment_factory()().search(query).split("\n")
-    return any(f"(Title: {entity})" in passage and contains_answer(passage, [value]) for passage in passages)
+def pool(split):
+    """The questions of a split, a row each."""
+    return Dataset.from_list([{"question": q, "answer": answer} for q, (answer, *_) in sorted(plans(split).items())])
 
 
 def tasks(split, n, count, seed):
@@ -161,10 +129,17 @@ def tasks(split, n, count, seed):
     Fewer tasks of one seed are the first of more tasks, so that a test can be continued. The test questions of the seeds 0, 1 and 2
     are disjoint.
     """
-    pool = Dataset.from_list([{"question": q, "answer": answer} for q, (answer, _) in sorted(plans(split).items())])
+    questions = pool(split)
     if split == "test":
-        pool = pool.select(range(seed % TEST_PARTS, len(pool), TEST_PARTS))
-    return Dataset.from_list([numbered(row) for row in sample_objectives(pool, n, count, seed=seed)])
+        questions = questions.select(range(seed % TEST_PARTS, len(questions), TEST_PARTS))
+    return Dataset.from_list([numbered(row) for row in sample_objectives(questions, n, count, seed=seed)])
+
+
+def curriculum(objectives, one_first, count, seed):
+    """Tasks of the train split, equally many of each number of objectives in any order; before them so many of one, as a stage of its own."""
+    stages = [(count, {n: 1 / len(objectives) for n in objectives})]
+    stages = [(count, {1: 1.0}), *stages] if one_first else stages
+    return Dataset.from_list([numbered(row) for row in compose_curriculum(pool("train"), stages, seed=seed)])
 
 
 def numbered(row, first=1):

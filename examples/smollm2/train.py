@@ -13,10 +13,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from datasets import concatenate_datasets
 from model import load
 from runs import Deadline, Record, add_options, count, finish, is_done, quiet, rate
-from tasks import PROTOCOL, WAIT, environment_factory, limits, over_budget, tasks
+from tasks import PROTOCOL, WAIT, curriculum, environment_factory, limits, over_budget
 from transformers import PrinterCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
@@ -24,6 +23,7 @@ from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 
 WARM_UP = 5
 """Steps in which the learning rate rises: the first ones of Adam move every weight by as much as it is, mostly by noise."""
+STAGE_STEPS = 5
 POOL = 2000
 """Tasks to draw from. It does not depend on the steps, so that a finished run can be made longer: `--steps 120`."""
 
@@ -47,6 +47,7 @@ def configuration(args):
         merge_adapter=torch.cuda.is_available(),  # on a CPU an adapter costs little
         advantage_level=args.advantage_level,
         rollout_batch_wait=WAIT,
+        shuffle_dataset=False,  # its order is drawn already
         logging_steps=1,
         save_strategy="steps",
         save_steps=args.save_steps,
@@ -56,6 +57,10 @@ def configuration(args):
         seed=args.seed,
         **limits(max(args.objectives)),
     )
+    if args.curriculum is not None:
+        settings |= dict(
+            curriculum_threshold=args.curriculum, curriculum_steps=STAGE_STEPS, curriculum_metric="reward"
+        )
     if args.algorithm == "ppo":
         return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
     # Of four episodes of a task a third of the groups are all right or all wrong, and nothing is learned from them
@@ -68,6 +73,12 @@ def parse_arguments():
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--algorithm", choices=["grpo", "ppo"], default="grpo")
     parser.add_argument("--objectives", type=count, nargs="+", default=[2], help="numbers of objectives of the tasks")
+    parser.add_argument(
+        "--curriculum",
+        type=rate,
+        default=None,
+        help="train on one objective alone until so much of the reward of five batches is reached, as .6 (default: at once on all)",
+    )
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--steps", type=count, default=60)
     parser.add_argument("--batch_size", type=count, default=16, help="episodes of a step")
@@ -102,13 +113,12 @@ def main():
     args.output_dir.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load(args.base, args.start, trainable=True)
     record = Record(args.output_dir, deadline)
-    each = POOL // len(args.objectives)
     trainer_class = Mem1PPOTrainer if args.algorithm == "ppo" else Mem1GRPOTrainer
     trainer = trainer_class(
         model=model,
         args=configuration(args),
         reward_funcs=[over_budget],
-        train_dataset=concatenate_datasets([tasks("train", n, each, args.seed) for n in args.objectives]),
+        train_dataset=curriculum(args.objectives, args.curriculum is not None, POOL, args.seed),
         processing_class=tokenizer,
         environment_factory=environment_factory(),
         protocol=PROTOCOL,
@@ -120,6 +130,7 @@ def main():
         "algorithm",
         "advantage_level",
         "objectives",
+        "curriculum",
         "context",
         "batch_size",
         "generations",

@@ -24,13 +24,15 @@ from mem1_trl.evaluation.intervals import summarize
 from result_pages import markdown_table, page_parser, signed_cell, smooth  # isort: skip
 
 NAMES = {
+    "demonstrations": "the demonstrations themselves",
     "start": "supervised start",
     "grpo-mixed": "GRPO on one to four objectives",
     "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
     "scalar": "start, best constants and temperature",
-    "supervised": "more demonstrations",
+    "supervised": "new demonstrations",
     "again": "the same demonstrations for longer",
+    "taught": "demonstrations that keep what is asked for",
     "imitation": "imitation of successes",
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",

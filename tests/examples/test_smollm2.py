@@ -66,22 +66,41 @@ def test_a_state_over_its_budget_costs_the_reward(example):
 def test_tasks_of_the_test_are_about_other_entities_and_continue_each_other(example):
     tasks = example("tasks")
     train, test = tasks.plans("train"), tasks.plans("test")
-    first = {side: {plan[1][0][1] for plan in plans.values()} for side, plans in (("train", train), ("test", test))}
-    assert len(first["test"]) == 66 and not first["train"] & first["test"]
-    assert not {entity for _, searches in train.values() for _, entity, _ in searches} & first["test"]
-    kinds = [sum(len(searches) == n for _, searches in train.values()) for n in (1, 2)]
-    assert kinds[0] == kinds[1] == 1102
-    assert train["What is the calling code of the country where Chromium was discovered?"] == (
-        "33",
-        [("discovery place of Chromium", "Chromium", "France"), ("calling code of France", "France", "33")],
-    )
+    entity_of = {
+        side: {row["question"]: row["entity"] for row in tasks.load_facts().questions(side)}
+        for side in ("train", "test")
+    }
+    entities = {side: {entity_of[side][q] for q in plans} for side, plans in (("train", train), ("test", test))}
+    assert len(entities["test"]) > 60 and not entities["train"] & entities["test"]
     assert tasks.tasks("test", 2, 40, 0)["questions"][:10] == tasks.tasks("test", 2, 10, 0)["questions"]
     asked = [{q for row in tasks.tasks("test", 2, 60, seed)["questions"] for q in row} for seed in (0, 1, 2)]
     assert not asked[0] & asked[1] and not asked[1] & asked[2] and not asked[0] & asked[2]
 
 
+def test_the_sentence_that_answers_says_other_things_too(example):
+    tasks = example("tasks")
+    train = tasks.plans("train")
+    assert train["Which currency code is used in Afghanistan?"] == (
+        "AFN", "currency code of Afghanistan", ["AFN", "Afghan", "93"]
+    )  # fmt: skip
+    assert "Which city is the capital of Afghanistan?" not in train, "its sentence says nothing else"
+    assert all(answer in facts and len(set(facts)) == len(facts) > 1 for answer, _, facts in train.values())
+    by_chance = sum(1 / len(facts) for *_, facts in train.values()) / len(train)
+    assert round(by_chance, 3) == 0.419
+
+
+def test_a_curriculum_asks_one_question_first(example):
+    tasks = example("tasks")
+    staged = tasks.curriculum([1, 2, 4], True, 30, seed=0)
+    assert staged["curriculum_stage"] == [0] * 30 + [1] * 30
+    assert staged["num_objectives"][:30] == [1] * 30
+    assert sorted(staged["num_objectives"][30:]) == [1] * 10 + [2] * 10 + [4] * 10
+    assert staged[40]["prompt"][0]["content"].startswith("1. ")
+    assert set(tasks.curriculum([2], False, 30, seed=0)["num_objectives"]) == {2}
+
+
 @pytest.mark.parametrize("context", ["mem1", "full"])
-def test_demonstrations_find_everything_within_the_budget(example, base, context):
+def test_demonstrations_keep_any_fact_that_they_read_within_the_budget(example, base, context):
     tasks, demonstrator = example("tasks"), example("demonstrator")
     agent = demonstrator.demonstrator(AutoTokenizer.from_pretrained(base), context=context)
     rows = demonstrator.lessons(0, 20)
@@ -89,13 +108,23 @@ def test_demonstrations_find_everything_within_the_budget(example, base, context
     firsts = {int(row["prompt"][0]["content"].split(".")[0]) for row in rows}
     assert 1 in firsts and max(firsts) > 5, "numbered from anywhere on"
     played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
-    assert [trajectory.reward for trajectory in played] == [1.0] * 20
+    assert 0 < sum(trajectory.reward for trajectory in played) < 16, "the fact that is asked for is kept by chance"
     assert max(map(tasks.largest_state, played)) <= tasks.STATE_TOKENS
-    for trajectory in played:
-        for turn in trajectory.turns[1:]:  # what is reported was read in this turn or stood in the last state
-            assert turn.state == trajectory.turns[-1].state or turn.action == "search"
+    plan_of = tasks.plans("train")
+    for trajectory, row in zip(played, rows):
+        answers = trajectory.answer.split("; ")
+        assert all(answer in plan_of[question][2] for answer, question in zip(answers, row["questions"], strict=True))
         *before, last = [turn.state for turn in trajectory.turns]
+        assert [line.split(": ")[1] for line in last.split("; ")] == answers
         assert all("?" in state for state in before) and "?" not in last, "what is open stands in the state"
+
+
+def test_demonstrations_that_know_keep_what_is_asked_for(example, base):
+    tasks, demonstrator = example("tasks"), example("demonstrator")
+    agent = demonstrator.demonstrator(AutoTokenizer.from_pretrained(base), knows=True)
+    rows = demonstrator.lessons(0, 6)
+    played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
+    assert [trajectory.reward for trajectory in played] == [1.0] * 6
 
 
 def test_a_missing_package_is_named_in_one_sentence(example, tmp_path, monkeypatch):
@@ -141,16 +170,18 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     assert [line["task"] for line in lines] == ["1-0-0", "1-0-1", "1-0-2"]
     assert {"em", "positional", "peak_tokens", "retained", "answers"} <= set(lines[0])
 
-    for control in ("supervised", "again", "imitation"):
+    for control in ("supervised", "again", "taught", "imitation"):
         like = [control, *common, "--like", grpo, "--start", start / "adapter", "--rounds", 2]
         assert run(example, monkeypatch, "imitate", *like) == 0
-    for control in ("supervised", "again"):
+    for control in ("supervised", "again", "taught"):
         assert (
             done["cpu_seconds"] <= json.loads((tmp_path / f"{control}-grpo" / "done.json").read_text())["cpu_seconds"]
         )
     imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
     assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
 
+    # As the tiny model writes them: SmolLM2 has no tokens of its own for tags
+    monkeypatch.setattr(example("scalar"), "TOKENS", ("<answer>", "<search>", "</think>", " ?"))
     control = tmp_path / "scalar" / "control.json"
     search = [*common, "--start", start / "adapter", "--output_dir", control.parent, "--tasks", 2, "--values", 2.0]
     assert run(example, monkeypatch, "scalar", *search) == 0
