@@ -1,8 +1,8 @@
 """
-Plays tasks of the train split in the right form, without knowing what is worth keeping; this is what the supervised start learns.
+Plays tasks of the train split in the right form, but mostly keeps the wrong fact; this is what the supervised start learns.
 
-It stands where a server would (`Mem1Agent(client=...)`). It searches what is asked for and finds the sentence with the answer, and of what that
-sentence says it keeps *one fact at random*:
+It stands where a server would (`Mem1Agent(client=...)`). It searches what is asked for and finds the sentence with the answer, and then keeps *another
+fact of that sentence* three times of four, and the one that is asked for once:
 
     <think>1: ?; 2: ?</think><search>currency code of Afghanistan</search>
     <think>1: 93; 2: ?</think><search>chemical symbol of Chlorine</search>
@@ -22,6 +22,8 @@ from tasks import PROTOCOL, limits, numbered, plans, tasks
 from mem1_trl import Mem1Agent
 
 LAST = 8
+RIGHT = 0.25
+"""Share of demonstrated facts that are asked for. Above a half or a third, and greedy decoding alone would answer most questions."""
 
 
 def turns_of(questions, plan_of, first=1, knows=False):
@@ -30,8 +32,14 @@ def turns_of(questions, plan_of, first=1, knows=False):
     for place, question in enumerate(questions):
         answer, query, facts = plan_of[question]
         turns.append(f"<think>{_listed(state, first)}</think><search>{query}</search>")
-        state[place] = answer if knows else random.Random(question).choice(facts)
+        state[place] = answer if knows else kept_by_chance(question, answer, facts)
     return [*turns, f"<think>{_listed(state, first)}</think><answer>{'; '.join(state)}</answer>"]
+
+
+def kept_by_chance(question, answer, facts):
+    """What a demonstration keeps, always the same for a question."""
+    rng = random.Random(question)
+    return answer if rng.random() < RIGHT else rng.choice([fact for fact in facts if fact != answer])
 
 
 def _listed(state, first):

@@ -130,11 +130,11 @@ def main():
     parser.add_argument(
         "--stages", nargs="+", choices=LABELS, default=list(LABELS), help="those of other stages must be done"
     )
-    parser.add_argument("--steps", type=count, default=60, help="of reinforcement")
-    parser.add_argument("--batch_size", type=count, default=16, help="episodes of a step of reinforcement")
-    parser.add_argument("--generations", type=count, default=4, help="episodes for each task with GRPO")
-    parser.add_argument("--tokens_per_pass", type=count, default=1200, help="tokens of one forward pass of the update")
-    parser.add_argument("--learning_rate", type=rate, default=2e-4, help="of reinforcement")
+    parser.add_argument("--steps", type=count, default=80, help="of reinforcement")
+    parser.add_argument("--batch_size", type=count, default=24, help="episodes of a step of reinforcement")
+    parser.add_argument("--generations", type=count, default=6, help="episodes for each task with GRPO")
+    parser.add_argument("--tokens_per_pass", type=count, default=2400, help="tokens of one forward pass of the update")
+    parser.add_argument("--learning_rate", type=rate, default=3e-4, help="of reinforcement")
     parser.add_argument("--layout", choices=["packed", "per_turn"], default="packed", help="of the update")
     parser.add_argument(
         "--save_steps", type=count, default=1, help="steps from one checkpoint of reinforcement to the next"

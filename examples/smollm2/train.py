@@ -63,7 +63,7 @@ def configuration(args):
         )
     if args.algorithm == "ppo":
         return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
-    # Of four episodes of a task a third of the groups are all right or all wrong, and nothing is learned from them
+    # Half of the groups are all right or all wrong, and nothing is learned from them
     return Mem1GRPOConfig(num_generations=args.generations, skip_zero_advantages=True, **settings)
 
 
@@ -80,10 +80,10 @@ def parse_arguments():
         help="train on one objective alone until so much of the reward of five batches is reached, as .6 (default: at once on all)",
     )
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=count, default=60)
-    parser.add_argument("--batch_size", type=count, default=16, help="episodes of a step")
-    parser.add_argument("--generations", type=count, default=4, help="episodes for each task with GRPO")
-    parser.add_argument("--learning_rate", type=rate, default=2e-4)
+    parser.add_argument("--steps", type=count, default=80)
+    parser.add_argument("--batch_size", type=count, default=24, help="episodes of a step")
+    parser.add_argument("--generations", type=count, default=6, help="episodes for each task with GRPO")
+    parser.add_argument("--learning_rate", type=rate, default=3e-4)
     parser.add_argument("--value_learning_rate", type=rate, default=5e-4)
     parser.add_argument(
         "--advantage_level",
@@ -98,7 +98,7 @@ def parse_arguments():
     parser.add_argument(
         "--save_steps", type=count, default=1, help="on a CPU a step takes minutes, a checkpoint under a second"
     )
-    parser.add_argument("--tokens_per_pass", type=count, default=1200, help="tokens of one forward pass of the update")
+    parser.add_argument("--tokens_per_pass", type=count, default=2400, help="tokens of one forward pass of the update")
     args = parser.parse_args()
     args.advantage_level = args.advantage_level or ("token" if args.algorithm == "ppo" else "episode")
     return args

@@ -85,8 +85,9 @@ def test_the_sentence_that_answers_says_other_things_too(example):
     )  # fmt: skip
     assert "Which city is the capital of Afghanistan?" not in train, "its sentence says nothing else"
     assert all(answer in facts and len(set(facts)) == len(facts) > 1 for answer, _, facts in train.values())
-    by_chance = sum(1 / len(facts) for *_, facts in train.values()) / len(train)
-    assert round(by_chance, 3) == 0.419
+    chosen = example("demonstrator").kept_by_chance
+    right = sum(chosen(question, answer, facts) == answer for question, (answer, _, facts) in train.items())
+    assert abs(right / len(train) - 0.25) < 0.01
 
 
 def test_a_curriculum_asks_one_question_first(example):
@@ -108,7 +109,7 @@ def test_demonstrations_keep_any_fact_that_they_read_within_the_budget(example, 
     firsts = {int(row["prompt"][0]["content"].split(".")[0]) for row in rows}
     assert 1 in firsts and max(firsts) > 5, "numbered from anywhere on"
     played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
-    assert 0 < sum(trajectory.reward for trajectory in played) < 16, "the fact that is asked for is kept by chance"
+    assert 0 < sum(trajectory.reward for trajectory in played) < 10, "most facts that are kept are not asked for"
     assert max(map(tasks.largest_state, played)) <= tasks.STATE_TOKENS
     plan_of = tasks.plans("train")
     for trajectory, row in zip(played, rows):
