@@ -28,7 +28,6 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-CURRICULUM = 0.6
 SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
 
 
@@ -73,8 +72,7 @@ def stages(out, seeds, labels, options):
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2)
             elif label == "grpo-mixed":
-                how = ("--advantage_level", "state", "--curriculum", CURRICULUM)
-                yield learn(label, start, seed, "--objectives", *mixed, *how)
+                yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state")
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
             elif label in ("supervised", "again", "imitation", "taught"):
