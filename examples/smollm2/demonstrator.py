@@ -9,8 +9,8 @@ fact of that sentence* three times of four, and the one that is asked for once:
     <think>1: 93; 2: Cl</think><answer>93; Cl</answer>
 
 So it shows how to search, to read, to copy, to carry and to answer, and not what to keep: that is left to reinforcement. The state lists what is
-open, so that it can be told from the state alone whether the time for an answer has come. With `knows=True` it keeps what is asked for: what
-supervised training can reach where somebody has such demonstrations.
+open, so that it can be told from the state alone whether the time for an answer has come. With `knows=True` it always keeps the
+fact that is asked for; training on such demonstrations shows what supervised training can reach when they are available.
 """
 
 import random
@@ -23,7 +23,7 @@ from mem1_trl import Mem1Agent
 
 LAST = 8
 RIGHT = 0.25
-"""Share of demonstrated facts that are asked for. Above a half or a third, and greedy decoding alone would answer most questions."""
+"""Share of demonstrated facts that are asked for. If they were drawn evenly, greedy decoding of the start would already keep most of the right ones."""
 
 
 def turns_of(questions, plan_of, first=1, knows=False):

@@ -40,7 +40,8 @@ def stages(out, seeds, labels, options):
     mixed = [1, 2] if options.short else [1, 2, 3, 4]
 
     def test(label, adapter, seed, *more, numbers=objectives):
-        arguments = ["--label", f"{label}-seed{seed}", "--adapter", adapter, "--tasks", options.tasks]
+        arguments = ["--label", f"{label}-seed{seed}", "--tasks", options.tasks]
+        arguments += [] if adapter is None else ["--adapter", adapter]
         return (
             f"test {label} seed {seed}: {', '.join(map(str, numbers))} {' '.join(map(str, more))}".strip(),
             "evaluate_tasks",
@@ -64,9 +65,7 @@ def stages(out, seeds, labels, options):
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
-                place = ("--label", f"demonstrations-seed{seed}", "--demonstrator", "--tasks", options.tasks)
-                place = (*place, "--output_dir", out / "evaluation", "--seed", seed, "--objectives", *objectives)
-                yield f"test demonstrations seed {seed}", "evaluate_tasks", list(place)
+                yield test("demonstrations", None, seed, "--demonstrator")
                 yield test("start", start / "adapter", seed)
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
             elif label == "grpo-2":

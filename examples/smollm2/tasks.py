@@ -66,7 +66,6 @@ def largest_state(trajectory):
     return max((turn.state_tokens for turn in trajectory.turns), default=0)
 
 
-@cache
 def sentences():
     """The corpus in passages of one sentence, under the title of their article."""
     return [
