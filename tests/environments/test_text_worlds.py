@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support.corridor import Corridor, read_the_wall
+from support.ports import held_port
 from support.trainer_helpers import SHORT, ScriptedGenerator
 
 from mem1_trl import StopReason, Trajectory
@@ -388,22 +389,20 @@ def test_unknown_tasks_and_variations_are_refused(science):
 @contextlib.contextmanager
 def serve_corridor() -> Iterator[str]:
     """The address of a real OpenEnv server in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     script = Path(__file__).parents[1] / "scripts" / "openenv_corridor.py"
-    process = subprocess.Popen([sys.executable, str(script), str(port)])
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    with held_port() as port:
+        process = subprocess.Popen([sys.executable, str(script), str(port)])
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -452,11 +451,8 @@ def test_sessions_do_not_meet_and_columns_reach_the_server(openenv_server):
 
 @needs_openenv
 def test_a_server_that_does_not_answer():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match="Failed to connect"):
-        OpenEnvEnvironment(address, action="word").reset()
+    with held_port() as port, pytest.raises(ConnectionError, match="Failed to connect"):
+        OpenEnvEnvironment(f"http://127.0.0.1:{port}", action="word").reset()
 
 
 class Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from support.forking import processes_that_end
 from support.meeting import Meeting
+from support.ports import held_port
+from torch.distributed import TCPStore
 
 TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("*.py"))
@@ -55,6 +58,25 @@ def test_no_id_holds_an_absolute_path(request):
 def test_no_test_fails_on_a_busy_machine(path):
     bounds = [float(seconds) for seconds in CLOCK.findall(path.read_text(encoding="utf-8"))]
     assert all(bound >= SHORTEST_BOUND for bound in bounds), "prove it by `support.meeting` or an event instead"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_port_is_only_found_free(path):
+    """Another process may be given it before the server that it was meant for has started."""
+    assert path.name in ("ports.py", Path(__file__).name) or "getsockname" not in path.read_text(encoding="utf-8")
+
+
+def test_a_held_port_is_given_to_nobody_but_can_be_listened_on():
+    with held_port() as port:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        with pytest.raises(OSError, match="Address already in use"), socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+        with held_port() as another:
+            assert another != port
+        store = TCPStore("127.0.0.1", port, is_master=True)
+        store.set("key", "value")
+        assert TCPStore("127.0.0.1", port, is_master=False).get("key") == b"value"
 
 
 def test_a_meeting_is_for_calls_that_overlap(monkeypatch):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 
 import pytest
 import torch
 from huggingface_hub import InferenceClient
 from support.chat_server import serve
 from support.helpers import oracle_logprobs
+from support.ports import held_port
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
@@ -258,12 +258,10 @@ def test_the_server_says_how_long_to_wait(tokenizer, no_waiting):
 
 
 def test_a_server_that_is_not_there_is_said(tokenizer, no_waiting):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    agent = Mem1Agent("m", tokenizer, SHORT, client=url, max_retries=2)
-    with pytest.raises(ConnectionError, match=r"gave no answer in 3 attempts .* that the server runs"):
-        agent.run("q0?", LookupEnvironment())
+    with held_port() as port:
+        agent = Mem1Agent("m", tokenizer, SHORT, client=f"http://127.0.0.1:{port}/v1", max_retries=2)
+        with pytest.raises(ConnectionError, match=r"gave no answer in 3 attempts .* that the server runs"):
+            agent.run("q0?", LookupEnvironment())
     assert len(no_waiting) == 2
 
 

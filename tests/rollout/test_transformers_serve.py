@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from support.ports import held_port
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent
@@ -25,12 +25,9 @@ def address(actor, tokenizer, tmp_path):
     pytest.importorskip("openai")
     actor.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path), "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("w") as log:
+    with held_port() as port, (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port), "--dtype", "float32"], stdout=log, stderr=log, env=environment
         )

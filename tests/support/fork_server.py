@@ -12,7 +12,6 @@ import gc
 import os
 import runpy
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -42,13 +41,6 @@ def preload() -> None:
 def temporary_directories() -> list[tempfile.TemporaryDirectory]:
     """Those that the imported libraries made for themselves, and delete when the process ends: wandb's, for instance."""
     return [thing for thing in gc.get_objects() if isinstance(thing, tempfile.TemporaryDirectory)]
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def become(request: dict[str, Any], rank: int, group: int, shared: list[tempfile.TemporaryDirectory]) -> None:
@@ -113,7 +105,6 @@ def serve(connection: Connection, shared: list[tempfile.TemporaryDirectory]) -> 
             request = connection.recv()
         except (EOFError, ConnectionResetError):
             return None
-        request["environment"].update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
         children: list[int] = []
         for rank in range(request["ranks"]):
             child = os.fork()

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 
+from support.ports import held_port
+
 
 class ForkServer:
     """
@@ -81,11 +83,12 @@ class ForkServer:
         if not self._ready:
             self._ready = self._connection.recv() == "ready"
         command = [str(Path(script).resolve()), *map(str, arguments)]
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory, held_port() as port:
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             streams = {name: str(Path(directory) / name) for name in ("stdout", "stderr")}
             self._connection.send({
                 "script": command[0], "arguments": command[1:], "ranks": ranks, "directory": os.getcwd(), "timeout": timeout,
-                "environment": {**os.environ, **self.environment, **(environment or {})}, **streams,
+                "environment": {**os.environ, **self.environment, **(environment or {}), **place}, **streams,
             })  # fmt: skip
             status = self._connection.recv()
             stdout, stderr = (Path(path).read_text(errors="replace") for path in streams.values())
