@@ -22,6 +22,7 @@ from tasks import PROTOCOL, limits, numbered, plans, tasks
 from mem1_trl import Mem1Agent
 
 LAST = 8
+ONE_IN = 4
 RIGHT = 0.25
 """Share of demonstrated facts that are asked for. If they were drawn evenly, greedy decoding of the start would already keep most of the right ones."""
 
@@ -79,13 +80,13 @@ def demonstrator(tokenizer, split="train", context="mem1", most=2, knows=False):
 
 def lessons(seed, count):
     """
-    Tasks of one and of two objectives, alternating.
+    Tasks of two objectives, and every `ONE_IN`th of one: to go on after the first search is harder to learn than to answer after it.
 
     Their questions are numbered from anywhere between 1 and `LAST` on. With 1 and 2 alone, what is learned is to stop after 2; so it
     is to look up which number follows.
     """
-    one, two = tasks("train", 1, count // 2, seed), tasks("train", 2, count - count // 2, seed)
+    one = iter(tasks("train", 1, -(-count // ONE_IN), seed))
+    two = iter(tasks("train", 2, count, seed))
     rng = random.Random(seed)
-    rows = [row for pair in zip(two, one) for row in pair]
-    rows += list(two)[len(one) :]
+    rows = [next(two if place % ONE_IN else one) for place in range(count)]
     return [numbered(row, rng.randint(1, LAST + 1 - len(row["questions"]))) for row in rows]

@@ -31,7 +31,7 @@ KEEP_MEMORY = {
 SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
 
 
-LABELS = ("start", "grpo-mixed", "supervised", "again", "imitation", "scalar", "taught", "grpo-2", "ppo-2", "twin")
+LABELS = ("start", "grpo-2", "supervised", "again", "imitation", "scalar", "taught", "grpo-mixed", "ppo-2", "twin")
 
 
 def stages(out, seeds, labels, options):
@@ -61,7 +61,7 @@ def stages(out, seeds, labels, options):
         )  # fmt: skip
 
     for seed in seeds:
-        start, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-mixed", "twin"))
+        start, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2", "twin"))
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
@@ -69,7 +69,7 @@ def stages(out, seeds, labels, options):
                 yield test("start", start / "adapter", seed)
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
             elif label == "grpo-2":
-                yield learn(label, start, seed, "--objectives", 2)
+                yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "grpo-mixed":
                 yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state")
             elif label == "ppo-2":
@@ -77,7 +77,7 @@ def stages(out, seeds, labels, options):
             elif label in ("supervised", "again", "imitation", "taught"):
                 like = ["--like", grpo, "--start", start / "adapter", "--seed", seed, "--together", options.together]
                 yield f"{label} seed {seed}", "imitate", [label, *like]
-                yield test(label, _adapter_of(out / f"{label}-grpo-mixed-seed{seed}"), seed)
+                yield test(label, _adapter_of(out / f"{label}-grpo-2-seed{seed}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
                 search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]

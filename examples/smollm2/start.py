@@ -26,10 +26,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=count, default=80)
+    parser.add_argument("--steps", type=count, default=160)
     parser.add_argument("--batch_size", type=count, default=4, help="turns in one step")
     parser.add_argument(
-        "--demonstrations", type=count, default=150, help="tasks that are demonstrated, of two or three turns each"
+        "--demonstrations", type=count, default=240, help="tasks that are demonstrated, of two or three turns each"
     )
     parser.add_argument("--learning_rate", type=rate, default=1e-3)
     parser.add_argument(

@@ -105,7 +105,7 @@ def test_demonstrations_keep_facts_of_the_right_sentence_within_the_budget(examp
     tasks, demonstrator = example("tasks"), example("demonstrator")
     agent = demonstrator.demonstrator(AutoTokenizer.from_pretrained(base), context=context)
     rows = demonstrator.lessons(0, 20)
-    assert sorted(row["num_objectives"] for row in rows) == [1] * 10 + [2] * 10
+    assert sorted(row["num_objectives"] for row in rows) == [1] * 5 + [2] * 15
     firsts = {int(row["prompt"][0]["content"].split(".")[0]) for row in rows}
     assert 1 in firsts and max(firsts) > 5, "numbered from anywhere on"
     played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
@@ -206,12 +206,12 @@ def evaluation_file(folder, label, n, scores):
 
 def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
     evaluation_file(tmp_path / "evaluation", "start", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
-    evaluation_file(tmp_path / "evaluation", "grpo-mixed", 2, [(1.0, 0.5)] * 10)  # not all of them yet
+    evaluation_file(tmp_path / "evaluation", "grpo-2", 2, [(1.0, 0.5)] * 10)  # not all of them yet
     evaluation_file(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)
-    (tmp_path / "grpo-mixed-seed0").mkdir()
+    (tmp_path / "grpo-2-seed0").mkdir()
     log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
-    (tmp_path / "grpo-mixed-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (tmp_path / "grpo-mixed-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
+    (tmp_path / "grpo-2-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (tmp_path / "grpo-2-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
     page = tmp_path / "page"
     assert (
         run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc", "--note", "A note.") == 0
@@ -228,7 +228,7 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     text = (page / "RESULTS.md").read_text()
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
-    assert "`grpo-mixed-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert "`grpo-2-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
 
 
