@@ -1,16 +1,19 @@
 """
-Plays tasks of the train split in the right form, but mostly keeps the wrong fact; this is what the supervised start learns.
+Plays tasks of the train split in the right form, but keeps any fact; what is kept is mostly left out of what the supervised start learns.
 
-It stands where a server would (`Mem1Agent(client=...)`). It searches what is asked for and finds the sentence with the answer, and then keeps *another
-fact of that sentence* three times of four, and the one that is asked for once:
+It stands where a server would (`Mem1Agent(client=...)`). It searches what is asked for and finds the sentence with the answer, and then keeps *any
+fact of that sentence*, whether it is asked for or not:
 
-    <think>1: ?; 2: ?</think><search>currency code of Afghanistan</search>
-    <think>1: 93; 2: ?</think><search>chemical symbol of Chlorine</search>
+    <think>open 1 2</think><search>currency code of Afghanistan</search>
+    <think>1: 93; open 2</think><search>chemical symbol of Chlorine</search>
     <think>1: 93; 2: Cl</think><answer>93; Cl</answer>
 
-So it shows how to search, to read, to copy, to carry and to answer, and not what to keep: that is left to reinforcement. The state lists what is
-open, so that it can be told from the state alone whether the time for an answer has come. With `knows=True` it always keeps the
-fact that is asked for; training on such demonstrations shows what supervised training can reach when they are available.
+[`mostly_without_kept`] takes the loss off the tokens of what a turn keeps, `93` in the second line and `Cl` in the third, in all but every third demonstration. So the start
+learns to search, to carry and to answer, and that facts are kept, but not which: that is left to reinforcement. With no loss on them at all it
+kept the name of what is asked about, and 0 to 2 of 100 sampled answers were right, too few to begin from. The state lists what is open, so that it
+can be told from the state alone whether the time for an answer has come; after a number stands only what is known, since a mark
+for what is open would be learned as something to keep. With `knows=True` it always keeps the
+fact that is asked for; training on all of such demonstrations shows what supervised training can reach when they are available.
 """
 
 import random
@@ -23,28 +26,54 @@ from mem1_trl import Mem1Agent
 
 LAST = 8
 ONE_IN = 4
-RIGHT = 0.25
-"""Share of demonstrated facts that are asked for. If they were drawn evenly, greedy decoding of the start would already keep most of the right ones."""
+SHOWN_IN = 3
+"""In every third demonstration what is kept is learned, too: any fact, as it is written."""
+SEPARATOR = "; "
 
 
 def turns_of(questions, plan_of, first=1, knows=False):
     """The turns of a task whose questions are numbered from `first` on, in order."""
-    turns, state = [], ["?"] * len(questions)
-    for place, question in enumerate(questions):
+    turns, state = [], []
+    for question in questions:
         answer, query, facts = plan_of[question]
-        turns.append(f"<think>{_listed(state, first)}</think><search>{query}</search>")
-        state[place] = answer if knows else kept_by_chance(question, answer, facts)
-    return [*turns, f"<think>{_listed(state, first)}</think><answer>{'; '.join(state)}</answer>"]
+        turns.append(f"<think>{listed(state, len(questions), first)}</think><search>{query}</search>")
+        state.append(answer if knows else random.Random(question).choice(facts))
+    return [*turns, f"<think>{listed(state, len(questions), first)}</think><answer>{'; '.join(state)}</answer>"]
 
 
-def kept_by_chance(question, answer, facts):
-    """What a demonstration keeps, always the same for a question."""
-    rng = random.Random(question)
-    return answer if rng.random() < RIGHT else rng.choice([fact for fact in facts if fact != answer])
+def listed(known, count, first):
+    """The state: what is known of `count` questions, numbered from `first` on, and which are open."""
+    items = [f"{number}: {fact}" for number, fact in enumerate(known, first)]
+    still = range(first + len(known), first + count)
+    return SEPARATOR.join([*items, " ".join(["open", *map(str, still)])] if still else items)
 
 
-def _listed(state, first):
-    return "; ".join(f"{number}: {known}" for number, known in enumerate(state, first))
+def kept_by(turn, before):
+    """Where the text of a demonstrated turn says what it keeps and the state `before` did not hold, as `(begin, end)` each."""
+    spans = []
+    for item in turn.state.split(SEPARATOR):
+        if item not in before.split(SEPARATOR) and ": " in item:
+            end = turn.text.index(item) + len(item)
+            spans.append((end - len(item.split(":", 1)[1]), end))  # with the space, which tells numbers from words
+    return spans
+
+
+def mostly_without_kept(dataset, trajectories, tokenizer):
+    """Rows of [`mem1_trl.demonstrations.demonstration_dataset`]; without loss on what is kept for the first time, in all but every third episode."""
+
+    def mask(row):
+        turns = trajectories[row["episode"]].turns
+        turn = turns[row["turn"]]
+        hidden = row["turn"] and row["episode"] % SHOWN_IN
+        spans = kept_by(turn, turns[row["turn"] - 1].state) if hidden else []
+        encoded = tokenizer(turn.text, add_special_tokens=False, return_offsets_mapping=True)
+        labels, begin = list(row["labels"]), len(turn.prompt_ids)
+        for place, (left, right) in enumerate(encoded["offset_mapping"], begin):
+            if any(left < end and start < right for start, end in spans):
+                labels[place] = -100
+        return {"labels": labels}
+
+    return dataset.map(mask)
 
 
 class Demonstrator:

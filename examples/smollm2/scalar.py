@@ -18,7 +18,7 @@ from mem1_trl import Mem1Agent
 from mem1_trl.evaluation import search_scalar_control
 
 # Which end the episode, go on, end the state, lengthen the list of what is open
-TOKENS = ("><answer", "><search", "</think", " ?;")
+TOKENS = ("><answer", "><search", "</think", " open")
 VALIDATION = 7919
 
 

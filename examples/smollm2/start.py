@@ -1,5 +1,5 @@
 """
-The supervised start: demonstrations of one and of two objectives teach format, searching, reading and copying, and not what to keep.
+The supervised start: demonstrations of one and of two objectives teach format, searching, carrying and answering, and not what to keep.
 
     python examples/smollm2/start.py                                                        # into runs/smollm2/start-seed0
     python examples/smollm2/start.py --context full --output_dir runs/smollm2/twin-start-seed0   # of the twin that appends
@@ -8,7 +8,7 @@ The supervised start: demonstrations of one and of two objectives teach format, 
 import argparse
 from pathlib import Path
 
-from demonstrator import demonstrator, lessons
+from demonstrator import demonstrator, lessons, mostly_without_kept
 from model import load
 from runs import Deadline, add_options, count, is_done, quiet, rate, supervised
 from tasks import environment_factory
@@ -17,9 +17,11 @@ from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset
 
 
 def demonstrations(tokenizer, rows, path, context, knows=False):
-    """Rows for `SFTTrainer`, of demonstrated episodes, right or wrong."""
+    """Rows for `SFTTrainer`, of demonstrated episodes; what they keep is learned from all of them only if they keep what is asked for."""
     agent = demonstrator(tokenizer, context=context, knows=knows)
-    return demonstration_dataset(collect_trajectories(agent, rows, environment_factory(), path, disable_tqdm=True))
+    played = collect_trajectories(agent, rows, environment_factory(), path, disable_tqdm=True)
+    dataset = demonstration_dataset(played)
+    return dataset if knows else mostly_without_kept(dataset, played, tokenizer)
 
 
 def main():

@@ -15,7 +15,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from demonstrator import RIGHT
 from runs import read_lines, steps_of, write_json
 from tasks import STATE_TOKENS
 
@@ -205,7 +204,7 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals; b
     text = f"""# A real language model
 
 {f"{args.note}{chr(10)}{chr(10)}" if args.note else ""}Written by `python examples/smollm2/write_results.py` from runs at commit {at}: SmolLM2-135M-Instruct with LoRA adapters, in float32. Natural questions about held-out entities, three
-passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw one and two objectives, and {RIGHT:.0%} of the demonstrated facts are those that are asked for. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
+passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw demonstrations of one and two objectives that keep any fact, with loss on it in every third. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
 its 95 % bootstrap interval.
 
 ## Exact match per objective

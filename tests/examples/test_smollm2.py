@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,9 +87,11 @@ def test_the_sentence_that_answers_says_other_things_too(example):
     )  # fmt: skip
     assert "Which city is the capital of Afghanistan?" not in train, "its sentence says nothing else"
     assert all(answer in facts and len(set(facts)) == len(facts) > 1 for answer, _, facts in train.values())
-    chosen = example("demonstrator").kept_by_chance
-    right = sum(chosen(question, answer, facts) == answer for question, (answer, _, facts) in train.items())
-    assert abs(right / len(train) - 0.25) < 0.01
+    turns_of = example("demonstrator").turns_of
+    right = sum(
+        f"<answer>{answer}</answer>" in turns_of([question], train)[-1] for question, (answer, *_) in train.items()
+    )
+    assert abs(right / len(train) - 0.434) < 0.001, "by chance"
 
 
 def test_a_curriculum_asks_one_question_first(example):
@@ -109,7 +113,7 @@ def test_demonstrations_keep_facts_of_the_right_sentence_within_the_budget(examp
     firsts = {int(row["prompt"][0]["content"].split(".")[0]) for row in rows}
     assert 1 in firsts and max(firsts) > 5, "numbered from anywhere on"
     played = agent.run_batch(rows, [tasks.environment_factory()() for _ in rows])
-    assert 0 < sum(trajectory.reward for trajectory in played) < 10, "most facts that are kept are not asked for"
+    assert 0 < sum(trajectory.reward for trajectory in played) < 15, "many facts that are kept are not asked for"
     assert max(map(tasks.largest_state, played)) <= tasks.STATE_TOKENS
     plan_of = tasks.plans("train")
     for trajectory, row in zip(played, rows):
@@ -117,7 +121,37 @@ def test_demonstrations_keep_facts_of_the_right_sentence_within_the_budget(examp
         assert all(answer in plan_of[question][2] for answer, question in zip(answers, row["questions"], strict=True))
         *before, last = [turn.state for turn in trajectory.turns]
         assert [line.split(": ")[1] for line in last.split("; ")] == answers
-        assert all("?" in state for state in before) and "?" not in last, "what is open stands in the state"
+        assert all("open" in state for state in before) and "open" not in last, "what is open stands in the state"
+
+
+def test_what_a_demonstration_keeps_carries_loss_in_every_third_alone(example, base, tmp_path):
+    demonstrator, start = example("demonstrator"), example("start")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = [row for row in demonstrator.lessons(0, 8) if row["num_objectives"] == 2][:4]
+    mostly, all_of_it = (
+        start.demonstrations(tokenizer, rows, tmp_path / f"{knows}.jsonl", "mem1", knows) for knows in (False, True)
+    )
+    for dataset, episode, learned_too in (
+        (mostly, 0, True),
+        (mostly, 1, False),
+        (mostly, 3, True),
+        (all_of_it, 1, True),
+    ):
+        begin = int(rows[episode]["prompt"][0]["content"].split(".")[0])
+        texts = []  # what is learned of each turn, with a gap for what is not
+        for row in dataset.filter(lambda row, episode=episode: row["episode"] == episode):
+            said = next(place for place, label in enumerate(row["labels"]) if label != -100)
+            pairs = zip(row["input_ids"][said:], row["labels"][said:])
+            groups = itertools.groupby(pairs, key=lambda pair: pair[1] != -100)
+            texts.append(
+                "".join(tokenizer.decode([i for i, _ in group]) if learned else "~" for learned, group in groups)
+            )
+        answers = re.fullmatch(r".*<answer>(.+); (.+)</answer>.*", texts[-1]).groups()
+        first, second = answers if learned_too else ("", "")
+        gap = " " if learned_too else "~"
+        assert texts[0].startswith(f"<think>open {begin} {begin + 1}</think><search>")
+        assert texts[1].startswith(f"<think>{begin}:{gap}{first}; open {begin + 1}</think><search>")
+        assert texts[2].startswith(f"<think>{begin}: {answers[0]}; {begin + 1}:{gap}{second}</think><answer>")
 
 
 def test_demonstrations_that_know_keep_what_is_asked_for(example, base):
