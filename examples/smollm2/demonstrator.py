@@ -49,27 +49,24 @@ def listed(known, count, first):
 
 
 def kept_by(turn, before):
-    """Where the text of a demonstrated turn says what it keeps and the state `before` did not hold, as `(begin, end)` each."""
-    spans = []
-    for item in turn.state.split(SEPARATOR):
-        if item not in before.split(SEPARATOR) and ": " in item:
-            end = turn.text.index(item) + len(item)
-            spans.append((end - len(item.split(":", 1)[1]), end))  # with the space, which tells numbers from words
-    return spans
+    """`(begin, end)` in the text of a demonstrated turn of the one fact that it keeps and the state `before` did not hold."""
+    (item,) = (new for new in turn.state.split(SEPARATOR) if ": " in new and new not in before.split(SEPARATOR))
+    end = turn.text.index(item) + len(item)
+    return end - len(item.split(":", 1)[1]), end  # with the space, which tells numbers from words
 
 
 def mostly_without_kept(dataset, trajectories, tokenizer):
     """Rows of [`mem1_trl.demonstrations.demonstration_dataset`]; without loss on what is kept for the first time, in all but every third episode."""
 
     def mask(row):
-        turns = trajectories[row["episode"]].turns
-        turn = turns[row["turn"]]
-        hidden = row["turn"] and row["episode"] % SHOWN_IN
-        spans = kept_by(turn, turns[row["turn"] - 1].state) if hidden else []
+        if row["turn"] == 0 or row["episode"] % SHOWN_IN == 0:
+            return row
+        before, turn = trajectories[row["episode"]].turns[row["turn"] - 1 : row["turn"] + 1]
+        begin, end = kept_by(turn, before.state)
         encoded = tokenizer(turn.text, add_special_tokens=False, return_offsets_mapping=True)
-        labels, begin = list(row["labels"]), len(turn.prompt_ids)
-        for place, (left, right) in enumerate(encoded["offset_mapping"], begin):
-            if any(left < end and start < right for start, end in spans):
+        labels = list(row["labels"])
+        for place, (left, right) in enumerate(encoded["offset_mapping"], len(turn.prompt_ids)):
+            if left < end and begin < right:
                 labels[place] = -100
         return {"labels": labels}
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 @contextmanager
 def held_port() -> Iterator[int]:
     """
-    A local port that nothing listens on, and that only who is told of it can come to use.
+    A local port that nothing listens on and that no other process is given.
 
-    A port that was merely found free may go to any other process before its server has started. This one stays bound, without
-    listening: the system hands it to nobody, a connection to it is refused, and a server that sets `SO_REUSEADDR`, as those of
-    torch, asyncio and `http.server` do, can listen on it.
+    A port that was merely found free may go to any other process before its server has started. This one stays bound without
+    listening, so the system gives it to no other process, and a connection to it is refused. A server can still listen on it
+    if it sets `SO_REUSEADDR`. Those of torch, asyncio and `http.server` do.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
