@@ -33,7 +33,7 @@ def play(args, adapter, rows, path, deadline):
         model,
         tokenizer,
         PROTOCOL,
-        temperature=1.0,
+        temperature=args.temperature,
         batch_size=args.together,
         rollout_batch_wait=WAIT,
         **limits(max(args.objectives)),
@@ -94,6 +94,9 @@ def main():
     parser.add_argument(
         "--cpu_seconds", type=rate, default=None, help="of supervised training, where that run is not finished yet"
     )
+    parser.add_argument(
+        "--temperature", type=rate, default=0.8, help="of imitation, where that run is not finished yet"
+    )
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--epochs", type=count, default=2, help="times that each round reads its successful episodes")
@@ -114,7 +117,8 @@ def main():
                 f"--like must be a finished run of train.py, but {args.like} has no done.json; or --{size} must be given"
             )
         like = json.loads((args.like / "done.json").read_text())
-        args.episodes, args.cpu_seconds = like["steps"] * like["batch_size"], like["cpu_seconds"]
+        args.episodes = like["steps"] * like["batch_size"] // like["num_iterations"]
+        args.cpu_seconds, args.temperature = like["cpu_seconds"], like["temperature"]
         args.objectives = args.objectives or like["objectives"]
     args.objectives = args.objectives or [2]
     deadline = Deadline(args.minutes)

@@ -29,8 +29,18 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
-
-
+OF_TRAINING = {
+    "batch_size": count,
+    "generations": count,
+    "learning_rate": rate,
+    "num_iterations": count,
+    "temperature": rate,
+    "top_entropy_quantile": rate,
+    "tokens_per_pass": count,
+    "layout": str,
+    "save_steps": count,
+}
+"""Options that are handed on to `train.py`, whose defaults hold."""
 LABELS = ("start", "grpo-2", "supervised", "again", "imitation", "scalar", "taught", "grpo-mixed", "ppo-2", "twin")
 
 
@@ -50,9 +60,8 @@ def stages(out, seeds, labels, options):
         )  # fmt: skip
 
     def learn(label, start, seed, *more):
-        sizes = ["--batch_size", options.batch_size, "--generations", options.generations, "--tokens_per_pass",
-                 options.tokens_per_pass, "--learning_rate", options.learning_rate, "--layout", options.layout,
-                 "--save_steps", options.save_steps]  # fmt: skip
+        given = {name: getattr(options, name) for name in OF_TRAINING if getattr(options, name) is not None}
+        sizes = [part for name, value in given.items() for part in (f"--{name}", value)]
         return (
             f"{label} seed {seed}, {options.steps} steps",
             "train",
@@ -71,7 +80,8 @@ def stages(out, seeds, labels, options):
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "grpo-mixed":
-                yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state")
+                yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state",
+                            "--reward", "positional")  # fmt: skip
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
             elif label in ("supervised", "again", "imitation", "taught"):
@@ -127,15 +137,9 @@ def main():
     parser.add_argument(
         "--stages", nargs="+", choices=LABELS, default=list(LABELS), help="those of other stages must be done"
     )
-    parser.add_argument("--steps", type=count, default=80, help="of reinforcement")
-    parser.add_argument("--batch_size", type=count, default=24, help="episodes of a step of reinforcement")
-    parser.add_argument("--generations", type=count, default=6, help="episodes for each task with GRPO")
-    parser.add_argument("--tokens_per_pass", type=count, default=2400, help="tokens of one forward pass of the update")
-    parser.add_argument("--learning_rate", type=rate, default=3e-4, help="of reinforcement")
-    parser.add_argument("--layout", choices=["packed", "per_turn"], default="packed", help="of the update")
-    parser.add_argument(
-        "--save_steps", type=count, default=1, help="steps from one checkpoint of reinforcement to the next"
-    )
+    parser.add_argument("--steps", type=count, default=100, help="of reinforcement")
+    for name, kind in OF_TRAINING.items():
+        parser.add_argument(f"--{name}", type=kind, default=None, help="of reinforcement, as in train.py")
     parser.add_argument("--tasks", type=count, default=150, help="tasks of a test")
     parser.add_argument("--together", type=count, default=TOGETHER, help="episodes that are played at once in tests")
     parser.add_argument("--threads", type=count, default=1)

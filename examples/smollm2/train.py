@@ -5,8 +5,8 @@ Reinforcement learning from the supervised start, by PPO or GRPO; it resumes aft
     python examples/smollm2/train.py --algorithm ppo --objectives 1 2 3 4 --output_dir runs/smollm2/ppo-mixed-seed0
     python examples/smollm2/train.py --minutes 60                                  # an hour of it; the next start goes on
 
-The reward is the share of objectives that are right by position, less 1 if a state outgrew its budget. Each step is a line of
-`training.jsonl`.
+The reward is the paper's exact match for each objective, 0 unless there are as many answers as questions, or with `--reward positional`
+the share that is right by position; less 1 if a state outgrew its budget. Each step is a line of `training.jsonl`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from model import load
 from runs import Deadline, Record, add_options, count, finish, is_done, quiet, rate
-from tasks import PROTOCOL, WAIT, curriculum, environment_factory, limits, over_budget
+from tasks import PROTOCOL, REWARDS, WAIT, curriculum, environment_factory, limits, over_budget
 from transformers import PrinterCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
@@ -33,14 +33,13 @@ def configuration(args):
         output_dir=str(args.output_dir / "checkpoints"),
         max_steps=args.steps,
         context=args.context,
-        per_device_train_batch_size=args.batch_size,
-        max_tokens_per_micro_batch=args.tokens_per_pass,
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant_with_warmup",  # so that a run can be made longer
         warmup_steps=WARM_UP,
         layout=args.layout,
         beta=0.0,
-        temperature=1.0,
+        num_iterations=args.num_iterations,
+        temperature=args.temperature,
         gradient_checkpointing=False,
         bf16=False,
         tf32=torch.cuda.is_available() or None,
@@ -61,10 +60,19 @@ def configuration(args):
         settings |= dict(
             curriculum_threshold=args.curriculum, curriculum_steps=STAGE_STEPS, curriculum_metric="reward"
         )
+    in_parts = dict(per_device_train_batch_size=args.batch_size, max_tokens_per_micro_batch=args.tokens_per_pass)
     if args.algorithm == "ppo":
+        settings |= in_parts
         return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
-    # Half of the groups are all right or all wrong, and nothing is learned from them
-    return Mem1GRPOConfig(num_generations=args.generations, skip_zero_advantages=True, **settings)
+    if args.top_entropy_quantile < 1.0:  # a group in each pass, of whose tokens the most uncertain are found together
+        settings |= dict(
+            per_device_train_batch_size=args.generations,
+            gradient_accumulation_steps=args.batch_size // args.generations,
+            top_entropy_quantile=args.top_entropy_quantile,
+        )
+    else:  # half of the groups are all right or all wrong, and nothing is learned from them
+        settings |= dict(in_parts, skip_zero_advantages=True)
+    return Mem1GRPOConfig(num_generations=args.generations, **settings)
 
 
 def parse_arguments():
@@ -79,10 +87,24 @@ def parse_arguments():
         default=None,
         help="train on one objective alone until so much of the reward of five batches is reached, as .6 (default: at once on all)",
     )
+    parser.add_argument("--reward", choices=sorted(REWARDS), default="exact")
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=count, default=80)
+    parser.add_argument("--steps", type=count, default=100)
     parser.add_argument("--batch_size", type=count, default=24, help="episodes of a step")
     parser.add_argument("--generations", type=count, default=6, help="episodes for each task with GRPO")
+    parser.add_argument(
+        "--num_iterations",
+        type=count,
+        default=2,
+        help="steps with the same episodes, which take three quarters of a step's time on a CPU",
+    )
+    parser.add_argument(
+        "--top_entropy_quantile",
+        type=rate,
+        default=0.2,
+        help="share of the tokens of GRPO that carries loss, those of which the model is least sure: what is kept, not the format",
+    )
+    parser.add_argument("--temperature", type=rate, default=0.9, help="of sampling and of the update")
     parser.add_argument("--learning_rate", type=rate, default=3e-4)
     parser.add_argument("--value_learning_rate", type=rate, default=5e-4)
     parser.add_argument(
@@ -96,10 +118,17 @@ def parse_arguments():
         "--layout", choices=["packed", "per_turn"], default="packed", help="of the update, exact in both"
     )
     parser.add_argument(
-        "--save_steps", type=count, default=1, help="on a CPU a step takes minutes, a checkpoint under a second"
+        "--save_steps", type=count, default=2, help="on a CPU a step takes minutes, a checkpoint under a second"
     )
-    parser.add_argument("--tokens_per_pass", type=count, default=2400, help="tokens of one forward pass of the update")
+    parser.add_argument(
+        "--tokens_per_pass",
+        type=count,
+        default=2400,
+        help="tokens of one forward pass of the update, for PPO and without top_entropy_quantile",
+    )
     args = parser.parse_args()
+    if args.algorithm == "grpo" and args.batch_size % args.generations:
+        parser.error(f"batch_size={args.batch_size} must be a multiple of generations={args.generations}")
     args.advantage_level = args.advantage_level or ("token" if args.algorithm == "ppo" else "episode")
     return args
 
@@ -120,7 +149,7 @@ def main():
         reward_funcs=[over_budget],
         train_dataset=curriculum(args.objectives, args.curriculum is not None, POOL, args.seed),
         processing_class=tokenizer,
-        environment_factory=environment_factory(),
+        environment_factory=environment_factory(args.reward),
         protocol=PROTOCOL,
         callbacks=[record],
     )
@@ -130,10 +159,14 @@ def main():
         "algorithm",
         "advantage_level",
         "objectives",
+        "reward",
         "curriculum",
         "context",
         "batch_size",
         "generations",
+        "num_iterations",
+        "temperature",
+        "top_entropy_quantile",
         "learning_rate",
         "seed",
     )

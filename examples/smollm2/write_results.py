@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from mistakes import tables as mistakes
 from runs import read_lines, steps_of, write_json
 from tasks import STATE_TOKENS
 
@@ -37,7 +38,7 @@ NAMES = {
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
 }
-AGENT = "grpo-2"
+AGENT, TRAINED_ON = "grpo-2", 2
 FILE = re.compile(r"(?P<label>.+)-seed(?P<seed>\d+)-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
 METRICS = {
     "em": "exact match per objective",
@@ -45,7 +46,7 @@ METRICS = {
     "retained": "found and still in the state",
 }
 WINDOW = 5  # steps of a running mean
-ENDS = 8  # steps at the begin and at the end of a training
+ENDS = 8  # batches of episodes at the begin and at the end of a training
 
 
 def read_tests(folder):
@@ -129,8 +130,8 @@ def reward_in_words(log):
         return ""
     first, last = statistics.mean(rewards[:ENDS]), statistics.mean(rewards[-ENDS:])
     return (
-        f"; sampled reward {first:.2f} in the first {ENDS} steps and {last:.2f} in the last {ENDS}, with a standard deviation of "
-        f"{statistics.stdev(rewards):.2f} between steps"
+        f"; sampled reward {first:.2f} in the first {ENDS} batches and {last:.2f} in the last {ENDS}, with a standard deviation of "
+        f"{statistics.stdev(rewards):.2f} between batches"
     )
 
 
@@ -149,6 +150,8 @@ def training(root):
         what = f"{done['steps']} steps" if "steps" in done else f"{done['episodes']} episodes"
         if "batch_size" in done:
             what += f" of {done['batch_size']}"
+        if done.get("num_iterations", 1) > 1:
+            what += f", {done['num_iterations']} with each batch"
         time = f", {done['cpu_seconds'] / 60:.0f} processor minutes" if "cpu_seconds" in done else ""
         lines.append(
             f"- `{path.parent.name}`: {what}{time}{reward_in_words(steps_of(path.parent / 'training.jsonl'))}."
@@ -199,6 +202,12 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals; b
         for n in sorted(of_agent)
         if not temperature
     )
+    beside = {
+        NAMES[label]: of_agent[TRAINED_ON].values()
+        for (label, temperature), of_agent in tests.items()
+        if not temperature and TRAINED_ON in of_agent
+    }
+    outcomes, by_relation = (markdown_table(*table) for table in mistakes(beside))
     at = args.commit
     counts = {n: max(len(of_agent.get(n, {})) for of_agent in tests.values()) for n in numbers}
     text = f"""# A real language model
@@ -225,6 +234,16 @@ Largest context with its output, in tokens, without the questions:
 
 {tables["peak_tokens_without_prompt"]}
 {pairs}
+## What is answered
+
+Objectives of tasks of {TRAINED_ON}, greedy. Another fact of the sentence: it was read and the wrong one kept.
+
+{outcomes}
+
+Right by position, by what is asked for:
+
+{by_relation}
+
 ## How the episodes ended
 
 {ends}

@@ -56,6 +56,48 @@ def test_an_answer_scores_by_position(example, answer, score):
     assert example("tasks").positional_score(answer, [["HUN"], ["DZD"], ["Paris"], ["7"]]) == score
 
 
+@pytest.mark.parametrize(
+    ("answer", "exact", "positional"),
+    [("HUN; Paris", 0.5, 0.5), ("HUN", 0.0, 0.5), (None, 0.0, 0.0), ("HUN; DZD", 1.0, 1.0)],
+)
+def test_by_the_exact_reward_it_never_pays_to_leave_an_answer_out(example, answer, exact, positional):
+    for reward, score in (("exact", exact), ("positional", positional)):
+        environment = example("tasks").environment_factory(reward)()
+        environment.reset(answers=[["HUN"], ["DZD"]])
+        if answer is not None:
+            environment.answer(answer)
+        assert environment.get_reward() == score
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("Europe", "right"),
+        ("Northern Europe", "another fact of the sentence"),
+        ("Norway", "something else"),
+        ("", "something else"),
+    ],
+)
+def test_an_answer_is_right_or_another_fact_or_something_else(example, given, found):
+    mistakes, plans = example("mistakes"), example("tasks").plans("test")
+    question = next(q for q, (answer, _, facts) in plans.items() if answer == "Europe" and "Northern Europe" in facts)
+    assert mistakes.outcome(given, question) == found
+
+
+def test_outcomes_are_counted_by_what_is_asked_for(example):
+    mistakes, tasks = example("mistakes"), example("tasks")
+    rows = tasks.tasks("test", 2, 3, 1)
+    lines = [
+        {"task": f"2-1-{number}", "answer": "; ".join(answers[0] for answers in rows[number]["answers"][:kept])}
+        for number, kept in ((0, 2), (2, 1))
+    ]
+    counts = mistakes.outcomes(lines)
+    assert sum(count["right"] for count in counts.values()) == 3
+    assert sum(count["something else"] for count in counts.values()) == 1
+    asked = {mistakes.relations()[question] for number in (0, 2) for question in rows[number]["questions"]}
+    assert set(counts) == asked
+
+
 def test_a_state_over_its_budget_costs_the_reward(example):
     tasks = example("tasks")
 
@@ -186,13 +228,17 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     start, grpo = tmp_path / "start", tmp_path / "grpo"
     assert run(example, monkeypatch, "start", *common, "--output_dir", start, "--steps", 2, "--demonstrations", 4) == 0
     learn = [*common, "--start", start / "adapter", "--output_dir", grpo, "--batch_size", 2, "--generations", 2]
+    learn += ["--num_iterations", 2]
     assert run(example, monkeypatch, "train", *learn, "--steps", 2, "--minutes", 0) == 3  # one step, then out of time
     assert run(example, monkeypatch, "train", *learn, "--steps", 2) == 0
-    assert run(example, monkeypatch, "train", *learn, "--steps", 3) == 0  # a finished run is made longer
+    assert run(example, monkeypatch, "train", *learn, "--steps", 4) == 0  # a finished run is made longer
+    assert run(example, monkeypatch, "train", *learn, "--steps", 5, "--generations", 3) == 2
+    assert "batch_size=2 must be a multiple of generations=3" in capsys.readouterr().err
     log = example("runs").steps_of(grpo / "training.jsonl")
-    assert list(log) == [1, 2, 3] and all(record["cpu_seconds"] > 0 and "reward" in record for record in log.values())
+    assert list(log) == [1, 2, 3, 4] and all(record["cpu_seconds"] > 0 for record in log.values())
+    assert [step for step, record in log.items() if "reward" in record] == [1, 3]  # two steps with the same episodes
     done = json.loads((grpo / "done.json").read_text())
-    assert done["steps"] == 3 and done["cpu_seconds"] == sum(record["cpu_seconds"] for record in log.values())
+    assert done["steps"] == 4 and done["cpu_seconds"] == sum(record["cpu_seconds"] for record in log.values())
 
     test = [*common, "--label", "grpo", "--adapter", grpo / "adapter", "--objectives", 1, "--output_dir", tmp_path]
     test += ["--together", 2]
@@ -213,7 +259,7 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
             done["cpu_seconds"] <= json.loads((tmp_path / f"{control}-grpo" / "done.json").read_text())["cpu_seconds"]
         )
     imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
-    assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
+    assert imitation["episodes"] == 4 and len(imitation["kept"]) == 2
 
     # The tiny model has one token for each tag, and SmolLM2 has several
     monkeypatch.setattr(example("scalar"), "TOKENS", ("<answer>", "<search>", "</think>", " ?"))
@@ -232,7 +278,7 @@ def evaluation_file(folder, label, n, scores):
     folder.mkdir(exist_ok=True)
     lines = [
         {"task": f"{n}-0-{number}", "seed": 0, "objectives": n, "em": score, "positional": score / 2, "retained": kept,
-         "peak_tokens_without_prompt": 200, "stop_reason": "answer"}
+         "peak_tokens_without_prompt": 200, "stop_reason": "answer", "answer": "Europe; 7"}
         for number, (score, kept) in enumerate(scores)
     ]  # fmt: skip
     (folder / f"{label}-seed0-{n}-t0-seed0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -287,12 +333,12 @@ def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp
 
 def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example, tmp_path):
     run_all, written = example("run_all"), set()
-    options = SimpleNamespace(
-        short=False, tasks=150, together=25, batch_size=16, generations=4, tokens_per_pass=1200, steps=60,
-        learning_rate=2e-4, layout="packed", save_steps=1,
-    )  # fmt: skip
+    handed_on = {**dict.fromkeys(run_all.OF_TRAINING), "learning_rate": 2e-4}
+    options = SimpleNamespace(short=False, tasks=150, together=25, steps=60, **handed_on)
     for name, script, arguments in run_all.stages(tmp_path, [0, 1], run_all.LABELS, options):
         values = list(map(str, arguments))
+        if script == "train":  # what is given is handed on, and nothing else
+            assert values[values.index("--learning_rate") + 1] == "0.0002" and "--batch_size" not in values
         for option in ("--start", "--adapter", "--like", "--control"):
             if option in values:
                 read = Path(values[values.index(option) + 1])

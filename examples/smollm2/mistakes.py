@@ -1,0 +1,69 @@
+"""
+What tested agents answered, objective by objective: right, another fact of the same sentence, or something else.
+
+The first is what was asked for; the second is a right reading of which the wrong fact was kept; the third is a wrong copy, a fact
+of something else, or nothing.
+"""
+
+from collections import Counter, defaultdict
+from functools import cache
+
+from tasks import plans, tasks
+
+from mem1_trl.facts import load_facts
+from mem1_trl.rewards import ANSWER_SEPARATOR, exact_match
+
+RIGHT, OTHER_FACT, ELSE = OUTCOMES = ("right", "another fact of the sentence", "something else")
+
+
+@cache
+def relations():
+    """Question of the test split -> the relation that it asks for."""
+    return {row["question"]: row["relation"] for row in load_facts().questions("test")}
+
+
+def outcomes(lines):
+    """`{relation: Counter of outcomes}` of the lines of `evaluate_tasks.py`, by position."""
+    found, most = defaultdict(Counter), defaultdict(int)
+    for line in lines:
+        n, seed, number = map(int, line["task"].split("-"))
+        most[n, seed] = max(most[n, seed], number + 1)
+    rows = {(n, seed): tasks("test", n, count, seed)["questions"] for (n, seed), count in most.items()}
+    for line in lines:
+        n, seed, number = map(int, line["task"].split("-"))
+        given = (line["answer"] or "").split(ANSWER_SEPARATOR)
+        for place, question in enumerate(rows[n, seed][number]):
+            found[relations()[question]][outcome(given[place] if place < len(given) else "", question)] += 1
+    return dict(found)
+
+
+def outcome(given, question):
+    """Which of `OUTCOMES` an answer to a question of the test split is."""
+    answer, _, facts = plans("test")[question]
+    if exact_match(given, [answer]):
+        return RIGHT
+    return OTHER_FACT if any(exact_match(given, [fact]) for fact in facts) else ELSE
+
+
+def tables(of_agents):
+    """
+    Heads and rows of two tables: outcomes of agents, and what they answer right, relation by relation.
+
+    `of_agents` are their names and the lines of their tests.
+    """
+    found = {name: outcomes(lines) for name, lines in of_agents.items()}
+    total = {name: sum(by_relation.values(), Counter()) for name, by_relation in found.items()}
+    shares = [[name, *(f"{count[one] / count.total():.2f}" for one in OUTCOMES)] for name, count in total.items()]
+    asked = Counter()
+    for by_relation in found.values():
+        for relation, count in by_relation.items():
+            asked[relation] = max(asked[relation], count.total())
+    rows = [
+        [relation.replace("_", " "), str(most), *(_share(found[name].get(relation)) for name in found)]
+        for relation, most in asked.most_common()
+    ]
+    return (["", *OUTCOMES], shares), (["", "asked", *found], rows)
+
+
+def _share(count):
+    return f"{count[RIGHT] / count.total():.2f}" if count else ""
