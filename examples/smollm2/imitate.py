@@ -95,7 +95,7 @@ def main():
         "--cpu_seconds", type=rate, default=None, help="of supervised training, where that run is not finished yet"
     )
     parser.add_argument(
-        "--temperature", type=rate, default=0.8, help="of imitation, where that run is not finished yet"
+        "--temperature", type=rate, default=0.9, help="of imitation, where that run is not finished yet"
     )
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--rounds", type=count, default=3)

@@ -7,6 +7,7 @@ of something else, or nothing.
 
 from collections import Counter, defaultdict
 from functools import cache
+from itertools import zip_longest
 
 from tasks import plans, tasks
 
@@ -24,16 +25,16 @@ def relations():
 
 def outcomes(lines):
     """`{relation: Counter of outcomes}` of the lines of `evaluate_tasks.py`, by position."""
-    found, most = defaultdict(Counter), defaultdict(int)
+    found, cells = defaultdict(Counter), defaultdict(dict)
     for line in lines:
         n, seed, number = map(int, line["task"].split("-"))
-        most[n, seed] = max(most[n, seed], number + 1)
-    rows = {(n, seed): tasks("test", n, count, seed)["questions"] for (n, seed), count in most.items()}
-    for line in lines:
-        n, seed, number = map(int, line["task"].split("-"))
-        given = (line["answer"] or "").split(ANSWER_SEPARATOR)
-        for place, question in enumerate(rows[n, seed][number]):
-            found[relations()[question]][outcome(given[place] if place < len(given) else "", question)] += 1
+        cells[n, seed][number] = line
+    for (n, seed), by_number in cells.items():
+        asked = tasks("test", n, max(by_number) + 1, seed)["questions"]
+        for number, line in by_number.items():
+            given = (line["answer"] or "").split(ANSWER_SEPARATOR)
+            for question, part in zip_longest(asked[number], given[:n], fillvalue=""):
+                found[relations()[question]][outcome(part, question)] += 1
     return dict(found)
 
 

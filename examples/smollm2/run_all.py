@@ -37,10 +37,9 @@ OF_TRAINING = {
     "temperature": rate,
     "top_entropy_quantile": rate,
     "tokens_per_pass": count,
-    "layout": str,
     "save_steps": count,
 }
-"""Options that are handed on to `train.py`, whose defaults hold."""
+"""Numbers that are handed on to `train.py`, whose defaults hold."""
 LABELS = ("start", "grpo-2", "supervised", "again", "imitation", "scalar", "taught", "grpo-mixed", "ppo-2", "twin")
 
 
@@ -60,7 +59,9 @@ def stages(out, seeds, labels, options):
         )  # fmt: skip
 
     def learn(label, start, seed, *more):
-        given = {name: getattr(options, name) for name in OF_TRAINING if getattr(options, name) is not None}
+        given = {
+            name: getattr(options, name) for name in (*OF_TRAINING, "layout") if getattr(options, name) is not None
+        }
         sizes = [part for name, value in given.items() for part in (f"--{name}", value)]
         return (
             f"{label} seed {seed}, {options.steps} steps",
@@ -140,6 +141,7 @@ def main():
     parser.add_argument("--steps", type=count, default=100, help="of reinforcement")
     for name, kind in OF_TRAINING.items():
         parser.add_argument(f"--{name}", type=kind, default=None, help="of reinforcement, as in train.py")
+    parser.add_argument("--layout", choices=["packed", "per_turn"], default=None, help="of the update, as in train.py")
     parser.add_argument("--tasks", type=count, default=150, help="tasks of a test")
     parser.add_argument("--together", type=count, default=TOGETHER, help="episodes that are played at once in tests")
     parser.add_argument("--threads", type=count, default=1)

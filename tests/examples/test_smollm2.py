@@ -333,7 +333,7 @@ def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp
 
 def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example, tmp_path):
     run_all, written = example("run_all"), set()
-    handed_on = {**dict.fromkeys(run_all.OF_TRAINING), "learning_rate": 2e-4}
+    handed_on = {**dict.fromkeys([*run_all.OF_TRAINING, "layout"]), "learning_rate": 2e-4}
     options = SimpleNamespace(short=False, tasks=150, together=25, steps=60, **handed_on)
     for name, script, arguments in run_all.stages(tmp_path, [0, 1], run_all.LABELS, options):
         values = list(map(str, arguments))
