@@ -18,6 +18,7 @@ from mem1_trl.curriculum import compose_curriculum
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.evaluation.retention import contains_answer
 from mem1_trl.facts import KEYWORDS, load_facts
+from mem1_trl.retrieval import open_retriever
 from mem1_trl.rewards import ANSWER_SEPARATOR, exact_match
 from mem1_trl.tasks import sample_objectives
 
@@ -77,16 +78,16 @@ def largest_state(trajectory):
     return max((turn.state_tokens for turn in trajectory.turns), default=0)
 
 
+@cache
 def sentences():
-    """The corpus in passages of one sentence, under the title of their article."""
-    return [
+    """Search in the corpus by passages of one sentence, under the title of their article; indexed once."""
+    return open_retriever(
         {"title": article["title"], "text": sentence}
         for article in load_facts().corpus
         for sentence in re.split(r"(?<=\.) (?=[A-Z])", article["text"])
-    ]
+    )
 
 
-@cache
 def environment_factory(reward="positional"):
     return REWARDS[reward].factory(sentences(), top_k=PASSAGES)
 

@@ -69,6 +69,13 @@ def test_by_the_exact_reward_it_never_pays_to_leave_an_answer_out(example, answe
         assert environment.get_reward() == score
 
 
+def test_all_rewards_search_one_index(example):
+    tasks = example("tasks")
+    exact, positional = (tasks.environment_factory(reward)() for reward in ("exact", "positional"))
+    assert exact._index is positional._index
+    assert exact.search("atomic number of chlorine") == positional.search("atomic number of chlorine") != ""
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [
