@@ -14,7 +14,7 @@ from result_pages import control_in_words, difference_cell, markdown_table, smoo
 
 from mem1_trl.evaluation import ScalarControl, compare
 from mem1_trl.evaluation.intervals import summarize
-from mem1_trl.evaluation.result import Evaluation
+from mem1_trl.evaluation.result import Evaluation, questions_of, rows_of
 
 COLORS = {
     "MEM1 PPO": "tab:blue",
@@ -84,10 +84,12 @@ def missing(args, runs, labels):
 def pooled(runs, label, n, metric):
     """Statistic over the tasks of all seeds, and the means of the seeds; `None` if there are none."""
     evaluations = [run["evaluation"][n] for run in runs[label].values() if n in run["evaluation"]]
-    values = [task.scores[metric] for evaluation in evaluations for task in evaluation.tasks]
-    if not values:
+    tasks = [task for evaluation in evaluations for task in evaluation.tasks]
+    if not tasks:
         return None
-    return summarize(values), [evaluation.metrics[metric] for evaluation in evaluations]
+    values = [task.scores[metric] for task in tasks]
+    statistic = summarize(values, tasks=rows_of(tasks), questions=questions_of(tasks))
+    return statistic, [evaluation.metrics[metric] for evaluation in evaluations]
 
 
 def tabulate(args, runs):

@@ -23,18 +23,27 @@ def relations():
     return {row["question"]: row["relation"] for row in load_facts().questions("test")}
 
 
+def questions_of(names):
+    """`{task: its questions}` of tasks by their names in the lines of `evaluate_tasks.py`."""
+    cells, found = defaultdict(dict), {}
+    for name in names:
+        n, seed, number = map(int, name.split("-"))
+        cells[n, seed][name] = number
+    for (n, seed), numbers in cells.items():
+        asked = tasks("test", n, max(numbers.values()) + 1, seed)["questions"]
+        found |= {name: asked[number] for name, number in numbers.items()}
+    return found
+
+
 def outcomes(lines):
     """`{relation: Counter of outcomes}` of the lines of `evaluate_tasks.py`, by position."""
-    found, cells = defaultdict(Counter), defaultdict(dict)
+    lines = list(lines)
+    found, asked = defaultdict(Counter), questions_of(line["task"] for line in lines)
     for line in lines:
-        n, seed, number = map(int, line["task"].split("-"))
-        cells[n, seed][number] = line
-    for (n, seed), by_number in cells.items():
-        asked = tasks("test", n, max(by_number) + 1, seed)["questions"]
-        for number, line in by_number.items():
-            given = (line["answer"] or "").split(ANSWER_SEPARATOR)
-            for question, part in zip_longest(asked[number], given[:n], fillvalue=""):
-                found[relations()[question]][outcome(part, question)] += 1
+        questions = asked[line["task"]]
+        given = (line["answer"] or "").split(ANSWER_SEPARATOR)[: len(questions)]
+        for question, part in zip_longest(questions, given, fillvalue=""):
+            found[relations()[question]][outcome(part, question)] += 1
     return dict(found)
 
 

@@ -12,11 +12,11 @@ from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.evaluation import EvaluatedTask, Evaluation, compare
 
 
-def evaluation(scores, label="a", metric="success", prefix="q"):
+def evaluation(scores, label="a", metric="success", prefix="q", rows=None):
     tasks = [
         EvaluatedTask(
             i,
-            {"prompt": f"{prefix}{i}"},
+            {"prompt": f"{prefix}{i}"} if rows is None else rows[i],
             f"{prefix}{i}",
             Trajectory((Turn((1,), (2,)),), stop_reason=StopReason.ANSWER),
             {metric: float(score)},
@@ -51,6 +51,30 @@ def test_the_interval_of_one_seed_is_the_normal_one():
     spread = 1.96 * (a - b).std() / math.sqrt(400)
     assert found.high - found.difference == pytest.approx(spread, abs=0.006)
     assert found.difference - found.low == pytest.approx(spread, abs=0.006)
+
+
+def test_samples_of_a_task_are_one_pair():
+    """One task of six is better, four times: no more is known than if it had been played once."""
+    rows = [{"prompt": f"q{i}"} for i in range(6) for _ in range(4)]
+    better, worse = ([float(row["prompt"] in won) for row in rows] for won in (("q0", "q1"), ("q0",)))
+    found = compare(evaluation(better, rows=rows), evaluation(worse, rows=rows))
+    once = compare(evaluation([1, 1, 0, 0, 0, 0]), evaluation([1, 0, 0, 0, 0, 0]))
+    assert found == once and (found.better, found.count) == (1, 6) and not found.is_clear
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_differences_of_tasks_that_ask_the_same_are_not_independent(seeds):
+    """Forty tasks about twenty questions, each of which decides both of its tasks."""
+    rows = [{"prompt": f"q{i}", "questions": [f"question {i % 20}"]} for i in range(40)]
+    others = [{**row, "questions": [str(i)]} for i, row in enumerate(rows)]
+    scores = [float(i % 20 < 6) for i in range(40)]
+    found, alone = (
+        compare([evaluation(scores, rows=of)] * seeds, [evaluation([0] * 40, rows=of)] * seeds)
+        for of in (rows, others)
+    )
+    assert found.difference == alone.difference == pytest.approx(0.3)
+    factor = math.sqrt(0.3 * 0.7 / 19) / math.sqrt(0.3 * 0.7 / 39)  # the standard error of twenty
+    assert found.high - found.low == pytest.approx(factor * (alone.high - alone.low), rel=0.02)
 
 
 def test_seeds_are_resampled_too():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mem1_trl.evaluation.intervals import Statistic, summarize
@@ -65,3 +67,66 @@ def test_edges():
         summarize([1.0], confidence=95)
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         summarize([1.0], resamples=0)
+
+
+def test_a_task_that_was_played_four_times_is_one_task():
+    once = summarize([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    values, tasks = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0] * 4, list("abcdef") * 4
+    four = summarize(values, tasks=tasks)
+    assert four == replace(once, count=24)
+    assert four.stderr == pytest.approx(math.sqrt(2 / 3 * 1 / 3 / 5))
+    assert summarize(values).high - summarize(values).low < four.high - four.low
+
+
+def test_a_task_that_was_played_more_often_than_others_weighs_more():
+    """By hand: the residuals of the two tasks are 3 * (1 - .75) and 0 - .75."""
+    statistic = summarize([1.0, 1.0, 1.0, 0.0], tasks=["a", "a", "a", "b"])
+    assert statistic.mean == 0.75 and (statistic.low, statistic.high) == (0.0, 1.0)
+    assert statistic.stderr == pytest.approx(math.sqrt(2 * (0.75**2 + 0.75**2)) / 4)
+
+
+def test_a_single_task_played_often_tells_how_its_episodes_differ():
+    values = [1.0, 0.0, 1.0, 1.0]
+    assert summarize(values, tasks=["a"] * 4) == summarize(values)
+
+
+def test_questions_that_no_two_tasks_share_change_nothing():
+    values = [1.0, 0.5, 0.0, 1.0]
+    assert summarize(values, questions=[["a", "b"], ["c"], [], ["d"]]) == summarize(values)
+
+
+def test_tasks_that_ask_the_same_two_by_two_are_half_as_many():
+    """Each question decides its two tasks, so the standard error is that of the questions."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=400)
+    twice = summarize([*values, *values], questions=[[str(number)] for number in range(400)] * 2)
+    once = summarize(values)
+    assert twice.stderr == pytest.approx(once.stderr, rel=0.01)
+    assert twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.1)
+
+
+@pytest.mark.parametrize(("number", "per_task", "count"), [(564, 16, 200), (60, 2, 150)])
+def test_intervals_cover_the_truth_where_questions_are_asked_again(number, per_task, count):
+    """Of an agent that knows half of all questions of a kind, of which so many are asked."""
+    generator = np.random.default_rng(0)
+    tasks = [generator.choice(number, per_task, replace=False) for _ in range(count)]
+    names = [[f"q{one}" for one in task] for task in tasks]
+    hits, naive, trials = 0, 0, 100
+    for _ in range(trials):
+        knows = (generator.random(number) < 0.5).astype(float)
+        scores = [knows[task].mean() for task in tasks]
+        told, alone = summarize(scores, resamples=200, questions=names), summarize(scores, resamples=200)
+        hits += told.low <= 0.5 <= told.high
+        naive += alone.low <= 0.5 <= alone.high
+    assert hits >= 0.88 * trials > 0.75 * trials > naive
+
+
+def test_bounds_stay_within_the_values():
+    values = [1.0] * 30 + [0.0] * 2
+    statistic = summarize(values, questions=[["a"]] * 30 + [["b"]] * 2)
+    assert statistic.high == 1.0 and statistic.low < summarize(values).low
+
+
+def test_questions_that_all_tasks_ask_say_nothing():
+    values = [1.0, 0.0, 1.0]
+    assert summarize(values, questions=[["a", "b"]] * 3) == summarize(values)

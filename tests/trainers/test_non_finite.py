@@ -168,7 +168,7 @@ def test_an_evaluation_counts_what_has_no_finite_reward_as_failed(tmp_path, toke
         "grpo", tmp_path, actor, tokenizer, [rewards_of([1.0, NAN, 1.0, 1.0])], NoReward, save_eval_trajectories=True,
         per_device_eval_batch_size=4, num_generations_eval=1,
     )  # fmt: skip
-    assert trainer.evaluate()["eval_reward"] == 1.0
+    assert trainer.evaluate()["eval_reward"] == 0.75
     (path,) = (tmp_path / "evaluation").glob("*.jsonl")
     errors = [json.loads(line)["error"] for line in path.read_text().splitlines()]
     assert errors == [None, "The reward function 'judge' gave nan", None, None]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .intervals import bootstrap_interval, bootstrap_means
-from .result import Evaluation, plain_row
+from .dependence import by_task, reuse_factor
+from .intervals import bootstrap_interval, bootstrap_means, widened
+from .result import EvaluatedTask, Evaluation, plain_row, questions_of, rows_of
 
 _NO_COMMON_METRIC = "Both agents need a score in common"
 
@@ -36,7 +37,7 @@ class Comparison:
         better, worse (`int`):
             Pairs in which `a` scored higher, and lower.
         count (`int`):
-            Number of pairs.
+            Number of pairs, one for each task of a seed.
     """
 
     metric: str
@@ -78,7 +79,8 @@ def compare(
     Tasks are compared pairwise, which takes out how hard they are. The interval is a percentile bootstrap (Efron and Tibshirani, 1993,
     chapter 13) of the mean difference. With several seeds, seeds are resampled, then the tasks of each (or, if all seeds were
     evaluated on the same tasks, the tasks once for all), so that the interval speaks of further seeds, too. With
-    two or three seeds it is narrower than it should be: look at `by_seed` as well.
+    two or three seeds it is narrower than it should be: look at `by_seed` as well. A task that was played several times is one pair, and the
+    interval is widened where tasks have questions in common, see [`mem1_trl.evaluation.intervals.summarize`].
 
     Args:
         a, b ([`Evaluation`] or `Sequence[Evaluation]`):
@@ -112,15 +114,21 @@ def compare(
         )
     metric = metric or _common_metric([*first, *second])
     pairs = [_paired(one, other, metric) for one, other in zip(first, second)]
-    differences = [left - right for left, right in pairs]
-    played = {tuple((task.index, task.prompt_text) for task in evaluation.tasks) for evaluation in first}
-    means = _bootstrap_means(differences, len(played) == 1, seed, resamples)
-    low, high = bootstrap_interval(means, confidence)
+    differences = [one.differences for one in pairs]
+    same_tasks = len({tuple((task.index, task.prompt_text) for task in evaluation.tasks) for evaluation in first}) == 1
+    same_tasks = same_tasks and len({one.size for one in differences}) == 1
+    means = _bootstrap_means(differences, same_tasks, seed, resamples)
+    low, high = widened(
+        float(np.mean([one.mean() for one in differences])),
+        *bootstrap_interval(means, confidence),
+        _reuse_factor(pairs, same_tasks),
+        np.concatenate(differences),
+    )
     by_seed = tuple(float(one.mean()) for one in differences)
     return Comparison(
         metric=metric,
-        a=float(np.mean([left.mean() for left, _ in pairs])),
-        b=float(np.mean([right.mean() for _, right in pairs])),
+        a=float(np.mean([one.a for one in pairs])),
+        b=float(np.mean([one.b for one in pairs])),
         difference=float(np.mean(by_seed)),
         low=low,
         high=high,
@@ -145,8 +153,17 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def _paired(one: Evaluation, other: Evaluation, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of two agents on the same tasks, both of shape `(tasks,)`."""
+@dataclass(frozen=True)
+class _Pairs:
+    """Two agents on the same tasks: their mean scores, the difference of each task, shape `(tasks,)`, and what each task asks."""
+
+    a: float
+    b: float
+    differences: np.ndarray
+    questions: list[list[str]]
+
+
+def _paired(one: Evaluation, other: Evaluation, metric: str) -> _Pairs:
     for left, right in zip(one.tasks, other.tasks):
         if left.index != right.index or plain_row(left.task) != plain_row(right.task):
             raise ValueError(
@@ -158,16 +175,27 @@ def _paired(one: Evaluation, other: Evaluation, metric: str) -> tuple[np.ndarray
             f"Both agents must have played the same tasks, but {one.agent!r} has {len(one.tasks)} and {other.agent!r} "
             f"{len(other.tasks)}."
         )
-    both = [
-        (left.scores[metric], right.scores[metric])
-        for left, right in zip(one.tasks, other.tasks)
+    both: list[tuple[EvaluatedTask, EvaluatedTask, str]] = [
+        (left, right, row)
+        for left, right, row in zip(one.tasks, other.tasks, rows_of(one.tasks))
         if metric in left.scores and metric in right.scores
     ]
     if not both:
         known = sorted(set(one.statistics) & set(other.statistics))
         raise NoCommonScore(f"{_NO_COMMON_METRIC}: no task of both has {metric!r}; they share {', '.join(known)}.")
-    scores = np.asarray(both, dtype=np.float64)
-    return scores[:, 0], scores[:, 1]
+    scores = np.asarray([(left.scores[metric], right.scores[metric]) for left, right, _ in both], dtype=np.float64)
+    sums, counts, at = by_task(scores[:, 0] - scores[:, 1], [row for *_, row in both])
+    a, b = scores.mean(0)
+    return _Pairs(float(a), float(b), sums / counts, questions_of(both[index][0] for index in at))
+
+
+def _reuse_factor(pairs: list[_Pairs], same_tasks: bool) -> float:
+    """Of the differences of all seeds; those of the same task in several seeds are one."""
+    if same_tasks:
+        mean = np.mean([one.differences for one in pairs], axis=0)
+        return reuse_factor(mean - mean.mean(), pairs[0].questions)
+    residuals = np.concatenate([one.differences - one.differences.mean() for one in pairs])
+    return reuse_factor(residuals, [asked for one in pairs for asked in one.questions])
 
 
 def _bootstrap_means(differences: list[np.ndarray], same_tasks: bool, seed: int, resamples: int) -> np.ndarray:
@@ -175,7 +203,6 @@ def _bootstrap_means(differences: list[np.ndarray], same_tasks: bool, seed: int,
     if len(differences) == 1:
         return bootstrap_means(differences[0], seed, resamples)
     generator = np.random.default_rng(seed)
-    same_tasks = same_tasks and len({one.size for one in differences}) == 1
 
     def draw(which: int) -> np.ndarray:
         return generator.integers(0, differences[which].size, size=differences[which].size)

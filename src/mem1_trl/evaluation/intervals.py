@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from .dependence import by_task, reuse_factor
 
 # Numbers drawn in one call, so that a long list of values does not need a matrix of gigabytes
 _CHUNK = 4_000_000
@@ -21,8 +22,8 @@ class Statistic:
         mean (`float`):
             Arithmetic mean.
         stderr (`float`):
-            Standard error of the mean, `s / sqrt(count)` with the sample standard deviation `s`. 0 for a single value, since its
-            spread is unknown.
+            Standard error of the mean: of independent values `s / sqrt(count)` with the sample standard deviation `s`. 0 for a
+            single value, since its spread is unknown.
         low, high (`float`):
             Bounds of the percentile bootstrap interval.
         count (`int`):
@@ -36,12 +37,21 @@ class Statistic:
     count: int
 
 
-def summarize(values: Sequence[float], seed: int = 0, resamples: int = 2000, confidence: float = 0.95) -> Statistic:
+def summarize(
+    values: Sequence[float],
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    *,
+    tasks: Sequence[Hashable] | None = None,
+    questions: Sequence[Collection[str]] | None = None,
+) -> Statistic:
     """
     Mean, standard error and percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13).
 
-    `resamples` times, it draws `count` values with replacement; the interval contains the middle `confidence` of their means.
-    Values are assumed to be independent: the same task played twice is one task, not two.
+    `resamples` times, it draws as many tasks as there are with replacement; the interval contains the middle `confidence` of their means.
+    The same task played several times is one task. Tasks that have questions in common are not independent either: standard error
+    and interval are widened for them, see [`mem1_trl.evaluation.dependence.reuse_factor`].
 
     Args:
         values (`Sequence[float]`):
@@ -52,6 +62,11 @@ def summarize(values: Sequence[float], seed: int = 0, resamples: int = 2000, con
             Number of bootstrap means.
         confidence (`float`, *optional*, defaults to `0.95`):
             Share of the means that lie inside the interval.
+        tasks (`Sequence[Hashable]`, *optional*):
+            Of which task each value is. `None` means that each is of another one; so does a single task, of which the interval then
+            tells how its episodes differ.
+        questions (`Sequence[Collection[str]]`, *optional*):
+            What the task of each value asks.
 
     Returns:
         [`Statistic`]
@@ -62,9 +77,26 @@ def summarize(values: Sequence[float], seed: int = 0, resamples: int = 2000, con
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError("A mean needs at least one value, and all values must be finite: leave missing ones out.")
-    stderr = float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else 0.0
-    low, high = bootstrap_interval(bootstrap_means(array, seed, resamples), confidence)
-    return Statistic(float(array.mean()), stderr, low, high, array.size)
+    mean = float(array.mean())
+    sums, counts, first = by_task(array, tasks)
+    means = bootstrap_means(sums, seed, resamples) / bootstrap_means(counts, seed, resamples)  # drawn alike
+    low, high = bootstrap_interval(means, confidence)
+    residuals = sums - counts * mean
+    if len(sums) == 1:
+        return Statistic(mean, 0.0, low, high, array.size)
+    stderr = float(np.sqrt(residuals @ residuals * len(sums) / (len(sums) - 1))) / array.size
+    factor = 1.0 if questions is None else reuse_factor(residuals, [questions[index] for index in first])
+    low, high = widened(mean, low, high, factor, array)
+    return Statistic(mean, stderr * factor, low, high, array.size)
+
+
+def widened(mean: float, low: float, high: float, factor: float, values: np.ndarray) -> tuple[float, float]:
+    """An interval that is `factor` times as far from the mean, within the range of the values, as each bootstrap mean is."""
+    if factor == 1.0:
+        return low, high
+    return max(mean - factor * (mean - low), float(values.min())), min(
+        mean + factor * (high - mean), float(values.max())
+    )
 
 
 def bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:

@@ -224,7 +224,18 @@ class Evaluation:
         if not tasks:
             raise ValueError("There is nothing to evaluate: the data set has no rows.")
         names = dict.fromkeys(name for task in tasks for name in task.scores)
-        columns = {name: [task.scores[name] for task in tasks if name in task.scores] for name in names}
+        rows, asked = rows_of(tasks), questions_of(tasks)
+
+        def statistic(name: str) -> Statistic:
+            having = [number for number, task in enumerate(tasks) if name in task.scores]
+            return summarize(
+                [tasks[number].scores[name] for number in having],
+                seed,
+                resamples,
+                tasks=[rows[number] for number in having],
+                questions=[asked[number] for number in having],
+            )
+
         reasons = [task.trajectory.stop_reason for task in tasks]
         sizes = {len(task.task["answers"]) if task.task.get("answers") is not None else None for task in tasks}
         traces = [trace for task in tasks for trace in task.objectives_detail]
@@ -233,7 +244,7 @@ class Evaluation:
             agent=agent,
             objectives=sizes.pop() if len(sizes) == 1 else None,
             settings=dict(settings or {}),
-            statistics={name: summarize(values, seed, resamples) for name, values in columns.items()},
+            statistics={name: statistic(name) for name in names},
             stop_reasons={str(reason): reasons.count(reason) / len(reasons) for reason in StopReason},
             errors=sum(task.error is not None for task in tasks) / len(tasks),
             retention=retention_curve(traces),
@@ -355,6 +366,17 @@ def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
     if not name or Path(name).name != name:
         raise ValueError(f"{name!r} cannot name a file: use a word such as 'mem1-ppo-2', without slashes.")
     return Path(directory) / f"{name}.json", Path(directory) / f"{name}.jsonl"
+
+
+def rows_of(tasks: Iterable[EvaluatedTask]) -> list[str]:
+    """The row of each task as text, by which one that was played several times is known."""
+    return [write_json(task.task) for task in tasks]
+
+
+def questions_of(tasks: Iterable[EvaluatedTask]) -> list[list[str]]:
+    """What each task asks, in the column of [`mem1_trl.tasks.compose_objectives`]; nothing without it."""
+    asked = [task.task.get("questions") for task in tasks]
+    return [[str(one) for one in texts] if isinstance(texts, (list, tuple)) else [] for texts in asked]
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:

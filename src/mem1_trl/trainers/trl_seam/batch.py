@@ -215,7 +215,7 @@ class TrajectoryTrainer(ExactResume):
             gate, per_function = self._ask(inputs, prompts, completions, current.trajectories)
         self._leave_unscored_out(current, gate.problems)
         left_out = torch.tensor(current.left_out, device=per_function.device)
-        per_function[left_out] = torch.nan
+        per_function[left_out] = torch.nan if self.mode == "train" else 0.0  # as in `evaluate_agent`: not solved
         rewards = self.total_rewards(per_function)
         first = self.mode == "train" and self.state.global_step == 0
         if first and rewards.isnan().all() and not left_out.any():
