@@ -142,6 +142,11 @@ KINDS = {  # trainer, settings, arguments
     ),
     "grpo_halves": (Mem1GRPOTrainer, {"num_generations": 2, "steps_per_generation": 2}, {}),
     "grpo_mean": (Mem1GRPOTrainer, {"num_generations": 2, "loss_type": "grpo"}, {}),
+    "grpo_mean_kl": (
+        Mem1GRPOTrainer,
+        {"num_generations": 2, "loss_type": "grpo", "beta": 0.1},
+        {},
+    ),
     "grpo_turns": (Mem1GRPOTrainer, {**GROUPS, "advantage_level": "turn"}, {"environment_factory": TurnByTurn}),
     "grpo_states": (
         Mem1GRPOTrainer,
@@ -166,6 +171,7 @@ KINDS = {  # trainer, settings, arguments
         {"train_dataset": lookup_dataset(8).add_column("curriculum_stage", [0] * 3 + [1] * 5)},
     ),
     "ppo": (Mem1PPOTrainer, PPO, {}),
+    "ppo_mean_kl": (Mem1PPOTrainer, {**PPO, "loss_type": "dr_grpo", "beta": 0.1, "kl_in_reward": False}, {}),
     "turns": (Mem1PPOTrainer, {**PPO, **LEVELS}, {"environment_factory": TurnByTurn}),
     "two_levels": (
         Mem1PPOTrainer,

@@ -87,7 +87,15 @@ def test_a_critic_is_averaged_once_a_step(run):
 
 # The second number is one below the longest trajectory: another one in a step has as many tokens, or this is the only one that is cut
 @pytest.mark.parametrize(
-    ("kind", "budgets"), [("grpo", (1, 110)), ("grpo_mean", (110,)), ("ppo", (1, 82)), ("shared", (82,))]
+    ("kind", "budgets"),
+    [
+        ("grpo", (1, 110)),
+        ("grpo_mean", (110,)),
+        ("grpo_mean_kl", (110,)),
+        ("ppo", (1, 82)),
+        ("ppo_mean_kl", (82,)),
+        ("shared", (82,)),
+    ],
 )
 def test_trajectories_are_cut_at_their_branches_on_two_processes(run, kind, budgets):
     """Two steps of one process that cuts nothing, though a process with fewer pieces has to wait for the other."""
@@ -110,7 +118,9 @@ def test_trajectories_are_cut_at_their_branches_on_two_processes(run, kind, budg
         for part in whole["weights"]:
             assert relative_error(whole["weights"][part], cut["weights"][part]) < 1e-6, part
         for one, other in zip(whole["logs"], cut["logs"], strict=True):
-            for key in ("loss", "reward"):
+            of_tokens = {"kl", "entropy", "value/loss", "clip_ratio/region_mean", "clip_ratio/low_mean"} & one.keys()
+            assert ("kl" in of_tokens) == ("kl" in kind) and ("value/loss" in of_tokens) == ("grpo" not in kind)
+            for key in ("loss", "reward", *sorted(of_tokens)):
                 assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from ..evaluation.episode_scores import evaluate_episode
 from ..evaluation.result import Evaluation
+from ..hub.logged_evaluations import LOADED_STEP, loaded_step
+from .checkpoints import CHECKPOINT
 
 if TYPE_CHECKING:
     from ..trajectory import Trajectory
     from .mem1 import Mem1Trainer
+
+
+class _LogLoadedStep(TrainerCallback):
+    """Logs whose weights the model has after training, if they are not those of the last step: what is evaluated later is of them."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        best = CHECKPOINT.fullmatch(Path(state.best_model_checkpoint or "").name)
+        if args.load_best_model_at_end and best:
+            state.log_history.append({"epoch": state.epoch, "step": state.global_step, LOADED_STEP: int(best[1])})
 
 
 class EvaluationRecorder:
@@ -26,6 +39,7 @@ class EvaluationRecorder:
 
     def __init__(self, trainer: Mem1Trainer):
         self.trainer = trainer
+        trainer.add_callback(_LogLoadedStep())
         self._batches: list[list[tuple[dict[str, Any], Trajectory]]] = []
         self._rows: int | None = None  # episodes that the evaluated data set asks for, if it has a length
         self._left: int | None = None
@@ -75,15 +89,19 @@ class EvaluationRecorder:
         tasks = [task for _, task in gathered][: self._rows]
         if not tasks or not trainer.is_world_process_zero():  # of several data sets, each was saved on its own
             return
+        step, label = trainer.state.global_step, f"step {trainer.state.global_step}"
+        loaded = loaded_step(trainer.state.log_history)
+        if loaded is not None:  # the evaluation of the last step stays, since it is of other weights
+            name = f"{name.removesuffix(f'-{step}')}-best-{loaded}"
+            step, label = loaded, f"best checkpoint, step {loaded}"
         settings = {
             "model": trainer.model.config._name_or_path,
-            "step": trainer.state.global_step,
+            "step": step,
             **trainer.settings.to_dict(),
             "protocol": trainer.protocol.to_dict(),
             "memory": trainer.settings.rule.memory,
             "seed": trainer.args.seed,
         }
         tasks = [dataclasses.replace(task, index=index) for index, task in enumerate(tasks)]
-        label = f"step {trainer.state.global_step}"
         evaluation = Evaluation.from_tasks(tasks, label, settings, seed=trainer.args.seed)
         evaluation.save(f"{trainer.args.output_dir}/evaluation", name)

@@ -217,10 +217,16 @@ class Hooks(GRPOTrainer):
             shown[-back] = advantage
 
     @contextmanager
+    def metrics_apart(self) -> Iterator[dict[str, list[float]]]:
+        """What is logged meanwhile in the mode of now goes into the dictionary that is given, by name, and not into the next log entry."""
+        apart: dict[str, Any] = {mode: defaultdict(list) for mode in ("train", "eval")}
+        with instance_attribute(self, "_metrics", apart):
+            yield apart[self.mode]
+
+    @contextmanager
     def metrics_not_kept(self) -> Iterator[None]:
         """What is logged meanwhile is dropped; TRL sends what it times to the trackers at once, and trackio is not open before training."""
-        kept: dict[str, Any] = {mode: defaultdict(list) for mode in ("train", "eval")}
-        with instance_attribute(self, "_metrics", kept), instance_attribute(self.args, "report_to", []):
+        with self.metrics_apart(), instance_attribute(self.args, "report_to", []):
             yield
 
     def token_normalizer(self, batch: dict[str, Any]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from .batch_rows import has_rows, join_rows, row_chunks, take_rows, with_advanta
 from .contract import check_values
 from .finite_steps import FiniteSteps
 from .helpers import instance_attribute
+from .part_metrics import combined
 from .row_pieces import row_pieces, untrained_piece
 from .shares import Shares
 
@@ -74,17 +75,37 @@ class BalancedMicroBatches(FiniteSteps):
         if self.mode == "train":
             self.step_is_idle = self.step_is_idle and bool(inputs.get("idle", False))
         parts = self._parts(inputs)
+        if len(parts) == 1:
+            return super()._compute_loss(model, parts[0])
         done = torch.zeros((), device=inputs["completion_ids"].device)
+        logged = []
         for part in parts[:-1]:
             # The gradient of a part is added now, so that its activations can be freed; `Trainer` adds that of the last
             with self.gradients_stay_here(model):
-                loss = super()._compute_loss(model, part)
+                with self.metrics_apart() as metrics:
+                    loss = super()._compute_loss(model, part)
+                logged.append(metrics)
                 # As `Trainer` calls it: the loss is already what one step of several is to have
                 engine = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
                 with torch.autocast(loss.device.type, enabled=False):
                     self.accelerator.backward(loss, **engine)
             done += loss.detach()
-        return super()._compute_loss(model, parts[-1]) + done
+        with self.metrics_apart() as metrics:
+            loss = super()._compute_loss(model, parts[-1])
+        self._log_whole(parts, [*logged, metrics])
+        return loss + done
+
+    def _log_whole(self, parts: list[dict[str, Any]], logged: list[dict[str, list[float]]]) -> None:
+        """
+        Log the metrics of a micro-batch that was trained in parts: of means over tokens the mean, each part weighing as many as it trains in all
+        processes. `policy_loss` has factors of its own in each process and is left out.
+        """
+        masks = [self.sampled_mask(part) for part in parts]
+        sizes = torch.stack([torch.stack([mask.sum(), mask.any(1).sum()]) for mask in masks], dim=1)
+        tokens, rows = self.accelerator.reduce(sizes.float(), reduction="sum").tolist()
+        by_row = self.importance_sampling_level == "sequence" or self.loss_type == "vespo"
+        for name, value in combined(logged, tokens, rows, by_row).items():
+            self.log_metric(name, value)
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The parts in which a micro-batch is trained, each with its shares of the whole if there are several."""

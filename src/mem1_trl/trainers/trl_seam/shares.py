@@ -107,12 +107,13 @@ class TermWeights:
         """
         shares = batch.get("shares", Shares())
         kept = float(batch.get("micro_batch_scale", 1.0))
-        # Without a sampled token these terms are 0, whatever they are multiplied by
+        # Without a sampled token, or a row, these terms are 0, whatever they are multiplied by. They must not be multiplied by 0: where TRL's `beta` is 0
+        # it does not call the other processes for the metric of the KL, and they wait for ever
         token_means = (shares.sampled * kept or 1.0) if has_token_means else 1.0
         policy = 1.0
         if loss_type in ROW_MEANS:
             of_row = shares.of_row if loss_type in TOKEN_MEANS_OF_ROWS else 1.0
-            policy = shares.rows * of_row * float(batch.get("row_scale", 1.0))
+            policy = shares.rows * of_row * float(batch.get("row_scale", 1.0)) or 1.0
         elif loss_type == "bnpo":
             policy = token_means
         return cls(policy, token_means, shares.forwarded * kept)

@@ -1,0 +1,32 @@
+"""Metrics of a micro-batch that is trained in parts, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mem1_trl.trainers.trl_seam.part_metrics import combined
+
+NAN = math.nan
+LOGGED = [
+    {"kl": [0.1], "clip_ratio/low_mean": [0.0], "clip_ratio/low_min": [0.0], "clip_ratio/high_max": [0.5], "policy_loss": [3.0]},
+    {"kl": [0.5], "clip_ratio/low_mean": [1.0], "clip_ratio/low_min": [0.2], "clip_ratio/high_max": [NAN], "value/loss": [2.0]},
+    {"kl": [NAN], "clip_ratio/low_mean": [9.0]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("by_row", "clipped"), [(False, 0.25), (True, 2 / 3)])
+def test_a_part_weighs_as_much_as_it_trains(by_row, clipped):
+    whole = combined(LOGGED, tokens=[30, 10, 0], rows=[1, 2, 0], by_row=by_row)
+    assert whole == {
+        "kl": pytest.approx((0.1 * 30 + 0.5 * 10) / 40),
+        "clip_ratio/low_mean": pytest.approx(clipped),
+        "clip_ratio/low_min": 0.0,
+        "clip_ratio/high_max": 0.5,
+        "value/loss": 2.0,
+    }
+
+
+def test_what_no_part_knows_is_no_number():
+    assert math.isnan(combined([{"kl": [NAN]}, {"kl": [1.0]}], tokens=[5, 0], rows=[1, 0], by_row=False)["kl"])
