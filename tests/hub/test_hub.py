@@ -29,7 +29,7 @@ from mem1_trl.environments import (
 from mem1_trl.facts import load_facts
 from mem1_trl.hub.agent_settings import load_agent_settings, save_agent_settings
 from mem1_trl.hub.environment_stub import environment_stub
-from mem1_trl.hub.model_card import CardFacts, complete_model_card, draw_curves, evaluation_results, usage_snippet
+from mem1_trl.hub.model_card import CardFacts, complete_model_card, usage_snippet
 from mem1_trl.retrieval import Bm25Index
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -123,26 +123,6 @@ def facts(**kwargs) -> CardFacts:
         "trainer_name": "MEM1 PPO", "citation": "@article{a}", "paper": ("MEM1", "2506.15841"), "source": "me/agent",
         "environment": None, "turn": [], "settings": AgentSettings(environment={"top_k": 1}), "training": {}, "log_history": [], **kwargs,
     })  # fmt: skip
-
-
-def test_evaluation_results_are_those_of_the_last_evaluation():
-    history = [
-        {"step": 1, "eval_reward": 0.1, "eval_episode/peak_tokens": 90.0},
-        {
-            "step": 2,
-            "eval_reward": 0.5,
-            "eval_episode/peak_tokens": 80.0,
-            "eval_episode/turns": float("nan"),
-            "eval_episode/valid_action_rate": None,
-            "eval_kl": 3.0,
-        },
-        {"step": 3, "reward": 0.9},
-    ]
-    results = {r.metric_type: r.metric_value for r in evaluation_results(facts(log_history=history))}
-    assert results == {"reward": 0.5, "peak_tokens": 80.0}
-    given = evaluation_results(facts(log_history=history, evaluation={"exact_match": 1.25}, dataset_name="me/hard"))
-    assert [(r.metric_type, r.metric_value, r.dataset_name) for r in given] == [("exact_match", 1.25, "me/hard")]
-    assert evaluation_results(facts(log_history=[{"step": 1, "reward": 1.0}])) == []
 
 
 class Shop:
@@ -323,17 +303,6 @@ def test_the_card_says_how_tokens_are_scored_and_writes_large_numbers_out(tmp_pa
         assert ("every token is scored in the context it was sampled in" in text) == exact
         assert "| peak context in tokens | 12,346 |" in text and "| reward | 0.1235 |" in text
         assert "| turns per episode | 7 |" in text
-
-
-def test_curves_need_two_points(tmp_path):
-    assert not draw_curves([{"step": 1, "reward": 0.5}, {"step": 1, "loss": 0.5}], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-    history = [
-        {"step": s, "reward": s / 9, "episode/peak_tokens": 50.0 - s, "entropy": None if s > 4 else float("nan")}
-        for s in range(1, 9)
-    ]
-    assert draw_curves([*history, {"step": 8, "eval_reward": 0.7}], tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
 def test_settings_of_an_agent_are_kept(tmp_path):

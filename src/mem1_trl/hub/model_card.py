@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,30 +9,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import ModelCard
 
 from ..environment_runtime.process import ProcessEnvironment
 from ..environments.recipe import Recipe
 from ..rollout.settings import AgentSettings
 from ..version import __version__
+from .card_evaluation import card_evaluations, evaluation_results, evaluation_section
 from .environment_stub import environment_stub
+from .markdown import markdown_table
+from .training_curves import CURVES_FILE, draw_curves
 
-CURVES_FILE = "training_curves.png"
-
-# Metrics of an evaluation that the card shows, with their unit; others are only in the logs
 _VERSION = re.compile(r"^- (\w+): (\S+)$", re.MULTILINE)
-_METRICS = {
-    "reward": "reward",
-    "exact_match": "exact match, summed over the objectives of a task",
-    "exact_match_per_objective": "exact match per objective",
-    "f1": "F1, summed over the objectives of a task",
-    "f1_per_objective": "F1 per objective",
-    "success": "share of tasks solved",
-    "turns": "turns per episode",
-    "peak_tokens": "peak context in tokens",
-    "dependency_length": "dependency length in attention pairs",
-    "valid_action_rate": "share of turns with a valid action",
-}
 
 # What each turn reads, by the context rule of the run
 _CONTEXTS = {
@@ -49,15 +36,6 @@ _CONTEXTS = {
 }
 _EXACT = "every token is scored in the context it was sampled in"
 _STITCHED = "the turns of an episode are scored as one sequence, in which a token is not always in the context it was sampled in"
-
-# Panels of the figure: title, keys of the log (the first one found is used), and whether the axis starts at zero
-_PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("reward", ("reward",), False),
-    ("peak context (tokens)", ("episode/peak_tokens",), True),
-    ("turns", ("episode/turns",), True),
-    ("explained variance of the critic", ("value/explained_variance",), False),
-    ("entropy (nats)", ("entropy",), False),
-)
 
 
 @dataclass
@@ -89,7 +67,7 @@ class CardFacts:
         evaluation (`Mapping[str, float]`, *optional*):
             Metrics of a separate evaluation.
         dataset_name (`str`, *optional*):
-            Name of the data set of the evaluation.
+            Name of the data set of the evaluation, if there is one only.
         adapter (`bool`):
             Whether the weights are those of an adapter.
         versions (`dict[str, str]`):
@@ -125,66 +103,33 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
             Content of the card.
     """
     card = ModelCard.load(path)
-    name = card.data.model_name or path.parent.name
+    name = card.data.model_name or path.resolve().parent.name
     card.data.pop("licence", None)  # TRL's placeholder
     if facts.adapter:
         card.data.library_name = "peft"
     card.data.pipeline_tag = "text-generation"
-    results = evaluation_results(facts)
-    if results:
-        card.data.eval_results = results
+    evaluations = card_evaluations(facts.evaluation, facts.log_history)
+    if evaluations:
+        card.data.model_name = name  # without it the results are not a valid model-index
+        card.data.eval_results = evaluation_results(evaluations, facts.dataset_name)
     curves = draw_curves(facts.log_history, path.parent / CURVES_FILE)
-    scores = [(str(result.metric_name), _digits(float(result.metric_value))) for result in results]
     sections = [
         f"# {name}",
         _introduction(card, facts),
         "## Use this model",
         f"```python\n{usage_snippet(facts)}\n```",
         _how_it_is_run(facts),
-        *(["## Evaluation", _table(("metric", "value"), scores)] if scores else []),
+        evaluation_section(evaluations, facts.log_history),
         "## Training",
         _training(card.text, facts, curves),
         "## Framework versions",
-        _table(("library", "version"), sorted({"mem1-trl": __version__, **_trl_versions(card.text), **facts.versions}.items())),
+        markdown_table(("library", "version"), sorted({"mem1-trl": __version__, **_trl_versions(card.text), **facts.versions}.items())),
         "## Citations",
         f"Cite MEM1 as:\n\n```bibtex\n{facts.citation.strip()}\n```",
         "Cite TRL as:\n\n" + card.text.partition("Cite TRL as:")[2].strip(),
     ]  # fmt: skip
     card.text = "\n\n".join(section for section in sections if section) + "\n"
     card.save(path)
-
-
-def evaluation_results(facts: CardFacts) -> list[EvalResult]:
-    """
-    The last evaluation as Hub metadata (`model-index`): the metrics that were passed, or else the last ones that the trainer logged.
-
-    Returns:
-        `list[EvalResult]`: One result per metric; empty if there was no evaluation.
-    """
-    metrics = dict(facts.evaluation or {})
-    if not metrics:
-        logged: Mapping[str, float] = next(
-            (entry for entry in reversed(facts.log_history) if any(k.startswith("eval_") for k in entry)), {}
-        )
-        metrics = {
-            key.removeprefix("eval_").rpartition("/")[2]: value
-            for key, value in logged.items()
-            if key.startswith("eval_")
-        }
-    dataset = facts.dataset_name or "evaluation tasks of the run"
-    return [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Agent over several turns",
-            dataset_type=facts.dataset_name or "custom",
-            dataset_name=dataset,
-            metric_type=key,
-            metric_name=label,
-            metric_value=float(metrics[key]),
-        )
-        for key, label in _METRICS.items()
-        if _is_number(metrics.get(key))
-    ]
 
 
 def usage_snippet(facts: CardFacts) -> str:
@@ -228,74 +173,6 @@ def shipped_class(environment: Any) -> type | None:
     return kind if kind.__module__.startswith("mem1_trl.") else None
 
 
-def draw_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
-    """
-    Draw reward, context and other logged metrics over the optimizer steps.
-
-    Args:
-        log_history (`Sequence[Mapping[str, float]]`):
-            `trainer.state.log_history`.
-        path (`Path`):
-            Image file to write.
-
-    Returns:
-        `bool`: Whether there was anything to draw; this needs two log entries.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    panels = []
-    for title, keys, from_zero in _PANELS:
-        train = next((series for key in keys if len((series := _series(log_history, key))) > 1), [])
-        if train:
-            panels.append((title, train, _series(log_history, f"eval_{keys[0]}"), from_zero))
-    if not panels:
-        return False
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
-    for index, (title, train, evaluated, from_zero) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        many = len(train) > 20
-        marker = "" if many else "o"
-        axes.plot(*zip(*train), color="#4c78a8", linewidth=1, alpha=0.4 if many else 1.0, marker=marker, markersize=3)
-        if many:
-            axes.plot(*zip(*_smooth(train)), color="#4c78a8", linewidth=2)
-        if evaluated:
-            axes.plot(*zip(*evaluated), color="#e45756", marker="o", linewidth=1, markersize=4, label="evaluation")
-            axes.legend(frameon=False, fontsize=8)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("optimizer step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.02)
-        if from_zero:
-            axes.set_ylim(bottom=0)
-    figure.savefig(path, dpi=110)
-    return True
-
-
-def _series(log_history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-    points = {entry["step"]: entry[key] for entry in log_history if _is_number(entry.get(key))}
-    return sorted(points.items())
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a logged value can be shown; the log contains `None` instead of NaN."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Running mean over a tenth of the run."""
-    width = max(2, len(points) // 10)
-    means = []
-    for index, (step, _) in enumerate(points):
-        window = [value for _, value in points[max(0, index - width + 1) : index + 1]]
-        means.append((step, sum(window) / len(window)))
-    return means
-
-
 def _introduction(card: ModelCard, facts: CardFacts) -> str:
     base = card.data.to_dict().get("base_model")
     of = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "a causal language model"
@@ -316,7 +193,7 @@ def _how_it_is_run(facts: CardFacts) -> str:
         "Run it with the settings it was trained with, which are saved with the weights in `mem1_protocol.json` and "
         "`mem1_agent.json`:"
     ]
-    parts.append(_table(("setting", "value"), rows))
+    parts.append(markdown_table(("setting", "value"), rows))
     if facts.turn:
         parts.append("Its actions, as listed in its task prompt:")
         parts.append("```\n" + "\n".join(facts.turn) + "\n```")
@@ -334,25 +211,13 @@ def _training(trl_text: str, facts: CardFacts, curves: bool) -> str:
     if curves:
         parts.append(f"![training curves]({CURVES_FILE})")
     rows = [(f"`{name}`", f"`{_plain(value)}`") for name, value in facts.training.items()]
-    parts.append(_table(("setting", "value"), rows))
+    parts.append(markdown_table(("setting", "value"), rows))
     return "\n\n".join(parts)
 
 
 def _plain(value: Any) -> Any:
     """The value in the form of a configuration file."""
     return value.value if isinstance(value, Enum) else value
-
-
-def _digits(value: float) -> str:
-    """A number as a reader writes it, not as a power of ten."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(head), "|---|---|", *(line(row) for row in rows)])
 
 
 def _trl_versions(trl_text: str) -> dict[str, str]:

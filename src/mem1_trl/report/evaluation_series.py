@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
 
 FEWEST = 2
 """Evaluations that make a series."""
-
-_STEP = re.compile(r"step (\d+)")
 
 
 @dataclass(frozen=True)
@@ -42,20 +39,13 @@ class EvaluationSeries:
         return [(step, result.metrics[metric]) for step, result in self.points if metric in result.metrics]
 
 
-def step_of(result: Result) -> int | None:
-    """The optimizer step after which a trainer evaluated itself; `None` for any other evaluation."""
-    match = _STEP.fullmatch(str(result.summary["agent"]))
-    step = (result.summary.get("settings") or {}).get("step")
-    return step if match and isinstance(step, int) and int(match[1]) == step else None
-
-
 def find_series(results: list[Result], root: Path) -> tuple[list[EvaluationSeries], list[Result]]:
     """
     Gather evaluations of training runs.
 
     Args:
         results (`list[Result]`):
-            Every evaluation of a run directory.
+            Every evaluation of a run directory, without those of earlier runs.
         root (`Path`):
             That directory.
 
@@ -65,11 +55,9 @@ def find_series(results: list[Result], root: Path) -> tuple[list[EvaluationSerie
     """
     groups: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
-        step = step_of(result)
-        if step is not None:
-            place = result.path.parent.parent.relative_to(root).as_posix()
-            name = result.path.stem.removesuffix(f"-{step}").removeprefix("eval").lstrip("_")
-            groups.setdefault((place, name), {})[step] = result
+        if result.step is not None:
+            place = result.run.relative_to(root).as_posix()
+            groups.setdefault((place, result.data), {})[result.step] = result
     groups = {key: found for key, found in groups.items() if len(found) >= FEWEST}
     places = {place for place, _ in groups}
     series, between = [], set()

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ..version import __version__
+from .earlier_runs import left_out
 from .palette import agent_style
 from .plots import Plot
 
@@ -107,7 +108,7 @@ def render_page(
         f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    title = f"MEM1 report: {run.path.resolve().name}"
+    title, notice = f"MEM1 report: {run.path.resolve().name}", left_out(run.with_earlier)
     navigation = "".join(f'<li><a href="#{identifier}">{escape(heading)}</a></li>' for identifier, heading in links)
     content = "\n\n".join(body)
     return f"""<!DOCTYPE html>
@@ -124,7 +125,7 @@ def render_page(
 <a class="skip" href="#main">Skip to the content</a>
 <header>
 <h1>{escape(title)}</h1>
-<p class="soft">{escape(_summary(run))}</p>
+<p class="soft">{escape(_summary(run))}</p>{notice and f'<p class="note">{escape(notice)}</p>'}
 </header>
 <nav aria-label="Sections"><ul>{navigation}</ul></nav>
 <main id="main">

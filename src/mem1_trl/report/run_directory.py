@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from ..evaluation.result import FORMAT
 from ..json_lines import read_json_lines
 from ..json_text import read_json_object
 from ..trajectory import Trajectory
+from .earlier_runs import newest_runs
 from .evaluation_series import EvaluationSeries, find_series
-
-logger = logging.getLogger(__name__)
+from .training_logs import ADVICE, TrainingLog, find_logs
 
 _NEEDED = ("name", "agent", "objectives", "count", "metrics")
 _NUMBERS = ("mean", "low", "high")
+_STEP = re.compile(r"step (\d+)")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,28 @@ class Result:
         return self.summary["objectives"]
 
     @property
+    def run(self) -> Path:
+        """Directory of the run that it belongs to."""
+        return self.path.parent.parent
+
+    @cached_property
+    def step(self) -> int | None:
+        """The optimizer step after which a trainer evaluated itself; `None` for any other evaluation."""
+        match = _STEP.fullmatch(str(self.summary["agent"]))
+        step = (self.summary.get("settings") or {}).get("step")
+        return step if match and isinstance(step, int) and int(match[1]) == step else None
+
+    @property
+    def data(self) -> str:
+        """Name of the data set, if a trainer evaluated itself on one of several."""
+        return self.path.stem.removesuffix(f"-{self.step}").removeprefix("eval").lstrip("_")
+
+    @cached_property
+    def time(self) -> float:
+        """When the file was written, in seconds."""
+        return self.path.stat().st_mtime
+
+    @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metric -> `mean`, `stderr`, `low`, `high`, `count`."""
         return self.summary["metrics"]
@@ -57,35 +79,6 @@ class Result:
         if path.exists():
             for _, record in read_json_lines(path, "was the evaluation cut off? Run it again.", read=read_episode):
                 yield record
-
-
-@dataclass(frozen=True)
-class TrainingLog:
-    """
-    The log of one training run, from the newest `trainer_state.json` that it wrote.
-
-    Attributes:
-        path (`Path`):
-            The file.
-        label (`str`):
-            Directory of the run, or the agent that was evaluated in it.
-    """
-
-    path: Path
-    label: str
-
-    @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """`log_history`: one dictionary per logging step, with `step`."""
-        found = read_json_object(self.path, _ADVICE).get("log_history", [])
-        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            raise ValueError(f"{self.path} must have a list of entries as 'log_history': {_ADVICE}")
-        return [entry for entry in found if "step" in entry]
-
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one logged number; empty if it was never logged."""
-        points = [(entry["step"], entry[key]) for entry in self.history if isinstance(entry.get(key), int | float)]
-        return [step for step, _ in points], [value for _, value in points]
 
 
 @dataclass(frozen=True)
@@ -102,12 +95,15 @@ class RunDirectory:
             In the order of their paths.
         series (`list[EvaluationSeries]`):
             Evaluations that training runs made on their way. Of each, `results` holds the first and the last only.
+        with_earlier (`list[str]`):
+            Folders in which an earlier run left files. These are not read, see [`mem1_trl.report.earlier_runs`].
     """
 
     path: Path
     results: list[Result]
     logs: list[TrainingLog]
     series: list[EvaluationSeries] = field(default_factory=list)
+    with_earlier: list[str] = field(default_factory=list)
 
     @cached_property
     def agents(self) -> list[str]:
@@ -158,19 +154,20 @@ def read_run(run_dir: str | Path | Sequence[str | Path]) -> RunDirectory:
         places = [place.absolute() for place in places]
         root = Path(os.path.commonpath(places))
     found = [_read_result(path) for path in _below(places, "evaluation/*.json")]
-    series, shown = find_series([result for result in found if result is not None], root)
+    newest = newest_runs(
+        find_logs(_below(places, "trainer_state.json"), root), [result for result in found if result is not None]
+    )
+    series, shown = find_series(newest.results, root)
     results = _told_apart(shown, root)
-    logs = _read_logs(root, places, results)
+    logs = [_labelled(log, run, results) for run, log in newest.logs.items()]
     if not results and not logs:
         raise FileNotFoundError(
             f"{str(root)!r} holds neither evaluation/*.json nor trainer_state.json, at any depth: evaluate an agent into it "
             "with `mem1 eval`, or pass the output directory of a trainer, not a folder inside of it."
         )
     results.sort(key=lambda r: (r.objectives is None, r.objectives or 0, _by_value(r.agent), str(r.path)))
-    return RunDirectory(root, results, logs, series)
-
-
-_ADVICE = "was it cut off? Write it again."
+    earlier = [run.relative_to(root).as_posix() for run in newest.with_earlier]
+    return RunDirectory(root, results, logs, series, earlier)
 
 
 def read_episode(record: Any) -> dict[str, Any]:
@@ -181,7 +178,7 @@ def read_episode(record: Any) -> dict[str, Any]:
         `ValueError`: if it is not one.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"It is not a JSON object but {record!r:.60}: {_ADVICE}")
+        raise ValueError(f"It is not a JSON object but {record!r:.60}: {ADVICE}")
     for key, kind in (("task", dict), ("scores", dict), ("objectives_detail", list)):
         if not isinstance(record.get(key) or kind(), kind):
             raise ValueError(
@@ -194,7 +191,7 @@ def read_episode(record: Any) -> dict[str, Any]:
 
 
 def _read_result(path: Path) -> Result | None:
-    summary = read_json_object(path, _ADVICE)
+    summary = read_json_object(path, ADVICE)
     if "format" not in summary and "metrics" not in summary:
         return None  # somebody else's file
     if summary.get("format") != FORMAT:
@@ -235,7 +232,7 @@ def _told_apart(results: list[Result], root: Path) -> list[Result]:
 
 
 def _place(result: Result, root: Path) -> str:
-    return result.path.parent.parent.relative_to(root).as_posix()
+    return result.run.relative_to(root).as_posix()
 
 
 def _below(places: list[Path], pattern: str) -> list[Path]:
@@ -243,28 +240,8 @@ def _below(places: list[Path], pattern: str) -> list[Path]:
     return sorted({path for place in places for path in place.rglob(pattern)})
 
 
-def _read_logs(root: Path, places: list[Path], results: list[Result]) -> list[TrainingLog]:
-    newest: dict[Path, tuple[int, Path]] = {}
-    cut_off: dict[Path, ValueError] = {}
-    for path in _below(places, "trainer_state.json"):
-        parent = path.parent
-        run = parent.parent if parent.name.startswith("checkpoint-") and parent != root else parent
-        if run.name == "checkpoints" and run != root:
-            run = run.parent
-        try:
-            step = read_json_object(path, _ADVICE).get("global_step") or 0
-        except ValueError as error:  # a run that was killed, or found the disk full, as it saved a checkpoint
-            cut_off[run] = error
-            continue
-        if run not in newest or step >= newest[run][0]:
-            newest[run] = (step, path)
-    for run, cause in cut_off.items():
-        if run not in newest:
-            raise cause
-        logger.warning("%s It is left out: the curves of training are those of %s.", cause, newest[run][1])
-    logs = []
-    for run, (_, path) in newest.items():
-        agents = {result.agent for result in results if result.path.parent.parent == run}
-        label = agents.pop() if len(agents) == 1 else run.relative_to(root).as_posix()
-        logs.append(TrainingLog(path, "training" if label == "." else label))
-    return logs
+def _labelled(log: TrainingLog, run: Path, results: list[Result]) -> TrainingLog:
+    """A log named after the agent that was evaluated in its folder, if it is one."""
+    agents = {result.agent for result in results if result.run == run}
+    label = agents.pop() if len(agents) == 1 else log.label
+    return replace(log, label="training" if label == "." else label)

@@ -1,0 +1,91 @@
+"""The evaluation on a model card: its section, and the metadata that the Hub reads (`model-index`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from huggingface_hub import EvalResult
+
+from .logged_evaluations import Log, LoggedEvaluation, evaluations_of_weights, is_number, loaded_step
+from .markdown import markdown_table
+
+# Metrics that the card shows, with their unit; others are only in the logs
+_METRICS = {
+    "reward": "reward",
+    "exact_match": "exact match, summed over the objectives of a task",
+    "exact_match_per_objective": "exact match per objective",
+    "f1": "F1, summed over the objectives of a task",
+    "f1_per_objective": "F1 per objective",
+    "success": "share of tasks solved",
+    "turns": "turns per episode",
+    "peak_tokens": "peak context in tokens",
+    "dependency_length": "dependency length in attention pairs",
+    "valid_action_rate": "share of turns with a valid action",
+}
+
+
+def card_evaluations(given: Mapping[str, float] | None, log: Log) -> list[LoggedEvaluation]:
+    """The evaluations on the card: the metrics that were passed, or else those that the trainer logged of the weights that it saves."""
+    found = [LoggedEvaluation(None, "", dict(given))] if given else evaluations_of_weights(log)
+    return [one for one in found if _shown(one)]
+
+
+def evaluation_results(evaluations: Sequence[LoggedEvaluation], dataset_name: str | None) -> list[EvalResult]:
+    """
+    The evaluations as Hub metadata, one block for each data set.
+
+    Args:
+        evaluations (`Sequence[LoggedEvaluation]`):
+            As [`card_evaluations`] gives them.
+        dataset_name (`str`, *optional*):
+            Name of the data set, if the trainer has one only: of several, each has its own name.
+
+    Returns:
+        `list[EvalResult]`: One result for each metric and data set.
+    """
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Agent over several turns",
+            dataset_type="custom" if one.data else dataset_name or "custom",
+            dataset_name=one.data or dataset_name or "evaluation tasks of the run",
+            # By the name alone the Hub does not tell blocks apart
+            dataset_config=one.data or None,
+            metric_type=metric,
+            metric_name=_METRICS[metric],
+            metric_value=float(one.metrics[metric]),
+        )
+        for one in evaluations
+        for metric in _shown(one)
+    ]
+
+
+def evaluation_section(evaluations: Sequence[LoggedEvaluation], log: Log) -> str:
+    """The evaluations as a section of the card: after which step, and a column of numbers for each data set; empty without any."""
+    if not evaluations:
+        return ""
+    rows = [
+        (label, *(_digits(one.metrics[metric]) if metric in _shown(one) else "" for one in evaluations))
+        for metric, label in _METRICS.items()
+        if any(metric in _shown(one) for one in evaluations)
+    ]
+    table = markdown_table(("metric", *(one.data or "value" for one in evaluations)), rows)
+    return "\n\n".join(part for part in ("## Evaluation", _when(evaluations[0].step, log), table) if part)
+
+
+def _when(step: int | None, log: Log) -> str:
+    """A sentence about the weights that were evaluated; empty if the log does not know them."""
+    if step is None:
+        return ""
+    if loaded_step(log) is None:
+        return f"The last evaluation of the run, after optimizer step {step}."
+    return f"Of the best checkpoint, after optimizer step {step}, whose weights these are."
+
+
+def _shown(evaluation: LoggedEvaluation) -> list[str]:
+    return [metric for metric in _METRICS if is_number(evaluation.metrics.get(metric))]
+
+
+def _digits(value: float) -> str:
+    """A number as a reader writes it, not as a power of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
