@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, read_trajectories, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.rollout.draws import seed_of_episode
 
 
 def make_agent(model, tokenizer, **kwargs):
@@ -79,6 +80,85 @@ def test_a_collection_that_was_stopped_goes_on_where_it_was(actor, tokenizer, tm
     assert collect(agent, path, samples=1) == played[::2] and collect(agent, path, count=2) == played[:4]
 
 
+def sampled(trajectories):
+    """The token ids of each episode."""
+    return [tuple(turn.completion_ids for turn in trajectory.turns) for trajectory in trajectories]
+
+
+@pytest.mark.parametrize("mode", ["async", "lockstep"])
+def test_a_collection_samples_the_same_however_often_it_is_cut(actor, tokenizer, tmp_path, mode):
+    """A script that sets its seed and is run again drew the numbers of the first batch again: added samples were copies."""
+    agent = make_agent(actor, tokenizer, rollout_mode=mode)
+    torch.manual_seed(3)
+    whole = sampled(collect(agent, tmp_path / "whole.jsonl", samples=3))
+    assert all(len(set(whole[3 * row : 3 * row + 3])) == 3 for row in range(3)), "all samples of a row differ"
+    for count, samples in ((1, 1), (3, 2), (3, 3)):
+        torch.manual_seed(3)
+        cut = collect(agent, tmp_path / "cut.jsonl", count=count, samples=samples, batch_size=3)
+    assert sampled(cut) == whole
+    torch.manual_seed(4)
+    assert not set(sampled(collect(agent, tmp_path / "other.jsonl", samples=3))) & set(whole)
+
+
+def test_a_collection_that_is_killed_samples_what_it_would_have(actor, tokenizer, tmp_path, monkeypatch):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    torch.manual_seed(3)
+    whole = sampled(collect(agent, tmp_path / "whole.jsonl"))
+    run_batch = agent.run_batch
+
+    def dies(tasks, *args, **kwargs):
+        if path.read_text():
+            raise KeyboardInterrupt
+        return run_batch(tasks, *args, **kwargs)
+
+    monkeypatch.setattr(agent, "run_batch", dies)
+    for _ in range(2):
+        torch.manual_seed(3)
+        with pytest.raises(KeyboardInterrupt):
+            collect(agent, path)
+    monkeypatch.undo()
+    assert path.read_text().count("\n") == 2
+    torch.manual_seed(3)
+    assert sampled(collect(agent, path)) == whole
+
+
+def test_added_samples_are_no_copies_where_the_sampler_takes_no_seeds(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer, generation_kwargs={"typical_p": 0.99}), tmp_path / "episodes.jsonl"
+    for samples in (1, 2):
+        torch.manual_seed(3)
+        played = sampled(collect(agent, path, samples=samples, batch_size=3))
+    assert len(set(played)) == 6
+
+
+def test_the_seed_is_in_the_file_beside_the_episodes(actor, tokenizer, tmp_path):
+    agent, beside = make_agent(actor, tokenizer), tmp_path / "episodes.json"
+    played = collect(agent, tmp_path / "episodes.jsonl", seed=7)
+    torch.manual_seed(5)
+    assert json.loads(beside.read_text())["settings"]["seed"] == 7
+    assert sampled(collect(agent, tmp_path / "again.jsonl", seed=7)) == sampled(played)
+    with pytest.raises(ValueError, match=r"begun with another seed \(other seed\)"):
+        collect(agent, tmp_path / "episodes.jsonl", seed=8)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        collect(agent, tmp_path / "episodes.jsonl", seed=-1)
+    # What the caller draws afterwards does not depend on whether the file had been begun
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        collect(agent, tmp_path / "drawn.jsonl")
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+
+
+def test_seeds_of_episodes_stay_as_they_are():
+    """Files are continued by later versions."""
+    found = [seed_of_episode(7, *key) for key in ((0, 0), (0, 1), (1, 0))]
+    assert found == [3085237330499497560, 2238280336703086180, 2023777109797189784]
+    seeds = {
+        seed_of_episode(seed, row, sample) for seed in (0, 2**62 - 1) for row in range(50) for sample in range(50)
+    }
+    assert len(seeds) == 5000 and all(0 <= seed < 2**62 for seed in seeds)
+
+
 def test_a_reward_that_is_not_a_number_is_none_in_the_file(actor, tokenizer, tmp_path):
     path, agent = tmp_path / "episodes.jsonl", make_agent(actor, tokenizer)
     task = [{"prompt": "q1?", "secret": "1"}, {"prompt": "q2?", "secret": "2"}]
@@ -135,12 +215,77 @@ def test_a_file_of_another_agent_or_other_rows_is_refused(actor, tokenizer, tmp_
     collect(make_agent(actor, tokenizer), path)
     with pytest.raises(ValueError, match=r"begun with another agent \(other context, temperature\)"):
         collect(make_agent(actor, tokenizer, context="full", temperature=0.5), path)
-    other = [{"prompt": "q0?"}, {"prompt": "other?"}, {"prompt": "q2?"}]
+    other = rows()
+    other[1]["prompt"] = "other?"
     with pytest.raises(ValueError, match=r"holds an episode about row 1, 'q1\?', which is another row now"):
         collect_trajectories(make_agent(actor, tokenizer), other, LookupEnvironment, path, disable_tqdm=True)
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"exists, but not episodes\.json with the settings"):
         collect(make_agent(actor, tokenizer), path)
+
+
+def earlier(path, *settings):
+    """Makes of a file what an earlier version wrote, which knew neither the rows nor these settings."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "task"}) + "\n" for line in lines))
+    record = json.loads(path.with_suffix(".json").read_text())
+    for name in settings:
+        del record["settings"][name]
+    path.with_suffix(".json").write_text(json.dumps(record))
+
+
+def test_rows_that_differ_beside_their_prompt_are_refused(actor, tokenizer, tmp_path):
+    """The task may lie in other columns: the episodes of others came back."""
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    first = [{"prompt": "q?", "secret": "1", "size": (1, 2)}, {"prompt": "q?", "secret": "2", "size": (1, 2)}]
+    second = [first[0], {**first[1], "secret": "0"}]
+
+    def play(tasks):
+        return collect_trajectories(agent, tasks, LookupEnvironment, path, disable_tqdm=True)
+
+    played = play(first)
+    assert play([{**row, "size": [1, 2]} for row in first]) == played, "as it comes from a file"
+    with pytest.raises(
+        ValueError, match=r"about row 1, 'q\?', which is another row now in columns beside its prompt: "
+    ):
+        play(second)
+    with pytest.raises(ValueError, match=r"about row 0, 'q\?', which is another row now in columns"):
+        play(first[::-1])
+    earlier(path)  # nothing is known of other columns
+    assert sampled(play(second)) == sampled(played)
+    with pytest.raises(ValueError, match=r"about row 1, 'q\?', which is another row now: "):
+        play([first[0], {**first[1], "prompt": "other?"}])
+
+
+def twice(trajectory, row):
+    return 2.0
+
+
+def test_a_file_of_another_reward_is_refused(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    own = collect(agent, path)
+    with pytest.raises(ValueError, match=r"begun with another reward \(other reward\)"):
+        collect(agent, path, reward=twice)
+    scored = collect(agent, tmp_path / "scored.jsonl", reward=twice)
+    assert [t.reward for t in scored] == [2.0] * 6 and collect(
+        agent, tmp_path / "scored.jsonl", reward=twice
+    ) == scored
+    earlier(path, "reward")
+    assert collect(agent, path, reward=twice) == own
+
+
+def test_a_file_of_an_earlier_version_is_given_a_seed(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    first = collect(agent, path, samples=1)
+    earlier(path, "seed", "tokenizer", "reward")
+    before = json.loads(path.with_suffix(".json").read_text())["settings"]
+    for samples in (2, 3):
+        torch.manual_seed(3)
+        more = collect(agent, path, samples=samples)
+    after = json.loads(path.with_suffix(".json").read_text())["settings"]
+    torch.manual_seed(3)
+    assert after == {**before, "seed": torch.randint(2**62, (1,)).item()}, "the rest stays unknown"
+    assert sampled(more[::3]) == sampled(first) and len(set(sampled(more))) == 9
 
 
 def test_a_file_of_another_environment_is_refused(actor, tokenizer, tmp_path):
@@ -229,6 +374,22 @@ def test_episodes_are_selected_by_reward_task_and_end():
     assert select_trajectories(played, stop_reasons=["answer"]) == [played[i] for i in (0, 1, 2, 4)]
     ended = select_trajectories(played, min_reward=0.0, best_per_task=1, stop_reasons=[StopReason.ANSWER])
     assert len(ended) == 2 and ended[1] is played[2]
+
+
+def test_tasks_with_the_same_prompt_are_told_apart_by_their_rows(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    tasks = [{"prompt": "q?", "secret": secret} for secret in "01"]
+    played = collect_trajectories(agent, tasks, LookupEnvironment, path, samples=3, disable_tqdm=True)
+    assert (
+        len({t.prompt_ids for t in played}) == 1
+        and [t.task == played[0].task for t in played] == [True] * 3 + [False] * 3
+    )
+    for given in (played, read_trajectories(path)):
+        best = select_trajectories(given, best_per_task=1)
+        assert [given.index(t) // 3 for t in best] == [0, 1]
+        assert [t.reward for t in best] == [max(t.reward for t in given[i : i + 3]) for i in (0, 3)]
+    earlier(path)
+    assert len(select_trajectories(read_trajectories(path), best_per_task=1)) == 1, "only the prompt is known"
 
 
 def test_a_selection_of_nothing_is_an_error():

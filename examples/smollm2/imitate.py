@@ -6,7 +6,7 @@ Controls that need no reinforcement, of the same size as a finished run of `trai
     python examples/smollm2/imitate.py again --like runs/smollm2/grpo-2-seed0
     python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-2-seed0
 
-`imitation` plays as many episodes as that run did, of as many objectives, in three rounds, and learns those that answered everything; each round plays
+`imitation` plays as many episodes as that run did (with those it goes on from), of as many objectives, in three rounds, and learns those that answered everything; each round plays
 the model of the last one. The others train on demonstrations for as many processor seconds as that run took: `supervised` on new ones, `again` on
 those of the start, and `taught` on new ones that keep what is asked for, which shows what reinforcement has to find by itself.
 """
@@ -79,7 +79,11 @@ def main():
     parser.add_argument("control", choices=["imitation", "supervised", "again", "taught"])
     add_options(parser, None)
     parser.add_argument(
-        "--like", type=Path, default=None, help="folder of the run of train.py that it is held against"
+        "--like",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folder of the run of train.py that it is held against, and of those from which that one goes on",
     )
     parser.add_argument(
         "--episodes", type=count, default=None, help="of imitation, where that run is not finished yet"
@@ -106,20 +110,21 @@ def main():
     args = parser.parse_args()
     size = "episodes" if args.control == "imitation" else "cpu_seconds"
     if args.output_dir is None:
-        if args.like is None:
+        if not args.like:
             parser.error("--like or --output_dir must be given")
-        args.output_dir = args.like.with_name(f"{args.control}-{args.like.name}")
+        args.output_dir = args.like[0].with_name(f"{args.control}-{args.like[0].name}")
     if is_done(args.output_dir):
         return
     if getattr(args, size) is None:
-        if args.like is None or not is_done(args.like):
+        unfinished = [folder for folder in args.like if not is_done(folder)]
+        if unfinished or not args.like:
             parser.error(
-                f"--like must be a finished run of train.py, but {args.like} has no done.json; or --{size} must be given"
+                f"--like must be finished runs of train.py, but {unfinished[0] if unfinished else 'it'} has no done.json; or --{size} must be given"
             )
-        like = json.loads((args.like / "done.json").read_text())
-        args.episodes = like["steps"] * like["batch_size"] // like["num_iterations"]
-        args.cpu_seconds, args.temperature = like["cpu_seconds"], like["temperature"]
-        args.objectives = args.objectives or like["objectives"]
+        runs = [json.loads((folder / "done.json").read_text()) for folder in args.like]
+        args.episodes = sum(run["steps"] * run["batch_size"] // run["num_iterations"] for run in runs)
+        args.cpu_seconds, args.temperature = sum(run["cpu_seconds"] for run in runs), runs[-1]["temperature"]
+        args.objectives = args.objectives or runs[0]["objectives"]
     args.objectives = args.objectives or [2]
     deadline = Deadline(args.minutes)
     quiet(args)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import closing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,16 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from .evaluation.evaluate import seeded, tasks_checksum
 from .evaluation.finished import played_with
 from .json_lines import drop_unfinished_line, read_json_lines
 from .json_text import as_json, read_json_object, write_json, write_whole
+from .rollout.draws import episode_seeds, seed_of_episode
 from .trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from .agent import Mem1Agent
 
@@ -36,8 +39,27 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the files that [`collect_trajectories`] writes."""
 
-_OF_ENVIRONMENTS = ("environments", "contents")
-"""Settings about environments, which older files do not have."""
+_Key = tuple[int, int]
+"""The number of a row, and that of a sample of it."""
+
+_LATER = ("tokenizer", "request_kwargs", "environments", "contents", "reward", "seed")
+"""Settings that files of earlier versions do not have: they may be any."""
+
+_PARTS = {"environments": "environment", "contents": "environment", "reward": "reward", "seed": "seed"}
+"""What a setting is one of, unless it is one of the agent."""
+
+
+@dataclass(slots=True, repr=False)
+class CollectedTrajectory(Trajectory):
+    """
+    An episode of a file of [`collect_trajectories`].
+
+    Attributes:
+        task (`str` or `None`):
+            Checksum of the row that was played, the same for all samples of the row; `None` if an earlier version wrote the file.
+    """
+
+    task: str | None = None
 
 
 def collect_trajectories(
@@ -49,14 +71,18 @@ def collect_trajectories(
     batch_size: int = 32,
     reward: Callable[[Trajectory, Mapping[str, Any]], float] | None = None,
     disable_tqdm: bool = False,
+    seed: int | None = None,
 ) -> list[Trajectory]:
     """
     Play every row `samples` times and keep each episode as a line of JSON as soon as its batch has been played.
 
     Called again with the same arguments it goes on where it was stopped, and returns at once if nothing is left to do. An
     episode whose environment fails has `error` and no reward, is not written to the file, and is played again by the next call.
-    Beside `path` stands a `.json` with the settings of the agent and of its environments; a file of another agent, another environment or
-    other rows is refused.
+    Beside `path` stands a `.json` with the settings of the agent and of its environments; a file of another agent, another environment,
+    another reward or other rows is refused.
+
+    What a model in this process samples follows from the seed, the number of the row and that of the sample, whatever was played before: it does not
+    matter how often a collection was stopped, and no sample that is added later is the copy of an earlier one.
 
     Args:
         agent ([`Mem1Agent`]):
@@ -73,75 +99,59 @@ def collect_trajectories(
             Episodes played at once, and lost at most if the process dies.
         reward (`Callable`, *optional*):
             Scores an episode, given it and its row; an episode whose score is not finite is not scored. `None` leaves that to the
-            environment's `get_reward`.
+            environment's `get_reward`. It is told from another by its name.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress bar.
+        seed (`int`, *optional*):
+            Of sampling. `None` takes that of the file; for a new one it is drawn from PyTorch's generator, which `set_seed` sets.
 
     Returns:
         `list[Trajectory]`: `samples` for each row, in the order of the rows.
 
     Raises:
-        `ValueError`: if there is no row, the file at `path` holds episodes of another agent, another environment or other rows, or the one beside it something
-            else.
+        `ValueError`: if there is no row, the file at `path` holds episodes of another agent, another environment, another reward, another seed or
+            other rows, or the one beside it something else.
     """
     tasks = [dict(row) for row in rows]
     if not tasks:
         raise ValueError("There is nothing to collect: the data set has no rows.")
     if samples < 1:
         raise ValueError(f"samples={samples} plays nothing: use 1 or more.")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
     path = Path(path)
     if path.suffix != ".jsonl":
         raise ValueError(f"Trajectories are written as JSON lines: name the file {path.name}.jsonl.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    described = {**agent.describe(), "endpoint": agent.endpoint is not None, "vocabulary": len(agent.tokenizer)}
+    # Drawn for a file that has a seed, too, so that what the caller draws next is the same when its program is run again
+    drawn = episode_seeds(1)[0] if seed is None else seed
+    checksums = [tasks_checksum(as_json(task)) for task in tasks]
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
-    try:
-        played_in = played_with(pool, None)
-        _claim(path, {**described, **{name: played_in[name] for name in _OF_ENVIRONMENTS}})
-    except BaseException:
-        pool.close()
-        raise
-    records = _recover(path)
-    records = {key: record for key, record in records.items() if key[0] < len(tasks) and key[1] < samples}
-    for (row, _), record in records.items():
-        prompt = record["prompt"]
-        if prompt != as_json(tasks[row]["prompt"]):
-            raise ValueError(
-                f"{path} holds an episode about row {row}, {str(prompt)!r:.80}, which is another row now: collect into a "
-                "new file, or pass the rows it was begun with."
-            )
-
-    played = {key: record["trajectory"] for key, record in records.items()}
-    wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
-    left = [key for key in wanted if key not in played]
-    failures: list[str] = []
-    progress = tqdm(
-        total=len(wanted), initial=len(wanted) - len(left), desc="episodes", unit="episode", disable=disable_tqdm
-    )
-    with progress, path.open("a", encoding="utf-8") as file, closing(pool):
-        for start in range(0, len(left), batch_size):
-            keys = left[start : start + batch_size]
-            batch = [tasks[row] for row, _ in keys]
-            for key, task, trajectory in zip(keys, batch, agent.run_batch(batch, pool, keep_failures=True)):
-                played[key] = trajectory
-                if trajectory.error is not None:  # not written: played again by the next call
-                    failures.append(trajectory.error)
-                    continue
-                if reward is not None:
-                    value = float(reward(trajectory, task))
-                    trajectory.reward = value if math.isfinite(value) else None  # not scored
-                record = {
-                    "row": key[0],
-                    "sample": key[1],
-                    "prompt": task["prompt"],
-                    "trajectory": trajectory.to_dict(),
-                }
-                file.write(write_json(record) + "\n")
-            file.flush()
-            progress.update(len(keys))
-            scored = [trajectory.reward for trajectory in played.values() if trajectory.reward is not None]
-            if scored:
-                progress.set_postfix(reward=f"{sum(scored) / len(scored):.2f}")
+    with closing(pool):
+        settings = _claim(path, _settings(agent, pool, reward), seed, drawn)
+        played = _recover(path, tasks, checksums, samples)
+        wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
+        left = [key for key in wanted if key not in played]
+        failures: list[str] = []
+        progress = tqdm(
+            total=len(wanted), initial=len(wanted) - len(left), desc="episodes", unit="episode", disable=disable_tqdm
+        )
+        with progress, path.open("a", encoding="utf-8") as file:
+            for batch in _batches(agent, tasks, pool, left, batch_size, settings["seed"]):
+                for key, trajectory in batch.items():
+                    played[key] = _of_task(trajectory, checksums[key[0]])
+                    if trajectory.error is not None:  # not written: played again by the next call
+                        failures.append(trajectory.error)
+                        continue
+                    if reward is not None:
+                        value = float(reward(played[key], tasks[key[0]]))
+                        played[key].reward = value if math.isfinite(value) else None  # not scored
+                    file.write(_line(key, tasks[key[0]]["prompt"], played[key]))
+                file.flush()
+                progress.update(len(batch))
+                scored = [trajectory.reward for trajectory in played.values() if trajectory.reward is not None]
+                if scored:
+                    progress.set_postfix(reward=f"{sum(scored) / len(scored):.2f}")
     if failures:
         logger.warning(
             "%d of %d episodes failed, the first of them with: %s. They are not in %s; call again to play them again.",
@@ -176,8 +186,8 @@ def select_trajectories(
         min_reward (`float`, *optional*):
             Keep episodes with at least this reward.
         best_per_task (`int`, *optional*):
-            Of the episodes with the same task prompt keep at most this many, the best rewarded and among equals the first,
-            so that easy tasks do not crowd out hard ones.
+            Of the episodes of the same task keep at most this many, the best rewarded and among equals the first, so that easy tasks do not
+            crowd out hard ones. A task is a row of [`collect_trajectories`]; where that is not known, a task prompt.
         stop_reasons (`Sequence[StopReason]`, *optional*):
             Keep episodes that ended so, for instance `["answer"]`.
 
@@ -199,10 +209,10 @@ def select_trajectories(
     if min_reward is not None:
         kept = [item for item in kept if _reward(item[1]) >= min_reward]
     if best_per_task is not None:
-        counts: dict[tuple[int, ...], int] = {}
+        counts: dict[Any, int] = {}
         best = []
         for item in sorted(kept, key=lambda item: -_reward(item[1])):
-            task = item[1].prompt_ids
+            task = getattr(item[1], "task", None) or item[1].prompt_ids
             counts[task] = counts.get(task, 0) + 1
             if counts[task] <= best_per_task:
                 best.append(item)
@@ -279,29 +289,57 @@ def _reward(trajectory: Trajectory) -> float:
     return trajectory.reward
 
 
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings beside a new file, or compare them with those it was begun with."""
+def _settings(agent: Mem1Agent, pool: EnvironmentPool, reward: Callable[..., Any] | None) -> dict[str, Any]:
+    """What decides the episodes beside their rows and their seed, ready for JSON."""
+    played = played_with(pool, reward)
+    return {
+        **agent.describe(),
+        "endpoint": agent.endpoint is not None,
+        "vocabulary": len(agent.tokenizer),
+        "environments": played["environments"],
+        "contents": played["contents"],
+        "reward": played["success"],  # both are functions that score, told apart by their names
+    }
+
+
+def _claim(path: Path, settings: dict[str, Any], seed: int | None, drawn: int) -> dict[str, Any]:
+    """
+    Write the settings beside a new file, or compare them with those it was begun with.
+
+    Returns:
+        `dict[str, Any]`: The settings with their `seed`: that of the file, and `drawn` if it has none.
+    """
     beside = path.with_suffix(".json")
-    settings = as_json({"format": FORMAT, "settings": settings})
+    settings = as_json(settings)
     if path.exists() and beside.exists():
         found = read_json_object(beside, "use a new file, or write the settings again.")
-        old, new = found.get("settings", {}), settings["settings"]
-        later = {key for key in _OF_ENVIRONMENTS if key not in old}
-        differing = sorted(key for key in {*old, *new} - later if old.get(key) != new.get(key))
-        if found.get("format") != FORMAT or differing:
-            of_environments = differing and set(differing) <= set(_OF_ENVIRONMENTS)
-            raise ValueError(
-                f"{path} was begun with another {'environment' if of_environments else 'agent'} (other {', '.join(differing) or 'format'}): "
-                "collect into a new file, or restore the settings."
-            )
+        old = found.get("settings", {})
+        _check_claim(path, found, settings if seed is None else {**settings, "seed": seed})
+        if old.get("seed") is not None:
+            return old
+        settings = old
     elif path.exists() and path.stat().st_size:
         raise ValueError(f"{path} exists, but not {beside.name} with the settings it was made with: use a new file.")
-    else:
-        if beside.exists() and not _is_claim(beside):
-            raise ValueError(
-                f"The settings of {path} are written to {beside}, which holds something else: name the file of trajectories otherwise."
-            )
-        write_whole(beside, write_json(settings, indent=2) + "\n")
+    elif beside.exists() and not _is_claim(beside):
+        raise ValueError(
+            f"The settings of {path} are written to {beside}, which holds something else: name the file of trajectories otherwise."
+        )
+    settings = {**settings, "seed": drawn}
+    write_whole(beside, write_json({"format": FORMAT, "settings": settings}, indent=2) + "\n")
+    return settings
+
+
+def _check_claim(path: Path, found: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse a file that was begun with other settings."""
+    old = found.get("settings", {})
+    unknown = {key for key in _LATER if key not in old} | {"seed"} - new.keys()
+    differing = sorted(key for key in {*old, *new} - unknown if old.get(key) != new.get(key))
+    if found.get("format") != FORMAT or differing:
+        parts = sorted({_PARTS.get(key, "agent") for key in differing or ["format"]})
+        raise ValueError(
+            f"{path} was begun with another {' and '.join(parts)} (other {', '.join(differing) or 'format'}): "
+            "collect into a new file, or restore the settings."
+        )
 
 
 def _is_claim(path: Path) -> bool:
@@ -310,6 +348,29 @@ def _is_claim(path: Path) -> bool:
         return read_json_object(path, "").keys() == {"format", "settings"}
     except ValueError:
         return False
+
+
+def _batches(
+    agent: Mem1Agent, tasks: list[dict[str, Any]], pool: EnvironmentPool, keys: list[_Key], batch_size: int, seed: int
+) -> Iterator[dict[_Key, Trajectory]]:
+    """Plays episodes, so many at once, each by a seed of its own."""
+    for start in range(0, len(keys), batch_size):
+        batch = keys[start : start + batch_size]
+        seeds = [seed_of_episode(seed, row, sample) for row, sample in batch]
+        with seeded(agent, seeds[0]):  # from where options of sampling that take no seeds of episodes draw
+            played = agent.run_batch([tasks[row] for row, _ in batch], pool, keep_failures=True, seeds=seeds)
+        yield dict(zip(batch, played, strict=True))
+
+
+def _of_task(trajectory: Trajectory, task: str) -> CollectedTrajectory:
+    return CollectedTrajectory(**{one.name: getattr(trajectory, one.name) for one in fields(Trajectory)}, task=task)
+
+
+def _line(key: _Key, prompt: Any, trajectory: CollectedTrajectory) -> str:
+    """An episode as a line of the file."""
+    row, sample = key
+    record = {"row": row, "sample": sample, "prompt": prompt, "task": trajectory.task}
+    return write_json({**record, "trajectory": trajectory.to_dict()}) + "\n"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -325,12 +386,34 @@ def _record(value: Any) -> dict[str, Any]:
     numbers = [value.get("row"), value.get("sample")] if isinstance(value, dict) else []
     if not numbers or not all(isinstance(number, int) for number in numbers) or "prompt" not in value:
         raise ValueError(f"It is not an episode with 'row', 'sample' and 'prompt': {_ADVICE}")
-    return {**value, "trajectory": Trajectory.from_dict(value.get("trajectory", {}))}
+    trajectory = value.get("trajectory")
+    told = {**trajectory, "task": value.get("task")} if isinstance(trajectory, dict) else {}
+    return {**value, "trajectory": CollectedTrajectory.from_dict(told)}
 
 
-def _recover(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """The records of a file by row and sample; a last line that was cut off is removed from it."""
+def _recover(
+    path: Path, tasks: list[dict[str, Any]], checksums: list[str], samples: int
+) -> dict[_Key, CollectedTrajectory]:
+    """
+    The episodes of a file by row and sample, as far as they are asked for; a last line that was cut off is removed from it.
+
+    Raises:
+        `ValueError`: If a row is another one now. Of a file of an earlier version only its prompt is known.
+    """
     if not path.exists():
         return {}
     drop_unfinished_line(path)
-    return {(record["row"], record["sample"]): record for record in _read(path)}
+    found: dict[_Key, CollectedTrajectory] = {}
+    for record in _read(path):
+        row, sample = record["row"], record["sample"]
+        if row >= len(tasks) or sample >= samples:
+            continue
+        same_prompt = record["prompt"] == as_json(tasks[row]["prompt"])
+        if not same_prompt or record.get("task") not in (None, checksums[row]):
+            raise ValueError(
+                f"{path} holds an episode about row {row}, {str(record['prompt'])!r:.80}, which is another row now"
+                f"{' in columns beside its prompt' if same_prompt else ''}: collect into a new file, or pass the rows it was begun with."
+            )
+        found[row, sample] = record["trajectory"]
+        found[row, sample].task = checksums[row]
+    return found

@@ -6,6 +6,7 @@ import dataclasses
 from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
@@ -28,12 +29,12 @@ from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
 from ..rollout.vllm_generator import VllmGenerator, is_vllm, within_engine
 from ..saved_files import place_of
-from .checksum import weights_checksum
+from .description import describe_agent
 from .single_episodes import SingleEpisodes
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -230,6 +231,7 @@ class Mem1Agent(SingleEpisodes):
         rows: Sequence[Mapping[str, Any]],
         environments: Sequence[Any] | EnvironmentPool,
         keep_failures: bool = False,
+        seeds: Sequence[int] | None = None,
     ) -> list[Trajectory]:
         """
         Play several episodes at once, each in an environment of its own.
@@ -243,17 +245,24 @@ class Mem1Agent(SingleEpisodes):
                 What an episode is whose environment fails in `reset` or `get_reward` or dies on the way, or whose prompt is too
                 long: an error, or a trajectory with `error`, as far as it came. (An action that raises is an observation, either
                 way.)
+            seeds (`Sequence[int]`, *optional*):
+                One for each row, by which a model in this process samples; a server draws by itself. `None` draws from PyTorch's generator.
 
         Returns:
             `list[Trajectory]`: In the order of the rows, with `metrics`, and with `reward` if the environment gives one. The metric
             `seconds` is the episode's share of the wall time: at any moment it is split evenly among those that are played.
+
+        Raises:
+            `ValueError`: If there are not as many seeds as rows.
         """
+        if seeds is not None and len(seeds) != len(rows):
+            raise ValueError(f"There must be one seed for each of {len(rows)} rows, got {len(seeds)}.")
         tolerate = "everything" if keep_failures else "nothing"
         if isinstance(environments, EnvironmentPool):
-            return self._run(rows, environments, tolerate)
+            return self._run(rows, environments, tolerate, seeds)
         given = GivenEnvironments(environments, self.protocol, self._caller)
         try:
-            return self._run(rows, given, tolerate)
+            return self._run(rows, given, tolerate, seeds)
         finally:
             given.release()
 
@@ -263,9 +272,13 @@ class Mem1Agent(SingleEpisodes):
         save_agent_settings(directory, self.settings)
 
     def _run(
-        self, rows: Sequence[Mapping[str, Any]], environments: EnvironmentPool | GivenEnvironments, tolerate: str
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        environments: EnvironmentPool | GivenEnvironments,
+        tolerate: str,
+        seeds: Sequence[int] | None,
     ) -> list[Trajectory]:
-        player = EpisodePlayer(self._rollout(environments.caller), timed=True)
+        player = EpisodePlayer(self._rollout(environments.caller, seeds=seeds), timed=True)
         episodes = player.start(rows, environments, tolerate)
         trajectories = self._play(player, episodes)
         player.score(episodes, trajectories, environments, tolerate)
@@ -275,8 +288,13 @@ class Mem1Agent(SingleEpisodes):
         """Held while an episode is played."""
         return nullcontext() if self.endpoint is not None else self._shared.playing()
 
-    def _rollout(self, caller: EnvironmentCaller, options: Mapping[str, Any] | None = None) -> Rollout:
-        """The backend with the present settings, or with others in place of some."""
+    def _rollout(
+        self,
+        caller: EnvironmentCaller,
+        options: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Rollout:
+        """The backend with the present settings, or with others in place of some; it begins episodes in the order of `seeds`."""
         settings = dataclasses.replace(self.settings, **(options or {}))
         if options and self.model is not None:
             settings = settings.with_context_limit(self.model)  # refuses what is too long for it
@@ -295,7 +313,7 @@ class Mem1Agent(SingleEpisodes):
             rollout = Rollout(
                 generate=partial(self._shared, settings=settings),
                 at_once=self.generate.batch_size,
-                seeds=self._seeds if settings.temperature > 0 else None,
+                seeds=(self._seeds if seeds is None else _in_turn(seeds)) if settings.temperature > 0 else None,
                 **parts,
             )
         rollout.observations.check()  # before a turn is played
@@ -318,24 +336,19 @@ class Mem1Agent(SingleEpisodes):
 
     def describe(self) -> dict[str, Any]:
         """
-        How the agent is run, ready for JSON: model and a checksum of its weights, budgets, context, temperature, protocol.
+        How the agent is run, ready for JSON: model and a checksum of its weights, that of the tokenizer with its chat template, budgets,
+        context, temperature, protocol.
 
         Two agents with the same description decode the same, if they decode greedily. Of a model behind an endpoint only the
-        name is known.
+        name is known; `request_kwargs` are told without headers, keys and other secrets.
         """
-        model: dict[str, Any] = {"model": getattr(self.endpoint, "model", None) or "endpoint", "weights": None}
-        if self.model is not None:
-            name = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
-            model = {"model": name, "weights": weights_checksum(self.model)}
-        elif self.endpoint is None and isinstance(self.generate, VllmGenerator):
-            model["model"] = self.generate.name
-        backend = {} if self.endpoint is None else {"backend": self.endpoint.backend or "offered"}
-        return {
-            **model,
-            **backend,
-            **self.settings.to_dict(),
-            "protocol": self.protocol.to_dict(),
-        }
+        return describe_agent(self)
+
+
+def _in_turn(seeds: Sequence[int]) -> Callable[[int], list[int]]:
+    """Hands out seeds to episodes that begin one part after the other."""
+    left = iter(seeds)
+    return lambda count: list(islice(left, count))
 
 
 def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> AgentSettings:

@@ -123,7 +123,7 @@ def _evaluate(
     played = played_with(pool, success)
     tasks: list[EvaluatedTask] = []
     try:
-        with _seeded(agent, seed):
+        with seeded(agent, seed):
             for start in range(0, len(rows), batch_size):
                 chunk = rows[start : start + batch_size]
                 trajectories = agent.run_batch(chunk, pool, keep_failures=True)
@@ -143,7 +143,7 @@ def _evaluate(
                     on_batch(len(chunk))
     finally:
         pool.close()
-    described = agent.describe()
+    described = _described(agent, played)
     failed = [task for task in tasks if task.error is not None]
     if failed:
         logger.warning(
@@ -160,7 +160,6 @@ def _evaluate(
             **described,
             "memory": agent.settings.rule.memory,
             "seed": seed,
-            **played,
             **(settings or {}),
         },
         seed=seed,
@@ -206,14 +205,14 @@ def evaluate_or_load(
         `ValueError`: If what is there was run with another agent, tasks, environments, `success` or `seed`.
     """
     rows = _checked([dict(row) for row in rows])
-    tasks = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    tasks = tasks_checksum(rows)
     settings = {"tasks": tasks, **(settings or {})}
     if output_dir is not None:  # now, and not when everything has been played
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     try:
         if output_dir is not None:
-            wanted = {**agent.describe(), "seed": seed, **played_with(pool, success), "tasks": tasks}
+            wanted = {**_described(agent, played_with(pool, success)), "seed": seed, "tasks": tasks}
             finished = finished_evaluation(output_dir, name, label, wanted)
             if finished is not None:
                 return finished
@@ -231,6 +230,25 @@ def evaluate_or_load(
 def model_name(described: Mapping[str, Any]) -> str:
     """Name of the model in what [`Mem1Agent.describe`] returns: the last part of its path or id."""
     return Path(str(described["model"])).name
+
+
+def tasks_checksum(rows: Any) -> str:
+    """Tells tasks apart: a hash of all columns of a row, or of several."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+_SPOKEN = ("tokenizer", "request_kwargs")
+"""What [`Mem1Agent.describe`] says about how the model is spoken to, which evaluations of earlier versions do not have."""
+
+
+def _described(agent: Mem1Agent, played: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The agent and what it is played with. How the model is spoken to stands among the `contents`, since an evaluation in which some of these
+    are missing is one of which they are not known, and not another one.
+    """
+    described = agent.describe()
+    spoken = {f"agent.{name}": described.pop(name) for name in _SPOKEN if name in described}
+    return {**described, **played, "contents": {**played["contents"], **spoken}}
 
 
 def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -255,7 +273,7 @@ def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _seeded(agent: Mem1Agent, seed: int) -> Iterator[None]:
+def seeded(agent: Mem1Agent, seed: int) -> Iterator[None]:
     """Seed sampling, and put the caller's random state back afterwards."""
     device = getattr(agent.model, "device", torch.device("cpu"))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

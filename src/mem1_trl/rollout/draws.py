@@ -11,6 +11,12 @@ def episode_seeds(count: int) -> list[int]:
     return torch.randint(2**62, (count,)).tolist()
 
 
+def seed_of_episode(seed: int, row: int, sample: int) -> int:
+    """The seed of an episode of a run that has a seed of its own: the same whenever, and after whatever else, it is played."""
+    (found,) = np.random.SeedSequence([seed, row, sample]).generate_state(1, np.uint64)
+    return int(found) % 2**62
+
+
 def uniform_draws(seed: int, turn: int, count: int) -> np.ndarray:
     """
     The numbers that choose the tokens of one turn: token `i` is chosen by number `i`.
