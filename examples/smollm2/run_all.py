@@ -40,6 +40,8 @@ OF_TRAINING = {
     "save_steps": count,
 }
 """Numbers that are handed on to `train.py`, whose defaults hold."""
+EXPLORING = ("--temperature", 1.2, "--generations", 8)
+"""Of the second part of reinforcement on two objectives."""
 LABELS = ("start", "grpo-2", "supervised", "again", "imitation", "scalar", "taught", "grpo-mixed", "ppo-2", "twin")
 
 
@@ -58,20 +60,20 @@ def stages(out, seeds, labels, options):
              "--objectives", *numbers, *more],
         )  # fmt: skip
 
-    def learn(label, start, seed, *more):
+    def learn(label, start, seed, *more, steps=options.steps, seed_of_tasks=None):
         given = {
             name: getattr(options, name) for name in (*OF_TRAINING, "layout") if getattr(options, name) is not None
         }
         sizes = [part for name, value in given.items() for part in (f"--{name}", value)]
         return (
-            f"{label} seed {seed}, {options.steps} steps",
+            f"{label} seed {seed}, {steps} steps",
             "train",
-            ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}", "--seed", seed, "--steps", options.steps,
-             *sizes, *more],
+            ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}",
+             "--seed", seed if seed_of_tasks is None else seed_of_tasks, "--steps", steps, *more, *sizes],
         )  # fmt: skip
 
     for seed in seeds:
-        start, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2", "twin"))
+        start, first, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2-first", "grpo-2", "twin"))
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
@@ -79,14 +81,28 @@ def stages(out, seeds, labels, options):
                 yield test("start", start / "adapter", seed)
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
             elif label == "grpo-2":
-                yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
+                on_two = ("--objectives", 2, "--advantage_level", "state")
+                yield learn("grpo-2-first", start, seed, *on_two)
+                # By now it hardly tries anything else; so more is tried, and tasks are others
+                yield learn(label, first, seed, *on_two, *EXPLORING, steps=options.more_steps, seed_of_tasks=seed + 10)
+                yield test("grpo-2-first", first / "adapter", seed, numbers=objectives[:1])
             elif label == "grpo-mixed":
                 yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state",
                             "--reward", "positional")  # fmt: skip
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
             elif label in ("supervised", "again", "imitation", "taught"):
-                like = ["--like", grpo, "--start", start / "adapter", "--seed", seed, "--together", options.together]
+                like = [
+                    "--like",
+                    grpo,
+                    first,
+                    "--start",
+                    start / "adapter",
+                    "--seed",
+                    seed,
+                    "--together",
+                    options.together,
+                ]
                 yield f"{label} seed {seed}", "imitate", [label, *like]
                 yield test(label, _adapter_of(out / f"{label}-grpo-2-seed{seed}"), seed)
             elif label == "scalar":
@@ -138,7 +154,10 @@ def main():
     parser.add_argument(
         "--stages", nargs="+", choices=LABELS, default=list(LABELS), help="those of other stages must be done"
     )
-    parser.add_argument("--steps", type=count, default=100, help="of reinforcement")
+    parser.add_argument("--steps", type=count, default=50, help="of reinforcement")
+    parser.add_argument(
+        "--more_steps", type=count, default=30, help="of its second part on two objectives, at a higher temperature"
+    )
     for name, kind in OF_TRAINING.items():
         parser.add_argument(f"--{name}", type=kind, default=None, help="of reinforcement, as in train.py")
     parser.add_argument("--layout", choices=["packed", "per_turn"], default=None, help="of the update, as in train.py")
@@ -153,7 +172,7 @@ def main():
     args = parser.parse_args()
     began = time.monotonic()
     if args.short:
-        args.steps, args.batch_size, args.generations, args.tasks = 2, 4, 2, 3
+        args.steps, args.more_steps, args.batch_size, args.generations, args.tasks = 2, 2, 4, 2, 3
     planned = stages(args.output_dir, args.seeds, args.stages, args)
     if args.list:
         for name, script, arguments in planned:

@@ -2,6 +2,8 @@
 Reinforcement learning from the supervised start, by PPO or GRPO; it resumes after any interruption.
 
     python examples/smollm2/train.py --algorithm grpo                              # on two objectives
+    python examples/smollm2/train.py --start runs/smollm2/grpo-2-seed0/adapter --temperature 1.2 --generations 8 --seed 10 \
+        --output_dir runs/smollm2/grpo-2-more                                      # goes on from there and tries more
     python examples/smollm2/train.py --algorithm ppo --objectives 1 2 3 4 --output_dir runs/smollm2/ppo-mixed-seed0
     python examples/smollm2/train.py --minutes 60                                  # an hour of it; the next start goes on
 
@@ -89,7 +91,7 @@ def parse_arguments():
     )
     parser.add_argument("--reward", choices=sorted(REWARDS), default="exact")
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=count, default=100)
+    parser.add_argument("--steps", type=count, default=50)
     parser.add_argument("--batch_size", type=count, default=24, help="episodes of a step")
     parser.add_argument("--generations", type=count, default=6, help="episodes for each task with GRPO")
     parser.add_argument(

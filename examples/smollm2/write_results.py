@@ -28,6 +28,7 @@ from result_pages import markdown_table, page_parser, signed_cell, smooth  # iso
 NAMES = {
     "demonstrations": "the demonstrations themselves",
     "start": "supervised start",
+    "grpo-2-first": "GRPO on two objectives, first part",
     "grpo-2": "GRPO on two objectives",
     "grpo-mixed": "GRPO on one to four objectives",
     "ppo-2": "PPO on two objectives",

@@ -114,6 +114,104 @@ def test_a_saved_conversation_says_what_it_was_begun_with(monkeypatch, capsys, t
     assert (record["settings"]["max_turns"], record["budgets"]) == (9, [[2, 6]])
 
 
+@pytest.fixture
+def talk(actor, tokenizer, tmp_path, monkeypatch):
+    """Makes a chat whose agent answers 0, 1, 2 and so on; files are in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 2}
+    texts = [f"<think>{n}</think><answer>{n}</answer>" for n in range(9)]
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **settings), tokenizer, texts)
+
+    def chat(path=None, *lines):
+        made = Chat(agent, LookupEnvironment, path)
+        for line in lines:
+            made.take(line)
+        return made
+
+    return chat
+
+
+def answers(path):
+    """The last answer in a file, and how many turns there are."""
+    trajectory = json.loads(Path(path).read_text())["trajectory"]
+    return trajectory["answer"], len(trajectory["turns"])
+
+
+def test_a_conversation_that_was_loaded_is_kept_in_its_own_file(talk, capsys):
+    talk("b.json", "first of b")
+    talk("a.json", "first of a", "/load b.json", "second of b").close()
+    assert (answers("a.json"), answers("b.json")) == (("1", 1), ("2", 2))
+    talk(None, "/load a.json", "second of a", "/new", "another")
+    assert (answers("a.json"), answers("b.json"), answers("a-2.json")) == (("3", 2), ("2", 2), ("4", 1))
+    assert sorted(path.name for path in Path().iterdir()) == ["a-2.json", "a.json", "b.json"]
+
+
+def test_another_conversation_has_a_file_of_its_own(talk, capsys):
+    chat = talk("b.json", "/new", "first of b", "/new", "/new", "another", "/new", "a third")
+    assert capsys.readouterr().out.splitlines() == [
+        "agent> 0",
+        "(the next conversation is written to b-2.json; /load b.json goes on with this one)",
+        "agent> 1",
+        "(the next conversation is written to b-3.json; /load b-2.json goes on with this one)",
+        "agent> 2",
+    ]
+    assert [answers(f"b{n}.json") for n in ("", "-2", "-3")] == [("0", 1), ("1", 1), ("2", 1)]
+    chat.take("/load b.json")
+    chat.take("second of b")
+    assert [answers(f"b{n}.json") for n in ("", "-2", "-3")] == [("3", 2), ("1", 1), ("2", 1)]
+
+
+def test_a_conversation_is_not_saved_over_another_file(talk, capsys):
+    Path("my_shop.py").write_text("class Shop: ...")
+    Path("list.json").write_text("[1]")
+    talk("a.json", "first of a")
+    chat = talk("b.json", "first of b", "/save c.json")
+    for line in ("/save my_shop.py", "/save list.json", "/save a.json", "/save .", "/save nowhere/a.json"):
+        capsys.readouterr()
+        chat.take(line)
+        name = line.removeprefix("/save ")
+        assert capsys.readouterr().out.rstrip("\n") == {
+            "a.json": "('a.json' holds another conversation, which is not replaced: give the name of a file that is not there yet, or go on "
+            "with that conversation by /load a.json)",
+            ".": "(the file of a conversation must be a file in a folder that is there, but '.' is a folder)",
+            "nowhere/a.json": "(the file of a conversation must be a file in a folder that is there, but 'nowhere/a.json' is in 'nowhere', "
+            "which is not a folder)",
+        }.get(
+            name,
+            f"(the file of a conversation must hold a conversation, or not be there yet, but {name!r} holds something else)",
+        )
+    assert (Path("my_shop.py").read_text(), Path("list.json").read_text()) == ("class Shop: ...", "[1]")
+    for line in ("second of b", "/save c.json", "/save"):  # files of this conversation
+        chat.take(line)
+    assert [answers(f"{name}.json") for name in "abc"] == [("0", 1), ("2", 2), ("2", 2)]
+    assert capsys.readouterr().out.endswith("(written to c.json)\n(written to b.json)\n")
+    chat.take("/new")
+    chat.take("another")
+    chat.take("/save c.json")
+    assert "'c.json' holds another conversation" in capsys.readouterr().out and answers("c.json") == ("2", 2)
+
+
+def test_a_file_that_another_program_wrote_meanwhile_stays(talk, capsys):
+    chat = talk("a.json")
+    Path("a.json").write_text("of another")
+    chat.take("first")
+    assert (
+        capsys.readouterr().out
+        == "agent> 0\n(a.json was written by another program: this conversation is in a-2.json)\n"
+    )
+    assert Path("a.json").read_text() == "of another" and answers("a-2.json") == ("0", 1)
+
+
+def test_a_file_that_is_not_a_conversation_is_refused_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("mem1_trl.cli.conversation_options.open_agent", lambda *given, **more: pytest.fail("loaded"))
+    path = tmp_path / "my_shop.py"
+    path.write_text("class Shop: ...")
+    assert main([*ARGUMENTS, "--conversation", str(path)]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"mem1 chat: conversation must hold a conversation, or not be there yet, but {str(path)!r} holds something else"
+    )
+
+
 def test_wrong_options_are_one_sentence(capsys):
     assert main(["chat", "--model_name_or_path", TINY, "--backend", "chat"]) == 2
     assert "backend is about a server: give its address with --endpoint" in capsys.readouterr().err

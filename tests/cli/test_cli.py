@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ import mem1_trl
 from mem1_trl import Trajectory, Turn
 from mem1_trl.cli import main
 from mem1_trl.cli.evaluate import _MEANS, _print_table
+from mem1_trl.cli.train import how_to_evaluate, read
 from mem1_trl.evaluation import EvaluatedTask, Evaluation
 
 TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
@@ -131,6 +135,53 @@ def test_too_few_questions_are_one_sentence(capsys, tmp_path, command, content, 
     args = ["--questions", str(file), "--objectives", "2", "--output_dir", str(tmp_path / "out")]
     code, line = said(capsys, command, *MODEL[1:], *args)
     assert (code, line) == (2, f"mem1 {command}: {sentence.format(file=file)}")
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """A file of eight questions."""
+    file = tmp_path / "eight.jsonl"
+    file.write_text("".join(json.dumps({"question": f"q{n}?", "answer": str(n)}) + "\n" for n in range(8)))
+    return str(file)
+
+
+def test_too_many_objectives_are_refused_before_the_model_is_loaded(capsys, eight, monkeypatch):
+    monkeypatch.setattr("mem1_trl.cli.evaluate.open_agent", lambda *given: pytest.fail("the model was loaded"))
+    assert said(capsys, *MODEL, "--questions", eight, "--objectives", "1", "16", "--tasks", "1") == (
+        2, "mem1 eval: 8 usable rows do not make one task of 16 different questions: give more questions, or fewer to a task with --objectives."
+    )  # fmt: skip
+
+
+def test_the_command_that_training_names_runs_with_few_questions(capsys, caplog, eight, tmp_path):
+    options, _, _ = read([*MODEL[1:], "--questions", eight])
+    command = re.search("`mem1 (eval [^`]*)`", how_to_evaluate(options, str(TINY)))[1]
+    short = ["--tasks", "1", "--max_turns", "1", "--max_completion_length", "4", "--output_dir", str(tmp_path)]
+    assert main([*shlex.split(command), *short]) == 0
+    names = sorted(path.stem for path in (tmp_path / "evaluation").glob("*.json"))
+    assert names == [f"tiny-mem1-{n}" for n in (1, 2, 3, 4, 6, 8)]
+    assert "and there are 8: 16 objectives are left out." in caplog.text
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+    assert shown == ["1", "2", "3", "4", "6", "8"]
+
+
+def test_the_command_that_training_names_gives_a_context_rule_of_ones_own(capsys, tmp_path, monkeypatch):
+    """A path that is only saved with a model imports nothing, so that the command without it was refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rule_of_mine.py").write_text(
+        "import dataclasses\nfrom mem1_trl.context_rules import Mem1\n\n\n@dataclasses.dataclass(frozen=True)\nclass Mine(Mem1):\n    size: int = 1\n"
+    )
+    shutil.copytree(TINY, "run")
+    Path("run/mem1_agent.json").write_text(json.dumps({"context": "rule_of_mine:Mine", "context_kwargs": {"size": 2}}))
+    options, _, _ = read([*MODEL[1:], "--keywords", "true"])
+    command = re.search("`mem1 (eval [^`]*)`", how_to_evaluate(options, "run"))[1]
+    assert command == (
+        "eval --model_name_or_path run --keywords true --context rule_of_mine:Mine --context_kwargs '{\"size\": 2}'"
+    )
+    short = ["--objectives", "1", "--tasks", "1", "--max_turns", "1", "--max_completion_length", "4"]
+    assert main([*shlex.split(command), *short]) == 0
+    settings = json.loads(Path("runs/eval/evaluation/run-1.json").read_text())["settings"]
+    assert (settings["context"], settings["context_kwargs"]) == ("rule_of_mine:Mine", {"size": 2})
 
 
 def test_a_finished_evaluation_of_another_agent_names_options(capsys, tmp_path):

@@ -510,6 +510,47 @@ def test_more_and_more_objectives(tmp_path, actor, tokenizer):
     assert [t.turns for t in again[2].trajectories] == [t.turns for t in results[2].trajectories]
 
 
+@pytest.fixture
+def unplayed(actor, tokenizer, monkeypatch):
+    """An agent that must not play."""
+    agent = make_agent(actor, tokenizer)
+    monkeypatch.setattr(agent, "run_batch", lambda *given, **more: pytest.fail("an episode was played"))
+    return agent
+
+
+def test_a_number_that_was_asked_for_is_refused_before_anything_is_played(unplayed):
+    with pytest.raises(ValueError, match=r"^5 usable rows do not make one task of 6 different questions"):
+        evaluate_objectives(unplayed, QUESTIONS, LookupEnvironment, (1, 6), tasks=2, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers", "left_out"),
+    [
+        (list(range(5)), [1, 2, 3, 4], "there are 5: 6, 8, 16 objectives are left out."),
+        ([0, 1, 2, 0, 1, 2, 0], [1, 2, 3], "there are 3: 4, 6, 8, 16 objectives are left out."),
+        ([0], [1], "there are 1: 2, 3, 4, 6, 8, 16 objectives are left out."),
+    ],
+    ids=["few", "repeated", "one"],
+)
+def test_without_numbers_they_are_those_that_the_questions_allow(rows, numbers, left_out, actor, tokenizer, caplog):
+    agent = make_agent(actor, tokenizer)
+    given = dict(tasks=1, max_turns=lambda n: 1, progress=False, resamples=10)
+    assert list(evaluate_objectives(agent, QUESTIONS.select(rows), LookupEnvironment, **given)) == numbers
+    sentence = f"A task needs as many different questions as it has objectives, and {left_out}"
+    assert [record.message for record in caplog.records if "left out" in record.message] == [sentence]
+
+
+@pytest.mark.parametrize("given", ["agent", "labelled", "function"])
+def test_finished_files_are_compared_before_anything_is_played(tmp_path, actor, tokenizer, unplayed, given):
+    """Those of a later number were met only when the earlier ones had been played."""
+    arguments = dict(output_dir=tmp_path, tasks=2, progress=False, label="tiny" if given == "labelled" else None)
+    evaluate_objectives(make_agent(actor, tokenizer), QUESTIONS, LookupEnvironment, [3], **arguments)
+    player = (lambda n: unplayed) if given == "function" else unplayed
+    with pytest.raises(ValueError, match=r"-3.json was evaluated with other settings \(seed, tasks\)"):
+        evaluate_objectives(player, QUESTIONS, LookupEnvironment, [1, 2, 3], seed=1, **arguments)
+    assert len(list(tmp_path.iterdir())) == 2 and unplayed.settings.max_turns == 4
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -258,15 +258,30 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     assert [line["task"] for line in lines] == ["1-0-0", "1-0-1", "1-0-2"]
     assert {"em", "positional", "peak_tokens", "retained", "answers"} <= set(lines[0])
 
+    more = [
+        *common,
+        "--start",
+        grpo / "adapter",
+        "--output_dir",
+        tmp_path / "more",
+        *learn[learn.index("--batch_size") :],
+    ]
+    assert run(example, monkeypatch, "train", *more, "--steps", 2) == 0
+    both = [tmp_path / "more", grpo]
     for control in ("supervised", "again", "taught", "imitation"):
-        like = [control, *common, "--like", grpo, "--start", start / "adapter", "--rounds", 2]
+        like = [control, *common, "--start", start / "adapter", "--rounds", 2, "--like", *both]
         assert run(example, monkeypatch, "imitate", *like) == 0
+    seconds = sum(json.loads((folder / "done.json").read_text())["cpu_seconds"] for folder in both)
     for control in ("supervised", "again", "taught"):
-        assert (
-            done["cpu_seconds"] <= json.loads((tmp_path / f"{control}-grpo" / "done.json").read_text())["cpu_seconds"]
-        )
-    imitation = json.loads((tmp_path / "imitation-grpo" / "done.json").read_text())
-    assert imitation["episodes"] == 4 and len(imitation["kept"]) == 2
+        assert seconds <= json.loads((tmp_path / f"{control}-more" / "done.json").read_text())["cpu_seconds"]
+    imitation = json.loads((tmp_path / "imitation-more" / "done.json").read_text())
+    assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
+    unfinished = [*common, "--start", start / "adapter", "--like", *both, start / "checkpoints"]
+    assert run(example, monkeypatch, "imitate", "again", *unfinished, "--output_dir", tmp_path / "no") == 2
+    assert (
+        f"--like must be finished runs of train.py, but {start / 'checkpoints'} has no done.json"
+        in capsys.readouterr().err
+    )
 
     # The tiny model has one token for each tag, and SmolLM2 has several
     monkeypatch.setattr(example("scalar"), "TOKENS", ("<answer>", "<search>", "</think>", " ?"))
@@ -341,7 +356,7 @@ def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp
 def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example, tmp_path):
     run_all, written = example("run_all"), set()
     handed_on = {**dict.fromkeys([*run_all.OF_TRAINING, "layout"]), "learning_rate": 2e-4}
-    options = SimpleNamespace(short=False, tasks=150, together=25, steps=60, **handed_on)
+    options = SimpleNamespace(short=False, tasks=150, together=25, steps=50, more_steps=30, **handed_on)
     for name, script, arguments in run_all.stages(tmp_path, [0, 1], run_all.LABELS, options):
         values = list(map(str, arguments))
         if script == "train":  # what is given is handed on, and nothing else
@@ -350,6 +365,10 @@ def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example
             if option in values:
                 read = Path(values[values.index(option) + 1])
                 assert (read if option == "--like" else read.parent) in written, name
+        if script == "imitate":  # of the size of both parts of reinforcement
+            at = values.index("--like") + 1
+            both = [Path(value) for value in values[at : at + 2]]
+            assert all(folder in written for folder in both) and len({folder.name for folder in both}) == 2, name
         if script == "imitate":
             place = tmp_path / f"{values[0]}-{Path(values[values.index('--like') + 1]).name}"
             (place / "done.json").parent.mkdir()

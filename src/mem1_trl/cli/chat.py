@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..printable import printable
+from .conversation_files import ConversationFiles, check_conversation_file
 from .conversation_options import ConversationArguments
-from .options import CommandError, ConfigParser, check_writable
+from .options import CommandError, ConfigParser
 
 if TYPE_CHECKING:
     from ..agent import Mem1Agent
@@ -20,9 +21,9 @@ COMMANDS = {
     "/memory": "what the agent will know at the next message; with a text after it, put that in its place",
     "/turns": "the turns of the last answer, whole",
     "/cost": "tokens and seconds so far",
-    "/save": "write the conversation to a file",
-    "/load": "go on with a conversation from a file",
-    "/new": "begin another conversation",
+    "/save": "write the conversation to a file, which must be new or hold this conversation",
+    "/load": "go on with a conversation from a file, and write it there after each answer",
+    "/new": "begin another conversation; if this one has a file, in a new file beside it",
     "/help": "this list",
     "/quit": "end, as Ctrl-D does",
 }
@@ -64,7 +65,7 @@ def run(args: Sequence[str]) -> None:
     )
     options = parser.read(args)
     if options.conversation is not None:
-        _check_file(options.conversation)
+        check_conversation_file(options.conversation, "conversation")
     agent, factory = options.open()
     chat = Chat(agent, factory, options.conversation, options.show_state)
     try:
@@ -73,14 +74,6 @@ def run(args: Sequence[str]) -> None:
                 break
     finally:
         chat.close()
-
-
-def _check_file(path: str) -> None:
-    """Refuse what no conversation can be written to, before there is one."""
-    if Path(path).is_dir() or not Path(path).parent.is_dir():
-        what = "is a folder" if Path(path).is_dir() else f"is in {str(Path(path).parent)!r}, which is not a folder"
-        raise CommandError(f"conversation must be a file in a folder that is there, but {path!r} {what}")
-    check_writable(str(Path(path).parent), "the place of conversation")
 
 
 def _lines() -> Iterator[str]:
@@ -102,7 +95,7 @@ class Chat:
         factory (`Callable`, *optional*):
             Makes what it may use. `None` lets it only answer.
         path (`str`, *optional*):
-            File of the conversation.
+            File of the conversation, which is written after each answer. `None` writes none until one is loaded.
         show_state (`bool`, *optional*, defaults to `False`):
             Whether to print the state after each answer.
     """
@@ -110,7 +103,7 @@ class Chat:
     def __init__(self, agent: Mem1Agent, factory: Any = None, path: str | None = None, show_state: bool = False):
         self.agent = agent
         self.factory = factory
-        self.path = path
+        self.files = ConversationFiles(path)
         self.show_state = show_state
         self.episode: AgentEpisode | None = None
         self._before = 0  # turns before the last message
@@ -129,7 +122,7 @@ class Chat:
                 self._say(line.strip())
         except KeyboardInterrupt:
             print("\n(stopped; an empty line lets the agent go on, /new begins again)")
-        except (ValueError, RuntimeError, OSError) as error:
+        except (CommandError, ValueError, RuntimeError, OSError) as error:
             print(f"({printable(str(error))})")
         return True
 
@@ -165,8 +158,7 @@ class Chat:
         print()
         if self.show_state:
             self._command("/memory", "")
-        if self.path is not None:
-            self.episode.save(self.path)
+        self.files.keep(self.episode)
 
     def _command(self, word: str, rest: str) -> None:
         if word == "/help" or word not in COMMANDS:
@@ -174,9 +166,9 @@ class Chat:
                 print(f"(there is no {printable(word)})")
             print("\n".join(f"{name:9}{what}" for name, what in COMMANDS.items()))
         elif word == "/new":
-            self.close()
+            self._begin()
         elif word == "/load":
-            self._load(rest or self.path or "chat.json")
+            self._load(rest or self.files.path or "chat.json")
         elif self.episode is None:
             print("(nothing was said yet)")
         elif word == "/memory":
@@ -193,15 +185,25 @@ class Chat:
                 f"{cost.generated_tokens}, {cost.seconds:.1f} s"
             )
         elif word == "/save":
-            path = rest or self.path or "chat.json"
-            self.episode.save(path)
-            print(f"(written to {path})")
+            path = rest or self.files.path or "chat.json"
+            self.files.save(self.episode, path)
+            print(f"(written to {printable(path)})")
+
+    def _begin(self) -> None:
+        self.close()
+        before = self.files.path
+        self.files.begin()
+        if self.files.path is not None and self.files.path != before:
+            print(
+                f"(the next conversation is written to {printable(self.files.path)}; /load {printable(before)} goes on with this one)"
+            )
 
     def _load(self, path: str) -> None:
         loaded = self.agent.load(path, None if self.factory is None else self.factory())
         self.close()
         self.episode, self._before = loaded, len(loaded.trajectory.turns)
-        print(f"(goes on from {path}, after {self._before} turns)")
+        self.files.opened(path)
+        print(f"(goes on from {printable(path)}, after {self._before} turns)")
 
 
 def _show(piece: str) -> None:

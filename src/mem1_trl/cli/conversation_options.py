@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..rollout.settings import setting
 from .agent_options import AgentArguments, chosen_protocol, open_agent
 from .own_code import check_environment
+from .search_options import SearchArguments
 from .task_options import CorpusArguments
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ConversationArguments(AgentArguments, CorpusArguments):
+class ConversationArguments(AgentArguments, SearchArguments, CorpusArguments):
     """
-    Arguments about an agent that talks: those of [`AgentArguments`] and [`CorpusArguments`], and:
+    Arguments about an agent that talks: those of [`AgentArguments`], [`SearchArguments`] and [`CorpusArguments`], and:
 
     Parameters:
         corpus (`str`, *optional*):
@@ -26,8 +27,6 @@ class ConversationArguments(AgentArguments, CorpusArguments):
             As in [`CorpusArguments`]; its `reset` gets the first message as `prompt`.
         max_turns (`int`, *optional*):
             Maximum number of turns for one answer. `None` takes the value saved with the model.
-        top_k (`int`, *optional*, defaults to `3`):
-            Passages per search.
     """
 
     corpus: str | None = field(
@@ -40,7 +39,6 @@ class ConversationArguments(AgentArguments, CorpusArguments):
     max_turns: int | None = setting(
         "max_turns", default=None, help="Maximum number of turns for one answer. Default: as saved with the model."
     )
-    top_k: int = field(default=3, metadata={"help": "Passages per search."})
 
     def __post_init__(self) -> None:
         self._check_counts("max_turns", "top_k", "batch_size")
@@ -57,7 +55,7 @@ class ConversationArguments(AgentArguments, CorpusArguments):
         """
         protocol = chosen_protocol(self)
         given = self.corpus is not None or self.environment is not None
-        factory = self.environment_factory(self.top_k) if given else None
+        factory = self.environment_factory(self.passages()) if given else None
         if given or not has_tools:
             check_environment(protocol, self.protocol_source(self.model_name_or_path), factory, talks=True)
         turns = {} if self.max_turns is None else {"max_turns": self.max_turns}

@@ -14,6 +14,7 @@ from ..rollout.settings import AgentSettings, setting
 from .agent_options import AgentArguments, chosen_protocol, open_agent
 from .options import CommandError, ConfigParser, check_writable, naming_options
 from .own_code import check_environment
+from .search_options import SearchArguments
 from .task_options import TaskArguments, listed_objectives, naming_objectives
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ Play: TypeAlias = "Callable[[Mem1Agent], dict[str, Evaluation]]"
 
 
 @dataclass
-class EvalArguments(AgentArguments, TaskArguments):
+class EvalArguments(AgentArguments, SearchArguments, TaskArguments):
     """
     Arguments of `mem1 eval`.
 
@@ -38,14 +39,12 @@ class EvalArguments(AgentArguments, TaskArguments):
             Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond; in an environment,
             those that were saved with the model.
 
-        > Parameters that control the tasks, besides those of [`TaskArguments`]
+        > Parameters that control the tasks, besides those of [`SearchArguments`] and [`TaskArguments`]
 
-        objectives (`list[int]`, *optional*, defaults to `[1, 2, 3, 4, 6, 8, 16]`):
-            Numbers of objectives.
+        objectives (`list[int]`, *optional*):
+            Numbers of objectives. `None` takes 1, 2, 3, 4, 6, 8 and 16, as far as there are so many different questions.
         tasks (`int`, *optional*, defaults to `200`):
             Tasks for each number; of an environment, at most so many, drawn by `seed`.
-        top_k (`int`, *optional*):
-            Passages per search. `None` takes what the model was trained with, or else 3.
 
         > Parameters that control the run
 
@@ -68,16 +67,15 @@ class EvalArguments(AgentArguments, TaskArguments):
         help="Maximum number of turns of an episode. `None` allows the paper's: 6 for up to four objectives, 20 beyond; in an "
         "environment, those that were saved with the model.",
     )
-    objectives: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4, 6, 8, 16], metadata={"help": "Numbers of objectives."}
+    objectives: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of objectives. `None` takes 1, 2, 3, 4, 6, 8 and 16, as far as there are so many different questions."
+        },
     )
     tasks: int = field(
         default=200,
         metadata={"help": "Tasks for each number of objectives; of an environment, at most so many, drawn by seed."},
-    )
-    top_k: int | None = field(
-        default=None,
-        metadata={"help": "Passages per search. `None` takes what the model was trained with, or else 3."},
     )
     output_dir: str = field(
         default="runs/eval",
@@ -131,7 +129,7 @@ def run(args: Sequence[str]) -> None:
         dataclasses.replace(saved or AgentSettings(), **options.given())
     except ValueError as error:
         raise CommandError(str(error)) from None
-    factory = options.environment_factory(options.top_k or (saved or AgentSettings()).environment.get("top_k", 3))
+    factory = options.environment_factory(options.passages())
     check_environment(protocol, options.protocol_source(options.model_name_or_path), factory)
     output = Path(options.output_dir) / "evaluation"
     label = options.label or _name(options.endpoint_model or options.model_name_or_path)
@@ -167,20 +165,20 @@ _OF_FINISHED = {"`label` or `output_dir`": "--label or --output_dir"}
 
 
 def _questions(options: EvalArguments, factory: Any, output: Path, label: str) -> Play:
-    """Evaluates an agent on questions, several at once."""
-    questions, most = options.load_questions(), options.max_turns
+    """Evaluates an agent on questions, several at once; their tasks are composed here, before the model is loaded."""
+    from ..evaluation.objectives import compose_tasks, evaluate_composed
+    from ..evaluation.result import slug
+
+    most = options.max_turns
+    with naming_objectives():
+        tasks = compose_tasks(options.load_questions(), options.objectives, options.tasks, seed=options.seed)
 
     def play(agent: Mem1Agent) -> dict[str, Evaluation]:
-        from ..evaluation.objectives import evaluate_objectives
-        from ..evaluation.result import slug
-
-        with naming_objectives(), naming_options(_OF_FINISHED):
-            evaluations = evaluate_objectives(
+        with naming_options(_OF_FINISHED):
+            evaluations = evaluate_composed(
                 agent,
-                questions,
+                tasks,
                 factory,
-                objectives=options.objectives,
-                tasks=options.tasks,
                 output_dir=output,
                 label=label,
                 max_turns=None if most is None else lambda n: most,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..environment_runtime.pool import EnvironmentFactory
-from ..tasks import sample_objectives
+from ..tasks import compose_objectives, sample_objectives
 from .episode_scores import Success
 from .evaluate import evaluate_or_load, model_name
 from .result import Evaluation, slug
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..agent import Mem1Agent
+
+logger = logging.getLogger(__name__)
 
 PAPER_OBJECTIVES = (1, 2, 3, 4, 6, 8, 16)
 """Numbers of objectives that the paper tests on (arXiv 2506.15841, table of multi-objective QA)."""
@@ -32,7 +36,7 @@ def evaluate_objectives(
     agent: Mem1Agent | Callable[[int], Mem1Agent],
     questions: Dataset,
     environment_factory: EnvironmentFactory,
-    objectives: Sequence[int] = PAPER_OBJECTIVES,
+    objectives: Sequence[int] | None = None,
     tasks: int = 200,
     *,
     output_dir: str | os.PathLike[str] | None = None,
@@ -56,8 +60,8 @@ def evaluate_objectives(
             One question per row; tasks are composed of them by [`mem1_trl.tasks.sample_objectives`].
         environment_factory (`Callable`):
             Makes an environment.
-        objectives (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4, 6, 8, 16)`):
-            Numbers of objectives.
+        objectives (`Sequence[int]`, *optional*):
+            Numbers of objectives. `None` takes the paper's, 1, 2, 3, 4, 6, 8 and 16, as far as there are so many different questions.
         tasks (`int`, *optional*, defaults to `200`):
             Tasks for each number.
         output_dir (`str` or `os.PathLike`, *optional*):
@@ -80,13 +84,92 @@ def evaluate_objectives(
         `dict[int, Evaluation]`: by number of objectives.
 
     Raises:
-        `ValueError`: if a finished evaluation in `output_dir` was run with other settings.
+        `ValueError`: before anything is played: if there are not enough questions for one of `objectives`, or a finished evaluation in
+            `output_dir` was run with other settings.
     """
-    numbers = list(dict.fromkeys(objectives))
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"objectives={objectives!r} must hold numbers of objectives, 1 or more.")
+    return evaluate_composed(
+        agent,
+        compose_tasks(questions, objectives, tasks, question, answer, seed),
+        environment_factory,
+        output_dir=output_dir,
+        label=label,
+        max_turns=max_turns,
+        batch_size=batch_size,
+        success=success,
+        seed=seed,
+        resamples=resamples,
+        progress=progress,
+    )
+
+
+def compose_tasks(
+    questions: Dataset,
+    objectives: Sequence[int] | None = None,
+    tasks: int = 200,
+    question: str = "question",
+    answer: str = "answer",
+    seed: int = 0,
+) -> dict[int, Dataset]:
+    """
+    The tasks that [`evaluate_objectives`] plays, by number of objectives; its arguments have the same meaning.
+
+    Raises:
+        `ValueError`: if one of `objectives` is below 1, or there are not enough questions for one task of it.
+    """
+    if objectives is None:
+        numbers = _possible(questions, question, answer)
+    else:
+        numbers = list(dict.fromkeys(objectives))
+        if not numbers or min(numbers) < 1:
+            raise ValueError(f"objectives={objectives!r} must hold numbers of objectives, 1 or more.")
+    return {n: sample_objectives(questions, n, tasks, question, answer, seed) for n in numbers}
+
+
+def _possible(questions: Dataset, question: str, answer: str) -> list[int]:
+    """The paper's numbers of objectives, without those that are more than there are different questions, which a warning says."""
+    different = len(set(compose_objectives(questions, 1, question, answer)["prompt"]))
+    left_out = [n for n in PAPER_OBJECTIVES if n > different]
+    if left_out:
+        logger.warning(
+            "A task needs as many different questions as it has objectives, and there are %d: %s objectives are left out.",
+            different, ", ".join(map(str, left_out)),
+        )  # fmt: skip
+    return [n for n in PAPER_OBJECTIVES if n <= different]
+
+
+def evaluate_composed(
+    agent: Mem1Agent | Callable[[int], Mem1Agent],
+    tasks: Mapping[int, Dataset],
+    environment_factory: EnvironmentFactory,
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    label: str | None = None,
+    max_turns: Callable[[int], int] | None = None,
+    batch_size: int = 32,
+    success: Success | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    progress: bool = True,
+) -> dict[int, Evaluation]:
+    """
+    As [`evaluate_objectives`], on tasks that are there already.
+
+    Args:
+        tasks (`Mapping[int, datasets.Dataset]`):
+            What [`compose_tasks`] returned.
+        agent, environment_factory, output_dir, label, max_turns, batch_size, success, seed, resamples, progress (*optional*):
+            As in [`evaluate_objectives`].
+    """
+
+    def finished(n: int) -> bool:
+        if output_dir is None:
+            return False
+        name = label or model_name((agent(n) if callable(agent) else agent).describe())
+        return (Path(output_dir) / f"{_file(name, n)}.json").is_file()
+
     results: dict[int, Evaluation] = {}
-    for n in numbers:
+    # Finished ones first, since one of other settings is refused, and nothing should have been played for that
+    for n in sorted(tasks, key=lambda n: not finished(n)):
         player = agent(n) if callable(agent) else agent
         allowed = (max_turns or paper_max_turns)(n)
         before = player.settings
@@ -95,10 +178,10 @@ def evaluate_objectives(
             name = label or model_name(player.describe())
             results[n] = evaluate_or_load(
                 player,
-                sample_objectives(questions, n, tasks, question, answer, seed),
+                tasks[n],
                 environment_factory,
                 output_dir,
-                f"{slug(name)}-{n}",
+                _file(name, n),
                 name,
                 batch_size,
                 title=f"{name}, {n} objective{'s'[: n > 1]}",
@@ -109,4 +192,9 @@ def evaluate_objectives(
             )
         finally:
             player.settings = before
-    return results
+    return {n: results[n] for n in tasks}
+
+
+def _file(name: str, n: int) -> str:
+    """Name of the files of an agent on tasks of `n` objectives."""
+    return f"{slug(name)}-{n}"
