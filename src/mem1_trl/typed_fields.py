@@ -25,10 +25,24 @@ def fits(value: Any, hint: Any) -> bool:
     return any(_fits_one(value, *_kind(member)) for member in members(hint))
 
 
+def is_wrong_number(value: Any, hint: Any) -> bool:
+    """
+    Whether a value is a number or a boolean, and not of an annotated type.
+
+    A boolean for a text passes, because libraries give some of their words as booleans (`fsdp=True`, `scale_rewards=False`).
+    """
+    if not isinstance(value, (bool, int, float)) or fits(value, hint):
+        return False
+    return not (isinstance(value, bool) and str in members(hint))
+
+
 def described(hint: Any) -> str:
     """An annotated type in words, such as `"text or null"`."""
-    found = []
+    found: list[str] = []
     for kind, inner in map(_kind, members(hint)):
+        if typing.get_origin(kind) is typing.Literal:
+            found += map(repr, typing.get_args(kind))
+            continue
         each = f", each entry {described(inner)}" if inner is not Any else ""
         found.append(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) + each)
     return " or ".join(found)
@@ -51,7 +65,7 @@ def check_fields(record: Mapping[str, Any], kind: type, where: str, advice: str)
     Raises:
         `ValueError`: If a field is not known, which would be ignored silently, is missing without a default, or of another type.
     """
-    hints = _hints(kind)
+    hints = type_hints(kind)
     unknown = sorted(map(str, set(record) - set(hints)))
     if unknown:
         raise ValueError(
@@ -67,7 +81,8 @@ def check_fields(record: Mapping[str, Any], kind: type, where: str, advice: str)
             )
 
 
-_hints = cache(typing.get_type_hints)
+type_hints = cache(typing.get_type_hints)
+"""The types of the fields of a dataclass, by name."""
 
 
 def _kind(hint: Any) -> tuple[Any, Any]:
@@ -89,6 +104,8 @@ def _fits_one(value: Any, kind: Any, inner: Any) -> bool:
         if all(_kind(member)[0] not in (list, dict) for member in members(inner)):
             value = {type(item): item for item in value}.values()  # one of each is enough: lists of token ids are long
         return all(fits(item, inner) for item in value)
+    if typing.get_origin(kind) is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in typing.get_args(kind))
     if kind is dict:
         return isinstance(value, Mapping) and all(isinstance(k, str) and fits(v, inner) for k, v in value.items())
     if isinstance(value, bool):

@@ -21,6 +21,14 @@ pytest.importorskip("uvicorn")
 TINY = str(ROOT / "examples" / "assets" / "tiny-mem1")
 
 
+def test_a_file_is_no_place_for_sessions(capsys, tmp_path):
+    file = tmp_path / "taken"
+    file.write_text("")
+    assert main(["serve", "--model_name_or_path", TINY, "--sessions_dir", str(file)]) == 2
+    sentence = f"mem1 serve: sessions_dir must be a folder, got '{file}', where '{file}' is a file"
+    assert capsys.readouterr().err.splitlines()[0] == sentence
+
+
 @pytest.fixture
 def served(tmp_path):
     """The command in a process of its own, and its address."""

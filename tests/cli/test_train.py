@@ -15,9 +15,11 @@ from transformers.debug_utils import DebugOption
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig
 from mem1_trl.cli import main
 from mem1_trl.cli.launch import own_arguments
+from mem1_trl.cli.model_check import check_model
 from mem1_trl.cli.train import read
 from mem1_trl.configs.checks import TRL_CHOICES
 from mem1_trl.report.run_directory import read_run
+from mem1_trl.trainers.checkpoints import mark_complete
 
 TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
 BASE = ["train", "--model_name_or_path", str(TINY)]
@@ -107,6 +109,18 @@ def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):
         ("max_steps: [1]", "max_steps is [1], but must be a whole number"),
         ("loss_type: gspo", "loss_type is 'gspo', but must be one of grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo, vespo"),
         ("importance_sampling_level: turn", "importance_sampling_level is 'turn', but must be one of token, sequence"),
+        ("max_turns: 3.5", "max_turns is 3.5, but must be a whole number"),
+        ("max_turns: true", "max_turns is True, but must be a whole number"),
+        ("max_completion_length: 16.5", "max_completion_length is 16.5, but must be a whole number or null"),
+        ("max_steps: 1.5", "max_steps is 1.5, but must be a whole number"),
+        ("per_device_train_batch_size: 2.5", "per_device_train_batch_size is 2.5, but must be a whole number"),
+        ("lora_r: 4.5", "lora_r is 4.5, but must be a whole number"),
+        ("use_peft: 1", "use_peft is 1, but must be true or false"),
+        ("keywords: 0", "keywords is 0, but must be true or false"),
+        ("learning_rate: true", "learning_rate is True, but must be a number"),
+        ("output_dir: 3", "output_dir is 3, but must be text or null"),
+        ("output_dir: true", "output_dir must be text or null, got True."),
+        ("seed: -1", "seed must be from 0 to 4294967295, got -1."),
     ],
 )  # fmt: skip
 def test_wrong_yaml_is_one_sentence(capsys, tmp_path, content, sentence):
@@ -131,6 +145,29 @@ def test_one_value_stands_for_a_list_of_one(tmp_path):
         config.write_text(f"{name}: {written}")
         parsed = read(["--config", str(config), "--algorithm", "grpo"])
         assert [getattr(one, name) for one in parsed if hasattr(one, name)] == [value]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("check: off", "off"),
+        ("check: on", "on"),
+        ("eval_strategy: no", "no"),
+        ("save_strategy: no", "no"),
+        ("fsdp: false", False),
+        ("trackio_static_space_id: false", False),
+        ("resume_from_checkpoint: true", True),
+        ("scale_rewards: false", "none"),
+        ("warmup_steps: 0.1", 0.1),
+        ("save_steps: 5", 5),
+    ],
+)
+def test_a_word_that_yaml_reads_as_a_boolean_means_what_is_documented(tmp_path, written, value):
+    """And what libraries take beside the annotated type stays as it is."""
+    config = tmp_path / "run.yaml"
+    config.write_text(written)
+    _, settings, _ = read(["--config", str(config)])
+    assert getattr(settings, written.split(":")[0]) == value
 
 
 def test_choices_are_those_of_trl():
@@ -190,6 +227,112 @@ def test_a_finished_run_without_checkpoints_is_not_overwritten(capsys, tmp_path)
     assert main(["train", "--model_name_or_path", str(TINY), "--output_dir", str(tmp_path)]) == 2
     said = f"{tmp_path} holds a finished run, without checkpoints to continue from: choose another --output_dir, or delete it"
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Ends the test where a model would be loaded."""
+
+    def load(*args):
+        raise AssertionError("the model is loaded before what is wrong is said")
+
+    monkeypatch.setattr("mem1_trl.cli.train._trainer", load)
+
+
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "model-00001-of-00002.safetensors"])
+def test_a_model_is_not_overwritten(capsys, tmp_path, unloaded, file):
+    (tmp_path / file).write_text("{}")
+    assert said(capsys, *BASE, "--output_dir", str(tmp_path)) == (
+        2,
+        f"mem1 train: {tmp_path} holds a model, which would be overwritten: choose another --output_dir, or delete it",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("launched", [[], ["--num_processes", "2"]])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("true", "is true, but there is no complete checkpoint in {new}: leave the option out to start from the beginning."),
+        ("{new}/checkpoint-3", "is '{new}/checkpoint-3', but there is no checkpoint {new}/checkpoint-3: {new} holds none."),
+    ],
+)  # fmt: skip
+def test_nothing_to_resume_from_is_said_before_the_model_is_loaded(
+    capsys, tmp_path, unloaded, given, sentence, launched
+):
+    new = tmp_path / "new"
+    args = ["--output_dir", str(new), "--resume_from_checkpoint", given.format(new=new), *launched]
+    expected = f"mem1 train: --resume_from_checkpoint {sentence.format(new=new)}"
+    assert said(capsys, *BASE, *args) == (2, expected)
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(("wrote", "asked"), [("ppo", "grpo"), ("grpo", "ppo")])
+def test_a_run_goes_on_with_its_own_algorithm(capsys, tmp_path, unloaded, wrote, asked):
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / "critic").mkdir(parents=True)
+    if wrote == "ppo":
+        (checkpoint / "critic" / "value_head.safetensors").write_text("")
+    mark_complete(checkpoint, 2)
+    args = ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "true", "--algorithm", asked]
+    assert said(capsys, *BASE, *args) == (
+        2,
+        f"mem1 train: --resume_from_checkpoint is true, but the checkpoint {checkpoint} is of a run with {wrote}, which {asked} cannot "
+        f"continue: resume with {wrote}, or start from the beginning.",
+    )
+    with pytest.raises(AssertionError, match="the model is loaded"):
+        main([*BASE, *args[:-1], wrote])
+
+
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_a_file_is_no_place_for_a_run(capsys, tmp_path, unloaded, below):
+    file = tmp_path / "taken"
+    file.write_text("")
+    assert said(capsys, *BASE, "--output_dir", f"{file}{below}") == (
+        2,
+        f"mem1 train: output_dir must be a folder, got '{file}{below}', where '{file}' is a file",
+    )
+
+
+def test_a_folder_without_a_model_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert said(capsys, "train", "--model_name_or_path", "empty") == (
+        2,
+        "mem1 train: the folder 'empty' holds no model (it has no config.json or adapter_config.json): check the path of the model",
+    )
+
+
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "tokenizer_config.json"])
+def test_a_folder_with_a_model_or_a_tokenizer_is_taken(tmp_path, file):
+    """Where a server runs the model, its tokenizer is enough."""
+    (tmp_path / file).write_text("{}")
+    check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("secrets", "sentence"),
+    [
+        ('null 1 2 "x" "y"', "row 4 of {file} has secret='x', but all values of a column must be of one type: it is 1 in row 2"),
+        ('"x" 1', "row 2 of {file} has secret=1, but all values of a column must be of one type: it is 'x' in row 1"),
+        ('["a"] "a"', "row 2 of {file} has secret='a', but all values of a column must be of one type: it is ['a'] in row 1"),
+    ],
+)  # fmt: skip
+def test_a_column_of_several_types_is_named(capsys, tmp_path, monkeypatch, secrets, sentence):
+    (tmp_path / "my_mixed_world.py").write_text(GUESSING)
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(f'{{"prompt": "p", "secret": {secret}}}\n' for secret in secrets.split()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    args = ["--environment", "my_mixed_world.Guessing", "--dataset_name", str(file)]
+    assert said(capsys, *BASE, *args) == (2, f"mem1 train: {sentence.format(file=file)}")
+
+
+def test_a_column_need_not_be_in_the_first_row(tmp_path):
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "secret": "s"}\n')
+    options, _, _ = read(["--environment", "a.B", "--dataset_name", str(file)])
+    assert options.load_tasks(str(file))["secret"] == [None, "s"]
 
 
 def test_an_environment_and_a_reward_of_ones_own(capsys, tmp_path, monkeypatch):

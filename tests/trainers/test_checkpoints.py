@@ -13,6 +13,7 @@ from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import copy_parameters
 
 from mem1_trl.trainers.checkpoints import (
+    checkpoint_algorithm,
     checkpoint_to_resume,
     is_complete,
     last_complete_checkpoint,
@@ -20,6 +21,7 @@ from mem1_trl.trainers.checkpoints import (
     mark_incomplete,
 )
 from mem1_trl.trainers.console import StepLines
+from mem1_trl.update.critic.head import HEAD_FILE
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "killed_run.py"
 RESUMED_FROM = {
@@ -152,12 +154,29 @@ def test_only_complete_checkpoints_are_found(tmp_path):
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
+def test_a_checkpoint_is_resumed_with_the_algorithm_that_wrote_it(tmp_path):
+    """The mark does not name it: a checkpoint of PPO holds the critic's head, which is so in those of earlier versions, too."""
+    for name in ("checkpoint-1", "checkpoint-2"):
+        (tmp_path / name / "critic").mkdir(parents=True)
+        mark_complete(tmp_path / name, int(name[-1]))
+    (tmp_path / "checkpoint-2" / "critic" / HEAD_FILE).write_text("")
+    first, second = (str(tmp_path / name) for name in ("checkpoint-1", "checkpoint-2"))
+    assert (checkpoint_algorithm(first), checkpoint_algorithm(second)) == ("grpo", "ppo")
+    assert checkpoint_to_resume(True, str(tmp_path), "ppo") == checkpoint_to_resume(True, str(tmp_path)) == second
+    assert checkpoint_to_resume(first, str(tmp_path), "grpo") == first
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2 is of a run with ppo, which grpo cannot continue: resume with ppo, or start"
+    ):
+        checkpoint_to_resume(True, str(tmp_path), "grpo")
+
+
 @pytest.mark.parametrize("length", [{"max_steps": 2}, {"max_steps": -1, "num_train_epochs": 2}])
 def test_a_finished_run_that_is_resumed_makes_no_step(tmp_path, tokenizer, actor_path, length):
     """A job script that always resumes leaves what it has made; with more steps to go it goes on."""
     saved = {"save_strategy": "steps", "save_steps": 1, **length}
     first = make_ppo(tmp_path, actor_path, tokenizer, **saved)
     first.train()
+    assert checkpoint_algorithm(tmp_path / "checkpoint-2") == "ppo"
     weights = copy_parameters(first.model)
     lines = []
     again = make_ppo(tmp_path, actor_path, tokenizer, callbacks=[StepLines(lines.append)], **saved)

@@ -6,19 +6,39 @@ from pathlib import Path
 
 from .options import CommandError
 
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+"""Files of which the folder of a model, or of an adapter, has one."""
+
+_OF_AN_AGENT = (*CONFIGURATIONS, "tokenizer_config.json")
+"""Files of which the folder of an agent has one: where a server runs the model, its tokenizer is enough."""
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def holds_model(folder: str) -> bool:
+    """Whether a folder holds a model, or a part of one."""
+    place = Path(folder)
+    return any((place / name).is_file() for name in CONFIGURATIONS) or any(
+        True for pattern in _WEIGHTS for _ in place.glob(pattern)
+    )
+
 
 def check_model(path_or_id: str) -> None:
     """
-    Refuse a model that is neither a folder here nor, as far as that can be found out, on the Hub.
+    Refuse a model that is neither in a folder here nor, as far as that can be found out, on the Hub.
 
     Args:
         path_or_id (`str`):
             A folder, or the id of a model.
 
     Raises:
-        `CommandError`: If there is no such folder, and the Hub has no such model or does not answer.
+        `CommandError`: If the folder holds no model, or there is no such folder, and the Hub has no such model or does not answer.
     """
     if Path(path_or_id).is_dir():
+        if not any((Path(path_or_id) / name).is_file() for name in _OF_AN_AGENT):
+            raise CommandError(
+                f"the folder {path_or_id!r} holds no model (it has no {' or '.join(CONFIGURATIONS)}): check the path of the model"
+            )
         return
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:  # no id of the Hub
         raise CommandError(f"there is no folder {path_or_id!r} here: check the path of the model")
@@ -30,11 +50,10 @@ def check_model(path_or_id: str) -> None:
         RepositoryNotFoundError,
     )
 
-    files = ("config.json", "adapter_config.json")
     try:
-        if any(isinstance(try_to_load_from_cache(path_or_id, name), str) for name in files):
+        if any(isinstance(try_to_load_from_cache(path_or_id, name), str) for name in CONFIGURATIONS):
             return
-        get_hf_file_metadata(hf_hub_url(path_or_id, files[0]))
+        get_hf_file_metadata(hf_hub_url(path_or_id, CONFIGURATIONS[0]))
     except (EntryNotFoundError, GatedRepoError):  # the model is there; loading it says what it lacks
         return
     except (RepositoryNotFoundError, HFValidationError):

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
-from enum import Enum
+from enum import Enum, EnumMeta
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import TrlParser
 
-from ..typed_fields import described, fits, members
+from ..typed_fields import described, fits, is_wrong_number, members, type_hints
+
+_WORDS_OF_YAML = {True: ("on", "yes"), False: ("off", "no")}
+"""Words that YAML reads as booleans."""
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "BOOL", list[int]: "N"}
 
@@ -55,7 +58,7 @@ class ConfigParser(TrlParser):
         super().__init__(self.kinds, allow_abbrev=False, formatter_class=_Help, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with options; those on the command line win.")
         for kind in self.kinds:
-            hints = typing.get_type_hints(kind)
+            hints = type_hints(kind)
             for action in self._actions:
                 if action.dest in hints and not action.choices:  # else the name of the option again, in capitals
                     action.metavar = _METAVARS.get(members(hints[action.dest])[0], "VALUE")
@@ -101,7 +104,7 @@ class ConfigParser(TrlParser):
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
         """Take the values of the file: one value stands for a list of one, and what argparse would not check is checked."""
-        hints = {name: hint for kind in self.kinds for name, hint in typing.get_type_hints(kind).items()}
+        hints = {name: hint for kind in self.kinds for name, hint in type_hints(kind).items()}
         for action in self._actions:
             if action.dest in kwargs and action.dest in hints:
                 kwargs[action.dest] = _from_file(kwargs[action.dest], hints[action.dest], action)
@@ -162,24 +165,32 @@ def _with_suggestion(message: str, parser: argparse.ArgumentParser) -> str:
 
 def _from_file(value: Any, hint: Any, action: argparse.Action) -> Any:
     """
-    A value of a YAML file, which bypasses the choices of argparse, as its option takes it. Types are checked of lists and objects
-    only: texts are read by argparse, and numbers of other packages may have a wider meaning than their annotation.
+    A value of a YAML file, which bypasses the types and choices of argparse, as its option takes it. Texts are read by argparse.
     """
     entries = [typing.get_args(member)[0] for member in members(hint) if typing.get_origin(member) is list]
     if any(
         isinstance(entry, type) and issubclass(entry, Enum) for entry in entries
     ):  # written as texts, which their class checks
         return value
+    if isinstance(value, bool):
+        value = _as_word(value, hint, action)
     takes_list = bool(entries)
     if takes_list and value is not None and not fits(value, hint):
         for one in (value, _converted(value, action)):
             if fits([one], hint):
                 return [one]
-    if (takes_list or isinstance(value, (list, dict))) and not fits(value, hint):
+    if is_wrong_number(value, hint) or ((takes_list or isinstance(value, (list, dict))) and not fits(value, hint)):
         raise _wrong_type(action.dest, value, hint)
     if action.choices and isinstance(value, str) and value not in action.choices:
         raise CommandError(f"{action.dest} is {value!r}, but must be one of {', '.join(map(str, action.choices))}")
     return value
+
+
+def _as_word(value: bool, hint: Any, action: argparse.Action) -> Any:
+    """The word of an option that YAML has read as a boolean, as in `check: off` and `eval_strategy: no`; else the boolean."""
+    kinds = [kind for kind in members(hint) if isinstance(kind, EnumMeta)]
+    words = action.choices or [member.value for kind in kinds for member in kind]  # type: ignore[var-annotated]
+    return next((word for word in _WORDS_OF_YAML[value] if word in words), value)
 
 
 def _converted(value: Any, action: argparse.Action) -> Any:
@@ -196,7 +207,8 @@ def _wrong_type(name: str, value: Any, hint: Any) -> CommandError:
 
 def _check_types(parsed: Any) -> None:
     """YAML values bypass the types of argparse."""
-    hints = typing.get_type_hints(type(parsed))
+    kind: Any = type(parsed)
+    hints = type_hints(kind)
     for field in fields(parsed):
         value = getattr(parsed, field.name)
         if isinstance(value, int) and not isinstance(value, bool) and float in members(hints[field.name]):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..optional_packages import require
 from .conversation_options import ConversationArguments
-from .options import CommandError, ConfigParser
+from .options import CommandError, ConfigParser, check_writable
 
 
 @dataclass
@@ -73,6 +73,8 @@ def run(args: Sequence[str]) -> None:
     for package in ("starlette", "uvicorn"):  # before the model is loaded
         require(package, "serve", "mem1 serve")
     keys = _keys(options.api_keys)
+    if options.sessions_dir is not None:
+        check_writable(options.sessions_dir, "sessions_dir")
     agent, factory = options.open(has_tools=True)
 
     from ..serve.backend import AgentBackend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -239,7 +240,7 @@ class TaskArguments(CorpusArguments):
                 Another split than `self.split`.
 
         Raises:
-            `CommandError`: If they have no column `prompt`.
+            `CommandError`: If they have no column `prompt`, or a column has values of several types.
         """
         from datasets import Dataset
 
@@ -249,7 +250,46 @@ class TaskArguments(CorpusArguments):
             rows, columns = load_rows(name, split or self.split, "a task")
         if "prompt" not in columns:
             raise CommandError(f"{name} has the columns {', '.join(columns)}, but tasks need a column 'prompt'")
-        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+        return rows if isinstance(rows, Dataset) else _one_type_each(name, list(rows), columns)
+
+
+def _one_type_each(name: str, rows: list[Any], columns: list[str]) -> Dataset:
+    """Rows as a data set, which has one type for each column. A column need not be in each row."""
+    from datasets import Dataset
+
+    values = {column: [row.get(column) for row in rows] for column in columns}
+    try:
+        return Dataset.from_dict(values)
+    except (ValueError, TypeError, OverflowError):  # of which PyArrow makes its own
+        for column in columns:
+            _check_one_type(name, column, values[column])
+        raise
+
+
+def _check_one_type(name: str, column: str, values: list[Any]) -> None:
+    """
+    Refuse a column whose values are of several types, and name the first row that differs.
+
+    Raises:
+        `CommandError`: If there is one.
+    """
+    from datasets import Dataset
+
+    def fails(count: int) -> bool:
+        try:
+            Dataset.from_dict({column: values[:count]})
+        except (ValueError, TypeError, OverflowError):
+            return True
+        return False
+
+    count = bisect_left(range(len(values) + 1), True, key=fails)
+    if count > len(values):
+        return
+    before = [f"{value!r:.60} in row {row}" for row, value in enumerate(values[: count - 1], 1) if value is not None]
+    raise CommandError(
+        f"row {count} of {name} has {column}={values[count - 1]!r:.60}, but all values of a column must be of one type: it is "
+        + (before[0] if before else "none that a column can have")
+    )
 
 
 def naming_objectives() -> AbstractContextManager[None]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.checks import TRL_CHOICES
-from ..hub.agent_settings import find_protocol
+from ..hub.agent_settings import find_protocol, load_agent_settings
+from ..json_text import write_json
 from ..local_rows import has_rows
 from ..rollout.settings import AgentSettings
 from .launch import launch, launched, own_arguments
-from .model_check import check_model
-from .options import CommandError, ConfigParser, peek
+from .model_check import check_model, holds_model
+from .options import CommandError, ConfigParser, check_writable, peek
 from .own_code import check_environment, imported
 from .task_options import TaskArguments, listed_objectives, naming_objectives
 
@@ -175,11 +176,12 @@ def run(args: Sequence[str]) -> None:
     options, config, model = read(args)
     if not model.model_name_or_path:
         raise CommandError("the following arguments are required: --model_name_or_path")
+    check_writable(str(config.output_dir), "output_dir")
+    resume = _resumed(config, options.algorithm)
     if (options.accelerate_config or options.num_processes) and not launched():
         launch("train", own_arguments(args), options.accelerate_config, options.num_processes)
         return
     _quiet()
-    resume = _resumed(config)
     trainer = _trainer(options, config, model)
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -268,24 +270,40 @@ def _quiet() -> None:
     disable_progress_bars()
 
 
-def _resumed(config: Mem1GRPOConfig) -> str | bool | None:
-    """What to resume from. A folder that holds a run is neither continued nor overwritten unless that was said."""
-    from ..trainers.checkpoints import last_complete_checkpoint
+def _resumed(config: Mem1GRPOConfig, algorithm: str) -> str | None:
+    """The checkpoint to resume from. A folder that holds a run or a model is neither continued nor overwritten unless that was said."""
+    from ..trainers.checkpoints import checkpoint_to_resume
 
     asked: str | bool | None = config.resume_from_checkpoint
     if isinstance(asked, str) and asked.lower() in ("true", "false"):
         asked = asked.lower() == "true"
-    last = last_complete_checkpoint(str(config.output_dir))
-    if not asked and last is not None:
+    if not asked:
+        _refuse_overwriting(str(config.output_dir))
+        return None
+    try:
+        return checkpoint_to_resume(asked, str(config.output_dir), algorithm)
+    except ValueError as error:
+        said = str(error).replace("call train() without resume_from_checkpoint", "leave the option out")
+        given = "true" if asked is True else repr(asked)
+        raise CommandError(f"--resume_from_checkpoint is {given}, but {said[0].lower()}{said[1:]}") from None
+
+
+def _refuse_overwriting(folder: str) -> None:
+    from ..trainers.checkpoints import last_complete_checkpoint
+
+    last = last_complete_checkpoint(folder)
+    if last is not None:
         raise CommandError(
-            f"{config.output_dir} holds a run up to {Path(last).name}: continue it with --resume_from_checkpoint true, or choose "
-            "another --output_dir"
+            f"{folder} holds a run up to {Path(last).name}: continue it with --resume_from_checkpoint true, or choose another --output_dir"
         )
-    if not asked and (Path(str(config.output_dir)) / "trainer_state.json").is_file():
+    if (Path(folder) / "trainer_state.json").is_file():
         raise CommandError(
-            f"{config.output_dir} holds a finished run, without checkpoints to continue from: choose another --output_dir, or delete it"
+            f"{folder} holds a finished run, without checkpoints to continue from: choose another --output_dir, or delete it"
         )
-    return asked
+    if holds_model(folder):
+        raise CommandError(
+            f"{folder} holds a model, which would be overwritten: choose another --output_dir, or delete it"
+        )
 
 
 def _say_how_to_continue(config: Mem1GRPOConfig) -> None:
@@ -394,6 +412,11 @@ def how_to_evaluate(options: TrainArguments, output_dir: str) -> str:
         given["dataset_name" if options.environment else "questions"] = tested
     if options.eval_split != "test" and not has_rows(tested or ""):
         given["split"] = options.eval_split
+    saved = load_agent_settings(output_dir) if Path(output_dir).is_dir() else None
+    if saved is not None and ":" in saved.context:  # code of the user, which is imported only where its path is given
+        given["context"] = saved.context
+        if saved.context_kwargs:
+            given["context_kwargs"] = write_json(saved.context_kwargs)
     words = [f"--{name} {'true' if value is True else shlex.quote(str(value))}" for name, value in given.items()]
     what = "tests it" if options.environment else "tests it on more objectives"
     same = ", on what it was trained on" if options.tests_on_what_it_trains() else ""

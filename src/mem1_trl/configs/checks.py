@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from trl import GRPOConfig
+
+from ..typed_fields import described, fits, is_wrong_number, members, type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +21,54 @@ TRL_CHOICES = {
     "multi_objective_aggregation": ["sum_then_normalize", "normalize_then_sum"],
 }
 """Values of options of TRL that it does not check before the first update."""
+
+
+_INHERITED = frozenset(one.name for one in fields(GRPOConfig)) - {"output_dir"}
+"""Settings of TRL and transformers, which may have a wider meaning than their annotation says, but for the path of the run."""
+
+_LARGEST_SEED = 2**32 - 1
+"""That of NumPy, which every run seeds."""
+
+
+def check_types(config: Mem1GRPOConfig, kind: type) -> None:
+    """
+    Refuse a value that is not of the type of its field, before it meets arithmetic far from here.
+
+    Args:
+        config ([`Mem1GRPOConfig`]):
+            Has the values.
+        kind (`type`):
+            Its class, or one above it, whose fields are checked.
+
+    Raises:
+        `ValueError`: If a number or boolean is of another type than its field, such as a fraction for a whole number, if a text stands for one of
+            these, or `None` where a setting of this package must have a value.
+    """
+    for name, hint in type_hints(kind).items():
+        value = getattr(config, name, None)
+        if isinstance(value, str) and not _takes_text(hint):
+            raise ValueError(_text_for_number(name, value, hint))
+        own = name not in _INHERITED and isinstance(value, (bool, int, float, type(None)))
+        if is_wrong_number(value, hint) or (own and not fits(value, hint)):
+            raise ValueError(f"{name} must be {described(hint)}, got {value!r}.")
+
+
+def _takes_text(hint: Any) -> bool:
+    """Whether a text may stand for a value: not for numbers, booleans and lists of numbers."""
+    plain = {int, float, bool, type(None), list[int], list[float]}
+    return not plain.issuperset(members(hint))
+
+
+def _text_for_number(name: str, value: str, hint: Any) -> str:
+    if bool in members(hint):
+        return f"{name} must be {described(hint)}, got the text {value!r}."
+    return f"{name} must be a number, got the text {value!r} (YAML reads a number such as 1e-6 as text: write 1.0e-6)."
+
+
+def check_seed(seed: int) -> None:
+    """Raise a `ValueError` for a seed that NumPy would refuse when the trainer is built."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise ValueError(f"seed must be from 0 to {_LARGEST_SEED}, got {seed}.")
 
 
 def check_choices(config: Mem1GRPOConfig) -> None:

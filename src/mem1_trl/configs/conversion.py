@@ -35,6 +35,7 @@ def from_grpo_config(args: Any) -> Mem1GRPOConfig:
     for one in fields(Mem1GRPOConfig):
         if one.name not in inherited:
             setattr(config, one.name, one.default if one.default_factory is MISSING else one.default_factory())
+    config._check_types()
     config._play_once_if_greedy()
     config.logging_nan_inf_filter = False  # whoever wrote a `GRPOConfig` did not ask for the default of `Trainer`
     iterations, config.max_tool_calling_iterations = args.max_tool_calling_iterations, None

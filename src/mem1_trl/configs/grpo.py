@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,13 +18,13 @@ from .checks import (
     check_choices,
     check_curriculum,
     check_sampling_of_groups,
+    check_seed,
+    check_types,
     refuse_any,
     refuse_noise,
     refuse_without_effect,
 )
 from .distillation import check_distillation
-
-_WORD = re.compile(r"\w+")
 
 _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -181,7 +180,7 @@ class Mem1GRPOConfig(GRPOConfig):
             Whether the model is checked when the trainer is built (`"on"`): a toy trajectory is sampled and scored as in the
             run and held against the plain model, which takes a fraction of a second for a small model. A layout that is off is
             replaced, or refused; and a first batch in float32 whose sampled and computed log-probs differ by more than 0.1 nats
-            ends the run. `"off"` trains anyway.
+            ends the run. `"off"` trains anyway. `True` and `False` mean the same.
 
         > Changed defaults
 
@@ -418,7 +417,7 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self.context, self.context_kwargs = given_rule(self.context, self.context_kwargs)
-        self._refuse_texts()
+        self._check_types()
         self._play_once_if_greedy()
         self._use_new_names()
         super().__post_init__()
@@ -432,14 +431,10 @@ class Mem1GRPOConfig(GRPOConfig):
         if greedy and self.num_generations_eval is None:
             self.num_generations_eval = 1
 
-    def _refuse_texts(self) -> None:
-        """Refuse a number that is a text, as YAML reads 1e-6, before it meets arithmetic far from here."""
-        for one in fields(self):
-            kinds, value = set(_WORD.findall(str(one.type))), getattr(self, one.name, None)
-            if isinstance(value, str) and kinds & {"int", "float"} and "str" not in kinds:
-                raise ValueError(
-                    f"{one.name} must be a number, got the text {value!r} (YAML reads a number such as 1e-6 as text: write 1.0e-6)."
-                )
+    def _check_types(self) -> None:
+        if isinstance(self.check, bool):  # as YAML reads on and off
+            self.check = "on" if self.check else "off"
+        check_types(self, Mem1GRPOConfig)
 
     def _use_new_names(self) -> None:
         """TRL's default goes by a name that transformers is about to remove, and would warn in every run."""
@@ -453,6 +448,7 @@ class Mem1GRPOConfig(GRPOConfig):
             value = getattr(self, one.name, None)
             if isinstance(value, float) and value != value:
                 raise ValueError(f"{one.name} must be a number, got {value}.")
+        check_seed(self.seed)
         check_choices(self)
         if self.use_vllm and self.vllm_max_model_length is not None:
             self.agent_settings().within(self.vllm_max_model_length, "which is vllm_max_model_length")

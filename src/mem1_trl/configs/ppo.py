@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..update.turn_advantages import ADVANTAGE_LEVELS
-from .checks import refuse_any
+from .checks import check_types, refuse_any
 from .grpo import Mem1GRPOConfig
 
 _PAPER: dict[str, Any] = {
@@ -180,7 +180,7 @@ class Mem1PPOConfig(Mem1GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        self._refuse_texts()
+        self._check_types()
         if self.num_generations is None or self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.num_generations == 1:
@@ -199,6 +199,10 @@ class Mem1PPOConfig(Mem1GRPOConfig):
             raise ValueError(f"value_learning_rate={self.value_learning_rate} must be positive.")
         if self.cliprange_value is not None and self.cliprange_value <= 0:
             raise ValueError(f"cliprange_value={self.cliprange_value} must be positive; None turns the clip off.")
+
+    def _check_types(self) -> None:
+        super()._check_types()
+        check_types(self, Mem1PPOConfig)
 
     def _check_credit(self) -> None:
         self._check_level(ADVANTAGE_LEVELS)

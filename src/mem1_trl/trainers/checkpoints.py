@@ -7,11 +7,12 @@ import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ..json_text import write_whole
+from ..update.critic.head import HEAD_FILE
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
@@ -53,7 +54,14 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     return steps[max(steps)] if steps else None
 
 
-def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: str | None) -> str | None:
+def checkpoint_algorithm(directory: str | os.PathLike[str]) -> str:
+    """`"ppo"` or `"grpo"`: the algorithm of the run that wrote a complete checkpoint, in which PPO also saves a critic."""
+    return "ppo" if any(Path(directory).glob(f"*/{HEAD_FILE}")) else "grpo"
+
+
+def checkpoint_to_resume(
+    resume_from_checkpoint: str | bool | None, output_dir: str | None, algorithm: str | None = None
+) -> str | None:
     """
     The checkpoint that `train(resume_from_checkpoint=...)` means.
 
@@ -62,15 +70,28 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
             A path, `True` for the latest complete checkpoint of the run, or nothing.
         output_dir (`str` or `None`):
             Directory of the run.
+        algorithm (`str`, *optional*):
+            `"ppo"` or `"grpo"`, which must be that of the checkpoint. `None` takes either.
 
     Returns:
         `str` or `None`: A complete checkpoint, or `None` to start from the beginning.
 
     Raises:
-        `ValueError`: If there is none, or if the one that is named was not written to its end.
+        `ValueError`: If there is none, if the one that is named was not written to its end, or if it is of a run with another algorithm.
     """
     if not resume_from_checkpoint:
         return None
+    found = _complete_checkpoint(resume_from_checkpoint, output_dir)
+    written_by = checkpoint_algorithm(found)
+    if algorithm not in (None, written_by):
+        raise ValueError(
+            f"The checkpoint {found} is of a run with {written_by}, which {algorithm} cannot continue: resume with {written_by}, or start "
+            "from the beginning."
+        )
+    return found
+
+
+def _complete_checkpoint(resume_from_checkpoint: str | Literal[True], output_dir: str | None) -> str:
     last = last_complete_checkpoint(output_dir or ".")
     if resume_from_checkpoint is True:
         if last is None:
