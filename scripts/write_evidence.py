@@ -227,8 +227,8 @@ class LanguageModel:
         self.by: dict[str, dict[str, list[float]]] = self.results["differences"]["em"]
         self.controls = [label for label in self.BEATEN_BY if label in self.by]
 
-    def share(self, label: str, numbers: list[str], metric: str = "em") -> str:
-        found = self.cells[f"{label} t0"][metric]
+    def share(self, label: str, numbers: list[str]) -> str:
+        found = self.cells[f"{label} t0"]["em"]
         return in_words([f"{found[n]['mean']:.2f}" for n in numbers])
 
     def is_above(self, n: str, labels: list[str]) -> bool:

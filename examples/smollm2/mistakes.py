@@ -23,6 +23,12 @@ def relations():
     return {row["question"]: row["relation"] for row in load_facts().questions("test")}
 
 
+@cache
+def _asked(n, seed, count):
+    """Questions of the first `count` tasks; a page asks for them once for each of its cells."""
+    return tasks("test", n, count, seed)["questions"]
+
+
 def questions_of(names):
     """`{task: its questions}` of tasks by their names in the lines of `evaluate_tasks.py`."""
     cells, found = defaultdict(dict), {}
@@ -30,7 +36,7 @@ def questions_of(names):
         n, seed, number = map(int, name.split("-"))
         cells[n, seed][name] = number
     for (n, seed), numbers in cells.items():
-        asked = tasks("test", n, max(numbers.values()) + 1, seed)["questions"]
+        asked = _asked(n, seed, max(numbers.values()) + 1)
         found |= {name: asked[number] for name, number in numbers.items()}
     return found
 
