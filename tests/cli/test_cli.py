@@ -168,7 +168,7 @@ def test_the_command_that_training_names_runs_with_few_questions(capsys, caplog,
 def test_the_command_that_training_names_gives_a_context_rule_of_ones_own(capsys, tmp_path, monkeypatch):
     """A path that is only saved with a model imports nothing, so that the command without it was refused."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the current directory is none of them
     (tmp_path / "rule_of_mine.py").write_text(
         "import dataclasses\nfrom mem1_trl.context_rules import Mem1\n\n\n@dataclasses.dataclass(frozen=True)\nclass Mine(Mem1):\n    size: int = 1\n"
     )

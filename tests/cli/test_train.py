@@ -20,6 +20,7 @@ from mem1_trl.cli.train import read
 from mem1_trl.configs.checks import TRL_CHOICES
 from mem1_trl.report.run_directory import read_run
 from mem1_trl.trainers.checkpoints import mark_complete
+from mem1_trl.update.critic.critic import backbone_folder
 
 TINY = Path(__file__).parents[2] / "examples" / "assets" / "tiny-mem1"
 BASE = ["train", "--model_name_or_path", str(TINY)]
@@ -301,6 +302,22 @@ def test_a_folder_without_a_model_is_named(capsys, tmp_path, monkeypatch):
         2,
         "mem1 train: the folder 'empty' holds no model (it has no config.json or adapter_config.json): check the path of the model",
     )
+
+
+@pytest.mark.parametrize("option", ["value_model", "teacher_model_name_or_path"])
+def test_a_further_model_that_is_nowhere_is_named_before_any_is_loaded(capsys, tmp_path, monkeypatch, option):
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)
+    given = [f"--{option}", "./gone", "--output_dir", str(tmp_path / "out"), "--distillation_weight", "0.1"]
+    assert said(capsys, *BASE, *given) == (
+        2,
+        f"mem1 train: {option}: there is no folder './gone' here: check the path of the model",
+    )
+
+
+def test_the_backbone_of_a_saved_critic_is_looked_for(tmp_path):
+    assert backbone_folder(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "value_head.safetensors").write_text("")
+    assert backbone_folder(str(tmp_path)) == str(tmp_path / "backbone")
 
 
 @pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "tokenizer_config.json"])

@@ -44,6 +44,13 @@ def test_pairing_takes_out_how_hard_a_task_is():
     assert not compare(evaluation(hard), evaluation(hard)).is_clear
 
 
+def test_a_handful_of_pairs_is_never_clear():
+    """All of them go one way, so that every bootstrap mean does."""
+    for pairs in (2, 5, 6):
+        found = compare(evaluation([1] * pairs), evaluation([0] * pairs))
+        assert found.low == found.high == 1.0 and found.is_clear == (pairs == 6)
+
+
 def test_the_interval_of_one_seed_is_the_normal_one():
     generator = np.random.default_rng(1)
     a, b = (generator.integers(0, 2, size=400) for _ in range(2))

@@ -44,8 +44,8 @@ def save(place, agent, scores, seed, tasks=None):
 
 @pytest.fixture
 def run(tmp_path):
-    before = [save(tmp_path, "before <RL>", [0, 1, 0, 0], seed) for seed in range(2)]
-    after = [save(tmp_path, "after", [1, 1, 1, seed], seed) for seed in range(2)]
+    before = [save(tmp_path, "before <RL>", [0, 1, 0, 0, 0], seed) for seed in range(2)]
+    after = [save(tmp_path, "after", [1, 1, 1, seed, 1], seed) for seed in range(2)]
     save(tmp_path, "elsewhere", [1, 1], 0, ["another", "task"])
     return tmp_path, before, after
 
@@ -55,11 +55,11 @@ def test_the_page_shows_what_compare_finds(run):
     page = report(place, baseline="before <RL>").read_text()
     table = re.search(r'<table id="comparison-table">.*?</table>', page, re.DOTALL)[0]
     found = compare(after, before)
-    assert found.by_seed == (0.5, 0.75) and found.is_clear
+    assert found.by_seed == (0.6, 0.8) and found.is_clear
     row = re.search(r"<tr><th scope=\"row\">after, 2 objectives</th>.*?</tr>", table)[0]
     assert f"<td>{found.a:.3f}</td><td>{found.b:.3f}</td>" in row
     assert f'<td class="clear">{found.difference:+.3f}<small>{found.low:+.3f} – {found.high:+.3f}</small></td>' in row
-    assert "<td>5 / 0 of 8<small>+0.500, +0.750</small></td>" in row
+    assert "<td>7 / 0 of 10<small>+0.600, +0.800</small></td>" in row
     assert 'elsewhere, 2 objectives</th><td colspan="5">not evaluated on the same tasks' in table
     assert "before &lt;RL&gt;" in table and "before <RL>" not in page
 

@@ -414,6 +414,11 @@ def test_settings_are_checked():
     for kwargs, sentence in (
         ({"max_turns": 0}, "max_turns must be at least 1, got 0"),
         ({"max_observation_length": 0}, "max_observation_length must be at least 1, got 0"),
+        ({"max_turns": 3.5}, r"max_turns must be a whole number, got 3\.5"),
+        ({"max_turns": "3"}, "max_turns must be a whole number, got '3'"),
+        ({"max_context_length": True}, "max_context_length must be a whole number or null, got True"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"conversational": 1}, "conversational must be true or false or null, got 1"),
         ({"context": "sliding"}, "context must be one of .*, got 'sliding'"),
         ({"context": "truncate"}, "set `max_context_length`"),
     ):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from support.forking import ForkServer
 from support.ppo_helpers import make as make_ppo
-from support.trainer_helpers import copy_parameters
+from support.trainer_helpers import LookupEnvironment, copy_parameters, lookup_dataset, trainer_arguments
 
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.trainers.checkpoints import (
     checkpoint_algorithm,
     checkpoint_to_resume,
@@ -168,6 +169,18 @@ def test_a_checkpoint_is_resumed_with_the_algorithm_that_wrote_it(tmp_path):
         ValueError, match=r"checkpoint-2 is of a run with ppo, which grpo cannot continue: resume with ppo, or start"
     ):
         checkpoint_to_resume(True, str(tmp_path), "grpo")
+
+
+def test_a_trainer_refuses_a_checkpoint_of_the_other_algorithm(tmp_path, tokenizer, actor_path):
+    make_ppo(tmp_path, actor_path, tokenizer, save_strategy="steps", save_steps=1, max_steps=1).train()
+    with pytest.raises(ValueError, match="checkpoint-1 is of a run with ppo, which grpo cannot continue"):
+        Mem1GRPOTrainer(
+            actor_path,
+            args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2)),
+            train_dataset=lookup_dataset(),
+            processing_class=tokenizer,
+            environment_factory=LookupEnvironment,
+        ).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 2}, {"max_steps": -1, "num_train_epochs": 2}])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.fault_environments import Importing
+from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
     LookupEnvironment,
@@ -133,6 +134,7 @@ MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "
         ({"model": None}, "`model` must be an id, a path or a model, got None"),
         ({"model": "runs/first/no-model"}, "There is no model at 'runs/first/no-model': check the path"),
         ({"model": "./gone"}, "There is no model at './gone': check the path"),
+        ({"teacher_model": "./gone"}, "There is no teacher at './gone': check the path"),
         ({"model": T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))}, "T5ForConditionalGeneration is an encoder-decoder"),
     ],
     ids=lambda value: None,
@@ -145,6 +147,11 @@ def test_a_mistake_is_one_sentence(no_model, tmp_path, tokenizer, actor, change,
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=words) as caught:
         make(tmp_path, tokenizer=tokenizer, **change)
     assert "\n" not in str(caught.value)
+
+
+def test_a_critic_that_is_nowhere_is_named_before_the_policy_is_loaded(no_model, tmp_path, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"^There is no value model at './gone': check the path"):
+        make_ppo(tmp_path, "examples/assets/tiny-mem1", tokenizer, value_model="./gone")
 
 
 @pytest.mark.parametrize(

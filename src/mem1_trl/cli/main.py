@@ -37,7 +37,7 @@ MEM1_DEBUG=1 shows the traceback of an error instead of one sentence.
 
 def main(args: Sequence[str] | None = None) -> int:
     """
-    Run a command.
+    Run a command. What its options name by import path is searched for in the current directory, too.
 
     Args:
         args (`Sequence[str]`, *optional*):
@@ -64,6 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     from .options import CommandError
 
+    if os.getcwd() not in sys.path:  # last, so that nothing in it hides an installed package
+        sys.path.append(os.getcwd())
     try:
         import_module(f".{COMMANDS[command][0]}", __package__).run(args[1:])
     except KeyboardInterrupt:

@@ -23,25 +23,28 @@ def holds_model(folder: str) -> bool:
     )
 
 
-def check_model(path_or_id: str) -> None:
+def check_model(path_or_id: str, option: str | None = None) -> None:
     """
     Refuse a model that is neither in a folder here nor, as far as that can be found out, on the Hub.
 
     Args:
         path_or_id (`str`):
             A folder, or the id of a model.
+        option (`str`, *optional*):
+            Where it was given, if it is not the model that is run.
 
     Raises:
         `CommandError`: If the folder holds no model, or there is no such folder, and the Hub has no such model or does not answer.
     """
+    of = "" if option is None else f"{option}: "
     if Path(path_or_id).is_dir():
         if not any((Path(path_or_id) / name).is_file() for name in _OF_AN_AGENT):
             raise CommandError(
-                f"the folder {path_or_id!r} holds no model (it has no {' or '.join(CONFIGURATIONS)}): check the path of the model"
+                f"{of}the folder {path_or_id!r} holds no model (it has no {' or '.join(CONFIGURATIONS)}): check the path of the model"
             )
         return
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:  # no id of the Hub
-        raise CommandError(f"there is no folder {path_or_id!r} here: check the path of the model")
+        raise CommandError(f"{of}there is no folder {path_or_id!r} here: check the path of the model")
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -58,10 +61,10 @@ def check_model(path_or_id: str) -> None:
         return
     except (RepositoryNotFoundError, HFValidationError):
         raise CommandError(
-            f"there is no folder {path_or_id!r} here, and no model of that name on the Hub that this account may read: check the path, or the id"
+            f"{of}there is no folder {path_or_id!r} here, and no model of that name on the Hub that this account may read: check the path, or the id"
         ) from None
     except Exception as error:  # each version of the Hub's client has its own for a server that does not answer
         raise CommandError(
-            f"there is no folder {path_or_id!r} here, and the Hub cannot be asked for a model of that name "
+            f"{of}there is no folder {path_or_id!r} here, and the Hub cannot be asked for a model of that name "
             f"({type(error).__name__}: {error}): check the path, or the connection"
         ) from None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 def imported(path: str, option: str) -> Any:
     """
-    What an import path such as `my_shop.ShopEnvironment` names. The current directory is searched, too.
+    What an import path such as `my_shop.ShopEnvironment` names.
 
     Args:
         path (`str`):
@@ -31,8 +29,6 @@ def imported(path: str, option: str) -> Any:
     module, _, name = path.replace(":", ".").rpartition(".")
     if not module:
         raise CommandError(f"{option} must be an import path such as my_module.name, got {path!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:

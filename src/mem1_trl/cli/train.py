@@ -319,6 +319,7 @@ def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig
     from trl import get_peft_config, get_quantization_config
 
     from ..trainers.console import StepLines
+    from ..update.critic.critic import SHARED, backbone_folder
 
     # Short checks first, the model last
     protocol = options.chosen_protocol()
@@ -328,6 +329,10 @@ def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig
         train, evaluated = _train_tasks(options, config), _eval_tasks(options, config)
     name: Any = model.model_name_or_path
     check_model(name)
+    if config.teacher_model_name_or_path is not None:
+        check_model(config.teacher_model_name_or_path, "teacher_model_name_or_path")
+    if options.value_model not in (None, SHARED):
+        check_model(backbone_folder(options.value_model), "value_model")
     spoken = protocol or find_protocol(name)
     if spoken is not None:
         check_environment(spoken, options.protocol_source(name), factory)

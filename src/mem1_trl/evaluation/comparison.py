@@ -11,6 +11,9 @@ from .dependence import by_task, reuse_factor
 from .intervals import bootstrap_interval, bootstrap_means, widened
 from .result import EvaluatedTask, Evaluation, plain_row, questions_of, rows_of
 
+FEWEST = 6
+"""Pairs that differ without which nothing is clear: of five that all go one way even a sign test has p = 2 * 0.5**5 = .06."""
+
 _NO_COMMON_METRIC = "Both agents need a score in common"
 
 
@@ -53,8 +56,8 @@ class Comparison:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0.0 or self.high < 0.0
+        """Whether the interval leaves out 0, and at least six pairs differ: the bootstrap of fewer is narrower than it should be."""
+        return (self.low > 0.0 or self.high < 0.0) and self.better + self.worse >= FEWEST
 
     def __str__(self) -> str:
         seeds = f" in {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""

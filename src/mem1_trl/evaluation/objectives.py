@@ -161,10 +161,12 @@ def evaluate_composed(
             As in [`evaluate_objectives`].
     """
 
+    label = label or (None if callable(agent) else model_name(agent.describe()))
+
     def finished(n: int) -> bool:
         if output_dir is None:
             return False
-        name = label or model_name((agent(n) if callable(agent) else agent).describe())
+        name = label or model_name(agent(n).describe())  # type: ignore[operator]  # one for all numbers has a label
         return (Path(output_dir) / f"{_file(name, n)}.json").is_file()
 
     results: dict[int, Evaluation] = {}

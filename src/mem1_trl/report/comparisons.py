@@ -140,7 +140,7 @@ def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
         rows.append(f'<tr><th scope="row">{escape(one.agent)}{objectives}</th>{cells}</tr>')
     note = (
         f"Mean difference to {baseline} on the same tasks, with its 95% bootstrap interval over tasks and seeds below; tasks won and lost, "
-        "with the difference of each seed below. Bold: the interval leaves out 0."
+        "with the difference of each seed below. Bold: the interval leaves out 0, and at least six pairs differ."
     )
     head = "".join(
         f'<th scope="col">{escape(name)}</th>'

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..context_rules.named import check_kind, describe_rule, is_loaded, make_rule
 from ..context_rules.rule import ContextRule
-from ..typed_fields import check_fields
+from ..typed_fields import check_fields, described, is_wrong_number, type_hints
 from .decoding_modes import NEUTRAL_SAMPLING, refuse_decoding_modes
 
 CHARACTERS_PER_TOKEN = (8, 32, 128)
@@ -169,8 +169,11 @@ class AgentSettings:
     )
 
     def __post_init__(self) -> None:
+        hints = type_hints(AgentSettings)
         for one in dataclasses.fields(self):
             value, minimum = getattr(self, one.name), one.metadata.get("minimum")
+            if is_wrong_number(value, hints[one.name]) or (minimum is not None and isinstance(value, str)):
+                raise ValueError(f"{one.name} must be {described(hints[one.name])}, got {value!r}.")
             if minimum is not None and value is None and one.default is not None:
                 raise ValueError(f"{one.name} must be at least {minimum}, got None.")
             if minimum is not None and value is not None and not value >= minimum:

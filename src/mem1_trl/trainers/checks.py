@@ -108,11 +108,7 @@ def check_model(model: Any) -> None:
         raise TypeError("`model` must be an id, a path or a model, got None.")
     config = getattr(model, "config", None)
     if isinstance(model, str):
-        is_path = model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
-        if is_path and not Path(model).exists():
-            raise FileNotFoundError(
-                f"There is no model at {model!r}: check the path (an id on the Hub is 'owner/name')."
-            )
+        check_path("model", model)
         if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
             raise ValueError(
                 f"{model!r} holds an adapter without its model: load the model, and pass `PeftModel.from_pretrained(loaded, {model!r}, "
@@ -126,6 +122,26 @@ def check_model(model: Any) -> None:
         raise ValueError(
             f"{name} is an encoder-decoder, whose prompt and completion are not one text: pass a causal language model."
         )
+
+
+def check_path(name: str, model: Any) -> None:
+    """
+    Refuse a path with nothing there.
+
+    Args:
+        name (`str`):
+            What the model is, such as `"value model"`.
+        model (`Any`):
+            An id, a path, or something else, which passes.
+
+    Raises:
+        `FileNotFoundError`: If it is a path, and nothing is there.
+    """
+    if not isinstance(model, str):
+        return
+    is_path = model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
+    if is_path and not Path(model).exists():
+        raise FileNotFoundError(f"There is no {name} at {model!r}: check the path (an id on the Hub is 'owner/name').")
 
 
 def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing_class: Any) -> None:

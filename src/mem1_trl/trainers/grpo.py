@@ -86,6 +86,7 @@ class Mem1GRPOTrainer(Mem1Trainer):
 
     _tag_names = ["trl", "mem1", "grpo"]  # noqa: RUF012
     _name = "MEM1 GRPO"
+    algorithm = "grpo"
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from .checks import (
     check_columns,
     check_model,
     check_optimizer,
+    check_path,
     check_reference,
     check_rows,
     check_size,
@@ -113,6 +114,7 @@ class Mem1Trainer(TrajectoryTrainer):
         if args.memory_value_weight:
             refuse_memory_value(args, self.pool is not None)
         teacher = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        check_path("teacher", teacher)
         refuse_distillation(args, teacher, self.pool is not None, not self.rewards_by_turns)
         refuse_prompt_learning(kwargs.get("peft_config"))
         for config in getattr(model, "peft_config", {}).values():

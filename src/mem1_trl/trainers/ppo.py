@@ -20,6 +20,7 @@ from ..update.layouts import resolve_layout
 from ..update.scoring import forward_rows, forwarded_tokens
 from ..update.sharded_tensors import is_split, own_part, whole, whole_size
 from .bitsandbytes_cpu import keep_gradients_through_4bit
+from .checks import check_path
 from .credit import CreditingTrainer
 from .dropout import silence_dropout
 from .grpo import model_name
@@ -117,6 +118,7 @@ class Mem1PPOTrainer(CreditingTrainer):
 
     _tag_names = ["trl", "mem1", "ppo"]  # noqa: RUF012
     _name = "MEM1 PPO"
+    algorithm = "ppo"
 
     def __init__(
         self,
@@ -149,6 +151,7 @@ class Mem1PPOTrainer(CreditingTrainer):
                 f"`args` is a {type(args).__name__}: pass a Mem1PPOConfig, since a critic needs settings that it does not have."
             )
         refuse_sharded_weights(args)
+        check_path("value model", value_model)
         self._critic: torch.nn.Module | None = None
         if optimizers[0] is not None and args.mixed_precision == "fp16":
             raise ValueError(

@@ -49,6 +49,8 @@ class Hooks(GRPOTrainer):
     """The generation batch that is being built; `None` at any other time."""
     episodes: list[Any]
     """What [`~Hooks.prepare_rows`] has started, one for each row."""
+    algorithm: str | None = None
+    """`"ppo"` or `"grpo"`: whose checkpoints a run goes on from; `None` takes either."""
     last_values: torch.Tensor | None = None
     """What [`~Hooks.extra_loss`] has computed for a batch, shape `(B, C)` without gradient, if it has a critic."""
 

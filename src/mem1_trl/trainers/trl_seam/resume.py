@@ -86,9 +86,9 @@ class ExactResume(BalancedMicroBatches):
                 As in [`~transformers.Trainer.train`].
 
         Raises:
-            `ValueError`: If there is no such checkpoint, or the run ended while it was written.
+            `ValueError`: If there is no such checkpoint, the run ended while it was written, or it is of a run with another algorithm.
         """
-        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, self.algorithm)
         if self._resumed_from is not None:
             self.refuse_checkpoint(self._resumed_from)
         elif self._step % self._steps_of_a_batch:

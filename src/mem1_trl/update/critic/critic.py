@@ -38,6 +38,12 @@ SHARED = "shared"
 """`value_model` for a head on the policy's own hidden states."""
 
 
+def backbone_folder(value_model: str) -> str:
+    """Where the backbone of a critic is: in a folder of its own if `save` wrote it, else the model's id or path itself."""
+    saved = Path(value_model)
+    return str(saved / BACKBONE_DIRECTORY) if (saved / HEAD_FILE).is_file() else value_model
+
+
 class ValueModel(nn.Module):
     """
     A critic: the backbone of a causal language model under a linear head.
@@ -238,10 +244,9 @@ def build_value_model(
         kwargs = dict(model_init_kwargs or {})
         kwargs.setdefault("dtype", policy.dtype)
         kwargs.setdefault("attn_implementation", policy.config._attn_implementation)
-        head, folder = Path(value_model) / HEAD_FILE, Path(value_model) / BACKBONE_DIRECTORY
-        critic = ValueModel(AutoModel.from_pretrained(folder if head.is_file() else value_model, **kwargs))
-        if head.is_file():
-            critic.head.load_state_dict(load_file(head))
+        critic = ValueModel(AutoModel.from_pretrained(backbone_folder(value_model), **kwargs))
+        if (Path(value_model) / HEAD_FILE).is_file():
+            critic.head.load_state_dict(load_file(Path(value_model) / HEAD_FILE))
     elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
         if value_model is policy:
             raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
