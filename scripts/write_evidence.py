@@ -220,6 +220,9 @@ class LanguageModel:
     BEATEN_BY = ("start", "demonstrations", "scalar", "supervised", "again")
     """What reinforcement must surpass to have taught anything; imitation of its successes is reinforcement of a kind."""
 
+    NEEDED = ("start", "demonstrations", "scalar", "supervised")
+    """Those without which nothing is claimed."""
+
     def __init__(self) -> None:
         self.results = read("smollm2")
         self.cells, self.names = self.results["cells"], self.results["names"]
@@ -238,7 +241,8 @@ class LanguageModel:
     @property
     def shown(self) -> list[str]:
         """Numbers of objectives on which it surpasses all that it must."""
-        return [n for n in self.by["start"] if self.is_above(n, self.controls)]
+        needed = [n for n in self.by["start"] if all(n in self.by.get(label, ()) for label in self.NEEDED)]
+        return [n for n in needed if self.is_above(n, self.controls)]
 
     def row(self) -> str:
         """Of the table of claims; empty if there is nothing to claim."""
@@ -260,7 +264,9 @@ class LanguageModel:
         """What is not reached and not run."""
         text = ""
         if rest := [n for n in self.by["start"] if n not in self.shown]:
-            text += f"on {in_words(rest)} objectives it is {self.share(self.agent, rest)}, {self.share('start', rest)} before. "
+            text += f"on {in_words(rest)} objectives it is {self.share(self.agent, rest)}, {self.share('start', rest)} before"
+            unmet = [self.names[label] for label in self.NEEDED if any(n not in self.by.get(label, ()) for n in rest)]
+            text += f", but not held against all that it must surpass ({'; '.join(unmet)}). " if unmet else ". "
         for label in self.by:
             equal = [n for n in self.by[label] if n in self.shown and not self.is_above(n, [label])]
             if equal:

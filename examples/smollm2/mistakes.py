@@ -69,7 +69,10 @@ def tables(of_agents):
     """
     found = {name: outcomes(lines) for name, lines in of_agents.items()}
     total = {name: sum(by_relation.values(), Counter()) for name, by_relation in found.items()}
-    shares = [[name, *(f"{count[one] / count.total():.2f}" for one in OUTCOMES)] for name, count in total.items()]
+    shares = [
+        [name, *(f"{count[one] / count.total():.2f}" for one in OUTCOMES), _chosen(count)]
+        for name, count in total.items()
+    ]
     asked = Counter()
     for by_relation in found.values():
         for relation, count in by_relation.items():
@@ -78,7 +81,13 @@ def tables(of_agents):
         [relation.replace("_", " "), str(most), *(_share(found[name].get(relation)) for name in found)]
         for relation, most in asked.most_common()
     ]
-    return (["", *OUTCOMES], shares), (["", "asked", *found], rows)
+    return (["", *OUTCOMES, "right, of the facts of the sentence"], shares), (["", "asked", *found], rows)
+
+
+def _chosen(count):
+    """Of the facts that were read rightly, how many are what was asked for."""
+    facts = count[RIGHT] + count[OTHER_FACT]
+    return f"{count[RIGHT] / facts:.2f}" if facts else ""
 
 
 def _share(count):

@@ -28,7 +28,7 @@ from result_pages import markdown_table, page_parser, signed_cell, smooth  # iso
 NAMES = {
     "demonstrations": "the demonstrations themselves",
     "start": "supervised start",
-    "grpo-2-first": "GRPO on two objectives, first part",
+    "grpo-2-first": "GRPO on two objectives, first part alone",
     "grpo-2": "GRPO on two objectives",
     "grpo-mixed": "GRPO on one to four objectives",
     "ppo-2": "PPO on two objectives",
@@ -41,6 +41,7 @@ NAMES = {
     "truncation": "full history, cut to 512 tokens",
 }
 AGENT, TRAINED_ON = "grpo-2", 2
+GOES_ON_FROM = {"grpo-2": "grpo-2-first"}
 FILE = re.compile(r"(?P<label>.+)-seed(?P<seed>\d+)-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
 METRICS = {
     "em": "exact match per objective",
@@ -104,8 +105,31 @@ def endings(lines):
     return ", ".join(f"{name} {count}" for name, count in Counter(line["stop_reason"] for line in lines).most_common())
 
 
+def plot_agents(cells, numbers, path):
+    """Exact match of all agents with its interval, greedy, a panel for each number of objectives."""
+    labels = [label for label in NAMES if f"{label} t0" in cells]
+    figure, panels = plt.subplots(
+        1, len(numbers), figsize=(3.2 + 2.6 * len(numbers), 0.8 + 0.3 * len(labels)), layout="constrained",
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes, n in zip(panels[0], numbers):
+        for at, label in enumerate(labels):
+            found = cells[f"{label} t0"]["em"].get(n)
+            if found is not None:
+                color = "C1" if label == AGENT else "C0"
+                around = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
+                axes.errorbar(found["mean"], at, xerr=around, fmt="o", color=color, capsize=3)
+        axes.set(title=f"{n} objective{'s' * (n > 1)}", xlabel="exact match per objective")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3, axis="x")
+    panels[0][0].set_yticks(range(len(labels)), [NAMES[label] for label in labels])
+    panels[0][0].invert_yaxis()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def plot(root, path):
-    """Reward, turns and entropy of every run of reinforcement."""
+    """Reward, turns and entropy of every run of reinforcement; one that goes on from another begins where that has ended."""
     runs = {each.parent.name: steps_of(each) for each in sorted(root.glob("*-seed*/training.jsonl"))}
     runs = {name: log for name, log in runs.items() if any("reward" in record for record in log.values())}
     if not runs:
@@ -114,12 +138,16 @@ def plot(root, path):
     figure, panels = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained")
     for axes, (key, name) in zip(panels, shown.items()):
         for label, log in runs.items():
-            steps = {step: record[key] for step, record in sorted(log.items()) if key in record}
+            kind, _, seed = label.rpartition("-seed")
+            done = max(runs.get(f"{GOES_ON_FROM.get(kind)}-seed{seed}", {0: None}))
+            steps = {done + step: record[key] for step, record in sorted(log.items()) if key in record}
             (line,) = axes.plot(list(steps), smooth(list(steps.values()), WINDOW), label=label)
             axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
         axes.set(xlabel="optimizer step", title=name)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return True
@@ -190,6 +218,7 @@ def main():
                 ]
             )
         tables[metric] = markdown_table(heads, rows)
+    plot_agents(cells, numbers, args.to / "agents.png")
     pairs, record = "", {}
     if (AGENT, 0.0) in tests:
         for metric in ("positional", "em"):
@@ -222,6 +251,8 @@ its 95 % bootstrap interval, widened since a question is asked in several tasks.
 
 ## Exact match per objective
 
+![exact match per objective of all agents](agents.png)
+
 {tables["em"]}
 
 0 for all objectives of a task unless there are as many answers as questions. Right by position, as the training rewards:
@@ -240,7 +271,8 @@ Largest context with its output, in tokens, without the questions:
 {pairs}
 ## What is answered
 
-Objectives of tasks of {TRAINED_ON}, greedy. Another fact of the sentence: it was read and the wrong one kept.
+Objectives of tasks of {TRAINED_ON}, greedy. Another fact of the sentence: it was read and the wrong one kept. The last column is the choice alone, without wrong copies; the
+demonstrations choose at random.
 
 {outcomes}
 

@@ -103,6 +103,11 @@ def test_outcomes_are_counted_by_what_is_asked_for(example):
     assert sum(count["something else"] for count in counts.values()) == 1
     asked = {mistakes.relations()[question] for number in (0, 2) for question in rows[number]["questions"]}
     assert set(counts) == asked
+    (heads, shares), _ = mistakes.tables({"one": lines, "none": [{"task": "2-1-0", "answer": ""}]})
+    assert dict(zip(heads[1:], shares[0][1:])) == {
+        "right": "0.75", "another fact of the sentence": "0.00", "something else": "0.25", "right, of the facts of the sentence": "1.00"
+    }  # fmt: skip
+    assert shares[1] == ["none", "0.00", "0.00", "1.00", ""]
 
 
 def test_a_state_over_its_budget_costs_the_reward(example):
