@@ -2,7 +2,9 @@
 
 import pytest
 
+from mem1_trl import Mem1Protocol
 from mem1_trl.rewards import (
+    contains_answer,
     exact_match,
     exact_match_reward,
     f1,
@@ -169,3 +171,14 @@ def test_only_an_unreadable_action_is_penalised():
         trajectory.stop_reason = reason
     rewards = invalid_action_penalty(completions=["x"] * len(trajectories), trajectories=trajectories, prompts=[])
     assert rewards == [-1.0 if reason == "invalid_action" else 0.0 for reason in StopReason]
+
+
+@pytest.mark.parametrize(("text", "answer"), [("राम", "रीम"), ("कि", "की"), ("பா", "பி")])
+def test_a_vowel_sign_makes_another_word(text, answer):
+    assert not contains_answer(text, [answer]) and contains_answer(f"{text} है", [text])
+
+
+def test_an_answer_that_is_begun_twice_is_what_the_agent_is_said_to_answer():
+    text = "<think>x</think><answer>a<answer>Paris</answer>"
+    assert Mem1Protocol().syntax(None).parse([], text, type("None_", (), {"tags": {}})).answer == "Paris"
+    assert exact_match_reward([text], answers=[["Paris"]]) == [1.0]

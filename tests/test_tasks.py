@@ -303,3 +303,16 @@ def test_unknown_schemas_and_files_are_refused(tmp_path):
     (tmp_path / "questions.txt").write_text("q")
     with pytest.raises(ValueError, match=r"not a \.jsonl, "):
         load_qa_dataset(tmp_path / "questions.txt")
+
+
+def test_an_option_that_a_file_has_not_is_refused(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    (tmp_path / "q.csv").write_text("question;answer\na?;b\n")
+    for file, options, words in (
+        ("q.jsonl", {"field": "x"}, "'field' is no option for the file q.jsonl, which takes none"),
+        ("q.jsonl", {"revision": "x"}, "'revision' is no option for the file q.jsonl"),
+        ("q.csv", {"sep": ";"}, "'sep' is no option for the file q.csv, which takes delimiter"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_qa_dataset(str(tmp_path / file), **options)
+    assert len(load_qa_dataset(str(tmp_path / "q.csv"), delimiter=";")) == 1

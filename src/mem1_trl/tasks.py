@@ -251,6 +251,18 @@ def load_qa_dataset(
     return Dataset.from_list(answered, features=features)
 
 
+_OF_LOADING = (
+    "cache_dir",
+    "token",
+    "num_proc",
+    "keep_in_memory",
+    "download_config",
+    "download_mode",
+    "verification_mode",
+)
+"""Options of [`~datasets.load_dataset`] that change nothing about the rows: a file has no use for them."""
+
+
 def load_rows(path_or_name: str | Path, split: str, holding: str, **kwargs: Any) -> tuple[Iterable[Any], list[str]]:
     """
     Rows of a file or of a dataset on the Hub, and the names of their columns.
@@ -263,11 +275,11 @@ def load_rows(path_or_name: str | Path, split: str, holding: str, **kwargs: Any)
         holding (`str`):
             What a row must hold, for the messages.
         **kwargs:
-            Passed to [`~datasets.load_dataset`]; of these a file takes `field` and `delimiter`.
+            Passed to [`~datasets.load_dataset`]. Of those that decide the rows, a file of JSON takes `field` and one of CSV or TSV `delimiter`.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If the file is of another kind or has no rows, or a row is no object.
+        `ValueError`: If the file is of another kind or has no rows, a row is no object, or an option is none of a file.
     """
     path = Path(path_or_name)
     if path.is_file() and not has_rows(path):
@@ -277,7 +289,13 @@ def load_rows(path_or_name: str | Path, split: str, holding: str, **kwargs: Any)
     if not path.is_file():
         dataset = load_dataset(str(path_or_name), split=split, **kwargs)
         return dataset, dataset.column_names
-    own = {key: value for key, value in kwargs.items() if key in ("field", "delimiter")}
+    own = {key: value for key, value in kwargs.items() if value is not None and key not in _OF_LOADING}
+    taken = {".json": ["field"], ".csv": ["delimiter"], ".tsv": ["delimiter"]}.get(path.suffix.lower(), [])
+    for key in own:
+        if key not in taken:
+            raise ValueError(
+                f"{key!r} is no option for the file {path.name}, which takes {' and '.join(taken) or 'none'}: leave it out."
+            )
     rows = list(read_rows(path, f"pass a file of rows that each hold {holding}.", **own))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):

@@ -33,9 +33,11 @@ def _marks() -> str:
     return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends))
 
 
-_MARKS = _marks()
-_CHARACTER = re.compile(rf"[{UNSPACED}][{_MARKS}]*")
-_RUN = re.compile(rf"((?:[{UNSPACED}][{_MARKS}]*)+)|(?:[^\W{UNSPACED}][{_MARKS}]*)+")
+MARKS = _marks()
+"""Those characters, as a class of an expression has them."""
+
+_CHARACTER = re.compile(rf"[{UNSPACED}][{MARKS}]*")
+_RUN = re.compile(rf"((?:[{UNSPACED}][{MARKS}]*)+)|(?:[^\W{UNSPACED}][{MARKS}]*)+")
 _IS_HAN = re.compile(rf"[{_HAN}]")
 
 

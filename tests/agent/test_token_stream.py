@@ -211,6 +211,7 @@ def test_who_stops_a_server_is_not_answered_further(tokenizer):
         ("<think><answer>no</answer></think><answer>yes</answer>", None, "yes"),
         ("no <answer>a</think><answer>3 < 4 </answer>", "think", "3 < 4"),
         ("<answer>a</answ b</answer>", None, "a</answ b"),
+        ("<think>a</think><b>note</b><answer>yes</answer>", None, "yes"),
     ],
 )
 def test_the_answer_is_told_as_it_is_written(text, opened, expected):
@@ -221,6 +222,13 @@ def test_the_answer_is_told_as_it_is_written(text, opened, expected):
             stream.add(text[at : at + size])
         assert "".join(pieces) == expected  # nothing is left for the end
         assert stream.finish(expected) == "".join(pieces) == expected
+
+
+def test_an_answer_named_inside_an_action_is_none():
+    pieces: list[str] = []
+    stream = AnswerStream(Mem1Protocol(), pieces.append)
+    stream.add("<think>s</think><search>what <answer> means</search>")
+    assert not pieces and stream.told == ""
 
 
 def test_an_answer_that_is_known_at_the_end_is_told_whole():

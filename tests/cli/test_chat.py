@@ -215,3 +215,17 @@ def test_a_file_that_is_not_a_conversation_is_refused_before_the_model_is_loaded
 def test_wrong_options_are_one_sentence(capsys):
     assert main(["chat", "--model_name_or_path", TINY, "--backend", "chat"]) == 2
     assert "backend is about a server: give its address with --endpoint" in capsys.readouterr().err
+
+
+def test_a_chat_needs_no_reward(actor, tokenizer, tmp_path, capsys):
+    """That of training may need a row, which a conversation has none of; the conversation is kept."""
+
+    class Strict(LookupEnvironment):
+        def get_reward(self):
+            raise KeyError("answers")
+
+    settings = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 2}
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **settings), tokenizer, ["<think>0</think><answer>0</answer>"])
+    made = Chat(agent, Strict, str(tmp_path / "chat.json"))
+    assert made.take("a?") and "agent> 0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "chat.json").read_text())["trajectory"]["answer"] == "0"

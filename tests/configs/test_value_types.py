@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from trl import GRPOConfig
@@ -81,3 +83,18 @@ def test_a_seed_that_numpy_refuses_is_refused(tmp_path, name, value):
 def test_what_means_the_same_is_taken(tmp_path, given, kept):
     (name,) = given
     assert getattr(Mem1PPOConfig(str(tmp_path), bf16=False, **given), name) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here: leave it 0.0"),
+        ({"data_seed": 3}, "data_seed=3 has no effect here: set seed"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' has no effect here: set shuffle_dataset=False"),
+        ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint=True saves in the middle of an optimizer step"),
+    ],
+)  # fmt: skip
+def test_settings_that_nothing_reads_are_refused(tmp_path, given, sentence):
+    for kind in (Mem1GRPOConfig, Mem1PPOConfig):
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+            kind(str(tmp_path), bf16=False, **given)

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import trl
 from datasets import Dataset
+from support.scripted_agent import scripted
+from support.tool_helpers import call, said, template_tokenizer, tool_policy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import get_json_schema
 from trl import GRPOConfig, GRPOTrainer
 
+from mem1_trl import Mem1Agent, Mem1Protocol
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.facts import load_facts
 from mem1_trl.retrieval import Bm25Index
+from mem1_trl.rewards import exact_match_reward
 from mem1_trl.tasks import compose_objectives
 
 CORPUS = [
@@ -278,3 +282,30 @@ def test_trl_trains_in_it(tmp_path, row):
     environment = trainer.environments[0]
     environment.answer("Au; Fe")
     assert environment.get_reward() == 2.0
+
+
+@pytest.mark.parametrize("last", ["Paris", call("answer", '{"answer": "Paris"}')])
+def test_an_answer_by_tool_calls_is_scored_and_known_however_it_is_given(last):
+    """The instructions ask for an answer instead of a call; the environment has an action that takes one, too."""
+    tokenizer = template_tokenizer("qwen3")
+    agent = Mem1Agent(
+        tool_policy(tokenizer), tokenizer, Mem1Protocol.tool_calls(), max_turns=4, max_observation_length=400
+    )
+    scripted(agent, tokenizer, [said("s", call("search", '{"query": "France"}')), said("found", last)])
+    row = {"prompt": "capital of France?", "questions": ["c?"], "answers": [["Paris"]]}
+    (trajectory,) = agent.run_batch([row], [RetrievalQAEnvironment(top_k=1)])
+    assert (trajectory.reward, trajectory.answer) == (1.0, "Paris")
+    assert exact_match_reward([""], answers=[row["answers"]], trajectories=[trajectory]) == [1.0]
+
+
+def test_a_conversation_searches_after_its_first_answer():
+    """The environment is done with its task then; a further message is another one."""
+    tokenizer = template_tokenizer("qwen3")
+    settings = {"max_turns": 4, "max_observation_length": 400, "conversational": True}
+    agent = Mem1Agent(tool_policy(tokenizer), tokenizer, Mem1Protocol(), **settings)
+    turns = ["<search>France</search>", "<answer>Paris</answer>", "<search>Italy</search>", "<answer>Rome</answer>"]
+    scripted(agent, tokenizer, [f"<think>s</think>{turn}" for turn in turns])
+    episode = agent.start("capital of France?", RetrievalQAEnvironment(top_k=1))
+    assert episode.run().answer == "Paris"
+    episode.add_message("And of Italy?")
+    assert episode.run().answer == "Rome" and len(episode.trajectory.turns) == 4

@@ -596,3 +596,16 @@ def two_doors(gym):
             return f"door {action}", 0.0, False, False, {}
 
     return Doors()
+
+
+def test_a_row_that_names_the_game_of_the_instance_keeps_its_parameters(monkeypatch):
+    asked = []
+    environment = object.__new__(TextWorldExpressEnvironment)  # without the package
+    environment._game, environment._params, environment._fold = "cookingworld", KITCHEN, "train"
+    stub = type(
+        "Stub", (), {"seed": None, "reset": lambda self, **given: asked.append(given["gameParams"]) or ("", {})}
+    )
+    monkeypatch.setattr(TextWorldExpressEnvironment, "_running", lambda self: stub())
+    for game in (None, "cookingworld", "coin"):
+        environment._begin(1, game, None, None, solve=False)
+    assert asked == [KITCHEN, KITCHEN, ""]

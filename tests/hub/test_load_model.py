@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -11,7 +12,7 @@ from support.helpers import oracle_logprobs, tiny_model
 from support.image_models import IMAGE_MODELS, tiny_image_model
 from support.ppo_helpers import LORA
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, score_trajectories
 from mem1_trl.hub.load_model import load_model
@@ -138,3 +139,38 @@ def test_an_adapter_is_loaded_on_the_class_of_its_base(tmp_path):
     with torch.no_grad():
         assert torch.allclose(again(input_ids=ids).logits, base(input_ids=ids).logits, atol=1e-6)
         assert not torch.allclose(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-3)
+
+
+def test_an_adapter_is_loaded_on_the_revision_that_it_was_trained_on(tmp_path, actor_path, tokenizer, monkeypatch):
+    config = Mem1GRPOConfig(
+        **trainer_arguments(tmp_path / "run", num_generations=2), model_init_kwargs={"revision": "v1"}
+    )
+    trainer = Mem1GRPOTrainer(
+        str(actor_path), args=config, train_dataset=lookup_dataset(), processing_class=tokenizer,
+        environment_factory=LookupEnvironment, peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.save_model(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["revision"] == "v1"
+    asked = []
+    plain = PreTrainedModel.from_pretrained.__func__
+
+    def load(kind, path, *args, **kwargs):
+        asked.append((str(path), kwargs.get("revision")))
+        return plain(kind, path, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(load))
+    load_model(str(tmp_path / "saved"))
+    assert asked == [(str(actor_path), "v1")]
+
+
+def test_an_adapter_of_a_model_with_more_tokens_than_its_base_is_loaded(tmp_path, actor_path, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(actor_path)
+    rows = model.get_input_embeddings().weight.shape[0] + 7
+    model.resize_token_embeddings(rows)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config).eval()
+    adapted.save_pretrained(tmp_path / "saved")
+    loaded = load_model(str(tmp_path / "saved")).eval()
+    ids = torch.tensor([[3, 5, rows - 1]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits[..., : rows - 7], adapted(ids).logits[..., : rows - 7])

@@ -190,7 +190,7 @@ def test_the_next_context_is_task_last_turn_and_results():
         "<|im_end|>\n<|im_start|>assistant\n"
     )
     assert rollout.generate.stops == [[[]], [[]], [[]]]  # a turn goes on to its end token
-    assert environment.log == [("search", ("key", 1)), ("note", ["a", "b"])]
+    assert environment.log == [("search", ("key", 1)), ("note", ["a", "b"]), ("answer", "7")]
     assert (trajectory.stop_reason, trajectory.answer) == (StopReason.ANSWER, "7")
     assert [turn.state for turn in trajectory.turns] == ["looking", "halfway", "it is 7"]
     assert [turn.action for turn in trajectory.turns] == ["search", "note", "answer"]
@@ -264,7 +264,7 @@ def test_no_arguments_that_a_model_writes_end_the_run(hostile):
     _, (trajectory,), (environment,), _ = play(
         lambda turn, index: said("s", hostile) if turn == 1 else ANSWER, max_observation_length=400, max_length=400_000
     )
-    assert environment.log == [] and trajectory.metrics["failed_actions"] >= 1
+    assert environment.log == [("answer", "7")] and trajectory.metrics["failed_actions"] >= 1
     assert "Error: " in trajectory.turns[0].observation and trajectory.stop_reason is StopReason.ANSWER
 
 
@@ -282,7 +282,7 @@ def test_several_calls_run_in_order_and_all_are_observed():
     _, (trajectory,), (environment,), (episode,) = play(
         lambda turn, index: said("s", calls) if turn == 1 else ANSWER, max_observation_length=400
     )
-    assert environment.log == [("note", ["x"]), ("search", ("k", 2))]
+    assert environment.log == [("note", ["x"]), ("search", ("k", 2)), ("answer", "7")]
     expected = [
         "1 lines",
         "7",
@@ -309,7 +309,7 @@ def test_done_ends_the_episode_before_later_calls():
     _, (trajectory,), (environment,), _ = play(lambda turn, index: said("s", calls))
     assert environment.log == [("answer", "7")]
     assert trajectory.stop_reason == StopReason.DONE and len(trajectory.turns) == 1
-    assert trajectory.answer is None  # a tool like any other
+    assert trajectory.answer == "7"  # by a tool, or by a text
 
 
 @pytest.mark.parametrize(("rule", "turns", "reason"), [("observe", 2, "answer"), ("end", 1, "invalid_action")])
@@ -318,7 +318,7 @@ def test_a_call_that_cannot_be_read(rule, turns, reason):
     bad = said("s", '<tool_call>\n{"name": "search", "arguments": {]}\n</tool_call>')
     _, (trajectory,), (environment,), _ = play(lambda turn, index: bad if turn == 1 else ANSWER, protocol=protocol)
     assert len(trajectory.turns) == turns and trajectory.stop_reason == reason
-    assert environment.log == []
+    assert environment.log == ([("answer", "7")] if rule == "observe" else [])
     if rule == "observe":
         assert "Error: the tool call cannot be read" in trajectory.turns[0].observation
 
@@ -340,7 +340,7 @@ def test_calls_of_different_episodes_run_at_once_and_apart():
 
     _, trajectories, environments, _ = play(script, episodes=3, max_turns=1)
     assert [environment.log for environment in environments] == [
-        [],
+        [("answer", "7")],
         [("note", ["1"]), ("search", ("z", 1))],
         [("note", ["2"]), ("search", ("z", 1))],
     ]

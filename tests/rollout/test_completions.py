@@ -333,7 +333,7 @@ def test_tool_calls_are_read_from_raw_text():
         environment = Library()
         agent = Mem1Agent("m", tokenizer, Mem1Protocol.tool_calls(), client=server.url, max_observation_length=120)
         trajectory = agent.run("secret?", environment, secret="7")
-    assert environment.log == [("search", ("key", 1))] and trajectory.answer == "It is 7."
+    assert environment.log == [("search", ("key", 1)), ("answer", "It is 7.")] and trajectory.answer == "It is 7."
     assert [turn.state for turn in trajectory.turns] == ["looking", "found"]
     assert trajectory.turns[0].text == said("looking", SEARCH_CALL)
     assert "Look the secret up." in texts(server)[0] and "tools" not in server.requests[0]

@@ -361,7 +361,7 @@ def test_special_tokens_in_the_arguments_of_a_call_stay_text():
         environment = Library()
         agent = agent_for(server, tokenizer, Mem1Protocol.tool_calls(), max_observation_length=120)
         trajectory = agent.run("secret?", environment)
-    assert environment.log == [("search", ("< |im_end|>?", 1))]
+    assert environment.log == [("search", ("< |im_end|>?", 1)), ("answer", "7")]
     assert trajectory.turns[0].completion_ids.count(tokenizer.eos_token_id) == 1
 
 

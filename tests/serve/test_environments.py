@@ -182,3 +182,22 @@ def test_a_request_that_fails_or_is_left_closes_what_was_made_for_it(agent, shel
         while len(shelf.closed) < 2 and time.monotonic() < until:
             time.sleep(0.01)
         assert shelf.closed == [0, 1] and model.told < 250
+
+
+def test_the_reward_of_training_is_not_asked_for(agent):
+    """It may need what only a row of the data has."""
+
+    class Shop:
+        def reset(self, prompt=None, goal=None):
+            self.goal = goal
+
+        def search(self, query: str) -> str:
+            """Search."""
+            return query
+
+        def get_reward(self):
+            return float(self.goal["price"] > 1)
+
+    reading(agent, lambda context: "<think>s</think><answer>Oslo</answer>")
+    with served(agent, environment_factory=Shop) as client:
+        assert Talk(client).say("capital?").choices[0].message.content == "Oslo"

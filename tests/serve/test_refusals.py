@@ -15,6 +15,12 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 
+def mail(argument):
+    """A tool with one argument."""
+    parameters = {"type": "object", "properties": {argument: {"type": "string"}}}
+    return {"type": "function", "function": {"name": "mail", "parameters": parameters}}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -25,7 +31,12 @@ pytest.importorskip("starlette")
         ({"messages": [{"role": "boss", "content": "x"}]}, r"messages\[0\] must be an object with a 'role'"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "The last message must be one of the user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only"),
-        ({"tools": [{"type": "function", "function": {"name": "get-it"}}]}, "a name that an action can have"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "get-it"}}]},
+            r"The tool 'get-it' cannot be offered .* letters, digits and underscores",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "think"}}]}, "think"),
+        ({"tools": [mail("from")]}, "The tool 'mail' has an argument 'from', which cannot be one here"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(agent, options, sentence):

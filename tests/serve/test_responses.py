@@ -130,6 +130,8 @@ def test_answers_are_found_again_after_a_restart_and_only_by_their_key(agent, tm
     [
         ({"background": True}, "'background' is not supported"),
         ({"text": {"format": {"type": "json_object"}}}, r"'text\.format' is not supported"),
+        ({"text": {"verbosity": "low"}}, r"'text\.verbosity' is not supported"),
+        ({"text": {"format": {"type": "text"}, "colour": 1}}, r"'text\.colour' is not supported"),
         ({"tools": [{"type": "web_search"}]}, "Each of 'tools' must be of type 'function'"),
         ({"input": []}, "'input' must be a text or a list of at least one item"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, r"input\[0\] is of type 'item_reference'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningCo
 from support.helpers import tiny_model
 from support.ppo_helpers import LORA, Gradients, four_plans, make, oracle_values, stir, wake, watch_credit
 from support.trainer_helpers import assert_same_tensors, copy_parameters, lookup_dataset, record
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
 
 from mem1_trl.update.critic.critic import SharedValueHead, ValueModel
 
@@ -41,6 +42,40 @@ def test_what_a_critic_costs_is_counted_and_printed(tmp_path, tokenizer, actor_p
         assert f"The critic has {count:,} parameters of its own ({trained:,} trained), which take " in printed[kind]
         assert f"{shares[kind]:.2%} of the policy's weights" in printed[kind]
     assert shares["shared"] < 0.01 < shares["adapter"] < 0.05 < 0.5 < shares["copy"] < 1.0
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_second_adapter_leaves_the_policy_as_it_is(tmp_path, tokenizer, actor_path, start):
+    """These initializations take a part of the frozen weights into the adapter, which the critic's would do once more."""
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=start
+    )  # fmt: skip
+    trainer = make(tmp_path, actor_path, tokenizer, peft_config=config, beta=0.0)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(actor_path).eval()(ids).logits
+        torch.testing.assert_close(trainer.model.eval()(ids).logits, plain, rtol=1e-3, atol=1e-3)
+    with pytest.raises(
+        ValueError, match=rf"beta=0.001 takes the policy without its adapter .*init_lora_weights='{start}'"
+    ):
+        make(tmp_path, actor_path, tokenizer, peft_config=config, beta=0.001)
+
+
+def test_the_revision_of_the_policy_is_not_asked_for_in_the_repository_of_the_critic(
+    tmp_path, tokenizer, actor_path, monkeypatch
+):
+    asked = []
+    plain = AutoModel.from_pretrained
+
+    def load(path, **kwargs):
+        asked.append((str(path), kwargs.get("revision")))
+        return plain(path, **kwargs)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", load)
+    copied = shutil.copytree(actor_path, tmp_path / "critic")
+    for source in (actor_path, copied):
+        make(tmp_path, actor_path, tokenizer, value_model=str(source), model_init_kwargs={"revision": "v1"})
+    assert asked == [(str(actor_path), "v1"), (str(copied), None)]
 
 
 @pytest.mark.parametrize("config", [

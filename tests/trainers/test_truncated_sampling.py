@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from support.helpers import tiny_model
-from support.trainer_helpers import lookup_dataset, trainer_arguments
+from support.trainer_helpers import LookupEnvironment, lookup_dataset, trainer_arguments
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from trl import GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
 
@@ -81,3 +82,22 @@ def test_a_trainer_that_draws_from_all_of_it_says_nothing(tmp_path, tokenizer, c
     with caplog.at_level("WARNING", logger=LOGGER):
         build(tmp_path, tokenizer, trainer, config, top_p=1.0, top_k=0, min_p=0.0, temperature=0.7)
     assert not [record for record in caplog.records if record.name == LOGGER]
+
+
+def test_a_penalty_of_sampling_drops_no_episode_of_the_policy(tmp_path, tokenizer, actor_path, monkeypatch):
+    """TRL's mask compares with what a vLLM server has sampled; elsewhere with the policy as it was, which is the same here."""
+    seen = []
+    plain = GRPOTrainer.get_off_policy_mask
+
+    def watch(**given):
+        seen.append((given["sampling_per_token_logps"] - given["per_token_logps"].detach()) * given["mask"])
+        return plain(**given)
+
+    monkeypatch.setattr(GRPOTrainer, "get_off_policy_mask", staticmethod(watch))
+    settings = {"repetition_penalty": 1.3, "off_policy_mask_threshold": 0.1, "num_generations": 4, "max_turns": 2}
+    Mem1GRPOTrainer(
+        str(actor_path), reward_funcs=lambda completions, **row: [float(len(str(one)) % 5) for one in completions],
+        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, max_steps=1, **settings)), train_dataset=lookup_dataset(),
+        processing_class=tokenizer, environment_factory=LookupEnvironment,
+    ).train()  # fmt: skip
+    assert seen and max(gap.abs().max() for gap in seen) < 1e-4

@@ -382,6 +382,21 @@ def test_a_run_is_repeated_without_the_site(tmp_path):
         replay.fetch(f"{url}/plain")
 
 
+def test_a_cached_page_is_that_of_fetchers_with_the_same_limits(site, tmp_path):
+    cache = WebCache(tmp_path / "web.sqlite")
+
+    def read(**limits):
+        try:
+            return len(fetcher(cache=cache, **limits).fetch(f"{site.url}/iron").text)
+        except FetchError as error:
+            return str(error)
+
+    assert "private network" in read(allow_private=False)
+    whole = read()
+    assert read(max_bytes=300) < whole == read()
+    assert "private network" in read(allow_private=False) and site.paths.count("/iron") == 2
+
+
 def test_a_page_that_many_want_is_loaded_once(site, tmp_path):
     cached = fetcher(cache=WebCache(tmp_path / "web.sqlite"))
     with ThreadPoolExecutor(16) as pool:

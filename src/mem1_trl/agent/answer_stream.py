@@ -73,7 +73,10 @@ class AnswerStream:
                 return None
         opening = f"<{self._protocol.answer_tag}>"
         place = self._text.find(opening, begin)
-        return None if place < 0 else place + len(opening)
+        before = self._text[begin : max(place, begin)]
+        # An action that is still open has the text of its own, `<search>what <answer> means</search>`
+        inside = any(f"</{tag[1]}>" not in before[tag.end() :] for tag in _OPENING.finditer(before))
+        return None if place < 0 or inside else place + len(opening)
 
     def _shown(self, inner: str) -> str:
         """The part of an unfinished answer that stays as it is, whatever follows."""

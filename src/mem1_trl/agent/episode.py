@@ -71,6 +71,10 @@ class AgentEpisode:
 
     Not safe from several threads; several episodes of one agent are.
 
+    Attributes:
+        scored (`bool`):
+            Whether the environment is asked for its reward when the episode ends, `True` unless it is set. A conversation has none.
+
     Args:
         player ([`EpisodePlayer`]):
             Plays and scores it.
@@ -108,6 +112,7 @@ class AgentEpisode:
         settings: AgentSettings | None = None,
     ):
         self.row = dict(row)
+        self.scored = True
         self._player = player
         self._episode = episode
         self._environments = environments
@@ -311,8 +316,9 @@ class AgentEpisode:
             raise RuntimeError(f"The model gave no turn: {error}")
         if self.done:
             trajectory = trajectory_of(episode)
-            self._player.score([episode], [trajectory], self._environments)
-            self._reward = trajectory.reward
+            if self.scored or trajectory.error is not None:  # which `score` raises
+                self._player.score([episode], [trajectory], self._environments)
+                self._reward = trajectory.reward
         return episode.turns[-1]
 
     # Keeping

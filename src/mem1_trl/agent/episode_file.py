@@ -66,6 +66,10 @@ class SavedEpisode:
     results: list[ActionResult | None] = dataclasses.field(default_factory=list)
 
 
+class OtherAgentError(ValueError):
+    """Raised for an episode of an agent that was run in another way, so that this one cannot go on with it."""
+
+
 def write_episode(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     """Write the record of an episode to a file, whole or not at all."""
     write_whole(path, write_json(record) + "\n")
@@ -146,7 +150,8 @@ def saved_episode(
             Turns that an answer may take from here on.
 
     Raises:
-        `ValueError`: If it holds no episode, or that of an agent with other settings or another protocol.
+        `ValueError`: If it holds no episode.
+        [`OtherAgentError`]: If it is that of an agent with other settings or another protocol.
     """
     if record.get("mem1_episode") != _VERSION:
         raise ValueError(f"{path} must have the field 'mem1_episode' with the value {_VERSION}: {_ADVICE}")
@@ -155,7 +160,7 @@ def saved_episode(
         theirs = record.get(kind) or {}
         for name in mine:
             if name != "max_turns" and mine[name] != theirs.get(name):
-                raise ValueError(
+                raise OtherAgentError(
                     f"The agent must run as when {path} was saved, but {name} of its {kind} was {theirs.get(name)!r:.80} and is "
                     f"{mine[name]!r:.80}: give it what it had, or begin another."
                 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
-from ..environment_runtime.tools import environment_of
+from ..environment_runtime.tools import RESERVED_NAMES, environment_of, is_action_name
 
 _KINDS: dict[Any, Any] = {
     "string": str,
@@ -27,9 +28,26 @@ def environment_of_schemas(schemas: Sequence[Mapping[str, Any]]) -> Any:
             Tools as OpenAI's API describes them: `{"type": "function", "function": {"name", "description", "parameters"}}`.
 
     Raises:
-        `ValueError`: If a name cannot be that of an action, or two are the same.
+        `ValueError`: If a name cannot be that of an action or of its argument, or two are the same.
     """
+    for schema in schemas:
+        _check_names(schema["function"])
     return environment_of([_stub(schema["function"]) for schema in schemas])
+
+
+def _check_names(function: Mapping[str, Any]) -> None:
+    name, parameters = function["name"], function.get("parameters") or {}
+    if not is_action_name(name):
+        raise ValueError(
+            f"The tool {name!r:.80} cannot be offered to this agent: a tool's name must be made of letters, digits and underscores, begin with a "
+            f"letter, and be none of {', '.join(RESERVED_NAMES)}."
+        )
+    for argument in parameters.get("properties") or {}:
+        if not argument.isidentifier() or iskeyword(argument):
+            raise ValueError(
+                f"The tool {name!r:.80} has an argument {argument!r:.80}, which cannot be one here: it must be made of letters, digits and "
+                "underscores, and be no word of Python."
+            )
 
 
 def _stub(function: Mapping[str, Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from ..environment_runtime.tools import environment_of
 from ..rollout.interventions import repeat_actions
 from ..rollout.play import EpisodePlayer
 from .episode import AgentEpisode
-from .episode_file import read_episode, saved_episode
+from .episode_file import OtherAgentError, read_episode, saved_episode
 from .outside_tools import environment_of_schemas
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class SingleEpisodes(ABC):
             episode.environment = given.environments[0]
             episode.actions = player.rollout.contexts.actions(given.actions[0])
             if player.encode(episode.prompt, episode.actions) != episode.prompt_ids:
-                raise ValueError(
+                raise OtherAgentError(
                     f"The task of {path} must have the token ids that it had, but the tokenizer or the tools are others now."
                 )
             episode.record = self.syntax.new_record()

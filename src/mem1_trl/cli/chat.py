@@ -143,6 +143,7 @@ class Chat:
                 raise RuntimeError("The agent has not answered yet: an empty line lets it go on, /new begins again")
             self._before = len(self.episode.trajectory.turns)
             self.episode.add_message(text)
+        self.episode.scored = False  # the reward of training may need a row, which a conversation has none of
         print("agent> ", end="", flush=True)
         stream = AnswerStream(self.agent.protocol, _show)
         while not self.episode.done:

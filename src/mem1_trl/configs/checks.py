@@ -133,6 +133,29 @@ def refuse_noise(config: Mem1GRPOConfig) -> None:
     )
 
 
+def refuse_unread(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse settings of `Trainer` that GRPO's order of the data and its loss leave unread, and one whose checkpoints would not be exact.
+
+    Raises:
+        `ValueError`: If one has another value than its default.
+    """
+    refuse_any(
+        config,
+        (
+            ("label_smoothing_factor", config.label_smoothing_factor != 0.0, "leave it 0.0"),
+            ("data_seed", config.data_seed not in (None, config.seed), "set seed"),
+            ("train_sampling_strategy", config.train_sampling_strategy != "random", "set shuffle_dataset=False for the order of the rows"),
+        ),
+        "has no effect here",
+    )  # fmt: skip
+    refuse_any(
+        config,
+        (("enable_jit_checkpoint", config.enable_jit_checkpoint, "set save_steps, from whose checkpoints a killed run goes on exactly"),),
+        "saves in the middle of an optimizer step, whose update a run that goes on from there would not make",
+    )  # fmt: skip
+
+
 def check_sampling_of_groups(config: Mem1GRPOConfig) -> None:
     """
     Refuse to play groups of equal rewards again, or to pass over them, where no group ever is one, or equal rewards are not equal advantages.

@@ -22,6 +22,7 @@ from .checks import (
     check_types,
     refuse_any,
     refuse_noise,
+    refuse_unread,
     refuse_without_effect,
 )
 from .distillation import check_distillation
@@ -471,6 +472,7 @@ class Mem1GRPOConfig(GRPOConfig):
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
         refuse_without_effect(self)
         refuse_noise(self)
+        refuse_unread(self)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
         if self.check not in ("on", "off"):

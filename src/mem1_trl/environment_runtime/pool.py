@@ -205,7 +205,7 @@ class EnvironmentPool:
         They return the rewards that [`~EnvironmentPool.score`] found, and those that the turns have.
         """
         functions: list[Callable[..., Any]] = []
-        for kind in dict.fromkeys(type(example) for example in self._examples.values()):
+        for kind in {_class_of(type(example)): type(example) for example in self._examples.values()}.values():
             if _has(kind, "get_reward"):
                 functions.append(self._reward_function(kind))
             if _has(kind, "get_turn_reward"):
@@ -214,7 +214,7 @@ class EnvironmentPool:
 
     def _reward_function(self, kind: type) -> Callable[..., Any]:
         def read(environments: list[Any], **kwargs: Any) -> list[float | None]:
-            return [self._rewards.get(id(e)) if type(e) is kind else None for e in environments]
+            return [self._rewards.get(id(e)) if _class_of(type(e)) == _class_of(kind) else None for e in environments]
 
         read.__name__ = kind.__name__
         return read
@@ -223,12 +223,17 @@ class EnvironmentPool:
 def _turn_reward_function(kind: type) -> Callable[..., Any]:
     def read(environments: list[Any], trajectories: list[Any], **kwargs: Any) -> list[list[float | None] | None]:
         return [
-            [turn.reward for turn in trajectory.turns] if type(e) is kind else None
+            [turn.reward for turn in trajectory.turns] if _class_of(type(e)) == _class_of(kind) else None
             for e, trajectory in zip(environments, trajectories, strict=True)
         ]
 
     read.__name__ = f"{kind.__name__}.get_turn_reward"
     return read
+
+
+def _class_of(kind: type) -> tuple[str, str]:
+    """What a class is known by: one that is defined inside a factory is another object in each environment."""
+    return kind.__module__, kind.__qualname__
 
 
 def _has(kind: type, method: str) -> bool:

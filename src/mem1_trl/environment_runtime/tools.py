@@ -12,7 +12,13 @@ from .arguments import type_hints
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_RESERVED = (*RESERVED, "close", "done")
+RESERVED_NAMES = (*RESERVED, "close", "done")
+"""Names that no tool can have."""
+
+
+def is_action_name(name: str) -> bool:
+    """Whether a tool may have a name."""
+    return name.isidentifier() and not name.startswith("_") and name not in RESERVED_NAMES
 
 
 def environment_of(tools: Sequence[Callable[..., Any]]) -> Any:
@@ -38,10 +44,10 @@ def environment_of(tools: Sequence[Callable[..., Any]]) -> Any:
         if not callable(tool) or inspect.isclass(tool):
             raise TypeError(f"Each of `tools` must be a function, got {tool!r:.80}.")
         name = _name(tool)
-        if not name.isidentifier() or name.startswith("_") or name in _RESERVED:
+        if not is_action_name(name):
             raise ValueError(
                 f"A tool must have a name that an action can have, got {name!r}: define it with `def`, under a name that does "
-                f"not begin with an underscore and is none of {', '.join(_RESERVED)}."
+                f"not begin with an underscore and is none of {', '.join(RESERVED_NAMES)}."
             )
         if name in members:
             raise ValueError(f"Each tool must have a name of its own, got two named {name!r}.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import find_adapter_config_file
 
 from ..saved_files import place_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -35,14 +36,19 @@ def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
     """
     where = place_of(model_init_kwargs)
     if find_adapter_config_file(path_or_id, **where) is not None:
-        base = PeftConfig.from_pretrained(path_or_id, **where).base_model_name_or_path
+        adapter = PeftConfig.from_pretrained(path_or_id, **where)
+        base = adapter.base_model_name_or_path
         if not base:
             raise ValueError(
                 f"The adapter {path_or_id} must name the model it was trained on, got none: load both by hand, "
                 "`Mem1Agent(PeftModel.from_pretrained(model, path), tokenizer)`."
             )
         of_base = {name: value for name, value in model_init_kwargs.items() if name != "revision"}
-        return PeftModel.from_pretrained(load_model(base, **of_base), path_or_id, **where)  # type: ignore[return-value]
+        if adapter.revision is not None:
+            of_base["revision"] = adapter.revision
+        model = load_model(base, **of_base)
+        _resize_as_saved(model, load_peft_weights(path_or_id, device="cpu", **where))
+        return PeftModel.from_pretrained(model, path_or_id, **where)  # type: ignore[return-value]
     config = AutoConfig.from_pretrained(
         path_or_id, trust_remote_code=bool(model_init_kwargs.get("trust_remote_code")), **where
     )
@@ -52,6 +58,15 @@ def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
     unnamed = AutoModelForImageTextToText if AutoModelForImageTextToText.__name__ in own else AutoModelForCausalLM
     kind: Any = next((kind for kind in named if hasattr(kind, "generate")), unnamed)
     return kind.from_pretrained(path_or_id, **model_init_kwargs)
+
+
+def _resize_as_saved(model: PreTrainedModel, saved: dict[str, torch.Tensor]) -> None:
+    """Give a model as many tokens as the embeddings that were saved with its adapter, if some were."""
+    embeddings: Any = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    rows = next((tensor.shape[0] for key, tensor in saved.items() if key.endswith(f"{name}.weight")), None)
+    if rows is not None and rows != embeddings.weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the values are those that were saved
 
 
 def why_not_loadable(model: Any) -> str | None:

@@ -37,6 +37,7 @@ class OfferedActions(Protocol):
     tags: dict[str, str]
     schemas: list[dict[str, Any]]
     answer_method: str | None
+    takes_answer: bool
 
     def arguments(self, method: str, text: str) -> dict[str, Any]: ...
 

@@ -333,6 +333,11 @@ class ToolCallSyntax(ActionSyntax):
         return self._parse(turn.completion_ids, turn.text, []).state_span
 
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
+        if parsed.answer is not None:
+            method, text = self.protocol.answer_tag, parsed.answer
+            return (
+                [read_request(method, method, lambda: actions.arguments(method, text))] if actions.takes_answer else []
+            )
         return [read_request(call.name, call.name, partial(_arguments, call, actions)) for call in parsed.calls]
 
     def _parse(self, ids: Sequence[int], text: str, schemas: Sequence[dict[str, Any]]) -> ParsedTurn:

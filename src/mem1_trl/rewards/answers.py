@@ -257,5 +257,5 @@ def _answer_in_completion(completion: str | list[dict[str, Any]]) -> str | None:
         )
     answer = None
     for found in all_tagged(completion, "answer"):
-        answer = found.inner.strip()
+        answer = found.inner.rpartition("<answer>")[2].strip()  # one that was begun twice begins with the last opening
     return answer

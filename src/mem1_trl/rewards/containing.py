@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..words import UNSPACED
+from ..words import MARKS, UNSPACED
 from .answers import normalize_answer, to_nfc
 
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)|(?<=\d),(?=\d{3}(?!\d))")
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"(?:[^\W_][{MARKS}]*)+")
 _ARTICLES = frozenset(("a", "an", "the"))
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 

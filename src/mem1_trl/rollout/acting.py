@@ -58,10 +58,17 @@ class Acting:
         """
         Each call that is to be made, and whether it counts; the outcome of one is sent in before the next.
 
-        The actions end early if the environment is done, or can no longer be used. Then it is asked for the reward of the turn, if
+        The actions end early if the environment becomes done, or can no longer be used: one that was done before goes on, since its agent
+        was sent a message after that. Then it is asked for the reward of the turn, if
         something of it was called.
         """
         episode = self.episode
+        has_property = isinstance(getattr(type(episode.environment), "done", None), property)
+        was_done = False
+        if episode.rounds and has_property:
+            was_done = bool((yield self._asked_done(caller), False).value)
+        elif episode.rounds:
+            was_done = _is_done(episode.environment)
         for place, call in enumerate(self.calls):
             if place and episode.stop_reason is not None:
                 break
@@ -74,24 +81,25 @@ class Acting:
             self.results.append(result)
             if result.fatal:
                 episode.error, episode.stop_reason = result.error, StopReason.ERROR
-            elif isinstance(getattr(type(episode.environment), "done", None), property):
-                # It runs code of the environment, which may raise or hang as an action may
-                asked = EnvironmentCall(
-                    caller.thread_of(episode.environment),
-                    partial(_read_done, episode.environment),
-                    name=name_of_call(episode.environment, "done"),
-                )
-                outcome = yield asked, False
+            elif has_property:
+                outcome = yield self._asked_done(caller), False
                 if outcome.error is not None:  # there is nothing to show to the agent
                     episode.error, episode.stop_reason = describe_error(outcome.error), StopReason.ERROR
-                elif episode.stop_reason is None and outcome.value:
+                elif episode.stop_reason is None and outcome.value and not was_done:
                     episode.stop_reason = StopReason.DONE
-            elif episode.stop_reason is None and _is_done(episode.environment):
+            elif episode.stop_reason is None and not was_done and _is_done(episode.environment):
                 episode.stop_reason = StopReason.DONE
         if episode.error is None and not all(isinstance(call, ActionResult) for call in self.calls):
             reward = reward_call(caller, episode.environment, "get_turn_reward")
             if reward is not None:
                 note_turn_reward(episode, reward, (yield reward, True))
+
+    def _asked_done(self, caller: EnvironmentCaller) -> EnvironmentCall:
+        """The call of a property `done`: it runs code of the environment, which may raise or hang as an action may."""
+        environment = self.episode.environment
+        return EnvironmentCall(
+            caller.thread_of(environment), partial(_read_done, environment), name=name_of_call(environment, "done")
+        )
 
 
 class _Progress:

@@ -366,7 +366,10 @@ class Rollout:
         texts = [result.text for result in results]
         names = [request.name for request in requests[: len(results)]]
         episode.failed_actions += sum(result.failed for result in results)
-        episode.record.add_results(names, texts)
+        if episode.stop_reason is not StopReason.ANSWER:  # else nobody reads them
+            episode.record.add_results(names, texts)
+        if episode.stop_reason is StopReason.DONE:
+            episode.answer = self._answer_given(episode, requests[: len(results)])
         if episode.stop_reason is None and turns_left == 0:
             episode.stop_reason = StopReason.MAX_TURNS
         if episode.stop_reason is not None:
@@ -377,6 +380,13 @@ class Rollout:
         observation = self.observations.encode_results(texts, names, turns_left, list(episode.actions.tags))
         episode.record.add_observation(names, observation.results, turns_left)
         self.show(episode, observation, any(result.failed for result in results))
+
+    def _answer_given(self, episode: Episode, requests: Sequence[ActionRequest]) -> str | None:
+        """The answer of an episode that ended by an action which takes it, where that is an action like any other."""
+        if episode.actions is None or not episode.actions.takes_answer:
+            return None
+        called = [one for one in requests if one.method == self.protocol.answer_tag and one.arguments]
+        return str(next(iter(called[-1].arguments.values()))) if called else None
 
     def show(self, episode: Episode, observation: ObservationIds, failed: bool = False) -> None:
         """

@@ -9,8 +9,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..agent.episode_file import OtherAgentError
 from ..json_text import write_json
 from ..metrics import peak_tokens
+from ..protocol.encoding import decode
+from ..protocol.untrusted import encode_untrusted, sanitize_prompt
 from ..trajectory import StopReason, Trajectory
 from ..wire.answers import ChatAnswer
 from ..wire.app import ChatApp, WireLimits
@@ -71,6 +74,7 @@ class AgentBackend:
         found = self.conversations.find(request, owner, session)
         try:
             with contextlib.closing(self._episode(request, found)) as episode:
+                episode.scored = False
                 before = len(episode.trajectory.turns)
                 text = UntilStop(tell, request.stop)
                 if request.must_call:
@@ -100,6 +104,12 @@ class AgentBackend:
         """Refuse what is not here, and what an agent cannot do."""
         if request.model not in (None, self.name):
             raise unknown_model(request.model, self.name)
+        if "seed" in request.options and self.agent.endpoint is not None:
+            raise WireError(
+                400,
+                "'seed' is not supported: the model runs on another server, which draws by itself.",
+                "unsupported_parameter",
+            )
         if request.usable_tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
             raise WireError(
                 400,
@@ -120,7 +130,7 @@ class AgentBackend:
 
     def _beginning(self, request: ChatRequest) -> AgentEpisode:
         """The episode of a conversation that begins."""
-        task = _task(request.messages, bool(self.agent.settings.conversational))
+        task = self._task(request)
         tools = list(request.tools) or None
         factory = self.environment_factory if tools is None else None
         episode = self.agent.start(task, schemas=tools, options=self._options(request), environment_factory=factory)
@@ -130,13 +140,21 @@ class AgentBackend:
 
     def _going_on(self, request: ChatRequest, found: Found) -> AgentEpisode | None:
         """
-        The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any, and can begin anew.
+        The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any, or is of another agent,
+        and can begin anew.
         """
         state = found.state
         assert state is not None
         factory = None if "schemas" in state else self.environment_factory
         options = self._options(request)
-        episode = self.agent.resume(state, repeat=False, options=options, environment_factory=factory)
+        try:
+            episode = self.agent.resume(state, repeat=False, options=options, environment_factory=factory)
+        except OtherAgentError:  # the server was started again with other settings
+            if found.whole:
+                return None
+            raise cannot_begin_anew(
+                request, "The conversation was held with another agent than the one that is served now"
+            ) from None
         try:
             episode.draw_from(request.options.get("seed", secrets.randbits(62)))
             results = {one["tool_call_id"]: one["content"] for one in found.new if one["role"] == "tool"}
@@ -167,6 +185,41 @@ class AgentBackend:
         except BaseException:
             episode.close()
             raise
+
+    def _task(self, request: ChatRequest) -> Any:
+        """
+        The task of a conversation that begins: the first message, and the instructions of the system. A chat whose state is not known is
+        told in it.
+        """
+        systems = [
+            one["content"] for one in request.messages if one["role"] in ("system", "developer") and one["content"]
+        ]
+        said = [one for one in request.messages if one["role"] not in ("system", "developer")]
+        if not said:
+            raise WireError(400, "There must be a message of the user.")
+        text = said[-1]["content"]
+        if len(said) > 1:
+            tags = [tool["function"]["name"] for tool in request.tools]
+            text = "\n".join(f"{one['role']}: {self._told(one, tags)}" for one in said)
+        if not systems:
+            return text
+        if self.agent.settings.conversational:
+            return [{"role": "system", "content": "\n\n".join(systems)}, {"role": "user", "content": text}]
+        return "\n\n".join([*systems, text])
+
+    def _told(self, message: Mapping[str, Any], tags: Sequence[str]) -> str:
+        """What a message of an earlier answer says, escaped as where its conversation is known; a result of a tool is cut as there, too."""
+        calls = [
+            f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or ()
+        ]
+        text = " ".join(filter(None, [message["content"], *calls]))
+        text = self.agent.syntax.escape_tags(sanitize_prompt(self.agent.tokenizer, text), tags)
+        if message["role"] != "tool":
+            return text
+        ids, most = encode_untrusted(self.agent.tokenizer, text), self.agent.settings.max_observation_length
+        if len(ids) <= most:
+            return text
+        return decode(self.agent.tokenizer, ids[:most]) + self.agent.protocol.truncation_marker
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """Settings that a request has of its own."""
@@ -220,30 +273,6 @@ def _calls(episode: AgentEpisode) -> list[dict[str, Any]]:
         }
         for call in episode.calls
     ]
-
-
-def _task(messages: Sequence[Mapping[str, Any]], conversational: bool) -> Any:
-    """
-    The task of a conversation that begins: the first message, and the instructions of the system. A chat whose state is not known is
-    told in it.
-    """
-    systems = [one["content"] for one in messages if one["role"] in ("system", "developer") and one["content"]]
-    said = [one for one in messages if one["role"] not in ("system", "developer")]
-    if not said:
-        raise WireError(400, "There must be a message of the user.")
-    text = said[-1]["content"]
-    if len(said) > 1:
-        text = "\n".join(f"{one['role']}: {_told(one)}" for one in said)
-    if not systems:
-        return text
-    if conversational:
-        return [{"role": "system", "content": "\n\n".join(systems)}, {"role": "user", "content": text}]
-    return "\n\n".join([*systems, text])
-
-
-def _told(message: Mapping[str, Any]) -> str:
-    calls = [f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or ()]
-    return " ".join(filter(None, [message["content"], *calls]))
 
 
 @contextlib.contextmanager

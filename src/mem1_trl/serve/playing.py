@@ -38,10 +38,17 @@ def play_to_answer(
         text ([`UntilStop`]):
             Is told the text of the answer. The agent finishes a turn in which a stop text comes, so that its context stays well formed.
     """
-    stream = AnswerStream(protocol, text.add)
+    apart = False
+
+    def say(piece: str) -> None:
+        nonlocal apart
+        text.add(f"\n{piece}" if apart else piece)
+        apart = False
+
+    stream = AnswerStream(protocol, say)
     while not episode.done:
-        if not stream.told:
-            stream = AnswerStream(protocol, text.add, episode.opened)
+        apart = apart or bool(stream.told)  # an answer that was begun in an earlier turn, and is none
+        stream = AnswerStream(protocol, say, episode.opened)
 
         def hear(piece: str, stream: AnswerStream = stream) -> None:
             tell("")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..environment_runtime.pool import EnvironmentPool
     from ..rollout.play import EpisodePlayer
 
+_CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of the names of LoRA initializations that take a part of the weights into the adapter."""
+
 CHECKED_PROMPTS = 1000
 """Number of prompts whose lengths are checked in advance."""
 
@@ -60,7 +63,16 @@ def refuse_unsupported(tools: Any, rollout_func: Any, processing_class: Any, *da
 
 
 def check_reference(model: Any, args: Any, peft_config: Any) -> None:
-    """Raise `ValueError` if the reference model can neither be a copy of the policy nor be loaded from where that came from."""
+    """
+    Raise `ValueError` if the reference model can neither be a copy of the policy nor be loaded from where that came from, nor be the policy
+    without its adapter.
+    """
+    start = str(getattr(peft_config, "init_lora_weights", True)).lower()
+    if args.beta != 0.0 and start.startswith(_CHANGES_WEIGHTS):
+        raise ValueError(
+            f"beta={args.beta} takes the policy without its adapter as the reference, but init_lora_weights={start!r} changes the weights below "
+            "the adapter, so that it would be another model: set beta=0.0, or leave init_lora_weights True."
+        )
     if args.beta == 0.0 or isinstance(model, str) or peft_config is not None:
         return
     if hasattr(model, "peft_config"):
@@ -142,6 +154,13 @@ def check_path(name: str, model: Any) -> None:
     is_path = model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
     if is_path and not Path(model).exists():
         raise FileNotFoundError(f"There is no {name} at {model!r}: check the path (an id on the Hub is 'owner/name').")
+
+
+def name_revision(model: Any, revision: str | None) -> None:
+    """Let adapters that a trainer has made say of which revision of the model below they are, so that they are loaded with it."""
+    for config in getattr(model, "peft_config", {}).values():
+        if config.revision is None:
+            config.revision = revision
 
 
 def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing_class: Any) -> None:

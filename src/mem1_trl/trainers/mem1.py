@@ -30,6 +30,7 @@ from .checks import (
     check_trainable,
     dataset_or_placeholder,
     first_prompt,
+    name_revision,
     named_datasets,
     refuse_unsupported,
 )
@@ -151,6 +152,8 @@ class Mem1Trainer(TrajectoryTrainer):
         finally:
             args.reward_weights = weights
         check_model(self.model)  # of an id on the Hub, only now
+        if isinstance(model, str):
+            name_revision(self.model, (args.model_init_kwargs or {}).get("revision"))
         check_trainable(self.model)
         refuse_unsaved_adapter(self.model, self.accelerator)
         check_optimizer(self.model, self.optimizer)

@@ -197,6 +197,9 @@ class Mem1PPOTrainer(CreditingTrainer):
     ) -> ValueModel | SharedValueHead:
         kwargs: dict[str, Any] = dict(self.args.model_init_kwargs or {})  # type: ignore[arg-type]
         kwargs.setdefault("trust_remote_code", self.args.trust_remote_code)
+        if isinstance(source, str) and source != getattr(self.model.config, "_name_or_path", None):
+            for name in ("revision", "subfolder", "variant", "gguf_file"):  # of the policy's repository
+                kwargs.pop(name, None)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
         of_its_own = not isinstance(self.model, PeftModel)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import socket
 import ssl
 from collections.abc import Mapping
@@ -122,18 +124,32 @@ class Fetcher:
         address = read_address(url)
         if self.cache is None:
             return self._load(address)
+        key = self._cache_key(address)
         with self._locks(address.url):
-            known = self.cache.get("page", address.url)
+            known = self.cache.get("page", key)
+            if known is None and self.cache.replay:
+                known = self.cache.get("page", address.url)  # a record of earlier versions
             if known is None and self.cache.replay:
                 raise FetchError(
                     "This page was not visited when the run was recorded, and no page is loaded in a replay."
                 )
             if known is None:
                 known, passing = self._as_entry(address)
-                self.cache.put("page", address.url, known, passing)
+                self.cache.put("page", key, known, passing)
         if "error" in known:
             raise FetchError(known["error"])
         return Page(**known)
+
+    def _cache_key(self, address: Address) -> str:
+        """The address, with the arguments that decide what is read there, where they are not the defaults."""
+        limits = {
+            "max_bytes": self.max_bytes,
+            "max_redirects": self.max_redirects,
+            "allow_private": self.allow_private,
+            "obey_robots": self._robots is not None,
+        }
+        others = {name: value for name, value in limits.items() if value != _DEFAULTS[name]}
+        return json.dumps([address.url, others], sort_keys=True) if others else address.url
 
     def _as_entry(self, address: Address) -> tuple[dict[str, Any], bool]:
         try:
@@ -182,3 +198,6 @@ class Fetcher:
                 return address, answer
             address = read_address(target, base=address.url)
         raise FetchError(f"The page redirects more than {self.max_redirects} times.")
+
+
+_DEFAULTS = {name: one.default for name, one in inspect.signature(Fetcher).parameters.items()}

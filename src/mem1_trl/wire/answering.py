@@ -102,6 +102,4 @@ class Answering:
         elif not isinstance(error, WireError):
             logger.error("A request failed.", exc_info=error)
             error = WireError(500, f"The request failed: {type(error).__name__}: {error}.")
-        if isinstance(error, WireError):
-            counts.add("mem1_requests_total", status=error.status)
         self._events.put_nowait(error)

@@ -201,7 +201,8 @@ class ChatApp:
                     yield writer.piece(found)
                     found = await answering.next()
                 yield writer.last(found)
-            except WireError as error:
+            except WireError as error:  # before the first piece it would have been a refusal, which is counted there
+                self.counts.add("mem1_requests_total", status=error.status)
                 yield writer.failed(error)
             except asyncio.CancelledError:
                 yield writer.failed(server_ends())

@@ -30,7 +30,7 @@ class Counts:
             for (own, labels), value in values:
                 if own == name:
                     shown = ",".join(f'{label}="{text}"' for label, text in labels)
-                    lines.append(f"{name}{{{shown}}} {value:g}" if shown else f"{name} {value:.10g}")
+                    lines.append(f"{name}{{{shown}}} {value:.17g}" if shown else f"{name} {value:.17g}")
         for name, value in sorted(gauges.items()):
             lines += [f"# TYPE {name} gauge", f"{name} {value:.10g}"]
         return "\n".join(lines) + "\n"

@@ -60,9 +60,7 @@ def read_response_request(body: bytes) -> ChatRequest:
     """
     found = read_object(body)
     _KNOWN.check(found)
-    form = (found.get("text") or {}).get("format") if isinstance(found.get("text") or {}, dict) else found["text"]
-    if form not in (None, {"type": "text"}):
-        raise WireError(400, "'text.format' is not supported: leave it out.", "unsupported_parameter")
+    _check_text(found.get("text") or {})
     tools = found.get("tools") or []
     if not isinstance(tools, list):
         raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
@@ -82,6 +80,16 @@ def read_response_request(body: bytes) -> ChatRequest:
     if found.get("store") is False:
         return read_chat_object(chat, instructions=instructions, previous=previous)
     return read_chat_object(chat, instructions=instructions, previous=previous, answer_id=new_response_id())
+
+
+def _check_text(text: Any) -> None:
+    """Refuse wishes about the form of the answer; those that say what is done anyway pass."""
+    if not isinstance(text, dict):
+        raise WireError(400, f"'text' must be an object, got {text!r:.60}.")
+    as_it_is = {"format": (None, {"type": "text"}), "verbosity": (None, "medium")}
+    for name, value in text.items():
+        if value not in as_it_is.get(name, (None,)):
+            raise WireError(400, f"'text.{name}' is not supported: leave it out.", "unsupported_parameter")
 
 
 def new_response_id() -> str:

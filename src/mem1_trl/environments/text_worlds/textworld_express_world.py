@@ -97,7 +97,7 @@ class TextWorldExpressEnvironment(JavaWorld):
             game (`str`, *optional*):
                 Name of the game. `None` uses the game of the instance.
             game_params (`str`, *optional*):
-                Parameters of the game. `None` uses those of the instance.
+                Parameters of the game. `None` uses those of the instance if its game is played, else none.
             fold (`str`, *optional*):
                 Fold of the game. `None` uses the fold of the instance.
             **row:
@@ -149,7 +149,7 @@ class TextWorldExpressEnvironment(JavaWorld):
         simulator = self._running()
         simulator.seed = None  # the simulator would otherwise reuse the last seed
         if game_params is None:
-            game_params = self._params if game is None else ""
+            game_params = self._params if game in (None, self._game) else ""
         return simulator.reset(
             seed=seed,
             gameFold=fold or self._fold,

@@ -169,12 +169,15 @@ class TreeLoss(TurnGeneration):
         policy = weights.policy / weights.token_means
         steps = getattr(self, "current_gradient_accumulation_steps", 1)  # there are none before training
         beta = self.beta * policy if self.kl_in_loss else 0.0
+        # TRL has these with vLLM alone. Elsewhere its mask of off-policy sequences takes the old log-probs, which no penalty of sampling changes
+        ours = () if self.use_vllm else ("sampling_per_token_logps",)
         inputs = {**inputs, "advantages": inputs["advantages"] * policy}
         if "loss_weights" in inputs:
-            given = inputs["advantages"]
+            of_rows = inputs["advantages"]
             # The objective of a token is linear in its advantage, whatever the loss type
-            inputs["advantages"] = (given[:, None] if given.ndim == 1 else given) * inputs["loss_weights"]
+            inputs["advantages"] = (of_rows[:, None] if of_rows.ndim == 1 else of_rows) * inputs["loss_weights"]
         experts = weights.experts / weights.token_means
+        given = {name: value for name, value in inputs.items() if name not in ours}
         gradient = torch.is_grad_enabled() and not self.policy_frozen
         kept, self.kept_pass = self.kept_pass, None
         self._kept_of_rows = kept.of_rows(inputs["episode_ids"]) if kept is not None and gradient else None
@@ -188,7 +191,7 @@ class TreeLoss(TurnGeneration):
             self._metrics_of_what_is_trained(inputs),
             self._entropy_controlled_where_trained(inputs),
         ):
-            loss = check_values("_compute_loss", super()._compute_loss(model, inputs))
+            loss = check_values("_compute_loss", super()._compute_loss(model, given))
         self._log_sampler_difference(inputs)
         extra = self.extra_loss(inputs)
         self.loss_logps = None

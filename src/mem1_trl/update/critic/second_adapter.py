@@ -92,6 +92,10 @@ def second_adapter(policy: PeftModel) -> PeftModel:
     refuse_prompt_learning(config)
     config.task_type = None  # nothing is generated from it
     config.inference_mode = False
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = (
+            True  # PiSSA and its like change the frozen weights, which are the policy's; the values are copied below
+        )
     bare = copy_around_frozen(policy.get_base_model())
     vars(bare).pop("peft_config", None)  # PEFT's note that there are adapters
     twin = get_peft_model(bare, config, adapter_name=name)
