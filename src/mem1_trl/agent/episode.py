@@ -71,10 +71,6 @@ class AgentEpisode:
 
     Not safe from several threads; several episodes of one agent are.
 
-    Attributes:
-        scored (`bool`):
-            Whether the environment is asked for its reward when the episode ends, `True` unless it is set. A conversation has none.
-
     Args:
         player ([`EpisodePlayer`]):
             Plays and scores it.
@@ -96,6 +92,10 @@ class AgentEpisode:
             The calls of the last turn, if their results are still to be given.
         settings ([`AgentSettings`], *optional*):
             Those of the agent, where the episode is played with others.
+
+    Attributes:
+        scored (`bool`):
+            Whether the environment is asked for its reward when the episode ends, `True` unless it is set. A conversation has none.
     """
 
     def __init__(

@@ -127,7 +127,7 @@ class ActionSet:
         is_answer = self.syntax == "tags" and protocol.answer_tag in methods
         self.answer_method = protocol.answer_tag if is_answer else None
         self._parameters = {name: read_parameters(method) for name, method in methods.items()}
-        # ... but one that takes a text is told an answer that was written without a call, too
+        # With tool calls, too, an answer that was written without a call is given to an action of this name with one argument
         self.takes_answer = len(self._parameters.get(protocol.answer_tag, ())) == 1
         self._docs = {name: (inspect.getdoc(method) or "").split("\n\n")[0] for name, method in methods.items()}
         self.schemas: list[dict[str, Any]] = []

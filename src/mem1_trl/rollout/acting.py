@@ -58,9 +58,8 @@ class Acting:
         """
         Each call that is to be made, and whether it counts; the outcome of one is sent in before the next.
 
-        The actions end early if the environment becomes done, or can no longer be used: one that was done before goes on, since its agent
-        was sent a message after that. Then it is asked for the reward of the turn, if
-        something of it was called.
+        The actions end early if the environment becomes done, or can no longer be used. One that was done before them goes on, since its
+        agent was sent a message after that. At the end the environment is asked for the reward of the turn, if something of it was called.
         """
         episode = self.episode
         has_property = isinstance(getattr(type(episode.environment), "done", None), property)

@@ -366,7 +366,7 @@ class Rollout:
         texts = [result.text for result in results]
         names = [request.name for request in requests[: len(results)]]
         episode.failed_actions += sum(result.failed for result in results)
-        if episode.stop_reason is not StopReason.ANSWER:  # else nobody reads them
+        if episode.stop_reason is not StopReason.ANSWER:  # after an answer no turn reads them
             episode.record.add_results(names, texts)
         if episode.stop_reason is StopReason.DONE:
             episode.answer = self._answer_given(episode, requests[: len(results)])

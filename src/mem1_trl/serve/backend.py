@@ -140,8 +140,8 @@ class AgentBackend:
 
     def _going_on(self, request: ChatRequest, found: Found) -> AgentEpisode | None:
         """
-        The episode of a state with the new messages; `None` if it has ended in a way that leaves no room for any, or is of another agent,
-        and can begin anew.
+        The episode of a state with the new messages. `None` if it cannot go on (its context is full, or the agent has other settings now)
+        and the request holds the whole chat, so that another episode can start from it.
         """
         state = found.state
         assert state is not None
