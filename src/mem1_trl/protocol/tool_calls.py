@@ -333,12 +333,12 @@ class ToolCallSyntax(ActionSyntax):
         return self._parse(turn.completion_ids, turn.text, []).state_span
 
     def requests(self, parsed: ParsedTurn, actions: OfferedActions) -> list[ActionRequest]:
-        if parsed.answer is not None:
-            method, text = self.protocol.answer_tag, parsed.answer
-            return (
-                [read_request(method, method, lambda: actions.arguments(method, text))] if actions.takes_answer else []
-            )
-        return [read_request(call.name, call.name, partial(_arguments, call, actions)) for call in parsed.calls]
+        if parsed.answer is None:
+            return [read_request(call.name, call.name, partial(_arguments, call, actions)) for call in parsed.calls]
+        if not actions.takes_answer:
+            return []
+        method = self.protocol.answer_tag
+        return [read_request(method, method, partial(actions.arguments, method, parsed.answer))]
 
     def _parse(self, ids: Sequence[int], text: str, schemas: Sequence[dict[str, Any]]) -> ParsedTurn:
         """The state, and the calls, or the answer, or a `problem` if the turn began a call that cannot be read."""
