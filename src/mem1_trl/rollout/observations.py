@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..protocol.encoding import encode_text
+from ..protocol.encoding import decode, encode_text
 from ..protocol.untrusted import encode_untrusted
 from .settings import CHARACTERS_PER_TOKEN
 
@@ -142,6 +142,19 @@ class ObservationEncoder:
         before, after = self.syntax.message_frame()
         pieces = (self.syntax.turn_end + before if cut else before, after)
         return self._fit([text], self._frame(pieces, turns_left), action_tags)
+
+    def quote(self, text: str, action_tags: Sequence[str]) -> str:
+        """
+        A result as text of a message, where a chat is told again: escaped and cut to the budget like an observation, without tags and hint.
+
+        Args:
+            text (`str`):
+                Text that the environment returned.
+            action_tags (`Sequence[str]`):
+                Tags to escape besides the protocol's own.
+        """
+        (ids,) = self._fit([text], [[], []], action_tags).results
+        return decode(self.tokenizer, ids)
 
     def _fit(self, texts: Sequence[str], frame: list[list[int]], action_tags: Sequence[str]) -> ObservationIds:
         """The texts inside their frame, cut so that the whole is within the budget."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..agent.episode_file import OtherAgentError
 from ..json_text import write_json
 from ..metrics import peak_tokens
-from ..protocol.encoding import decode
-from ..protocol.untrusted import encode_untrusted, sanitize_prompt
+from ..protocol.untrusted import sanitize_prompt
+from ..rollout.observations import ObservationEncoder
 from ..trajectory import StopReason, Trajectory
 from ..wire.answers import ChatAnswer
 from ..wire.app import ChatApp, WireLimits
@@ -209,17 +209,14 @@ class AgentBackend:
 
     def _told(self, message: Mapping[str, Any], tags: Sequence[str]) -> str:
         """What a message of an earlier answer says, escaped as where its conversation is known; a result of a tool is cut as there, too."""
+        agent = self.agent
+        if message["role"] == "tool":
+            return ObservationEncoder(agent.syntax, agent.settings).quote(message["content"], tags)
         calls = [
             f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or ()
         ]
         text = " ".join(filter(None, [message["content"], *calls]))
-        text = self.agent.syntax.escape_tags(sanitize_prompt(self.agent.tokenizer, text), tags)
-        if message["role"] != "tool":
-            return text
-        ids, most = encode_untrusted(self.agent.tokenizer, text), self.agent.settings.max_observation_length
-        if len(ids) <= most:
-            return text
-        return decode(self.agent.tokenizer, ids[:most]) + self.agent.protocol.truncation_marker
+        return agent.syntax.escape_tags(sanitize_prompt(agent.tokenizer, text), tags)
 
     def _options(self, request: ChatRequest) -> dict[str, Any]:
         """Settings that a request has of its own."""
