@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
+from mem1_trl.evaluation import ScalarControl, search_scalar_control
 from mem1_trl.json_lines import drop_unfinished_line, read_json_lines
 from mem1_trl.json_text import write_whole
 
@@ -130,6 +131,28 @@ def finish(trainer, record, folder, settings, saved_as="adapter"):
         raise SystemExit(UNFINISHED)
     trainer.save_model(str(folder / saved_as))
     write_json(folder / "done.json", {**settings, "steps": trainer.state.global_step, "cpu_seconds": record.spent})
+
+
+def scalar_control(agent, rows, factory, tokens, path, deadline, **options):
+    """The best constants and temperature of an agent, kept in a file; beside it a line for each setting, so that the search goes on."""
+    if path.is_file():
+        return ScalarControl.load(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.with_suffix(".jsonl")
+    last = time.monotonic()
+
+    def keep(tried):
+        nonlocal last
+        with lines.open("a") as file:
+            file.write(json.dumps(tried) + "\n")
+        print(json.dumps(tried), flush=True)
+        seconds, last = time.monotonic() - last, time.monotonic()
+        if not deadline.leaves(1.3 * seconds):
+            raise SystemExit(UNFINISHED)
+
+    control = search_scalar_control(agent, rows, factory, tokens, on_setting=keep, tried=read_lines(lines), **options)
+    control.save(path)
+    return control
 
 
 def supervised(

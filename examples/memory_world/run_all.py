@@ -21,11 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from agents import TOGETHER, TRAINED_ON, load_agent, test_agent
 from example_options import count
 from imitate import RULES
-from long_runs import UNFINISHED, Deadline, is_done, quiet, write_json
+from long_runs import UNFINISHED, Deadline, is_done, quiet, scalar_control, write_json
 from warm_up import warm_up
 from world import ASKED, KINDS, LEVELS, SLOTS, Passages, tasks
-
-from mem1_trl.evaluation import ScalarControl, search_scalar_control
 
 HERE = Path(__file__).parent
 ABLATIONS = {  # label -> options of train.py; of the first seed
@@ -107,19 +105,16 @@ class Experiment:
     def scalar(self):
         """The best constants on logits of the start, by the reward on tasks of their own; one search for all levels."""
         path = self.folder("scalar") / "control.json"
-        if not path.is_file():
-            rows = [
-                row
-                for level in LEVELS
-                for row in tasks(level, self.args.tasks // 2, TRAINED_ON, f"validation {self.seed}", ASKED)
-            ]
-            tokens = ["<answer>", "<search>", "</think>", ";", *SLOTS[:3], *(KINDS[:3] if self.args.short else KINDS)]
-            search_scalar_control(
-                load_agent(self.start / "model"), rows, Passages, tokens, values=(-4.0, 4.0),
-                temperatures=(0.0, 0.5, 1.0, 1.5), most=1, batch_size=TOGETHER, seed=self.seed,
-                on_setting=lambda tried: print(tried, flush=True),
-            ).save(path)  # fmt: skip
-        control = ScalarControl.load(path)
+        rows = [
+            row
+            for level in LEVELS
+            for row in tasks(level, self.args.tasks // 2, TRAINED_ON, f"validation {self.seed}", ASKED)
+        ]
+        tokens = ["<answer>", "<search>", "</think>", ";", *SLOTS[:3], *(KINDS[:3] if self.args.short else KINDS)]
+        control = scalar_control(
+            load_agent(self.start / "model"), rows, Passages, tokens, path, self.deadline,
+            values=(-4.0, 4.0), temperatures=(0.0, 0.5, 1.0, 1.5), most=1, batch_size=TOGETHER, seed=self.seed,
+        )  # fmt: skip
 
         def change(settings):
             # Beside sampling at 1, the temperature that was found

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # shared with the other exam
 import torch
 from datasets import disable_progress_bars
 from example_options import count, parse, rate
-from long_runs import write_json
+from long_runs import Deadline, scalar_control, write_json
 from result_pages import commit
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -36,7 +36,7 @@ from write_results import write_results
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer, Mem1Protocol
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
-from mem1_trl.evaluation import ScalarControl, evaluate_agent, search_scalar_control
+from mem1_trl.evaluation import evaluate_agent
 from mem1_trl.report import report
 
 ASSETS = Path(__file__).parents[1] / "assets" / "multi-objective"
@@ -233,15 +233,13 @@ def evaluate(args, label, seed, world, model, context):
 
 def search_control(args, agent, world, factory, path, seed):
     """The constant on a logit and the temperature with which a model does best on tasks like those of the training."""
-    if not path.is_file():
-        tasks = world.train_tasks(TRAINED_ON)
-        tasks = tasks.select(range(min(args.tasks, len(tasks))))
-        agent.settings = replace(agent.settings, max_turns=TRAINED_ON + 4)
-        search_scalar_control(
-            agent, tasks, factory, ["<answer>", "<search>", "</think>", "|", ";"], values=(-1.0, 1.0, -2.0, 2.0, -4.0, 4.0),
-            most=1, batch_size=100, seed=seed,
-        ).save(path)  # fmt: skip
-    return ScalarControl.load(path)
+    tasks = world.train_tasks(TRAINED_ON)
+    tasks = tasks.select(range(min(args.tasks, len(tasks))))
+    agent.settings = replace(agent.settings, max_turns=TRAINED_ON + 4)
+    return scalar_control(
+        agent, tasks, factory, ["<answer>", "<search>", "</think>", "|", ";"], path, Deadline(),
+        values=(-1.0, 1.0, -2.0, 2.0, -4.0, 4.0), most=1, batch_size=100, seed=seed,
+    )  # fmt: skip
 
 
 def run_job(args, phase, label, seed):

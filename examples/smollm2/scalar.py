@@ -11,11 +11,10 @@ import argparse
 from pathlib import Path
 
 from model import load
-from runs import add_options, count, quiet
+from runs import Deadline, add_options, count, quiet, scalar_control
 from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
 from mem1_trl import Mem1Agent
-from mem1_trl.evaluation import search_scalar_control
 
 # Which end the episode, go on, end the state, lengthen the list of what is open
 TOKENS = ("><answer", "><search", "</think", " open")
@@ -43,10 +42,10 @@ def main():
         **limits(max(args.objectives)),
     )
     rows = [row for n in args.objectives for row in tasks("train", n, args.tasks, VALIDATION + args.seed)]
-    search_scalar_control(
-        agent, rows, environment_factory(), TOKENS, values=args.values, temperatures=args.temperatures, most=1, batch_size=args.together, seed=args.seed,
-        on_setting=lambda tried: print(tried, flush=True),
-    ).save(path)  # fmt: skip
+    scalar_control(
+        agent, rows, environment_factory(), TOKENS, path, Deadline(args.minutes),
+        values=args.values, temperatures=args.temperatures, most=1, batch_size=args.together, seed=args.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

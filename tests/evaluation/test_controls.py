@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -135,6 +136,37 @@ def test_constants_are_found_one_after_the_other(agent):
         score=score,
     )
     assert found.constants == wanted and found.score == 1.5
+
+
+def test_an_interrupted_search_goes_on(agent):
+    """Killed after each setting in turn, it tries none of them again and finds the same."""
+    letter = agent.tokenizer.convert_tokens_to_ids("k")
+    played = []
+
+    def letters(evaluation):
+        played.append(agent.settings)
+        return float(sum(turn.completion_ids.count(letter) for t in evaluation.trajectories for turn in t.turns))
+
+    def search(**more):
+        return search_scalar_control(
+            agent, rows(2), LookupEnvironment, ["z", "k"], values=(-30.0, 30.0), temperatures=(0.0, 1.0), most=1,
+            score=letters, **more,
+        )  # fmt: skip
+
+    whole = search()
+    assert len(played) == len(whole.tried) == 2 + 2 * 2 * 2
+    played.clear()
+    kept: list[dict] = []
+
+    def one_more(tried):
+        kept.append(json.loads(json.dumps(tried)))
+        raise KeyboardInterrupt
+
+    for number in range(len(whole.tried)):
+        with pytest.raises(KeyboardInterrupt):
+            search(on_setting=one_more, tried=kept)
+        assert len(played) == len(kept) == number + 1
+    assert search(tried=kept) == whole and len(played) == len(kept)
 
 
 def test_what_cannot_be_searched_is_refused(agent):

@@ -92,6 +92,7 @@ def search_scalar_control(
     batch_size: int = 32,
     seed: int = 0,
     on_setting: Callable[[dict[str, Any]], None] | None = None,
+    tried: Iterable[Mapping[str, Any]] = (),
 ) -> ScalarControl:
     """
     Find the constants on logits and the temperature with which a model scores best, without training it.
@@ -122,6 +123,8 @@ def search_scalar_control(
             As in [`evaluate_agent`].
         on_setting (`Callable[[dict], None]`, *optional*):
             Called with each entry of `tried` as it is made.
+        tried (`Iterable[Mapping]`, *optional*):
+            What `on_setting` was given in a search with the same arguments that was interrupted: these settings are not tried again.
 
     Returns:
         [`ScalarControl`]
@@ -139,7 +142,8 @@ def search_scalar_control(
     rows = [dict(row) for row in rows]
     measured = score or _mean_reward
     before, ids = agent.settings, {_name(agent, token): _ids(agent, token) for token in tokens}
-    tried: list[dict[str, Any]] = []
+    known = {_setting(one["temperature"], one["constants"]): one["score"] for one in tried}
+    found_so_far: list[dict[str, Any]] = []
 
     def settings_with(temperature: float, constants: Mapping[str, float]) -> AgentSettings:
         kwargs = dict(before.generation_kwargs)
@@ -148,15 +152,18 @@ def search_scalar_control(
         return dataclasses.replace(before, temperature=temperature, generation_kwargs=kwargs)
 
     def attempt(temperature: float, constants: dict[str, float]) -> float:
-        agent.settings = settings_with(temperature, constants)
-        evaluation = evaluate_agent(agent, rows, environment_factory, batch_size, seed=seed, resamples=1)
-        if not tried:
-            _check_spelling(agent, ids, evaluation.trajectories)
-        found = measured(evaluation)
-        tried.append({"temperature": temperature, "constants": constants, "score": found})
-        if on_setting is not None:
-            on_setting(tried[-1])
-        return found
+        setting = _setting(temperature, constants)
+        is_new = setting not in known
+        if is_new:
+            agent.settings = settings_with(temperature, constants)
+            evaluation = evaluate_agent(agent, rows, environment_factory, batch_size, seed=seed, resamples=1)
+            if not known:
+                _check_spelling(agent, ids, evaluation.trajectories)
+            known[setting] = measured(evaluation)
+        found_so_far.append({"temperature": temperature, "constants": constants, "score": known[setting]})
+        if is_new and on_setting is not None:
+            on_setting(found_so_far[-1])
+        return known[setting]
 
     try:
         constants: dict[str, float] = {}
@@ -169,7 +176,11 @@ def search_scalar_control(
             best, temperature, constants = max(found, key=lambda triple: triple[0])
     finally:
         agent.settings = before
-    return ScalarControl(settings_with(temperature, constants), temperature, constants, best, tried)
+    return ScalarControl(settings_with(temperature, constants), temperature, constants, best, found_so_far)
+
+
+def _setting(temperature: float, constants: Mapping[str, float]) -> tuple[float, frozenset[tuple[str, float]]]:
+    return temperature, frozenset(constants.items())
 
 
 def _mean_reward(evaluation: Evaluation) -> float:
