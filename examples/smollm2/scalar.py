@@ -28,7 +28,8 @@ def main():
     parser.add_argument("--objectives", type=count, nargs="+", default=[2], help="numbers of objectives of the tasks")
     parser.add_argument("--tasks", type=count, default=100, help="of each number")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0])
-    parser.add_argument("--values", type=float, nargs="+", default=[-2.0, 2.0], help="constants to try, in nats")
+    # Two nats changed no episode: the start is sure of its format
+    parser.add_argument("--values", type=float, nargs="+", default=[-6.0, 6.0], help="constants to try, in nats")
     args = parser.parse_args()
     path = args.output_dir / "control.json"
     if path.is_file():

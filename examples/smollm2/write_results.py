@@ -33,9 +33,9 @@ NAMES = {
     "grpo-mixed": "GRPO on one to four objectives",
     "ppo-2": "PPO on two objectives",
     "scalar": "start, best constants and temperature",
-    "supervised": "new demonstrations",
-    "again": "the same demonstrations for longer",
-    "taught": "demonstrations that keep what is asked for",
+    "supervised": "as long on new demonstrations",
+    "again": "as long on the same demonstrations",
+    "taught": "as long on demonstrations that keep what is asked for",
     "imitation": "imitation of successes",
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
@@ -189,6 +189,30 @@ def training(root):
     return "\n".join(sorted(lines))
 
 
+def constants(root):
+    """A table of the settings that the searches of `scalar.py` tried, with the score of each on the tasks of its search."""
+    found = defaultdict(dict)
+    for path in sorted(root.glob("scalar-seed*/control.jsonl")):
+        for tried in read_lines(path):
+            moved = ", ".join(f"`{token}` {value:+g}" for token, value in tried["constants"].items()) or "none"
+            found[moved, tried["temperature"]][path.parent.name.rpartition("-seed")[2]] = f"{tried['score']:.2f}"
+    if not found:
+        return ""
+    seeds = sorted({seed for scores in found.values() for seed in scores})
+    rows = [
+        [moved, f"{temperature:g}", *(scores.get(seed, "") for seed in seeds)]
+        for (moved, temperature), scores in found.items()
+    ]
+    table = markdown_table(["constant, nats", "temperature", *(f"seed {seed}" for seed in seeds)], rows)
+    return f"""
+## Constants on logits of the start
+
+Exact match per objective on the tasks of two of the train split on which the best setting is searched. How it does on the tasks of the test is in the tables above.
+
+{table}
+"""
+
+
 def main():
     parser = page_parser(__doc__)
     args = parser.parse_args()
@@ -279,7 +303,7 @@ demonstrations choose at random.
 Right by position, by what is asked for:
 
 {by_relation}
-
+{constants(args.root)}
 ## How the episodes ended
 
 {ends}

@@ -319,6 +319,12 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
     (tmp_path / "grpo-2-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (tmp_path / "grpo-2-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
+    tried = [({}, 0.0, 0.5), ({"><answer": 6.0}, 0.0, 0.25)]
+    for seed, settings in ((0, tried), (1, tried[1:])):
+        (tmp_path / f"scalar-seed{seed}").mkdir()
+        (tmp_path / f"scalar-seed{seed}" / "control.jsonl").write_text(
+            "".join(json.dumps({"constants": c, "temperature": t, "score": s}) + "\n" for c, t, s in settings)
+        )
     page = tmp_path / "page"
     assert (
         run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc", "--note", "A note.") == 0
@@ -336,6 +342,7 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
     assert "`grpo-2-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert "| none | 0 | 0.50 |  |\n| `><answer` +6 | 0 | 0.25 | 0.25 |" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
 
 
