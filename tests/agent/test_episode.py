@@ -292,6 +292,20 @@ def test_with_tool_calls_a_message_is_one_of_the_user(actor):
     )
 
 
+@pytest.mark.parametrize("context", ["external", "mem1", "full"])
+def test_a_message_that_is_refused_leaves_no_trace(actor, tokenizer, context):
+    """The external memory had kept it as a note, and put it into later contexts."""
+    settings = {**SETTINGS, "max_observation_length": 90, "max_context_length": 120}
+    agent = Mem1Agent(actor, tokenizer, SHORT, context=context, **settings)
+    long, short = f"<think>{'ab ' * 15}</think><answer>7</answer>", "<think>a</think><answer>8</answer>"
+    episode = scripted(agent, tokenizer, [long, short, short]).start("q?", LookupEnvironment(), secret="7")
+    episode.run()
+    before = episode.to_dict()
+    with pytest.raises(ValueError, match="The context with the message must have at most 120 tokens"):
+        episode.add_message("zebra " * 60)
+    assert episode.to_dict() == before
+
+
 @pytest.mark.parametrize(("name", "end"), [("qwen3", "<|im_end|>"), ("glm4moe", "")])
 def test_a_message_after_a_cut_turn_follows_the_end_that_the_template_writes(actor, name, end):
     tokenizer = template_tokenizer(name)

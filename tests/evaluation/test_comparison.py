@@ -44,6 +44,70 @@ def test_pairing_takes_out_how_hard_a_task_is():
     assert not compare(evaluation(hard), evaluation(hard)).is_clear
 
 
+def test_the_difference_is_that_of_the_means_where_tasks_were_played_unequally_often():
+    """One task eight times, on which `a` is better, and two once, on which it is worse: each episode weighs the same, as in the means."""
+    rows = [{"prompt": "often"}] * 8 + [{"prompt": "p"}, {"prompt": "q"}]
+    first, second = evaluation([1] * 8 + [0, 0], rows=rows), evaluation([0] * 8 + [1, 1], rows=rows)
+    for a, b in ((first, second), ([first] * 3, [second] * 3)):
+        found = compare(a, b)
+        assert (found.a, found.b, found.count) == (pytest.approx(0.8), pytest.approx(0.2), 3 * len(found.by_seed))
+        assert found.difference == pytest.approx(0.6) and found.by_seed[0] == pytest.approx(0.6)
+        assert found.low == pytest.approx(-1.0) and found.high == pytest.approx(1.0)
+
+
+def test_the_interval_of_tasks_played_unequally_often_is_that_of_the_mean():
+    """A comparison with an agent that scores 0 everywhere has the interval of the scores themselves."""
+    generator = np.random.default_rng(2)
+    rows = [{"prompt": f"q{number}"} for number in generator.integers(0, 60, size=200)]
+    scores = generator.integers(0, 2, size=200)
+    one = evaluation(scores, rows=rows)
+    of_scores = Evaluation.from_tasks(one.tasks, resamples=2000).statistics["success"]
+    found = compare(one, evaluation([0] * 200, rows=rows), resamples=2000)
+    assert (found.difference, found.low, found.high) == (of_scores.mean, of_scores.low, of_scores.high)
+
+
+def test_rows_that_differ_in_a_long_column_are_not_the_same_task(tmp_path):
+    """As fresh ones, and after they were saved and read."""
+    texts = ["a" * 18_000, "b" * 18_000]
+    rows = [{"prompt": "What is the title?", "document": text} for text in texts * 3]
+    one = evaluation([1, 0] * 3, rows=rows)
+    other = evaluation([0, 0] * 3, rows=rows)
+    swapped = evaluation([0, 0] * 3, rows=rows[::-1])
+    for number, each in enumerate((one, other, swapped)):
+        each.save(tmp_path, str(number))
+    saved = [Evaluation.load(tmp_path, str(number)) for number in range(3)]
+    assert (tmp_path / "0.jsonl").stat().st_size < 10_000
+    for a, b, c in ((one, other, swapped), saved, (one, saved[1], saved[2])):
+        found = compare(a, b)
+        assert (found.count, found.better) == (2, 1)
+        with pytest.raises(ValueError, match="must have played the same tasks in the same order, but task 0"):
+            compare(a, c)
+
+
+@pytest.mark.parametrize(
+    ("answers", "objectives"),
+    [
+        (42, None),
+        ("Paris", None),
+        ({"text": ["Paris"]}, None),
+        ([], None),
+        ([["Paris"], ["26", "25"]], 2),
+        (None, None),
+    ],
+)
+def test_a_column_of_answers_that_is_none_has_no_objectives(answers, objectives):
+    """A trainer's own evaluation takes any columns: it broke after everything had been played."""
+    assert evaluation([1], rows=[{"prompt": "q", "answers": answers}]).objectives == objectives
+
+
+def test_what_is_not_an_evaluation_is_refused():
+    results = {2: evaluation([1]), 4: evaluation([0])}
+    with pytest.raises(TypeError, match=r"got 2: pass one, such as `results\[2\]`\."):
+        compare(results, results)
+    with pytest.raises(TypeError, match=r"got 0\.5: pass one\."):
+        compare([0.5], [0.4])
+
+
 def test_a_handful_of_pairs_is_never_clear():
     """All of them go one way, so that every bootstrap mean does."""
     for pairs in (2, 5, 6):

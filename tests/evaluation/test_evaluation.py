@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from rich.console import Console
 from support.helpers import tiny_tokenizer
 from support.trainer_helpers import (
@@ -464,6 +464,9 @@ def test_references_that_make_no_sense_are_refused(bad, actor, tokenizer):
 
 
 def test_a_row_without_a_prompt_is_refused(actor, tokenizer):
+    splits = DatasetDict(train=Dataset.from_list([{"prompt": "q"}]), test=Dataset.from_list([{"prompt": "p"}]))
+    with pytest.raises(TypeError, match="must be rows, got a DatasetDict with train, test: pass one split of it"):
+        evaluate_agent(make_agent(actor, tokenizer), splits, LookupEnvironment)
     with pytest.raises(ValueError, match=r"Row 0 has no 'prompt' \(it has question\)"):
         evaluate_agent(make_agent(actor, tokenizer), [{"question": "a"}], LookupEnvironment)
 

@@ -44,6 +44,23 @@ WRONG = {
 }
 
 
+def test_references_are_read_alike_in_both_modes_or_refused(tmp_path):
+    right = {**WRONG, "r0": "<think> m </think> <answer>paris</answer> ", "Golden_answer": "Paris"}
+    path = write(tmp_path / "text.jsonl", right)
+    assert reference_metrics(path, count_tokens=count)["em"] == 1.0
+    assert reference_metrics(path, mode="corrected", count_tokens=count)["exact_match"] == 1.0
+    for golden in ([], 42, [[]], None):
+        path = write(tmp_path / "bad.jsonl", TWO_TURNS, {**right, "Golden_answer": golden})
+        for mode in ("reference", "corrected"):
+            with pytest.raises(ValueError, match=r"Line 2 of .*bad\.jsonl has Golden_answer=.*: it must be an answer"):
+                reference_metrics(path, mode=mode, count_tokens=count)
+    unmatched = {key: value for key, value in TWO_TURNS.items() if key != "Model_estimated_match"}
+    path = write(tmp_path / "unmatched.jsonl", unmatched)
+    with pytest.raises(ValueError, match=r"Line 1 of .* has no 'Model_estimated_match', .* use mode='corrected'"):
+        reference_metrics(path, count_tokens=count)
+    assert reference_metrics(path, mode="corrected", count_tokens=count)["count"] == 1.0
+
+
 def test_what_the_script_prints(tmp_path):
     path = write(tmp_path / "a.jsonl", TWO_TURNS, WRONG)
     metrics = reference_metrics(path, count_tokens=count)

@@ -116,6 +116,8 @@ def test_a_hint_about_turns_is_no_find():
     trajectory = episode([("", observation), ("", last), ("", None)])
     assert [t.first_seen_turn for t in trace_objectives(trajectory, ["3", "1", "left"], protocol)] == [None] * 3
     assert trace_objectives(trajectory, ["3"])[0].first_seen_turn == 1  # nobody said what a hint is
+    note = "<information>[Only the first 1 of 3 calls were run.]\nnothing</information>"
+    assert trace_objectives(episode([("", note), ("", None)]), ["3"], protocol)[0].outcome == "never_found"
     assert without_hint("[HINT]You have 12 turns left.[/HINT]It has 12 moons", protocol).strip() == "It has 12 moons"
     assert trace_objectives(episode([("", last.replace("x", "1 moon"))]), ["1"], protocol)[0].first_seen_turn == 1
 

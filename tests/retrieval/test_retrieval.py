@@ -202,6 +202,37 @@ def test_an_index_is_replaced_only_if_asked(tmp_path):
         Bm25Index.build(CORPUS, tmp_path / "home", overwrite=True, show_progress=False)
 
 
+@pytest.mark.parametrize("name", ["words.bin", "passages.jsonl"])
+def test_an_index_that_was_cut_off_is_refused(tmp_path, name):
+    """Its words were not found, and nothing said why."""
+    Bm25Index.build([(f"T{n}", f"word{n} iron") for n in range(50)], tmp_path / "index", show_progress=False)
+    path = tmp_path / "index" / name
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    with pytest.raises(ValueError, match=rf"is damaged \({name} has {size // 2:,} bytes and must have {size:,}\)"):
+        Bm25Index.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize("key", ["passages", "entries", "stopwords"])
+def test_an_index_without_a_part_of_its_description_is_refused(tmp_path, key):
+    Bm25Index.build(CORPUS, tmp_path / "index", show_progress=False)
+    path = tmp_path / "index" / "index.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+    with pytest.raises(ValueError, match=f"is damaged .*{key}"):
+        Bm25Index.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("k1", "b"), [(1.5, 5.0), (1.5, -3.0), (-1.0, 0.75), (float("nan"), 0.75), (1.5, float("nan"))]
+)
+def test_weights_with_which_the_best_passages_are_not_found_are_refused(tmp_path, k1, b):
+    with pytest.raises(ValueError, match="k1 must be a number of 0 or more and b from 0 to 1, got k1="):
+        Bm25Index(CORPUS, k1=k1, b=b)
+    with pytest.raises(ValueError, match="k1 must be a number of 0 or more and b from 0 to 1, got k1="):
+        Bm25Index.build(CORPUS, tmp_path / "index", k1=k1, b=b)
+    assert not (tmp_path / "index").exists()
+
+
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no corpus"):
         Bm25Index.build(tmp_path / "none.jsonl", tmp_path / "index")
@@ -268,6 +299,19 @@ def test_a_dense_index_is_saved_with_its_passages(tmp_path):
     rows = Dataset.from_list([{"title": title, "text": text} for title, text in CORPUS])
     own = DenseIndex.from_faiss(tmp_path / "dense" / "vectors.faiss", rows, letters, query_prefix="query: ")
     assert own.search(["gold"]) == index.search(["gold"])
+
+
+@pytest.mark.parametrize("name", ["passages.jsonl", "vectors.faiss", "passages.npy"])
+def test_a_dense_index_that_was_cut_off_is_refused(tmp_path, name):
+    pytest.importorskip("faiss")
+    DenseIndex(CORPUS, letters).save(tmp_path / "dense")
+    path = tmp_path / "dense" / name
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="is damaged"):
+        DenseIndex.load(tmp_path / "dense", encoder=letters)
+    path.unlink()
+    with pytest.raises(ValueError, match="is damaged"):
+        DenseIndex.load(tmp_path / "dense", encoder=letters)
 
 
 def test_what_a_dense_index_cannot_do(monkeypatch):

@@ -170,6 +170,65 @@ def test_arguments_of_generate_that_a_server_is_not_sent_are_refused(tokenizer, 
         assert server.requests[0][sent] == values[sent] and not {"num_beams", "min_p"} & set(server.requests[0])
 
 
+@pytest.mark.parametrize("name", ["top_k", "min_p", "repetition_penalty"])
+def test_sampling_that_a_chat_server_is_not_sent_is_refused(tokenizer, name):
+    value = {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1}[name]
+
+    def play(server, **more):
+        agent = Mem1Agent(
+            "m", tokenizer, SHORT, client=server.url, temperature=0.5, **{name: value}, **SETTINGS, **more
+        )
+        return agent.run("q0?", LookupEnvironment())
+
+    with serve(lambda messages: "<think>a</think><answer>7</answer>", knows=(name,)) as server:
+        with pytest.raises(ValueError, match=rf"takes no {name}={value}: .*'extra_body': {{'{name}': {value}}}"):
+            play(server)
+        assert server.requests == []
+        assert play(server, request_kwargs={"extra_body": {name: value}}).answer == "7"
+        assert server.requests[0][name] == value
+
+
+class World:
+    """Four actions, so that with the answer's there are five stop strings, of which a server is sent four."""
+
+    def reset(self, **row):
+        return None
+
+    def look(self, x: str) -> str:
+        """
+        Look.
+
+        Args:
+            x: What.
+        """
+        return f"saw {x}"
+
+    go = take = drop = look
+
+
+def test_a_stop_string_that_was_not_sent_says_nothing_about_the_server(tokenizer):
+    """Since it stands in a text, the server seemed to leave stop strings in, and no later answer was read."""
+
+    def plays(episodes, *replies):
+        left = iter(replies)
+        with serve(refuse, complete=lambda text: next(left), tokenizer=tokenizer) as server:
+            server.fails = lambda request: {"choices": [{"text": "x"}]} if request["max_tokens"] == 1 else None
+            agent = Mem1Agent("m", tokenizer, SHORT, client=server.url, **SETTINGS)
+            played = [agent.run("q0?", World()) for _ in range(episodes)]
+            unsent = next(
+                f"</{name}>"
+                for name in ("look", "go", "take", "drop")
+                if f"</{name}>" not in server.requests[0]["stop"]
+            )
+        return played, unsent
+
+    answer = "<think>b</think><answer>7</answer>"
+    (alone,), unsent = plays(1, answer)
+    name = unsent[2:-1]
+    played, _ = plays(2, f"<think>a</think><{name}>k{unsent}", answer, answer)
+    assert [one.answer for one in (alone, played[-1])] == ["7", "7"]
+
+
 def test_a_server_without_completions_is_sent_messages(tokenizer, caplog):
     with serve(lambda messages: "<think>a</think><answer>7</answer>") as server:
         with caplog.at_level(logging.INFO, logger="mem1_trl.rollout.model_server"):

@@ -33,8 +33,6 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--b", type=float, default=0.75, help="BM25's b, from 0 to 1 (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is there already")
     options = parser.parse_args(args)
-    if options.k1 < 0 or not 0 <= options.b <= 1:
-        raise CommandError(f"k1 is {options.k1} and b is {options.b}: k1 must be 0 or more, b from 0 to 1")
     if Path(options.directory).exists() and not options.overwrite:
         raise CommandError(f"{options.directory!r} is there already: choose another directory, or add --overwrite")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,14 +120,14 @@ def compare(
     differences = [one.differences for one in pairs]
     same_tasks = len({tuple((task.index, task.prompt_text) for task in evaluation.tasks) for evaluation in first}) == 1
     same_tasks = same_tasks and len({one.size for one in differences}) == 1
-    means = _bootstrap_means(differences, same_tasks, seed, resamples)
+    means = _bootstrap_means(pairs, same_tasks, seed, resamples)
+    by_seed = tuple(one.difference for one in pairs)
     low, high = widened(
-        float(np.mean([one.mean() for one in differences])),
+        float(np.mean(by_seed)),
         *bootstrap_interval(means, confidence),
         _reuse_factor(pairs, same_tasks),
         np.concatenate(differences),
     )
-    by_seed = tuple(float(one.mean()) for one in differences)
     return Comparison(
         metric=metric,
         a=float(np.mean([one.a for one in pairs])),
@@ -143,7 +143,14 @@ def compare(
 
 
 def _listed(evaluations: Evaluation | Sequence[Evaluation]) -> list[Evaluation]:
-    return [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
+    listed = [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
+    other = next((one for one in listed if not isinstance(one, Evaluation)), None)
+    if other is not None:
+        known = f", such as `results[{other!r}]`" if isinstance(evaluations, Mapping) else ""
+        raise TypeError(
+            f"Agents are compared by an Evaluation, or one for each seed, got {other!r:.60}: pass one{known}."
+        )
+    return listed
 
 
 def _common_metric(evaluations: Sequence[Evaluation]) -> str:
@@ -158,12 +165,31 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Two agents on the same tasks: their mean scores, the difference of each task, shape `(tasks,)`, and what each task asks."""
+    """
+    Two agents on the same tasks: their mean scores over episodes, and of each task the summed difference of its episodes and their number,
+    both of shape `(tasks,)`, and what it asks.
+    """
 
     a: float
     b: float
-    differences: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
     questions: list[list[str]]
+
+    @property
+    def difference(self) -> float:
+        """`a - b`: each episode weighs the same, as in the mean scores."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def differences(self) -> np.ndarray:
+        """Of each task."""
+        return self.sums / self.counts
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """What each task adds to the deviation from the mean difference."""
+        return (self.sums - self.counts * self.difference) / self.counts.mean()
 
 
 def _paired(one: Evaluation, other: Evaluation, metric: str) -> _Pairs:
@@ -189,30 +215,31 @@ def _paired(one: Evaluation, other: Evaluation, metric: str) -> _Pairs:
     scores = np.asarray([(left.scores[metric], right.scores[metric]) for left, right, _ in both], dtype=np.float64)
     sums, counts, at = by_task(scores[:, 0] - scores[:, 1], [row for *_, row in both])
     a, b = scores.mean(0)
-    return _Pairs(float(a), float(b), sums / counts, questions_of(both[index][0] for index in at))
+    return _Pairs(float(a), float(b), sums, counts, questions_of(both[index][0] for index in at))
 
 
 def _reuse_factor(pairs: list[_Pairs], same_tasks: bool) -> float:
     """Of the differences of all seeds; those of the same task in several seeds are one."""
     if same_tasks:
-        mean = np.mean([one.differences for one in pairs], axis=0)
-        return reuse_factor(mean - mean.mean(), pairs[0].questions)
-    residuals = np.concatenate([one.differences - one.differences.mean() for one in pairs])
+        return reuse_factor(np.mean([one.residuals for one in pairs], axis=0), pairs[0].questions)
+    residuals = np.concatenate([one.residuals for one in pairs])
     return reuse_factor(residuals, [asked for one in pairs for asked in one.questions])
 
 
-def _bootstrap_means(differences: list[np.ndarray], same_tasks: bool, seed: int, resamples: int) -> np.ndarray:
+def _bootstrap_means(pairs: list[_Pairs], same_tasks: bool, seed: int, resamples: int) -> np.ndarray:
     """Means of resampled differences, shape `(resamples,)`."""
-    if len(differences) == 1:
-        return bootstrap_means(differences[0], seed, resamples)
+    if len(pairs) == 1:  # both drawn alike
+        sums, counts = (bootstrap_means(values, seed, resamples) for values in (pairs[0].sums, pairs[0].counts))
+        return sums / counts
     generator = np.random.default_rng(seed)
 
     def draw(which: int) -> np.ndarray:
-        return generator.integers(0, differences[which].size, size=differences[which].size)
+        return generator.integers(0, pairs[which].sums.size, size=pairs[which].sums.size)
 
     means = np.empty(resamples)
     for at in range(resamples):
-        chosen = generator.integers(0, len(differences), size=len(differences))
+        chosen = generator.integers(0, len(pairs), size=len(pairs))
         shared = draw(0) if same_tasks else None
-        means[at] = np.mean([differences[which][draw(which) if shared is None else shared].mean() for which in chosen])
+        drawn = [(pairs[which], draw(which) if shared is None else shared) for which in chosen]
+        means[at] = np.mean([one.sums[tasks].sum() / one.counts[tasks].sum() for one, tasks in drawn])
     return means

@@ -100,7 +100,7 @@ def evaluate_agent(
         `ValueError`: if there are no rows, one has no `prompt` or no usable `answers`, or `success` gives something else than true, false or a
             finite number.
     """
-    rows = _checked([dict(row) for row in rows])
+    rows = _checked(rows)
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
     return _evaluate(agent, rows, pool, batch_size, on_batch, label, success, seed, resamples, settings)
 
@@ -204,7 +204,7 @@ def evaluate_or_load(
     Raises:
         `ValueError`: If what is there was run with another agent, tasks, environments, `success` or `seed`.
     """
-    rows = _checked([dict(row) for row in rows])
+    rows = _checked(rows)
     tasks = tasks_checksum(rows)
     settings = {"tasks": tasks, **(settings or {})}
     if output_dir is not None:  # now, and not when everything has been played
@@ -251,11 +251,16 @@ def _described(agent: Mem1Agent, played: Mapping[str, Any]) -> dict[str, Any]:
     return {**described, **played, "contents": {**played["contents"], **spoken}}
 
 
-def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _checked(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Refuse rows that can only be a mistake, before anything is played."""
-    if not rows:
+    if isinstance(rows, Mapping):
+        raise TypeError(
+            f"The tasks must be rows, got a {type(rows).__name__} with {', '.join(map(str, rows))!s:.60}: pass one split of it."
+        )
+    checked = [dict(row) for row in rows]
+    if not checked:
         raise ValueError("There is nothing to evaluate: the data set has no rows.")
-    for index, row in enumerate(rows):
+    for index, row in enumerate(checked):
         if "prompt" not in row:
             raise ValueError(
                 f"Row {index} has no 'prompt' (it has {', '.join(row)}): rename the column that holds the task."
@@ -269,7 +274,7 @@ def _checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 f"Row {index} has answers={row['answers']!r}: give a list with the accepted answers of each objective, such as "
                 "[['Paris'], ['26', 'twenty-six']]."
             )
-    return rows
+    return checked
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..json_lines import read_json_lines
 from ..optional_packages import require
 from ..protocol.protocol import Mem1Protocol
 from ..protocol.tagged_text import all_tagged
-from ..rewards import score_answer
+from ..rewards import are_answers, score_answer
 
 if TYPE_CHECKING:
     import os
@@ -87,7 +87,7 @@ def reference_metrics(
         raise ValueError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
     if context not in _CONTEXTS:
         raise ValueError(f"context={context!r} is unknown: use one of {', '.join(map(repr, _CONTEXTS))}.")
-    rows = _read(Path(path))
+    rows = _read(Path(path), mode)
     count = count_tokens or _reference_counter()
     if mode == "reference":
         failed = next((number for number, row in enumerate(rows, 1) if "error" in row), None)
@@ -101,13 +101,23 @@ def reference_metrics(
     return means | {"errors": sum("error" in row for row in rows) / len(rows), "count": float(len(rows))}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, mode: str) -> list[dict[str, Any]]:
     rows = []
     for number, row in read_json_lines(path, "pass a .jsonl file."):
         if not isinstance(row, dict) or ("error" not in row and not {"q", "Golden_answer", "Exact_match"} <= set(row)):
             raise ValueError(
                 f"Line {number} of {path} has no 'q', 'Golden_answer' and 'Exact_match': pass a file that the reference's "
                 "generate_rollout.py wrote; for files of this package use Evaluation.load."
+            )
+        golden = row.get("Golden_answer", "")
+        if "error" not in row and not isinstance(golden, str) and not are_answers(golden):
+            raise ValueError(
+                f"Line {number} of {path} has Golden_answer={golden!r:.60}: it must be an answer, a list of accepted ones, or one such list "
+                "for each objective."
+            )
+        if mode == "reference" and "error" not in row and "Model_estimated_match" not in row:
+            raise ValueError(
+                f"Line {number} of {path} has no 'Model_estimated_match', which mode='reference' gives the mean of: use mode='corrected'."
             )
         rows.append(row)
     if not rows:
@@ -144,6 +154,8 @@ def _turns(row: Mapping[str, Any], most: int | None = None) -> Iterator[_Turn]:
 
 def _references(row: Mapping[str, Any]) -> list[list[str]]:
     golden = row["Golden_answer"]
+    if isinstance(golden, str):
+        return [[golden]]
     return [golden] if isinstance(golden[0], str) else golden
 
 

@@ -36,6 +36,7 @@ What an evaluation found, and the two files that hold it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,7 @@ from typing import Any
 
 from ..json_lines import read_json_lines
 from ..json_text import read_json, read_json_object, with_nan, write_json, write_whole
+from ..rewards.answers import are_answers
 from ..trajectory import StopReason, Trajectory
 from ..typed_fields import check_fields
 from ..update.state_value import StateValue
@@ -237,7 +239,8 @@ class Evaluation:
             )
 
         reasons = [task.trajectory.stop_reason for task in tasks]
-        sizes = {len(task.task["answers"]) if task.task.get("answers") is not None else None for task in tasks}
+        answers: list[Any] = [task.task.get("answers") for task in tasks]
+        sizes = {len(of_task) if are_answers(of_task) else None for of_task in answers}
         traces = [trace for task in tasks for trace in task.objectives_detail]
         return cls(
             tasks=tasks,
@@ -370,7 +373,7 @@ def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
 
 def rows_of(tasks: Iterable[EvaluatedTask]) -> list[str]:
     """The row of each task as text, by which one that was played several times is known."""
-    return [write_json(task.task) for task in tasks]
+    return [write_json(plain_row(task.task)) for task in tasks]
 
 
 def questions_of(tasks: Iterable[EvaluatedTask]) -> list[list[str]]:
@@ -380,10 +383,15 @@ def questions_of(tasks: Iterable[EvaluatedTask]) -> list[list[str]]:
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as it is saved: as JSON can hold it, without columns too long to be looked at."""
+    """
+    A row as it is saved: as JSON can hold it. A column too long to be looked at is told by its checksum, so that rows which differ in it
+    stay apart.
+    """
     plain = {}
     for key, value in row.items():
         text = write_json(value)
         if len(text) <= _LONG_COLUMN or key in ("prompt", "answers"):
             plain[key] = read_json(text)
+        else:
+            plain[key] = f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return plain

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ..protocol.protocol import CALLS_LEFT_OUT
 from ..rewards import Answers, contains_answer, exact_match, split_answers
 
 if TYPE_CHECKING:
@@ -185,10 +186,10 @@ def count_outcomes(traces: Iterable[ObjectiveTrace]) -> dict[str, int]:
 
 
 def without_hint(text: str | None, protocol: Mem1Protocol | None) -> str:
-    """`text` without the hints about remaining turns that the protocol puts into observations."""
+    """`text` without what the package itself puts into observations: the protocol's hints about remaining turns, and the note about calls that were not run."""
     if text is None or protocol is None:
         return text or ""
-    for template in (protocol.hint_template, protocol.last_hint_template, protocol.over_hint_template):
+    for template in (protocol.hint_template, protocol.last_hint_template, protocol.over_hint_template, CALLS_LEFT_OUT):
         if template.strip():
             text = _hint(template).sub(" ", text)
     return text
@@ -197,4 +198,4 @@ def without_hint(text: str | None, protocol: Mem1Protocol | None) -> str:
 @cache
 def _hint(template: str) -> re.Pattern[str]:
     # A number is read from its first digit to its last, or not at all: else each digit of a long one is a place to begin
-    return re.compile(re.escape(template).replace(re.escape("{n}"), r"(?<!\d)-?\d++"))
+    return re.compile(re.sub(r"\\\{\w+\\\}", lambda _: r"(?<!\d)-?\d++", re.escape(template)))

@@ -35,6 +35,10 @@ _TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
 ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
 
 
+CALLS_LEFT_OUT = "[Only the first {run} of {all} calls were run.]"
+"""What the agent reads before the last result of a turn of which not all calls were run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mem1Protocol:
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +44,7 @@ class Bm25Index:
             How much long passages are held back, from 0 (not at all) to 1.
 
     Raises:
-        `ValueError`: if the corpus is empty, holds no word, or a passage lacks its text.
+        `ValueError`: if the corpus is empty, holds no word, or a passage lacks its text, or `k1` or `b` is out of its range.
 
     Example:
 
@@ -63,6 +64,7 @@ class Bm25Index:
         k1: float = 1.5,
         b: float = 0.75,
     ) -> None:
+        _check_weights(k1, b)
         passages = list(read_corpus(corpus, title, text))
         if not passages:
             raise ValueError("The corpus is empty: pass at least one passage with a title and a text.")
@@ -132,6 +134,7 @@ class Bm25Index:
             `FileNotFoundError`: if there is no such corpus.
             `ValueError`: if the corpus is empty, holds no word, or a passage cannot be read.
         """
+        _check_weights(k1, b)
         ignored = _read_stopwords(stopwords)
         split = _without(ignored, words_of_passage)
         build_files(corpus, Path(directory), split, title, text, ignored, k1, b, overwrite, show_progress)
@@ -226,6 +229,11 @@ def _without(stopwords: frozenset[str], split: Callable[[str], list[str]]) -> Ca
 def _words_of_version_1(text: str) -> list[str]:
     """How passages were split in indexes on disk that an earlier version built."""
     return WORD.findall(text.lower())
+
+
+def _check_weights(k1: float, b: float) -> None:
+    if not (0 <= k1 < math.inf and 0 <= b <= 1):  # else a score can be below 0, and the best passages are not found
+        raise ValueError(f"k1 must be a number of 0 or more and b from 0 to 1, got k1={k1} and b={b}.")
 
 
 def _read_stopwords(stopwords: str | Iterable[str] | None) -> frozenset[str]:

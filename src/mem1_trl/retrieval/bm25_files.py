@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .passages import PassageFile, PassageWriter, map_array, read_corpus, read_manifest, read_source
+from .passages import PassageFile, PassageWriter, check_length, map_array, read_corpus, read_manifest, read_source
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
@@ -47,6 +47,7 @@ class WordFile:
         self._starts = map_array(directory / "words.npy")
         with open(directory / "words.bin", "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        check_length(directory / "words.bin", self._bytes, self._starts)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -271,8 +272,14 @@ def load_files(directory: Path, mapped: bool) -> tuple[dict[str, Any], WordFile,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"The index {str(directory)!r} is damaged ({error}): rebuild it with `mem1 index`.") from None
+    try:
+        expected = (manifest["passages"], manifest["words"], *[manifest["entries"]] * 2, *[manifest["words"]] * 2)
+        frozenset(manifest["stopwords"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"The index {str(directory)!r} is damaged (index.json: {error}): rebuild it with `mem1 index`."
+        ) from None
     sizes = (len(passages), len(words), len(scores), len(entries), len(starts) - 1, len(best))
-    expected = (manifest["passages"], manifest["words"], *[manifest["entries"]] * 2, *[manifest["words"]] * 2)
     if sizes != expected:
         raise ValueError(
             f"The files of the index {str(directory)!r} do not belong together: rebuild it with `mem1 index`."

@@ -292,19 +292,18 @@ class DenseIndex:
             raise ValueError(
                 f"{str(directory)!r} is not a dense index that this version of mem1-trl reads: rebuild it."
             )
-        encoder = manifest["encoder"] if encoder is None else encoder
+        encoder = manifest.get("encoder") if encoder is None else encoder
         if encoder is None:
             raise ValueError(
                 f"The index {str(directory)!r} was made with a function as encoder: pass it, "
                 "`DenseIndex.load(directory, encoder=...)`."
             )
-        return cls.from_faiss(
-            directory / "vectors.faiss",
-            PassageFile(directory),
-            encoder,
-            query_prefix=manifest["query_prefix"],
-            normalize=manifest["normalize"],
-        )
+        try:
+            vectors, passages = _read_index(directory / "vectors.faiss"), PassageFile(directory)
+            how = {name: manifest[name] for name in ("query_prefix", "normalize")}
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"The index {str(directory)!r} is damaged ({error}): build it again.") from None
+        return cls.from_faiss(vectors, passages, encoder, **how)
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -379,4 +378,10 @@ def _read_index(path: Path) -> Any:
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except (AttributeError, RuntimeError):  # older faiss, or a kind of index that cannot be mapped
+        pass
+    try:
         return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not a faiss index, or was cut off ({str(error).splitlines()[-1]})."
+        ) from None

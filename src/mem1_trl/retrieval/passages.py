@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -228,6 +228,7 @@ class PassageFile:
         self.starts = map_array(directory / "passages.npy")
         with open(directory / "passages.jsonl", "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        check_length(directory / "passages.jsonl", self._bytes, self.starts)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -235,6 +236,12 @@ class PassageFile:
     def __getitem__(self, number: int) -> tuple[str, str]:
         record = read_json(self._bytes[int(self.starts[number]) : int(self.starts[number + 1])])
         return record["title"], record["text"]
+
+
+def check_length(path: Path, content: Sized, starts: np.ndarray) -> None:
+    """Raise a `ValueError` if a file of parts that begin at `starts` is longer or shorter than where the last part ends."""
+    if len(content) != int(starts[-1]):
+        raise ValueError(f"{path.name} has {len(content):,} bytes and must have {int(starts[-1]):,}")
 
 
 def map_array(path: Path) -> np.ndarray:

@@ -202,30 +202,35 @@ class CompletionsEndpoint:
         }
         request["extra_body"] = {
             **offer.extra,
-            **changing(options, _BEYOND_OPENAI),
+            **changing(options, BEYOND_OPENAI),
             **(request.get("extra_body") or {}),
         }
         answer = send_streamed(self.create, _given(request), listener)
         choice = first_choice(answer)
         self._check_read(_tokens_read(answer), len(read))
-        return self._read_choice(choice, list(stops), budget, in_thought)
+        sent = request["stop"] or ()
+        return self._read_choice(
+            choice, list(stops), [sent] if isinstance(sent, str) else list(sent), budget, in_thought
+        )
 
-    def _put_back(self, text: str, stops: list[str], reason: Any, in_thought: bool) -> tuple[str, list[str]]:
+    def _put_back(
+        self, text: str, stops: list[str], sent: list[str], reason: Any, in_thought: bool
+    ) -> tuple[str, list[str]]:
         """
         The text with the stop string that a server left out, and the stop strings that may still be missing in it.
 
-        A server that has once returned a stop string leaves none out: a text without one ended by itself.
+        A server that has once returned a stop string that it was sent leaves none out: a text without one ended by itself.
         """
         if any(stop in text for stop in stops):
-            self._leaves_stops = True
+            self._leaves_stops = self._leaves_stops or any(stop in text for stop in sent)
             return text, stops
         if isinstance(reason, str) and reason in stops:  # vLLM says which
             return text + reason, stops
         if self._leaves_stops:
             return text, []
-        return (text + stops[0], stops) if in_thought else (text, stops)
+        return (text + stops[0], stops) if in_thought else (text, [stop for stop in stops if stop in sent])
 
-    def _read_choice(self, choice: Any, stops: list[str], budget: int, in_thought: bool) -> _Piece:
+    def _read_choice(self, choice: Any, stops: list[str], sent: list[str], budget: int, in_thought: bool) -> _Piece:
         eos, ended = self.tokenizer.eos_token_id, has_ended(choice)
         sampled = part(choice, "token_ids")
         if isinstance(sampled, (list, tuple)) and sampled:
@@ -236,7 +241,7 @@ class CompletionsEndpoint:
             raise ServerError(f"its answer has a choice without a text but {text!r:.80}")
         text = strip_unencodable(text)
         if ended:
-            text, stops = self._put_back(text, stops, part(choice, "stop_reason"), in_thought)
+            text, stops = self._put_back(text, stops, sent, part(choice, "stop_reason"), in_thought)
         ids = encode_closed(self.tokenizer, text, ended, stops)
         if len(ids) > max(budget, 1) and not ended:  # a server that knows no limit
             ids = ids[:budget]
@@ -259,7 +264,7 @@ class CompletionsEndpoint:
             )
 
 
-_BEYOND_OPENAI = ("top_k", "min_p", "repetition_penalty")
+BEYOND_OPENAI = ("top_k", "min_p", "repetition_penalty")
 """Settings that OpenAI's own API does not know."""
 
 

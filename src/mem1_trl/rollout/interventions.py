@@ -45,6 +45,7 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
         history=list(episode.history),
         rounds=list(episode.rounds),
         tails=list(episode.tails),
+        memory=dataclasses.replace(episode.memory),
     )
     turns_left = episode.most_turns(rollout.settings.max_turns)
     tags = list(episode.actions.tags) if episode.actions is not None else []
@@ -54,7 +55,7 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
     episode.rounds.append(len(episode.turns))
     rollout.show(episode, observation)
     if episode.stop_reason is not None:
-        for one in ("turns", "history", "rounds", "tails", "recalled", "stop_reason", "answer"):
+        for one in ("turns", "history", "rounds", "tails", "memory", "recalled", "stop_reason", "answer"):
             setattr(episode, one, getattr(before, one))
         raise ValueError(
             f"The context with the message must have at most {rollout.settings.max_context_length} tokens: lower "

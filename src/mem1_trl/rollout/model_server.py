@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from .chat_client import ChatEndpoint
-from .completions import CompletionsEndpoint, Offer
+from .completions import BEYOND_OPENAI, CompletionsEndpoint, Offer
 from .decoding_modes import NEUTRAL_SAMPLING, changing, refuse_for_server
 from .endpoint import ChatRollout, check_rendering
 from .server_rollout import CompletionsRollout
@@ -94,14 +94,17 @@ class ModelServer:
         A rollout with the present settings; the first one asks the server what it offers.
 
         Raises:
-            `ValueError`: If the settings have `generation_kwargs` that a server cannot be sent.
+            `ValueError`: If the settings have `generation_kwargs` that a server cannot be sent, or sampling that OpenAI's chat does not know and
+                `request_kwargs` do not name.
         """
         offer = self._find_offer()
         if offer is not None and self.completions is not None:
             refuse_for_server(settings.generation_kwargs, NEUTRAL_SAMPLING)
             return CompletionsRollout(self.completions, offer, settings=settings, **parts)
         refuse_for_server(settings.generation_kwargs, ("top_p",))
-        top_p = changing(settings.decoding_options(), ("top_p",))
+        options = settings.decoding_options()
+        self._refuse_beyond_chat(options)
+        top_p = changing(options, ("top_p",))
         chat = dataclasses.replace(
             self.chat,
             max_completion_length=settings.max_completion_length,
@@ -109,6 +112,16 @@ class ModelServer:
             request_kwargs={**top_p, **self.chat.request_kwargs},
         )
         return ChatRollout(chat, settings=settings, **parts)
+
+    def _refuse_beyond_chat(self, options: Mapping[str, Any]) -> None:
+        """Refuse sampling that the chat endpoint is not sent, where the user has not passed it in the server's own form."""
+        passed = {**self.chat.request_kwargs, **(self.chat.request_kwargs.get("extra_body") or {})}
+        unsent = {name: value for name, value in changing(options, BEYOND_OPENAI).items() if name not in passed}
+        if unsent:
+            raise ValueError(
+                f"The chat endpoint of OpenAI's API takes no {', '.join(f'{name}={value!r}' for name, value in unsent.items())}: leave it out, or pass "
+                f"it as your server knows it, such as request_kwargs={{'extra_body': {unsent!r}}}."
+            )
 
     def _find_offer(self) -> Offer | None:
         with self._lock:

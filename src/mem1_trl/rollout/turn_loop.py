@@ -13,6 +13,7 @@ from ..environment_runtime.calls import EnvironmentCaller
 from ..protocol.edited_state import edited_ids
 from ..protocol.encoding import decode, encode_text, tokens_of_span
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
+from ..protocol.protocol import CALLS_LEFT_OUT
 from ..trajectory import SUMMARY, UNFINISHED_SUMMARY, StopReason, Trajectory, Turn
 from .acting import Acting, run_actions
 from .as_ready import play_asynchronously
@@ -375,7 +376,7 @@ class Rollout:
         if episode.stop_reason is not None:
             return
         if len(results) < len(requests):
-            texts[-1] = f"[Only the first {len(results)} of {len(requests)} calls were run.]\n{texts[-1]}"
+            texts[-1] = f"{CALLS_LEFT_OUT.format(run=len(results), all=len(requests))}\n{texts[-1]}"
         assert episode.actions is not None
         observation = self.observations.encode_results(texts, names, turns_left, list(episode.actions.tags))
         episode.record.add_observation(names, observation.results, turns_left)
