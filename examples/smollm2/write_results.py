@@ -101,8 +101,14 @@ def differences(tests, agent, metric, numbers):
 
 
 def endings(lines):
-    """How the episodes ended, most frequent first."""
-    return ", ".join(f"{name} {count}" for name, count in Counter(line["stop_reason"] for line in lines).most_common())
+    """How the episodes ended, most frequent first, and how many turns they had."""
+    reasons = Counter(line["stop_reason"] for line in lines).most_common()
+    turns = sorted(Counter(line["turns"] for line in lines).items())
+    return (
+        ", ".join(f"{name} {count}" for name, count in reasons)
+        + "; turns: "
+        + ", ".join(f"{number} in {count}" for number, count in turns)
+    )
 
 
 def plot_agents(cells, numbers, path):
@@ -254,10 +260,9 @@ def main():
 Paired differences over the same tasks, greedy, with 95 % bootstrap intervals, widened in the same way; bold where the interval leaves out 0.
 {pairs}"""
     ends = "\n".join(
-        f"- {NAMES[label]}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
+        f"- {NAMES[label]}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
         for (label, temperature), of_agent in tests.items()
         for n in sorted(of_agent)
-        if not temperature
     )
     beside = {
         NAMES[label]: of_agent[TRAINED_ON].values()

@@ -305,7 +305,7 @@ def evaluation_file(folder, label, n, scores):
     folder.mkdir(exist_ok=True)
     lines = [
         {"task": f"{n}-0-{number}", "seed": 0, "objectives": n, "em": score, "positional": score / 2, "retained": kept,
-         "peak_tokens_without_prompt": 200, "stop_reason": "answer", "answer": "Europe; 7"}
+         "peak_tokens_without_prompt": 200, "stop_reason": "answer", "answer": "Europe; 7", "turns": 2 + number % 2}
         for number, (score, kept) in enumerate(scores)
     ]  # fmt: skip
     (folder / f"{label}-seed0-{n}-t0-seed0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -342,6 +342,7 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
     assert "`grpo-2-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert "- supervised start, 4 objectives: answer 4; turns: 2 in 2, 3 in 2." in text
     assert "| none | 0 | 0.50 |  |\n| `><answer` +6 | 0 | 0.25 | 0.25 |" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
 
