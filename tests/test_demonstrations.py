@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -18,8 +19,10 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 from trl import SFTConfig, SFTTrainer
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
+from mem1_trl.cli import main
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, read_trajectories, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
+from mem1_trl.report.run_directory import read_episode
 from mem1_trl.rollout.draws import seed_of_episode
 
 
@@ -208,6 +211,41 @@ def test_more_samples_and_rows_are_added_to_what_is_there(actor, tokenizer, tmp_
     first = collect(agent, path, count=2, samples=1)
     more = collect(agent, path, count=3, samples=2)
     assert [more[0], more[2]] == first and len(more) == 6
+
+
+def test_a_model_that_is_named_by_another_path_is_the_same(actor, tokenizer, tmp_path):
+    """`runs/model/` after tab completion, or an absolute path: the weights say which it is."""
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    first = collect(agent, path)
+    named = copy.deepcopy(actor)
+    named.config._name_or_path = "elsewhere/"
+    assert collect(make_agent(named, tokenizer), path) == first
+    with torch.no_grad():
+        next(named.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match=r"begun with another agent \(other model, weights\)"):
+        collect(make_agent(named, tokenizer), path)
+
+
+def test_collected_episodes_are_printed(actor, tokenizer, tmp_path, capsys):
+    collect(make_agent(actor, tokenizer), tmp_path / "episodes.jsonl")
+    record = json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])
+    episode = read_episode(record)
+    assert episode["task"] == {"prompt": record["prompt"]} and episode["trajectory"].turns
+    assert main(["trajectories", str(tmp_path / "episodes.jsonl"), "--limit", "1"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_none_is_refused(actor, tokenizer, tmp_path, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        collect_trajectories(
+            make_agent(actor, tokenizer),
+            [{"prompt": "q"}],
+            LookupEnvironment,
+            tmp_path / "a.jsonl",
+            batch_size=batch_size,
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_another_agent_or_other_rows_is_refused(actor, tokenizer, tmp_path):

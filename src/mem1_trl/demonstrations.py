@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
+from .agent.description import differing_settings
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from .evaluation.evaluate import seeded, tasks_checksum
 from .evaluation.finished import played_with
@@ -115,6 +116,8 @@ def collect_trajectories(
     tasks = [dict(row) for row in rows]
     if not tasks:
         raise ValueError("There is nothing to collect: the data set has no rows.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if samples < 1:
         raise ValueError(f"samples={samples} plays nothing: use 1 or more.")
     if seed is not None and seed < 0:
@@ -333,7 +336,7 @@ def _check_claim(path: Path, found: dict[str, Any], new: dict[str, Any]) -> None
     """Refuse a file that was begun with other settings."""
     old = found.get("settings", {})
     unknown = {key for key in _LATER if key not in old} | {"seed"} - new.keys()
-    differing = sorted(key for key in {*old, *new} - unknown if old.get(key) != new.get(key))
+    differing = sorted(differing_settings(old, new, {*old, *new} - unknown))
     if found.get("format") != FORMAT or differing:
         parts = sorted({_PARTS.get(key, "agent") for key in differing or ["format"]})
         raise ValueError(

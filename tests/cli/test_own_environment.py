@@ -215,6 +215,16 @@ def test_training_is_not_tested_on_its_own_tasks(world, capsys):
     assert said(capsys, *TRAIN, "--eval_dataset_name", "a.jsonl").startswith("eval_dataset_name needs environment")
 
 
+def test_a_run_that_cannot_go_on_ends_in_one_sentence(world, capsys):
+    Path("broken.jsonl").write_text('{"prompt": "q", "worth": null}\n' * 2)
+    given = ["--environment", f"{world}.Echo", "--dataset_name", "broken.jsonl", "--per_device_train_batch_size", "2",
+             "--max_completion_length", "16", "--max_turns", "1", "--output_dir", "a run"]  # fmt: skip
+    assert main([*TRAIN, *given]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("mem1 train: The environment started none of the 2 episodes of the first batch: correct it")
+    assert "no worth" in last
+
+
 @pytest.mark.slow
 def test_the_command_that_training_names_runs(world, capsys):
     (code,) = {main([*TRAIN, "--environment", f"{world}.Echo", "--dataset_name", "tasks.jsonl", "--eval_dataset_name", "tasks.jsonl",

@@ -14,6 +14,7 @@ import pytest
 from support.doc_blocks import ROOT
 
 from mem1_trl.cli import main
+from mem1_trl.cli.serve import _keys
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -81,6 +82,12 @@ def test_it_says_which_tools_a_request_must_bring(capsys, monkeypatch):
     for given, said in (([], 1), (["--corpus", "facts"], 0), (["--protocol", "default"], 0)):
         assert main(["serve", "--model_name_or_path", TINY, "--port", "0", *given]) == 0
         assert capsys.readouterr().out.count("has actions (search): a request must bring tools of these names") == said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_keys_are_read_with_a_byte_order_mark_or_without(tmp_path, encoding):
+    (tmp_path / "keys").write_text("s3cret\n\n other \n", encoding=encoding)
+    assert _keys(str(tmp_path / "keys")) == ("s3cret", "other")
 
 
 @pytest.mark.parametrize(

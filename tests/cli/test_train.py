@@ -18,6 +18,7 @@ from mem1_trl.cli.launch import own_arguments
 from mem1_trl.cli.model_check import check_model
 from mem1_trl.cli.train import read
 from mem1_trl.configs.checks import TRL_CHOICES
+from mem1_trl.context_rules.named import import_rule
 from mem1_trl.report.run_directory import read_run
 from mem1_trl.trainers.checkpoints import mark_complete
 from mem1_trl.update.critic.critic import backbone_folder
@@ -72,6 +73,9 @@ def said(capsys, *args):
         ([*BASE, "--dataset_name", "a.jsonl"], "dataset_name needs environment: an environment, and the tasks that it is given"),
         ([*BASE, "--environment", "nowhere.Shop", "--dataset_name", "a.jsonl"], "environment='nowhere.Shop' cannot be imported: No module named 'nowhere'"),
         ([*BASE, "--environment", "json.Shop", "--dataset_name", "a.jsonl"], "environment='json.Shop' cannot be imported: json has no 'Shop'"),
+        ([*BASE, "--question_column", "keywords"], "question_column is about a file of questions, and the bundled facts have their own: give questions, too"),
+        ([*BASE, "--corpus_title", "nope"], "corpus_title is about a file of passages, and the bundled facts know their own: give the file as corpus"),
+        ([*BASE, "--corpus", "http://localhost:9/", "--corpus_split", "x"], "corpus_split is about a file of passages, and the retriever knows its own"),
         ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
         ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
         ([*BASE, "--algorithm", "grpo", "--vf_coef", "0.9"], "an unknown option, 'vf_coef'"),
@@ -86,6 +90,33 @@ def test_wrong_input_is_one_sentence(capsys, tmp_path, monkeypatch, args, senten
     code, line = said(capsys, *args)
     assert code == 2 and line.startswith(f"mem1 train: {sentence}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("import math; math.foo", "AttributeError: module 'math' has no attribute 'foo'"),
+        ("import os; os.environ['NO_SUCH_TOKEN']", "KeyError: 'NO_SUCH_TOKEN'"),
+        ("  x = 1", "IndentationError: unexpected indent"),
+    ],
+)
+def test_a_fault_in_a_users_module_is_named(capsys, tmp_path, monkeypatch, line, error):
+    """It was reported as a class that the module does not have, or as a bare error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"faulty_{error.partition(':')[0].lower()}"
+    (tmp_path / f"{name}.py").write_text(f"{line}\nclass Shop:\n    pass\n")
+    given = [*BASE, "--environment", f"{name}.Shop", "--dataset_name", "a.jsonl"]
+    code, said_line = said(capsys, *given)
+    assert code == 2 and f"environment='{name}.Shop' cannot be imported: {error}" in said_line
+    with pytest.raises(ValueError, match=f"must name a module that can be imported: {error.partition(':')[0]}"):
+        import_rule(f"{name}:Rule")
+
+
+def test_a_list_without_objectives_is_refused(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("objectives: []\n")
+    code, line = said(capsys, *BASE, "--config", str(tmp_path / "run.yaml"))
+    assert code == 2 and "objectives=[] must be 1 or more each, and one at least" in line
 
 
 def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):

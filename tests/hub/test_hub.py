@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,6 +150,26 @@ def test_the_stub_has_the_actions_of_the_environment():
     assert stub.reset(prompt="x") is None
     assert stub.buy("tea", 2) == stub.buy("tea") == stub.look() == ""
     assert stub.buy.__doc__ == 'Buy \\ "something"\n\nAt a price.'
+
+
+class Stall:
+    def reset(self, **row):
+        return None
+
+    def buy(self, item: dict[str, Any], /, colors: list[Literal["red", "blue"]] | None = None) -> str:
+        """Buy."""
+        return "sold"
+
+
+def test_types_inside_types_and_arguments_by_place_are_kept():
+    scope: dict = {}
+    exec(environment_stub(Stall()), scope)
+    assert scope["Environment"]().buy({}) == ""
+    hints = [typing.get_type_hints(one.buy) for one in (Stall, scope["Environment"])]
+    assert hints[1] == {key: kind for key, kind in hints[0].items() if key != "return"}
+    assert [str(one.kind) for one in inspect.signature(scope["Environment"].buy).parameters.values()][:2] == [
+        "POSITIONAL_ONLY", "POSITIONAL_ONLY",
+    ]  # fmt: skip
 
 
 class Market:

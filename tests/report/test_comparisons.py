@@ -119,6 +119,17 @@ def test_two_training_runs_stand_side_by_side_with_their_paired_difference(two_r
         assert "<td>2 / 1 of 4<small>+0.250</small></td>" in table
 
 
+def test_a_baseline_without_a_data_set_of_the_others_is_not_unknown(two_runs):
+    place, found = two_runs
+    for step in (0, 5):
+        found["a", step].save(place / "c" / "evaluation", f"eval_hard-{step}")
+    text = report([place / "a", place / "c"], baseline="c").read_text()
+    assert re.findall(r'scope="row">(a[^<]*)</th><td colspan="5">not evaluated on the same tasks', text)
+    with pytest.raises(ValueError, match="baseline='a' is the only training run of what is reported: leave it out"):
+        found["a", 0].save(place / "d" / "evaluation", "plain")
+        report([place / "a", place / "d"], baseline="a")
+
+
 def test_runs_on_other_tasks_are_not_compared(two_runs):
     place, _ = two_runs
     for step in (0, 5):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import as_json
@@ -42,6 +42,21 @@ def describe_agent(agent: Mem1Agent) -> dict[str, Any]:
         **agent.settings.to_dict(),
         "protocol": agent.protocol.to_dict(),
     }
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """
+    Names of the settings in which two descriptions differ. A model with the same weights is the same, from whichever path it was loaded.
+
+    Args:
+        old, new (`Mapping`):
+            What [`Mem1Agent.describe`] returned, and other settings.
+        names (`Iterable[str]`):
+            Names to compare.
+    """
+    weights = old.get("weights")
+    same = {"model"} if weights is not None and weights == new.get("weights") else set()
+    return [name for name in names if name not in same and old.get(name) != new.get(name)]
 
 
 def public_kwargs(request_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mem1: there is no command {command!r}: {hint}", file=sys.stderr)
         return 2
 
+    from ..run_stopped import RunStopped
     from .options import CommandError
 
     if os.getcwd() not in sys.path:  # last, so that nothing in it hides an installed package
@@ -74,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `mem1 trajectories ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (CommandError, ValueError, OSError, ImportError) as error:
+    except (CommandError, RunStopped, ValueError, OSError, ImportError) as error:
         if os.environ.get("MEM1_DEBUG"):
             raise
         print(f"mem1 {command}: {one_line(error)}", file=sys.stderr)

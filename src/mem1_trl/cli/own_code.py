@@ -30,9 +30,13 @@ def imported(path: str, option: str) -> Any:
     if not module:
         raise CommandError(f"{option} must be an import path such as my_module.name, got {path!r}")
     try:
-        return getattr(import_module(module), name)
+        loaded = import_module(module)
     except ModuleNotFoundError as error:
         raise CommandError(f"{option}={path!r} cannot be imported: {error}") from None
+    except Exception as error:  # the code is the user's
+        raise CommandError(f"{option}={path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    try:
+        return getattr(loaded, name)
     except AttributeError:
         raise CommandError(f"{option}={path!r} cannot be imported: {module} has no {name!r}") from None
 

@@ -107,7 +107,7 @@ def _keys(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        keys = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+        keys = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"the file of --api_keys cannot be read: {error}") from None
     if not keys:

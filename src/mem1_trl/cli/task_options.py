@@ -24,8 +24,8 @@ BUNDLED = "facts"
 
 def listed_objectives(objectives: Any) -> Any:
     """Numbers of objectives; a value of another type is left to the check of types."""
-    if isinstance(objectives, list) and any(isinstance(n, int) and n < 1 for n in objectives):
-        raise ValueError(f"objectives={objectives} must be 1 or more each")
+    if isinstance(objectives, list) and (not objectives or any(isinstance(n, int) and n < 1 for n in objectives)):
+        raise ValueError(f"objectives={objectives} must be 1 or more each, and one at least")
     return objectives
 
 
@@ -78,11 +78,23 @@ class CorpusArguments:
     def _check_environment(self, *names: str) -> None:
         """Refuse options that an environment replaces: those of the corpus, and further `names`."""
         if self.environment is None:
+            self._check_corpus()
             return
         named = ("corpus", "corpus_split", "corpus_title", "corpus_text", *names)
         for name in self.differing(*named):
             raise ValueError(
                 f"{name} is about questions and their corpus, and environment={self.environment!r} replaces these: leave one out"
+            )
+
+    def _check_corpus(self) -> None:
+        """Refuse options about a file of passages where there is none."""
+        address = (self.corpus or "").startswith(("http://", "https://"))
+        if self.corpus not in (None, BUNDLED) and not address:
+            return
+        for name in self.differing("corpus_split", "corpus_title", "corpus_text"):
+            what = "the retriever knows its" if address else "the bundled facts know their"
+            raise ValueError(
+                f"{name} is about a file of passages, and {what} own: give the file as corpus, or leave it out"
             )
 
     def differing(self, *names: str) -> dict[str, Any]:
@@ -198,6 +210,11 @@ class TaskArguments(CorpusArguments):
         self._check_environment("questions", "question_column", "answer_column", "keywords")
         if self.keywords and self.questions is not None:
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
+        if self.questions is None and self.environment is None and getattr(self, "eval_questions", None) is None:
+            for name in self.differing("question_column", "answer_column"):
+                raise ValueError(
+                    f"{name} is about a file of questions, and the bundled facts have their own: give questions, too"
+                )
 
     def load_questions(self, split: str | None = None) -> Dataset:
         """

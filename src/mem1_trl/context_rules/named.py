@@ -148,6 +148,10 @@ def import_rule(name: str) -> None:
         importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"context={name!r} must name a module that can be imported: {error}.") from None
+    except Exception as error:  # the code is the user's
+        raise ValueError(
+            f"context={name!r} must name a module that can be imported: {type(error).__name__}: {error}."
+        ) from error
     if _loaded(name) is None:
         raise ValueError(f"context={name!r} must name a class of {module} that is a ContextRule, got something else.")
 

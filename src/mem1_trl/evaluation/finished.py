@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..agent.description import differing_settings
 from ..environments.recipe import Recipe, recipe_of_call
 from ..json_text import as_json
 from .result import Evaluation
@@ -81,7 +82,7 @@ def finished_evaluation(
     finished = Evaluation.load(directory, name)
     asked = as_json(settings)
     contents, told = asked.pop("contents", {}), finished.settings.get("contents", {})  # older files have none
-    different = [key for key, value in asked.items() if finished.settings.get(key) != value]
+    different = differing_settings(finished.settings, asked, asked)
     different += [f"contents of {name}" for name, value in contents.items() if told.get(name, value) != value]
     if different or finished.agent != label:
         raise ValueError(

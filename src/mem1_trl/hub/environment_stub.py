@@ -32,7 +32,10 @@ def environment_stub(environment: Any) -> str:
             textwrap.indent(_docstring(inspect.getdoc(method) or name), " " * 8),
             '        return ""  # call the real environment here',
         ]
-    imported = sorted(set(_WORD.findall(" ".join(signatures.values()))) & set(typing.__all__))
+    written = " ".join(signatures.values())
+    if "typing." in written:  # inside another type they are written with their module
+        lines[:0] = ["import typing", "", ""]
+    imported = sorted(set(_WORD.findall(re.sub(r"typing\.\w+", "", written))) & set(typing.__all__))
     if imported:
         lines[:0] = [f"from typing import {', '.join(imported)}", "", ""]
     return "\n".join(lines)
@@ -41,8 +44,11 @@ def environment_stub(environment: Any) -> str:
 def _signature(method: Any) -> str:
     """The arguments of a method that an agent can give, in brackets."""
     empty, hints = inspect.Parameter.empty, type_hints(method)
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    for one in inspect.signature(method).parameters.values():
+    given = list(inspect.signature(method).parameters.values())
+    only = any(one.kind is one.POSITIONAL_ONLY for one in given)
+    kind = inspect.Parameter.POSITIONAL_ONLY if only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("self", kind)]
+    for one in given:
         if one.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             continue
         default = one.default if one.default is empty or _is_literal(one.default) else None
@@ -62,7 +68,7 @@ def _is_literal(value: Any) -> bool:
 def _known_type(kind: Any) -> Any:
     """A type, or `str` in place of one whose name means nothing without an import of its own."""
     try:
-        return kind if eval(inspect.formatannotation(kind), vars(typing).copy()) == kind else str
+        return kind if eval(inspect.formatannotation(kind), {**vars(typing), "typing": typing}) == kind else str
     except (NameError, AttributeError, SyntaxError, TypeError):
         return str
 

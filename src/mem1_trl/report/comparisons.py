@@ -67,13 +67,14 @@ def compare_runs(run: RunDirectory, baseline: str) -> list[RunComparison]:
             Folder of a run, as it stands before the curves.
     """
     against = {series.data: dict(series.points) for series in run.series if series.run == baseline}
+    is_run = any(series.run == baseline for series in run.series)
     compared = []
     for series in run.series:
-        if series.run == baseline or series.data not in against:
+        if series.run == baseline or not is_run:
             continue
         points = []
         for step, result in series.points:
-            other = against[series.data].get(step)
+            other = against.get(series.data, {}).get(step)
             if other is None:
                 continue
             ((own_tasks, own),), ((tasks, base),) = _by_tasks([result]).items(), _by_tasks([other]).items()
@@ -101,6 +102,8 @@ def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
     for result in run.results:
         groups.setdefault((result.objectives, str(result.summary["agent"])), []).append(result)
     agents = list(dict.fromkeys(agent for _, agent in groups))
+    if baseline not in agents and any(series.run == baseline for series in run.series):
+        raise ValueError(f"baseline={baseline!r} is the only training run of what is reported: leave it out.")
     if baseline not in agents:
         known = [*agents, *dict.fromkeys(series.run for series in run.series if series.run != ".")]
         near = get_close_matches(baseline, known, n=1)

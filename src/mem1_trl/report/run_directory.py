@@ -179,6 +179,10 @@ def read_episode(record: Any) -> dict[str, Any]:
     """
     if not isinstance(record, dict):
         raise ValueError(f"It is not a JSON object but {record!r:.60}: {ADVICE}")
+    if isinstance(
+        record.get("task"), str
+    ):  # an episode of `collect_trajectories`, which has a checksum of its row there
+        record = {**record, "task": {"prompt": record["prompt"]} if "prompt" in record else {}}
     for key, kind in (("task", dict), ("scores", dict), ("objectives_detail", list)):
         if not isinstance(record.get(key) or kind(), kind):
             raise ValueError(

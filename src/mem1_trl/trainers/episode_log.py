@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from transformers.integrations import TensorBoardCallback
 
 from ..environment_runtime.faults import fault_metrics
+from ..run_stopped import RunStopped
 from ..trajectory import StopReason
 from .tracking import evenly_spaced, log_trajectories, print_trajectories
 
@@ -53,7 +54,7 @@ class EpisodeLog:
         Log the metrics of a batch of this process, which all processes do together.
 
         Raises:
-            `RuntimeError`: If the environment has never started an episode, or no episode of three batches in a row was sound.
+            [`RunStopped`]: If the environment has never started an episode, or no episode of three batches in a row was sound.
         """
         trainer = self.trainer
         records = trainer.gather_records(
@@ -96,12 +97,12 @@ class EpisodeLog:
             return
         self._lost_batches = self._lost_batches + 1 if len(errors) == len(records) else 0
         if not self._ever_started:
-            raise RuntimeError(
+            raise RunStopped(
                 f"The environment started none of the {len(records)} episodes of the first batch: correct it, or what it "
                 f"connects to. The first error: {errors[0]}"
             )
         if self._lost_batches >= _LOST_BATCHES:
-            raise RuntimeError(
+            raise RunStopped(
                 f"The environment failed in every episode of {_LOST_BATCHES} batches in a row, so nothing is learned: see to "
                 f"it, then resume from the last checkpoint. `environment_retries` bridges short outages. The first error: "
                 f"{errors[0]}"

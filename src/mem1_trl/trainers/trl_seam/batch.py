@@ -15,6 +15,7 @@ from accelerate.logging import get_logger
 from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
+from ...run_stopped import RunStopped
 from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
 from ..reward_gate import RewardGate, note_turn_rewards
@@ -303,7 +304,7 @@ class TrajectoryTrainer(ExactResume):
         row, problem, prompt = found[0]
         first_of_them = f"{problem} for row {row} of the batch ({prompt})"
         if self._batches_lost_to_rewards >= _LOST_BATCHES:
-            raise RuntimeError(
+            raise RunStopped(
                 f"Reward functions must give finite numbers, or None for what they do not score, but left no episode of "
                 f"{_LOST_BATCHES} batches in a row. The first of the last: {first_of_them}."
             )

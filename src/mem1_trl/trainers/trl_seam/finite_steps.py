@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
+from ...run_stopped import RunStopped
 from ...update.sharded_tensors import whole
 from ..non_finite import first_non_finite, non_finite_rows
 from .contract import check_values
@@ -75,11 +76,11 @@ class FiniteSteps(TreeLoss):
         sizes = ", ".join(f"{name} {float(one):g}" for name, one in norms.items() if one is not None)
         problem = f"The gradient of step {self.state.global_step + 1} is not finite (norm: {sizes}). {self._suspects(trained)}"
         if self.is_deepspeed_enabled:
-            raise RuntimeError(
+            raise RunStopped(
                 f"{problem} DeepSpeed has taken the step, so the weights are lost: resume from the last checkpoint."
             )
         if self._lost_steps >= _LOST_STEPS:
-            raise RuntimeError(
+            raise RunStopped(
                 f"{problem} So {_LOST_STEPS} steps in a row were not taken and the run ends; no such gradient has "
                 "reached the weights. Correct what gives such numbers (rewards, learning rate, data type), then resume from the "
                 "last checkpoint."
@@ -126,7 +127,7 @@ class FiniteSteps(TreeLoss):
         Check what a checkpoint is about to hold, in all processes together.
 
         Raises:
-            `RuntimeError`: If a weight, or a number of an optimizer that is not sharded, is not finite.
+            [`RunStopped`]: If a weight, or a number of an optimizer that is not sharded, is not finite.
         """
         named = [item for module in self.trained_modules for item in module.named_parameters()]
         if self.optimizer is not None and not self.is_deepspeed_enabled:
@@ -135,7 +136,7 @@ class FiniteSteps(TreeLoss):
         bad = first_non_finite(named)
         names = [name for name in self.gather_records([bad]) if name is not None]
         if names:
-            raise RuntimeError(
+            raise RunStopped(
                 f"The numbers of a checkpoint must be finite, but those of {names[0]} are not at step "
                 f"{self.state.global_step}, so none is written: resume from the last complete checkpoint."
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.logging import get_logger
 
+from ...run_stopped import RunStopped
 from ...update.layout_model import LayoutModel
 from ...update.layouts import resolve_layout
 from ...update.row_batch import RowBatch
@@ -275,7 +276,7 @@ class TreeLoss(TurnGeneration):
             + (", another library or data type of the sampler." if self.use_vllm else ".")
         )
         if exact and self.args.check != "off" and self.mode == "train" and self._step < before_first_step:
-            raise RuntimeError(f"{found} {causes} check='off' trains anyway.")
+            raise RunStopped(f"{found} {causes} check='off' trains anyway.")
         logger.warning_once(f"{found} {causes}")
 
     @property
