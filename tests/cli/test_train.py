@@ -116,7 +116,7 @@ def test_a_fault_in_a_users_module_is_named(capsys, tmp_path, monkeypatch, line,
 def test_a_list_without_objectives_is_refused(capsys, tmp_path):
     (tmp_path / "run.yaml").write_text("objectives: []\n")
     code, line = said(capsys, *BASE, "--config", str(tmp_path / "run.yaml"))
-    assert code == 2 and "objectives=[] must be 1 or more each, and one at least" in line
+    assert code == 2 and "objectives must hold a number at least, got an empty list" in line
 
 
 def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):

@@ -24,8 +24,10 @@ BUNDLED = "facts"
 
 def listed_objectives(objectives: Any) -> Any:
     """Numbers of objectives; a value of another type is left to the check of types."""
-    if isinstance(objectives, list) and (not objectives or any(isinstance(n, int) and n < 1 for n in objectives)):
-        raise ValueError(f"objectives={objectives} must be 1 or more each, and one at least")
+    if objectives == []:
+        raise ValueError("objectives must hold a number at least, got an empty list")
+    if isinstance(objectives, list) and any(isinstance(n, int) and n < 1 for n in objectives):
+        raise ValueError(f"objectives={objectives} must be 1 or more each")
     return objectives
 
 

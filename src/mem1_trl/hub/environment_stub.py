@@ -13,6 +13,7 @@ from ..environment_runtime.actions import action_methods
 from ..environment_runtime.arguments import type_hints
 
 _WORD = re.compile(r"\w+")
+_QUALIFIED = re.compile(r"typing\.\w+")
 
 
 def environment_stub(environment: Any) -> str:
@@ -35,7 +36,7 @@ def environment_stub(environment: Any) -> str:
     written = " ".join(signatures.values())
     if "typing." in written:  # inside another type they are written with their module
         lines[:0] = ["import typing", "", ""]
-    imported = sorted(set(_WORD.findall(re.sub(r"typing\.\w+", "", written))) & set(typing.__all__))
+    imported = sorted(set(_WORD.findall(_QUALIFIED.sub("", written))) & set(typing.__all__))
     if imported:
         lines[:0] = [f"from typing import {', '.join(imported)}", "", ""]
     return "\n".join(lines)
