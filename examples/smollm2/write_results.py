@@ -116,7 +116,7 @@ def plot_agents(cells, numbers, path):
     labels = [label for label in NAMES if f"{label} t0" in cells]
     figure, panels = plt.subplots(
         1, len(numbers), figsize=(3.2 + 2.6 * len(numbers), 0.8 + 0.3 * len(labels)), layout="constrained",
-        sharey=True, squeeze=False,
+        sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
     for axes, n in zip(panels[0], numbers):
         for at, label in enumerate(labels):
