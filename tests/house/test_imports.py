@@ -17,7 +17,6 @@ SOURCE = Path(mem1_trl.__file__).parent
 ORDER = [
     "version",
     "lazy_exports",
-    "run_stopped",
     "printable",
     "words",
     "typed_fields",

@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mem1: there is no command {command!r}: {hint}", file=sys.stderr)
         return 2
 
-    from ..run_stopped import RunStopped
+    from ..trainers.run_stopped import RunStopped
     from .options import CommandError
 
     if os.getcwd() not in sys.path:  # last, so that nothing in it hides an installed package

@@ -88,13 +88,17 @@ class CorpusArguments:
                 f"{name} is about questions and their corpus, and environment={self.environment!r} replaces these: leave one out"
             )
 
+    @property
+    def _asks_retriever(self) -> bool:
+        """Whether the corpus is the address of a retriever."""
+        return (self.corpus or "").startswith(("http://", "https://"))
+
     def _check_corpus(self) -> None:
         """Refuse options about a file of passages where there is none."""
-        address = (self.corpus or "").startswith(("http://", "https://"))
-        if self.corpus not in (None, BUNDLED) and not address:
+        if self.corpus not in (None, BUNDLED) and not self._asks_retriever:
             return
         for name in self.differing("corpus_split", "corpus_title", "corpus_text"):
-            what = "the retriever knows its" if address else "the bundled facts know their"
+            what = "the retriever knows its" if self._asks_retriever else "the bundled facts know their"
             raise ValueError(
                 f"{name} is about a file of passages, and {what} own: give the file as corpus, or leave it out"
             )
@@ -138,7 +142,7 @@ class CorpusArguments:
         from ..local_rows import has_rows
 
         corpus: Any = self.corpus
-        if not corpus.startswith(("http://", "https://")) and not Path(corpus).exists():
+        if not self._asks_retriever and not Path(corpus).exists():
             if has_rows(corpus):
                 raise CommandError(f"there is no file {corpus!r} for the corpus")
             from datasets import load_dataset

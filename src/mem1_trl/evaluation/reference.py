@@ -109,20 +109,25 @@ def _read(path: Path, mode: str) -> list[dict[str, Any]]:
                 f"Line {number} of {path} has no 'q', 'Golden_answer' and 'Exact_match': pass a file that the reference's "
                 "generate_rollout.py wrote; for files of this package use Evaluation.load."
             )
-        golden = row.get("Golden_answer", "")
-        if "error" not in row and not isinstance(golden, str) and not are_answers(golden):
-            raise ValueError(
-                f"Line {number} of {path} has Golden_answer={golden!r:.60}: it must be an answer, a list of accepted ones, or one such list "
-                "for each objective."
-            )
-        if mode == "reference" and "error" not in row and "Model_estimated_match" not in row:
-            raise ValueError(
-                f"Line {number} of {path} has no 'Model_estimated_match', which mode='reference' gives the mean of: use mode='corrected'."
-            )
+        if "error" not in row:
+            _check(row, f"Line {number} of {path}", mode)
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty: pass a file with one JSON object per line.")
     return rows
+
+
+def _check(row: Mapping[str, Any], where: str, mode: str) -> None:
+    """Refuse a row of which the answers, or the estimate that the mode needs, cannot be read."""
+    golden = row["Golden_answer"]
+    if not isinstance(golden, str) and not are_answers(golden):
+        raise ValueError(
+            f"{where} has Golden_answer={golden!r:.60}: it must be an answer, a list of accepted ones, or one such list for each objective."
+        )
+    if mode == "reference" and "Model_estimated_match" not in row:
+        raise ValueError(
+            f"{where} has no 'Model_estimated_match', which mode='reference' gives the mean of: use mode='corrected'."
+        )
 
 
 def _reference_counter() -> CountTokens:

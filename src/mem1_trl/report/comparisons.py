@@ -67,10 +67,11 @@ def compare_runs(run: RunDirectory, baseline: str) -> list[RunComparison]:
             Folder of a run, as it stands before the curves.
     """
     against = {series.data: dict(series.points) for series in run.series if series.run == baseline}
-    is_run = any(series.run == baseline for series in run.series)
+    if all(series.run != baseline for series in run.series):
+        return []
     compared = []
     for series in run.series:
-        if series.run == baseline or not is_run:
+        if series.run == baseline:
             continue
         points = []
         for step, result in series.points:

@@ -9,8 +9,8 @@ from accelerate.logging import get_logger
 from transformers.integrations import TensorBoardCallback
 
 from ..environment_runtime.faults import fault_metrics
-from ..run_stopped import RunStopped
 from ..trajectory import StopReason
+from .run_stopped import RunStopped
 from .tracking import evenly_spaced, log_trajectories, print_trajectories
 
 if TYPE_CHECKING:

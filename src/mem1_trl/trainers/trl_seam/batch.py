@@ -15,10 +15,10 @@ from accelerate.logging import get_logger
 from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
-from ...run_stopped import RunStopped
 from ...update.rows import Row, build_row
 from ...update.state_weights import state_weights
 from ..reward_gate import RewardGate, note_turn_rewards
+from ..run_stopped import RunStopped
 from .contract import check_batch, check_trl, check_values
 from .dynamic_sampling import Scores, equal_groups, note_first_plays, play_equal_groups_again
 from .generation_batch import GenerationBatch

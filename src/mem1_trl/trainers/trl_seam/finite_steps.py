@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
-from ...run_stopped import RunStopped
 from ...update.sharded_tensors import whole
 from ..non_finite import first_non_finite, non_finite_rows
+from ..run_stopped import RunStopped
 from .contract import check_values
 from .loss import TreeLoss
 

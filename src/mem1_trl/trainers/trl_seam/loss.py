@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.logging import get_logger
 
-from ...run_stopped import RunStopped
 from ...update.layout_model import LayoutModel
 from ...update.layouts import resolve_layout
 from ...update.row_batch import RowBatch
 from ...update.scoring import forwarded_tokens
 from ...update.self_check import is_single_precision, uses_tf32
 from ..dropout import dropout_of
+from ..run_stopped import RunStopped
 from .contract import check_values
 from .generation import TurnGeneration
 from .helpers import instance_attribute
