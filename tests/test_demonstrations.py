@@ -18,7 +18,7 @@ from support.helpers import oracle_logprobs
 from support.trainer_helpers import SHORT, LookupEnvironment
 from trl import SFTConfig, SFTTrainer
 
-from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, Trajectory, Turn, load_trajectories
 from mem1_trl.cli import main
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset, read_trajectories, select_trajectories
 from mem1_trl.environments import RetrievalQAEnvironment
@@ -224,6 +224,18 @@ def test_a_model_that_is_named_by_another_path_is_the_same(actor, tokenizer, tmp
         next(named.parameters()).add_(1.0)
     with pytest.raises(ValueError, match=r"begun with another agent \(other model, weights\)"):
         collect(make_agent(named, tokenizer), path)
+
+
+def test_which_task_was_played_is_known_wherever_episodes_are_read(actor, tokenizer, tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    played = collect(make_agent(actor, tokenizer), path)
+    assert len({trajectory.task for trajectory in played}) == len(rows()) and None not in {t.task for t in played}
+    assert load_trajectories(path) == read_trajectories(path) == played
+    flat = tmp_path / "flat.jsonl"
+    flat.write_text("".join(json.dumps(trajectory.to_dict()) + "\n" for trajectory in played))
+    assert load_trajectories(flat) == played
+    earlier(path)
+    assert {trajectory.task for trajectory in load_trajectories(path)} == {None}
 
 
 def test_collected_episodes_are_printed(actor, tokenizer, tmp_path, capsys):

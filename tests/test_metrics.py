@@ -11,7 +11,7 @@ from mem1_trl.metrics import (
     turns,
     valid_action_rate,
 )
-from mem1_trl.trajectory import Trajectory, Turn
+from mem1_trl.trajectory import StopReason, Trajectory, Turn
 
 
 def make_trajectory(shape, **kwargs):
@@ -38,6 +38,11 @@ def test_single_metrics(trajectory):
     assert dependency_length(trajectory) == (10 + 2) * 4 + (30 + 3) * 6 + (20 + 4.5) * 9 == 466.5
     assert state_tokens(trajectory) == (3 + 2 + 4) / 3
     assert valid_action_rate(trajectory) == pytest.approx(2 / 3)
+
+
+def test_an_episode_that_could_not_be_started_has_no_tokens():
+    failed = Trajectory([], stop_reason=StopReason.ERROR)
+    assert peak_tokens(failed) == peak_tokens(failed, include_prompt=False) == 0
 
 
 def test_a_turn_without_state_counts_in_the_mean():

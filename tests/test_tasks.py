@@ -172,6 +172,13 @@ def test_rows_without_an_answer_are_left_out(tmp_path, caplog):
     assert "Left out 1 of 3 rows" in caplog.text
 
 
+def test_a_blank_question_is_none_for_all_that_reads_them(tmp_path):
+    path = write(tmp_path / "blank.jsonl", [{"question": " \t", "answer": "a"}, {"question": " who? ", "answer": "b"}])
+    dataset = load_qa_dataset(str(path))
+    assert dataset["question"] == ["who?"]
+    assert compose_objectives(dataset, 1)["questions"] == [["who?"]]
+
+
 MUSIQUE = [
     {"question": "Who?", "answer": "Ann", "answer_aliases": ["Anna", "Ann"]},
     {"question": "Where?", "answer": "here", "answer_aliases": []},

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import closing
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,19 +47,6 @@ _LATER = ("tokenizer", "request_kwargs", "environments", "contents", "reward", "
 
 _PARTS = {"environments": "environment", "contents": "environment", "reward": "reward", "seed": "seed"}
 """What a setting is one of, unless it is one of the agent."""
-
-
-@dataclass(slots=True, repr=False)
-class CollectedTrajectory(Trajectory):
-    """
-    An episode of a file of [`collect_trajectories`].
-
-    Attributes:
-        task (`str` or `None`):
-            Checksum of the row that was played, the same for all samples of the row; `None` if an earlier version wrote the file.
-    """
-
-    task: str | None = None
 
 
 def collect_trajectories(
@@ -142,7 +128,7 @@ def collect_trajectories(
         with progress, path.open("a", encoding="utf-8") as file:
             for batch in _batches(agent, tasks, pool, left, batch_size, settings["seed"]):
                 for key, trajectory in batch.items():
-                    played[key] = _of_task(trajectory, checksums[key[0]])
+                    played[key], trajectory.task = trajectory, checksums[key[0]]
                     if trajectory.error is not None:  # not written: played again by the next call
                         failures.append(trajectory.error)
                         continue
@@ -215,7 +201,7 @@ def select_trajectories(
         counts: dict[Any, int] = {}
         best = []
         for item in sorted(kept, key=lambda item: -_reward(item[1])):
-            task = getattr(item[1], "task", None) or item[1].prompt_ids
+            task = item[1].task or item[1].prompt_ids
             counts[task] = counts.get(task, 0) + 1
             if counts[task] <= best_per_task:
                 best.append(item)
@@ -365,15 +351,14 @@ def _batches(
         yield dict(zip(batch, played, strict=True))
 
 
-def _of_task(trajectory: Trajectory, task: str) -> CollectedTrajectory:
-    return CollectedTrajectory(**{one.name: getattr(trajectory, one.name) for one in fields(Trajectory)}, task=task)
-
-
-def _line(key: _Key, prompt: Any, trajectory: CollectedTrajectory) -> str:
+def _line(key: _Key, prompt: Any, trajectory: Trajectory) -> str:
     """An episode as a line of the file."""
     row, sample = key
-    record = {"row": row, "sample": sample, "prompt": prompt, "task": trajectory.task}
-    return write_json({**record, "trajectory": trajectory.to_dict()}) + "\n"
+    played = trajectory.to_dict()
+    return (
+        write_json({"row": row, "sample": sample, "prompt": prompt, "task": played.pop("task"), "trajectory": played})
+        + "\n"
+    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -391,12 +376,10 @@ def _record(value: Any) -> dict[str, Any]:
         raise ValueError(f"It is not an episode with 'row', 'sample' and 'prompt': {_ADVICE}")
     trajectory = value.get("trajectory")
     told = {**trajectory, "task": value.get("task")} if isinstance(trajectory, dict) else {}
-    return {**value, "trajectory": CollectedTrajectory.from_dict(told)}
+    return {**value, "trajectory": Trajectory.from_dict(told)}
 
 
-def _recover(
-    path: Path, tasks: list[dict[str, Any]], checksums: list[str], samples: int
-) -> dict[_Key, CollectedTrajectory]:
+def _recover(path: Path, tasks: list[dict[str, Any]], checksums: list[str], samples: int) -> dict[_Key, Trajectory]:
     """
     The episodes of a file by row and sample, as far as they are asked for; a last line that was cut off is removed from it.
 
@@ -406,7 +389,7 @@ def _recover(
     if not path.exists():
         return {}
     drop_unfinished_line(path)
-    found: dict[_Key, CollectedTrajectory] = {}
+    found: dict[_Key, Trajectory] = {}
     for record in _read(path):
         row, sample = record["row"], record["sample"]
         if row >= len(tasks) or sample >= samples:

@@ -43,9 +43,9 @@ def peak_tokens(trajectory: Trajectory, include_prompt: bool = True) -> int:
             Whether the task prompt (the context of the first turn) counts. The paper leaves it out.
 
     Returns:
-        `int`: a number of tokens.
+        `int`: a number of tokens; 0 for an episode that has no turn.
     """
-    peak = max(len(turn.prompt_ids) + len(turn.completion_ids) for turn in trajectory.turns)
+    peak = max((len(turn.prompt_ids) + len(turn.completion_ids) for turn in trajectory.turns), default=0)
     return peak if include_prompt else peak - len(trajectory.prompt_ids)
 
 

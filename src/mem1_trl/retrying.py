@@ -12,6 +12,11 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
+
+class UnusableServer(RuntimeError):
+    """Raised for a server, of a model or of a search, that is of no use until something is corrected; the sentence says which and what."""
+
+
 LONGEST_WAIT = 60.0
 """Maximum number of seconds before another attempt, whatever a server asks for."""
 

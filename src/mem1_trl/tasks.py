@@ -237,7 +237,7 @@ def load_qa_dataset(
         accepted = read_answers(row.get(column), column)
         if column == "answer":
             accepted += read_answers(row.get(ALIASES_COLUMN), ALIASES_COLUMN)
-        records.append({"question": str(row.get(asked) or ""), "answer": list(dict.fromkeys(accepted))})
+        records.append({"question": str(row.get(asked) or "").strip(), "answer": list(dict.fromkeys(accepted))})
     answered = [record for record in records if record["question"] and record["answer"]]
     if not answered:
         raise ValueError(

@@ -166,6 +166,9 @@ class Trajectory:
             Metrics of the episode, such as peak tokens; see [`mem1_trl.metrics`].
         error (`str` or `None`):
             Why the environment or the server of the model failed, if one did.
+        task (`str` or `None`):
+            Checksum of the row that was played, where [`~mem1_trl.demonstrations.collect_trajectories`] played it: the same for all samples of
+            a row.
     """
 
     turns: list[Turn]
@@ -174,6 +177,7 @@ class Trajectory:
     answer: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if not self.turns and self.stop_reason not in (StopReason.ERROR, None):
@@ -233,6 +237,7 @@ class Trajectory:
             "answer": self.answer,
             "metrics": dict(self.metrics),
             "error": self.error,
+            **({} if self.task is None else {"task": self.task}),
         }
 
     @classmethod

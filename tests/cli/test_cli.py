@@ -75,6 +75,8 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--backend", "chat"], "mem1 eval: backend is about a server: give its address with --endpoint, or leave backend out"),
         ([*MODEL, "--endpoint", "localhost"], "mem1 eval: endpoint must be the address of a server such as 'http://localhost:8000/v1', got 'localhost'."),
         ([*MODEL, "--endpoint", "http://h/v1", "--backend", "vllm"], "mem1 eval: argument --backend: invalid choice: 'vllm' (choose from 'completions', 'chat')"),
+        ([*MODEL, "--endpoint", "http://h/v1", "--device", "cpu"], "mem1 eval: device is about a model that runs here, and endpoint is a server: leave out one of them"),
+        ([*MODEL, "--endpoint", "http://h/v1", "--dtype", "float32"], "mem1 eval: dtype is about a model that runs here, and endpoint is a server: leave out one of them"),
         ([*MODEL, "--config"], "mem1 eval: --config needs the path of a YAML file"),
         ([*MODEL, "--config=/nowhere.yaml"], "mem1 eval: the file of --config cannot be read: No such file or directory: /nowhere.yaml"),
         ([*MODEL, "--protocol", "papr"], "mem1 eval: protocol is 'papr', but must be one of default, paper, reference, reference_inference, tool_calls, webshop, or a directory."),
@@ -306,6 +308,29 @@ def test_from_a_model_to_a_page(tmp_path, capsys):
 
 
 CAPITALS = {"Atlantis": "Poseidonis", "Utopia": "Amaurot", "Lilliput": "Mildendo", "Laputa": "Lagado"}
+
+
+def last_said(capsys, *args: str) -> tuple[int, str]:
+    """Exit code and the last line of what was said, after a progress bar."""
+    code = main(list(args))
+    said_of_it = capsys.readouterr().err
+    assert "Traceback" not in said_of_it
+    return code, re.split(r"[\r\n]+", said_of_it.strip())[-1]
+
+
+def test_a_model_server_that_refuses_is_one_sentence(tmp_path, capsys):
+    with serve(lambda messages: "") as server:
+        server.fails = lambda request: 401
+        args = [*MODEL, "--endpoint", server.url, "--backend", "chat", "--tasks", "1", "--objectives", "1"]
+        code, line = last_said(capsys, *args, "--output_dir", str(tmp_path))
+    assert code == 2 and line.startswith("mem1 eval: The model server refused a request (") and "another key" in line
+
+
+def test_what_is_no_retriever_is_one_sentence(tmp_path, capsys):
+    with serve(lambda messages: "") as server:
+        url = server.url.removesuffix("/v1")
+        code, line = last_said(capsys, *MODEL, "--corpus", url, "--tasks", "1", "--output_dir", str(tmp_path))
+    assert code == 2 and line.startswith("mem1 eval: ") and "etriever" in line and url in line
 
 
 @pytest.mark.parametrize("backend", ["completions", "chat", None])

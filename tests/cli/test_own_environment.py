@@ -240,6 +240,9 @@ def test_the_command_that_training_names_runs(world, capsys):
     )  # not that of the model below
 
 
+STEPS = ["--eval_strategy", "steps", "--eval_steps", "1"]
+
+
 @pytest.mark.parametrize(
     ("args", "command"),
     [
@@ -249,13 +252,13 @@ def test_the_command_that_training_names_runs(world, capsys):
         (["--questions", "q.jsonl", "--question_column", "the question", "--corpus", "c", "--corpus_text", "t"],
          "`mem1 eval --model_name_or_path o --corpus c --corpus_text t --question_column 'the question' --questions q.jsonl` tests it on "
          "more objectives, on what it was trained on"),
-        (["--questions", "q.jsonl", "--eval_questions", "e.jsonl"],
+        (["--questions", "q.jsonl", "--eval_questions", "e.jsonl", *STEPS],
          "`mem1 eval --model_name_or_path o --questions e.jsonl` tests it on more objectives"),
-        (["--questions", "me/asked", "--eval_split", "dev"],
+        (["--questions", "me/asked", "--eval_split", "dev", *STEPS],
          "`mem1 eval --model_name_or_path o --questions me/asked --split dev` tests it on more objectives"),
         (["--environment", "a.B", "--dataset_name", "t.jsonl"],
          "`mem1 eval --model_name_or_path o --environment a.B --dataset_name t.jsonl` tests it, on what it was trained on"),
-        (["--environment", "a.B", "--dataset_name", "t.jsonl", "--eval_dataset_name", "e.jsonl"],
+        (["--environment", "a.B", "--dataset_name", "t.jsonl", "--eval_dataset_name", "e.jsonl", *STEPS],
          "`mem1 eval --model_name_or_path o --environment a.B --dataset_name e.jsonl` tests it"),
     ],
 )  # fmt: skip

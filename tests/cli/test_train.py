@@ -219,6 +219,32 @@ def test_help_shows_the_tokens_of_a_turn(capsys):
     assert "--eval_dataset_name" in text and "--mask_truncated_completions" not in text
 
 
+@pytest.mark.parametrize(
+    ("args", "said_of"),
+    [
+        (["--eval_questions", "q.jsonl"], "eval_questions"),
+        (["--eval_split", "dev"], "eval_split"),
+        (["--eval_tasks", "7"], "eval_tasks"),
+    ],
+)
+def test_options_of_evaluations_need_one(capsys, args, said_of):
+    sentence = f"{said_of} is about evaluations, of which there are none: give --eval_strategy, or leave {said_of} out"
+    assert said(capsys, *BASE, *args) == (2, f"mem1 train: {sentence}")
+
+
+def test_keywords_are_not_those_of_other_questions(capsys):
+    code, line = said(capsys, *BASE, "--keywords", "true", "--eval_questions", "q.jsonl", "--eval_strategy", "steps")
+    assert (code, line) == (
+        2,
+        "mem1 train: keywords belong to the bundled facts: leave it out, or leave out eval_questions",
+    )
+
+
+def test_of_an_option_that_is_given_twice_the_last_one_counts():
+    options, config, _ = read([*BASE[1:], "--algorithm", "grpo", "--algorithm=ppo"])
+    assert options.algorithm == "ppo" and isinstance(config, Mem1PPOConfig)
+
+
 def test_questions_of_a_file_are_not_evaluated_on_themselves(capsys, tmp_path):
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n')

@@ -90,10 +90,15 @@ class AgentArguments:
     batch_size: int = field(default=32, metadata={"help": "Episodes played at once."})
 
     def check_endpoint(self) -> None:
-        """Raise `ValueError` for options that are about a server, without one."""
+        """Raise `ValueError` for options that are about a server, without one, or about a model that runs here, beside one."""
         if self.endpoint is None and (self.backend or self.endpoint_model):
             name = "backend" if self.backend else "endpoint_model"
             raise ValueError(f"{name} is about a server: give its address with --endpoint, or leave {name} out")
+        if self.endpoint is not None and (self.device is not None or self.dtype != "auto"):
+            name = "dtype" if self.device is None else "device"
+            raise ValueError(
+                f"{name} is about a model that runs here, and endpoint is a server: leave out one of them"
+            )
 
     def given(self) -> dict[str, Any]:
         """Fields of [`AgentSettings`] that were set, but for two names that mean something else here."""

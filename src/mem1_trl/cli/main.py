@@ -62,6 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mem1: there is no command {command!r}: {hint}", file=sys.stderr)
         return 2
 
+    from ..retrying import UnusableServer
     from ..trainers.run_stopped import RunStopped
     from .options import CommandError
 
@@ -75,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `mem1 trajectories ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (CommandError, RunStopped, ValueError, OSError, ImportError) as error:
+    except (CommandError, RunStopped, UnusableServer, ValueError, OSError, ImportError) as error:
         if os.environ.get("MEM1_DEBUG"):
             raise
         print(f"mem1 {command}: {one_line(error)}", file=sys.stderr)

@@ -114,21 +114,22 @@ class ConfigParser(TrlParser):
 def peek(args: Sequence[str], name: str) -> str | None:
     """The value of one option that decides which others there are: from the command line, or else from the file of `--config`."""
     words = _split_config(args)
+    found = None  # the last one counts, as for all options
     for at, word in enumerate(words):
         if word == f"--{name}" and at + 1 < len(words):
-            return words[at + 1]
+            found = words[at + 1]
         if word.startswith(f"--{name}="):
-            return word.split("=", 1)[1]
-    if "--config" not in words:
-        return None
+            found = word.split("=", 1)[1]
+    if found is not None or "--config" not in words:
+        return found
     import yaml
 
     try:
         with open(words[words.index("--config") + 1], encoding="utf-8") as file:
-            found = yaml.safe_load(file)
+            given = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None  # said when the whole file is read
-    return str(found[name]) if isinstance(found, dict) and name in found else None
+    return str(given[name]) if isinstance(given, dict) and name in given else None
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

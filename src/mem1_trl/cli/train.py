@@ -70,6 +70,9 @@ EXAMPLES = """examples:
 """
 
 
+_OF_EVALUATIONS = ("eval_questions", "eval_dataset_name", "eval_split", "eval_tasks")
+
+
 @dataclass
 class TrainArguments(TaskArguments):
     """
@@ -156,6 +159,8 @@ class TrainArguments(TaskArguments):
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("passages", "eval_tasks", "num_processes")
         self._check_environment("objectives", "passages", "eval_questions", "eval_tasks")
+        if self.keywords and self.eval_questions is not None:
+            raise ValueError("keywords belong to the bundled facts: leave it out, or leave out eval_questions")
         if self.eval_dataset_name is not None and self.environment is None:
             raise ValueError("eval_dataset_name needs environment: an environment, and the tasks that it is tested on")
         if self.value_model is not None and self.algorithm == "grpo":
@@ -206,7 +211,12 @@ def read(args: Sequence[str]) -> tuple[TrainArguments, Mem1GRPOConfig, ModelConf
     """
     parser = _parser(_algorithm(args))
     _hide(parser)
-    return parser.read(args)
+    options, config, model = parser.read(args)
+    for name in options.differing(*_OF_EVALUATIONS) if config.eval_strategy == "no" else ():
+        raise CommandError(
+            f"{name} is about evaluations, of which there are none: give --eval_strategy, or leave {name} out"
+        )
+    return options, config, model
 
 
 def _algorithm(args: Sequence[str]) -> str:

@@ -188,7 +188,8 @@ def _flat(record: Any) -> dict[str, Any]:
         raise ValueError(f"It holds no trajectory: {_ADVICE}")
     Trajectory.from_dict(found)  # refuses what is not one
     prompt = record.get("prompt", record.get("prompt_text"))
-    return found if prompt is None else {"prompt": prompt, **found}
+    told = {"prompt": prompt, "task": record["task"] if isinstance(record.get("task"), str) else None}
+    return {**{name: value for name, value in told.items() if value is not None}, **found}
 
 
 def _check_split(split: str) -> None:

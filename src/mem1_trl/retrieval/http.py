@@ -20,7 +20,7 @@ from urllib3.util import Retry, Timeout, parse_url
 
 from ..json_text import read_json
 from ..printable import one_line
-from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
+from ..retrying import BUSY_STATUSES, UnusableServer, asked_to_wait, backoff, with_retries
 from ..time_limit import TimeLimit, limited_pool, read_at_most
 from .passages import Passage, check_search, read_corpus
 
@@ -108,7 +108,7 @@ class HttpRetriever:
 
         Raises:
             `ConnectionError`: if nothing answers.
-            `RuntimeError`: if what answers is not a retriever.
+            `UnusableServer`: if what answers is not a retriever.
         """
         self._post(["test"], 1, 0)
 
@@ -129,7 +129,7 @@ class HttpRetriever:
             `TypeError`: if `queries` is a single string, or holds something else than strings.
             `ValueError`: if `top_k` is below 1.
             `ConnectionError`: if nothing answers, after all retries.
-            `RuntimeError`: if the server refuses the request, or answers something else than passages.
+            `UnusableServer`: if the server refuses the request, or answers something else than passages.
         """
         check_search(queries, top_k)
         if not queries:
@@ -167,7 +167,7 @@ class HttpRetriever:
                 found = self._post(
                     [query for search in batch for query in search.queries], batch[0].top_k, self._max_retries
                 )
-            except RuntimeError:
+            except UnusableServer:
                 if len(batch) == 1:
                     raise
                 for search in batch:  # one query that the server does not like must not fail the others
@@ -200,7 +200,7 @@ class HttpRetriever:
             ) from None
         if status != 200:
             text = one_line(said.decode("utf-8", "replace"), 200)
-            raise RuntimeError(
+            raise UnusableServer(
                 f"The retriever at {self.url} refused a search (HTTP {status}{': ' if text else ''}{text})."
             )
         try:
@@ -210,7 +210,7 @@ class HttpRetriever:
             return [[_passage(entry) for entry in entries] for entries in result]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             text = one_line(said[:200].decode("utf-8", "replace"))
-            raise RuntimeError(
+            raise UnusableServer(
                 f"What answers at {self.url} is no retriever: it should give {{'result': [[{{'document': {{'contents': "
                 f"...}}}}]]}}, one list for each query, but gave {text!r}."
             ) from None
@@ -237,7 +237,7 @@ class HttpRetriever:
             if limit.over:  # what was read ends where the connection was shut
                 raise TimeoutError(f"its answer timed out after {self._seconds:g} s")
         if cut:
-            raise RuntimeError(f"What answers at {self.url} gives more than {_MAX_BYTES >> 20} MB for one request.")
+            raise UnusableServer(f"What answers at {self.url} gives more than {_MAX_BYTES >> 20} MB for one request.")
         if response.status in BUSY_STATUSES:
             raise _Busy(response.status, response.headers, said)
         return response.status, said

@@ -108,7 +108,7 @@ class ChatEndpoint:
                 JSON schemas of the tools of each.
 
         Raises:
-            `RuntimeError`, `ConnectionError`: As [`ServerCalls.all`].
+            `UnusableServer`, `ConnectionError`: As [`ServerCalls.all`].
         """
         asked = zip(conversations, stops, tools or [[]] * len(conversations), strict=True)
         return self.calls.all([partial(self.ask_one, *one) for one in asked])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..protocol.encoding import decode
 from ..protocol.turn_text import encode_closed
 from ..protocol.untrusted import strip_unencodable
+from ..retrying import UnusableServer
 from .chat_client import MAX_STOPS, first_choice
 from .decoding_modes import changing
 from .server_calls import ServerCalls
@@ -106,7 +107,7 @@ class CompletionsEndpoint:
         How the server takes contexts, found by requests of one token; and why, if it does not take any of this tokenizer.
 
         Raises:
-            `RuntimeError`, `ConnectionError`: If the server answers nothing at all.
+            `UnusableServer`, `ConnectionError`: If the server answers nothing at all.
         """
         ids = self.tokenizer(_PROBE)["input_ids"]
         answer = self._try(_PROBE)
@@ -143,7 +144,7 @@ class CompletionsEndpoint:
         if isinstance(answer, ConnectionError):
             raise answer
         if isinstance(answer, Exception):
-            raise RuntimeError(str(answer)) from answer
+            raise UnusableServer(str(answer)) from answer
         return answer
 
     # Completions

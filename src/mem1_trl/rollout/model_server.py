@@ -7,6 +7,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ..retrying import UnusableServer
 from .chat_client import ChatEndpoint
 from .completions import BEYOND_OPENAI, CompletionsEndpoint, Offer
 from .decoding_modes import NEUTRAL_SAMPLING, changing, refuse_for_server
@@ -129,7 +130,7 @@ class ModelServer:
                 self._offer, reason = self.completions.find_offer()
                 if self._offer is None:
                     if self.backend == "completions":
-                        raise RuntimeError(f"backend='completions' cannot be used: {reason}. Use backend='chat'.")
+                        raise UnusableServer(f"backend='completions' cannot be used: {reason}. Use backend='chat'.")
                     check_rendering(self._syntax)
                     logger.info("Contexts are sent as chat messages: %s.", reason)
                 self._asked = True

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
-from ..retrying import with_retries
+from ..retrying import UnusableServer, with_retries
 from .server_errors import FailedContext, TurnStopped, explained, one_line, seconds_to_wait
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class ServerCalls(Generic[Value]):
                 Each sends a request and reads its answer.
 
         Raises:
-            `RuntimeError`: If the server refuses what every request has in common, or if it has not answered one request in its
+            `UnusableServer`: If the server refuses what every request has in common, or if it has not answered one request in its
                 first call, or in three calls in a row.
             `ConnectionError`: If the server is not there.
         """
@@ -85,7 +85,7 @@ class ServerCalls(Generic[Value]):
                 Set when the answer is no longer needed; then the request is not repeated.
 
         Raises:
-            `RuntimeError`: If no request would be answered.
+            `UnusableServer`: If no request would be answered.
         """
         attempts = 0
 
@@ -120,7 +120,7 @@ class ServerCalls(Generic[Value]):
         if all(isinstance(failure, ConnectionError) for failure in failures):
             raise failures[0]
         if hopeless:
-            raise RuntimeError(str(failures[0])) from failures[0]
+            raise UnusableServer(str(failures[0])) from failures[0]
 
 
 def _warn(error: Exception, seconds: float) -> None:

@@ -2,7 +2,7 @@
 Failures of model servers: which pass by themselves, which cost an episode, and which end the run.
 
 - `FailedContext`: what one context costs. The server refused it, or had no usable answer for it after all attempts.
-- `RuntimeError`: nothing will work until something is corrected, such as the key or the name of the model.
+- `UnusableServer`: nothing will work until something is corrected, such as the key or the name of the model.
 - `ConnectionError`: the server is not there.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, asked_to_wait, backoff
+from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, UnusableServer, asked_to_wait, backoff
 
 _ADVICE = {
     401: "it wants another key: pass a client with the right one, such as openai.OpenAI(base_url=..., api_key=...)",
@@ -104,7 +104,7 @@ def explained(error: Exception, attempts: int) -> Exception:
         return error
     status, detail = status_of(error), one_line(error)
     if status in _ADVICE:
-        return RuntimeError(f"The model server refused a request ({detail}): {_ADVICE[status]}.")
+        return UnusableServer(f"The model server refused a request ({detail}): {_ADVICE[status]}.")
     if isinstance(error, ServerError) or status is not None or _is_unreadable(error):
         if _passes(error):
             return FailedContext(f"The model server gave no usable answer in {attempts} attempts ({detail}).")
@@ -117,7 +117,7 @@ def explained(error: Exception, attempts: int) -> Exception:
             f"The model server gave no answer in {attempts} attempts ({detail}): check its address and that the server runs, "
             "then start again."
         )
-    return RuntimeError(
+    return UnusableServer(
         f"The request could not be sent ({detail}): correct the name of the model, the client, or `request_kwargs`."
     )
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from ..json_text import read_json
 from ..printable import one_line
-from ..retrying import BUSY_STATUSES, asked_to_wait, backoff, with_retries
+from ..retrying import BUSY_STATUSES, UnusableServer, asked_to_wait, backoff, with_retries
 from .addresses import Address, read_address, resolve
 from .cache import WebCache
 from .exchange import Answer, exchange
@@ -97,7 +97,7 @@ class _Engine:
         except ValueError:
             found = None
         if answer.status != 200 or not isinstance(found, dict):
-            raise RuntimeError(f"{self.name} did not answer a search (HTTP {answer.status}: {said}).")
+            raise UnusableServer(f"{self.name} did not answer a search (HTTP {answer.status}: {said}).")
         return found
 
     def _refused(self, status: int, said: str) -> str:
