@@ -11,11 +11,12 @@ from support.image_models import tiny_image_model
 from support.trainer_helpers import trainer_arguments
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig, Mem1PPOTrainer, Trajectory, Turn, compose_objectives
 from mem1_trl.environments import RetrievalQAEnvironment
 from mem1_trl.estimate import EpisodeShape, ModelShape, estimate_run
+from mem1_trl.estimate.memory import state_bytes
 from mem1_trl.facts import load_facts
 from mem1_trl.update.rows import build_row
 
@@ -188,6 +189,26 @@ def test_memory_of_published_ppo_by_hand():
     assert small["policy"] == pytest.approx(2 * (policy - linear) + linear * (0.5 + 4 / 64))
     assert small["adapters"] == 2 * 2 * 40_370_176 and "reference" not in small and "critic" not in small
     assert small["optimizer"] == 2 * 2 * 2 * 40_370_176
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw_torch", "sgd", "adagrad", "rmsprop", "lion_32bit", "paged_lion_8bit", "adamw_8bit", "ademamix", "ademamix_8bit",
+             "rmsprop_bnb", "rmsprop_bnb_8bit"],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_of_optimizers_take_what_they_take(tmp_path, name, dtype):
+    """Lion and Adagrad keep one number for each weight, AdEMAMix three, and those of bitsandbytes float32 for any weight."""
+    weight = torch.nn.Parameter(torch.ones(256, 512, dtype=dtype))
+    kind, given = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(str(tmp_path), optim=name))
+    optimizer = kind([weight], **given)
+    weight.grad = torch.ones_like(weight)
+    try:
+        optimizer.step()
+    except (NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
+        pytest.skip(f"{name} does not run here: {error!r:.80}")
+    kept = (value for value in optimizer.state[weight].values() if torch.is_tensor(value))
+    taken = sum(value.nbytes for value in kept if value.numel() > 256)  # without the step and tables of quantization
+    assert state_bytes(name, weight.element_size()) == pytest.approx(taken / weight.numel(), rel=0.02, abs=1e-6)
 
 
 def test_an_adapter_that_is_merged_takes_a_copy_of_the_weights_that_it_changes():

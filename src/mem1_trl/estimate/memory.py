@@ -14,7 +14,6 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number."""
 
 _BLOCK = 64  # 4-bit weights that share a scale
-_EIGHT_BIT = "8bit"
 _TILE = (4096, 32768)
 """Tokens and words of TRL's tile of logits (`trl.kernels`), which is as wide for a small vocabulary."""
 
@@ -45,13 +44,23 @@ _TEMPORARIES = 6
 """Copies of what is filled of the tile, where the operations of torch take the place of a Triton kernel (measured)."""
 
 
+_KEPT = {"schedule_free_sgd": 1, "sgd": 0, "adalomo": 0.05, "lomo": 0, "adafactor": 0.05, "ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1}
+"""
+Numbers that an optimizer keeps for each weight, by a part of its name, the first that fits. Adafactor and AdaLomo have rows and columns in place of
+matrices. All others keep two, as Adam does; those of GaLore and APOLLO are fewer, by their ranks.
+"""
+
+
 def state_bytes(optimizer: str, size: int) -> float:
-    """Bytes of an optimizer's states for one weight of `size` bytes."""
-    if "sgd" in optimizer and "momentum" not in optimizer:
-        return 0
-    if "adafactor" in optimizer:
-        return 0.1  # rows and columns instead of a matrix
-    return 2 if _EIGHT_BIT in optimizer else 2 * size
+    """Bytes of an optimizer's states for one weight of `size` bytes, by its name in [`~transformers.TrainingArguments`]."""
+    kept = next((numbers for name, numbers in _KEPT.items() if name in optimizer), 2)
+    if "8bit" in optimizer:
+        return kept
+    if "4bit" in optimizer:
+        return kept / 2
+    # bitsandbytes keeps float32 whatever the weights are
+    is_wide = "32bit" in optimizer or optimizer in ("ademamix", "rmsprop_bnb")
+    return kept * (4 if is_wide else size)
 
 
 def weight_bytes(model: ModelShape, setup: Setup) -> float:
