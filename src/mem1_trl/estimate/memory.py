@@ -44,7 +44,17 @@ _TEMPORARIES = 6
 """Copies of what is filled of the tile, where the operations of torch take the place of a Triton kernel (measured)."""
 
 
-_KEPT = {"schedule_free_sgd": 1, "sgd": 0, "adalomo": 0.05, "lomo": 0, "adafactor": 0.05, "ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1}
+_KEPT = {
+    "schedule_free_sgd": 1,
+    "sgd": 0,
+    "adalomo": 0.05,
+    "lomo": 0,
+    "adafactor": 0.05,
+    "ademamix": 3,
+    "lion": 1,
+    "adagrad": 1,
+    "rmsprop": 1,
+}
 """
 Numbers that an optimizer keeps for each weight, by a part of its name, the first that fits. Adafactor and AdaLomo have rows and columns in place of
 matrices. All others keep two, as Adam does; those of GaLore and APOLLO are fewer, by their ranks.
