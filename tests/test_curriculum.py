@@ -32,6 +32,17 @@ def test_stages_hold_what_they_say():
         ([(2, {1: 0.5})], r"shares of stage 0 must be above 0 and add up to 1, got \{1: 0.5\}"),
         ([(2, {1: 1.0}, 0)], "at least one turn, got 0 in stage 0"),
         ([(2, {1: 1.5, 2: -0.5})], "must be above 0"),
+        (
+            [(2, {1: 1.0}), (2.0, {1: 1.0})],
+            r"Stage 1 must be \(tasks, \{objectives: share, ...\}\) .* got \(2.0, \{1: 1.0\}\)",
+        ),
+        ([(2, 1)], "Stage 0 must be"),
+        ([(2, {"1": 1.0})], "Stage 0 must be"),
+        ([(2, {1: 1.0}, 2.5)], "Stage 0 must be"),
+        ([(2, {1: 1.0}, True)], "Stage 0 must be"),
+        ([(2,)], "Stage 0 must be"),
+        ([(3, {1: 1.0}, 3, 4)], "Stage 0 must be"),
+        ([5], "Stage 0 must be"),
     ],
 )
 def test_what_cannot_be_a_stage_is_refused(stages, words):

@@ -108,7 +108,7 @@ def test_all_scores_of_an_answer(text, scores):
 
 
 @pytest.mark.parametrize("score", [exact_match, f1])
-@pytest.mark.parametrize("answers", [[], [["Paris"], []], "Paris"])
+@pytest.mark.parametrize("answers", [[], [["Paris"], []], "Paris", None])
 def test_missing_references_are_refused(score, answers):
     with pytest.raises(ValueError, match="at least one reference for every objective"):
         score("Paris", answers)
@@ -118,6 +118,15 @@ def test_missing_references_are_refused(score, answers):
 def test_references_that_are_not_texts_are_refused(score):
     with pytest.raises(ValueError, match=r"`answers` must hold texts, got \[\[26\]\]: write a number as '26'"):
         score("26", [[26]])
+    with pytest.raises(ValueError, match=r"`answers` must hold texts, got \[26\]: write a number as '26'"):
+        score("26", [26])
+
+
+@pytest.mark.parametrize("reward", [exact_match_reward, f1_reward])
+def test_a_row_without_answers_has_no_reward(reward):
+    """As in a data set of which only a part is questions."""
+    completions = ["<answer>Paris</answer>"] * 2
+    assert reward(completions, answers=[["Paris"], None]) == [1.0, None]
 
 
 def make_trajectory(answer):

@@ -43,6 +43,15 @@ def test_what_was_found_is_retained():
         retained_reward([""], trajectories)
 
 
+@pytest.mark.parametrize("answers", ["26", [26], []])
+def test_answers_of_another_form_are_refused(answers):
+    """A text was read letter by letter, each as an objective."""
+    trajectories = play(turn("42 Rome"), turn("Rome", "42; Rome", "answer"))
+    with pytest.raises(ValueError, match="`answers`"):
+        retained_reward([""], trajectories, [answers])
+    assert retained_reward([""], trajectories, [None]) == [[None, None]]
+
+
 def test_what_rewrite_says_in_place_of_the_past_is_retained():
     texts = (
         turn("k"),

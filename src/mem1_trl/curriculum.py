@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +46,7 @@ def compose_curriculum(
         `datasets.Dataset`: The columns of [`compose_objectives`] and `curriculum_stage`; if a stage limits turns, `curriculum_max_turns`.
 
     Raises:
-        `ValueError`: If there is no stage, or one has no task or no turn, or its shares are not positive or do not add up to 1.
+        `ValueError`: If there is no stage, or one is none, has no task or no turn, or its shares are not positive or do not add up to 1.
     """
     from datasets import Value, concatenate_datasets
 
@@ -54,6 +54,8 @@ def compose_curriculum(
 
     if not stages:
         raise ValueError("stages must have at least one stage, got none.")
+    for stage, given in enumerate(stages):
+        _check_stage(stage, given)
     parts = []
     limits = [stage[2] if len(stage) > 2 else None for stage in stages]
     for stage, (count, shares, *_) in enumerate(stages):
@@ -75,6 +77,21 @@ def compose_curriculum(
             tasks = tasks.add_column(MAX_TURNS, [limit] * len(tasks)).cast_column(MAX_TURNS, Value("int64"))
         parts.append(tasks)
     return concatenate_datasets(parts)
+
+
+def _check_stage(stage: int, given: Any) -> None:
+    """Refuse what is no `(tasks, shares)` or `(tasks, shares, most turns)`."""
+    entries = tuple(given) if isinstance(given, (tuple, list)) and len(given) in (2, 3) else (None, None)
+    counts = [
+        entries[0],
+        *(entries[1] if isinstance(entries[1], Mapping) else [None]),
+        *(one for one in entries[2:] if one is not None),
+    ]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in counts):
+        raise ValueError(
+            f"Stage {stage} must be (tasks, {{objectives: share, ...}}) or have the most turns of an episode as its third entry, all but the shares whole "
+            f"numbers, got {given!r:.200}."
+        )
 
 
 def _whole(count: int, shares: Mapping[int, float]) -> dict[int, int]:

@@ -25,6 +25,20 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config()
 
 
+def refuse_shared_weights(policy: torch.nn.Module, other: torch.nn.Module, name: str, instead: str) -> None:
+    """
+    Refuse a model beside the policy that holds weights of it: what freezes or trains one would freeze or train the other.
+
+    An adapter is put into the layers of the model that it is given, so a model that was passed beside `peft_config` is the policy, too.
+
+    Raises:
+        `ValueError`: If a parameter is one of both.
+    """
+    own = {id(parameter) for parameter in policy.parameters()}
+    if any(id(parameter) in own for parameter in other.parameters()):
+        raise ValueError(f"`{name}` shares weights with the policy: {instead}, or load a second copy of the model.")
+
+
 def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model below the language-modelling head (the model itself if it has none), with its adapters if there are any."""
     inner: Any = getattr(model, "get_base_model", lambda: model)()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from support.fault_environments import Misbehaving
+from support.scripted_agent import scripted
 
-from mem1_trl import Mem1Protocol
+from mem1_trl import Mem1Agent, Mem1Protocol
 from mem1_trl.environment_runtime.actions import ActionSet, run_calls
 from mem1_trl.environment_runtime.calls import EnvironmentCaller
 from mem1_trl.environment_runtime.errors import EnvironmentDied, RemoteError
@@ -160,6 +161,18 @@ def test_a_hang_is_killed_and_the_pool_goes_on():
     left = [e._process.pid for e in (first.environment, second.environment) if e is not None]
     pool.close()
     assert not any(alive(pid) for pid in [*pids, *left])
+
+
+def test_a_process_that_dies_in_reset_costs_its_own_episode(actor, tokenizer):
+    agent = scripted(Mem1Agent(actor, tokenizer, Mem1Protocol(), max_turns=1), tokenizer, ["<answer>a</answer>"])
+    pool = EnvironmentPool(ProcessEnvironment.factory(Misbehaving, "p"), agent.protocol, FaultSettings(retries=0))
+    rows = [{"prompt": "a"}, {"prompt": "b", "fails": "reset"}]
+    try:
+        played = agent.run_batch(rows, pool, keep_failures=True)
+    finally:
+        pool.close()
+    assert [trajectory.answer for trajectory in played] == ["a", None]
+    assert played[0].error is None and "exit code 3" in played[1].error
 
 
 def test_what_cannot_be_sent_or_known_is_refused_at_once():

@@ -268,6 +268,38 @@ def test_a_program_that_fails_costs_its_own_episode(agent, program, sentence):
     assert sentence in found[1].error and [found[0].reward, found[2].reward] == [1.0, 1.0]
 
 
+class Slowly:
+    """Takes its time for all calls of the model but the first."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls > 1:
+            time.sleep(2.0)
+        return self.model(*args, **kwargs)
+
+    def playing(self):
+        return self.model.playing()
+
+
+def test_a_program_that_ended_in_time_has_its_result_though_another_was_being_answered(agent):
+    def program(row, base_url):
+        ask(base_url, [user("x")])
+        if row["prompt"] == "q1":
+            ask(base_url, [user("again")])
+        else:
+            time.sleep(0.3)
+        return 1.0
+
+    agent.rollout_batch_wait = 0.25
+    agent._shared = Slowly(agent._shared)
+    environments = [GatewayEnvironment(program, timeout=1.5), GatewayEnvironment(program, timeout=60.0)]
+    played = agent.run_batch([{"prompt": "q0"}, {"prompt": "q1"}], environments, keep_failures=True)
+    assert [(one.error, one.reward) for one in played] == [(None, 1.0), (None, 1.0)]
+
+
 def test_requests_have_a_limit_and_an_episode_that_is_over_answers_nothing(agent):
     addresses = []
 

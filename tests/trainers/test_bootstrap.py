@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+from support.helpers import tiny_model
 from support.ppo_helpers import make, wake, watch_credit
 from support.trainer_helpers import ScriptedGenerator
 
-from mem1_trl import StopReason
+from mem1_trl import StopReason, Turn
+from mem1_trl.update.critic.bootstrap import values_after
 
 
 def script(call: int, index: int, prompt: str) -> str:
@@ -63,3 +65,28 @@ def test_a_cut_episode_goes_on_with_the_value_of_its_state(bootstrap, layout, tm
         torch.testing.assert_close(credit["batch"]["returns"][row][mask], expected + values, atol=2e-4, rtol=1e-3)
     if bootstrap:
         assert min(finals) > 0.05
+
+
+def test_the_token_after_a_cut_turn_has_a_position_too(tmp_path, tokenizer, actor_path):
+    """A value is that before a token, so one more is read than was sampled: a model with learned positions has no embedding beyond its last."""
+    model = tiny_model("gpt2")
+    room = model.config.n_positions - 8
+    plain, more = (
+        make(
+            tmp_path, copy.deepcopy(model), tokenizer, bootstrap_truncated=bootstrap, max_completion_length=8, beta=0.0
+        )
+        for bootstrap in (False, True)
+    )
+    assert (plain.settings.max_context_length, more.settings.max_context_length) == (room, room - 1)
+    turn = Turn((5,) * (room - 1), (7,) * 8)
+    assert values_after([turn], more.value_model, 1, 1).shape == (1,)
+    with pytest.raises(ValueError, match="with 1 more that is read after a completion"):
+        make(
+            tmp_path,
+            model,
+            tokenizer,
+            bootstrap_truncated=True,
+            max_completion_length=8,
+            max_context_length=room,
+            beta=0.0,
+        )

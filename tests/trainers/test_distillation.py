@@ -15,7 +15,7 @@ from support.objectives import (
     value_loss,
     values_of,
 )
-from support.ppo_helpers import four_plans, gae, wake
+from support.ppo_helpers import LORA, four_plans, gae, wake
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
@@ -41,7 +41,9 @@ def make(kind, tmp_path, path, tokenizer, **settings):
         "max_turns": 4, "max_observation_length": 40, "per_device_train_batch_size": 8, "num_iterations": 2, "max_steps": 2,
         "max_grad_norm": 0.0, "learning_rate": 1e-2, "environment_retries": 0, "beta": 0.0, "distillation_weight": 0.3, **settings,
     }  # fmt: skip
-    further = {name: settings.pop(name) for name in ("teacher_model", "reward_funcs") if name in settings}
+    further = {
+        name: settings.pop(name) for name in ("teacher_model", "reward_funcs", "peft_config") if name in settings
+    }
     further = {"reward_funcs": odd, **further}
     if kind == "PPO":
         trainer = make_ppo(
@@ -288,6 +290,16 @@ def test_what_cannot_be_taught_is_refused(tmp_path, tokenizer, actor_path, setti
         settings["teacher_model"].resize_token_embeddings(9)
     with pytest.raises(ValueError, match=words):
         make("GRPO", tmp_path, actor_path, tokenizer, **settings)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("algorithm", ["GRPO", "PPO"])
+def test_a_teacher_with_weights_of_the_policy_is_refused(tmp_path, tokenizer, actor_path, algorithm, adapter):
+    """It would be frozen with them: PPO then ran to its end with a gradient of 0, and nothing said why."""
+    model = AutoModelForCausalLM.from_pretrained(actor_path)
+    more = {"peft_config": LORA} if adapter else {}
+    with pytest.raises(ValueError, match="`teacher_model` shares weights with the policy: leave it None"):
+        make(algorithm, tmp_path, model, tokenizer, teacher_model=model, **more)
 
 
 def test_a_critic_without_rewards_is_refused(tmp_path, tokenizer, actor_path):

@@ -408,8 +408,12 @@ def test_bad_critics_are_refused(tmp_path, tokenizer, actor_path):
     with pytest.raises(TypeError, match="`value_model` must not be of type int: pass a model id"):
         make(tmp_path, actor_path, tokenizer, value_model=3)
     model = AutoModelForCausalLM.from_pretrained(actor_path)
-    with pytest.raises(ValueError, match="`value_model` is the policy itself"):
+    with pytest.raises(ValueError, match="`value_model` shares weights with the policy: leave it None"):
         make(tmp_path, model, tokenizer, value_model=model, beta=0.0)
+    with pytest.raises(ValueError, match="`value_model` shares weights with the policy: leave it None"):
+        make(tmp_path, model, tokenizer, value_model=model.model, beta=0.0)
+    with pytest.raises(ValueError, match="`value_model` shares weights with the policy: leave it None"):
+        make(tmp_path, model, tokenizer, value_model=model, peft_config=LORA, beta=0.0)
     other = tiny_model("llama")
     other.resize_token_embeddings(300)
     with pytest.raises(ValueError, match="vocabulary of 300 tokens and the policy one of 320"):

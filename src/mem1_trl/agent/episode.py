@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..environment_runtime.actions import ActionResult
+from ..environment_runtime.shown_text import shown_text
 from ..metrics import peak_tokens
 from ..rollout.interventions import add_message, edit_state
 from ..rollout.turn_listener import TurnListener
@@ -270,17 +271,19 @@ class AgentEpisode:
         self.add_message(text)
         return self.run(on_text).answer
 
-    def give(self, results: Sequence[str]) -> None:
+    def give(self, results: Sequence[Any]) -> None:
         """
-        Let the agent read the results of [`~AgentEpisode.calls`], one text for each, in their order.
+        Let the agent read the results of [`~AgentEpisode.calls`], one for each, in their order. What is no text is shown as a result of an
+        environment's action would be.
 
         Raises:
+            `TypeError`: If one cannot be shown as text.
             `ValueError`: If there are not as many.
         """
         calls = self.calls
         if self._waiting is None or len(results) != len(calls):
             raise ValueError(f"There must be one result for each of {len(calls)} calls, got {len(results)}.")
-        given, acting = iter(results), self._waiting
+        given, acting = iter([shown_text(result) for result in results]), self._waiting
         acting.results = [one if isinstance(one, ActionResult) else ActionResult(next(given)) for one in acting.calls]
         self._player.rollout.observe(acting)
         self._waiting = None

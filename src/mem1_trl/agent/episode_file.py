@@ -52,6 +52,8 @@ class SavedEpisode:
             Turns after those calls.
         results (`list[ActionResult | None]`):
             For each of those calls, the result that it has already, such as that of an action of the context rule.
+        actions (`list[str]` or `None`):
+            What each of its actions was described by; `None` if it had none, or an earlier version wrote it.
     """
 
     episode: Episode
@@ -64,6 +66,7 @@ class SavedEpisode:
     calls: list[ActionRequest] = dataclasses.field(default_factory=list)
     turns_left: int = 0
     results: list[ActionResult | None] = dataclasses.field(default_factory=list)
+    actions: list[str] | None = None
 
 
 class OtherAgentError(ValueError):
@@ -111,6 +114,7 @@ def episode_record(
         "max_turns": rollout.settings.max_turns,
         "budgets": [[turns - dropped, most] for turns, most in episode.budgets if turns > dropped],
         "seed": None if episode.seed is None else (episode.seed + dropped) % 2**62,
+        "actions": None if episode.actions is None else episode.actions.describe(),
         "failed_actions": episode.failed_actions,
         "recalled": episode.recalled,
         "notes": [dataclasses.asdict(note) for note in episode.memory.notes],
@@ -199,6 +203,7 @@ def saved_episode(
             [ActionRequest(**call) for call in record.get("calls", ())],
             max(int(record.get("turns_left", 0)) + more, 0),
             [None if result is None else ActionResult(**result) for result in record.get("results", ())],
+            record.get("actions"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): {_ADVICE}") from None

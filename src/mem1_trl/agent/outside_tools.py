@@ -28,10 +28,16 @@ def environment_of_schemas(schemas: Sequence[Mapping[str, Any]]) -> Any:
             Tools as OpenAI's API describes them: `{"type": "function", "function": {"name", "description", "parameters"}}`.
 
     Raises:
-        `ValueError`: If a name cannot be that of an action or of its argument, or two are the same.
+        `ValueError`: If one is no such mapping, a name cannot be that of an action or of its argument, or two are the same.
     """
     for schema in schemas:
-        _check_names(schema["function"])
+        function = schema.get("function") if isinstance(schema, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError(
+                "Each of `schemas` must be as OpenAI's API describes a tool, {'type': 'function', 'function': {'name': ..., 'parameters': ...}}, "
+                f"got {schema!r:.200}."
+            )
+        _check_names(function)
     return environment_of([_stub(schema["function"]) for schema in schemas])
 
 

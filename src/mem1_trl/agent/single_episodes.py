@@ -58,7 +58,7 @@ class SingleEpisodes(ABC):
         Returns:
             [`Trajectory`]: Rewarded if the environment has `get_reward`.
         """
-        episode = self.start(task, environment, tools, **row)
+        episode = self._start({"prompt": task, **row}, environment, tools)
         try:
             return episode.run()
         finally:
@@ -76,7 +76,7 @@ class SingleEpisodes(ABC):
         Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended; with `tokens`,
         before each turn also its text, in pieces as it is generated, see [`AgentEpisode.stream`].
         """
-        episode = self.start(task, environment, tools, **row)
+        episode = self._start({"prompt": task, **row}, environment, tools)
         try:
             yield from episode.stream(tokens)
         finally:
@@ -115,14 +115,18 @@ class SingleEpisodes(ABC):
         Returns:
             [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
         """
-        row = {"prompt": task, **row}
-        given, player = self._prepare(environment, tools, schemas, options, environment_factory)
+        return self._start({"prompt": task, **row}, environment, tools, schemas, options, environment_factory)
+
+    def _start(self, row: dict[str, Any], *given_by: Any) -> AgentEpisode:
+        """Begin an episode of a row, whose columns may have any names; the rest is as in [`~Mem1Agent.start`]."""
+        given, player = self._prepare(*given_by)
         try:
             (episode,) = player.start([row], given)
             player.rollout.begin([episode])
         except BaseException:
             given.release()
             raise
+        schemas = given_by[2] if len(given_by) > 2 else None
         return AgentEpisode(player, episode, given, row, self._holding, schemas=schemas, settings=self.settings)
 
     def load(
@@ -182,6 +186,12 @@ class SingleEpisodes(ABC):
             if player.encode(episode.prompt, episode.actions) != episode.prompt_ids:
                 raise OtherAgentError(
                     f"The task of {path} must have the token ids that it had, but the tokenizer or the tools are others now."
+                )
+            described = episode.actions.describe()
+            if saved.actions is not None and saved.actions != described:
+                raise OtherAgentError(
+                    f"The episode of {path} must have the actions that it had, which were {saved.actions}, but now they are {described}: pass the "
+                    "same environment or `tools`."
                 )
             episode.record = self.syntax.new_record()
             episode.record.restore(saved.record)

@@ -22,6 +22,7 @@ from .running_calls import RunningCalls
 logger = logging.getLogger(__name__)
 
 _GRACE = 1.0  # seconds that a cancelled coroutine has to clean up
+_SHARE = 0.9  # of the time of a call, for a coroutine that a plain function has returned
 _MAKING = 60.0  # seconds that making an instance may take at least: it may load an index or start a process
 _CLOSING = 10.0  # seconds that closing one may take at most
 
@@ -207,12 +208,16 @@ class EnvironmentCaller:
 
         def function() -> Any:
             value = call.function()
-            if inspect.isawaitable(value):  # a coroutine function in disguise, such as a partial of one
+            if inspect.isawaitable(value):  # a coroutine function in disguise, such as one with a plain decorator
 
                 async def finish() -> Any:
                     return await value
 
-                value = asyncio.run_coroutine_threadsafe(_bounded(finish, timeout), self._running_loop()).result()
+                # It is cancelled before its thread, which waits for it here, is given up with the episode
+                left = None if timeout is None else max(0.0, _SHARE * (deadline - time.monotonic()))
+                value = asyncio.run_coroutine_threadsafe(
+                    _bounded(finish, left, timeout), self._running_loop()
+                ).result()
             return value
 
         return call.thread.submit(function), deadline, False
@@ -285,15 +290,17 @@ class EnvironmentCaller:
             loop.call_soon_threadsafe(loop.stop)
 
 
-async def _bounded(function: Callable[[], Coroutine[Any, Any, Any]], timeout: float | None) -> Any:
-    """Await a coroutine; it is cancelled when its time is over."""
+async def _bounded(
+    function: Callable[[], Coroutine[Any, Any, Any]], timeout: float | None, named: float | None = None
+) -> Any:
+    """Await a coroutine; it is cancelled when its time is over, of which the error names `named` if that is given."""
     scope = asyncio.timeout(timeout)
     try:
         async with scope:
             return await function()
     except TimeoutError:
         if scope.expired():
-            raise CallTimedOut(_no_answer(timeout)) from None
+            raise CallTimedOut(_no_answer(timeout if named is None else named)) from None
         raise
     except KeyboardInterrupt as error:
         raise _Escaped from error

@@ -240,11 +240,20 @@ def _has(kind: type, method: str) -> bool:
     return callable(getattr(kind, method, None))
 
 
+def own_loop(environment: Any) -> Callable[..., Any] | None:
+    """
+    What plays the turns of an environment, if that is not the turn loop.
+
+    It is looked for in the class: an environment in another process would be asked for it, and may be gone.
+    """
+    return environment.mem1_plays if getattr(type(environment), "mem1_plays", None) is not None else None
+
+
 def _refuse_several_loops(environments: Iterable[Any]) -> None:
     """Refuse environments of which some play their own turns: a batch is played by one loop."""
     owners = {}
     for environment in environments:
-        play = getattr(environment, "mem1_plays", None)
+        play = own_loop(environment)
         owners[getattr(play, "__func__", play)] = type(environment).__name__
     if len(owners) > 1:
         raise ValueError(

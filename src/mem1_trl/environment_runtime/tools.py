@@ -56,20 +56,32 @@ def environment_of(tools: Sequence[Callable[..., Any]]) -> Any:
 
 
 def _name(tool: Any) -> str:
-    return str(getattr(tool, "__name__", type(tool).__name__))
+    inner = _inner(tool)
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+def _inner(tool: Any) -> Any:
+    """What a partial is one of."""
+    while isinstance(tool, functools.partial):
+        tool = tool.func
+    return tool
 
 
 def _function(tool: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function that calls a bound method or another callable, with its signature and docstring."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return tool(*args, **kwargs)  # of an asynchronous one a coroutine, which is awaited where actions are called
+    inner: Any = _inner(tool)
+    inner = inner if inspect.isroutine(inner) else inner.__call__
 
+    async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
+        return await tool(*args, **kwargs)
+
+    def call_at_once(*args: Any, **kwargs: Any) -> Any:
+        return tool(*args, **kwargs)
+
+    call: Callable[..., Any] = call_and_wait if inspect.iscoroutinefunction(inner) else call_at_once
     functools.update_wrapper(call, tool)
     call.__name__ = name
-    inner: Any = tool
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    inner = inner if inspect.isroutine(inner) else inner.__call__
+    call.__doc__ = inspect.getdoc(_inner(tool))  # that of a partial is about partials
     call.__annotations__ = type_hints(inner)
     return call

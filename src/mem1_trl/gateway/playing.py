@@ -99,6 +99,7 @@ def play_programs(rollout: Rollout, episodes: Sequence[Episode]) -> None:
                 ):
                     _handle(events, rest)
             _play_turns(rollout, chat, running)
+            _handle(events, 0)  # a program may have ended in time while another one's turn was generated
             for play in running:
                 if not play.over and time.monotonic() > play.until:
                     play.end(

@@ -113,6 +113,10 @@ class Mem1Protocol:
             )
         if self.action_tags is not None and self.action_syntax == "tool_calls":
             raise ValueError("A model calls tools by the names of the methods: leave `action_tags` out, or use tags.")
+        if isinstance(self.scratch_tags, str):  # a tuple of one without its comma
+            raise ValueError(
+                f"scratch_tags must be a tuple of names, got {self.scratch_tags!r}: write ({self.scratch_tags!r},)."
+            )
         tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags]
         names = list(self.action_tags or {})
         if self.action_syntax == "tags":  # in brackets a name is not a tag

@@ -143,7 +143,7 @@ def exact_match_reward(
     answers: list[Answers] | None = None,
     trajectories: list[Trajectory] | None = None,
     **kwargs: Any,
-) -> list[float]:
+) -> list[float | None]:
     """
     [`exact_match`] as a TRL reward function, `reward_funcs=[exact_match_reward]`.
 
@@ -157,7 +157,7 @@ def exact_match_reward(
             The episodes, whose `answer` is scored; this package's trainers pass them.
 
     Returns:
-        `list[float]`: one reward per completion, between 0 and its number of objectives.
+        `list[float | None]`: one reward per completion, between 0 and its number of objectives; `None` for a row that has no answers.
 
     Raises:
         `ValueError`: if the dataset has no column `answers`, or the lengths differ.
@@ -170,12 +170,12 @@ def f1_reward(
     answers: list[Answers] | None = None,
     trajectories: list[Trajectory] | None = None,
     **kwargs: Any,
-) -> list[float]:
+) -> list[float | None]:
     """
     [`f1`] as a TRL reward function, `reward_funcs=[f1_reward]`. Arguments as in [`exact_match_reward`].
 
     Returns:
-        `list[float]`: one reward per completion, between 0 and its number of objectives.
+        `list[float | None]`: one reward per completion, between 0 and its number of objectives; `None` for a row that has no answers.
     """
     return _score_batch(f1, completions, answers, trajectories)
 
@@ -195,12 +195,23 @@ def _word_overlap(answer: str, reference: str) -> float:
     return 2 * len(answer_words & reference_words) / total if total else 0.0
 
 
-def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | None, answers: Answers) -> float:
-    references = [[aliases] if isinstance(aliases, str) else list(aliases) for aliases in answers]
-    if isinstance(answers, str) or not references or not all(references):
-        raise ValueError(f"`answers` needs at least one reference for every objective, got {answers!r}.")
-    if not all(isinstance(alias, str) for aliases in references for alias in aliases):
+def references_of(answers: Answers) -> list[list[str]]:
+    """
+    The accepted answers of each objective.
+
+    Raises:
+        `ValueError`: If they are no list with a text, or a list of texts, for each objective.
+    """
+    if are_answers(answers):
+        return [[aliases] if isinstance(aliases, str) else list(aliases) for aliases in answers]
+    of_one = [aliases if isinstance(aliases, (list, tuple)) else [aliases] for aliases in answers or () if aliases]
+    if not isinstance(answers, str) and any(not isinstance(alias, str) for aliases in of_one for alias in aliases):
         raise ValueError(f"`answers` must hold texts, got {answers!r:.200}: write a number as '26'.")
+    raise ValueError(f"`answers` needs at least one reference for every objective, got {answers!r:.200}.")
+
+
+def _sum_over_objectives(score: Callable[[str, str], float], answer_text: str | None, answers: Answers) -> float:
+    references = references_of(answers)
     given = None if answer_text is None else split_answers(answer_text, len(references))
     if given is None:
         return 0.0
@@ -232,7 +243,7 @@ def _score_batch(
     completions: list[Any],
     answers: list[Answers] | None,
     trajectories: list[Trajectory] | None,
-) -> list[float]:
+) -> list[float | None]:
     if answers is None:
         raise ValueError("The dataset has no column 'answers': build it with mem1_trl.compose_objectives.")
     if trajectories is None:
@@ -244,7 +255,7 @@ def _score_batch(
             f"There must be one of each per rollout, got {len(completions)} completions, {len(answers)} rows of answers and "
             f"{len(texts)} episodes."
         )
-    return [score(text, references) for text, references in zip(texts, answers)]
+    return [None if references is None else score(text, references) for text, references in zip(texts, answers)]
 
 
 def _answer_in_completion(completion: str | list[dict[str, Any]]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..trajectory import Trajectory, Turn
-from .answers import Answers
+from .answers import Answers, references_of
 from .containing import contains_answer
 
 
@@ -39,15 +39,17 @@ def retained_reward(
         `list[list[float | None]]`: For each episode, one number from 0 to 1 for each turn, or `None`.
 
     Raises:
-        `ValueError`: If the data set has no column `answers`.
+        `ValueError`: If the data set has no column `answers`, or a row of it holds something else.
     """
     if answers is None:
         raise ValueError("The dataset has no column 'answers': build it with mem1_trl.compose_objectives.")
     return [_retained(trajectory.turns, golds) for trajectory, golds in zip(trajectories, answers, strict=True)]
 
 
-def _retained(turns: list[Turn], golds: Answers) -> list[float | None]:
-    aliases = [[gold] if isinstance(gold, str) else list(gold) for gold in golds]
+def _retained(turns: list[Turn], golds: Answers | None) -> list[float | None]:
+    if golds is None:  # a row that says nothing about answers
+        return [None] * len(turns)
+    aliases = references_of(golds)
     found: set[int] = set()
     rewards: list[float | None] = []
     for turn in turns:

@@ -78,7 +78,10 @@ class Acting:
                 action = action_call(method, arguments, caller, episode.environment)
                 result = action_result(action, (yield action, True), caller)
             self.results.append(result)
-            if result.fatal:
+            unread = episode.stop_reason is StopReason.ANSWER and result.error is not None
+            if (
+                result.fatal or unread
+            ):  # a failed answer is none, and no turn is left in which the agent could read why
                 episode.error, episode.stop_reason = result.error, StopReason.ERROR
             elif has_property:
                 outcome = yield self._asked_done(caller), False

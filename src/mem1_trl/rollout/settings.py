@@ -297,13 +297,13 @@ class AgentSettings:
             )
         return self
 
-    def with_context_limit(self, model: Any, engine: int | None = None) -> AgentSettings:
+    def with_context_limit(self, model: Any, engine: int | None = None, after: int = 0) -> AgentSettings:
         """
         The same settings with `max_context_length` from the model's positions if none is set, or from the longest sequence of
         an `engine` that samples for it, if that is less.
 
         Where the positions of a whole batch change with the length of its longest row (`longrope`, dynamic NTK scaling), the
-        limit is the length at which they do.
+        limit is the length at which they do. `after` tokens are read after a completion.
 
         Raises:
             `ValueError`: If the positions leave no room for a context, or if contexts may be longer than that length, or than the positions
@@ -316,20 +316,22 @@ class AgentSettings:
         )
 
         positions, switch = longest_pass(model), position_switch(model)
+        positions = None if positions is None else positions - after
         positions = min((n for n in (positions, engine) if n is not None), default=None)
         if self.max_context_length is not None:
-            longest = self.max_context_length + self.max_completion_length
+            longest = self.max_context_length + self.max_completion_length + after
+            but_after = f", with {after} more that is read after a completion" if after else ""
             if switch is not None and longest > switch[1]:
                 raise ValueError(
                     f"max_context_length and max_completion_length must add up to at most {switch[1]} for this model, got "
-                    f"{longest}: its positions ({switch[0]}) depend on the longest row of a batch beyond that, so that a token "
+                    f"{longest}{but_after}: its positions ({switch[0]}) depend on the longest row of a batch beyond that, so that a token "
                     "would not be scored as it was sampled. MEM1's contexts hardly grow, lower one of the two."
                 )
             learned = learned_positions(model)
             if learned is not None and longest > learned:
                 raise ValueError(
                     f"max_context_length and max_completion_length must add up to at most {learned}, the positions that this model has "
-                    f"embeddings for, got {longest}: lower one of the two."
+                    f"embeddings for, got {longest}{but_after}: lower one of the two."
                 )
             return self
         if positions is None:

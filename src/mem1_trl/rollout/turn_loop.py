@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..context_rules.rule import SUMMARY_REPLY
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.calls import EnvironmentCaller
+from ..environment_runtime.pool import own_loop
 from ..protocol.edited_state import edited_ids
 from ..protocol.encoding import decode, encode_text, tokens_of_span
 from ..protocol.parsed_turn import ActionRequest, ParsedTurn
@@ -117,7 +118,7 @@ class Rollout:
         """
         self.begin(episodes)
         # One that could not be started has no environment
-        plays = [getattr(one.environment, "mem1_plays", None) for one in episodes if one.environment is not None]
+        plays = [own_loop(one.environment) for one in episodes if one.environment is not None]
         play = plays[0] if plays else None
         if play is not None:  # the environment owns the loop, see mem1_trl.gateway
             play(self, episodes)

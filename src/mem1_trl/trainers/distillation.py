@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl.trainer.utils import create_model_from_path
 
-from ..model_traits import embedding_rows
+from ..model_traits import embedding_rows, refuse_shared_weights
 from ..update.distillation import distillation_loss, on_sampled_tokens, teacher_gaps, teacher_logprobs
 from ..update.scoring import score_without_training
 from .refusals import refuse_whole_policy_needed
@@ -48,6 +48,9 @@ class Distillation:
                     f"The teacher must know the {needed} tokens of the student's tokenizer, since it scores its token ids, got a model "
                     f"with {known}: take one that shares the tokenizer."
                 )
+            refuse_shared_weights(
+                self._policy, teacher, "teacher_model", "leave it None for the policy as its own teacher"
+            )
             self._teacher = teacher.to(trainer.accelerator.device).requires_grad_(False).eval()
 
     @property

@@ -160,7 +160,9 @@ class Mem1Trainer(TrajectoryTrainer):
         warn_of_what_cannot_be_loaded(self.model)
         self._agent_settings = self._decide_settings(saved_settings(model, args), first_prompt(train_dataset))
         engine = args.vllm_max_model_length if args.use_vllm else None
-        self.settings = self._agent_settings.with_context_limit(self.model, engine)
+        self.settings = self._agent_settings.with_context_limit(
+            self.model, engine, after=int(getattr(args, "bootstrap_truncated", False))
+        )
         warn_of_ignored_decoding(self.model, self.settings.decoding_options())
         warn_of_truncated_sampling(args.agent_settings(temperature=args.temperature))
         if args.distillation_weight:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from ...model_traits import backbone_of, forward_takes, refuse_prompt_learning
+from ...model_traits import backbone_of, forward_takes, refuse_prompt_learning, refuse_shared_weights
 from ..layout_model import last_hidden_state
 from ..sharded_tensors import fill, is_dtensor, is_source, is_split, whole_on_cpu
 from .head import HEAD_FILE, load_head, read_values, save_head, value_head
@@ -235,6 +235,8 @@ def build_value_model(
         if of_adapter:
             critic.load(saved)  # type: ignore[arg-type]
         return critic
+    if isinstance(value_model, nn.Module):
+        refuse_shared_weights(policy, value_model, "value_model", "leave it None to train a copy of its backbone")
     if isinstance(value_model, ValueModel):
         critic = value_model
     elif value_model is None:
@@ -248,8 +250,6 @@ def build_value_model(
         if (Path(value_model) / HEAD_FILE).is_file():
             critic.head.load_state_dict(load_file(Path(value_model) / HEAD_FILE))
     elif isinstance(value_model, nn.Module) and hasattr(value_model, "base_model"):
-        if value_model is policy:
-            raise ValueError("`value_model` is the policy itself: leave it None to train a copy of its backbone.")
         if isinstance(value_model, PeftModel):
             critic = _adapted(value_model)
         else:

@@ -1,0 +1,161 @@
+"""What callers plausibly pass, and environments plausibly do, at the ends of an episode: nothing is lost, and nothing is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import pytest
+from support.scripted_agent import scripted
+
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
+from mem1_trl.environment_runtime.actions import ActionSet
+from mem1_trl.environment_runtime.tools import environment_of
+
+SEARCH, ANSWER = "<think>s</think><search>tea</search>", "<think>s</think><answer>Paris</answer>"
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search.",
+        "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
+    },
+}
+
+
+def search(query: str) -> str:
+    """Search."""
+    return f"found {query}"
+
+
+class Library:
+    """Knows its row."""
+
+    def reset(self, prompt=None, **row):
+        self.row = row
+
+    def search(self, query: str) -> str:
+        """Search."""
+        return "found"
+
+
+def agent_that_says(actor, tokenizer, *texts, **settings):
+    given = {"max_completion_length": 60, "max_observation_length": 200, "max_turns": 3, **settings}
+    return scripted(Mem1Agent(actor, tokenizer, Mem1Protocol(), **given), tokenizer, texts)
+
+
+@pytest.mark.parametrize("row", [{"options": ["A", "B"]}, {"options": {"temperature": 0.5}}, {"schemas": ["CREATE"]}])
+def test_columns_of_a_row_may_have_any_names(actor, tokenizer, row):
+    for play in ("run", "stream", "run_batch"):
+        library, agent = Library(), agent_that_says(actor, tokenizer, ANSWER)
+        if play == "run_batch":
+            agent.run_batch([{"prompt": "q", **row}], [library])
+        elif play == "stream":
+            list(agent.stream("q", library, **row))
+        else:
+            assert agent.run("q", library, **row).answer == "Paris"
+        assert library.row == row
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "reward"),
+    [
+        (RuntimeError("db is down"), StopReason.ERROR, None),
+        (ConnectionError("no answer"), StopReason.ERROR, None),
+        (
+            ValueError("two answers, please"),
+            StopReason.ANSWER,
+            0.0,
+        ),  # what the agent wrote is refused, and it has ended
+    ],
+)
+def test_an_answer_that_the_environment_fails_to_take_is_no_wrong_answer(actor, tokenizer, error, reason, reward):
+    class Broken(Library):
+        def answer(self, text: str) -> str:
+            """Answer."""
+            raise error
+
+        def get_reward(self):
+            return 0.0
+
+    agent = agent_that_says(actor, tokenizer, ANSWER, environment_retries=0)
+    (played,) = agent.run_batch([{"prompt": "q"}], [Broken()], keep_failures=True)
+    assert (played.stop_reason, played.reward) == (reason, reward)
+    assert (played.error is None) == (reason is StopReason.ANSWER)
+    assert played.error is None or str(error) in played.error
+
+
+def plainly(function):
+    """A decorator that knows nothing of coroutines."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+class Slow:
+    async def search(self, query: str) -> str:
+        """Search."""
+        await asyncio.sleep(30)
+
+
+class Decorated(Library):
+    search = plainly(Slow.search)
+
+
+@pytest.mark.parametrize("kind", ["bound", "decorated"])
+def test_an_asynchronous_action_in_disguise_is_cancelled_and_the_episode_goes_on(actor, tokenizer, kind):
+    agent = agent_that_says(actor, tokenizer, SEARCH, ANSWER, environment_timeout=0.5)
+    if kind == "bound":
+        played = agent.run("q", tools=[Slow().search])
+    else:
+        (played,) = agent.run_batch([{"prompt": "q"}], [Decorated()])
+    assert played.answer == "Paris"
+    assert "TimeoutError: no answer within 0.5 seconds" in played.turns[0].observation
+
+
+@pytest.mark.parametrize("tools", [None, "others"])
+def test_an_episode_goes_on_with_the_tools_that_it_had(actor, tokenizer, tmp_path, tools):
+    def lookup(query: str) -> str:
+        """Look up."""
+        return "x"
+
+    episode = agent_that_says(actor, tokenizer, SEARCH, ANSWER).start("q", tools=[search])
+    episode.step()
+    episode.save(tmp_path / "episode.json")
+    agent = agent_that_says(actor, tokenizer, ANSWER)
+    with pytest.raises(ValueError, match=r"must have the actions that it had, which were \['<search>query"):
+        agent.load(tmp_path / "episode.json", tools=[lookup] if tools else None)
+    assert agent.load(tmp_path / "episode.json", tools=[search]).run().answer == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("result", "text"), [({"a": 1}, "{'a': 1}"), (42, "42"), (None, ""), (["a", "b"], "['a', 'b']")]
+)
+def test_results_that_are_given_are_shown_as_those_of_an_environment(actor, tokenizer, result, text):
+    episode = agent_that_says(actor, tokenizer, SEARCH, ANSWER).start("q", schemas=[SCHEMA])
+    episode.run()
+    with pytest.raises(TypeError):
+        episode.give([iter(())])
+    assert len(episode.calls) == 1, "nothing has been changed"
+    episode.give([result])
+    assert text in episode.trajectory.turns[0].observation
+    assert episode.run().answer == "Paris"
+
+
+@pytest.mark.parametrize("schema", [SCHEMA["function"], {"function": {"description": "Search."}}, "search"])
+def test_a_schema_of_another_form_is_one_sentence(actor, tokenizer, schema):
+    with pytest.raises(ValueError, match=r"Each of `schemas` must be as OpenAI's API describes a tool"):
+        agent_that_says(actor, tokenizer).start("q", schemas=[schema])
+
+
+def test_a_tuple_that_lacks_its_comma_is_refused():
+    with pytest.raises(ValueError, match=r"scratch_tags must be a tuple of names, got 'plan': write \('plan',\)"):
+        Mem1Protocol(scratch_tags="plan")
+
+
+def test_a_partial_is_offered_as_what_it_is_one_of():
+    actions = ActionSet(environment_of([functools.partial(search)]), Mem1Protocol(), needs_reset=False)
+    assert actions.describe() == ["<search>query</search>: Search."]
