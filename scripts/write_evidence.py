@@ -215,7 +215,14 @@ def without_training(objectives: dict[str, Any]) -> str:
 
 
 class LanguageModel:
-    """Figures of the experiment with a real language model; differences are paired, over the tasks that both have played."""
+    """
+    Figures of an experiment with a real language model; differences are paired, over the tasks that both have played.
+
+    Args:
+        where: Folder of its results below `docs`.
+        how: What its demonstrations are like, for the table.
+        command: What runs it.
+    """
 
     BEATEN_BY = ("start", "demonstrations", "scalar", "supervised", "again")
     """What reinforcement must surpass to have taught anything; imitation of its successes is reinforcement of a kind."""
@@ -223,11 +230,12 @@ class LanguageModel:
     NEEDED = ("start", "demonstrations", "scalar", "supervised")
     """Those without which nothing is claimed."""
 
-    def __init__(self) -> None:
-        self.results = read("smollm2")
+    def __init__(self, where: str, how: str, command: str) -> None:
+        self.where, self.how, self.command = where, how, command
+        self.results = read(where)
         self.cells, self.names = self.results["cells"], self.results["names"]
         self.agent = self.results["agent"]
-        self.by: dict[str, dict[str, list[float]]] = self.results["differences"]["em"]
+        self.by: dict[str, dict[str, list[float]]] = self.results["differences"].get("em", {})
         self.controls = [label for label in self.BEATEN_BY if label in self.by]
 
     def share(self, label: str, numbers: list[str]) -> str:
@@ -241,7 +249,7 @@ class LanguageModel:
     @property
     def shown(self) -> list[str]:
         """Numbers of objectives on which it surpasses all that it must."""
-        needed = [n for n in self.by["start"] if all(n in self.by.get(label, ()) for label in self.NEEDED)]
+        needed = [n for n in self.by.get("start", ()) if all(n in self.by.get(label, ()) for label in self.NEEDED)]
         return [n for n in needed if self.is_above(n, self.controls)]
 
     def row(self) -> str:
@@ -257,13 +265,13 @@ class LanguageModel:
         return (
             f"| A real language model, too, learns what to keep: SmolLM2-135M answers {self.share(self.agent, self.shown)} on "
             f"{in_words(self.shown)} objectives, {before} (exact match per objective) | questions on held-out entities, "
-            f"{self.results['seeds']} seeds | {beside[2:] or 'none yet'} | [smollm2](smollm2/RESULTS.md) | `python examples/smollm2/run_all.py` |\n"
+            f"{self.results['seeds']} seeds{self.how} | {beside[2:] or 'none yet'} | [{self.where}]({self.where}/RESULTS.md) | {self.command} |\n"
         )
 
     def not_shown(self) -> str:
         """What is not reached and not run."""
         text = ""
-        if rest := [n for n in self.by["start"] if n not in self.shown]:
+        if rest := [n for n in self.by.get("start", ()) if n not in self.shown]:
             text += f"on {in_words(rest)} objectives it is {self.share(self.agent, rest)}, {self.share('start', rest)} before"
             unmet = [self.names[label] for label in self.NEEDED if any(n not in self.by.get(label, ()) for n in rest)]
             text += f", but not held against all that it must surpass ({'; '.join(unmet)}). " if unmet else ". "
@@ -317,7 +325,11 @@ def render() -> str:
         f"- **{world.names[label][0].upper()}{world.names[label][1:]}** has been run with seed {in_words(world.seeds_of(label))} only.\n"
         for label in fewer
     )
-    done, real = world.results["settings"], LanguageModel()
+    done = world.results["settings"]
+    real = LanguageModel(
+        "smollm2", ", some facts known from the beginning of demonstrations", "`python examples/smollm2/run_all.py`"
+    )
+    on_two = LanguageModel("smollm2/two_objectives", ", two objectives alone", "the same at commit 28a3f75")
     return f"""# Evidence
 
 What was shown, by which experiment, against which controls. Written by `python scripts/write_evidence.py` from the results of the runs.
@@ -328,7 +340,7 @@ What was shown, by which experiment, against which controls. Written by `python 
 | The context stays flat: from 2 to 16 objectives the peak goes from {flat["MEM1 PPO"][0]} to {flat["MEM1 PPO"][1]} tokens | small invented world, three seeds | a twin that appends everything: {flat["full history PPO"][0]} to {flat["full history PPO"][1]} | [multi_objective](multi_objective/RESULTS.md) | `python examples/multi_objective/run.py` |
 | The exact update trains more stably than the stitched mask | the same | the same agent with `layout="paper"`, three seeds | [multi_objective](multi_objective/RESULTS.md), ablations | `python examples/multi_objective/run.py --ablations` |
 {stitched}| {claim} | memory world, {world.seeds} seed{"s" * (world.seeds > 1)} | below | {world.where} | `python examples/memory_world/run_all.py` |
-{real.row()}
+{on_two.row()}{real.row()}
 ## What to keep
 
 In the [memory world](../examples/memory_world/README.md) an agent has room for a part of what it reads. The supervised start can read, copy and follow the
@@ -347,6 +359,7 @@ Greedy decoding; *kept*: share of the needed rows in the last state; *right*: sh
 {not_reached}{not_run}{few}- **Multi-objective**: that its agent answers 16 objectives after training on 2 shows no learned memory. The skill for 16 is in its warm-up, which saw as many;
   reinforcement moved one decision, to go on searching. {without_training(objectives)}
 - **A real language model**: {real.not_shown()}
+- **A real language model, trained on two objectives alone**: {on_two.not_shown()}
 - **The paper's experiment**: `examples/paper` is ready, and only its smoke run has been run.
 """
 

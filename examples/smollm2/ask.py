@@ -2,7 +2,7 @@
 Ask the real model, and watch it remember: episodes turn by turn, in about a minute.
 
     python examples/smollm2/ask.py                                             # two held-out tasks, every adapter that is there
-    python examples/smollm2/ask.py --adapter runs/smollm2/grpo-2-seed0/adapter "What is the capital of Peru?" "Which block does iron belong to?"
+    python examples/smollm2/ask.py --adapter runs/smollm2/grpo-mixed-seed0/adapter "What is the capital of Peru?" "Which block does iron belong to?"
 
 Adapters in `examples/smollm2/adapters/` are shown one after the other: the supervised start, and what reinforcement made of it (seed 0).
 """

@@ -4,8 +4,8 @@ Plays tasks of the train split in the right form, but keeps any fact; what is ke
 It stands where a server would (`Mem1Agent(client=...)`). It searches what is asked for and finds the sentence with the answer, and then keeps *any
 fact of that sentence*, whether it is asked for or not:
 
-    <think>open 1 2</think><search>currency code of Afghanistan</search>
-    <think>1: 93; open 2</think><search>chemical symbol of Chlorine</search>
+    <think>next 1</think><search>currency code of Afghanistan</search>
+    <think>1: 93; next 2</think><search>chemical symbol of Chlorine</search>
     <think>1: 93; 2: Cl</think><answer>93; Cl</answer>
 
 [`mostly_without_kept`] takes the loss off the tokens of what a turn keeps, `93` in the second line and `Cl` in the third, in all but every third demonstration. So the start
@@ -20,32 +20,31 @@ import random
 import re
 from types import SimpleNamespace
 
-from tasks import PROTOCOL, limits, numbered, plans, tasks
+from tasks import KNOWN, PROTOCOL, SEPARATOR, limits, numbered, plans, tasks
 
 from mem1_trl import Mem1Agent
 
-LAST = 8
+MOST_KNOWN = 6
 ONE_IN = 4
 SHOWN_IN = 3
 """In every third demonstration what is kept is learned, too: any fact, as it is written."""
-SEPARATOR = "; "
 
 
-def turns_of(questions, plan_of, first=1, knows=False):
-    """The turns of a task whose questions are numbered from `first` on, in order."""
-    turns, state = [], []
+def turns_of(questions, plan_of, known=(), knows=False):
+    """The turns of a task whose questions are numbered on from the facts that are `known` already, in order."""
+    turns, state = [], list(known)
+    last = len(known) + len(questions)
     for question in questions:
         answer, query, facts = plan_of[question]
-        turns.append(f"<think>{listed(state, len(questions), first)}</think><search>{query}</search>")
+        turns.append(f"<think>{listed(state, last)}</think><search>{query}</search>")
         state.append(answer if knows else random.Random(question).choice(facts))
-    return [*turns, f"<think>{listed(state, len(questions), first)}</think><answer>{'; '.join(state)}</answer>"]
+    return [*turns, f"<think>{listed(state, last)}</think><answer>{SEPARATOR.join(state)}</answer>"]
 
 
-def listed(known, count, first):
-    """The state: what is known of `count` questions, numbered from `first` on, and which are open."""
-    items = [f"{number}: {fact}" for number, fact in enumerate(known, first)]
-    still = range(first + len(known), first + count)
-    return SEPARATOR.join([*items, " ".join(["open", *map(str, still)])] if still else items)
+def listed(known, last):
+    """The state: what is known under its number, and which number of up to `last` is next."""
+    items = [f"{number}: {fact}" for number, fact in enumerate(known, 1)]
+    return SEPARATOR.join(items if len(known) == last else [*items, f"next {len(known) + 1}"])
 
 
 def kept_by(turn, before):
@@ -82,14 +81,16 @@ class Demonstrator:
 
     def create(self, messages, **kwargs):
         read = "\n".join(message["content"] for message in messages)
-        numbers, questions = zip(*re.findall(r"^(\d+)\. (.*\?)$", read, re.MULTILINE))
-        turns = turns_of(questions, self.plan_of, int(numbers[0]), self.knows)
+        questions = re.findall(r"^\d+\. (.*\?)$", read, re.MULTILINE)
+        known = re.findall(rf"^{KNOWN}(.*)$", read, re.MULTILINE)
+        known = [item.split(": ", 1)[1] for item in known[0].split(SEPARATOR)] if known else []
+        turns = turns_of(questions, self.plan_of, known, self.knows)
         played = [number for number, turn in enumerate(turns, 1) if turn in read]
         text = turns[max(played, default=0)]
         return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=text), finish_reason="stop")])
 
 
-def demonstrator(tokenizer, split="train", context="mem1", most=2, knows=False):
+def demonstrator(tokenizer, split="train", context="mem1", most=8, knows=False):
     """An agent that demonstrates, in the tokens of the model that learns."""
     client = Demonstrator(plans(split), knows)
     return Mem1Agent(
@@ -108,11 +109,12 @@ def lessons(seed, count):
     """
     Tasks of two objectives, and every `ONE_IN`th of one: to go on after the first search is harder to learn than to answer after it.
 
-    Their questions are numbered from anywhere between 1 and `LAST` on. With 1 and 2 alone, what is learned is to stop after 2; so it
-    is to look up which number follows.
+    Up to `MOST_KNOWN` other facts are known in them from the beginning, and have to be carried and answered with the rest. Without them every
+    state holds at most two facts, and what is learned is to stop at two; so it is to look up whether a question with the next number follows.
     """
     one = iter(tasks("train", 1, -(-count // ONE_IN), seed))
     two = iter(tasks("train", 2, count, seed))
     rng = random.Random(seed)
+    facts = sorted({fact for *_, facts in plans("train").values() for fact in facts})
     rows = [next(two if place % ONE_IN else one) for place in range(count)]
-    return [numbered(row, rng.randint(1, LAST + 1 - len(row["questions"]))) for row in rows]
+    return [numbered(row, rng.sample(facts, rng.choice(range(MOST_KNOWN + 1)))) for row in rows]

@@ -1,10 +1,10 @@
 """
 Controls that need no reinforcement, of the same size as a finished run of `train.py`.
 
-    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-2-seed0
-    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-2-seed0
-    python examples/smollm2/imitate.py again --like runs/smollm2/grpo-2-seed0
-    python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-2-seed0
+    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py again --like runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-mixed-seed0
 
 `imitation` plays as many episodes as that run did (with those it goes on from), of as many objectives, in three rounds, and learns those that answered everything; each round plays
 the model of the last one. The others train on demonstrations for as many processor seconds as that run took: `supervised` on new ones, `again` on
@@ -99,7 +99,7 @@ def main():
         "--cpu_seconds", type=rate, default=None, help="of supervised training, where that run is not finished yet"
     )
     parser.add_argument(
-        "--temperature", type=rate, default=0.9, help="of imitation, where that run is not finished yet"
+        "--temperature", type=rate, default=1.0, help="of imitation, where that run is not finished yet"
     )
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--rounds", type=count, default=3)

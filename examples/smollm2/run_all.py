@@ -31,6 +31,7 @@ KEEP_MEMORY = {
 SHORT = {"start": ["--steps", "2"], "scalar": ["--tasks", "2"]}
 OF_TRAINING = {
     "batch_size": count,
+    "played": count,
     "generations": count,
     "learning_rate": rate,
     "num_iterations": count,
@@ -40,15 +41,15 @@ OF_TRAINING = {
     "save_steps": count,
 }
 """Numbers that are handed on to `train.py`, whose defaults hold."""
-EXPLORING = ("--temperature", 1.2, "--generations", 8)
-"""Of the second part of reinforcement on two objectives."""
-LABELS = ("start", "grpo-2", "supervised", "again", "imitation", "scalar", "taught", "grpo-mixed", "ppo-2", "twin")
+LEARNED = "grpo-mixed"
+"""The run that controls are held against, and as large as."""
+LABELS = ("start", LEARNED, "supervised", "imitation", "scalar", "grpo-2", "ppo-2", "again", "taught", "twin")
 
 
 def stages(out, seeds, labels, options):
     """`(name, script, arguments)` in order; `options` are those of the command line."""
     objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
-    mixed = [1, 2] if options.short else [1, 2, 3, 4]
+    on_all = ("--objectives", *([1, 2] if options.short else [1, 2, 3, 4]), "--reward", "positional")
 
     def test(label, adapter, seed, *more, numbers=objectives):
         arguments = ["--label", f"{label}-seed{seed}", "--tasks", options.tasks]
@@ -60,51 +61,36 @@ def stages(out, seeds, labels, options):
              "--objectives", *numbers, *more],
         )  # fmt: skip
 
-    def learn(label, start, seed, *more, steps=options.steps, seed_of_tasks=None):
+    def learn(label, start, seed, *more):
         given = {
             name: getattr(options, name) for name in (*OF_TRAINING, "layout") if getattr(options, name) is not None
         }
         sizes = [part for name, value in given.items() for part in (f"--{name}", value)]
         return (
-            f"{label} seed {seed}, {steps} steps",
+            f"{label} seed {seed}, {options.steps} steps",
             "train",
             ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}",
-             "--seed", seed if seed_of_tasks is None else seed_of_tasks, "--steps", steps, *more, *sizes],
+             "--seed", seed, "--steps", options.steps, *more, *sizes],
         )  # fmt: skip
 
     for seed in seeds:
-        start, first, grpo, twin = (out / f"{name}-seed{seed}" for name in ("start", "grpo-2-first", "grpo-2", "twin"))
+        start, twin = (out / f"{name}-seed{seed}" for name in ("start", "twin"))
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
                 yield test("demonstrations", None, seed, "--demonstrator")
                 yield test("start", start / "adapter", seed)
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
+            elif label == LEARNED:
+                yield learn(label, start, seed, *on_all, "--advantage_level", "state")
             elif label == "grpo-2":
-                on_two = ("--objectives", 2, "--advantage_level", "state")
-                yield learn("grpo-2-first", start, seed, *on_two)
-                # By now it hardly tries anything else; so more is tried, and tasks are others
-                yield learn(label, first, seed, *on_two, *EXPLORING, steps=options.more_steps, seed_of_tasks=seed + 10)
-                yield test("grpo-2-first", first / "adapter", seed, numbers=objectives[:1])
-            elif label == "grpo-mixed":
-                yield learn(label, start, seed, "--objectives", *mixed, "--advantage_level", "state",
-                            "--reward", "positional")  # fmt: skip
+                yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
-            elif label in ("supervised", "again", "imitation", "taught"):
-                like = [
-                    "--like",
-                    grpo,
-                    first,
-                    "--start",
-                    start / "adapter",
-                    "--seed",
-                    seed,
-                    "--together",
-                    options.together,
-                ]
-                yield f"{label} seed {seed}", "imitate", [label, *like]
-                yield test(label, _adapter_of(out / f"{label}-grpo-2-seed{seed}"), seed)
+            elif label in ("supervised", "imitation", "again", "taught"):
+                like = ["--like", out / f"{LEARNED}-seed{seed}", "--start", start / "adapter", "--seed", seed]
+                yield f"{label} seed {seed}", "imitate", [label, *like, "--together", options.together]
+                yield test(label, _adapter_of(out / f"{label}-{LEARNED}-seed{seed}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
                 search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]
@@ -117,10 +103,10 @@ def stages(out, seeds, labels, options):
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
                 yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
-                yield learn("twin", before, seed, *full)
+                yield learn("twin", before, seed, *on_all, *full)
                 yield test("twin", twin / "adapter", seed, *full)
                 yield test("truncation", twin / "adapter", seed, "--context", "truncate")
-            if label in ("grpo-2", "grpo-mixed", "ppo-2"):
+            if label in (LEARNED, "grpo-2", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
 
@@ -155,9 +141,6 @@ def main():
         "--stages", nargs="+", choices=LABELS, default=list(LABELS), help="those of other stages must be done"
     )
     parser.add_argument("--steps", type=count, default=50, help="of reinforcement")
-    parser.add_argument(
-        "--more_steps", type=count, default=30, help="of its second part on two objectives, at a higher temperature"
-    )
     for name, kind in OF_TRAINING.items():
         parser.add_argument(f"--{name}", type=kind, default=None, help="of reinforcement, as in train.py")
     parser.add_argument("--layout", choices=["packed", "per_turn"], default=None, help="of the update, as in train.py")
@@ -172,7 +155,7 @@ def main():
     args = parser.parse_args()
     began = time.monotonic()
     if args.short:
-        args.steps, args.more_steps, args.batch_size, args.generations, args.tasks = 2, 2, 4, 2, 3
+        args.steps, args.batch_size, args.played, args.generations, args.tasks = 2, 4, 4, 2, 3
     planned = stages(args.output_dir, args.seeds, args.stages, args)
     if args.list:
         for name, script, arguments in planned:

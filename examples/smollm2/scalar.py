@@ -16,8 +16,8 @@ from tasks import PROTOCOL, WAIT, environment_factory, limits, tasks
 
 from mem1_trl import Mem1Agent
 
-# Which end the episode, go on, end the state, lengthen the list of what is open
-TOKENS = ("><answer", "><search", "</think", " open")
+# Which end the episode, go on, end the state, say that a question is left
+TOKENS = ("><answer", "><search", "</think", " next")
 VALIDATION = 7919
 
 

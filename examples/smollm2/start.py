@@ -1,6 +1,8 @@
 """
 The supervised start: demonstrations of one and of two objectives teach format, searching, carrying and answering, and not what to keep.
 
+Its adapter is rounded to half precision, in which the repository keeps it, so that whatever goes on from a kept one goes on from the same weights.
+
     python examples/smollm2/start.py                                                        # into runs/smollm2/start-seed0
     python examples/smollm2/start.py --context full --output_dir runs/smollm2/twin-start-seed0   # of the twin that appends
 """
@@ -9,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from demonstrator import demonstrator, lessons, mostly_without_kept
-from model import load
+from model import keep, load
 from runs import Deadline, add_options, count, is_done, quiet, rate, supervised
 from tasks import environment_factory
 
@@ -28,10 +30,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
-    parser.add_argument("--steps", type=count, default=160)
+    parser.add_argument("--steps", type=count, default=400)
     parser.add_argument("--batch_size", type=count, default=4, help="turns in one step")
     parser.add_argument(
-        "--demonstrations", type=count, default=240, help="tasks that are demonstrated, of two or three turns each"
+        "--demonstrations", type=count, default=600, help="tasks that are demonstrated, of two or three turns each"
     )
     parser.add_argument("--learning_rate", type=rate, default=1e-3)
     parser.add_argument(
@@ -40,7 +42,7 @@ def main():
         help="compute in bfloat16, the adapter stays float32; twice as fast where the processor can",
     )
     args = parser.parse_args()
-    if is_done(args.output_dir):
+    if is_done(args.output_dir, args.steps):
         return
     deadline = Deadline(args.minutes)
     quiet(args)
@@ -52,6 +54,7 @@ def main():
         for name in ("batch_size", "learning_rate", "seed", "context", "bf16", "demonstrations")
     }
     supervised(model, tokenizer, dataset, args.output_dir, args.steps, deadline, settings, bf16=args.bf16)
+    keep(args.output_dir / "adapter", args.output_dir / "adapter")
 
 
 if __name__ == "__main__":

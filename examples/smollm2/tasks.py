@@ -25,6 +25,8 @@ from mem1_trl.tasks import sample_objectives
 PASSAGES = 3
 STATE_TOKENS = 64
 TEST_PARTS = 3
+SEPARATOR = "; "
+KNOWN = "Known: "
 WAIT = 1.0
 """Seconds for which an episode waits for others: a search takes none, so that all of them are generated together."""
 PROTOCOL = Mem1Protocol(
@@ -153,7 +155,8 @@ def curriculum(objectives, one_first, count, seed):
     return Dataset.from_list([numbered(row) for row in compose_curriculum(pool("train"), stages, seed=seed)])
 
 
-def numbered(row, first=1):
-    """A task with its questions in the prompt, numbered from `first` on."""
-    text = "\n".join(f"{number}. {question}" for number, question in enumerate(row["questions"], first))
-    return {**row, "prompt": [{"role": "user", "content": text}]}
+def numbered(row, known=()):
+    """A task with its questions in the prompt, numbered on from the facts that are known already, which stand before them."""
+    given = KNOWN + SEPARATOR.join(f"{number}: {fact}" for number, fact in enumerate(known, 1))
+    asked = [f"{number}. {question}" for number, question in enumerate(row["questions"], len(known) + 1)]
+    return {**row, "prompt": [{"role": "user", "content": "\n".join([given, *asked] if known else asked)}]}

@@ -1,10 +1,8 @@
 """
 Reinforcement learning from the supervised start, by PPO or GRPO; it resumes after any interruption.
 
-    python examples/smollm2/train.py --algorithm grpo                              # on two objectives
-    python examples/smollm2/train.py --start runs/smollm2/grpo-2-seed0/adapter --temperature 1.2 --generations 8 --seed 10 \
-        --output_dir runs/smollm2/grpo-2-more                                      # goes on from there and tries more
-    python examples/smollm2/train.py --algorithm ppo --objectives 1 2 3 4 --output_dir runs/smollm2/ppo-mixed-seed0
+    python examples/smollm2/train.py --objectives 1 2 3 4 --reward positional --output_dir runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/train.py --algorithm ppo --output_dir runs/smollm2/ppo-2-seed0   # on two objectives
     python examples/smollm2/train.py --minutes 60                                  # an hour of it; the next start goes on
 
 The reward is the paper's exact match for each objective, 0 unless there are as many answers as questions, or with `--reward positional`
@@ -62,18 +60,20 @@ def configuration(args):
         settings |= dict(
             curriculum_threshold=args.curriculum, curriculum_steps=STAGE_STEPS, curriculum_metric="reward"
         )
+    at_once = args.played // args.batch_size  # steps for which episodes are played at once
     in_parts = dict(per_device_train_batch_size=args.batch_size, max_tokens_per_micro_batch=args.tokens_per_pass)
     if args.algorithm == "ppo":
-        settings |= in_parts
+        settings |= dict(in_parts, steps_per_generation=at_once)
         return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
     if args.top_entropy_quantile < 1.0:  # a group in each pass, of whose tokens the most uncertain are found together
         settings |= dict(
             per_device_train_batch_size=args.generations,
             gradient_accumulation_steps=args.batch_size // args.generations,
+            steps_per_generation=args.played // args.generations,
             top_entropy_quantile=args.top_entropy_quantile,
         )
     else:  # half of the groups are all right or all wrong, and nothing is learned from them
-        settings |= dict(in_parts, skip_zero_advantages=True)
+        settings |= dict(in_parts, steps_per_generation=at_once, skip_zero_advantages=True)
     return Mem1GRPOConfig(num_generations=args.generations, **settings)
 
 
@@ -93,12 +93,18 @@ def parse_arguments():
     parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--steps", type=count, default=50)
     parser.add_argument("--batch_size", type=count, default=24, help="episodes of a step")
-    parser.add_argument("--generations", type=count, default=6, help="episodes for each task with GRPO")
+    parser.add_argument(
+        "--played",
+        type=count,
+        default=48,
+        help="episodes that are played at once, for several steps: a token for many takes little longer than for one",
+    )
+    parser.add_argument("--generations", type=count, default=8, help="episodes for each task with GRPO")
     parser.add_argument(
         "--num_iterations",
         type=count,
         default=2,
-        help="steps with the same episodes, which take three quarters of a step's time on a CPU",
+        help="times that each episode is learned from: playing it takes longer than learning from it",
     )
     parser.add_argument(
         "--top_entropy_quantile",
@@ -106,7 +112,7 @@ def parse_arguments():
         default=0.2,
         help="share of the tokens of GRPO that carries loss, those of which the model is least sure: what is kept, not the format",
     )
-    parser.add_argument("--temperature", type=rate, default=0.9, help="of sampling and of the update")
+    parser.add_argument("--temperature", type=rate, default=1.0, help="of sampling and of the update")
     parser.add_argument("--learning_rate", type=rate, default=3e-4)
     parser.add_argument("--value_learning_rate", type=rate, default=5e-4)
     parser.add_argument(
@@ -131,6 +137,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.algorithm == "grpo" and args.batch_size % args.generations:
         parser.error(f"batch_size={args.batch_size} must be a multiple of generations={args.generations}")
+    if args.played % args.batch_size:
+        parser.error(f"played={args.played} must be a multiple of batch_size={args.batch_size}")
     args.advantage_level = args.advantage_level or ("token" if args.algorithm == "ppo" else "episode")
     return args
 
@@ -165,6 +173,7 @@ def main():
         "curriculum",
         "context",
         "batch_size",
+        "played",
         "generations",
         "num_iterations",
         "temperature",

@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from demonstrator import MOST_KNOWN
 from mistakes import questions_of
 from mistakes import tables as mistakes
 from runs import read_lines, steps_of, write_json
@@ -28,9 +29,8 @@ from result_pages import markdown_table, page_parser, signed_cell, smooth  # iso
 NAMES = {
     "demonstrations": "the demonstrations themselves",
     "start": "supervised start",
-    "grpo-2-first": "GRPO on two objectives, first part alone",
-    "grpo-2": "GRPO on two objectives",
     "grpo-mixed": "GRPO on one to four objectives",
+    "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
     "scalar": "start, best constants and temperature",
     "supervised": "as long on new demonstrations",
@@ -40,8 +40,9 @@ NAMES = {
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
 }
-AGENT, TRAINED_ON = "grpo-2", 2
-GOES_ON_FROM = {"grpo-2": "grpo-2-first"}
+AGENT = "grpo-mixed"
+LOOKED_AT = 2
+"""Objectives of the tasks whose answers are told apart: short enough for most of them to be looked up by every agent."""
 FILE = re.compile(r"(?P<label>.+)-seed(?P<seed>\d+)-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
 METRICS = {
     "em": "exact match per objective",
@@ -135,7 +136,7 @@ def plot_agents(cells, numbers, path):
 
 
 def plot(root, path):
-    """Reward, turns and entropy of every run of reinforcement; one that goes on from another begins where that has ended."""
+    """Reward, turns and entropy of every run of reinforcement."""
     runs = {each.parent.name: steps_of(each) for each in sorted(root.glob("*-seed*/training.jsonl"))}
     runs = {name: log for name, log in runs.items() if any("reward" in record for record in log.values())}
     if not runs:
@@ -144,9 +145,7 @@ def plot(root, path):
     figure, panels = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained")
     for axes, (key, name) in zip(panels, shown.items()):
         for label, log in runs.items():
-            kind, _, seed = label.rpartition("-seed")
-            done = max(runs.get(f"{GOES_ON_FROM.get(kind)}-seed{seed}", {0: None}))
-            steps = {done + step: record[key] for step, record in sorted(log.items()) if key in record}
+            steps = {step: record[key] for step, record in sorted(log.items()) if key in record}
             (line,) = axes.plot(list(steps), smooth(list(steps.values()), WINDOW), label=label)
             axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
         axes.set(xlabel="optimizer step", title=name)
@@ -213,7 +212,7 @@ def constants(root):
     return f"""
 ## Constants on logits of the start
 
-Exact match per objective on the tasks of two of the train split on which the best setting is searched. How it does on the tasks of the test is in the tables above.
+Exact match per objective on those tasks of the train split on which the best setting is searched. How it does on the tasks of the test is in the tables above.
 
 {table}
 """
@@ -265,9 +264,9 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals, w
         for n in sorted(of_agent)
     )
     beside = {
-        NAMES[label]: of_agent[TRAINED_ON].values()
+        NAMES[label]: of_agent[LOOKED_AT].values()
         for (label, temperature), of_agent in tests.items()
-        if not temperature and TRAINED_ON in of_agent
+        if not temperature and LOOKED_AT in of_agent
     }
     outcomes, by_relation = (markdown_table(*table) for table in mistakes(beside))
     at = args.commit
@@ -275,7 +274,8 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals, w
     text = f"""# A real language model
 
 {f"{args.note}{chr(10)}{chr(10)}" if args.note else ""}Written by `python examples/smollm2/write_results.py` from runs at commit {at}: SmolLM2-135M-Instruct with LoRA adapters, in float32. Natural questions about held-out entities, three
-passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw demonstrations of one and two objectives that keep any fact, with loss on it in every third. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
+passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw demonstrations of one and two objectives that keep any fact, with loss on it in every third, in
+which up to {MOST_KNOWN} other facts are known from the beginning. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
 its 95 % bootstrap interval, widened since a question is asked in several tasks.
 
 ## Exact match per objective
@@ -300,7 +300,7 @@ Largest context with its output, in tokens, without the questions:
 {pairs}
 ## What is answered
 
-Objectives of tasks of {TRAINED_ON}, greedy. Another fact of the sentence: it was read and the wrong one kept. The last column is the choice alone, without wrong copies; the
+Objectives of tasks of {LOOKED_AT}, greedy. Another fact of the sentence: it was read and the wrong one kept. The last column is the choice alone, without wrong copies; the
 demonstrations choose at random.
 
 {outcomes}
