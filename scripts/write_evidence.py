@@ -329,7 +329,9 @@ def render() -> str:
     real = LanguageModel(
         "smollm2", ", some facts known from the beginning of demonstrations", "`python examples/smollm2/run_all.py`"
     )
-    on_two = LanguageModel("smollm2/two_objectives", ", two objectives alone", "`python examples/smollm2/run_all.py` at commit 28a3f75")
+    on_two = LanguageModel(
+        "smollm2/two_objectives", ", two objectives alone", "`python examples/smollm2/run_all.py` at commit 28a3f75"
+    )
     return f"""# Evidence
 
 What was shown, by which experiment, against which controls. Written by `python scripts/write_evidence.py` from the results of the runs.
