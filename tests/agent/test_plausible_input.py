@@ -44,6 +44,32 @@ def agent_that_says(actor, tokenizer, *texts, **settings):
     return scripted(Mem1Agent(actor, tokenizer, Mem1Protocol(), **given), tokenizer, texts)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("batch_size", 2.5), ("batch_size", "8"), ("max_retries", -1)]
+)
+def test_numbers_of_an_agent_are_checked_when_it_is_made(actor, tokenizer, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least [01], got {value!r}"):
+        Mem1Agent(actor, tokenizer, Mem1Protocol(), **{name: value})
+
+
+@pytest.mark.parametrize(("environments", "given"), [(Library, "the class"), (Library(), "an instance of")])
+def test_environments_of_a_batch_are_a_list(actor, tokenizer, environments, given):
+    agent = agent_that_says(actor, tokenizer, ANSWER)
+    with pytest.raises(TypeError, match=rf"got {given} Library: pass \[Library\(\) for _ in rows\]"):
+        agent.run_batch([{"prompt": "q"}], environments)
+
+
+def test_a_state_that_could_not_be_set_again_is_refused_before_it_is_saved(actor, tokenizer, tmp_path):
+    class Shop(Library):
+        mem1_state = property(lambda self: {"cart": []})
+
+    agent = agent_that_says(actor, tokenizer, SEARCH, ANSWER)
+    episode = agent.start("q", Shop())
+    episode.step()
+    with pytest.raises(TypeError, match="mem1_state of Shop must have a setter"):
+        episode.save(tmp_path / "episode.json")
+
+
 @pytest.mark.parametrize("row", [{"options": ["A", "B"]}, {"options": {"temperature": 0.5}}, {"schemas": ["CREATE"]}])
 def test_columns_of_a_row_may_have_any_names(actor, tokenizer, row):
     for play in ("run", "stream", "run_batch"):

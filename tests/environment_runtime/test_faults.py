@@ -141,6 +141,10 @@ def test_a_reward_is_finite_and_may_be_of_any_library():
         ({"timeout": float("nan")}, r"environment_timeout must be positive or None, got nan\."),
         ({"retries": -1}, r"environment_retries must be at least 0, got -1\."),
         ({"concurrency": 0}, r"environment_concurrency must be at least 1, got 0\."),
+        ({"timeout": "300"}, "environment_timeout must be a number or null, got '300'"),
+        ({"retries": 1.5}, r"environment_retries must be a whole number, got 1\.5"),
+        ({"retries": "2"}, "environment_retries must be a whole number, got '2'"),
+        ({"concurrency": True}, "environment_concurrency must be a whole number, got True"),
         ({"on_error": "raise"}, "on_environment_error='raise' is unknown: use one of 'observe', 'drop_group'"),
     ],
 )

@@ -74,3 +74,48 @@ def test_parts_are_as_few_as_the_budget_allows(budget, parts):
     most = max(sum(lengths[row] for row in part) for rows in bins for part in rows)
     assert most <= max(budget, 20)
     assert len({sum(lengths[row] for part in rows for row in part) for rows in bins}) == 1
+
+
+def beginning_with(prompt, lengths, prompts):
+    """Rows of which each begins with the `prompt` tokens of its number in `prompts`, which a pass reads once."""
+    return lambda part: sum(lengths[row] - prompt for row in part) + prompt * len({prompts[row] for row in part})
+
+
+def test_rows_of_one_prompt_stay_together():
+    """Two prompts of 6 tokens with four rows of 10 each, in two bins: 2 * (6 + 4 * 4) tokens in place of 2 * (2 * 6 + 4 * 4)."""
+    lengths, prompts = [10] * 8, [0] * 4 + [1] * 4
+    forwarded = beginning_with(6, lengths, prompts)
+    apart, together = (bins_within(lengths, 2, None, forwarded, given) for given in (None, prompts))
+    assert [[forwarded(part) for part in parts] for parts in apart] == [[28], [28]]
+    assert together == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
+
+
+def test_balance_comes_before_the_prompt():
+    """Rows of 30 with one prompt and of 10 with another: all of 30 in one bin would be 4 * 24 + 6 tokens; a pair of each is 80 - 2 * 6."""
+    lengths, prompts = [30, 30, 30, 30, 10, 10, 10, 10], [0] * 4 + [1] * 4
+    forwarded = beginning_with(6, lengths, prompts)
+    bins = bins_within(lengths, 2, None, forwarded, prompts)
+    assert [[forwarded(part) for part in parts] for parts in bins] == [[68], [68]]
+
+
+def test_more_rows_of_one_prompt_fit_into_a_pass():
+    """Four rows of 10 are 22 tokens if they share 6 of them, and 28 if they are of two prompts."""
+    lengths, prompts = [10] * 8, [0] * 4 + [1] * 4
+    forwarded = beginning_with(6, lengths, prompts)
+    parts = [len(bins_within(lengths, 1, 22, forwarded, given)[0]) for given in (None, prompts)]
+    assert parts == [4, 2]
+
+
+def test_with_several_processes_the_largest_pass_of_each_moment_counts():
+    """
+    Long rows 0 and 2 of one prompt, short ones 1 and 3 of another, two processes. Apart, each process forwards 10 + 4. Together, one process would
+    forward 18, and the other wait for it.
+    """
+    lengths, prompts = [10, 4, 10, 4], [0, 1, 0, 1]
+    forwarded = beginning_with(2, lengths, prompts)
+    assert bins_within(lengths, 2, None, forwarded, prompts, processes=2) == [[[0, 1]], [[2, 3]]]
+
+
+def test_what_is_left_of_a_prompt_is_put_with_others():
+    bins = balanced_bins([5, 5, 5, 5, 5, 5], 3, [0, 0, 0, 1, 1, 1], together=2)
+    assert sorted(bins) == [[0, 1], [2, 5], [3, 4]]

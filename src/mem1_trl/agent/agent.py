@@ -129,6 +129,9 @@ class Mem1Agent(SingleEpisodes):
             raise TypeError(
                 f"`tokenizer` must be a loaded one, got {tokenizer!r}: pass `AutoTokenizer.from_pretrained({tokenizer!r})`."
             )
+        for name, value, minimum in (("batch_size", batch_size, 1), ("max_retries", max_retries, 0)):
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
         settings = _with_overrides(settings or AgentSettings(), overrides)
         _ = settings.rule  # it may be a class that has not been imported
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..retrying import backoff
+from ..typed_fields import described, fits, type_hints
 
 ON_ENVIRONMENT_ERROR = ("observe", "drop_group")
 
@@ -40,6 +41,10 @@ class FaultSettings:
     on_error: str = "observe"
 
     def __post_init__(self) -> None:
+        hints = type_hints(FaultSettings)
+        for name in ("timeout", "retries", "concurrency"):
+            if not fits(getattr(self, name), hints[name]):
+                raise ValueError(f"environment_{name} must be {described(hints[name])}, got {getattr(self, name)!r}.")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"environment_timeout must be positive or None, got {self.timeout}.")
         if self.retries < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -292,7 +292,7 @@ class GivenEnvironments:
             Where they live. `None` begins a thread for each.
 
     Raises:
-        `TypeError`: If one is a class.
+        `TypeError`: If they are no list, or one is a class.
         `ValueError`: If one is given twice, or some own their loop and others do not.
     """
 
@@ -303,6 +303,12 @@ class GivenEnvironments:
         caller: EnvironmentCaller,
         threads: Sequence[EnvironmentThread] | None = None,
     ):
+        if not isinstance(environments, Collection):
+            kind = environments if inspect.isclass(environments) else type(environments)
+            given = "the class" if kind is environments else "an instance of"
+            raise TypeError(
+                f"environments must be a list with an instance for each row, got {given} {kind.__name__}: pass [{kind.__name__}() for _ in rows]."
+            )
         for environment in environments:
             if inspect.isclass(environment):
                 raise TypeError(
@@ -343,7 +349,17 @@ class GivenEnvironments:
         self._in_its_thread(environment, partial(setattr, environment, "mem1_state", state))
 
     def state_of(self, environment: Any) -> Any:
-        """The property `mem1_state` of an environment, read in its own thread; `None` without one."""
+        """
+        The property `mem1_state` of an environment, read in its own thread; `None` without one.
+
+        Raises:
+            `TypeError`: If it could not be set again.
+        """
+        found = inspect.getattr_static(type(environment), "mem1_state", None)
+        if isinstance(found, property) and found.fset is None:
+            raise TypeError(
+                f"mem1_state of {type(environment).__name__} must have a setter (@mem1_state.setter), or the episode could not go on from its file."
+            )
         return self._in_its_thread(environment, partial(getattr, environment, "mem1_state", None))
 
     def _in_its_thread(self, environment: Any, function: Callable[[], Any]) -> Any:
