@@ -74,9 +74,10 @@ def configuration(args):
             steps_per_generation=args.played // args.generations,
             top_entropy_quantile=args.top_entropy_quantile,
         )
-    else:  # half of the groups are all right or all wrong, and nothing is learned from them
-        settings |= dict(in_parts, steps_per_generation=at_once, skip_zero_advantages=True)
-    return Mem1GRPOConfig(num_generations=args.generations, **settings)
+    else:
+        settings |= dict(in_parts, steps_per_generation=at_once)
+    # A third of the groups or more are all right or all wrong, and nothing is learned from them
+    return Mem1GRPOConfig(num_generations=args.generations, skip_zero_advantages=True, **settings)
 
 
 def parse_arguments():

@@ -127,6 +127,30 @@ def test_with_what_else_decides_about_passes(tmp_path, tokenizer, settings):
         assert max(some) <= budget and len(some) < len(whole)
 
 
+@pytest.mark.parametrize("advantage_level", ["episode", "turn"])
+def test_tokens_of_high_entropy_are_a_share_of_what_is_trained(tmp_path, tokenizer, monkeypatch, advantage_level):
+    """The gradient of a run that forwards all trajectories and looks for these tokens among those with an advantage."""
+    settings = {"top_entropy_quantile": 0.3, "advantage_level": advantage_level}
+    skipping, some = step(tmp_path, tokenizer, True, **settings)
+    unlike, whole = step(tmp_path / "all", tokenizer, False, **settings)
+    mask_of, loss_of = Mem1GRPOTrainer.get_high_entropy_mask, Mem1GRPOTrainer._compute_loss
+    trained = []
+
+    def compute_loss(self, model, inputs):
+        trained[:] = [inputs["advantages"].reshape(len(inputs["advantages"]), -1).any(1)]
+        return loss_of(self, model, inputs)
+
+    def of_trained(self, entropies, mask, threshold):
+        return mask_of(self, entropies, mask * trained[0][:, None], threshold)
+
+    monkeypatch.setattr(Mem1GRPOTrainer, "_compute_loss", compute_loss)
+    monkeypatch.setattr(Mem1GRPOTrainer, "get_high_entropy_mask", of_trained)
+    plain, _ = step(tmp_path / "oracle", tokenizer, False, **settings)
+    assert_same_tensors(plain.gradients[0], skipping.gradients[0], 1e-4)
+    assert any((g - unlike.gradients[0][n]).abs().max() > 1e-4 for n, g in plain.gradients[0].items()), "or nothing is tested"
+    assert sum(some) < 0.7 * sum(whole)
+
+
 def test_micro_batches_are_balanced_by_what_is_trained(tmp_path, tokenizer):
     """Of two micro-batches, one does not get all that is trained."""
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -183,7 +207,6 @@ def test_other_rows(tmp_path, tokenizer, settings):
         {"beta": 0.1},
         {"entropy_coef": 0.1},
         {"use_adaptive_entropy": True},
-        {"top_entropy_quantile": 0.5},
         {"distillation_weight": 0.5},
         {"multi_objective_aggregation": "normalize_then_sum"},
     ],

@@ -137,7 +137,8 @@ class Mem1GRPOConfig(GRPOConfig):
             episodes are of what was played first. `0` plays each group once.
         skip_zero_advantages (`bool`, *optional*, defaults to `False`):
             Whether the update passes over trajectories without an advantage, such as those of a group whose rewards are all equal, which add
-            nothing to the gradient. Metrics of tokens (entropy, clipping) are then of the others alone. Not with what else is learned from
+            nothing to the gradient. Metrics of tokens (entropy, clipping) are then of the others alone, and `top_entropy_quantile` is a share of
+            theirs. Not with what else is learned from
             them (KL by `beta`, entropy, distillation, the load balancing of experts), nor with rewards that are never equal (`memory_value_weight`).
         memory_value_weight (`float`, *optional*, defaults to `0.0`):
             Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
@@ -323,7 +324,8 @@ class Mem1GRPOConfig(GRPOConfig):
         default=False,
         metadata={
             "help": "Whether the update passes over trajectories without an advantage, such as those of a group whose rewards are all "
-            "equal, which add nothing to the gradient. Metrics of tokens are then of the others alone."
+            "equal, which add nothing to the gradient. Metrics of tokens are then of the others alone, and `top_entropy_quantile` is a share of "
+            "theirs."
         },
     )
     memory_value_weight: float = field(
@@ -599,7 +601,6 @@ class Mem1GRPOConfig(GRPOConfig):
             ("beta", self.beta != 0.0, "set it to 0.0"),
             ("entropy_coef", bool(self.entropy_coef), "set it to 0.0"),
             ("use_adaptive_entropy", self.use_adaptive_entropy, "leave it False"),
-            ("top_entropy_quantile", self.top_entropy_quantile < 1.0, "leave it 1.0"),
             ("distillation_weight", bool(self.distillation_weight), "set it to 0.0"),
             ("multi_objective_aggregation", self.multi_objective_aggregation != "sum_then_normalize", "use reward_weights"),
         )  # fmt: skip
