@@ -191,3 +191,17 @@ def test_an_answer_that_is_begun_twice_is_what_the_agent_is_said_to_answer():
     text = "<think>x</think><answer>a<answer>Paris</answer>"
     assert Mem1Protocol().syntax(None).parse([], text, type("None_", (), {"tags": {}})).answer == "Paris"
     assert exact_match_reward([text], answers=[["Paris"]]) == [1.0]
+
+
+def test_numbers_are_not_split_where_words_have_no_spaces():
+    held = [
+        ("11月", "1月"),
+        ("在位15年", "5年"),
+        ("1月", "1月"),
+        ("在位15年", "15年"),
+        ("第3", "第3"),
+        ("第31", "第3"),
+        ("北京市", "北京"),
+    ]
+    assert [contains_answer(text, [answer]) for text, answer in held] == [False, False, True, True, True, False, True]
+    assert not contains_answer("anything at all", ["the"]) and not contains_answer("11 moons", ["1 moons"])

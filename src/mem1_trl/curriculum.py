@@ -15,6 +15,21 @@ MAX_TURNS = "curriculum_max_turns"
 """Column with the most turns that a task may take, where that is fewer than `max_turns`; empty where it is not."""
 
 
+def turn_limit(value: Any) -> int | None:
+    """
+    The entry of a row in the column `curriculum_max_turns`; a column that has been through pandas holds 2.0 in place of 2.
+
+    Raises:
+        `ValueError`: If it is neither empty nor a whole number of at least 1.
+    """
+    if value is None or value != value:  # NaN
+        return None
+    number = float(value) if hasattr(type(value), "__float__") else 0.0
+    if number < 1 or number != int(number):
+        raise ValueError(f"The column {MAX_TURNS!r} must hold whole numbers of at least 1, or nothing, got {value!r}.")
+    return int(number)
+
+
 def compose_curriculum(
     dataset: Dataset,
     stages: Sequence[tuple[int, Mapping[int, float]] | tuple[int, Mapping[int, float], int]],

@@ -94,9 +94,8 @@ def turn_usage(trajectory: Trajectory) -> list[TurnUsage]:
         head = len(turn.prompt_ids) - len(body)
         kept: tuple[int, ...] = ()
         if number > 0:
-            first, last = _read_body(body, left, trajectory.turns[number - 1])
+            kept, last = _read_body(body, left, trajectory.turns[number - 1])
             left.append(last)
-            kept = tuple(range(first, number))
         written = [left[i] for i in kept]
         produced = sum(len(t.completion_ids) + t.observation_tokens for t in trajectory.turns[:number])
         counts = {part: sum(getattr(piece, part) for piece in written) for part in ("state", "action", "observation")}
@@ -115,8 +114,8 @@ def turn_usage(trajectory: Trajectory) -> list[TurnUsage]:
     return usages
 
 
-def _read_body(body: tuple[int, ...], left: Sequence[_Left], last: Turn) -> tuple[int, _Left]:
-    """First turn that is kept in `body` (the context after the prompt), and the part of the last turn that is in it."""
+def _read_body(body: tuple[int, ...], left: Sequence[_Left], last: Turn) -> tuple[tuple[int, ...], _Left]:
+    """The turns that are kept in `body` (the context after the prompt), and the part of the last turn that is in it."""
     whole = len(last.completion_ids) + last.observation_tokens
     size = sum(len(piece.ids) for piece in left)
     for first in range(len(left) + 1):
@@ -130,13 +129,21 @@ def _read_body(body: tuple[int, ...], left: Sequence[_Left], last: Turn) -> tupl
         rest = body[len(older) :]
         carried = len(rest) - last.observation_tokens  # fewer than were written if scratch is dropped
         if len(rest) <= whole and (carried < len(last.completion_ids) or rest[:carried] == last.completion_ids):
-            return first, _left_behind(rest, carried, last)
-    # None of the known rules: look for the last turn itself; the rest does not come from the agent's turns
+            return tuple(range(first, len(left) + 1)), _left_behind(rest, carried, last)
     written = last.completion_ids
+    # Turns between others are left out, or something follows the last turn, such as the request for a summary
+    found, place = [], 0
+    for number, piece in enumerate(left):
+        if piece.ids and body[place : place + len(piece.ids)] == piece.ids:
+            found.append(number)
+            place += len(piece.ids)
+    if body[place : place + len(written)] == written and len(body) - place >= whole:
+        return (*found, len(left)), _left_behind(body[place : place + whole], len(written), last)
+    # What comes first is not of the agent's turns: look for the last turn itself
     for begin in range(len(body) - whole + 1):
         if body[begin : begin + len(written)] == written:
-            return len(left), _left_behind(body[begin : begin + whole], len(written), last)
-    return len(left), _left_behind((), 0, last)
+            return (len(left),), _left_behind(body[begin : begin + whole], len(written), last)
+    return (len(left),), _left_behind((), 0, last)
 
 
 def _left_behind(ids: tuple[int, ...], carried: int, turn: Turn) -> _Left:

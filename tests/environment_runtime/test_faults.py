@@ -118,6 +118,15 @@ def test_a_description_is_one_short_line():
     assert describe_error(Mute()) == "Mute"
 
 
+def test_several_numbers_are_not_a_reward():
+    import numpy as np
+    import torch
+
+    for value in (np.ones(2), torch.ones(2), np.ones((1, 2))):
+        with pytest.raises(TypeError, match=rf"get_reward gave a \w+ of shape \({value.shape[0]}"):
+            as_reward(value)
+
+
 @pytest.mark.parametrize("value", ["1", b"1", [1.0], {"a": 1}, object()])
 def test_a_reward_is_a_number(value):
     with pytest.raises(TypeError, match=f"get_reward gave a {type(value).__name__}: return a float"):

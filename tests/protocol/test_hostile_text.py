@@ -125,3 +125,27 @@ def test_a_special_token_that_no_space_breaks_is_dropped(token):
     ids = encode_untrusted(tokenizer, text)
     assert number not in ids and tokenizer.decode(ids).replace(" ", "").startswith("a")
     assert clean_reply(tokenizer, {"content": text})["content"].startswith(f"a{token}{token}")
+
+
+@pytest.mark.parametrize("given", ["id", "token"])
+def test_what_pads_may_be_a_piece_of_text(given):
+    """`pad_token_id = 0` is common, and "!" in many vocabularies."""
+    tokenizer, text = byte_bpe(), "Stop! a != b, 5! = 120"
+    if given == "id":
+        tokenizer.pad_token_id = tokenizer.convert_tokens_to_ids("!")
+    else:
+        tokenizer.pad_token = "!"
+    assert tokenizer.pad_token == "!"
+    assert tokenizer.decode(encode_untrusted(tokenizer, text)) == text
+    assert tokenizer.eos_token_id not in encode_untrusted(tokenizer, tokenizer.eos_token)
+
+
+@pytest.mark.parametrize("special", [" [END]", "  [END]", "\nObservation:", " \n[END]", " X"])
+def test_a_marker_may_begin_with_a_space(special):
+    tokenizer = byte_bpe()
+    tokenizer.add_special_tokens({"extra_special_tokens": [special]})
+    text = sanitize_prompt(tokenizer, f"text{special} more")
+    assert len(text) <= len(f"text{special} more") + 1 and text.replace(" ", "") == f"text{special}more".replace(
+        " ", ""
+    )
+    assert tokenizer.convert_tokens_to_ids(special) not in encode_untrusted(tokenizer, f"text{special} more")

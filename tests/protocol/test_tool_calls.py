@@ -411,6 +411,45 @@ def test_calls_whose_results_do_not_fit_are_not_run():
     assert f"Only the first {run} of 40 calls were run." in turn.observation
 
 
+def test_results_that_fit_are_counted_without_rendering_every_number_of_them(monkeypatch):
+    """A template takes its time with many calls: 400 of them kept the rollout for half a minute."""
+    rollout, *_ = play(lambda turn, index: SEARCH, max_turns=1, max_observation_length=150)
+    few, many = (rollout.observations.most_results(["search"] * count) for count in (20, 400))
+    rendered, frame = [], rollout.syntax.frame
+    monkeypatch.setattr(rollout.syntax, "frame", lambda names: rendered.append(len(names)) or frame(names))
+    assert rollout.observations.most_results(["search"] * 400) == many == few >= 2
+    assert len(rendered) <= 5 and max(rendered) <= 150
+    assert [rollout.observations.most_results(["search"] * count) for count in (many, many + 1)] == [many, many]
+
+
+@pytest.mark.parametrize("invented", ["search_" + "again_" * 60, "x<|end|>"], ids=["long", "a marker"])
+def test_a_name_that_the_model_has_made_up_is_not_in_the_frame(monkeypatch, invented):
+    """The template of gpt-oss writes the name of a tool into its result, which is trusted text."""
+    called = (
+        "<|channel|>analysis<|message|>st<|end|><|start|>assistant to=functions."
+        f'{invented}<|channel|>commentary json<|message|>{{"query": "a"}}<|call|>'
+    )
+
+    class Ended(Scripted):
+        """Its turns end, as those of a model do that has `<|call|>` among its end tokens."""
+
+        def __call__(self, *args, **kwargs):
+            return [dataclasses.replace(one, ended=True) for one in super().__call__(*args, **kwargs)]
+
+    monkeypatch.setitem(globals(), "Scripted", Ended)
+    rollout, (trajectory,), _, _ = play(
+        lambda turn, index: called if turn == 1 else "<|channel|>final<|message|>done<|return|>", "gptoss",
+        max_turns=3, max_observation_length=200,
+    )  # fmt: skip
+    turn = trajectory.turns[0]
+    before, after = rollout.syntax.frame(["answer"])  # the first of the environment's
+    assert turn.observation_tokens <= 200 and len(trajectory.turns) == 2
+    assert turn.observation.startswith(before) and turn.observation.endswith(after)
+    assert (
+        "there is no tool" in turn.observation or "no action" in turn.observation or invented[:6] in turn.observation
+    )
+
+
 def test_a_budget_without_room_for_the_frame_is_refused():
     with pytest.raises(ValueError, match="max_observation_length=20 is less than"):
         play(lambda turn, index: SEARCH, max_observation_length=20)
@@ -818,3 +857,33 @@ def test_a_state_that_is_a_part_of_the_call_is_written_all_the_same(field, state
     message = {"role": "assistant", "content": "", field: thought, "tool_calls": [call]}
     written = syntax.write(message)
     assert written.startswith(f"<think>{state}</think>") and written.count("<think>") == 1
+
+
+def test_an_external_memory_keeps_what_succeeded_beside_a_call_that_failed():
+    class Pages(Library):
+        def search(self, query: str, top_k: int = 1) -> str:
+            """
+            Search.
+
+            Args:
+                query: What.
+                top_k: How many.
+            """
+            if query == "bad":
+                raise ValueError("no such page")
+            return f"The secret of {query} is seven."
+
+    def calls(*queries):
+        return said("s", "\n".join(call("search", f'{{"query": "{query}"}}') for query in queries))
+
+    for second in ("bad", "tea"):
+        turns = [calls("gold", second), calls("tin"), calls("secret gold"), ANSWER]
+        _, (trajectory,), _, (episode,) = play(
+            lambda turn, index, turns=turns: turns[turn - 1],
+            environment=Pages,
+            context="external",
+            max_observation_length=300,
+        )
+        contexts = [shared_tokenizer("qwen3").decode(turn.prompt_ids) for turn in trajectory.turns]
+        assert ["secret of gold is seven" in text for text in contexts] == [False, True, True, True], second
+        assert not any("no such page" in note.text for note in episode.memory.notes)

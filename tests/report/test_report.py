@@ -581,3 +581,31 @@ def test_many_agents_share_the_page(tmp_path):
     page = report(tmp_path)
     assert len(list(page.parent.glob("failures-*.png"))) == len(list(page.parent.glob("tokens-*.png"))) == 8
     assert "first 8 of 11 agents" in page.read_text() and 'data-agent="agent 10"' in page.read_text()
+
+
+def of_contexts(kept: list[list[int]], tail: tuple[int, ...] = ()) -> Trajectory:
+    """A full history of which each turn reads the given earlier ones, and then `tail`."""
+    whole = episode("full", turns=len(kept)).turns
+    left = [tuple(whole[i + 1].prompt_ids[10 * (i + 1) : 10 * (i + 2)]) for i in range(len(whole) - 1)]
+    contexts = [
+        (*PROMPT, *(token for i in of_turn for token in left[i]), *(tail if of_turn else ())) for of_turn in kept
+    ]
+    return Trajectory([dataclasses.replace(turn, prompt_ids=ids) for turn, ids in zip(whole, contexts)])
+
+
+def test_a_turn_that_was_left_out_between_others_is_dropped():
+    """As a closed branch is."""
+    usages = turn_usage(of_contexts([[], [0], [0, 1], [0, 2], [0, 2, 3]]))
+    assert [usage.kept for usage in usages] == [(), (0,), (0, 1), (0, 2), (0, 2, 3)]
+    assert [usage.dropped_tokens for usage in usages] == [0, 0, 0, 10, 10]
+    assert [usage.other for usage in usages] == [0] * 5
+
+
+def test_what_follows_the_last_turn_leaves_the_others_kept():
+    """As the request for a summary does."""
+    usages = turn_usage(of_contexts([[], [0], [0, 1]], tail=(9001, 9002)))
+    assert [(usage.kept, usage.dropped, usage.dropped_tokens) for usage in usages[1:]] == [
+        ((0,), (), 0),
+        ((0, 1), (), 0),
+    ]
+    assert [usage.other for usage in usages] == [0, 2, 2]

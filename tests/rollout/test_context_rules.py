@@ -262,6 +262,54 @@ def test_a_rule_of_ones_own(actor, tokenizer):
     assert read[3] == turn("alps") + seen("alps", "5;") + turn("snow") + seen("snow", "3;")
 
 
+class LastTwo(ContextRule):
+    """Keeps them by an iterator, which can be read once."""
+
+    recalls = True
+
+    def next(self, past):
+        return NextTurn(filter(lambda index: index >= len(past) - 2, range(len(past))))
+
+
+def test_a_rule_may_keep_turns_by_an_iterator(actor, tokenizer):
+    texts = [turn("alps"), turn("loch"), turn("snow"), ANSWER]
+    _, read, _ = play(actor, tokenizer, texts, context=LastTwo())
+    assert read[2] == turn("alps") + seen("alps", "5;") + turn("loch") + seen("loch", "4;")
+
+
+def test_what_is_kept_is_not_recalled_beside_it(actor, tokenizer):
+    """The rule keeps two turns, and an external memory has the results of all."""
+    texts = [turn("alps"), turn("alps snow"), turn("alps"), turn("loch"), ANSWER]
+    _, read, _ = play(actor, tokenizer, texts, context=LastTwo(), max_observation_length=200)
+    assert [text.count(FACTS["alps"]) for text in read] == [0, 1, 1, 1, 1]
+
+
+class Notebook(ContextRule):
+    actions = ("note",)
+
+    def next(self, past):
+        return NextTurn(range(max(len(past) - 1, 0), len(past)))
+
+    def note(self, text: str) -> str:
+        """
+        Write a note.
+
+        Args:
+            text: The note.
+        """
+        if len(text) > 3:
+            raise ValueError("a note has at most 3 characters")
+        return "Noted."
+
+
+def test_an_action_of_a_rule_that_raises_is_an_observation(actor, tokenizer):
+    texts = ["<think>s</think><note>long</note>", "<think>s</think><note>abc</note>", ANSWER]
+    trajectory, _, _ = play(actor, tokenizer, texts, context=Notebook())
+    assert "Error: a note has at most 3 characters" in trajectory.turns[0].observation
+    assert "Noted." in trajectory.turns[1].observation and trajectory.metrics["failed_actions"] == 1
+    assert [t.context_action for t in trajectory.turns[:2]] == [None, "note"]
+
+
 class Wrong(ContextRule):
     def next(self, past):
         return NextTurn([len(past)])

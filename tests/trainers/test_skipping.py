@@ -147,7 +147,9 @@ def test_tokens_of_high_entropy_are_a_share_of_what_is_trained(tmp_path, tokeniz
     monkeypatch.setattr(Mem1GRPOTrainer, "get_high_entropy_mask", of_trained)
     plain, _ = step(tmp_path / "oracle", tokenizer, False, **settings)
     assert_same_tensors(plain.gradients[0], skipping.gradients[0], 1e-4)
-    assert any((g - unlike.gradients[0][n]).abs().max() > 1e-4 for n, g in plain.gradients[0].items()), "or nothing is tested"
+    assert any((g - unlike.gradients[0][n]).abs().max() > 1e-4 for n, g in plain.gradients[0].items()), (
+        "or nothing is tested"
+    )
     assert sum(some) < 0.7 * sum(whole)
 
 

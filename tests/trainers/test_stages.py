@@ -18,7 +18,8 @@ from support.trainer_helpers import (
 )
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrainer
-from mem1_trl.curriculum import compose_curriculum
+from mem1_trl.curriculum import compose_curriculum, turn_limit
+from mem1_trl.trainers.stages import StagesBySuccess
 
 QUESTIONS = Dataset.from_dict({"question": [f"q{i}?" for i in range(12)], "answer": [str(i % 3) for i in range(12)]})
 # Batches of two tasks. Means of the last two: -, 0.4, 0.5 and on; of the second stage: -, 0.35, 0.5 and on; then the last, with no end
@@ -172,6 +173,29 @@ def test_a_metric_that_is_not_logged_and_a_checkpoint_of_another_run_are_refused
     trainer, _, _ = make("grpo", tmp_path / "b", actor_path, tokenizer)
     with pytest.raises(ValueError, match=r"has no mem1_curriculum\.json, so its run knew no curriculum_threshold"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_goes_on_by_another_metric_counts_its_batches_from_the_first(tmp_path, tokenizer, actor_path):
+    trainer, _, _ = make("grpo", tmp_path, actor_path, tokenizer)
+    trainer.stages.last = [0.6]
+    trainer.stages.save(str(tmp_path))
+    for metric, kept in (("reward", [0.6]), ("episode/success", [])):
+        other, _, _ = make("grpo", tmp_path, actor_path, tokenizer, curriculum_metric=metric)
+        other.stages.load(str(tmp_path))
+        assert other.stages.last == kept
+
+
+def test_a_curriculum_may_have_been_through_pandas_or_be_tensors(tmp_path, tokenizer, actor_path):
+    tasks = compose_curriculum(QUESTIONS, [(2, {1: 1.0}, 2), (2, {1: 1.0})])
+    back = Dataset.from_pandas(tasks.to_pandas())
+    assert list(map(turn_limit, back["curriculum_max_turns"])) == [2, 2, None, None]
+    with pytest.raises(
+        ValueError, match=r"'curriculum_max_turns' must hold whole numbers of at least 1, or nothing, got 2\.5"
+    ):
+        turn_limit(2.5)
+    trainer, _, _ = make("grpo", tmp_path, actor_path, tokenizer)
+    trainer.train_dataset = trainer.train_dataset.with_format("torch")
+    assert StagesBySuccess(trainer).begins == [0, 3, 7, 9]
 
 
 def test_an_outage_is_no_failure_of_the_agent(tmp_path, tokenizer, actor_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from support.objectives import group_advantages
@@ -214,6 +215,21 @@ def test_a_list_that_does_not_fit_names_function_and_row(tmp_path, tokenizer, ac
     trainer = make(tmp_path, actor_path, tokenizer, reward_funcs=[judge], plan=four_plans, beta=0.0, max_steps=1)
     with pytest.raises(error, match=words):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_rewards_of_turns_may_be_an_array(tmp_path, tokenizer, actor_path, kind):
+    def judge(trajectories, **kwargs):
+        return [kind([0.5] * len(t.turns)) for t in trajectories]
+
+    trainer = make(
+        tmp_path, actor_path, tokenizer, environment=NoReward, reward_funcs=[judge], plan=four_plans, beta=0.0, max_steps=1,
+        max_completion_length=40,
+    )  # fmt: skip
+    seen, rewarded = [], trainer.rewarded
+    trainer.rewarded = lambda trajectories: (seen.extend(trajectories), rewarded(trajectories))
+    trainer.train()
+    assert [t.turn_rewards for t in seen] == [[0.5] * count for count in (1, 2, 3, 4)]
 
 
 def test_a_number_of_a_turn_that_is_not_finite_leaves_the_episode_out(tmp_path, tokenizer, actor_path):

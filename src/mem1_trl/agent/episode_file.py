@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ..curriculum import MAX_TURNS
+from ..curriculum import MAX_TURNS, turn_limit
 from ..environment_runtime.actions import ActionResult
 from ..json_text import as_json, is_json, read_json_object, write_json, write_whole
 from ..protocol.parsed_turn import ActionRequest
@@ -185,7 +185,7 @@ def saved_episode(
             forgotten_turns=int(record.get("forgotten_turns", 0)),
             tails=list(record["tails"]),
             seed=record["seed"],
-            max_turns=record["row"].get(MAX_TURNS),
+            max_turns=turn_limit(record["row"].get(MAX_TURNS)),
         )
         most = int(record.get("max_turns", record["settings"]["max_turns"]))
         episode.budgets = [(int(turns), int(before)) for turns, before in record.get("budgets", ())]

@@ -134,6 +134,12 @@ def is_loaded(name: str) -> bool:
     return name in RULES or _loaded(name) is not None
 
 
+def may_recall(name: str) -> bool:
+    """Whether the rule of a name reads notes of an external memory; true of a class that has not been imported, of which nobody knows."""
+    found = RULES.get(name) or _loaded(name)
+    return found is None or found.recalls
+
+
 def import_rule(name: str) -> None:
     """
     Import the module of a rule that a user has named; a built-in one needs none.

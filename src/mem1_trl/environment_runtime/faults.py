@@ -137,6 +137,11 @@ def as_reward(value: Any, source: str = "get_reward") -> float | None:
         number = float(value)
     except OverflowError:  # of an integer
         number = float("inf")
+    except (TypeError, ValueError, RuntimeError):  # an array or a tensor of several numbers
+        raise TypeError(
+            f"{source} gave a {type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}: return a float, or None if there is nothing "
+            "to score"
+        ) from None
     if not abs(number) <= LARGEST_REWARD:  # NaN is not, either
         raise ValueError(f"{source} gave {number}")
     return number

@@ -46,6 +46,9 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
         if added.special or _LOOKS_LIKE_CONTROL.match(added.content.strip()):
             texts[added.content] = index
     texts.pop(getattr(tokenizer, "unk_token", None) or "", None)
+    padding = getattr(tokenizer, "pad_token", None) or ""
+    if _is_a_word(tokenizer, padding):
+        texts.pop(padding, None)
     markers = {*texts, *_COMMON, *_MARKER_IN_TEMPLATE.findall(template)}
     unknown = getattr(tokenizer, "unk_token", None)
     words = [m for m in markers if _breaks(m) and m != unknown]
@@ -54,9 +57,25 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
     return result
 
 
+def _is_a_word(tokenizer: PreTrainedTokenizerBase, padding: str) -> bool:
+    """Whether what pads is a piece of ordinary text, as with `pad_token_id = 0`, which is "!" in many vocabularies; nothing else is made of it."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(tokenizer.pad_token_id)
+    others = [getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "sep", "cls", "mask")]
+    return (
+        not (added is not None and added.special)
+        and not _LOOKS_LIKE_CONTROL.match(padding.strip())
+        and padding not in others
+    )
+
+
+def _place_of_break(marker: str) -> int:
+    """Where a space makes another text of a marker: after its first character, and after the first that is none if it begins with spaces."""
+    return len(marker) - len(marker.lstrip(" ")) + 1
+
+
 def _breaks(marker: str) -> bool:
-    """Whether a space after its first character makes another text of a marker, so that it breaks. In a run of spaces it makes a longer run."""
-    return bool(marker[1:].strip())
+    """Whether a space makes another text of a marker, so that it breaks. In a run of spaces it makes a longer run."""
+    return bool(marker[_place_of_break(marker) :].strip())
 
 
 def _any_of(markers: Iterable[str], flags: int = 0) -> re.Pattern[str]:
@@ -104,12 +123,17 @@ def break_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def _break_all(pattern: re.Pattern[str], text: str) -> str:
-    """The text with a space after the first character of every match."""
+    """The text with a space inside every match."""
     previous = None
     while previous != text:  # a break may join the parts of a marker that another marker had cut
         previous = text
-        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        text = pattern.sub(_broken, text)
     return text
+
+
+def _broken(match: re.Match[str]) -> str:
+    place = _place_of_break(match[0])
+    return f"{match[0][:place]} {match[0][place:]}"
 
 
 def sanitize_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -51,8 +51,16 @@ def _holds(text: str, glued: str, parted: str, answer: str) -> bool:
     if not words:
         raw = re.escape(answer.strip())
         return bool(raw) and re.search(rf"(?<!\w){raw}(?!\w)", text) is not None
-    alike, apart = (words, _parted(answer)) if _UNSPACED.search(words) else (_padded(words), _padded(_parted(answer)))
-    return alike in glued or (bool(apart.strip()) and apart in parted)
+    if _UNSPACED.search(words):
+        return _inside(words, glued) or _inside(_parted(answer), parted)
+    apart = _parted(answer)
+    return _padded(words) in glued or (bool(apart) and _padded(apart) in parted)
+
+
+def _inside(answer: str, text: str) -> bool:
+    """Whether an answer in a script without spaces stands anywhere in a text, but not as a part of a longer number."""
+    before, after = (r"(?<!\d)" if answer[:1].isdigit() else ""), (r"(?!\d)" if answer[-1:].isdigit() else "")
+    return bool(answer) and re.search(before + re.escape(answer) + after, text) is not None
 
 
 def _parted(text: str) -> str:

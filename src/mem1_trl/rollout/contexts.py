@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..context_rules.rule import SUMMARY_REQUEST, NextTurn, Past
 from ..environment_runtime.actions import ActionResult
+from ..environment_runtime.errors import error_text
 from ..protocol.encoding import decode
 from ..trajectory import SUMMARY
 from .external_memory import Note
@@ -63,7 +64,7 @@ class ContextBuilder:
             raise ValueError(
                 f"{name}.next asked for a summary, which needs `asks = True`, a turn that is kept, and an action since the last summary."
             )
-        return step
+        return dataclasses.replace(step, kept=tuple(kept))  # an iterator would be used up
 
     def context(self, episode: Episode, step: NextTurn) -> list[int]:
         """Token ids of the context of a turn."""
@@ -137,7 +138,10 @@ class ContextBuilder:
             problem = f"{turn.context_action} was called in this turn already: call one of {', '.join(self.rule.actions)} in a turn."
         if problem is not None:
             return ActionResult(f"Error: {problem}", failed=True)
-        text = str(getattr(self.rule, action)(**request.arguments))
+        try:
+            text = str(getattr(self.rule, action)(**request.arguments))
+        except Exception as error:  # as of an environment: the agent reads it
+            return ActionResult(f"Error: {error_text(error)}", failed=True)
         turn = dataclasses.replace(turn, context_action=action)
         if action in self.rule.summaries:  # what stays of the past is the action itself
             begin = turn.state_begin if turn.state_tokens else 0
@@ -157,21 +161,28 @@ class ContextBuilder:
 
     # External memory
 
-    def recall(self, episode: Episode, query: str, results: Sequence[Sequence[int]], failed: bool) -> list[int]:
-        """Token ids of the notes that go into the next context. Then add the newest results, which are in that context anyway."""
+    def recall(
+        self, episode: Episode, query: str, results: Sequence[Sequence[int]], failed: Sequence[bool] = ()
+    ) -> list[int]:
+        """Token ids of the notes that go into the next context. Then add the newest results that did not fail, which are in that context anyway."""
         tokenizer = self.syntax.tokenizer
         newline = self.syntax.encode_added("\n")
         # One below the other, since what a chat template writes between them would end the result that notes are in
-        body = [token for number, ids in enumerate(results) for token in (*(newline if number else ()), *ids)]
+        sound = [ids for number, ids in enumerate(results) if not (failed and failed[number])]
+        body = [token for number, ids in enumerate(sound) for token in (*(newline if number else ()), *ids)]
         newest = Note(query, decode(tokenizer, body), tuple(body))
         task = decode(tokenizer, episode.prompt_ids, skip_special_tokens=True)
         top_k = self.settings.memory_top_k
-        found = [note for note in episode.memory.recall(f"{task}\n{query}", top_k + 1) if note.text != newest.text]
-        if not failed:
+        past = self.past(episode)
+        stays = self.next(episode).kept
+        read = decode(tokenizer, [token for index in stays for token in episode.history[index]])
+        found = [
+            note for note in episode.memory.recall(f"{task}\n{query}", top_k + len(stays)) if note.text not in read
+        ]
+        if sound:
             episode.memory.add(newest)
         before, after = map(self.syntax.encode_added, self.syntax.protocol.memory_frame())
-        past = self.past(episode)
-        kept = past.tokens(self.next(episode).kept)
+        kept = past.tokens(stays)
         for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit
             notes = [token for note in found[:count] for token in (*note.ids, *newline)]
             recalled = [*before, *notes, *after]

@@ -177,12 +177,18 @@ class ObservationEncoder:
     def most_results(self, names: Sequence[str]) -> int:
         """How many results of these actions fit into one observation: the first always, others if each has room for some text."""
         least = len(self._encode_trusted(self.protocol.truncation_marker)) + _LEAST_RESULT
-        for count in range(len(names), 1, -1):
+        most = self.settings.max_observation_length
+
+        def fits(count: int) -> bool:
             pieces = self.syntax.frame(names[:count])
             frame = max(sum(map(len, self._frame(pieces, turns_left))) for turns_left in self._turns_of_hints())
-            if frame + count * least <= self.settings.max_observation_length:
-                return count
-        return 1
+            return frame + count * least <= most
+
+        fitting, beyond = 1, min(len(names), most // least) + 1
+        while beyond - fitting > 1:  # each further result needs more room, and a template takes its time with many
+            middle = (fitting + beyond) // 2
+            fitting, beyond = (middle, beyond) if fits(middle) else (fitting, middle)
+        return fitting
 
     def _turns_of_hints(self) -> list[int]:
         """Numbers of turns left that have the longest hints: the last one, which may have a template of its own, and one for each number of digits."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..curriculum import MAX_TURNS
+from ..curriculum import MAX_TURNS, turn_limit
 from ..environment_runtime.errors import describe_error
 from ..environment_runtime.shown_text import text_of_blocks
 from ..metrics import summary_metrics, trajectory_metrics
@@ -86,7 +86,9 @@ class EpisodePlayer:
                 "returned no task: rename the column with the task to 'prompt', or return the task from `reset`."
             )
         actions = self.rollout.contexts.actions(started.actions)
-        episode = Episode([], environment=started.environment, actions=actions, max_turns=row.get(MAX_TURNS))
+        episode = Episode(
+            [], environment=started.environment, actions=actions, max_turns=turn_limit(row.get(MAX_TURNS))
+        )
         fatal = tolerate == "nothing"
         try:
             if error is None:
@@ -216,6 +218,8 @@ def check_task(task: Any) -> None:
             f"A task must be a text or a list of messages, got {'no message' if messages else f'a {type(task).__name__}'}: a message is "
             '{"role": "user", "content": ...}.'
         )
+    if task[-1]["role"] == "assistant":
+        raise ValueError("The last message of a task must not be one of the assistant, who has to answer it.")
 
 
 class _TurnClock:

@@ -349,7 +349,7 @@ class Rollout:
         `results` has one already: an action of the rule is not taken twice.
         """
         calls: list[Any] = []
-        most = self.observations.most_results([request.name for request in requests])
+        most = self.observations.most_results(self._names(episode, requests))
         for request, result in zip_longest(requests[:most], results[:most]):
             if result is not None:
                 calls.append(result)
@@ -379,9 +379,16 @@ class Rollout:
         if len(results) < len(requests):
             texts[-1] = f"{CALLS_LEFT_OUT.format(run=len(results), all=len(requests))}\n{texts[-1]}"
         assert episode.actions is not None
-        observation = self.observations.encode_results(texts, names, turns_left, list(episode.actions.tags))
+        shown = self._names(episode, requests[: len(results)])
+        observation = self.observations.encode_results(texts, shown, turns_left, list(episode.actions.tags))
         episode.record.add_observation(names, observation.results, turns_left)
-        self.show(episode, observation, any(result.failed for result in results))
+        self.show(episode, observation, [result.failed for result in results])
+
+    def _names(self, episode: Episode, requests: Sequence[ActionRequest]) -> list[str]:
+        """Names of actions as the template may write them: one that the model has made up may be of any length, and hold markers."""
+        known = {} if episode.actions is None else episode.actions.tags
+        first = next(iter(known), "tool")
+        return [one.name if one.method is not None or one.name in known else first for one in requests]
 
     def _answer_given(self, episode: Episode, requests: Sequence[ActionRequest]) -> str | None:
         """The answer of an episode that ended by an action which takes it, where that is an action like any other."""
@@ -390,7 +397,7 @@ class Rollout:
         called = [one for one in requests if one.method == self.protocol.answer_tag and one.arguments]
         return str(next(iter(called[-1].arguments.values()))) if called else None
 
-    def show(self, episode: Episode, observation: ObservationIds, failed: bool = False) -> None:
+    def show(self, episode: Episode, observation: ObservationIds, failed: Sequence[bool] = ()) -> None:
         """
         Let an observation follow the last turn, and end the episode if the next context would be too long.
 
@@ -399,8 +406,8 @@ class Rollout:
                 The episode; its record knows the observation already.
             observation ([`ObservationIds`]):
                 What the agent reads next.
-            failed (`bool`, *optional*, defaults to `False`):
-                Whether it is an error, which an external memory does not keep.
+            failed (`Sequence[bool]`, *optional*):
+                Which of its results are errors, which an external memory does not keep. Empty if none is.
         """
         observation_ids = [*observation.before, *observation.body, *observation.after]
         turn = episode.turns[-1]

@@ -119,6 +119,8 @@ class RewardGate:
             )
         rewards: list[Any] = [0.0] * len(self.failed)
         for index, value in zip(self.kept, values):
+            if getattr(value, "ndim", 0) == 1:  # rewards of turns as an array or a tensor
+                value = value.tolist()
             if isinstance(value, (list, tuple)) and len(value) != self.turns[index]:
                 raise ValueError(
                     f"The reward function '{name}' returned a list of {len(value)} for row {index} of the batch: it must have one "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datasets import Dataset
 
-from ..curriculum import MAX_TURNS, STAGE
+from ..curriculum import MAX_TURNS, STAGE, turn_limit
 from ..json_text import read_json_object, write_json, write_whole
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class StagesBySuccess:
     def __init__(self, trainer: Mem1Trainer):
         self.trainer = trainer
         self.dataset = cast("Dataset", trainer.train_dataset)
-        stages = self.dataset[STAGE]
+        stages = list(map(int, self.dataset[STAGE]))  # a tensor is equal to itself alone
         self.begins = [stages.index(stage) for stage in dict.fromkeys(stages)] + [len(stages)]
         self.stage = 0
         self.taken = 0
@@ -102,7 +102,8 @@ class StagesBySuccess:
 
     def save(self, directory: str) -> None:
         """Write the progress into a checkpoint."""
-        record = {"stage": self.stage, "taken": self.taken, "last": self.last}
+        metric = self.trainer.args.curriculum_metric
+        record = {"stage": self.stage, "taken": self.taken, "metric": metric, "last": self.last}
         write_whole(Path(directory) / FILE, write_json(record) + "\n")
 
     def load(self, directory: str) -> None:
@@ -120,7 +121,9 @@ class StagesBySuccess:
             raise ValueError(
                 f"{path} is of stage {record['stage']}, counted from 0, and the training data set has only {len(self.begins) - 1}: {_ADVICE}"
             )
-        self.stage, self.taken, self.last = record["stage"], record["taken"], record["last"]
+        metric = self.trainer.args.curriculum_metric
+        same = record.get("metric", metric) == metric  # numbers of another one are not those of this
+        self.stage, self.taken, self.last = record["stage"], record["taken"], record["last"] if same else []
 
 
 def check_stages(dataset: Any, args: Mem1GRPOConfig) -> None:
@@ -148,11 +151,11 @@ def check_stages(dataset: Any, args: Mem1GRPOConfig) -> None:
                 f"{given} needs a training data set with a column {STAGE!r}, as compose_curriculum makes it, got "
                 f"{', '.join(map(repr, columns))}."
             )
-        stages = dataset[STAGE]
-        if list(stages) != sorted(stages):
+        stages = list(map(int, dataset[STAGE]))
+        if stages != sorted(stages):
             raise ValueError(f"The stages of the training data set must follow each other: sort it by {STAGE!r}.")
     if isinstance(dataset, Dataset) and MAX_TURNS in columns:
-        most = max((limit for limit in dataset[MAX_TURNS] if limit is not None), default=0)
+        most = max((turns for limit in dataset[MAX_TURNS] if (turns := turn_limit(limit)) is not None), default=0)
         if most > args.max_turns:
             raise ValueError(
                 f"The column {MAX_TURNS!r} allows up to {most} turns, and max_turns={args.max_turns} is the most of any episode: raise it."

@@ -59,6 +59,10 @@ class OpenEnvEnvironment:
         reset_columns: Sequence[str] = ("seed", "episode_id"),
         reward: str = "sum",
     ) -> None:
+        if isinstance(reset_columns, str):
+            raise ValueError(
+                f"reset_columns must be a list of columns, got {reset_columns!r}: pass [{reset_columns!r}]."
+            )
         if reward not in ("sum", "last"):
             raise ValueError(f"reward must be 'sum' or 'last', got {reward!r}.")
         if isinstance(client, str):
