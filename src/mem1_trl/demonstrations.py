@@ -133,8 +133,8 @@ def collect_trajectories(
                         failures.append(trajectory.error)
                         continue
                     if reward is not None:
-                        value = float(reward(played[key], tasks[key[0]]))
-                        played[key].reward = value if math.isfinite(value) else None  # not scored
+                        value = reward(played[key], tasks[key[0]])
+                        played[key].reward = None if value is None or not math.isfinite(value) else float(value)
                     file.write(_line(key, tasks[key[0]]["prompt"], played[key]))
                 file.flush()
                 progress.update(len(batch))

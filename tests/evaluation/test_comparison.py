@@ -203,3 +203,24 @@ def test_what_was_just_played_is_compared_with_what_was_saved(tmp_path, columns)
     assert compare(of(1), before).difference == compare(of(1), of(0)).difference == 1.0
     with pytest.raises(ValueError, match="must have played the same tasks"):
         compare(of(1, prompt="another"), before)
+
+
+def test_an_episode_that_could_not_start_leaves_the_tasks_the_same():
+    """Its prompt is not known; were the tasks drawn apart for each seed for that, the interval would be half as wide."""
+    generator = np.random.default_rng(3)
+    hard = generator.normal(size=100)
+    seeds = [evaluation(hard + 0.1) for _ in range(5)]
+    whole = compare(seeds, [evaluation(np.zeros(100))] * 5)
+    lost = dataclasses.replace(seeds[2].tasks[7], prompt_text="the raw row")
+    failed = Evaluation.from_tasks([*seeds[2].tasks[:7], lost, *seeds[2].tasks[8:]], agent="a", resamples=10)
+    found = compare([*seeds[:2], failed, *seeds[3:]], [evaluation(np.zeros(100))] * 5)
+    assert (found.low, found.high) == (whole.low, whole.high)
+
+
+def test_a_task_that_all_seeds_have_played_counts_once():
+    one, other = evaluation([1] * 4 + [0] * 96), evaluation([0] * 100)
+    alone, seeds = compare(one, other), compare([one, one], [other, other])
+    assert (alone.differing, seeds.differing, seeds.better) == (4, 4, 8)
+    assert not alone.is_clear and not seeds.is_clear and seeds.low > 0
+    apart = compare([one, evaluation([1] * 4 + [0] * 96, prefix="r")], [other, evaluation([0] * 100, prefix="r")])
+    assert apart.differing == 8 and apart.is_clear

@@ -191,3 +191,26 @@ def test_a_control_is_kept_in_a_file_and_applied_to_other_settings(agent, tmp_pa
     (tmp_path / "other.json").write_text('{"temperature": 1.0, "colour": 2}')
     with pytest.raises(ValueError, match="colour"):
         ScalarControl.load(tmp_path / "other.json")
+
+
+def test_a_constant_is_added_to_those_that_the_agent_has(agent, tokenizer):
+    """As of an earlier search."""
+    letter, other = tokenizer.convert_tokens_to_ids(["k", "z"])
+    agent.settings = dataclasses.replace(
+        agent.settings, generation_kwargs={"sequence_bias": [[[letter], 10.0], [[other], -3.0]]}
+    )
+
+    def letters(evaluation):
+        return float(sum(turn.completion_ids.count(letter) for t in evaluation.trajectories for turn in t.turns))
+
+    found = search_scalar_control(
+        agent, rows(2), LookupEnvironment, ["k"], values=(-40.0, 20.0), temperatures=(0.0,), most=1, score=letters
+    )
+    if found.constants:
+        assert found.constants == {"k": 20.0}
+        assert found.settings.generation_kwargs == {"sequence_bias": [[[letter], 30.0], [[other], -3.0]]}
+    tried = search_scalar_control(
+        agent, rows(1), LookupEnvironment, ["k"], values=(20.0,), temperatures=(0.0,), most=1,
+        score=lambda evaluation: float(agent.settings.generation_kwargs["sequence_bias"] == [[[letter], 30.0], [[other], -3.0]]),
+    )  # fmt: skip
+    assert tried.constants == {"k": 20.0}

@@ -165,3 +165,25 @@ def test_what_is_written_beside_a_plot_lies_inside_of_the_picture(tmp_path):
         for part in (*figure.legends, axes.xaxis.label, axes.yaxis.label):
             box = part.get_window_extent()
             assert box.x0 >= 0 and box.x1 <= 736 and box.y0 >= 0 and box.y1 <= 528, (plot.name, part)
+
+
+def test_seeds_that_have_the_same_tasks_are_all_compared(tmp_path):
+    """As seeds of training are that were tested alike; one evaluation of the baseline stands beside each of them."""
+    tasks = [f"task {i}" for i in range(5)]
+    before = [save(tmp_path, "before", [0, 1, 0, 0, 0], 0, tasks)]
+    after = [save(tmp_path, "after", [1 - (seed == 2), 1, seed == 0, 0, 1], seed, tasks) for seed in range(3)]
+    found = compare(after, before * 3)
+    page = report(tmp_path, baseline="before").read_text()
+    assert len(found.by_seed) == 3 and found.count == 15
+    shown = ", ".join(f"{value:+.3f}" for value in found.by_seed)
+    assert f"<td>{found.better} / {found.worse} of 15<small>{shown}</small></td>" in page
+    assert f"{found.difference:+.3f}<small>{found.low:+.3f} – {found.high:+.3f}</small>" in page
+
+
+def test_evaluations_without_one_of_the_baseline_are_counted(tmp_path):
+    tasks = [f"task {i}" for i in range(5)]
+    for seed in range(3):
+        save(tmp_path, "after", [1, 1, 1, 0, 1], seed, tasks)
+    for seed in range(2):
+        save(tmp_path, "before", [0, 1, 0, 0, 0], seed, tasks)
+    assert "<small>+0.600, +0.600; 1 more not compared</small>" in report(tmp_path, baseline="before").read_text()

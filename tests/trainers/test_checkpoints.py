@@ -10,7 +10,8 @@ import pytest
 import torch
 from support.forking import ForkServer
 from support.ppo_helpers import make as make_ppo
-from support.trainer_helpers import LookupEnvironment, copy_parameters, lookup_dataset, trainer_arguments
+from support.trainer_helpers import SHORT, LookupEnvironment, copy_parameters, lookup_dataset, trainer_arguments
+from transformers import TrainerCallback
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 from mem1_trl.trainers.checkpoints import (
@@ -212,3 +213,56 @@ def test_a_checkpoint_of_weights_alone_says_what_begins_anew(tmp_path, tokenizer
     assert again.state.global_step == 2
     said = "checkpoint-1 was saved with save_only_model=True, without optimizer, learning-rate schedule and random numbers"
     assert (said in caplog.text) is only_model
+
+
+def whole_batches(trainer) -> list[bool]:
+    """Of each optimizer step, whether it begins with a new generation batch where one has ended."""
+    found = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            each = args.steps_per_generation * args.num_iterations
+            found.append(trainer._step % each in range(0, each, args.gradient_accumulation_steps))
+
+    trainer.add_callback(Watch())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps=1"),
+        ({"steps_per_generation": 2}, {"steps_per_generation": 4}, "steps_per_generation=2, and this one has steps_per_generation=4"),
+        ({"steps_per_generation": 4}, {"steps_per_generation": 2}, "steps_per_generation=4, and this one has steps_per_generation=2"),
+        ({"num_iterations": 2, "beta": 0.0}, {"num_iterations": 2, "beta": 0.1}, "beta=0.0, and this one has beta=0.1"),
+        ({"num_iterations": 2}, {"num_iterations": 2}, None),
+    ],
+    ids=["accumulation", "longer", "shorter", "reference", "same"],
+)  # fmt: skip
+def test_a_run_that_goes_on_with_other_batches_plays_a_new_one(
+    tmp_path, tokenizer, actor_path, caplog, before, after, said
+):
+    def trainer(**settings):
+        given = {
+            "num_generations": 2,
+            "max_turns": 3,
+            "max_observation_length": 40,
+            "save_strategy": "steps",
+            "save_steps": 1,
+        }
+        return Mem1GRPOTrainer(
+            model=actor_path,
+            args=Mem1GRPOConfig(**trainer_arguments(tmp_path, **{**given, **settings})),
+            train_dataset=lookup_dataset(16),
+            environment_factory=LookupEnvironment,
+            protocol=SHORT,
+            processing_class=tokenizer,
+        )
+
+    trainer(**before, max_steps=3).train()
+    caplog.clear()
+    again = trainer(**after, max_steps=6)
+    whole = whole_batches(again)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6 and whole == [True] * 3
+    assert ("The checkpoint is of a run with" in caplog.text) is (said is not None) and (said or "") in caplog.text

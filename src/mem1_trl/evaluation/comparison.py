@@ -41,6 +41,8 @@ class Comparison:
             Pairs in which `a` scored higher, and lower.
         count (`int`):
             Number of pairs, one for each task of a seed.
+        differing (`int`):
+            Number of tasks on which the two differ. One that all seeds have played is one task.
     """
 
     metric: str
@@ -53,11 +55,12 @@ class Comparison:
     better: int
     worse: int
     count: int
+    differing: int
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0, and at least six pairs differ: the bootstrap of fewer is narrower than it should be."""
-        return (self.low > 0.0 or self.high < 0.0) and self.better + self.worse >= FEWEST
+        """Whether the interval leaves out 0, and on at least six tasks the two differ: the bootstrap of fewer is narrower than it should be."""
+        return (self.low > 0.0 or self.high < 0.0) and self.differing >= FEWEST
 
     def __str__(self) -> str:
         seeds = f" in {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
@@ -118,7 +121,8 @@ def compare(
     metric = metric or _common_metric([*first, *second])
     pairs = [_paired(one, other, metric) for one, other in zip(first, second)]
     differences = [one.differences for one in pairs]
-    same_tasks = len({tuple((task.index, task.prompt_text) for task in evaluation.tasks) for evaluation in first}) == 1
+    # By their rows: of an episode that could not start the prompt is not known
+    same_tasks = len({tuple(rows_of(evaluation.tasks)) for evaluation in first}) == 1
     same_tasks = same_tasks and len({one.size for one in differences}) == 1
     means = _bootstrap_means(pairs, same_tasks, seed, resamples)
     by_seed = tuple(one.difference for one in pairs)
@@ -139,6 +143,7 @@ def compare(
         better=sum(int((one > 0).sum()) for one in differences),
         worse=sum(int((one < 0).sum()) for one in differences),
         count=sum(one.size for one in differences),
+        differing=int(np.count_nonzero(np.mean(differences, axis=0) if same_tasks else np.concatenate(differences))),
     )
 
 

@@ -147,8 +147,12 @@ def search_scalar_control(
 
     def settings_with(temperature: float, constants: Mapping[str, float]) -> AgentSettings:
         kwargs = dict(before.generation_kwargs)
-        if constants:
-            kwargs["sequence_bias"] = [[ids[name], float(value)] for name, value in constants.items()]
+        if constants:  # beside those that the agent has already, such as of an earlier control
+            held = kwargs.get("sequence_bias") or []
+            biases = {tuple(key): float(value) for key, value in (held.items() if isinstance(held, Mapping) else held)}
+            for name, value in constants.items():
+                biases[tuple(ids[name])] = biases.get(tuple(ids[name]), 0.0) + float(value)
+            kwargs["sequence_bias"] = [[list(key), value] for key, value in biases.items()]
         return dataclasses.replace(before, temperature=temperature, generation_kwargs=kwargs)
 
     def attempt(temperature: float, constants: dict[str, float]) -> float:

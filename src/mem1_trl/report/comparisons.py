@@ -26,11 +26,14 @@ class AgentComparison:
             Objectives of each task.
         found ([`Comparison`][mem1_trl.evaluation.Comparison] or `None`):
             `None` if no evaluation of both was on the same tasks, or they have no score in common.
+        left_out (`int`):
+            Evaluations of the agent to which none of the baseline belongs.
     """
 
     agent: str
     objectives: int | None
     found: Comparison | None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def compare_runs(run: RunDirectory, baseline: str) -> list[RunComparison]:
             other = against.get(series.data, {}).get(step)
             if other is None:
                 continue
-            ((own_tasks, own),), ((tasks, base),) = _by_tasks([result]).items(), _by_tasks([other]).items()
+            ((own_tasks, (own,)),), ((tasks, (base,)),) = _by_tasks([result]).items(), _by_tasks([other]).items()
             found = _compared([(own, base)]) if own_tasks == tasks else None
             if found is not None:
                 points.append((step, found))
@@ -120,8 +123,8 @@ def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
         if agent == baseline:
             continue
         against = baselines.get(objectives, {})
-        pairs = [(own, against[key]) for key, own in _by_tasks(results).items() if key in against]
-        compared.append(AgentComparison(agent, objectives, _compared(pairs)))
+        pairs = [pair for key, own in _by_tasks(results).items() for pair in _paired(own, against.get(key, []))]
+        compared.append(AgentComparison(agent, objectives, _compared(pairs), len(results) - len(pairs)))
     return compared
 
 
@@ -135,16 +138,17 @@ def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
             cells = '<td colspan="5">not evaluated on the same tasks with a score in common</td>'
         else:
             clear = ' class="clear"' if found.is_clear else ""
+            left_out = f"; {one.left_out} more not compared" if one.left_out else ""
             cells = (
                 f"<td>{escape(found.metric)}</td><td>{found.a:.3f}</td><td>{found.b:.3f}</td>"
                 f"<td{clear}>{found.difference:+.3f}<small>{found.low:+.3f} – {found.high:+.3f}</small></td>"
                 f"<td>{found.better} / {found.worse} of {found.count}"
-                f"<small>{', '.join(f'{value:+.3f}' for value in found.by_seed)}</small></td>"
+                f"<small>{', '.join(f'{value:+.3f}' for value in found.by_seed)}{left_out}</small></td>"
             )
         rows.append(f'<tr><th scope="row">{escape(one.agent)}{objectives}</th>{cells}</tr>')
     note = (
         f"Mean difference to {baseline} on the same tasks, with its 95% bootstrap interval over tasks and seeds below; tasks won and lost, "
-        "with the difference of each seed below. Bold: the interval leaves out 0, and at least six pairs differ."
+        "with the difference of each seed below. Bold: the interval leaves out 0, and on at least six tasks they differ."
     )
     head = "".join(
         f'<th scope="col">{escape(name)}</th>'
@@ -157,13 +161,19 @@ def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
     )
 
 
-def _by_tasks(results: Iterable[Result]) -> dict[str, Evaluation]:
-    """Evaluations by their tasks; of several on the same tasks the first."""
-    found: dict[str, Evaluation] = {}
+def _by_tasks(results: Iterable[Result]) -> dict[str, list[Evaluation]]:
+    """Evaluations by their tasks, several on the same tasks in the order of their files: they are seeds."""
+    found: dict[str, list[Evaluation]] = {}
     for result in results:
         evaluation = Evaluation.load(result.path.parent, result.path.stem)
-        found.setdefault(json.dumps([as_json(task.task) for task in evaluation.tasks], sort_keys=True), evaluation)
+        tasks = json.dumps([as_json(task.task) for task in evaluation.tasks], sort_keys=True)
+        found.setdefault(tasks, []).append(evaluation)
     return found
+
+
+def _paired(own: list[Evaluation], base: list[Evaluation]) -> list[tuple[Evaluation, Evaluation]]:
+    """Evaluations on the same tasks, seed by seed in their order; a baseline that has no seeds stands beside each."""
+    return list(zip(own, base * len(own) if len(base) == 1 else base))
 
 
 def _compared(pairs: list[tuple[Evaluation, Evaluation]]) -> Comparison | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,6 +132,8 @@ class RunState:
             State of TRL's adaptive entropy bonus: its coefficient and the entropy it last saw.
         processes (`int` or `None`):
             Number of processes of the run; `None` in a checkpoint that does not say it.
+        batches (`dict[str, Any]`):
+            Settings by which micro-batches make up batches, and what is known of each; empty in a checkpoint that does not say it.
     """
 
     micro_step: int
@@ -141,6 +143,7 @@ class RunState:
     last_logged: int
     entropy: list[float]
     processes: int | None = None
+    batches: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: str | os.PathLike[str], process: int) -> None:
         """Write the state of one process into a checkpoint."""

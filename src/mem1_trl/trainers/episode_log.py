@@ -47,7 +47,9 @@ class EpisodeLog:
         self._lost_batches = 0
         self._unrewarded: list[str] = []
         self._unrewarded_batches = 0
-        self._to_show: deque[Trajectory] = deque(maxlen=trainer.args.generation_batch_size)
+        self._to_show: dict[str, deque[Trajectory]] = {
+            mode: deque(maxlen=trainer.args.generation_batch_size) for mode in ("train", "eval")
+        }
 
     def add(self, trajectories: list[Trajectory]) -> None:
         """
@@ -134,16 +136,17 @@ class EpisodeLog:
             return
         everywhere = self.trainer.gather_records(trajectories)
         if self.trainer.accelerator.is_main_process:
-            self._to_show.extend(everywhere)
+            self._to_show[self.trainer.mode].extend(everywhere)
 
     def show(self) -> None:
         """Print the episodes kept since the last call turn by turn, and hand them to the trackers that can hold them."""
-        if not self._to_show:
-            return
         trainer: Any = self.trainer
+        kept = self._to_show[trainer.mode]
+        if not kept:
+            return
         prefix = "" if trainer.mode == "train" else "eval_"
-        trajectories = list(self._to_show)
-        self._to_show.clear()
+        trajectories = list(kept)
+        kept.clear()
         sample, step = evenly_spaced(trajectories, trainer.num_completions_to_print), trainer.state.global_step
         print_trajectories(sample, f"{prefix.replace('_', ' ')}step {step}", trainer.tokenizer)
         boards = [c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]

@@ -62,7 +62,7 @@ def collect_reward_functions(trainer: Mem1Trainer, args: Any, given: Any) -> Rew
     Raises:
         `ValueError`: If nothing scores an episode, or if `reward_weights` is not one finite number for each of the user's functions.
     """
-    given = [] if given is None else list(given) if isinstance(given, list) else [given]
+    given = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     from_environment = [] if trainer.pool is None else trainer.pool.reward_functions()
     if not given and not from_environment and not args.distillation_weight:
         raise ValueError(
@@ -111,7 +111,7 @@ def check_signatures(
     """
     arguments = [*_GIVEN, *(["environments"] if has_environment else [])]
     names = [*arguments, *(name for name in columns if name not in (*_NOT_GIVEN, *arguments))]
-    for function in given if isinstance(given, list) else [given]:
+    for function in given if isinstance(given, (list, tuple)) else [given]:
         if not callable(function) or isinstance(function, torch.nn.Module):
             continue
         taken = next((name for name in columns if name in arguments), None)

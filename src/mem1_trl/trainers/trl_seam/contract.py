@@ -38,6 +38,8 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_train_sampler": ("self", "dataset"),
+    "_get_eval_sampler": ("self", "eval_dataset"),
+    "_determine_best_metric": ("self", "metrics", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_load_best_model": ("self",),
     "_run_epoch": (
@@ -67,6 +69,7 @@ FIXED_METHODS = (
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_load_best_model",
+    "_determine_best_metric",
 )
 
 # How many values each of them returns
@@ -82,6 +85,8 @@ RETURNED_VALUES: dict[str, int] = {
     "_get_grad_norm": 1,
     "_save_checkpoint": 0,
     "_get_train_sampler": 1,
+    "_get_eval_sampler": 1,
+    "_determine_best_metric": 1,
     "_load_from_checkpoint": 0,
     "_load_best_model": 0,
     "_run_epoch": 0,

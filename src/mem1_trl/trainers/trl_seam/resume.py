@@ -2,7 +2,8 @@
 Runs that resume from a checkpoint as if they had never stopped.
 
 Wraps `_save_checkpoint`, `_load_from_checkpoint` and `_load_best_model`, to which it adds what TRL and `Trainer` do not save,
-`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, and `_run_epoch`, since a finished run has none left. When a run resumes it sets attributes of
+`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, and `_run_epoch`, since a finished run has none left; beside them `_get_eval_sampler`, for the order of
+evaluations, and `_determine_best_metric`, for one that is `None`. When a run resumes it sets attributes of
 TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
 `_globalstep_last_logged`).
 """
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 REFERENCE_FILE = "mem1_reference.pt"
+_OF_BATCHES = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations", "num_generations", "beta",
+    "advantage_level", "state_loss_weight", "distillation_weight",
+)  # fmt: skip
 
 
 class _Restore(TrainerCallback):
@@ -157,7 +162,12 @@ class ExactResume(BalancedMicroBatches):
             last_logged=self._globalstep_last_logged,
             entropy=[float(self.entropy_coef), float(self._last_world_entropy)],
             processes=self.accelerator.num_processes,
+            batches=self._settings_of_batches(),
         )
+
+    def _settings_of_batches(self) -> dict[str, Any]:
+        """By which micro-batches make up generation batches, and what is known of each."""
+        return {name: getattr(self.args, name, None) for name in _OF_BATCHES}
 
     def restore_run(self) -> None:
         """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
@@ -180,8 +190,18 @@ class ExactResume(BalancedMicroBatches):
                 "other random numbers, and plays a new batch if one was not trained to its end."
             )
             return
-        self._step = state.micro_step
-        self._buffered_inputs = state.buffer  # type: ignore[assignment]
+        now = self._settings_of_batches()
+        changed = [name for name, value in state.batches.items() if value != now[name]]
+        if changed:
+            before, after = (
+                ", ".join(f"{name}={values[name]!r}" for name in changed) for values in (state.batches, now)
+            )
+            logger.warning(
+                f"The checkpoint is of a run with {before}, and this one has {after}: it plays a new batch if one was not trained to its end."
+            )
+        else:
+            self._step = state.micro_step
+            self._buffered_inputs = state.buffer  # type: ignore[assignment]
         self._metrics["train"].update(state.metrics)
         self._tr_loss += state.loss
         self._globalstep_last_logged = state.last_logged
@@ -202,6 +222,21 @@ class ExactResume(BalancedMicroBatches):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_extra(resume_from_checkpoint)
+
+    def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL shuffles evaluations by the seed of the run. In the order of the data set they can be compared task by task with those of other runs."""
+        sampler = check_values("_get_eval_sampler", super()._get_eval_sampler(*args, **kwargs))
+        sampler.shuffle = False
+        return sampler
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if name in metrics and metrics[name] is None:
+            logger.warning(
+                f"metric_for_best_model={name!r} is None in this evaluation, since nothing gave it a number: it counts as no better."
+            )
+            return False
+        return bool(check_values("_determine_best_metric", super()._determine_best_metric(metrics, trial)))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
