@@ -59,7 +59,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
 
 def _is_a_word(tokenizer: PreTrainedTokenizerBase, padding: str) -> bool:
     """Whether what pads is a piece of ordinary text, as with `pad_token_id = 0`, which is "!" in many vocabularies; nothing else is made of it."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).get(tokenizer.pad_token_id)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(getattr(tokenizer, "pad_token_id", None))
     others = [getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "sep", "cls", "mask")]
     return (
         not (added is not None and added.special)

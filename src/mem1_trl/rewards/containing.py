@@ -59,8 +59,14 @@ def _holds(text: str, glued: str, parted: str, answer: str) -> bool:
 
 def _inside(answer: str, text: str) -> bool:
     """Whether an answer in a script without spaces stands anywhere in a text, but not as a part of a longer number."""
-    before, after = (r"(?<!\d)" if answer[:1].isdigit() else ""), (r"(?!\d)" if answer[-1:].isdigit() else "")
-    return bool(answer) and re.search(before + re.escape(answer) + after, text) is not None
+    begin = text.find(answer) if answer else -1
+    while begin >= 0:
+        end = begin + len(answer)
+        goes_on = answer[0].isdigit() and text[max(begin - 1, 0) : begin].isdigit()
+        if not goes_on and not (answer[-1].isdigit() and text[end : end + 1].isdigit()):
+            return True
+        begin = text.find(answer, begin + 1)
+    return False
 
 
 def _parted(text: str) -> str:
