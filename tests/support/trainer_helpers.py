@@ -288,6 +288,20 @@ def record(trainer: Any) -> Recorder:
     return recorder
 
 
+def train_and_count(trainer: Any) -> tuple[Recorder, list[int]]:
+    """Train; what was recorded, and the number of tokens of each pass of the policy with gradient."""
+    tokens: list[int] = []
+
+    def hook(module: Any, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            tokens.append(kwargs["input_ids"].numel())
+
+    trainer.model.model.register_forward_pre_hook(hook, with_kwargs=True)
+    recorder = record(trainer)
+    trainer.train()
+    return recorder, tokens
+
+
 def planned(plan: Any) -> Any:
     """
     A script for [`ScriptedGenerator`] in which episode `i` of a batch searches until its last turn and then answers.

@@ -12,7 +12,7 @@ from support.trainer_helpers import (
     ScriptedGenerator,
     assert_same_tensors,
     planned,
-    record,
+    train_and_count,
     trainer_arguments,
 )
 
@@ -42,14 +42,7 @@ def step(tmp_path, tokenizer, monkeypatch, together, **settings):
     if not together:
         monkeypatch.setattr(trainer, "_prompts", lambda batch: None)
     trainer.rollout.generate = ScriptedGenerator(tokenizer, planned(lambda i: (2, i % 3)))
-    tokens = []
-    trainer.model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()) if torch.is_grad_enabled() else None,
-        with_kwargs=True,
-    )
-    recorder = record(trainer)
-    trainer.train()
-    return recorder, tokens
+    return train_and_count(trainer)
 
 
 @pytest.mark.parametrize("budget", [None, 1000], ids=["whole", "within a budget"])

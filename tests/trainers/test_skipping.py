@@ -13,7 +13,7 @@ from support.trainer_helpers import (
     ScriptedGenerator,
     assert_same_tensors,
     lookup_dataset,
-    record,
+    train_and_count,
     trainer_arguments,
 )
 
@@ -66,14 +66,7 @@ def step(tmp_path, tokenizer, skip, rewards=MIXED, turns=TURNS, **settings):
     )
     trainer.rollout.mode = "lockstep"
     trainer.rollout.generate = ScriptedGenerator(tokenizer, of_turns(turns), settings["max_completion_length"])
-    tokens = []
-    trainer.model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()) if torch.is_grad_enabled() else None,
-        with_kwargs=True,
-    )
-    recorder = record(trainer)
-    trainer.train()
-    return recorder, tokens
+    return train_and_count(trainer)
 
 
 LOSSES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"]

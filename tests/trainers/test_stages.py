@@ -82,7 +82,7 @@ def test_a_stage_ends_when_the_last_steps_reach_the_threshold_and_a_killed_run_g
     logged = [log["curriculum/stage"] for log in whole.state.log_history if "reward" in log]
     assert logged == STAGES
     state = json.loads((tmp_path / "whole" / "checkpoint-5" / "mem1_curriculum.json").read_text())
-    assert state == {"stage": 1, "taken": 4, "last": [pytest.approx(0.1), pytest.approx(0.6)]}
+    assert state == {"stage": 1, "taken": 4, "metric": "reward", "last": [pytest.approx(0.1), pytest.approx(0.6)]}
 
     # All that is left of the run is the checkpoint in the middle of the second stage
     shutil.copytree(tmp_path / "whole" / "checkpoint-5", tmp_path / "cut" / "checkpoint-5")
