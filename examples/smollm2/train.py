@@ -65,9 +65,8 @@ def configuration(args):
     if args.algorithm == "ppo":
         settings |= dict(in_parts, steps_per_generation=at_once)
         return Mem1PPOConfig(value_learning_rate=args.value_learning_rate, gamma=args.gamma, lam=args.lam, **settings)
-    if (
-        args.top_entropy_quantile < 1.0
-    ):  # the most uncertain tokens are those of a pass, which takes as many episodes as a group has
+    if args.top_entropy_quantile < 1.0:
+        # The most uncertain tokens are those of a pass, which takes as many episodes as a group has
         settings |= dict(
             per_device_train_batch_size=args.generations,
             gradient_accumulation_steps=args.batch_size // args.generations,

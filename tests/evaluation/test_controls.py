@@ -206,9 +206,8 @@ def test_a_constant_is_added_to_those_that_the_agent_has(agent, tokenizer):
     found = search_scalar_control(
         agent, rows(2), LookupEnvironment, ["k"], values=(-40.0, 20.0), temperatures=(0.0,), most=1, score=letters
     )
-    if found.constants:
-        assert found.constants == {"k": 20.0}
-        assert found.settings.generation_kwargs == {"sequence_bias": [[[letter], 30.0], [[other], -3.0]]}
+    assert found.constants == {"k": 20.0}
+    assert found.settings.generation_kwargs == {"sequence_bias": [[[letter], 30.0], [[other], -3.0]]}
     tried = search_scalar_control(
         agent, rows(1), LookupEnvironment, ["k"], values=(20.0,), temperatures=(0.0,), most=1,
         score=lambda evaluation: float(agent.settings.generation_kwargs["sequence_bias"] == [[[letter], 30.0], [[other], -3.0]]),

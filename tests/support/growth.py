@@ -55,9 +55,8 @@ def growth(call: Callable[[Any], object], shape: Callable[[int], Any], sizes: It
         now = seconds(call, text)
         if now >= TOO_SHORT and before is not None:
             ratio = now / before
-            if (
-                ratio >= RATIO
-            ):  # once may be chance: the best of as many for both, in turn, since a machine has slow and fast spells
+            if ratio >= RATIO:
+                # Once may be chance: the best of as many for both, in turn, since a machine has slow and fast spells
                 smaller = shape(size // 4)
                 pairs = [(seconds(call, smaller), seconds(call, text)) for _ in range(REPEATS)]
                 before = max(min(short for short, _ in pairs), TOO_SHORT / 16)

@@ -47,6 +47,7 @@ def test_everything_that_is_wrapped_is_checked():
     assert [part.__name__ for part in SEAM] == [
         "TrajectoryTrainer",
         "ExactResume",
+        "OrderedEvaluations",
         "BalancedMicroBatches",
         "FiniteSteps",
         "TreeLoss",

@@ -29,6 +29,7 @@ from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
 from ..rollout.vllm_generator import VllmGenerator, is_vllm, within_engine
 from ..saved_files import place_of
+from ..typed_fields import fits
 from .description import describe_agent
 from .single_episodes import SingleEpisodes
 
@@ -130,7 +131,7 @@ class Mem1Agent(SingleEpisodes):
                 f"`tokenizer` must be a loaded one, got {tokenizer!r}: pass `AutoTokenizer.from_pretrained({tokenizer!r})`."
             )
         for name, value, minimum in (("batch_size", batch_size, 1), ("max_retries", max_retries, 0)):
-            if not isinstance(value, int) or value < minimum:
+            if not fits(value, int) or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
         settings = _with_overrides(settings or AgentSettings(), overrides)
         _ = settings.rule  # it may be a class that has not been imported

@@ -138,8 +138,8 @@ class Mem1GRPOConfig(GRPOConfig):
         skip_zero_advantages (`bool`, *optional*, defaults to `False`):
             Whether the update passes over trajectories without an advantage, such as those of a group whose rewards are all equal, which add
             nothing to the gradient. Metrics of tokens (entropy, clipping) are then of the others alone, and `top_entropy_quantile` is a share of
-            theirs. Not with what else is learned from
-            them (KL by `beta`, entropy, distillation, the load balancing of experts), nor with rewards that are never equal (`memory_value_weight`).
+            their tokens. Not with what else is learned from them (KL by `beta`, entropy, distillation, the load balancing of experts), nor with rewards
+            that are never equal (`memory_value_weight`).
         memory_value_weight (`float`, *optional*, defaults to `0.0`):
             Weight of a reward of turns: how many nats of the right answers (column `answers`; without it, of the next action) the state
             carries that the turn wrote, by the policy itself, see [`mem1_trl.update.memory_value`]. `0.0` does not compute it.
@@ -325,7 +325,7 @@ class Mem1GRPOConfig(GRPOConfig):
         metadata={
             "help": "Whether the update passes over trajectories without an advantage, such as those of a group whose rewards are all "
             "equal, which add nothing to the gradient. Metrics of tokens are then of the others alone, and `top_entropy_quantile` is a share of "
-            "theirs."
+            "their tokens."
         },
     )
     memory_value_weight: float = field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..typed_fields import fits
 from .rule import ContextRule, NextTurn, Past
 
 
@@ -40,7 +41,7 @@ class Compact(ContextRule):
             raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}.")
         for name in ("budget", "every"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not fits(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if self.fraction is not None and self.budget is not None:
             raise ValueError("fraction and budget both say how long a context may be: leave one of them out.")

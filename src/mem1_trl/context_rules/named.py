@@ -135,7 +135,7 @@ def is_loaded(name: str) -> bool:
 
 
 def may_recall(name: str) -> bool:
-    """Whether the rule of a name reads notes of an external memory; true of a class that has not been imported, of which nobody knows."""
+    """Whether a rule may read notes of an external memory. A class that has not been imported yet may."""
     found = RULES.get(name) or _loaded(name)
     return found is None or found.recalls
 

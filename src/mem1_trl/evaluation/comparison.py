@@ -122,7 +122,7 @@ def compare(
     pairs = [_paired(one, other, metric) for one, other in zip(first, second)]
     differences = [one.differences for one in pairs]
     # By their rows: of an episode that could not start the prompt is not known
-    same_tasks = len({tuple(rows_of(evaluation.tasks)) for evaluation in first}) == 1
+    same_tasks = len({one.rows for one in pairs}) == 1
     same_tasks = same_tasks and len({one.size for one in differences}) == 1
     means = _bootstrap_means(pairs, same_tasks, seed, resamples)
     by_seed = tuple(one.difference for one in pairs)
@@ -171,10 +171,11 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
 @dataclass(frozen=True)
 class _Pairs:
     """
-    Two agents on the same tasks: their mean scores over episodes, and of each task the summed difference of its episodes and their number,
-    both of shape `(tasks,)`, and what it asks.
+    Two agents on the same tasks: the row of each episode, their mean scores over episodes, and of each task the summed difference of its
+    episodes and their number, both of shape `(tasks,)`, and what it asks.
     """
 
+    rows: tuple[str, ...]
     a: float
     b: float
     sums: np.ndarray
@@ -209,9 +210,10 @@ def _paired(one: Evaluation, other: Evaluation, metric: str) -> _Pairs:
             f"Both agents must have played the same tasks, but {one.agent!r} has {len(one.tasks)} and {other.agent!r} "
             f"{len(other.tasks)}."
         )
+    rows = tuple(rows_of(one.tasks))
     both: list[tuple[EvaluatedTask, EvaluatedTask, str]] = [
         (left, right, row)
-        for left, right, row in zip(one.tasks, other.tasks, rows_of(one.tasks))
+        for left, right, row in zip(one.tasks, other.tasks, rows)
         if metric in left.scores and metric in right.scores
     ]
     if not both:
@@ -220,7 +222,7 @@ def _paired(one: Evaluation, other: Evaluation, metric: str) -> _Pairs:
     scores = np.asarray([(left.scores[metric], right.scores[metric]) for left, right, _ in both], dtype=np.float64)
     sums, counts, at = by_task(scores[:, 0] - scores[:, 1], [row for *_, row in both])
     a, b = scores.mean(0)
-    return _Pairs(float(a), float(b), sums, counts, questions_of(both[index][0] for index in at))
+    return _Pairs(rows, float(a), float(b), sums, counts, questions_of(both[index][0] for index in at))
 
 
 def _reuse_factor(pairs: list[_Pairs], same_tasks: bool) -> float:

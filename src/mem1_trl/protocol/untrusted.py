@@ -58,7 +58,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], froz
 
 
 def _is_a_word(tokenizer: PreTrainedTokenizerBase, padding: str) -> bool:
-    """Whether what pads is a piece of ordinary text, as with `pad_token_id = 0`, which is "!" in many vocabularies; nothing else is made of it."""
+    """Whether the padding token is a piece of ordinary text and has no other role, as with `pad_token_id = 0`, which is "!" in many vocabularies."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).get(getattr(tokenizer, "pad_token_id", None))
     others = [getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "sep", "cls", "mask")]
     return (
@@ -69,7 +69,7 @@ def _is_a_word(tokenizer: PreTrainedTokenizerBase, padding: str) -> bool:
 
 
 def _place_of_break(marker: str) -> int:
-    """Where a space makes another text of a marker: after its first character, and after the first that is none if it begins with spaces."""
+    """Index at which a space breaks a marker: after its first character that is not a space."""
     return len(marker) - len(marker.lstrip(" ")) + 1
 
 

@@ -27,7 +27,7 @@ class AgentComparison:
         found ([`Comparison`][mem1_trl.evaluation.Comparison] or `None`):
             `None` if no evaluation of both was on the same tasks, or they have no score in common.
         left_out (`int`):
-            Evaluations of the agent to which none of the baseline belongs.
+            Number of evaluations of the agent without an evaluation of the baseline to compare them with.
     """
 
     agent: str

@@ -26,7 +26,7 @@ from .stopping import StopStrings
 from .turn_request import TurnRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -335,7 +335,7 @@ class Rollout:
                 episode.stop_reason = StopReason.INVALID_ACTION
                 return []
             # The result of a turn without a call needs the name of some action, too
-            return [ActionRequest(next(iter(episode.actions.tags), "tool"), problem=parsed.problem)]
+            return [ActionRequest(_some_action(episode.actions.tags), problem=parsed.problem)]
         if parsed.answer is not None:
             episode.answer = parsed.answer
             episode.stop_reason = StopReason.ANSWER
@@ -387,8 +387,7 @@ class Rollout:
     def _names(self, episode: Episode, requests: Sequence[ActionRequest]) -> list[str]:
         """Names of actions as the template may write them: one that the model has made up may be of any length, and hold markers."""
         known = {} if episode.actions is None else episode.actions.tags
-        first = next(iter(known), "tool")
-        return [one.name if one.method is not None or one.name in known else first for one in requests]
+        return [one.name if one.method is not None or one.name in known else _some_action(known) for one in requests]
 
     def _answer_given(self, episode: Episode, requests: Sequence[ActionRequest]) -> str | None:
         """The answer of an episode that ended by an action which takes it, where that is an action like any other."""
@@ -430,6 +429,11 @@ class Rollout:
             return edited_ids(self.syntax, turn)
         text = self.syntax.drop_scratch(turn.text, self.syntax.opened(turn.prompt_ids))
         return turn.completion_ids if text == turn.text else encode_text(self.tokenizer, text)
+
+
+def _some_action(tags: Mapping[str, str]) -> str:
+    """The name of some action, for a result that is of none."""
+    return next(iter(tags), "tool")
 
 
 def trajectory_of(episode: Episode) -> Trajectory:

@@ -133,7 +133,7 @@ class RunState:
         processes (`int` or `None`):
             Number of processes of the run; `None` in a checkpoint that does not say it.
         batches (`dict[str, Any]`):
-            Settings by which micro-batches make up batches, and what is known of each; empty in a checkpoint that does not say it.
+            Settings that say how many micro-batches a generation batch has, and what each holds; empty in a checkpoint that does not say it.
     """
 
     micro_step: int

@@ -25,7 +25,7 @@ def balanced_bins(
         prompts (`Sequence[int]`, *optional*):
             Which prompt each row begins with.
         together (`int`, *optional*, defaults to `1`):
-            How many rows stay together, as far as so many are left of a prompt; it divides the number of rows of a bin.
+            How many rows of a prompt are kept in the same bin, if it has so many; it divides the number of rows of a bin.
 
     Returns:
         `list[list[int]]`: Indices of the rows of each bin, in ascending order.
@@ -44,7 +44,7 @@ def balanced_bins(
 
 
 def _bundles(lengths: Sequence[int], prompts: Sequence[int] | None, together: int) -> list[list[int]]:
-    """Rows in bundles of `together`, the longest first: of one prompt as long as there are so many, and the others of any."""
+    """Bundles of `together` rows, the longest rows first: those of one prompt as long as it has enough of them, and the rest across prompts."""
     of_prompts: dict[int, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         of_prompts.setdefault(0 if prompts is None else prompts[row], []).append(row)
@@ -67,8 +67,8 @@ def bins_within(
     All bins are cut into the same number of parts of the same number of rows, since processes that hold them must call
     equally often. A single row may exceed `max_tokens`.
 
-    Rows of one prompt stay together, the fewer of them the better the balance, as far as less is forwarded then and no pass becomes
-    larger than the largest without.
+    Rows of one prompt are put into the same part where fewer tokens are forwarded in all that way, and no pass is larger than the budget
+    or, without one, than the largest pass would be otherwise.
 
     Args:
         lengths (`Sequence[int]`):
@@ -93,12 +93,13 @@ def bins_within(
     for parts in _divisors(rows):
         limit = None if parts == rows else max_tokens
         best: tuple[int, list[list[list[int]]]] | None = None
-        for together in [1] if alone else _divisors(rows // parts):
+        choices = [1] if alone or bins * parts == 1 else _divisors(rows // parts)
+        for together in choices:
             cut = balanced_bins(lengths, bins * parts, prompts, together)
             # Parts of about the same length are neighbours; dealing them out in turn keeps the bins balanced, too
             heaviest = sorted(cut, key=lambda part: -sum(lengths[row] for row in part))
             arranged = [heaviest[first::bins] for first in range(bins)]
-            if alone and limit is None:
+            if len(choices) == 1 and limit is None:
                 return arranged
             tokens = [[forwarded(part) for part in of_bin] for of_bin in arranged]
             largest = max(map(max, tokens))

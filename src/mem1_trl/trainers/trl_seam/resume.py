@@ -2,8 +2,7 @@
 Runs that resume from a checkpoint as if they had never stopped.
 
 Wraps `_save_checkpoint`, `_load_from_checkpoint` and `_load_best_model`, to which it adds what TRL and `Trainer` do not save,
-`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, and `_run_epoch`, since a finished run has none left; beside them `_get_eval_sampler`, for the order of
-evaluations, and `_determine_best_metric`, for one that is `None`. When a run resumes it sets attributes of
+`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, and `_run_epoch`, since a finished run has none left. When a run resumes it sets attributes of
 TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
 `_globalstep_last_logged`).
 """
@@ -30,8 +29,8 @@ from ..checkpoints import (
     replay_shuffles,
 )
 from .contract import check_values
+from .evaluations import OrderedEvaluations
 from .helpers import instance_attribute
-from .micro_batches import BalancedMicroBatches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +54,7 @@ class _Restore(TrainerCallback):
         self.trainer.restore_run()
 
 
-class ExactResume(BalancedMicroBatches):
+class ExactResume(OrderedEvaluations):
     """Saves and restores everything that the next step depends on."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -166,7 +165,7 @@ class ExactResume(BalancedMicroBatches):
         )
 
     def _settings_of_batches(self) -> dict[str, Any]:
-        """By which micro-batches make up generation batches, and what is known of each."""
+        """Settings that say how many micro-batches a generation batch has, and what each holds."""
         return {name: getattr(self.args, name, None) for name in _OF_BATCHES}
 
     def restore_run(self) -> None:
@@ -222,21 +221,6 @@ class ExactResume(BalancedMicroBatches):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_extra(resume_from_checkpoint)
-
-    def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL shuffles evaluations by the seed of the run. In the order of the data set they can be compared task by task with those of other runs."""
-        sampler = check_values("_get_eval_sampler", super()._get_eval_sampler(*args, **kwargs))
-        sampler.shuffle = False
-        return sampler
-
-    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
-        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
-        if name in metrics and metrics[name] is None:
-            logger.warning(
-                f"metric_for_best_model={name!r} is None in this evaluation, since nothing gave it a number: it counts as no better."
-            )
-            return False
-        return bool(check_values("_determine_best_metric", super()._determine_best_metric(metrics, trial)))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,0 +1,35 @@
+"""
+Evaluations that can be compared with those of other runs.
+
+Wraps `_get_eval_sampler`, for the order of the tasks, and `_determine_best_metric`, for a metric that is `None`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.logging import get_logger
+
+from .contract import check_values
+from .micro_batches import BalancedMicroBatches
+
+logger = get_logger(__name__)
+
+
+class OrderedEvaluations(BalancedMicroBatches):
+    """Evaluates tasks in the order of the data set, and keeps the best model where an evaluation has no number for it."""
+
+    def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL shuffles evaluations by the seed of the run. In the order of the data set they can be compared task by task with those of other runs."""
+        sampler = check_values("_get_eval_sampler", super()._get_eval_sampler(*args, **kwargs))
+        sampler.shuffle = False
+        return sampler
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if name in metrics and metrics[name] is None:
+            logger.warning(
+                f"metric_for_best_model={name!r} is None in this evaluation, since nothing gave it a number: it does not count as better."
+            )
+            return False
+        return bool(check_values("_determine_best_metric", super()._determine_best_metric(metrics, trial)))
