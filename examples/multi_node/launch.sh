@@ -97,6 +97,7 @@ serve=(
 if [[ -n "$max_model_len" ]]; then
     need_number --max_model_len "$max_model_len"
     serve+=(--max_model_len "$max_model_len")
+    lengths=(--vllm_max_model_length "$max_model_len") # the trainer keeps contexts below it
 fi
 
 train=(
@@ -109,6 +110,7 @@ train=(
     --rdzv_backend=c10d --rdzv_endpoint="${trainers[0]}:$rendezvous_port" --rdzv_id="${SLURM_JOB_ID:-mem1}"
     "$@" --model_name_or_path "$model"
     --use_vllm True --vllm_mode server --vllm_server_host "$server" --vllm_server_port "$vllm_port" --vllm_server_timeout 1800
+    ${lengths[@]+"${lengths[@]}"}
 )
 
 if $dry_run; then

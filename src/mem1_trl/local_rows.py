@@ -84,6 +84,7 @@ def read_texts(folder: str | Path) -> Iterator[dict[str, str]]:
 
     Raises:
         `FileNotFoundError`: If there is no such file.
+        `ValueError`: If a file is in another encoding.
     """
     folder = Path(folder)
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in TEXTS and path.is_file()]
@@ -92,7 +93,10 @@ def read_texts(folder: str | Path) -> Iterator[dict[str, str]]:
     for path in paths:
         data = path.read_bytes()
         encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-        text = data.decode(encoding, "replace").replace("\r\n", "\n")
+        try:
+            text = data.decode(encoding).replace("\r\n", "\n")
+        except UnicodeDecodeError:
+            raise _other_encoding(path) from None
         for part in _passages(text):
             yield {"title": path.relative_to(folder).with_suffix("").as_posix(), "text": part}
 
@@ -143,6 +147,10 @@ def _rows_of_csv(path: Path, advice: str, delimiter: str) -> Iterator[dict[str, 
                     raise ValueError("a row has more cells than the first line")
                 yield {name: cell or None for name, cell in row.items()}
         except UnicodeDecodeError:
-            raise ValueError(f"{path} is not text in UTF-8: save it in that encoding.") from None
+            raise _other_encoding(path) from None
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path} is not CSV with a line of names first ({error}): {advice}") from None
+
+
+def _other_encoding(path: Path) -> ValueError:
+    return ValueError(f"{path} is not text in UTF-8: save it in that encoding.")

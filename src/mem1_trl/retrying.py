@@ -39,7 +39,7 @@ Random numbers of waits. They are never drawn from the global state: a run sampl
 
 def backoff(attempt: int, first: float, spread: float = 0.25, numbers: random.Random = jitter) -> float:
     """
-    Seconds before attempt `attempt` + 1: `first`, twice, four times ... as long, at most a minute, and a random share more or less.
+    Seconds before attempt `attempt` + 1: `first`, twice, four times ... as long, and a random share more or less, at most a minute.
 
     Args:
         attempt (`int`):
@@ -51,7 +51,7 @@ def backoff(attempt: int, first: float, spread: float = 0.25, numbers: random.Ra
         numbers (`random.Random`, *optional*):
             Source of the random share.
     """
-    return min(LONGEST_WAIT, first * 2.0 ** (attempt - 1)) * numbers.uniform(1 - spread, 1 + spread)
+    return min(LONGEST_WAIT / (1 + spread), first * 2.0 ** (attempt - 1)) * numbers.uniform(1 - spread, 1 + spread)
 
 
 def asked_to_wait(headers: Mapping[str, Any] | None, now: Callable[[], float] = time.time) -> float | None:

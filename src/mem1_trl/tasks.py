@@ -178,8 +178,8 @@ def sample_objectives(
     rows = list(different.values())
     if len(rows) < count:
         logger.warning(
-            "Only %d different tasks of %d objectives were found in %d questions, so that %d of %d tasks repeat: intervals "
-            "around their means are too narrow.",
+            "Only %d different tasks of %d objectives were found in %d questions, so that %d of %d tasks repeat, each of "
+            "which counts as one in intervals.",
             len(rows),
             n,
             len(dataset),

@@ -10,7 +10,7 @@ from support.scripted_agent import scripted
 from support.tool_helpers import SEARCH_CALL, call, said, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent, StopReason
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
 
 SETTINGS = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 4}
 SCHEMA = {
@@ -132,3 +132,38 @@ def test_one_kind_of_tools_at_a_time(actor, tokenizer):
     agent = Mem1Agent(actor, tokenizer, SHORT, **SETTINGS)
     with pytest.raises(TypeError, match="not two of them"):
         agent.start("q?", LookupEnvironment(), schemas=[SCHEMA])
+
+
+def schema_of(name, **properties):
+    described = {one: {"type": "string", "description": text} for one, text in properties.items()}
+    function = {
+        "name": name,
+        "description": "Look it up. Returns: a text.",
+        "parameters": {"type": "object", "properties": described},
+    }
+    return {"type": "function", "function": function}
+
+
+def test_a_tool_may_have_an_argument_called_arguments(actor, tokenizer):
+    schema = {"type": "function", "function": {"name": "call", "description": "Call.", "parameters": {
+        "type": "object", "properties": {"tool": {"type": "string"}, "arguments": {"type": "object"}}, "required": ["tool"]}}}  # fmt: skip
+    text = '<think>a</think><call>{"tool": "weather", "arguments": {"days": 3}}</call>'
+    episode = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, [text]).start("q?", schemas=[schema])
+    episode.step()
+    assert [dict(one.arguments) for one in episode.calls] == [{"tool": "weather", "arguments": {"days": 3}}]
+    tokenizer = template_tokenizer()
+    Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, Mem1Protocol.tool_calls(), max_turns=3).start(
+        "q?", schemas=[schema]
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["The unit (choices: celsius, fahrenheit)", "A query. Returns: the best page.", "Args: none"]
+)
+def test_a_tool_may_be_described_by_any_words(text):
+    """What they would mean in a docstring is nothing to a client that has sent a schema."""
+    tokenizer = template_tokenizer()
+    agent = Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, Mem1Protocol.tool_calls(), max_turns=3)
+    schema = schema_of("look", first=text, second="Another.")
+    episode = agent.start("q?", schemas=[schema])
+    assert text in tokenizer.decode(episode.to_dict()["prompt_ids"])

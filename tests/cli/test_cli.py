@@ -93,6 +93,13 @@ def test_the_module_runs_as_the_command():
         (["chat", "--model_name_or_path", "./nowhere"], "mem1 chat: there is no folder './nowhere' here: check the path of the model"),
         (["eval", "--model_name_or_path", str(TINY.parent)], f"mem1 eval: the folder '{TINY.parent}' holds no model (it has no config.json or adapter_config.json): check the path of the model"),
         ([*MODEL, "--protocol", str(TINY.parent)], f"mem1 eval: there is no mem1_protocol.json at '{TINY.parent}': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, webshop, or a directory)"),
+        ([*MODEL, "--top_p", "2"], "mem1 eval: top_p must be at most 1, got 2.0."),
+        ([*MODEL, "--min_p", "4", "--temperature", "1"], "mem1 eval: min_p must be at most 1, got 4.0."),
+        ([*MODEL, "--top_p", "0.3"], "mem1 eval: top_p is about sampling, and temperature is 0, which takes the most likely token: give --temperature, too, or leave top_p out"),
+        (["chat", *MODEL[1:], "--min_p", "0.1"], "mem1 chat: min_p is about sampling, and temperature is 0, which takes the most likely token: give --temperature, too, or leave min_p out"),
+        ([*MODEL, "--questions", "q.jsonl", "--split", "train"], "mem1 eval: split is about a data set on the Hub, and q.jsonl is a file, which is taken as a whole: leave it out"),
+        ([*MODEL, "--corpus", "c.csv", "--corpus_split", "test"], "mem1 eval: corpus_split is about a data set on the Hub, and c.csv is a file, which is taken as a whole: leave it out"),
+        ([*MODEL, "--corpus", str(TINY), "--corpus_title", "t"], f"mem1 eval: corpus_title is about a file or a data set of passages, and {TINY} is a folder: leave it out"),
         (["report", "/nowhere"], "mem1 report: '/nowhere' is not a directory: pass the output directory of a run."),
         (["report", ".", "--outptu", "x"], "mem1 report: an unknown option, 'outptu': did you mean 'output'?"),
         (["trajectories", "/nowhere.jsonl"], "mem1 trajectories: there is no file '/nowhere.jsonl': pass a .jsonl file of episodes, or the id of a data set."),
@@ -348,3 +355,9 @@ def test_a_served_model_is_evaluated(tmp_path, capsys, backend):
     summary = json.loads((tmp_path / "evaluation" / "served-2.json").read_text())
     assert summary["settings"]["backend"] == (backend or "offered")
     assert "served: means over the tasks" in capsys.readouterr().out
+
+
+def test_a_file_of_options_in_another_encoding_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("tasks: 2", encoding="utf-16")
+    code, line = said(capsys, *MODEL, "--config", str(tmp_path / "run.yaml"))
+    assert (code, line) == (2, "mem1 eval: the file of --config is not text in UTF-8: save it in that encoding")

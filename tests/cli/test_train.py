@@ -8,15 +8,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers.debug_utils import DebugOption
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig
+from mem1_trl.cli import launch as launching
 from mem1_trl.cli import main
 from mem1_trl.cli.launch import own_arguments
 from mem1_trl.cli.model_check import check_model
-from mem1_trl.cli.train import read
+from mem1_trl.cli.options import CommandError
+from mem1_trl.cli.train import _eval_tasks, _train_tasks, read
 from mem1_trl.configs.checks import TRL_CHOICES
 from mem1_trl.context_rules.named import import_rule
 from mem1_trl.report.run_directory import read_run
@@ -425,6 +428,130 @@ def test_an_environment_and_a_reward_of_ones_own(capsys, tmp_path, monkeypatch):
     assert "rewards/Guessing/mean" in history[0] and "value/loss" not in history[0]
 
 
+def test_no_option_is_described_as_its_opposite(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "--prefix_cache" in text and "--no_" not in text
+
+
+def test_what_goes_on_from_another_run_overwrites_nothing(capsys, tmp_path, unloaded):
+    mark_complete_in(tmp_path / "a" / "checkpoint-4", 4)
+    mark_complete_in(tmp_path / "b" / "checkpoint-6", 6)
+    args = [
+        *BASE,
+        "--algorithm",
+        "grpo",
+        "--resume_from_checkpoint",
+        str(tmp_path / "a" / "checkpoint-4"),
+        "--output_dir",
+    ]
+    code, line = said(capsys, *args, str(tmp_path / "b"))
+    assert code == 2 and line.startswith(f"mem1 train: {tmp_path / 'b'} holds a run up to checkpoint-6")
+    for own in ("a", "new"):
+        with pytest.raises(AssertionError, match="the model is loaded"):
+            main([*args, str(tmp_path / own)])
+
+
+def mark_complete_in(checkpoint, step):
+    checkpoint.mkdir(parents=True)
+    mark_complete(checkpoint, step)
+
+
+def test_runs_that_differ_in_their_seed_are_evaluated_on_the_same_tasks():
+    found = []
+    for seed in ("1", "2"):
+        options, config, _ = read([*BASE[1:], "--eval_strategy", "steps", "--eval_tasks", "3", "--seed", seed])
+        found.append([_eval_tasks(options, config)["prompt"], _train_tasks(options, config)["prompt"][:3]])
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
+def test_all_is_saved_and_said_before_the_hub_may_fail(capsys, tmp_path, monkeypatch):
+    done = []
+
+    class Trainer:
+        args = SimpleNamespace(push_to_hub=True)
+
+        def train(self, resume_from_checkpoint):
+            done.append("train")
+
+        def save_model(self, folder):
+            done.append(("model", self.args.push_to_hub))
+
+        def save_state(self):
+            done.append("state")
+
+        def is_world_process_zero(self):
+            return True
+
+        def push_to_hub(self):
+            done.append(("push", self.args.push_to_hub))
+            raise OSError("the Hub does not answer")
+
+    monkeypatch.setattr("mem1_trl.cli.train._trainer", lambda *args: Trainer())
+    out = tmp_path / "out"
+    assert main([*BASE, "--output_dir", str(out), "--push_to_hub", "true"]) == 2
+    captured = capsys.readouterr()
+    assert done == ["train", ("model", False), "state", ("push", True)]
+    assert captured.out.startswith(f"model and log in {out};") and "the Hub does not answer" in captured.err
+
+
+def test_batches_are_those_of_all_processes_that_are_started(capsys, tmp_path, monkeypatch):
+    """Four times two episodes are one group of eight, of which one process has a quarter."""
+    started = []
+    monkeypatch.setattr("mem1_trl.cli.train.launch", lambda *args: started.append(args))
+    args = [
+        *BASE,
+        "--algorithm",
+        "grpo",
+        "--num_generations",
+        "8",
+        "--per_device_train_batch_size",
+        "2",
+        "--output_dir",
+        str(tmp_path / "x"),
+    ]
+    assert said(capsys, *args) == (
+        2,
+        "mem1 train: generation_batch_size (2) must be divisible by num_generations (8).",
+    )
+    assert main([*args, "--num_processes", "4"]) == 0 and main([*args, "--accelerate_config", "multi_gpu"]) == 0
+    assert [one[2:4] for one in started] == [(None, 4), ("multi_gpu", None)]
+    assert main([*args, "--num_processes", "3"]) == 2 and len(started) == 2
+    assert "generation_batch_size (6)" in capsys.readouterr().err
+    assert Mem1PPOConfig(output_dir="x", bf16=False).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "devices", "alone"),
+    [
+        ("", 1, 0, False),
+        ("distributed_type: MULTI_CPU", 2, 0, True),
+        ("distributed_type: 'NO'", 2, 0, True),
+        ("distributed_type: 'NO'\nuse_cpu: true", 2, 1, True),
+        ("distributed_type: MULTI_GPU", 2, 2, False),
+        ("distributed_type: 'NO'", 2, 4, True),
+        ("distributed_type: MULTI_CPU\nnum_machines: 2", 2, 0, False),
+        ("distributed_type: MULTI_CPU\nmpirun_config: {mpirun_hostfile: h}", 2, 0, False),
+    ],
+)  # fmt: skip
+def test_where_accelerate_would_start_one_process_several_are_started(
+    tmp_path, monkeypatch, config, processes, devices, alone
+):
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: devices)
+    file = tmp_path / "c.yaml"
+    file.write_text(config or "{}")
+    settings = launching._settings(str(file))
+    assert launching._starts_one_alone(settings, launching.count_processes(str(file), processes), False) is alone
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    with pytest.raises(CommandError, match="num_processes is 2, and each takes a GPU, of which this machine has 1"):
+        launching._starts_one_alone({}, 2, False)
+    assert launching._starts_one_alone({}, 2, on_cpu=True)
+
+
 def test_what_is_meant_for_the_launcher_is_taken_out():
     args = [
         "--max_steps",
@@ -448,7 +575,7 @@ def test_two_processes_train_one_model(tmp_path):
     )
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mem1_trl", *SHORT, "--max_steps", "1", "--output_dir", str(out), "--use_cpu", "true",
-               "--accelerate_config", str(config), "--num_processes", "2"]  # fmt: skip
+               "--save_steps", "1", "--accelerate_config", str(config), "--num_processes", "2"]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
     )
@@ -457,3 +584,5 @@ def test_two_processes_train_one_model(tmp_path):
     episodes = json.loads((out / "trainer_state.json").read_text())["log_history"][0]
     assert episodes["num_tokens"] > 0
     assert (out / "mem1_agent.json").is_file()
+    states = sorted(path.name for path in (out / "checkpoint-1").glob("mem1_run_state_*.pt"))
+    assert states == ["mem1_run_state_0.pt", "mem1_run_state_1.pt"]

@@ -61,7 +61,7 @@ SMALLER = {
     ".select(range(16))": ".select(range(2))",
     "min_reward=1.0": "min_reward=0.0",  # two tasks may all fail
     "tasks=100": "tasks=2",
-    'questions("train"), 2, 100)': 'questions("train"), 2, 2)',
+    "trained_on, 2, 100, question": "trained_on, 2, 2, question",
     "--tasks 1000": "--tasks 2 --objectives 1 2",
     "--model_name_or_path runs/paper/one_gpu": f"--model_name_or_path {TINY} --max_completion_length 32",
     "--corpus http://127.0.0.1:8000": "--corpus data/wiki-bm25",

@@ -27,6 +27,11 @@ class Way(Enum):
     DOWN = "down"
 
 
+class Step(Enum):
+    RIGHT = (0, 1)
+    DOWN = (1, 0)
+
+
 class Size(IntEnum):
     SMALL = 1
     LARGE = 2
@@ -89,6 +94,8 @@ Number = NewType("Number", int)
         ("true", Literal[True, "maybe"], True),
         ("maybe", Literal[True, "maybe"], "maybe"),
         ({"a": [1, "b"]}, dict[str, Any], {"a": [1, "b"]}),
+        ([[1, 2], [3, 4]], set[tuple[int, int]], {(1, 2), (3, 4)}),
+        ([0, 1], Step, Step.RIGHT),
     ],
 )
 def test_values_become_what_is_declared(value, kind, expected):
@@ -228,6 +235,15 @@ def test_such_a_hint_of_the_result_does_not_hinder_a_tool():
         "price": "number",
     }
     assert parameters["required"] == ["item", "count"]
+
+
+@pytest.mark.parametrize("default", [..., None])
+def test_such_a_hint_of_an_argument_of_a_tag_is_refused_and_not_taken_for_text(default):
+    with pytest.raises(
+        ValueError,
+        match=r"'thing' of the action .* has the type hint Receipt, which cannot be resolved: import its names",
+    ):
+        ActionSet(taking("Receipt", default), Mem1Protocol())
 
 
 def test_such_a_hint_of_an_argument_is_named():

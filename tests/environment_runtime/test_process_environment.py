@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.fault_environments import Misbehaving
+from support.fault_environments import Misbehaving, Unclear, Unfinished
 from support.scripted_agent import scripted
 
 from mem1_trl import Mem1Agent, Mem1Protocol
@@ -216,3 +216,14 @@ def test_no_process_outlives_the_program_which_needs_no_guard(end, tmp_path):
     while alive(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(int(pid))
+
+
+def test_what_is_refused_in_a_thread_is_refused_in_a_process():
+    with pytest.raises(ValueError, match="The action 'many' of Unfinished must return its result, but it yields"):
+        ActionSet(ProcessEnvironment.factory(Unfinished)(), Mem1Protocol())
+
+
+def test_a_done_without_a_truth_value_is_not_done():
+    environment = ProcessEnvironment.factory(Unclear)()
+    assert environment.reset() is None and environment.search("a") == "a" and environment.done is not True
+    environment.close()

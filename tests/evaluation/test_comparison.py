@@ -224,3 +224,32 @@ def test_a_task_that_all_seeds_have_played_counts_once():
     assert not alone.is_clear and not seeds.is_clear and seeds.low > 0
     apart = compare([one, evaluation([1] * 4 + [0] * 96, prefix="r")], [other, evaluation([0] * 100, prefix="r")])
     assert apart.differing == 8 and apart.is_clear
+
+
+def test_tasks_that_lack_the_score_in_some_seeds_are_the_same_tasks_all_the_same():
+    """Four equal seeds of sixty tasks, in each of which another episode could not start: the interval is that of the whole, nearly."""
+    hard = np.random.default_rng(4).normal(0, 10, size=60)
+
+    def seed(missing):
+        one = evaluation(hard, metric="peak_tokens")
+        tasks = [dataclasses.replace(task, scores={}) if task.index == missing else task for task in one.tasks]
+        return Evaluation.from_tasks(tasks, agent="a", resamples=10)
+
+    other = evaluation(np.zeros(60), metric="peak_tokens")
+    whole, same, spread = (
+        compare([seed(at) for at in missing], [other] * 4, "peak_tokens")
+        for missing in ([None] * 4, [5] * 4, [0, 20, 40, 59])
+    )
+    width = whole.high - whole.low
+    assert same.high - same.low == pytest.approx(width, rel=0.1)
+    assert spread.high - spread.low == pytest.approx(width, rel=0.1)
+    assert (whole.count, same.count, spread.count) == (240, 236, 236)
+    assert (whole.differing, same.differing, spread.differing) == (60, 59, 60)
+    assert spread.difference == pytest.approx(np.mean([np.delete(hard, at).mean() for at in (0, 20, 40, 59)]))
+
+
+def test_a_seed_with_a_single_scored_task_has_an_interval():
+    one = evaluation([1.0, 2.0, 3.0])
+    tasks = [task if task.index == 0 else dataclasses.replace(task, scores={}) for task in one.tasks]
+    found = compare([one, Evaluation.from_tasks(tasks, agent="a", resamples=10)], [evaluation([0.0] * 3)] * 2)
+    assert found.count == 4 and np.isfinite([found.low, found.high]).all()

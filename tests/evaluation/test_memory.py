@@ -76,3 +76,14 @@ def test_what_cannot_be_measured_is_said():
     agent.model = None
     with pytest.raises(ValueError, match=r"needs a model that is loaded here"):
         measure_memory(agent, evaluation)
+
+
+def test_what_was_measured_before_is_replaced(actor, tokenizer):
+    """A single episode has no other whose state could be put there: nothing is left of the numbers of empty states."""
+    agent = make_agent(actor, tokenizer)
+    plain = evaluate_agent(agent, [{"prompt": "q0?", "secret": "0", "answers": [["0"]]}], LookupEnvironment)
+    blank = measure_memory(agent, plain)
+    swapped = measure_memory(agent, blank, "swap")
+    assert "memory_value/next_turn" in blank.metrics and swapped.settings["memory_value"] == "swap"
+    assert not [name for name in swapped.metrics if name.startswith("memory_value/")]
+    assert swapped.metrics["exact_match"] == plain.metrics["exact_match"]

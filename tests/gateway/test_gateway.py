@@ -20,7 +20,7 @@ from support.trainer_helpers import chat_tokenizer
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from mem1_trl import Mem1Agent, StopReason, score_trajectories
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.environment_runtime.faults import FaultSettings
 from mem1_trl.environment_runtime.pool import EnvironmentPool
 from mem1_trl.gateway import GatewayEnvironment
@@ -376,3 +376,29 @@ def test_a_trainer_learns_from_a_program(actor, tokenizer, tmp_path):
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert all(entry.get("sampling/max_logp_difference", 0) < 1e-3 for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("how", ["run", "start", "stream"])
+def test_a_program_is_not_played_turn_by_turn(agent, how):
+    """Without its program the episode would end with the reward of before it."""
+    environment = GatewayEnvironment(appends)
+    with pytest.raises(
+        ValueError,
+        match=r"GatewayEnvironment plays its episodes itself, not turn by turn: play them with `agent.run_batch",
+    ):
+        found = getattr(agent, how)("q", environment, secret="1")
+        list(found)
+
+
+def test_seconds_of_programs_are_those_of_their_batch(agent):
+    began = time.perf_counter()
+    trajectories = play(agent, appends, rows=2)
+    spent = time.perf_counter() - began
+    seconds = [one.metrics["seconds"] for one in trajectories]
+    assert min(seconds) > 0 and 0.5 * spent < sum(seconds) <= spent
+
+
+def test_tags_of_a_saved_protocol_have_no_meaning_for_a_program(actor, tokenizer):
+    protocol = Mem1Protocol(action_tags={"search": "search"})
+    (played,) = play(Mem1Agent(actor, tokenizer, protocol, **SETTINGS), appends)
+    assert played.error is None and played.stop_reason is StopReason.DONE and len(played.turns) == 3

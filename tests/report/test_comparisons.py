@@ -14,7 +14,7 @@ from mem1_trl.cli.main import main
 from mem1_trl.evaluation import EvaluatedTask, Evaluation, compare
 from mem1_trl.report import report
 from mem1_trl.report.build import _sections
-from mem1_trl.report.comparisons import compare_runs
+from mem1_trl.report.comparisons import compare_agents, compare_runs
 from mem1_trl.report.run_directory import read_run
 
 
@@ -62,6 +62,33 @@ def test_the_page_shows_what_compare_finds(run):
     assert "<td>7 / 0 of 10<small>+0.600, +0.800</small></td>" in row
     assert 'elsewhere, 2 objectives</th><td colspan="5">not evaluated on the same tasks' in table
     assert "before &lt;RL&gt;" in table and "before <RL>" not in page
+
+
+@pytest.mark.parametrize(("baseline", "sign"), [("seeds", -1), ("alone", 1)])
+def test_an_agent_without_seeds_stands_beside_every_seed_of_the_other(tmp_path, baseline, sign):
+    """On whichever side it is: none of the seeds is dropped, which would turn this difference round."""
+    tasks = [f"task {i}" for i in range(10)]
+    seeds = [
+        evaluation("seeds", [index < right for index in range(10)], seed, tasks)
+        for seed, right in enumerate((1, 9, 9))
+    ]
+    alone = evaluation("alone", [index % 2 for index in range(10)], 0, tasks)
+    for number, one in enumerate([*seeds, alone]):
+        one.save(tmp_path / str(number) / "evaluation", "2")
+    ((found,),) = [compare_agents(read_run(tmp_path), baseline)]
+    assert found.left_out == 0 and len(found.found.by_seed) == 3
+    assert found.found.difference == pytest.approx(sign * (1.9 / 3 - 0.5))
+
+
+def test_seeds_that_the_other_side_lacks_are_counted(tmp_path):
+    tasks = [f"task {i}" for i in range(10)]
+    for label, count in (("a", 3), ("b", 2)):
+        for seed in range(count):
+            save(tmp_path, label, [1] * 5 + [0] * 5, seed, tasks)
+    for baseline in "ab":
+        (found,) = compare_agents(read_run(tmp_path), baseline)
+        assert (found.left_out, len(found.found.by_seed)) == (1, 2)
+    assert "1 more not compared" in report(tmp_path, baseline="a").read_text()
 
 
 def test_an_agent_without_a_score_in_common_leaves_the_others_compared(run):

@@ -104,11 +104,11 @@ def test_a_folder_of_texts_is_a_corpus(tmp_path, capsys):
     folder = tmp_path / "notes"
     (folder / "metals").mkdir(parents=True)
     (folder / "metals" / "iron.txt").write_bytes("\ufeffIron has the symbol Fe.\r\n\r\nIt rusts.\r\n".encode())
-    (folder / "käse.md").write_bytes("# Käse\n\nGouda ".encode() + b"\xff")
+    (folder / "käse.md").write_bytes("# Käse\n\nGouda ü".encode())
     (folder / "picture.png").write_bytes(b"\x89PNG")
     (folder / "empty.txt").write_text(" \n")
     assert list(read_texts(folder)) == [
-        {"title": "käse", "text": "# Käse\n\nGouda \ufffd"},
+        {"title": "käse", "text": "# Käse\n\nGouda ü"},
         {"title": "metals/iron", "text": "Iron has the symbol Fe.\n\nIt rusts."},
     ]
     for index in (
@@ -155,6 +155,12 @@ def test_a_csv_file_in_another_encoding_is_refused_and_not_read_with_marks(tmp_p
     path.write_bytes("title,text\nBogotá,Gold lies in Bogotá.\n".encode(encoding))
     with pytest.raises(ValueError, match=r"x\.csv is not text in UTF-8: save it in that encoding\."):
         open_retriever(path)
+
+
+def test_a_text_in_another_encoding_is_refused_and_not_read_with_marks(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Brasília, nicht São Paulo".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"a\.txt is not text in UTF-8: save it in that encoding\."):
+        open_retriever(tmp_path)
 
 
 def test_a_text_in_utf_16_is_read_by_its_mark(tmp_path):

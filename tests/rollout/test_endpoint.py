@@ -14,7 +14,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
-from mem1_trl.protocol.turn_text import close_action
+from mem1_trl.protocol.turn_text import close_action, encode_closed
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
 pytestmark = pytest.mark.usefixtures("rollout_mode")
@@ -159,6 +159,19 @@ def test_a_reply_that_was_cut_off_is_not_completed(tokenizer):
     with serve(lambda messages: SEARCH) as server:
         trajectory = agent_for(server, tokenizer, max_completion_length=20).run("q0?", LookupEnvironment())
     assert trajectory.stop_reason is StopReason.TRUNCATED and trajectory.turns[0].text == SEARCH[:20]
+
+
+@pytest.mark.parametrize("opened", [None, "think"])
+def test_a_reply_that_reached_its_limit_ends_at_its_first_action_too(tokenizer, opened):
+    """A server that does not know all stop strings writes on, and what it makes up after an action is never read."""
+    text = "a</think><search>tea</search><information>made up</information><search>mo"
+    text = text if opened else f"<think>{text}"
+    ids = encode_closed(tokenizer, text, False, ["</search>", "</answer>"], opened)
+    assert tokenizer.decode(ids) == text.partition("<information>")[0]
+    assert close_action("<think>a</think><search>b", ["</search>"], ended=False) == (
+        "<think>a</think><search>b",
+        False,
+    )
 
 
 def test_an_empty_reply_is_a_turn(tokenizer):

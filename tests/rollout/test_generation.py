@@ -86,6 +86,14 @@ def test_bytes_of_other_scripts_do_not_shift_the_end(byte_tokenizer):
     assert StopStringFinder(byte_tokenizer).end([*ids, *ids], STOPS) == len(ids)
 
 
+@pytest.mark.parametrize("stop", ["。", "🛑", "é", "x漢"])
+def test_a_stop_string_that_ends_with_a_character_of_several_tokens_is_found(byte_tokenizer, stop):
+    before, after = encode(byte_tokenizer, f"abx {stop}"), encode(byte_tokenizer, f" more {stop}")
+    finder = StopStringFinder(byte_tokenizer)
+    assert finder.end(before + after, [stop]) == len(before)
+    assert finder.end(before[:-1], [stop]) is None
+
+
 def test_every_place_of_a_long_text_is_found(byte_tokenizer):
     stop_texts = StopStringFinder(byte_tokenizer)
     for length in range(12):

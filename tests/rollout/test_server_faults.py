@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -400,3 +401,35 @@ def test_the_token_of_the_hub_goes_to_the_hub_only(monkeypatch):
     assert ServerClient("https://x.endpoints.huggingface.cloud/v1")._headers["Authorization"] == "Bearer secret"
     for other in ("https://huggingface.co.evil.com/v1", "http://localhost:8000/v1"):
         assert "Authorization" not in ServerClient(other)._headers
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_server_that_never_says_why_it_ended_is_believed_with_a_listener_too(tokenizer, whole):
+    """As without one: a whole answer, and a stream that was sent to its end."""
+    choice = {"text": "<think>a</think><answer>7</answer>", "finish_reason": None}
+    pieces = [{"choices": [{"text": choice["text"], "finish_reason": None}]}]
+    body = json.dumps({"choices": [choice]}) if whole else "".join(f"data: {json.dumps(one)}\n\n" for one in pieces)
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            data = (body if whole else body + self.server.end).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json" if whole else "text/event-stream")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        create = ServerClient(f"http://127.0.0.1:{server.server_port}/v1").completions.create
+        server.end, told = "data: [DONE]\n\n", []
+        answer = send_streamed(create, {"model": "m", "prompt": "q"}, TurnListener(tokenizer, told.append))
+        assert "".join(told) == choice["text"] and has_ended(first_choice(answer))
+        if not whole:  # a connection that broke
+            server.end = ""
+            with pytest.raises(FailedContext, match="its answer ended without saying why"):
+                send_streamed(create, {"model": "m", "prompt": "q"}, TurnListener(tokenizer, told.append))
+        server.shutdown()

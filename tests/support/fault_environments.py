@@ -208,3 +208,33 @@ class Importing:
     def get_reward(self):
         self._import_in("get_reward")
         return 1.0
+
+
+class Unfinished:
+    """An action that yields."""
+
+    def reset(self, **row): ...
+
+    def many(self, query: str):
+        """Find many."""
+        yield query
+
+
+class NoTruth:
+    """As an array, neither true nor false."""
+
+    def __bool__(self):
+        raise ValueError("ambiguous")
+
+
+class Unclear:
+    """An attribute `done` without a truth value."""
+
+    def __init__(self):
+        self.done = NoTruth()
+
+    def reset(self, **row): ...
+
+    def search(self, query: str) -> str:
+        """Look."""
+        return query

@@ -235,9 +235,10 @@ def whole_batches(trainer) -> list[bool]:
         ({"steps_per_generation": 2}, {"steps_per_generation": 4}, "steps_per_generation=2, and this one has steps_per_generation=4"),
         ({"steps_per_generation": 4}, {"steps_per_generation": 2}, "steps_per_generation=4, and this one has steps_per_generation=2"),
         ({"num_iterations": 2, "beta": 0.0}, {"num_iterations": 2, "beta": 0.1}, "beta=0.0, and this one has beta=0.1"),
+        ({"num_iterations": 2}, {"num_iterations": 2, "max_tokens_per_micro_batch": 60}, "max_tokens_per_micro_batch=None"),
         ({"num_iterations": 2}, {"num_iterations": 2}, None),
     ],
-    ids=["accumulation", "longer", "shorter", "reference", "same"],
+    ids=["accumulation", "longer", "shorter", "reference", "budget", "same"],
 )  # fmt: skip
 def test_a_run_that_goes_on_with_other_batches_plays_a_new_one(
     tmp_path, tokenizer, actor_path, caplog, before, after, said

@@ -152,6 +152,42 @@ def test_the_reward_of_an_evaluation_is_the_mean_over_its_rows(tmp_path, tokeniz
     assert trainer.predict(trainer.eval_dataset).metrics["test_reward_std"] == pytest.approx(12.8**0.5)
 
 
+def test_the_lengths_of_an_evaluation_are_those_of_its_rows(tmp_path, tokenizer, actor_path):
+    """Of five, in batches of four: means over rows, and extremes of all of them."""
+    trainer = numbered(tmp_path, actor_path, tokenizer, [0] * 5, max_completion_length=6)
+    lengths = []
+    play = trainer.run_episodes
+
+    def run_episodes(rows):
+        played = play(rows)
+        lengths.extend((one.num_generated_tokens, one.stop_reason == "truncated") for one in played)
+        return played
+
+    trainer.run_episodes = run_episodes
+    for _ in range(2):
+        lengths.clear()
+        metrics = trainer.evaluate()
+        counted = [length for length, _ in lengths[:5]]
+        assert len(lengths) > 5 or len(counted) == 5
+        assert metrics["eval_completions/mean_length"] == pytest.approx(sum(counted) / 5)
+        assert metrics["eval_completions/mean_length"] == pytest.approx(metrics["eval_episode/generated_tokens"])
+        assert metrics["eval_completions/min_length"] == min(counted)
+        assert metrics["eval_completions/max_length"] == max(counted)
+        assert metrics["eval_completions/clipped_ratio"] == pytest.approx(sum(cut for _, cut in lengths[:5]) / 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"advantage_level": "turn"}, "turn_groups/alone"), ({"loss_type": "vespo"}, "vespo/phi_seq_mean")],
+)
+def test_what_has_one_value_in_an_evaluation_is_not_logged_there(tmp_path, tokenizer, actor_path, settings, name):
+    trainer = numbered(tmp_path, actor_path, tokenizer, [0, 8, 0, 8], max_steps=1, **settings)
+    logged = record(trainer).logs
+    trainer.train()
+    assert any(name in entry for entry in logged)
+    assert f"eval_{name}" not in trainer.evaluate()
+
+
 def test_a_prediction_has_metrics_and_leaves_none_to_the_next_evaluation(tmp_path, tokenizer, actor_path):
     trainer = numbered(tmp_path, actor_path, tokenizer, [0, 0, 0, 0], save_eval_trajectories=True)
     logged = record(trainer).logs

@@ -18,7 +18,7 @@ LOGGED = [
 
 @pytest.mark.parametrize(("by_row", "clipped"), [(False, 0.25), (True, 2 / 3)])
 def test_a_part_weighs_as_much_as_it_trains(by_row, clipped):
-    whole = combined(LOGGED, tokens=[30, 10, 0], rows=[1, 2, 0], by_row=by_row)
+    whole = combined(LOGGED, tokens=[30, 10, 0], rows=[1, 2, 0], values=[1, 1, 0], by_row=by_row)
     assert whole == {
         "kl": pytest.approx((0.1 * 30 + 0.5 * 10) / 40),
         "clip_ratio/low_mean": pytest.approx(clipped),
@@ -29,4 +29,13 @@ def test_a_part_weighs_as_much_as_it_trains(by_row, clipped):
 
 
 def test_what_no_part_knows_is_no_number():
-    assert math.isnan(combined([{"kl": [NAN]}, {"kl": [1.0]}], tokens=[5, 0], rows=[1, 0], by_row=False)["kl"])
+    assert math.isnan(
+        combined([{"kl": [NAN]}, {"kl": [1.0]}], tokens=[5, 0], rows=[1, 0], values=[5, 0], by_row=False)["kl"]
+    )
+
+
+def test_numbers_of_a_critic_weigh_by_the_values_that_it_learns():
+    """With one value for each turn, a part of few long turns weighs little."""
+    logged = [{"value/loss": [1.0], "kl": [1.0]}, {"value/loss": [4.0], "kl": [4.0]}]
+    whole = combined(logged, tokens=[80, 20], rows=[1, 1], values=[1, 3], by_row=False)
+    assert whole == {"value/loss": pytest.approx(13 / 4), "kl": pytest.approx(1.6)}

@@ -36,17 +36,27 @@ def by_hand(key_of, gamma, lam, scale):
     def alike(i, k):
         return torch.tensor([g for (j, m), g in returns.items() if key_of(j, m) == key_of(i, k)], dtype=torch.float64)
 
-    expected = [[] for _ in REWARDS]
+    advantages = {}
     for i in kept:
         size = len(REWARDS[i])
         values = [float(alike(i, k).mean()) for k in range(size)] + [0.0]
         deltas = [REWARDS[i][k] + gamma * values[k + 1] - values[k] for k in range(size)]
         for k in range(size):
-            advantage = sum((gamma * lam) ** (u - k) * deltas[u] for u in range(k, size))
-            others = alike(i, k)
-            spread = torch.tensor(list(returns.values()), dtype=torch.float64) if scale == "batch" else others
-            divisor = 1.0 if scale == "none" else float(spread.std()) + 1e-4
-            expected[i].append(advantage / divisor if len(others) > 1 else 0.0)
+            advantages[i, k] = sum((gamma * lam) ** (u - k) * deltas[u] for u in range(k, size))
+
+    def divisor(i, k):
+        if scale == "none":
+            return 1.0
+        if scale == "batch":
+            return float(torch.tensor(list(returns.values()), dtype=torch.float64).std()) + 1e-4
+        if lam == 1.0:
+            return float(alike(i, k).std()) + 1e-4
+        others = [a for (j, m), a in advantages.items() if key_of(j, m) == key_of(i, k)]
+        return (sum(a * a for a in others) / (len(others) - 1)) ** 0.5 + 1e-4
+
+    expected = [[] for _ in REWARDS]
+    for (i, k), advantage in advantages.items():
+        expected[i].append(advantage / divisor(i, k) if len(alike(i, k)) > 1 else 0.0)
     return expected
 
 
@@ -64,6 +74,28 @@ def test_against_the_definition(level, gamma, lam, scale):
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-9)
     assert any(abs(number) > 0.1 for row in found for number in row)
+
+
+def test_turns_of_equal_returns_are_not_divided_by_next_to_nothing():
+    """The first turns return 1 both, and go on to turns of which one returns more: their deltas are half of one against the other."""
+    rewards, groups = [[0.0, 1.0], [1.0, 0.0]], [["a", "b"], ["a", "b"]]
+    assert grouped_turn_advantages(rewards, groups, 1.0, 1.0)[0][0] == 0.0
+    (first, last), (other, _) = grouped_turn_advantages(rewards, groups, 1.0, 0.9)
+    # b = 1 | .5, so A of the first is .5 - 1 + .9 * .5 = -.05, and +.05: their root mean square, by one, is .05 * 2 ** .5
+    assert first == pytest.approx(-0.05 / (0.05 * 2**0.5 + 1e-4)) == pytest.approx(-other)
+    assert last == pytest.approx(0.5 / (0.5 * 2**0.5 + 1e-4))
+
+
+def test_advantages_are_bounded_whatever_lam_is():
+    """At most the root of how many are compared, less one."""
+    generator = random.Random(3)
+    for lam in (0.0, 0.5, 0.9, 0.99, 1.0):
+        for _ in range(50):
+            sizes = [generator.randint(1, 4) for _ in range(8)]
+            rewards = [[0.0] * (size - 1) + [float(generator.random() < 0.5)] for size in sizes]
+            groups = [[(k, generator.choice("ab")) for k in range(size)] for size in sizes]
+            found = grouped_turn_advantages(rewards, groups, 1.0, lam)
+            assert max(abs(number) for row in found for number in row) <= 7**0.5
 
 
 def test_by_hand():

@@ -540,6 +540,20 @@ def test_searches_are_remembered(engine, tmp_path):
         replay.search("gold", 2)
 
 
+def test_a_search_that_failed_fails_in_a_replay_too(engine, tmp_path):
+    """With the same sentence, which the agent reads; outside of a replay the engine is asked again."""
+    search = SearxngSearch(f"{engine.url}/searx", max_retries=0)
+    cached = CachedSearch(search, WebCache(tmp_path / "web.sqlite"))
+    engine.statuses = [503]
+    with pytest.raises(ConnectionError) as failed:
+        cached.search("iron", 1)
+    replay = CachedSearch(search, WebCache(tmp_path / "web.sqlite", "replay"))
+    with pytest.raises(ConnectionError) as again:
+        replay.search("iron", 1)
+    assert str(again.value) == str(failed.value) and "HTTP 503" in str(failed.value) and len(engine.asked) == 1
+    assert cached.search("iron", 1) == replay.search("iron", 1) and len(engine.asked) == 2
+
+
 def test_an_engine_with_other_parameters_is_asked_itself(engine, tmp_path):
     path, url = tmp_path / "web.sqlite", f"{engine.url}/searx"
     plain, german = SearxngSearch(url), SearxngSearch(url, language="de", engines="wikipedia")

@@ -299,6 +299,10 @@ class Mem1Agent(SingleEpisodes):
         seeds: Sequence[int] | None = None,
     ) -> Rollout:
         """The backend with the present settings, or with others in place of some; it begins episodes in the order of `seeds`."""
+        if "chat_template_kwargs" in (options or {}):
+            raise ValueError(
+                "chat_template_kwargs are those of the agent: they cannot be among the options of one episode."
+            )
         settings = dataclasses.replace(self.settings, **(options or {}))
         if options and self.model is not None:
             settings = settings.with_context_limit(self.model)  # refuses what is too long for it

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.shown_text import shown_text
+from ..json_text import as_json
 from ..metrics import peak_tokens
 from ..rollout.interventions import add_message, edit_state
 from ..rollout.turn_listener import TurnListener
@@ -93,6 +94,8 @@ class AgentEpisode:
             The calls of the last turn, if their results are still to be given.
         settings ([`AgentSettings`], *optional*):
             Those of the agent, where the episode is played with others.
+        options (`Mapping`, *optional*):
+            Those others, by their names.
 
     Attributes:
         scored (`bool`):
@@ -111,6 +114,7 @@ class AgentEpisode:
         schemas: Sequence[Mapping[str, Any]] | None = None,
         waiting: Acting | None = None,
         settings: AgentSettings | None = None,
+        options: Mapping[str, Any] | None = None,
     ):
         self.row = dict(row)
         self.scored = True
@@ -123,6 +127,7 @@ class AgentEpisode:
         self._schemas = schemas
         self._waiting = waiting
         self._settings = settings
+        self._options = dict(options or {})
 
     # Reading
 
@@ -361,6 +366,8 @@ class AgentEpisode:
         )
         if self._settings is not None:
             record["settings"] = self._settings.to_dict()
+        if self._options:
+            record["options"] = as_json(self._options)
         if self._schemas is not None:
             record["schemas"] = list(self._schemas)
         if self._waiting is not None:

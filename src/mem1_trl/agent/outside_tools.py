@@ -62,6 +62,7 @@ def _stub(function: Mapping[str, Any]) -> Callable[..., Any]:
     def outside(**arguments: Any) -> None:
         raise RuntimeError("This tool runs elsewhere.")
 
+    outside.__annotations__ = {}  # of its own arguments, whose name a tool's may have
     parameters = function.get("parameters") or {}
     described = parameters.get("properties") or {}
     required = parameters.get("required") or []
@@ -76,8 +77,7 @@ def _stub(function: Mapping[str, Any]) -> Callable[..., Any]:
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
         )
         outside.__annotations__[name] = kind
-        lines.append(f"    {name}: {' '.join(str(about.get('description') or name).split())}")
-    outside.__annotations__.pop("arguments", None)
+        lines.append(f"    {name}: {name}")  # its description might hold words that mean something in a docstring
     outside.__annotations__["return"] = str
     outside.__signature__ = inspect.Signature(places)  # type: ignore[attr-defined]
     outside.__name__ = outside.__qualname__ = function["name"]

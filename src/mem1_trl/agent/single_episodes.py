@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.made_environment import MadeEnvironment
-from ..environment_runtime.pool import GivenEnvironments
+from ..environment_runtime.pool import GivenEnvironments, own_loop
 from ..environment_runtime.tools import environment_of
 from ..rollout.interventions import repeat_actions
 from ..rollout.play import EpisodePlayer
@@ -122,12 +122,16 @@ class SingleEpisodes(ABC):
         given, player = self._prepare(*given_by)
         try:
             (episode,) = player.start([row], given)
+            _refuse_own_loop(episode.environment)
             player.rollout.begin([episode])
         except BaseException:
             given.release()
             raise
         schemas = given_by[2] if len(given_by) > 2 else None
-        return AgentEpisode(player, episode, given, row, self._holding, schemas=schemas, settings=self.settings)
+        options = given_by[3] if len(given_by) > 3 else None
+        return AgentEpisode(
+            player, episode, given, row, self._holding, schemas=schemas, settings=self.settings, options=options
+        )
 
     def load(
         self,
@@ -135,6 +139,7 @@ class SingleEpisodes(ABC):
         environment: Any = None,
         tools: Sequence[Callable[..., Any]] | None = None,
         repeat: bool = True,
+        options: Mapping[str, Any] | None = None,
     ) -> AgentEpisode:
         """
         An episode that [`AgentEpisode.save`] wrote, which goes on where it was: decoded greedily, or sampled with
@@ -152,13 +157,15 @@ class SingleEpisodes(ABC):
             repeat (`bool`, *optional*, defaults to `True`):
                 Whether actions may be called again. With `False` the environment is used as it is; for those whose actions
                 have an effect elsewhere, and have no `mem1_state`.
+            options (`Mapping`, *optional*):
+                As in [`~Mem1Agent.start`]. `None` takes those that the episode was begun with.
 
         Raises:
             `ValueError`: If the file holds no episode, or that of an agent with other settings, protocol, tokenizer or tools. Only
                 `max_turns` may be another from here on.
             `RuntimeError`: If an action that is called again has another result.
         """
-        return self.resume(read_episode(path), environment, tools, repeat, name=str(path))
+        return self.resume(read_episode(path), environment, tools, repeat, options, name=str(path))
 
     def resume(
         self,
@@ -176,6 +183,7 @@ class SingleEpisodes(ABC):
         `repeat` is.
         """
         path = name
+        options = record.get("options") if options is None else options
         most = (options or {}).get("max_turns", self.settings.max_turns)
         saved = saved_episode(record, path, self.settings, self.protocol.to_dict(), most)
         given, player = self._prepare(environment, tools, saved.schemas, options, environment_factory)
@@ -202,6 +210,7 @@ class SingleEpisodes(ABC):
                 if started.error is not None:
                     raise started.error
                 episode.environment = started.environment
+            _refuse_own_loop(episode.environment)
             if saved.environment_state is not None:
                 given.set_state(episode.environment, saved.environment_state)
             elif again:
@@ -213,7 +222,7 @@ class SingleEpisodes(ABC):
         if saved.calls:
             waiting = player.rollout.waiting_actions(episode, saved.calls, saved.turns_left, saved.results)
         parts = (saved.row, self._holding, saved.reward, saved.seconds, saved.schemas, waiting, self.settings)
-        return AgentEpisode(player, episode, given, *parts)
+        return AgentEpisode(player, episode, given, *parts, options=options)
 
     def _prepare(
         self,
@@ -245,3 +254,17 @@ class SingleEpisodes(ABC):
 
     @abstractmethod
     def _holding(self) -> AbstractContextManager[Any]: ...
+
+
+def _refuse_own_loop(environment: Any) -> None:
+    """
+    Refuse an environment whose turns a program plays.
+
+    Raises:
+        `ValueError`: If it is one.
+    """
+    if environment is not None and own_loop(environment) is not None:
+        raise ValueError(
+            f"{type(environment).__name__} plays its episodes itself, not turn by turn: play them with `agent.run_batch([{{'prompt': ...}}], "
+            "environment_factory)`."
+        )

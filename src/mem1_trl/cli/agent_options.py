@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..context_rules.named import import_rule
@@ -99,6 +99,28 @@ class AgentArguments:
             raise ValueError(
                 f"{name} is about a model that runs here, and endpoint is a server: leave out one of them"
             )
+
+    def settings(self) -> AgentSettings:
+        """
+        The settings of the agent: what was saved with the model, and what was given.
+
+        Raises:
+            `CommandError`: If a value is out of its range, or has no effect.
+        """
+        from ..hub.agent_settings import load_agent_settings
+
+        given = self.given()
+        try:
+            found = replace(load_agent_settings(self.model_name_or_path) or AgentSettings(), **given)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        for name in ("top_p", "min_p"):
+            if found.temperature == 0 and given.get(name) not in (None, getattr(AgentSettings(), name)):
+                raise CommandError(
+                    f"{name} is about sampling, and temperature is 0, which takes the most likely token: give --temperature, too, or leave "
+                    f"{name} out"
+                )
+        return found
 
     def given(self) -> dict[str, Any]:
         """Fields of [`AgentSettings`] that were set, but for two names that mean something else here."""

@@ -54,6 +54,8 @@ class ConversationArguments(AgentArguments, SearchArguments, CorpusArguments):
                 Whether conversations may bring what the agent may do, so that nothing need be given here.
         """
         protocol = chosen_protocol(self)
+        if not has_tools:  # where conversations bring tools, they may bring a temperature
+            self.settings()
         given = self.corpus is not None or self.environment is not None
         factory = self.environment_factory(self.passages()) if given else None
         if given or not has_tools:

@@ -10,9 +10,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..rollout.settings import AgentSettings, setting
+from ..rollout.settings import setting
 from .agent_options import AgentArguments, chosen_protocol, open_agent
-from .options import CommandError, ConfigParser, check_writable, naming_options
+from .options import ConfigParser, check_writable, naming_options
 from .own_code import check_environment
 from .search_options import SearchArguments
 from .task_options import TaskArguments, listed_objectives, naming_objectives
@@ -120,15 +120,9 @@ def run(args: Sequence[str]) -> None:
     )
     options = parser.read(args)
 
-    from ..hub.agent_settings import load_agent_settings
-
     # Short checks first, the model last
     protocol = chosen_protocol(options)
-    saved = load_agent_settings(options.model_name_or_path)
-    try:
-        dataclasses.replace(saved or AgentSettings(), **options.given())
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    options.settings()
     factory = options.environment_factory(options.passages())
     check_environment(protocol, options.protocol_source(options.model_name_or_path), factory)
     output = Path(options.output_dir) / "evaluation"

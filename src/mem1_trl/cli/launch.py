@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from .options import CommandError
 
@@ -29,7 +31,34 @@ def own_arguments(args: Sequence[str]) -> list[str]:
     return kept
 
 
-def launch(command: str, args: Sequence[str], config: str | None, processes: int | None) -> None:
+def count_processes(config: str | None, processes: int | None) -> int:
+    """
+    Number of processes that [`launch`] would start, on all machines.
+
+    Raises:
+        `CommandError`: If there is no such configuration.
+    """
+    count = processes or _settings(config).get("num_processes")
+    return count if isinstance(count, int) and count > 0 else 1
+
+
+@contextmanager
+def as_one_of(processes: int | None) -> Iterator[None]:
+    """Configurations that are made here check their batches as in one of so many processes, which are not started yet; `None` is for this one."""
+    from transformers import TrainingArguments
+
+    if processes is None:
+        yield
+        return
+    own: Any = TrainingArguments.world_size
+    TrainingArguments.world_size = property(lambda self: processes)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        TrainingArguments.world_size = own  # type: ignore[method-assign]
+
+
+def launch(command: str, args: Sequence[str], config: str | None, processes: int | None, on_cpu: bool = False) -> None:
     """
     Run a command of `mem1` in several processes.
 
@@ -42,9 +71,11 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
             File of `accelerate config`, or the name of one that TRL brings.
         processes (`int`, *optional*):
             Number of processes, in place of the one in the file.
+        on_cpu (`bool`, *optional*, defaults to `False`):
+            Whether the command leaves GPUs alone.
 
     Raises:
-        `CommandError`: If there is no such configuration, or a process has failed.
+        `CommandError`: If there is no such configuration, there are fewer GPUs than processes, or a process has failed.
     """
     from subprocess import CalledProcessError
 
@@ -52,6 +83,8 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
 
     words = [] if config is None else ["--config_file", _config_file(config)]
     words += [] if processes is None else ["--num_processes", str(processes)]
+    if _starts_one_alone(_settings(config), count_processes(config, processes), on_cpu):
+        words.append("--multi_gpu")  # its launcher is torch's, which starts processes on a CPU, too
     parsed = launch_command_parser().parse_args([*words, "--module", "mem1_trl", command, *args])
     os.environ[_MARK] = "1"
     try:
@@ -61,6 +94,43 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
             raise CommandError("a process has failed, see above") from None
     finally:
         del os.environ[_MARK]
+
+
+def _starts_one_alone(settings: Mapping[str, Any], count: int, on_cpu: bool) -> bool:
+    """
+    Whether accelerate, told of no GPUs, would start a single process where several are asked for.
+
+    Raises:
+        `CommandError`: If there are fewer GPUs on this machine than processes.
+    """
+    import torch
+
+    if count == 1 or settings.get("num_machines", 1) != 1:
+        return False
+    devices = 0 if on_cpu or settings.get("use_cpu") else torch.accelerator.device_count()
+    if 0 < devices < count:
+        raise CommandError(
+            f"num_processes is {count}, and each takes a GPU, of which this machine has {devices}: ask for fewer, or give --use_cpu true"
+        )
+    by_mpi = settings.get("mpirun_config") or settings.get("mpirun_hostfile")
+    return str(settings.get("distributed_type", "NO")).upper() in ("NO", "MULTI_CPU") and not by_mpi
+
+
+def _settings(config: str | None) -> dict[str, Any]:
+    """What the configuration says, or the user's own of `accelerate config` if none is named; nothing if there is none."""
+    import yaml
+    from accelerate.commands.config.config_args import default_config_file
+
+    path = Path(default_config_file if config is None else _config_file(config))
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CommandError(f"{path} is not a configuration of accelerate: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise CommandError(f"{path} is not a configuration of accelerate: it must hold names and values")
+    return found
 
 
 def _config_file(config: str) -> str:

@@ -89,6 +89,8 @@ class ConfigParser(TrlParser):
             )
         except OSError as error:
             raise CommandError(f"the file of --config cannot be read: {error.strerror}: {error.filename}") from None
+        except UnicodeDecodeError:
+            raise CommandError("the file of --config is not text in UTF-8: save it in that encoding") from None
         except yaml.YAMLError as error:
             raise CommandError(f"the file of --config is not YAML: {' '.join(str(error).split())}") from None
         except (ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..local_rows import has_rows
 from ..protocol.presets import PRESETS, named_protocol
 from .options import OF_FILES, CommandError, naming_columns, naming_options
 from .own_code import imported
@@ -94,13 +95,27 @@ class CorpusArguments:
         return (self.corpus or "").startswith(("http://", "https://"))
 
     def _check_corpus(self) -> None:
-        """Refuse options about a file of passages where there is none."""
+        """Refuse options about a file or a data set of passages where there is none."""
         if self.corpus not in (None, BUNDLED) and not self._asks_retriever:
+            folder = Path(self.corpus)
+            if folder.is_dir():
+                for name in self.differing("corpus_split", "corpus_title", "corpus_text"):
+                    raise ValueError(
+                        f"{name} is about a file or a data set of passages, and {self.corpus} is a folder: leave it out"
+                    )
+            self._refuse_split("corpus_split", self.corpus)
             return
         for name in self.differing("corpus_split", "corpus_title", "corpus_text"):
             what = "the retriever knows its" if self._asks_retriever else "the bundled facts know their"
             raise ValueError(
                 f"{name} is about a file of passages, and {what} own: give the file as corpus, or leave it out"
+            )
+
+    def _refuse_split(self, name: str, source: str | None) -> None:
+        """Refuse the split of a file, which has none: its rows are all taken, whatever columns they have."""
+        if source is not None and has_rows(source) and self.differing(name):
+            raise ValueError(
+                f"{name} is about a data set on the Hub, and {source} is a file, which is taken as a whole: leave it out"
             )
 
     def differing(self, *names: str) -> dict[str, Any]:
@@ -138,8 +153,6 @@ class CorpusArguments:
             from ..facts import load_facts
 
             return RetrievalQAEnvironment.factory(load_facts().corpus, top_k=passages)
-
-        from ..local_rows import has_rows
 
         corpus: Any = self.corpus
         if not self._asks_retriever and not Path(corpus).exists():
@@ -216,6 +229,7 @@ class TaskArguments(CorpusArguments):
         self._check_environment("questions", "question_column", "answer_column", "keywords")
         if self.keywords and self.questions is not None:
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out questions")
+        self._refuse_split("split", self.dataset_name or self.questions)
         if self.questions is None and self.environment is None and getattr(self, "eval_questions", None) is None:
             for name in self.differing("question_column", "answer_column"):
                 raise ValueError(

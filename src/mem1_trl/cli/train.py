@@ -14,7 +14,7 @@ from ..hub.agent_settings import find_protocol, load_agent_settings
 from ..json_text import write_json
 from ..local_rows import has_rows
 from ..rollout.settings import AgentSettings
-from .launch import launch, launched, own_arguments
+from .launch import as_one_of, count_processes, launch, launched, own_arguments
 from .model_check import check_model, holds_model
 from .options import CommandError, ConfigParser, check_writable, peek
 from .own_code import check_environment, imported
@@ -163,6 +163,7 @@ class TrainArguments(TaskArguments):
             raise ValueError("keywords belong to the bundled facts: leave it out, or leave out eval_questions")
         if self.eval_dataset_name is not None and self.environment is None:
             raise ValueError("eval_dataset_name needs environment: an environment, and the tasks that it is tested on")
+        self._refuse_split("eval_split", self.eval_dataset_name or self.eval_questions)
         if self.value_model is not None and self.algorithm == "grpo":
             raise ValueError("value_model is PPO's critic, which algorithm='grpo' does not have")
 
@@ -178,13 +179,15 @@ def run(args: Sequence[str]) -> None:
     if "--help_all" in args:
         _parser(_algorithm(args)).print_help()
         return
-    options, config, model = read(args)
+    with as_one_of(_processes(args)):
+        options, config, model = read(args)
     if not model.model_name_or_path:
         raise CommandError("the following arguments are required: --model_name_or_path")
     check_writable(str(config.output_dir), "output_dir")
     resume = _resumed(config, options.algorithm)
     if (options.accelerate_config or options.num_processes) and not launched():
-        launch("train", own_arguments(args), options.accelerate_config, options.num_processes)
+        own = own_arguments(args)
+        launch("train", own, options.accelerate_config, options.num_processes, config.use_cpu)
         return
     _quiet()
     trainer = _trainer(options, config, model)
@@ -193,13 +196,24 @@ def run(args: Sequence[str]) -> None:
     except KeyboardInterrupt:
         _say_how_to_continue(config)
         raise
-    trainer.save_model(config.output_dir)
-    trainer.save_state()
-    if config.push_to_hub:
-        trainer.push_to_hub()
+    from ..trainers.trl_seam.helpers import instance_attribute
+
+    with instance_attribute(trainer.args, "push_to_hub", False):  # all is saved and said before the Hub may fail
+        trainer.save_model(config.output_dir)
+        trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"model and log in {config.output_dir}; `mem1 report {config.output_dir}` makes a page of the run,")
         print(how_to_evaluate(options, str(config.output_dir)))
+    if config.push_to_hub:
+        trainer.push_to_hub()
+
+
+def _processes(args: Sequence[str]) -> int | None:
+    """Number of processes that this one is to start, and `None` if it is to train."""
+    config, processes = peek(args, "accelerate_config"), peek(args, "num_processes")
+    if launched() or not (config or processes):
+        return None
+    return count_processes(config, int(processes) if processes and processes.isdecimal() else None)
 
 
 def read(args: Sequence[str]) -> tuple[TrainArguments, Mem1GRPOConfig, ModelConfig]:
@@ -260,7 +274,7 @@ def _hide(parser: ConfigParser) -> None:
 
     inherited = {one.name for kind in (GRPOConfig, ModelConfig) for one in fields(kind)}
     for action in parser._actions:
-        negated = action.dest.startswith("no_")
+        negated = any(name.startswith("--no_") for name in action.option_strings)
         if negated or (action.dest in inherited and action.dest not in SHOWN):
             action.help = SUPPRESS
 
@@ -291,11 +305,14 @@ def _resumed(config: Mem1GRPOConfig, algorithm: str) -> str | None:
         _refuse_overwriting(str(config.output_dir))
         return None
     try:
-        return checkpoint_to_resume(asked, str(config.output_dir), algorithm)
+        found = checkpoint_to_resume(asked, str(config.output_dir), algorithm)
     except ValueError as error:
         said = str(error).replace("call train() without resume_from_checkpoint", "leave the option out")
         given = "true" if asked is True else repr(asked)
         raise CommandError(f"--resume_from_checkpoint is {given}, but {said[0].lower()}{said[1:]}") from None
+    if found is not None and Path(found).resolve().parent != Path(str(config.output_dir)).resolve():
+        _refuse_overwriting(str(config.output_dir))  # by what goes on from a checkpoint of another run
+    return found
 
 
 def _refuse_overwriting(folder: str) -> None:
@@ -411,7 +428,7 @@ def _eval_tasks(options: TrainArguments, config: Mem1GRPOConfig) -> Any:
     asked = options if options.eval_questions is None else replace(options, questions=options.eval_questions)
     questions = asked.load_questions(options.eval_split)
     parts = {
-        f"{n}-objectives": sample_objectives(questions, n, options.eval_tasks, seed=config.seed)
+        f"{n}-objectives": sample_objectives(questions, n, options.eval_tasks)  # the same in runs with other seeds
         for n in options.objectives
     }
     return parts if len(parts) > 1 else next(iter(parts.values()))

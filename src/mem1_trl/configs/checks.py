@@ -20,6 +20,7 @@ TRL_CHOICES = {
     "loss_type": ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"],
     "importance_sampling_level": ["token", "sequence"],
     "multi_objective_aggregation": ["sum_then_normalize", "normalize_then_sum"],
+    "scale_rewards": ["group", "batch", "none"],
 }
 """Values of options of TRL that it does not check before the first update."""
 

@@ -171,7 +171,7 @@ class Mem1GRPOConfig(GRPOConfig):
             Most tokens of one forward and backward pass, counted as they are forwarded: a beginning that rows share once, the
             contexts and the padding of `layout="per_turn"` in full. A micro-batch that holds more is trained in several passes
             with the same gradient, so that memory follows this number however long trajectories become; a longer trajectory is
-            cut at its branches, a single turn is not. Several processes make equally many passes: who has fewer adds some over two
+            cut at its branches, a single turn is not. Several processes make equally many passes: who has fewer adds some over three
             tokens that count nothing. (The load-balancing loss of experts keeps its scale, and balances within each pass.) `None`
             trains each micro-batch in one pass.
         state_loss_weight (`float`, *optional*, defaults to `1.0`):
@@ -423,6 +423,8 @@ class Mem1GRPOConfig(GRPOConfig):
         self._check_types()
         self._play_once_if_greedy()
         self._use_new_names()
+        if self.use_cpu and self.bf16 is None:
+            self.bf16 = False  # mixed precision on a CPU is slow, and samples from other weights than it trains
         super().__post_init__()
         self._check_episode()
 

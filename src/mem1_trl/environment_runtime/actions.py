@@ -93,7 +93,8 @@ class ActionSet:
                     f"The action {name!r} of {kind} must take its arguments by name, got the positional-only {argument!r}: "
                     "remove the `/` from its signature."
                 )
-            if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+            own = inspect.unwrap(method)  # an environment in a process has methods that ask for it
+            if inspect.isgeneratorfunction(own) or inspect.isasyncgenfunction(own):
                 raise ValueError(
                     f"The action {name!r} of {kind} must return its result, but it yields: collect what it yields, and return one text."
                 )
@@ -106,7 +107,9 @@ class ActionSet:
             *protocol.scratch_tags,
         }
         tags = protocol.action_tags
-        if tags is None and self.syntax != "tags":
+        if getattr(type(environment), "mem1_plays", None) is not None:
+            tags = {}  # a program calls what it likes, and the model answers in chat
+        elif tags is None and self.syntax != "tags":
             tags = {name: name for name in methods}
         elif tags is None:
             tags = {name: name for name in methods if name != protocol.answer_tag}

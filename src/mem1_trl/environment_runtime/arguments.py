@@ -33,6 +33,10 @@ class Parameter:
     required: bool
 
 
+class Unresolved(str):
+    """A type hint that names what only a type checker knows."""
+
+
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -64,7 +68,10 @@ def read_parameters(method: Callable[..., Any]) -> dict[str, Parameter]:
     for p in inspect.signature(method).parameters.values():
         if p.kind in _BY_NAME:
             kind = hints.get(p.name, str)
-            kind = Union[kind, None] if p.default is None and kind is not Any else kind  # noqa: UP007  # a hint may be a text
+            if p.annotation is not inspect.Parameter.empty and p.name not in hints:
+                kind = Unresolved(p.annotation)
+            elif p.default is None and kind is not Any:
+                kind = Union[kind, None]  # noqa: UP007  # a hint may be a text
             found[p.name] = Parameter(kind, p.default is inspect.Parameter.empty)
     return found
 
@@ -83,6 +90,11 @@ def check_types(parameters: Mapping[str, Parameter], name: str, kind: str) -> No
         `ValueError`: If nothing that an agent writes is converted to the type of an argument.
     """
     for argument, parameter in parameters.items():
+        if isinstance(parameter.kind, Unresolved):
+            raise ValueError(
+                f"The argument {argument!r} of the action {name!r} of {kind} has the type hint {parameter.kind!s}, which cannot be resolved: "
+                "import its names where the class is defined, and not only under TYPE_CHECKING."
+            )
         if not is_readable(parameter.kind):
             declared = parameter.kind.__name__ if isinstance(parameter.kind, type) else parameter.kind
             raise ValueError(
@@ -213,6 +225,7 @@ def _typed_union(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
     for choice in choices:
         if value == choice or (isinstance(value, str) and value in _spellings(choice)):
             return choice
@@ -267,12 +280,17 @@ def _container(value: Any, kind: type, inner: tuple[Any, ...]) -> Any:
         return value
     if not isinstance(value, list):
         raise ValueError(f"{value!r:.80} is not a list.")
-    if kind in (set, frozenset) and any(isinstance(item, (list, dict)) for item in value):
-        raise ValueError(f"{value!r:.80} is not a set: its entries must be texts or numbers.")
     if kind is tuple and inner and inner[-1] is not Ellipsis:
         if len(value) != len(inner):
             raise ValueError(f"{value!r:.80} must have {len(inner)} {'entry' if len(inner) == 1 else 'entries'}.")
         return tuple(map(coerce, value, inner))
-    if inner:
-        value = [coerce(item, inner[0]) for item in value]
-    return value if kind is list else kind(value)
+    made = [coerce(item, inner[0]) for item in value] if inner else value
+    try:
+        # A list may have become a tuple, which a set takes, but not the text of a list
+        if kind in (set, frozenset) and any(
+            isinstance(item, (list, dict)) and isinstance(one, str) for item, one in zip(value, made)
+        ):
+            raise TypeError
+        return made if kind is list else kind(made)
+    except TypeError:
+        raise ValueError(f"{value!r:.80} is not a set: its entries must be texts or numbers.") from None

@@ -112,7 +112,7 @@ def fault_metrics(counts: list[Mapping[str, int]]) -> dict[str, float]:
 
 def seconds_to_wait(attempt: int, jitter: random.Random) -> float:
     """
-    Back-off before attempt `attempt` + 1: 0.5, 1, 2, ... seconds, at most a minute, each by up to a half more or less.
+    Back-off before attempt `attempt` + 1: 0.5, 1, 2, ... seconds, each by up to a half more or less, at most a minute.
 
     The jitter has random numbers of its own, so that a run draws the same ones whether calls failed or not.
     """

@@ -248,7 +248,12 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
 
     def done() -> bool:
         value = getattr(environment, "done", False)
-        return not callable(value) and bool(value)
+        try:
+            return not callable(value) and bool(value)
+        except Exception:
+            if isinstance(getattr(type(environment), "done", None), property):
+                raise
+            return False  # an array, say, as in a thread
 
     def described(error: BaseException) -> tuple[list[str], str, bool, str]:
         if not isinstance(error, Exception):  # as in a thread, it ends neither the process nor the run

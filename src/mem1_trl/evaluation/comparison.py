@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .dependence import by_task, reuse_factor
 from .intervals import bootstrap_interval, bootstrap_means, widened
-from .result import EvaluatedTask, Evaluation, plain_row, questions_of, rows_of
+from .result import Evaluation, plain_row, questions_of, rows_of
 
 FEWEST = 6
 """Pairs that differ without which nothing is clear: of five that all go one way even a sign test has p = 2 * 0.5**5 = .06."""
@@ -123,7 +123,8 @@ def compare(
     differences = [one.differences for one in pairs]
     # By their rows: of an episode that could not start the prompt is not known
     same_tasks = len({one.rows for one in pairs}) == 1
-    same_tasks = same_tasks and len({one.size for one in differences}) == 1
+    if not same_tasks or len(pairs) == 1:
+        pairs = [one.scored for one in pairs]
     means = _bootstrap_means(pairs, same_tasks, seed, resamples)
     by_seed = tuple(one.difference for one in pairs)
     low, high = widened(
@@ -143,7 +144,13 @@ def compare(
         better=sum(int((one > 0).sum()) for one in differences),
         worse=sum(int((one < 0).sum()) for one in differences),
         count=sum(one.size for one in differences),
-        differing=int(np.count_nonzero(np.mean(differences, axis=0) if same_tasks else np.concatenate(differences))),
+        differing=int(
+            np.count_nonzero(
+                sum(one.sums / np.maximum(one.counts, 1) for one in pairs)
+                if same_tasks
+                else np.concatenate(differences)
+            )
+        ),
     )
 
 
@@ -172,7 +179,7 @@ def _common_metric(evaluations: Sequence[Evaluation]) -> str:
 class _Pairs:
     """
     Two agents on the same tasks: the row of each episode, their mean scores over episodes, and of each task the summed difference of its
-    episodes and their number, both of shape `(tasks,)`, and what it asks.
+    episodes and their number, both of shape `(tasks,)` and 0 if no episode has the score, and what it asks.
     """
 
     rows: tuple[str, ...]
@@ -187,10 +194,22 @@ class _Pairs:
         """`a - b`: each episode weighs the same, as in the mean scores."""
         return float(self.sums.sum() / self.counts.sum())
 
+    def mean_of(self, tasks: np.ndarray) -> float:
+        """The difference over some tasks; that over all if none of them has the score."""
+        count = self.counts[tasks].sum()
+        return float(self.sums[tasks].sum() / count) if count else self.difference
+
     @property
     def differences(self) -> np.ndarray:
-        """Of each task."""
-        return self.sums / self.counts
+        """Of each task that has the score."""
+        return self.scored.sums / self.scored.counts
+
+    @property
+    def scored(self) -> _Pairs:
+        """The same without tasks of which no episode has the score."""
+        kept = np.flatnonzero(self.counts)
+        questions = [self.questions[task] for task in kept]
+        return replace(self, sums=self.sums[kept], counts=self.counts[kept], questions=questions)
 
     @property
     def residuals(self) -> np.ndarray:
@@ -211,18 +230,19 @@ def _paired(one: Evaluation, other: Evaluation, metric: str) -> _Pairs:
             f"{len(other.tasks)}."
         )
     rows = tuple(rows_of(one.tasks))
-    both: list[tuple[EvaluatedTask, EvaluatedTask, str]] = [
-        (left, right, row)
-        for left, right, row in zip(one.tasks, other.tasks, rows)
-        if metric in left.scores and metric in right.scores
-    ]
-    if not both:
+    has_both = np.array(
+        [metric in left.scores and metric in right.scores for left, right in zip(one.tasks, other.tasks)]
+    )
+    if not has_both.any():
         known = sorted(set(one.statistics) & set(other.statistics))
         raise NoCommonScore(f"{_NO_COMMON_METRIC}: no task of both has {metric!r}; they share {', '.join(known)}.")
-    scores = np.asarray([(left.scores[metric], right.scores[metric]) for left, right, _ in both], dtype=np.float64)
-    sums, counts, at = by_task(scores[:, 0] - scores[:, 1], [row for *_, row in both])
-    a, b = scores.mean(0)
-    return _Pairs(rows, float(a), float(b), sums, counts, questions_of(both[index][0] for index in at))
+    scores = np.array(
+        [[task.scores.get(metric, 0.0) for task in tasks] for tasks in (one.tasks, other.tasks)], dtype=np.float64
+    )
+    sums, _, at = by_task(np.where(has_both, scores[0] - scores[1], 0.0), rows)
+    counts, *_ = by_task(has_both, rows)
+    a, b = scores[:, has_both].mean(1)
+    return _Pairs(rows, float(a), float(b), sums, counts, questions_of(one.tasks[index] for index in at))
 
 
 def _reuse_factor(pairs: list[_Pairs], same_tasks: bool) -> float:
@@ -248,5 +268,5 @@ def _bootstrap_means(pairs: list[_Pairs], same_tasks: bool, seed: int, resamples
         chosen = generator.integers(0, len(pairs), size=len(pairs))
         shared = draw(0) if same_tasks else None
         drawn = [(pairs[which], draw(which) if shared is None else shared) for which in chosen]
-        means[at] = np.mean([one.sums[tasks].sum() / one.counts[tasks].sum() for one, tasks in drawn])
+        means[at] = np.mean([one.mean_of(tasks) for one, tasks in drawn])
     return means

@@ -52,7 +52,8 @@ def measure_memory(
     tasks = []
     for task, values in zip(evaluation.tasks, found, strict=True):
         means = {f"memory_value/{name}": numbers for name in _NUMBERS if (numbers := _of(values, name))}
-        scores = {**task.scores, **{name: fmean(numbers) for name, numbers in means.items()}}
+        others = {name: score for name, score in task.scores.items() if not name.startswith("memory_value/")}
+        scores = {**others, **{name: fmean(numbers) for name, numbers in means.items()}}
         tasks.append(dataclasses.replace(task, scores=scores, memory_values=tuple(values)))
     seed = evaluation.settings.get("seed", 0)
     settings = {**evaluation.settings, "memory_value": replace}

@@ -91,6 +91,7 @@ def play_programs(rollout: Rollout, episodes: Sequence[Episode]) -> None:
         while left or running:
             while left and len(running) < at_once:
                 running.append(_Play(left.popleft(), hub, events.put))
+            playing = list(running)
             _handle(events, min([_LONGEST_SLEEP, *(play.until - time.monotonic() for play in running)]))
             if any(play.waiting for play in running) and rollout.batch_wait:
                 until = time.monotonic() + rollout.batch_wait
@@ -107,6 +108,8 @@ def play_programs(rollout: Rollout, episodes: Sequence[Episode]) -> None:
                     )
                     play.program.stop()
             running = [play for play in running if not play.over]
+            if rollout.on_turn is not None:
+                rollout.on_turn(max(len(play.episode.turns) for play in playing), [play.episode for play in running])
     finally:
         for play in running:
             play.hub.close(play.token)

@@ -92,9 +92,8 @@ def encode_closed(
         opened (`str`, *optional*):
             Tag that the context or the beginning of the text has opened; nothing before its end is an action.
     """
-    closed = False
-    if ended:
-        text, closed = close_action(text, stops, opened)
+    # Also one that reached its limit: a server may not know all stop strings, and wrote on after an action
+    text, closed = close_action(text, stops, opened, ended)
     ids = encode_text(tokenizer, text)
     if (ended and not closed) or not ids:
         if tokenizer.eos_token_id is None:
@@ -106,7 +105,7 @@ def encode_closed(
     return ids
 
 
-def close_action(text: str, stops: Sequence[str], opened: str | None = None) -> tuple[str, bool]:
+def close_action(text: str, stops: Sequence[str], opened: str | None = None, ended: bool = True) -> tuple[str, bool]:
     """
     The text up to its first closing tag. A tag that a server stopped at and left out is put back.
 
@@ -115,22 +114,26 @@ def close_action(text: str, stops: Sequence[str], opened: str | None = None) -> 
 
     Args:
         text (`str`):
-            The reply of the endpoint, not cut by its length limit.
+            The reply of the endpoint.
         stops (`Sequence[str]`):
             Closing tags that were asked to stop at.
         opened (`str`, *optional*):
             Tag that was opened before or at the beginning of the text; nothing before its end counts.
+        ended (`bool`, *optional*, defaults to `True`):
+            Whether it ended by itself or at a stop string; one that was cut by its length limit lacks no tag.
 
     Returns:
         `tuple[str, bool]`: The text, and whether it holds a closing tag.
     """
     if opened is not None:
         thought, end, rest = text.partition(f"</{opened}>")
-        rest, closed = close_action(rest, stops) if end else (rest, False)
+        rest, closed = close_action(rest, stops, ended=ended) if end else (rest, False)
         return thought + end + rest, closed
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
     if ends:
         return text[: min(ends)], True
+    if not ended:
+        return text, False
     openings = {text.rfind("<" + stop.removeprefix("</")): stop for stop in stops}
     place = max(openings, default=-1)
     if place > text.rfind("</"):  # the last tag of the text opens an action

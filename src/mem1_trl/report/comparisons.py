@@ -27,7 +27,8 @@ class AgentComparison:
         found ([`Comparison`][mem1_trl.evaluation.Comparison] or `None`):
             `None` if no evaluation of both was on the same tasks, or they have no score in common.
         left_out (`int`):
-            Number of evaluations of the agent without an evaluation of the baseline to compare them with.
+            Number of evaluations of the agent without one of the baseline to compare them with, and of the baseline, on tasks that the
+            agent has played, without one of the agent.
     """
 
     agent: str
@@ -123,8 +124,12 @@ def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
         if agent == baseline:
             continue
         against = baselines.get(objectives, {})
-        pairs = [pair for key, own in _by_tasks(results).items() for pair in _paired(own, against.get(key, []))]
-        compared.append(AgentComparison(agent, objectives, _compared(pairs), len(results) - len(pairs)))
+        sides = [(own, against.get(key, [])) for key, own in _by_tasks(results).items()]
+        paired = [_paired(own, base) for own, base in sides]
+        left_out = sum(max(len(own), len(base)) - len(pairs) for (own, base), pairs in zip(sides, paired))
+        compared.append(
+            AgentComparison(agent, objectives, _compared([pair for one in paired for pair in one]), left_out)
+        )
     return compared
 
 
@@ -172,8 +177,8 @@ def _by_tasks(results: Iterable[Result]) -> dict[str, list[Evaluation]]:
 
 
 def _paired(own: list[Evaluation], base: list[Evaluation]) -> list[tuple[Evaluation, Evaluation]]:
-    """Evaluations on the same tasks, seed by seed in their order; a baseline that has no seeds stands beside each."""
-    return list(zip(own, base * len(own) if len(base) == 1 else base))
+    """Evaluations on the same tasks, seed by seed in their order; an agent that has no seeds stands beside each of the other's."""
+    return list(zip(own * len(base) if len(own) == 1 else own, base * len(own) if len(base) == 1 else base))
 
 
 def _compared(pairs: list[tuple[Evaluation, Evaluation]]) -> Comparison | None:

@@ -134,7 +134,7 @@ class DenseIndex:
 
     Raises:
         `ImportError`: if faiss is not installed.
-        `ValueError`: if the corpus is empty, a passage lacks its title or text, or the encoder gives no vectors.
+        `ValueError`: if the corpus is empty, a passage lacks its text, or the encoder gives no vectors.
 
     Example:
 

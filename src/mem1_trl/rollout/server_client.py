@@ -14,7 +14,7 @@ from ..json_text import read_json
 from ..web.addresses import Address, resolve
 from ..web.exchange import exchange, exchange_lines
 from ..web.pages import FetchError
-from .server_errors import ServerError
+from .server_errors import ServerError, part
 
 _MAX_BYTES = 64 * 2**20
 _HUB_HOSTS = ("huggingface.co", "huggingface.cloud", "hf.space")
@@ -85,10 +85,18 @@ class ServerClient:
             if "event-stream" not in str(given.get("Content-Type", "")):
                 yield _as_piece(_read_object("\n".join(lines)))
                 return
+            said_why = False
             for line in lines:
                 data = line.removeprefix("data:").strip()
-                if line.startswith("data:") and data != "[DONE]":
-                    yield _read_object(data)
+                if not line.startswith("data:"):
+                    continue
+                if data == "[DONE]":
+                    if not said_why:  # as of a whole answer, it is believed to have ended
+                        yield {"choices": [{"finish_reason": "stop"}]}
+                    return
+                piece = _read_object(data)
+                said_why = said_why or any(part(one, "finish_reason") for one in piece.get("choices") or [])
+                yield piece
         except FetchError as error:
             raise _not_fetched(error) from None
 
@@ -103,7 +111,7 @@ def _not_fetched(error: FetchError) -> Exception:
 def _as_piece(answer: dict[str, Any]) -> dict[str, Any]:
     """A whole answer as one piece of a stream."""
     choices = [
-        {"finish_reason": "stop", **one, "delta": one.get("message")}
+        {**one, "finish_reason": one.get("finish_reason") or "stop", "delta": one.get("message")}
         for one in answer.get("choices") or []
         if isinstance(one, dict)
     ]

@@ -131,6 +131,7 @@ class AgentSettings:
         metadata={
             "help": "Smallest cumulative probability of the tokens that are sampled from; 1 considers all tokens.",
             "minimum": 0,
+            "maximum": 1,
         },
     )
     top_k: int = field(
@@ -142,6 +143,7 @@ class AgentSettings:
         metadata={
             "help": "Minimum probability of a token that is sampled, relative to that of the most likely one.",
             "minimum": 0,
+            "maximum": 1,
         },
     )
     repetition_penalty: float = field(
@@ -178,6 +180,8 @@ class AgentSettings:
                 raise ValueError(f"{one.name} must be at least {minimum}, got None.")
             if minimum is not None and value is not None and not value >= minimum:
                 raise ValueError(f"{one.name} must be at least {minimum}, got {value}.")
+            if "maximum" in one.metadata and value is not None and not value <= one.metadata["maximum"]:
+                raise ValueError(f"{one.name} must be at most {one.metadata['maximum']}, got {value}.")
             if "choices" in one.metadata and value not in one.metadata["choices"]:
                 raise ValueError(
                     f"{one.name} must be one of {', '.join(map(repr, one.metadata['choices']))}, got {value!r}."
@@ -376,7 +380,7 @@ def setting(name: str, **changes: Any) -> Any:
             `default`, or `help`, which replaces the text.
     """
     own = next(one for one in dataclasses.fields(AgentSettings) if one.name == name)
-    metadata = {key: value for key, value in own.metadata.items() if key != "minimum"}
+    metadata = {key: value for key, value in own.metadata.items() if key not in ("minimum", "maximum")}
     if "help" in changes:
         metadata["help"] = changes["help"]
     if "default" in changes:

@@ -78,8 +78,8 @@ class StopStringFinder:
     """
     Finds the token that completes a stop string in a growing list of token ids.
 
-    Only tokens that contain the last character of a stop string can complete it, so the ids are decoded only at those tokens,
-    and only as far back as the string can reach.
+    Only tokens that contain the last character of a stop string can complete it, or if it is not ASCII the last of its bytes, so the
+    ids are decoded only at those tokens, and only as far back as the string can reach.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -91,11 +91,14 @@ class StopStringFinder:
         self._closers: dict[str, torch.Tensor] = {}
 
     def closers(self, character: str) -> torch.Tensor:
-        """Whether each token id contains `character`, as a bool tensor of shape `(vocabulary,)` on the CPU."""
+        """Whether each token id contains `character`, or may hold some of its bytes, as a bool tensor of shape `(vocabulary,)` on the CPU."""
         if character not in self._closers:
             size = len(self.tokenizer)
             texts = self.tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
-            self._closers[character] = torch.tensor([character in text for text in texts])
+            part = (
+                character if character.isascii() else "\ufffd"
+            )  # what bytes that are not a whole character are shown as
+            self._closers[character] = torch.tensor([character in text or part in text for text in texts])
         return self._closers[character]
 
     def completes(self, ids: Sequence[int], stops: Sequence[str]) -> bool:

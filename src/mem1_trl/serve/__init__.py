@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from ..wire.app import WireLimits as WireLimits
     from .backend import AgentBackend as AgentBackend
     from .backend import serve_agent as serve_agent
     from .states import StateStore as StateStore
@@ -14,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "AgentBackend": "backend",
         "StateStore": "states",
+        "WireLimits": "backend",
         "serve_agent": "backend",
     },
 )

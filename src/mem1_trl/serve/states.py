@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..json_text import read_json, write_json, write_whole
-
-if TYPE_CHECKING:
-    import os
 
 _PRUNE_EVERY = 64  # files written between two looks at how many there are
 
@@ -29,7 +27,7 @@ class StateStore:
         max_bytes (`int`, *optional*, defaults to `268435456`):
             Most bytes of states in memory.
         max_files (`int`, *optional*, defaults to `100000`):
-            Most states on disk; the oldest are deleted.
+            Most states on disk; those that were used least recently are deleted.
     """
 
     def __init__(
@@ -63,6 +61,9 @@ class StateStore:
             packed = self._kept.get(key)
             if packed is not None:
                 self._kept.move_to_end(key)
+        if self.directory is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.directory / f"{key}.json")  # it was used now, and goes after others
         if packed is not None:
             return read_json(zlib.decompress(packed))
         if self.directory is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from array import array
 from typing import TYPE_CHECKING
@@ -64,8 +65,9 @@ def grouped_turn_advantages(
         lam (`float`):
             Trace decay per turn: below 1, what comes after the next turn is partly replaced by the mean of that turn's group.
         scale (`str`, *optional*, defaults to `"group"`):
-            What advantages are divided by: the standard deviation of the returns of the same group (`"group"`), of all turns
-            (`"batch"`), or nothing (`"none"`).
+            What advantages are divided by: their root mean square in the same group, with one degree of freedom less (`"group"`), the
+            standard deviation of the returns of all turns (`"batch"`), or nothing (`"none"`). Where `lam` is 1 the first is the standard
+            deviation of the returns of the group. Below 1 turns of equal returns may have advantages, which that would not bound.
 
     Returns:
         `list[list[float]]`: For each episode, the advantage of each turn; empty for one that is left out.
@@ -77,19 +79,28 @@ def grouped_turn_advantages(
             members.setdefault(key, []).append(value)
     # Of equal numbers it is that number and not its neighbour, so that their advantages are 0
     means = {key: values[0] if len(set(values)) == 1 else statistics.fmean(values) for key, values in members.items()}
-    deviations = {key: _deviation(values) for key, values in members.items()}
     everywhere = _deviation([value for values in members.values() for value in values])
     result: list[list[float]] = []
+    squares = dict.fromkeys(members, 0.0)
     for numbers, keys in zip(rewards, groups, strict=True):
         advantages: list[float] = []
         running = following = 0.0
         for reward, key in zip(reversed(numbers or ()), reversed(keys)):
             running = reward + gamma * following - means[key] + gamma * lam * running
             following = means[key]
-            divisor = {"group": deviations[key] + _EPSILON, "batch": everywhere + _EPSILON, "none": 1.0}[scale]
-            advantages.append(running / divisor if len(members[key]) > 1 else 0.0)
+            squares[key] += running**2
+            advantages.append(running if len(members[key]) > 1 else 0.0)
         result.append(advantages[::-1])
-    return result
+    if scale == "none":
+        return result
+    divisors = {
+        key: everywhere if scale == "batch" else math.sqrt(total / max(len(members[key]) - 1, 1))
+        for key, total in squares.items()
+    }
+    return [
+        [number / (divisors[key] + _EPSILON) for number, key in zip(row, keys)]
+        for row, keys in zip(result, groups, strict=True)
+    ]
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -249,6 +249,7 @@ class CachedSearch:
 
         Raises:
             `LookupError`: in a replay, if this was not searched for when the run was recorded.
+            `ConnectionError`: if the engine did not answer, and in a replay, if it did not answer when the run was recorded.
         """
         plain = [type(self.engine).__name__, top_k, query]
         own = getattr(self.engine, "parameters", None)
@@ -261,6 +262,13 @@ class CachedSearch:
             if known is None and self._cache.replay:
                 raise LookupError("This was not searched for when the run was recorded, and nothing is searched now.")
             if known is None:
-                known = [[result.title, result.url, result.snippet] for result in self.engine.search(query, top_k)]
+                try:
+                    found = self.engine.search(query, top_k)
+                except ConnectionError as error:
+                    self._cache.put("search", key, {"error": str(error)}, passing=True)
+                    raise
+                known = [[result.title, result.url, result.snippet] for result in found]
                 self._cache.put("search", key, known)
+        if isinstance(known, dict):
+            raise ConnectionError(known["error"])
         return [WebResult(*result) for result in known]

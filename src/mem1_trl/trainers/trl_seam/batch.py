@@ -181,14 +181,19 @@ class TrajectoryTrainer(ExactResume):
         """
         Replace TRL's metrics of lengths, which take a completion without end-of-sequence token for truncated.
 
-        Here a closed action ends one too. Episodes that failed have no length.
+        Here a closed action ends one too. Episodes that failed have no length. In an evaluation they are of its rows, as other numbers are.
         """
         device = self.accelerator.device
         lengths = torch.tensor([t.num_generated_tokens for t in trajectories], device=device)
         cut = torch.tensor([is_truncated(t) for t in trajectories], device=device)
         sound = torch.tensor([t.error is None for t in trajectories], device=device)
         sound = self.accelerator.gather(sound)
-        lengths, cut = self.accelerator.gather(lengths).float()[sound], self.accelerator.gather(cut)[sound]
+        lengths, cut = self.accelerator.gather(lengths).float(), self.accelerator.gather(cut)
+        if self.mode == "eval":
+            counted = self.counted_rows(len(lengths))
+            self._note_lengths(lengths[:counted][sound[:counted]], cut[:counted][sound[:counted]])
+            return
+        lengths, cut = lengths[sound], cut[sound]
         if not len(lengths):
             lengths, cut = lengths.new_zeros(1), cut.new_zeros(1)
         ended = lengths[~cut] if (~cut).any() else torch.zeros(1, device=device)
@@ -203,6 +208,24 @@ class TrajectoryTrainer(ExactResume):
             ("max_terminated_length", ended.max()),
         ):
             metrics[f"completions/{name}"][-1:] = [value.item()]
+
+    def _note_lengths(self, lengths: torch.Tensor, cut: torch.Tensor) -> None:
+        """Numbers of the rows of a batch of an evaluation, in place of the one that TRL has logged; the extremes are of all rows so far."""
+        metrics, ended = self._metrics["eval"], lengths[~cut]
+        found = {
+            "mean_length": (lengths, None),
+            "min_length": (lengths, min),
+            "max_length": (lengths, max),
+            "clipped_ratio": (cut.float(), None),
+            "mean_terminated_length": (ended, None),
+            "min_terminated_length": (ended, min),
+            "max_terminated_length": (ended, max),
+        }
+        for name, (numbers, extreme) in found.items():
+            known = [*metrics[f"completions/{name}"][:-1], *numbers.tolist()]
+            metrics[f"completions/{name}"] = [extreme(known)] if extreme and known else known
+            if not known:  # nothing has ended so far
+                del metrics[f"completions/{name}"]
 
     # Score
 

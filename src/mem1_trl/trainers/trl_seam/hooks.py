@@ -34,8 +34,12 @@ EVALUATION_CONSTANTS = {
     *(f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean", "low_min", "high_max")),
     "cispo_clip_ratio",
     "value/clip_ratio",
+    "vespo/phi_seq_mean",
 }
-"""Metrics of steps that are 0 in an evaluation."""
+"""Metrics of steps that have one value in an evaluation."""
+
+_OF_GROUPS = {"frac_reward_zero_std", "turn_groups/alone", "turn_groups/other_context"}
+"""Metrics of how the episodes of a row differ."""
 
 
 class Hooks(GRPOTrainer):
@@ -103,7 +107,7 @@ class Hooks(GRPOTrainer):
         if self.mode == "train":
             return set()
         # An evaluation makes no step, so that nothing is clipped; and a group of one does not vary
-        return EVALUATION_CONSTANTS | ({"frac_reward_zero_std"} if self.num_generations_eval == 1 else set())
+        return EVALUATION_CONSTANTS | (_OF_GROUPS if self.num_generations_eval == 1 else set())
 
     @property
     def hidden_readout(self) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -101,10 +101,13 @@ class BalancedMicroBatches(FiniteSteps):
         processes. `policy_loss` has factors of its own in each process and is left out.
         """
         masks = [self.sampled_mask(part) for part in parts]
-        sizes = torch.stack([torch.stack([mask.sum(), mask.any(1).sum()]) for mask in masks], dim=1)
-        tokens, rows = self.accelerator.reduce(sizes.float(), reduction="sum").tolist()
+        valued = [mask * part.get("value_weights", 1) for mask, part in zip(masks, parts)]
+        sizes = [
+            torch.stack([mask.sum(), mask.any(1).sum(), values.sum()]).float() for mask, values in zip(masks, valued)
+        ]
+        tokens, rows, values = self.accelerator.reduce(torch.stack(sizes, dim=1), reduction="sum").tolist()
         by_row = self.importance_sampling_level == "sequence" or self.loss_type == "vespo"
-        for name, value in combined(logged, tokens, rows, by_row).items():
+        for name, value in combined(logged, tokens, rows, values, by_row).items():
             self.log_metric(name, value)
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ def combined(
     logged: Sequence[dict[str, list[float]]],
     tokens: Sequence[float],
     rows: Sequence[float],
+    values: Sequence[float],
     by_row: bool,
 ) -> dict[str, float]:
     """
@@ -21,8 +22,8 @@ def combined(
     Args:
         logged (`Sequence[dict[str, list[float]]]`):
             What each part has logged, by name.
-        tokens, rows (`Sequence[float]`):
-            How many each part trains, in all processes.
+        tokens, rows, values (`Sequence[float]`):
+            How many each part trains, in all processes; the last of values that the critic learns.
         by_row (`bool`):
             Whether a ratio is of a whole sequence, so that TRL takes means of what it says of ratios over rows, not over tokens.
 
@@ -33,7 +34,7 @@ def combined(
     for name in dict.fromkeys(name for of_part in logged for name in of_part):
         if name in _NOT_OF_PARTS:
             continue
-        weights = rows if by_row and name.startswith(_OF_RATIOS) else tokens
+        weights = rows if by_row and name.startswith(_OF_RATIOS) else values if name.startswith("value/") else tokens
         known = [
             (value, weight)
             for of_part, weight in zip(logged, weights, strict=True)

@@ -40,7 +40,8 @@ logger = get_logger(__name__)
 REFERENCE_FILE = "mem1_reference.pt"
 _OF_BATCHES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations", "num_generations", "beta",
-    "advantage_level", "state_loss_weight", "distillation_weight",
+    "advantage_level", "state_loss_weight", "distillation_weight", "distillation_in_reward", "max_tokens_per_micro_batch", "layout", "use_vllm",
+    "vllm_importance_sampling_correction",
 )  # fmt: skip
 
 
