@@ -101,27 +101,31 @@ def test_an_episode_goes_on_with_the_options_it_was_begun_with(actor, tokenizer,
     """Unless others are given; those of the agent itself are still compared."""
     options = {"max_observation_length": 12, "max_completion_length": 39}
 
+    class Telling(Resetting):
+        def search(self, query: str) -> str:
+            """Count, at length."""
+            return super().search(query) + " tea" * 40
+
     def begun():
         return scripted(agent_of(actor, tokenizer), tokenizer, [SEARCH, SEARCH, ANSWER])
 
-    episode = begun().start("q?", Resetting(), options=options)
+    episode = begun().start("q?", Telling(), options=options)
     episode.step()
     episode.save(tmp_path / "episode.json")
     expected = recorded(episode) and episode.run()
     loaded = {}
     for name, given in (("own", None), ("none", {}), ("other", {"max_observation_length": 30})):
         again = scripted(agent_of(actor, tokenizer), tokenizer, [SEARCH, ANSWER])
-        loaded[name] = again.load(tmp_path / "episode.json", Resetting(), options=given)
+        loaded[name] = again.load(tmp_path / "episode.json", Telling(), repeat=given is None, options=given)
         loaded[name].run()
-    lengths = {name: len(one.trajectory.turns[1].observation_ids) for name, one in loaded.items()}
-    assert [turn.observation for turn in loaded["own"].trajectory.turns] == [
-        turn.observation for turn in expected.turns
-    ]
-    assert lengths["own"] <= 12 < lengths["none"] and lengths["own"] < lengths["other"] <= 30
+    seen = {name: one.trajectory.turns[1].observation for name, one in loaded.items()}
+    assert [one.observation for one in loaded["own"].trajectory.turns] == [one.observation for one in expected.turns]
+    lengths = {name: len(tokenizer(text)["input_ids"]) for name, text in seen.items()}
+    assert lengths["own"] <= 12 < lengths["other"] <= 30 < lengths["none"], seen
     loaded["own"].save(tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["options"] == options
     with pytest.raises(ValueError, match="chat_template_kwargs are those of the agent"):
-        begun().start("q?", Resetting(), options={"chat_template_kwargs": {"x": 1}})
+        begun().start("q?", Telling(), options={"chat_template_kwargs": {"x": 1}})
 
 
 SAMPLING = {"temperature": 1.0, "rollout_mode": "async"}

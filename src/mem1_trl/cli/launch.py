@@ -83,17 +83,26 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
 
     words = [] if config is None else ["--config_file", _config_file(config)]
     words += [] if processes is None else ["--num_processes", str(processes)]
-    if _starts_one_alone(_settings(config), count_processes(config, processes), on_cpu):
+    settings = _settings(config)
+    marks = {_MARK: "1"}
+    if _starts_one_alone(settings, count_processes(config, processes), on_cpu):
         words.append("--multi_gpu")  # its launcher is torch's, which starts processes on a CPU, too
+        if settings.get("use_cpu"):
+            marks["ACCELERATE_USE_CPU"] = "true"
     parsed = launch_command_parser().parse_args([*words, "--module", "mem1_trl", command, *args])
-    os.environ[_MARK] = "1"
+    before = {name: os.environ.get(name) for name in marks}
+    os.environ.update(marks)
     try:
         launch_command(parsed)
     except (SystemExit, CalledProcessError, ChildProcessError) as error:
         if getattr(error, "code", 1):
             raise CommandError("a process has failed, see above") from None
     finally:
-        del os.environ[_MARK]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _starts_one_alone(settings: Mapping[str, Any], count: int, on_cpu: bool) -> bool:
