@@ -57,7 +57,19 @@ class ExactFactsEnvironment(FactsEnvironment):
         return None if self._answers is None else exact_match(self.final_answer, self._answers) / len(self._answers)
 
 
-REWARDS = {"exact": ExactFactsEnvironment, "positional": FactsEnvironment}
+class CountedFactsEnvironment(FactsEnvironment):
+    """The same by position, but answers beyond the questions cost: it never pays to search for one more."""
+
+    def get_reward(self):
+        """Between 0 and 1: right answers by position, divided by how many were asked for or given, whichever is more."""
+        if self._answers is None:
+            return None
+        given = (self.final_answer or "").count(ANSWER_SEPARATOR) + 1
+        share = len(self._answers) / max(len(self._answers), given)
+        return positional_score(self.final_answer, self._answers) * share
+
+
+REWARDS = {"exact": ExactFactsEnvironment, "positional": FactsEnvironment, "counted": CountedFactsEnvironment}
 
 
 def positional_score(answer, answers):

@@ -6,7 +6,8 @@ Reinforcement learning from the supervised start, by PPO or GRPO; it resumes aft
     python examples/smollm2/train.py --minutes 60                                  # an hour of it; the next start goes on
 
 The reward is the paper's exact match for each objective, 0 unless there are as many answers as questions, or with `--reward positional`
-the share that is right by position; less 1 if a state outgrew its budget. Each step is a line of `training.jsonl`.
+the share that is right by position, or with `--reward counted` that share of as many answers as were given, if they are more than the
+questions; less 1 if a state outgrew its budget. Each step is a line of `training.jsonl`.
 """
 
 import argparse

@@ -57,11 +57,17 @@ def test_an_answer_scores_by_position(example, answer, score):
 
 
 @pytest.mark.parametrize(
-    ("answer", "exact", "positional"),
-    [("HUN; Paris", 0.5, 0.5), ("HUN", 0.0, 0.5), (None, 0.0, 0.0), ("HUN; DZD", 1.0, 1.0)],
+    ("answer", "exact", "positional", "counted"),
+    [
+        ("HUN; Paris", 0.5, 0.5, 0.5),
+        ("HUN", 0.0, 0.5, 0.5),
+        (None, 0.0, 0.0, 0.0),
+        ("HUN; DZD", 1.0, 1.0, 1.0),
+        ("HUN; DZD; Paris; 7", 0.0, 1.0, 0.5),
+    ],
 )
-def test_by_the_exact_reward_it_never_pays_to_leave_an_answer_out(example, answer, exact, positional):
-    for reward, score in (("exact", exact), ("positional", positional)):
+def test_by_which_reward_it_pays_to_give_fewer_answers_or_more(example, answer, exact, positional, counted):
+    for reward, score in (("exact", exact), ("positional", positional), ("counted", counted)):
         environment = example("tasks").environment_factory(reward)()
         environment.reset(answers=[["HUN"], ["DZD"]])
         if answer is not None:
