@@ -372,7 +372,7 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
     assert "`grpo-mixed-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
-    assert "- supervised start, 4 objectives: answer 4; turns: 2 in 2, 3 in 2." in text
+    assert "- supervised start, 4 objectives: answer 4; turns: 2 in 2, 3 in 2; answers: 2 in 4." in text
     assert "| none | 0 | 0.50 |  |\n| `><answer` +6 | 0 | 0.25 | 0.25 |" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
 
