@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 from functools import cache
 from itertools import zip_longest
 
-from tasks import plans, tasks
+from tasks import answers_in, plans, tasks
 
 from mem1_trl.facts import load_facts
-from mem1_trl.rewards import ANSWER_SEPARATOR, exact_match
+from mem1_trl.rewards import exact_match
 
 RIGHT, OTHER_FACT, ELSE = OUTCOMES = ("right", "another fact of the sentence", "something else")
 
@@ -47,7 +47,7 @@ def outcomes(lines):
     found, asked = defaultdict(Counter), questions_of(line["task"] for line in lines)
     for line in lines:
         questions = asked[line["task"]]
-        given = (line["answer"] or "").split(ANSWER_SEPARATOR)[: len(questions)]
+        given = answers_in(line["answer"])[: len(questions)]
         for question, part in zip_longest(questions, given, fillvalue=""):
             found[relations()[question]][outcome(part, question)] += 1
     return dict(found)

@@ -64,12 +64,18 @@ class CountedFactsEnvironment(FactsEnvironment):
         """Between 0 and 1: right answers by position, divided by how many were asked for or given, whichever is more."""
         if self._answers is None:
             return None
-        given = (self.final_answer or "").count(ANSWER_SEPARATOR) + 1
-        share = len(self._answers) / max(len(self._answers), given)
-        return positional_score(self.final_answer, self._answers) * share
+        asked = len(self._answers)
+        return (
+            positional_score(self.final_answer, self._answers) * asked / max(asked, len(answers_in(self.final_answer)))
+        )
 
 
 REWARDS = {"exact": ExactFactsEnvironment, "positional": FactsEnvironment, "counted": CountedFactsEnvironment}
+
+
+def answers_in(answer):
+    """The answers that were given; none where the episode ended without any."""
+    return answer.split(ANSWER_SEPARATOR) if answer else []
 
 
 def positional_score(answer, answers):
@@ -79,8 +85,9 @@ def positional_score(answer, answers):
     `"HUN; DZD"` for the answers HUN, DZD, Paris, 7 scores .5, where [`mem1_trl.rewards.exact_match`] gives 0 because there are not
     four of them: this one rises with every answer that is added.
     """
-    given = [] if answer is None else answer.split(ANSWER_SEPARATOR)
-    return sum(exact_match(part, [gold]) for part, gold in zip(given, answers) if part.strip()) / len(answers)
+    return sum(exact_match(part, [gold]) for part, gold in zip(answers_in(answer), answers) if part.strip()) / len(
+        answers
+    )
 
 
 def over_budget(completions, trajectories, **kwargs):

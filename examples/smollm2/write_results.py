@@ -19,10 +19,9 @@ from demonstrator import MOST_KNOWN
 from mistakes import questions_of
 from mistakes import tables as mistakes
 from runs import read_lines, steps_of, write_json
-from tasks import STATE_TOKENS
+from tasks import STATE_TOKENS, answers_in
 
 from mem1_trl.evaluation.intervals import summarize
-from mem1_trl.rewards import ANSWER_SEPARATOR
 
 # `runs` made this importable, too
 from result_pages import markdown_table, page_parser, signed_cell, smooth  # isort: skip
@@ -106,7 +105,7 @@ def endings(lines):
     """How the episodes ended, most frequent first, how many turns they had, and how many answers were given."""
     reasons = Counter(line["stop_reason"] for line in lines).most_common()
     turns = sorted(Counter(line["turns"] for line in lines).items())
-    given = sorted(Counter(len((line["answer"] or "").split(ANSWER_SEPARATOR)) for line in lines).items())
+    given = sorted(Counter(len(answers_in(line["answer"])) for line in lines).items())
     ended = ", ".join(f"{name} {count}" for name, count in reasons)
     turns, given = (", ".join(f"{number} in {count}" for number, count in counts) for counts in (turns, given))
     return f"{ended}; turns: {turns}; answers: {given}"

@@ -6,8 +6,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from ..environment_runtime.actions import owns_loop
 from ..environment_runtime.made_environment import MadeEnvironment
-from ..environment_runtime.pool import GivenEnvironments, own_loop
+from ..environment_runtime.pool import GivenEnvironments
 from ..environment_runtime.tools import environment_of
 from ..rollout.interventions import repeat_actions
 from ..rollout.play import EpisodePlayer
@@ -263,7 +264,7 @@ def _refuse_own_loop(environment: Any) -> None:
     Raises:
         `ValueError`: If it is one.
     """
-    if environment is not None and own_loop(environment) is not None:
+    if owns_loop(environment):
         raise ValueError(
             f"{type(environment).__name__} plays its episodes itself, not turn by turn: play them with `agent.run_batch([{{'prompt': ...}}], "
             "environment_factory)`."

@@ -38,7 +38,11 @@ def count_processes(config: str | None, processes: int | None) -> int:
     Raises:
         `CommandError`: If there is no such configuration.
     """
-    count = processes or _settings(config).get("num_processes")
+    return _count(_settings(config), processes)
+
+
+def _count(settings: Mapping[str, Any], processes: int | None) -> int:
+    count = processes or settings.get("num_processes")
     return count if isinstance(count, int) and count > 0 else 1
 
 
@@ -85,7 +89,7 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
     words += [] if processes is None else ["--num_processes", str(processes)]
     settings = _settings(config)
     marks = {_MARK: "1"}
-    if _starts_one_alone(settings, count_processes(config, processes), on_cpu):
+    if _starts_one_alone(settings, _count(settings, processes), on_cpu):
         words.append("--multi_gpu")  # its launcher is torch's, which starts processes on a CPU, too
         if settings.get("use_cpu"):
             marks["ACCELERATE_USE_CPU"] = "true"

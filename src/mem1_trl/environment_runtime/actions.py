@@ -60,6 +60,15 @@ class ActionResult:
     fatal: bool = field(default=False, compare=False)
 
 
+def owns_loop(environment: Any) -> bool:
+    """
+    Whether an environment plays its turns itself, so that the turn loop does not.
+
+    It is looked for in the class: an environment in another process would be asked for it, and may be gone.
+    """
+    return getattr(type(environment), "mem1_plays", None) is not None
+
+
 class ActionSet:
     """
     The actions that one kind of environment offers under one protocol: tag -> method.
@@ -107,7 +116,7 @@ class ActionSet:
             *protocol.scratch_tags,
         }
         tags = protocol.action_tags
-        if getattr(type(environment), "mem1_plays", None) is not None:
+        if owns_loop(environment):
             tags = {}  # a program calls what it likes, and the model answers in chat
         elif tags is None and self.syntax != "tags":
             tags = {name: name for name in methods}

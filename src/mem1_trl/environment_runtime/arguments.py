@@ -285,12 +285,15 @@ def _container(value: Any, kind: type, inner: tuple[Any, ...]) -> Any:
             raise ValueError(f"{value!r:.80} must have {len(inner)} {'entry' if len(inner) == 1 else 'entries'}.")
         return tuple(map(coerce, value, inner))
     made = [coerce(item, inner[0]) for item in value] if inner else value
+    if kind is list:
+        return made
+    refusal = ValueError(f"{value!r:.80} is not a set: its entries must be texts or numbers.")
+    # A list may have become a tuple, which a set takes, but not the text of a list
+    if kind is not tuple and any(
+        isinstance(item, (list, dict)) and isinstance(one, str) for item, one in zip(value, made)
+    ):
+        raise refusal
     try:
-        # A list may have become a tuple, which a set takes, but not the text of a list
-        if kind in (set, frozenset) and any(
-            isinstance(item, (list, dict)) and isinstance(one, str) for item, one in zip(value, made)
-        ):
-            raise TypeError
-        return made if kind is list else kind(made)
+        return kind(made)
     except TypeError:
-        raise ValueError(f"{value!r:.80} is not a set: its entries must be texts or numbers.") from None
+        raise refusal from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .actions import ActionSet
+from .actions import ActionSet, owns_loop
 from .call_records import EnvironmentCall
 from .calls import EnvironmentCaller, call_then, name_of_call
 from .environment_thread import EnvironmentThread
@@ -241,12 +241,8 @@ def _has(kind: type, method: str) -> bool:
 
 
 def own_loop(environment: Any) -> Callable[..., Any] | None:
-    """
-    What plays the turns of an environment, if that is not the turn loop.
-
-    It is looked for in the class: an environment in another process would be asked for it, and may be gone.
-    """
-    return environment.mem1_plays if getattr(type(environment), "mem1_plays", None) is not None else None
+    """What plays the turns of an environment, if that is not the turn loop."""
+    return environment.mem1_plays if owns_loop(environment) else None
 
 
 def _refuse_several_loops(environments: Iterable[Any]) -> None:

@@ -95,9 +95,8 @@ class StopStringFinder:
         if character not in self._closers:
             size = len(self.tokenizer)
             texts = self.tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
-            part = (
-                character if character.isascii() else "\ufffd"
-            )  # what bytes that are not a whole character are shown as
+            # Bytes that are not a whole character are shown as this one
+            part = character if character.isascii() else "\ufffd"
             self._closers[character] = torch.tensor([character in text or part in text for text in texts])
         return self._closers[character]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..environment_runtime.actions import action_methods
+from ..environment_runtime.actions import action_methods, owns_loop
 from ..environment_runtime.calls import name_of_call
 from ..environment_runtime.errors import describe_error, is_hopeless
 
@@ -43,8 +43,7 @@ def play_first_row(pool: EnvironmentPool, dataset: Any) -> None:
     for name, actions in pool.actions.items():
         environment = pool.example_of(name)
         kind = type(environment).__name__
-        owns_loop = getattr(type(environment), "mem1_plays", None) is not None
-        if not owns_loop and not actions.tags and actions.answer_method is None:
+        if not owns_loop(environment) and not actions.tags and actions.answer_method is None:
             raise ValueError(
                 f"{kind} has no action: give it a public method with a docstring, which the agent may call, or leave out "
                 "`environment_factory` if tasks are one completion each."
