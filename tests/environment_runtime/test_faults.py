@@ -98,14 +98,15 @@ def test_errors_of_libraries_are_known_by_name(library, name, transient):
     assert is_transient(kind.__new__(kind)) is transient
 
 
-def test_waits_double_up_to_a_minute(monkeypatch):
-    class Middle:
+@pytest.mark.parametrize(("share", "waits"), [(1.0, [0.5, 1.0, 2.0, 40.0, 40.0]), (1.5, [0.75, 1.5, 3.0, 60.0, 60.0])])
+def test_waits_double_and_none_is_longer_than_a_minute(monkeypatch, share, waits):
+    class Fixed:
         def uniform(self, low, high):
             assert (low, high) == (0.5, 1.5)
-            return 1.0
+            return share
 
     monkeypatch.setattr(faults, "FIRST_WAIT", 0.5)
-    assert [faults.seconds_to_wait(n, Middle()) for n in (1, 2, 3, 8, 30)] == [0.5, 1.0, 2.0, 60.0, 60.0]
+    assert [faults.seconds_to_wait(n, Fixed()) for n in (1, 2, 3, 8, 30)] == pytest.approx(waits)
 
 
 def test_a_description_is_one_short_line():
