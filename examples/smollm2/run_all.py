@@ -41,15 +41,17 @@ OF_TRAINING = {
     "save_steps": count,
 }
 """Numbers that are handed on to `train.py`, whose defaults hold."""
-LEARNED = "grpo-mixed"
-"""The run that controls are held against, and as large as."""
-LABELS = ("start", LEARNED, "supervised", "imitation", "scalar", "grpo-2", "ppo-2", "again", "taught", "twin")
+FIRST, LEARNED = "grpo-mixed", "grpo-counted"
+"""The runs of which the second goes on from the first. Controls are held against the second, and are as large as both."""
+LABELS = ("start", FIRST, LEARNED, "supervised", "imitation", "scalar", "grpo-2", "ppo-2", "again", "taught", "twin")
+OTHER_TASKS = 10
+"""Added to the seed of the second run, so that it draws other tasks than the first."""
 
 
 def stages(out, seeds, labels, options):
     """`(name, script, arguments)` in order; `options` are those of the command line."""
     objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
-    on_all = ("--objectives", *([1, 2] if options.short else [1, 2, 3, 4]), "--reward", "positional")
+    on_all = ("--objectives", *([1, 2] if options.short else [1, 2, 3, 4]))
 
     def test(label, adapter, seed, *more, numbers=objectives):
         arguments = ["--label", f"{label}-seed{seed}", "--tasks", options.tasks]
@@ -70,27 +72,29 @@ def stages(out, seeds, labels, options):
             f"{label} seed {seed}, {options.steps} steps",
             "train",
             ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}",
-             "--seed", seed, "--steps", options.steps, *more, *sizes],
+             "--seed", seed + OTHER_TASKS * (label == LEARNED), "--steps", options.steps, *more, *sizes],
         )  # fmt: skip
 
     for seed in seeds:
-        start, twin = (out / f"{name}-seed{seed}" for name in ("start", "twin"))
+        start, twin, first, learned = (out / f"{name}-seed{seed}" for name in ("start", "twin", FIRST, LEARNED))
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
                 yield test("demonstrations", None, seed, "--demonstrator")
                 yield test("start", start / "adapter", seed)
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
+            elif label == FIRST:
+                yield learn(label, start, seed, *on_all, "--reward", "positional", "--advantage_level", "state")
             elif label == LEARNED:
-                yield learn(label, start, seed, *on_all, "--advantage_level", "state")
+                yield learn(label, first, seed, *on_all, "--reward", "counted", "--advantage_level", "state")
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
             elif label in ("supervised", "imitation", "again", "taught"):
-                like = ["--like", out / f"{LEARNED}-seed{seed}", "--start", start / "adapter", "--seed", seed]
+                like = ["--like", learned, first, "--start", start / "adapter", "--seed", seed]
                 yield f"{label} seed {seed}", "imitate", [label, *like, "--together", options.together]
-                yield test(label, _adapter_of(out / f"{label}-{LEARNED}-seed{seed}"), seed)
+                yield test(label, _adapter_of(out / f"{label}-{learned.name}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
                 search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]
@@ -103,10 +107,10 @@ def stages(out, seeds, labels, options):
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
                 yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
-                yield learn("twin", before, seed, *on_all, *full)
+                yield learn("twin", before, seed, *on_all, "--reward", "positional", *full)
                 yield test("twin", twin / "adapter", seed, *full)
                 yield test("truncation", twin / "adapter", seed, "--context", "truncate")
-            if label in (LEARNED, "grpo-2", "ppo-2"):
+            if label in (FIRST, LEARNED, "grpo-2", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
 

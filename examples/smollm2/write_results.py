@@ -30,6 +30,7 @@ NAMES = {
     "demonstrations": "the demonstrations themselves",
     "start": "supervised start",
     "grpo-mixed": "GRPO on one to four objectives",
+    "grpo-counted": "then with a cost for answers too many",
     "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
     "scalar": "start, best constants and temperature",
@@ -40,10 +41,11 @@ NAMES = {
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
 }
-AGENT = "grpo-mixed"
+AGENT = "grpo-counted"
 LOOKED_AT = 2
 """Objectives of the tasks whose answers are told apart: short enough for most of them to be looked up by every agent."""
-FILE = re.compile(r"(?P<label>.+)-seed(?P<seed>\d+)-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
+FILE = re.compile(r"(?P<label>.+?)(-seed\d+)?-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
+"""A file of tests: that of one seed of an agent, or of an agent without seeds, `start-2-t0-seed0`."""
 METRICS = {
     "em": "exact match per objective",
     "positional": "right by position",
@@ -60,8 +62,13 @@ def read_tests(folder):
         match = FILE.fullmatch(path.stem)
         for line in read_lines(path) if match else []:
             found[match["label"], float(match["temperature"])][int(match["objectives"])][line["task"]] = line
-    order = list(NAMES)
+    order = list(dict.fromkeys([*NAMES, *sorted(label for label, _ in found)]))
     return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
+
+
+def named(label):
+    """What a page calls an agent; one that is none of the experiment's has the name that its test gave it."""
+    return NAMES.get(label, label)
 
 
 def mean(values):
@@ -97,7 +104,7 @@ def differences(tests, agent, metric, numbers):
                 continue
             record.setdefault(label, {})[n] = list(found.values())
             texts.append(signed_cell(found["mean"], found["low"], found["high"]))
-        rows.append([f"minus {NAMES[label]}", *texts])
+        rows.append([f"minus {named(label)}", *texts])
     return rows, record
 
 
@@ -113,7 +120,7 @@ def endings(lines):
 
 def plot_agents(cells, numbers, path):
     """Exact match of all agents with its interval, greedy, a panel for each number of objectives."""
-    labels = [label for label in NAMES if f"{label} t0" in cells]
+    labels = [name.removesuffix(" t0") for name in cells if name.endswith(" t0")]
     figure, panels = plt.subplots(
         1, len(numbers), figsize=(3.2 + 2.6 * len(numbers), 0.8 + 0.3 * len(labels)), layout="constrained",
         sharex=True, sharey=True, squeeze=False,
@@ -128,7 +135,7 @@ def plot_agents(cells, numbers, path):
         axes.set(title=f"{n} objective{'s' * (n > 1)}", xlabel="exact match per objective")
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3, axis="x")
-    panels[0][0].set_yticks(range(len(labels)), [NAMES[label] for label in labels])
+    panels[0][0].set_yticks(range(len(labels)), [named(label) for label in labels])
     panels[0][0].invert_yaxis()
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -239,7 +246,7 @@ def main():
             form = ".0f" if metric.startswith("peak") else ".2f"
             rows.append(
                 [
-                    NAMES[label],
+                    named(label),
                     f"{temperature:g}",
                     ", ".join(map(str, seeds)),
                     *(cell(found.get(n), form) for n in numbers),
@@ -253,17 +260,17 @@ def main():
             rows, record[metric] = differences(tests, AGENT, metric, numbers)
             pairs += f"\n{METRICS[metric].capitalize()}:\n\n{markdown_table(['', *heads[3:]], rows)}\n"
         pairs = f"""
-## {NAMES[AGENT]}, beside the others
+## {named(AGENT)}, beside the others
 
 Paired differences over the same tasks, greedy, with 95 % bootstrap intervals, widened in the same way; bold where the interval leaves out 0.
 {pairs}"""
     ends = "\n".join(
-        f"- {NAMES[label]}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
+        f"- {named(label)}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
         for (label, temperature), of_agent in tests.items()
         for n in sorted(of_agent)
     )
     beside = {
-        NAMES[label]: of_agent[LOOKED_AT].values()
+        named(label): of_agent[LOOKED_AT].values()
         for (label, temperature), of_agent in tests.items()
         if not temperature and LOOKED_AT in of_agent
     }
@@ -283,7 +290,7 @@ its 95 % bootstrap interval, widened since a question is asked in several tasks.
 
 {tables["em"]}
 
-0 for all objectives of a task unless there are as many answers as questions. Right by position, as the training rewards:
+0 for all objectives of a task unless there are as many answers as questions. Right by position, which the training rewards:
 
 {tables["positional"]}
 

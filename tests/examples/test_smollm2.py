@@ -338,17 +338,18 @@ def evaluation_file(folder, label, n, scores):
          "peak_tokens_without_prompt": 200, "stop_reason": "answer", "answer": "Europe; 7", "turns": 2 + number % 2}
         for number, (score, kept) in enumerate(scores)
     ]  # fmt: skip
-    (folder / f"{label}-seed0-{n}-t0-seed0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{label}-{n}-t0-seed0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
-    evaluation_file(tmp_path / "evaluation", "start", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
-    evaluation_file(tmp_path / "evaluation", "grpo-mixed", 2, [(1.0, 0.5)] * 10)  # not all of them yet
-    evaluation_file(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)
-    (tmp_path / "grpo-mixed-seed0").mkdir()
+    evaluation_file(tmp_path / "evaluation", "start-seed0", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
+    evaluation_file(tmp_path / "evaluation", "grpo-counted-seed0", 2, [(1.0, 0.5)] * 10)  # not all of them yet
+    evaluation_file(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)  # without a seed, as the README tests it
+    evaluation_file(tmp_path / "evaluation", "my-idea", 4, [(0.75, None)] * 4)
+    (tmp_path / "grpo-counted-seed0").mkdir()
     log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
-    (tmp_path / "grpo-mixed-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (tmp_path / "grpo-mixed-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
+    (tmp_path / "grpo-counted-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (tmp_path / "grpo-counted-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
     tried = [({}, 0.0, 0.5), ({"><answer": 6.0}, 0.0, 0.25)]
     for seed, settings in ((0, tried), (1, tried[1:])):
         (tmp_path / f"scalar-seed{seed}").mkdir()
@@ -370,11 +371,12 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     assert found["differences"]["em"]["start"] == {"2": [1.0, 1.0, 1.0, 10]}
     text = (page / "RESULTS.md").read_text()
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
+    assert "| my-idea | 0 | 0 |  | 0.75 [0.75, 0.75] |" in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
-    assert "`grpo-mixed-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert "`grpo-counted-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
     assert "- supervised start, 4 objectives: answer 4; turns: 2 in 2, 3 in 2; answers: 2 in 4." in text
     assert "| none | 0 | 0.50 |  |\n| `><answer` +6 | 0 | 0.25 | 0.25 |" in text
-    assert len((page / "tasks.jsonl").read_text().splitlines()) == 34
+    assert len((page / "tasks.jsonl").read_text().splitlines()) == 38
 
 
 def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp_path):
