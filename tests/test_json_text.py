@@ -53,11 +53,12 @@ def test_what_is_written_can_be_read_by_everyone(tmp_path):
         "array": np.array([1.0, np.nan]),
         "surrogate": "\ud800 é \\",
         "set": {1},
+        (1, 2): 3,
     }
     text = write_json(value)
     (tmp_path / "x.json").write_text(text, encoding="utf-8")
     assert "NaN" not in text and "é" in text
-    expected = {"nan": [None, None, 1.5], "array": [1.0, None], "surrogate": "\ud800 é \\", "set": [1]}
+    expected = {"nan": [None, None, 1.5], "array": [1.0, None], "surrogate": "\ud800 é \\", "set": [1], "(1, 2)": 3}
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == expected
     assert as_json({"a": (1, 2), 3: "x"}) == {"a": [1, 2], "3": "x"}
 

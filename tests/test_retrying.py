@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from email.utils import formatdate
 
 import pytest
 
-from mem1_trl import retrying
-from mem1_trl.retrying import asked_to_wait, backoff, with_retries
+from mem1_trl.retrying import Cancellation, asked_to_wait, backoff, ending_with_cancellation, with_retries
 
 
 @pytest.fixture
 def pauses(monkeypatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(retrying.time, "sleep", found.append)
+    monkeypatch.setattr(Cancellation, "wait", lambda self, seconds: found.append(seconds))
     return found
 
 
@@ -75,6 +76,46 @@ def test_the_last_failure_is_raised(pauses, waits, attempts):
     with pytest.raises(ConnectionError, match=f"attempt {attempts}"):
         with_retries(attempt, 2, lambda error, n: waits)
     assert len(made) == attempts and len(pauses) == attempts - 1
+
+
+def test_a_wait_ends_at_once_when_the_answer_is_no_longer_wanted():
+    cancellation, made, waits = Cancellation(), [], threading.Event()
+    failures = []
+
+    def attempt():
+        made.append(len(made))
+        raise ConnectionError(f"attempt {len(made)}")
+
+    def ask():
+        with pytest.raises(ConnectionError) as caught:
+            with_retries(attempt, 5, lambda error, n: 600.0, lambda error, seconds: waits.set(), cancellation)
+        failures.append(str(caught.value))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert waits.wait(60)
+    cancellation.cancel()
+    thread.join(60)
+    assert failures == ["attempt 1"] and made == [0]
+    waits.clear()
+    ask()  # after the cancellation: asked once, and not waited for
+    assert failures == ["attempt 1", "attempt 2"] and not waits.is_set()
+
+
+def test_exchanges_of_a_thread_end_with_its_cancellation():
+    cancellation, ended = Cancellation(), []
+    with ending_with_cancellation(lambda: ended.append("of no cancellation")):
+        pass
+    with cancellation.applied(), ending_with_cancellation(lambda: ended.append("over before")):
+        pass
+    with cancellation.applied(), ending_with_cancellation(lambda: ended.append("under way")):
+        threading.Thread(target=cancellation.cancel).start()
+        assert cancellation.wait(60)
+        while not ended:
+            time.sleep(0.01)
+    assert ended == ["under way"]
+    with cancellation.applied(), ending_with_cancellation(lambda: ended.append("begun after it")):
+        assert ended == ["under way", "begun after it"]
 
 
 def test_waiting_draws_no_global_random_numbers(pauses):

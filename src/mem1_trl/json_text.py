@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import secrets
@@ -103,7 +104,7 @@ def read_json_object(path: str | os.PathLike[str], advice: str) -> dict[str, Any
 def write_json(value: Any, indent: int | None = None) -> str:
     """
     JSON that every reader understands, and that can be written to any file: numbers that are not finite become `null`, a lone
-    surrogate its escape, an array a list, and any other object what it is printed as.
+    surrogate its escape, an array a list, and any other object, a key as well, what it is printed as.
 
     Args:
         value (`Any`):
@@ -113,7 +114,7 @@ def write_json(value: Any, indent: int | None = None) -> str:
     """
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
-    except ValueError:
+    except (ValueError, TypeError):  # a number that is not finite, or a key that is no text
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # Surrogates stand inside of strings only, where the escape of Python is that of JSON
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -125,16 +126,21 @@ def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> Non
 
     A file that is replaced keeps its permissions, and a symbolic link to it stays one.
     """
-    path = Path(path).resolve()
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    target = Path(path).resolve()
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines([parts] if isinstance(parts, str) else parts)
-        if path.exists():
-            shutil.copymode(path, partial)
-        partial.replace(path)
+        if target.exists():
+            shutil.copymode(target, partial)
+        partial.replace(target)
+    except OSError as error:
+        if error.filename != str(partial):  # of where the parts come from
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing is left
+            partial.unlink()
 
 
 def as_json(value: Any) -> Any:
@@ -171,7 +177,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {
+            key if key is None or isinstance(key, (str, int, float)) else str(key): _finite(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     if value is None or isinstance(value, (str, int)):

@@ -1,12 +1,14 @@
-"""Trying again: which failures pass by themselves, how long to wait, and the loop that does both."""
+"""Trying again: which failures pass by themselves, how long to wait, the loop that does both, and what ends it early."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -81,11 +83,81 @@ def _seconds(value: str, now: Callable[[], float]) -> float | None:
     return None
 
 
+class Cancellation:
+    """
+    Tells requests in other threads that their answers are no longer wanted: a wait before another attempt ends at once, and so
+    does an exchange that is under way in a thread of [`~Cancellation.applied`].
+
+    Example:
+
+    ```python
+    with cancellation.applied():  # in the thread of the request
+        with ending_with_cancellation(lambda: connection.shutdown(socket.SHUT_RDWR)):
+            answer = connection.recv(1024)
+
+    cancellation.cancel()  # in any other thread
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._ends: list[Callable[[], object]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the answers are no longer wanted."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """End all waits and exchanges."""
+        self._cancelled.set()
+        with self._lock:
+            for end in self._ends:
+                end()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until the answers are no longer wanted; returns whether they are not."""
+        return self._cancelled.wait(seconds)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let this thread's exchanges with servers end with the cancellation."""
+        token = _cancellation_of_thread.set(self)
+        try:
+            yield
+        finally:
+            _cancellation_of_thread.reset(token)
+
+    @contextlib.contextmanager
+    def ending(self, end: Callable[[], object]) -> Iterator[None]:
+        """Call `end` on cancellation; at once if that was before."""
+        with self._lock:
+            self._ends.append(end)
+            if self.cancelled:
+                end()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ends.remove(end)
+
+
+_cancellation_of_thread: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)
+
+
+def ending_with_cancellation(end: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Call `end`, in another thread, if the answer that this thread waits for is no longer wanted; see [`Cancellation`]."""
+    cancellation = _cancellation_of_thread.get()
+    return contextlib.nullcontext() if cancellation is None else cancellation.ending(end)
+
+
 def with_retries(
     attempt: Callable[[], Value],
     max_retries: int,
     seconds_to_wait: Callable[[Exception, int], float | None],
     on_retry: Callable[[Exception, float], object] = lambda error, seconds: None,
+    cancellation: Cancellation | None = None,
 ) -> Value:
     """
     The value of a call that is repeated while its failures may pass.
@@ -99,17 +171,21 @@ def with_retries(
             Given a failure and the number of attempts so far: the seconds to wait, or `None` if another attempt is of no use.
         on_retry (`Callable[[Exception, float], object]`, *optional*):
             Called before each wait.
+        cancellation ([`Cancellation`], *optional*):
+            Ends a wait, after which there is no further attempt.
 
     Raises:
         `Exception`: The failure of the last attempt.
     """
+    cancellation = cancellation or Cancellation()
     for number in range(1, max_retries + 2):
         try:
             return attempt()
         except Exception as error:
             seconds = seconds_to_wait(error, number)
-            if seconds is None or number > max_retries:
+            if seconds is None or number > max_retries or cancellation.cancelled:
                 raise
             on_retry(error, seconds)
-            time.sleep(seconds)
+            if cancellation.wait(seconds):
+                raise
     raise AssertionError("unreachable")

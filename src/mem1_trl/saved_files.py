@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     import os
 
 logger = logging.getLogger(__name__)
+
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+"""Files of which the folder of a model, or of an adapter, has one."""
 
 _WHERE = ("revision", "token", "cache_dir", "local_files_only")
 
@@ -66,7 +70,7 @@ def find_saved(path_or_id: str | os.PathLike[str], name: str, **where: Any) -> P
         reason = error.__cause__ or error
         if kept(name) is _CACHED_NO_EXIST:  # the Hub has said so before
             return None
-        if any(isinstance(kept(config), str) for config in ("config.json", "adapter_config.json")):
+        if any(isinstance(kept(config), str) for config in CONFIGURATIONS):
             logger.warning(
                 "Whether %s has a %s is not known, since the Hub gave no answer and it was not downloaded before (%s: %s): it is taken for "
                 "missing.",
@@ -81,3 +85,111 @@ def find_saved(path_or_id: str | os.PathLike[str], name: str, **where: Any) -> P
             f"The Hub gave no answer about {name} of {str(path_or_id)!r}, which says how the model is run "
             f"({type(reason).__name__}: {reason}): try again."
         ) from error
+
+
+def check_path(name: str, model: Any) -> None:
+    """
+    Refuse a path with nothing there.
+
+    Args:
+        name (`str`):
+            What the model is, such as `"value model"`.
+        model (`Any`):
+            An id, a path, or something else, which passes.
+
+    Raises:
+        `FileNotFoundError`: If it is a path, and nothing is there.
+    """
+    if not isinstance(model, str):
+        return
+    is_path = model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
+    if is_path and not Path(model).exists():
+        raise FileNotFoundError(f"There is no {name} at {model!r}: check the path (an id on the Hub is 'owner/name').")
+
+
+def check_folder(path_or_id: str | os.PathLike[str], needed: Sequence[str] = CONFIGURATIONS) -> None:
+    """
+    Refuse a path at which there is no model; what may be the id of one on the Hub passes.
+
+    Args:
+        path_or_id (`str` or `os.PathLike`):
+            A directory, or the id of a model.
+        needed (`Sequence[str]`, *optional*):
+            Files of which the directory must have one.
+
+    Raises:
+        `FileNotFoundError`: If nothing is there, or a file, or a directory that has none of the files.
+    """
+    place = Path(path_or_id)
+    check_path("model", str(path_or_id))
+    if place.is_file():
+        raise FileNotFoundError(f"A model must be a folder, got the file {str(place)!r}: check the path of the model.")
+    if place.is_dir() and not any((place / name).is_file() for name in needed):
+        raise FileNotFoundError(
+            f"The folder {str(path_or_id)!r} holds no model (it has no {' or '.join(CONFIGURATIONS)}): check the path of the model."
+        )
+
+
+def check_on_hub(path_or_id: str | os.PathLike[str], **where: Any) -> None:
+    """
+    Refuse a model that is neither in a directory here nor, as far as that can be found out, on the Hub.
+
+    Args:
+        path_or_id (`str` or `os.PathLike`):
+            A directory, or the id of a model.
+        where (*optional*):
+            What [`place_of`] returns.
+
+    Raises:
+        `FileNotFoundError`: If the Hub has no such model.
+        `ConnectionError`: If the Hub cannot be asked, and nothing of the model is here.
+    """
+    if Path(path_or_id).is_dir():
+        return
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, revision = str(path_or_id), where.get("revision")
+    try:
+        kept = [try_to_load_from_cache(name, file, where.get("cache_dir"), revision) for file in CONFIGURATIONS]
+        if not any(isinstance(one, str) for one in kept):
+            get_hf_file_metadata(hf_hub_url(name, CONFIGURATIONS[0], revision=revision), token=where.get("token"))
+    except (EntryNotFoundError, GatedRepoError, RevisionNotFoundError):  # loading the model says what it lacks
+        return
+    except (RepositoryNotFoundError, HFValidationError):
+        raise FileNotFoundError(
+            f"There is no folder {name!r} here, and no model of that name on the Hub that this account may read: check the path, or the id."
+        ) from None
+    except Exception as error:  # each version of the Hub's client has its own for a server that does not answer
+        raise ConnectionError(
+            f"There is no folder {name!r} here, and the Hub cannot be asked for a model of that name "
+            f"({type(error).__name__}: {error}): check the path, or the connection."
+        ) from None
+
+
+@contextmanager
+def naming_missing_model(path_or_id: str | os.PathLike[str], **where: Any) -> Iterator[None]:
+    """
+    Errors of loading a model that is nowhere say that, and not which of its files was missed first.
+
+    Args:
+        path_or_id (`str` or `os.PathLike`):
+            A directory, or the id of a model.
+        where (*optional*):
+            What [`place_of`] returns.
+
+    Raises:
+        `FileNotFoundError`, `ConnectionError`: As [`check_folder`] and [`check_on_hub`], which is asked only after an error.
+    """
+    check_folder(path_or_id)
+    try:
+        yield
+    except (OSError, ValueError):
+        check_on_hub(path_or_id, **where)
+        raise

@@ -60,7 +60,8 @@ class Turn:
         text (`str`):
             `completion_ids` decoded, for people and parsers.
         observation (`str` or `None`):
-            Answer of the environment, as it was shown to the agent (hint and tags included, after truncation).
+            Answer of the environment, as it was shown to the agent (hint and tags included, after truncation), but a result without the
+            escapes of a chat template that writes it as JSON.
             `None` if the episode ended with this turn.
         observation_tokens (`int`):
             Number of tokens of the observation; 0 if there is none.

@@ -11,9 +11,10 @@ import pytest
 import torch
 from support.scripted_agent import scripted
 from support.tool_helpers import Library, template_tokenizer
-from support.trainer_helpers import SHORT, LookupEnvironment
+from support.trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
+from mem1_trl.context_rules import Compact
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "killed_conversation.py"
 SETTINGS = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 4}
@@ -174,7 +175,7 @@ def test_a_killed_conversation_goes_on(actor_path, fork_server, tmp_path):
     assert fork_server.run(SCRIPT, actor_path, parts, 0).returncode == 0
     found = json.loads(parts.read_text())
     for record in (wanted, found):
-        del record["seconds"]
+        del record["seconds"], record["began"]
         for turn in record["trajectory"]["turns"]:
             turn["logprobs"] = [round(value, 3) for value in turn["logprobs"]]
     assert found == wanted
@@ -391,3 +392,42 @@ def test_a_save_that_is_cut_short_leaves_the_earlier_file(actor, tokenizer, tmp_
     with pytest.raises(KeyboardInterrupt):
         episode.save(file)
     assert file.read_text() == before
+
+
+def test_an_episode_goes_on_though_its_chat_template_writes_another_date_by_then(actor, tmp_path):
+    """Templates of Llama 3.2 and of gpt-oss write the date, which is that of the day on which the conversation began."""
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%H %M %S') }} " + tokenizer.chat_template
+    agent = agent_of(actor, tokenizer, conversational=True)
+    episode = agent.start("Who?", tools=[count])
+    contexts = [tokenizer.decode(episode._episode.prompt_ids)]
+    record = episode.to_dict()
+    record["began"] -= 86_400.0 + 3_723.0
+    record["prompt_ids"] = agent.syntax.encode_task(episode._episode.prompt, at=record["began"])
+    path = tmp_path / "yesterday.json"
+    path.write_text(json.dumps(record))
+    scripted(agent, tokenizer, [ANSWER])
+    going_on = agent.load(path, tools=[count])
+    contexts.append(tokenizer.decode(going_on._episode.prompt_ids))
+    assert contexts[0] != contexts[1] and contexts[0].split(" ")[3:] == contexts[1].split(" ")[3:]
+    going_on.run()
+    assert going_on.answer == "7"
+    record["prompt_ids"][0] += 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="must have the token ids that it had"):
+        agent.load(path, tools=[count])
+
+
+def test_the_rule_of_context_that_was_saved_keeps_its_parameters_when_it_is_named_again(actor, tokenizer, tmp_path):
+    agent_of(actor, tokenizer, context=Compact(every=4)).save_settings(tmp_path)
+    actor.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    saved = Mem1Agent.from_pretrained(tmp_path)
+    assert saved.settings.context_kwargs["every"] == 4
+    assert Mem1Agent.from_pretrained(tmp_path, context="compact").settings == saved.settings
+    given = Mem1Agent.from_pretrained(tmp_path, context="compact", context_kwargs={"every": 2}).settings
+    assert given.context_kwargs["every"] == 2
+    assert Mem1Agent.from_pretrained(tmp_path, context="mem1").settings.context_kwargs == {}
+    assert (
+        saved.start("Who?", tools=[count], options={"context": "full"})._player.rollout.settings.context_kwargs == {}
+    )

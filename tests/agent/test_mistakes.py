@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import pytest
 from support.helpers import ARCHITECTURES, tiny_tokenizer
-from support.trainer_helpers import SHORT, LookupEnvironment
+from support.trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mem1_trl import Mem1Agent
@@ -30,6 +33,14 @@ def test_a_task_of_another_kind(agent, task, words):
     for play in (agent.run, agent.start):
         with pytest.raises(ValueError, match=words):
             play(task, LookupEnvironment())
+
+
+def test_a_message_of_untyped_blocks(actor):
+    agent = Mem1Agent(actor, chat_tokenizer(), SHORT, max_completion_length=8)
+    with pytest.raises(
+        ValueError, match=r"must be a text or a list of typed blocks, such as .* got 'Buy two.' in the list"
+    ):
+        agent.run([{"role": "user", "content": ["Buy two."]}], LookupEnvironment())
 
 
 def test_a_class_in_place_of_an_environment(agent):
@@ -78,3 +89,74 @@ def test_contexts_beyond_the_positions_that_a_model_has_learned(architecture, ta
 def test_contexts_beyond_the_positions_that_a_model_computes(actor):
     settings = AgentSettings(max_context_length=4000, max_completion_length=100)
     assert actor.config.max_position_embeddings < 4100 and settings.with_context_limit(actor) == settings
+
+
+def test_texts_and_messages_in_place_of_rows(actor):
+    agent = Mem1Agent(actor, chat_tokenizer(), SHORT, max_turns=1, max_completion_length=8)
+    rows = ["q0?", [{"role": "user", "content": "q0?"}], {"prompt": "q0?", "secret": "5"}]
+    environments = [LookupEnvironment() for _ in rows]
+    played = agent.run_batch(rows, environments)
+    assert len(played) == 3 and len({one.turns[0].prompt_ids for one in played}) == 1
+    assert [one.secret for one in environments] == ["7", "7", "5"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("q0?", "rows must be a list with a row for each episode, got a str: put it into a list"),
+        ({"prompt": "q0?"}, "rows must be a list with a row for each episode, got a dict"),
+        (7, "rows must be a list with a row for each episode, got a int"),
+        (["q0?", 7], "A row must be a mapping with a 'prompt', a text or a list of messages, got a int in row 1"),
+        ([("prompt", "q0?")], "got a tuple in row 0"),
+        ([["q0?"]], "got a list in row 0"),
+    ],
+)
+def test_rows_of_another_kind(agent, rows, words):
+    with pytest.raises(TypeError, match=words):
+        agent.run_batch(rows, [LookupEnvironment()])
+
+
+@pytest.mark.parametrize(
+    "factory", [lambda: LookupEnvironment(), functools.partial(LookupEnvironment), LookupEnvironment().search]
+)
+def test_a_factory_in_place_of_an_environment(agent, factory):
+    words = r"An environment must be an instance, got (the function (<lambda>|search)|a functools.partial): a factory makes environments, so call it, `factory\(\)`"
+    for play in (agent.run, agent.start, lambda task, environment: agent.run_batch([task], [environment])):
+        with pytest.raises(TypeError, match=words):
+            play("q0?", factory)
+
+
+@pytest.mark.parametrize("protocol", [None, "default"])
+def test_a_model_that_is_nowhere(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("empty").mkdir()
+    for name, words in (
+        ("./nope", r"There is no model at './nope': check the path \(an id on the Hub is 'owner/name'\)\."),
+        ("a/b/c", "There is no model at 'a/b/c': check the path"),
+        ("file", "A model must be a folder, got the file 'file': check the path"),
+        (
+            "empty",
+            r"The folder 'empty' holds no model \(it has no config.json or adapter_config.json\): check the path",
+        ),
+        ("no such name", "There is no folder 'no such name' here, and no model of that name on the Hub"),
+    ):
+        with pytest.raises(FileNotFoundError, match=words):
+            Mem1Agent.from_pretrained(name, protocol)
+
+
+@pytest.mark.parametrize("protocol", [None, "default"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_model_that_the_hub_cannot_be_asked_for(tmp_path, monkeypatch, protocol, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("hf_hub_download", "get_hf_file_metadata"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", _no_network)
+    monkeypatch.setattr("mem1_trl.agent.agent.load_model", _no_network)
+    words = r"There is no folder 'nope' here, and the Hub cannot be asked for a model of that name \(.*: no network\): check the path, or the connection"
+    with pytest.raises(ConnectionError, match=words):
+        Mem1Agent.from_pretrained("nope", protocol)
+
+
+def _no_network(*args, **kwargs):
+    raise OSError("no network")

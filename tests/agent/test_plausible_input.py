@@ -52,6 +52,11 @@ def test_numbers_of_an_agent_are_checked_when_it_is_made(actor, tokenizer, name,
         Mem1Agent(actor, tokenizer, Mem1Protocol(), **{name: value})
 
 
+def test_a_share_of_no_tokens_is_refused(actor, tokenizer):
+    with pytest.raises(ValueError, match="top_p must be above 0, since no token would be left"):
+        Mem1Agent(actor, tokenizer, Mem1Protocol(), temperature=1.0, top_p=0.0)
+
+
 @pytest.mark.parametrize(("environments", "given"), [(Library, "the class"), (Library(), "an instance of")])
 def test_environments_of_a_batch_are_a_list(actor, tokenizer, environments, given):
     agent = agent_that_says(actor, tokenizer, ANSWER)

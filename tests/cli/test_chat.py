@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,46 @@ def test_a_chat_needs_no_reward(actor, tokenizer, tmp_path, capsys):
     made = Chat(agent, Strict, str(tmp_path / "chat.json"))
     assert made.take("a?") and "agent> 0" in capsys.readouterr().out
     assert json.loads((tmp_path / "chat.json").read_text())["trajectory"]["answer"] == "0"
+
+
+class Opened(LookupEnvironment):
+    """Belongs to the thread in which it was made, as a connection of sqlite does, and counts what is open."""
+
+    open = 0
+
+    def __init__(self):
+        super().__init__()
+        self.home = threading.get_ident()
+        Opened.open += 1
+
+    def reset(self, prompt=None, **row):
+        assert threading.get_ident() == self.home
+
+    def close(self):
+        assert threading.get_ident() == self.home
+        Opened.open -= 1
+
+
+def test_environments_of_a_chat_are_made_used_and_closed_in_one_thread(actor, tokenizer, tmp_path, capsys):
+    settings = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 2}
+    texts = [f"<think>{n}</think><answer>{n}</answer>" for n in range(9)]
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **settings), tokenizer, texts)
+    made = Chat(agent, Opened, str(tmp_path / "chat.json"))
+    assert made.take("a?") and made.take("/save") and "agent> 0" in capsys.readouterr().out and Opened.open == 1
+    made.take("/new")
+    assert Opened.open == 0
+    made.take(f"/load {tmp_path / 'chat.json'}")
+    made.take("b?")
+    assert "agent> 1" in capsys.readouterr().out and Opened.open == 1
+    (tmp_path / "other.json").write_text("{}")
+    made.take(f"/load {tmp_path / 'other.json'}")
+    assert "must have the field" in capsys.readouterr().out and Opened.open == 1
+    made.close()
+    assert Opened.open == 0
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_typed(talk, capsys):
+    chat = talk("a.json", "first")
+    capsys.readouterr()
+    chat.take("/save /proc/x.json")
+    assert capsys.readouterr().out == "([Errno 2] No such file or directory: '/proc/x.json')\n"

@@ -88,9 +88,11 @@ def test_the_module_runs_as_the_command():
         (["chat", *MODEL[1:], "--conversation", str(TINY)], f"mem1 chat: conversation must be a file in a folder that is there, but '{TINY}' is a folder"),
         (["chat", *MODEL[1:], "--conversation", "/nowhere/a.json"], "mem1 chat: conversation must be a file in a folder that is there, but '/nowhere/a.json' is in '/nowhere', which is not a folder"),
         ([*MODEL, "--split", "validation"], "mem1 eval: split must be 'train' or 'test', got 'validation'."),
-        (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no folder '/nowhere' here: check the path of the model"),
-        (["train", "--model_name_or_path", "a/b/c"], "mem1 train: there is no folder 'a/b/c' here: check the path of the model"),
-        (["chat", "--model_name_or_path", "./nowhere"], "mem1 chat: there is no folder './nowhere' here: check the path of the model"),
+        (["eval", "--model_name_or_path", "/nowhere"], "mem1 eval: there is no model at '/nowhere': check the path (an id on the Hub is 'owner/name')"),
+        (["train", "--model_name_or_path", "a/b/c"], "mem1 train: there is no model at 'a/b/c': check the path (an id on the Hub is 'owner/name')"),
+        (["chat", "--model_name_or_path", "./nowhere"], "mem1 chat: there is no model at './nowhere': check the path (an id on the Hub is 'owner/name')"),
+        (["eval", "--model_name_or_path", f"{TINY}/config.json"], f"mem1 eval: a model must be a folder, got the file '{TINY}/config.json': check the path of the model"),
+        ([*MODEL, "--model", "x"], "mem1 eval: an unknown option, 'model': did you mean 'model_name_or_path'?"),
         (["eval", "--model_name_or_path", str(TINY.parent)], f"mem1 eval: the folder '{TINY.parent}' holds no model (it has no config.json or adapter_config.json): check the path of the model"),
         ([*MODEL, "--protocol", str(TINY.parent)], f"mem1 eval: there is no mem1_protocol.json at '{TINY.parent}': check the path, or say how the model is spoken to with --protocol (default, paper, reference, reference_inference, tool_calls, webshop, or a directory)"),
         ([*MODEL, "--top_p", "2"], "mem1 eval: top_p must be at most 1, got 2.0."),
@@ -120,7 +122,7 @@ def test_wrong_input_is_one_sentence(capsys, args, sentence):
 def test_a_model_that_is_nowhere_is_asked_for_once(capsys, monkeypatch, command, error, words):
     asked = []
 
-    def ask(url):
+    def ask(url, **where):
         asked.append(url)
         raise error
 

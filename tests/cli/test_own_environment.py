@@ -41,6 +41,10 @@ class Echo:
         return self.worth
 
 
+    async def close(self):
+        open("closed", "a").write("1")
+
+
 class Shop:
     """Has no search."""
 
@@ -142,6 +146,7 @@ def test_an_agent_talks_in_it(world, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("capital of Italy\n/turns"))
     assert main([*CHAT, "--environment", f"{world}.Echo"]) == 0
     assert "the capital is Rome" in capsys.readouterr().out
+    assert Path("closed").read_text() == "11"  # the one that was looked at, and that of the conversation
 
 
 @pytest.mark.parametrize("command", [EVAL, TRAIN, CHAT, ["serve", *CHAT[1:]]], ids=lambda command: command[0])

@@ -82,6 +82,14 @@ def said(capsys, *args):
         ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
         ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
         ([*BASE, "--algorithm", "grpo", "--vf_coef", "0.9"], "an unknown option, 'vf_coef'"),
+        ([*BASE, "--model", "x"], "an unknown option, 'model': did you mean 'model_name_or_path'?"),
+        ([*BASE, "--datasets", "x"], "an unknown option, 'datasets': did you mean 'dataset_name'? (mixtures of data sets are not supported)"),
+        ([*BASE, "--lora_r", "8"], "lora_r is about an adapter, and without use_peft the whole model is trained: give --use_peft true, or leave lora_r out"),
+        ([*BASE, "--lora-r=16", "--use_peft", "false"], "lora_r is about an adapter, and without use_peft the whole model is trained"),
+        ([*BASE, "--lora_target_modules", "q_proj", "v_proj"], "lora_target_modules is about an adapter"),
+        ([*BASE, "--use_dora", "true"], "use_dora is about an adapter"),
+        ([*BASE, "--bnb_4bit_quant_type", "fp4"], "bnb_4bit_quant_type is about weights in 4 bits, and without load_in_4bit there are none"),
+        ([*BASE, "--use_bnb_nested_quant"], "use_bnb_nested_quant is about weights in 4 bits"),
         ([*BASE, "--algorithm", "grpo", "--loss_type", "gspo"], "argument --loss_type/--loss-type: invalid choice: 'gspo' (choose from 'grpo', 'dr_grpo', "),
         ([*BASE, "--questions", "/nowhere.jsonl"], "There is no file /nowhere.jsonl: check the path."),
         ([*BASE, "--corpus", "/nowhere.jsonl"], "there is no file '/nowhere.jsonl' for the corpus"),
@@ -126,7 +134,7 @@ def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):
     """YAML reads 1e-5 as a text; `--algorithm` in the file decides which options there are."""
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"model_name_or_path: {TINY}\nlearning_rate: 1e-5\nalgorithm: grpo\nlora_r: 4\nobjectives: 3\n"
+        f"model_name_or_path: {TINY}\nlearning_rate: 1e-5\nalgorithm: grpo\nlora_r: 4\nuse_peft: true\nobjectives: 3\n"
         f"max_turns: 9\noutput_dir: {tmp_path}\n"
     )
     args = ["--config", str(config), "--max_turns", "8"]
@@ -203,6 +211,26 @@ def test_a_word_that_yaml_reads_as_a_boolean_means_what_is_documented(tmp_path, 
     config.write_text(written)
     _, settings, _ = read(["--config", str(config)])
     assert getattr(settings, written.split(":")[0]) == value
+
+
+def test_options_of_an_adapter_are_taken_with_one(tmp_path):
+    model = read(
+        [*BASE[1:], "--use_peft", "true", "--lora_r", "8", "--load_in_4bit", "true", "--bnb_4bit_quant_type", "fp4"]
+    )[2]
+    assert (model.use_peft, model.lora_r, model.bnb_4bit_quant_type) == (True, 8, "fp4")
+    (tmp_path / "run.yaml").write_text("use_dora: false\nlora_target_modules: null\n")
+    assert read([*BASE[1:], "--config", str(tmp_path / "run.yaml")])[2].use_peft is False
+    (tmp_path / "run.yaml").write_text("lora_alpha: 32\nuse_peft: false\n")  # the value of its default
+    with pytest.raises(CommandError, match="lora_alpha is about an adapter"):
+        read([*BASE[1:], "--config", str(tmp_path / "run.yaml")])
+
+
+def test_mixtures_of_a_file_of_trl_are_not_taken_for_another_option(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("datasets:\n  - path: a\n  - path: b\n")
+    code, line = said(capsys, *BASE, "--config", str(tmp_path / "run.yaml"))
+    assert code == 2 and line.endswith(
+        "'datasets': did you mean 'dataset_name'? (mixtures of data sets are not supported)"
+    )
 
 
 def test_choices_are_those_of_trl():
@@ -370,7 +398,7 @@ def test_a_further_model_that_is_nowhere_is_named_before_any_is_loaded(capsys, t
     given = [f"--{option}", "./gone", "--output_dir", str(tmp_path / "out"), "--distillation_weight", "0.1"]
     assert said(capsys, *BASE, *given) == (
         2,
-        f"mem1 train: {option}: there is no folder './gone' here: check the path of the model",
+        f"mem1 train: {option}: there is no model at './gone': check the path (an id on the Hub is 'owner/name')",
     )
 
 

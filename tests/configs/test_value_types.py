@@ -98,3 +98,87 @@ def test_settings_that_nothing_reads_are_refused(tmp_path, given, sentence):
     for kind in (Mem1GRPOConfig, Mem1PPOConfig):
         with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
             kind(str(tmp_path), bf16=False, **given)
+
+
+# Ranges
+
+
+@pytest.mark.parametrize("kind", [Mem1GRPOConfig, Mem1PPOConfig])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"beta": -1.0}, "beta must be at least 0, got -1.0."),
+        ({"epsilon": -0.2}, "epsilon must be above 0, got -0.2."),
+        ({"epsilon": 0.0}, "epsilon must be above 0, got 0.0."),
+        ({"epsilon_high": -0.1}, "epsilon_high must be above 0, got -0.1."),
+        ({"delta": 0.0}, "delta must be above 0, got 0.0."),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0."),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5."),
+        ({"top_k": -1}, "top_k must be at least 0, got -1."),
+        ({"min_p": 1.1}, "min_p must be at least 0 and at most 1, got 1.1."),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0, got 0.0."),
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 to train for num_train_epochs, got 0."),
+        ({"max_steps": -2}, "max_steps must be at least 1, or -1 to train for num_train_epochs, got -2."),
+        ({"num_train_epochs": -1}, "num_train_epochs must be above 0, or max_steps at least 1, got -1."),
+        ({"num_train_epochs": 0}, "num_train_epochs must be above 0, or max_steps at least 1, got 0."),
+        ({"per_device_train_batch_size": -4}, "per_device_train_batch_size must be at least 1, got -4."),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0."),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1, got 0."),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0."),
+        ({"generation_batch_size": -8}, "generation_batch_size must be at least 1, got -8."),
+        ({"steps_per_generation": 0}, "steps_per_generation must be at least 1, got 0."),
+        ({"num_iterations": 0}, "num_iterations must be at least 1, got 0."),
+        ({"num_generations_eval": -1}, "num_generations_eval must be at least 1, got -1."),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0, got -1.0."),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1."),
+        ({"adam_beta2": 1.0}, "adam_beta2 must be at least 0 and below 1, got 1.0."),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1."),
+        ({"ref_model_mixup_alpha": 1.5}, "ref_model_mixup_alpha must be at least 0 and at most 1, got 1.5."),
+        ({"top_entropy_quantile": 1.2}, "top_entropy_quantile must be at least 0 and at most 1, got 1.2."),
+        ({"vllm_gpu_memory_utilization": 30}, "vllm_gpu_memory_utilization must be above 0 and at most 1, got 30."),
+        ({"logging_steps": -1}, "logging_steps must be above 0 with logging_strategy='steps', got -1."),
+        ({"eval_strategy": "steps", "eval_steps": -1}, "eval_steps must be at least 0 with eval_strategy='steps', got -1."),
+        ({"epsilon": float("nan")}, "epsilon must be a number, got nan."),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_refused(tmp_path, kind, given, sentence):
+    with pytest.raises(ValueError) as error:
+        kind(str(tmp_path), bf16=False, **given)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("number", [0, 1, -2, None])
+def test_a_group_has_at_least_two_episodes(tmp_path, number):
+    with pytest.raises(
+        ValueError,
+        match=rf"^num_generations must be at least 2, since episodes of a task are compared, got {number}\.$",
+    ):
+        Mem1GRPOConfig(str(tmp_path), bf16=False, num_generations=number)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"beta": 0.0, "epsilon": 3e-4, "epsilon_high": 4e-4},  # GSPO
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"epsilon_high": None, "delta": None, "min_p": None, "num_generations_eval": None},
+        {"max_steps": -1, "num_train_epochs": 0.5},
+        {"max_steps": 3, "num_train_epochs": 0},
+        {"top_p": 1, "top_k": 0, "min_p": 0.0},
+        {"top_p": None, "top_k": None, "repetition_penalty": None},
+        {"learning_rate": 0.0, "max_grad_norm": 0.0, "save_steps": -1, "warmup_steps": 0.1},
+        {"logging_strategy": "no", "logging_steps": 0},
+        {"eval_strategy": "steps", "eval_steps": 0},
+        {"top_entropy_quantile": 0.0, "vllm_importance_sampling_clip_max": None, "vllm_importance_sampling_correction": False},
+        {"pad_to_multiple_of": 8},
+    ],
+)  # fmt: skip
+def test_what_trl_has_a_meaning_for_is_taken(tmp_path, given):
+    Mem1GRPOConfig(str(tmp_path), bf16=False, **given)
+    if given.get("loss_type") != "cispo":
+        Mem1PPOConfig(str(tmp_path), bf16=False, **given)
+
+
+def test_a_configuration_of_trl_has_its_numbers_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"^beta must be at least 0, got -1\.0\.$"):
+        from_grpo_config(GRPOConfig(str(tmp_path), bf16=False, beta=-1.0))

@@ -294,8 +294,37 @@ def test_an_action_needs_a_docstring():
 
 
 def test_a_tag_for_a_method_that_is_not_there():
-    with pytest.raises(ValueError, match=r"The tag 'find' calls 'lookup', but Shop has no such action .*search"):
+    words = r"The tag 'find' calls 'lookup', but Shop has no such action .*search.*: correct `action_tags`, which may have been saved with "
+    with pytest.raises(ValueError, match=rf'{words}the model, or pass `protocol="default"`'):
         actions(action_tags={"find": "lookup"})
+
+
+def test_actions_that_a_protocol_does_not_call_are_named_once(caplog):
+    class Kiosk:
+        def reset(self, **row): ...
+
+        def search(self, query: str):
+            """Search."""
+
+        def buy(self, item: str):
+            """Buy."""
+
+        def answer(self, text: str):
+            """Answer."""
+
+    some = Mem1Protocol(action_tags={"find": "search"})
+    for _ in range(2):
+        assert ActionSet(Kiosk(), some).tags == {"find": "search"}
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "The protocol does not call 'buy' of Kiosk, since its `action_tags` names 'search' only: `protocol=\"default\"` calls every action "
+        "by its own name."
+    )
+    ActionSet(Kiosk(), Mem1Protocol(action_tags={"find": "search", "buy": "buy"}))
+    ActionSet(Kiosk(), Mem1Protocol())
+    assert len(caplog.records) == 1
+    ActionSet(Kiosk(), Mem1Protocol(action_tags={"buy": "buy"}))
+    assert "does not call 'search' of Kiosk" in caplog.records[1].getMessage()
 
 
 def test_an_action_named_like_a_tag_of_the_protocol():

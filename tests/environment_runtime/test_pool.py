@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
+import pytest
+
 from mem1_trl import Mem1Protocol
-from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.environment_runtime.calls import EnvironmentCaller
+from mem1_trl.environment_runtime.pool import EnvironmentPool, GivenEnvironments
 
 
 def made_anew():
@@ -36,3 +40,49 @@ def test_a_class_that_the_factory_defines_is_scored_in_every_episode():
     found = [each(environments=environments, trajectories=trajectories) for each in pool.reward_functions()]
     assert found == [[1.0] * 3, [[0.5]] * 3]
     pool.close()
+
+
+class Browser:
+    """Counts how many are open."""
+
+    open = 0
+
+    def __init__(self, name="a"):
+        Browser.open += 1
+
+    def reset(self, prompt=None, **row):
+        return None
+
+    def search(self, query: str) -> str:
+        """Search."""
+        return query
+
+    def close(self):
+        Browser.open -= 1
+
+
+class NoDocs(Browser):
+    """Has an action that cannot be offered."""
+
+    def think(self, text: str) -> str:
+        """Think."""
+        return text
+
+
+def broken():
+    raise RuntimeError("no display")
+
+
+@pytest.mark.parametrize("other", [broken, NoDocs, lambda: Browser])
+def test_what_was_made_is_closed_where_another_environment_cannot_be(other):
+    with pytest.raises((RuntimeError, ValueError, TypeError)):
+        EnvironmentPool({"a": Browser, "b": other}, Mem1Protocol())
+    assert Browser.open == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "made"), [(Browser, "Browser"), (made_anew(), "Env"), (partial(Browser, "b"), "factory")]
+)
+def test_what_is_no_list_of_environments_says_how_to_make_one(given, made):
+    with pytest.raises(TypeError, match=rf"pass \[{made}\(\) for _ in rows\]"):
+        GivenEnvironments(given, Mem1Protocol(), EnvironmentCaller())

@@ -15,6 +15,7 @@ from support.fault_environments import Misbehaving, Unclear, Unfinished
 from support.scripted_agent import scripted
 
 from mem1_trl import Mem1Agent, Mem1Protocol
+from mem1_trl.environment_runtime import process
 from mem1_trl.environment_runtime.actions import ActionSet, run_calls
 from mem1_trl.environment_runtime.calls import EnvironmentCaller
 from mem1_trl.environment_runtime.errors import EnvironmentDied, RemoteError
@@ -28,6 +29,14 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def ends(pid: int) -> bool:
+    """Whether a process is gone within ten seconds."""
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(pid)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,25 @@ def test_a_crash_is_survived_and_reset_starts_a_new_process(environment):
         assert environment.reset(fails="speaks") == "ready n" and environment.search("b") == "n b 1 1"
 
 
+@pytest.mark.parametrize("end", ["close", "stubborn", "crash", "terminate"])
+def test_what_a_process_has_started_ends_with_it(monkeypatch, end):
+    monkeypatch.setattr(process, "_CLOSING", 0.5)
+    made = ProcessEnvironment.factory(Misbehaving, end)()
+    pids = made._process.pid, int(made.search("leave a child"))
+    assert all(map(alive, pids))
+    if end == "crash":
+        with pytest.raises(EnvironmentDied):
+            made.search("exit")
+        made.reset()
+        assert ends(pids[1])
+        made.close()
+    elif end == "terminate":
+        made._terminate()
+    else:
+        made.close()
+    assert all(map(ends, pids))
+
+
 def test_a_hang_is_killed_and_the_pool_goes_on():
     pool = EnvironmentPool(
         ProcessEnvironment.factory(Misbehaving, "p"), Mem1Protocol(), FaultSettings(timeout=15.0, retries=1)
@@ -147,10 +175,7 @@ def test_a_hang_is_killed_and_the_pool_goes_on():
     calls = [(environments[0].search, {"query": "spin"}), (environments[1].search, {"query": "a"})]
     stuck, sound = run_calls(calls, pool.caller)
     assert stuck.fatal and stuck.text == "Error: TimeoutError: no answer within 1 seconds" and sound.text == "p a 1 1"
-    deadline = time.monotonic() + 10
-    while alive(pids[0]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pids[0]) and alive(pids[1])
+    assert ends(pids[0]) and alive(pids[1])
     object.__setattr__(pool.caller.settings, "timeout", 30.0)
     # In the next batch a new process stands in for it; one that dies in `reset` is tried again, in vain
     first, second = pool.start([{"fails": "speaks"}, {"fails": "reset"}])
@@ -194,28 +219,27 @@ print("script runs", flush=True)
 from mem1_trl.process_environment import ProcessEnvironment
 from support.fault_environments import Misbehaving
 environment = ProcessEnvironment.factory(Misbehaving)()
-print(environment._process.pid, environment.search("a"), flush=True)
+print(environment._process.pid, environment.search("leave a child"), environment.search("a"), flush=True)
+import os, signal
 if sys.argv[1] == "killed":
-    import os, signal
     os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "interrupted":
+    os.kill(os.getpid(), signal.SIGINT)
 """
 
 
-@pytest.mark.parametrize("end", ["normal", "killed"])
-def test_no_process_outlives_the_program_which_needs_no_guard(end, tmp_path):
+@pytest.mark.parametrize(("end", "status"), [("normal", 0), ("killed", -9), ("interrupted", -2)])
+def test_no_process_outlives_the_program_which_needs_no_guard(end, status, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
     done = subprocess.run(
         [sys.executable, str(script), end], capture_output=True, text=True, timeout=120, env={**os.environ}
     )
-    assert done.returncode == (0 if end == "normal" else -9), done.stderr
+    assert done.returncode == status, done.stderr
     first, second = done.stdout.splitlines()  # the script ran once, not again in the process
-    pid, *answer = second.split()
-    assert first == "script runs" and answer == ["m", "a", "1", "1"]
-    deadline = time.monotonic() + 20
-    while alive(int(pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(int(pid))
+    pid, child, *answer = second.split()
+    assert first == "script runs" and answer == ["m", "a", "1", "2"]
+    assert ends(int(pid)) and ends(int(child))
 
 
 def test_what_is_refused_in_a_thread_is_refused_in_a_process():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import textwrap
 import threading
 import time
 import urllib.error
 import urllib.request
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ pytest.importorskip("uvicorn")
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.environment_runtime.faults import FaultSettings
 from mem1_trl.environment_runtime.pool import EnvironmentPool
-from mem1_trl.gateway import GatewayEnvironment
+from mem1_trl.gateway import GatewayEnvironment, program
 
 SETTINGS = {"max_completion_length": 8, "max_turns": 4, "temperature": 1.0}
 
@@ -266,6 +269,81 @@ def test_a_program_that_fails_costs_its_own_episode(agent, program, sentence):
     found = agent.run_batch([{"prompt": "q"}] * 3, environments, keep_failures=True)
     assert [one.error is None for one in found] == [True, False, True]
     assert sentence in found[1].error and [found[0].reward, found[2].reward] == [1.0, 1.0]
+
+
+def command(tmp_path, code):
+    """A command that runs code after a request to the model, with the folder as the current one."""
+    script = tmp_path / "program.py"
+    asks = (
+        "import json, os, signal, subprocess, sys, time, urllib.request\n"
+        "body = json.dumps({'messages': [{'role': 'user', 'content': 'a'}]}).encode()\n"
+        "urllib.request.urlopen(urllib.request.Request(os.environ['OPENAI_BASE_URL'] + '/chat/completions', body)).read()\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+    )
+    script.write_text(asks + textwrap.dedent(code))
+    return [sys.executable, str(script)]
+
+
+def is_gone(pid):
+    """Whether a process is gone within ten seconds."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_what_a_command_leaves_behind_ends_with_it_and_is_not_waited_for(agent, tmp_path):
+    """The child holds the output of the command open."""
+    began = time.monotonic()
+    code = "print(subprocess.Popen(['sleep', '300']).pid)\nprint(1.0)"
+    (played,) = play(agent, command(tmp_path, code), timeout=120.0)
+    assert (played.error, played.reward) == (None, 1.0) and time.monotonic() - began < 100
+    assert is_gone(int(played.answer.split()[0]))
+
+
+def test_commands_that_do_not_want_to_end_stop_no_other_episode(agent, tmp_path):
+    code = """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(str(os.getpid()), "w").close()
+        time.sleep(300)
+    """
+    stubborn, seen = command(tmp_path, code), []
+
+    def good(row, base_url):
+        while time.monotonic() < until:
+            ask(base_url, [user("a")])
+            seen.append(time.monotonic())
+        return 1.0
+
+    environments = [*(GatewayEnvironment(stubborn, timeout=5.0) for _ in range(4)), GatewayEnvironment(good)]
+    until = time.monotonic() + 10
+    played = agent.run_batch([{"prompt": "q"}] * 5, environments, keep_failures=True)
+    assert played[-1].reward == 1.0 and all("within 5 seconds" in one.error for one in played[:-1])
+    assert max(later - earlier for earlier, later in pairwise(seen)) < 6.0  # each of the four had two seconds to end
+    pids = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert pids and all(map(is_gone, pids))
+
+
+def test_a_command_that_is_given_up_while_it_begins_does_not_run(agent, tmp_path, monkeypatch):
+    popen, begun = subprocess.Popen, []
+
+    def late(*args, **kwargs):
+        time.sleep(2.0)
+        begun.append(popen(*args, **kwargs))
+        return begun[-1]
+
+    monkeypatch.setattr(program.subprocess, "Popen", late)
+    (played,) = play(agent, command(tmp_path, "time.sleep(300)"), timeout=0.5)
+    assert "within 0.5 seconds" in played.error
+    deadline = time.monotonic() + 20
+    while not begun and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert begun and is_gone(begun[0].pid)
 
 
 class Slowly:

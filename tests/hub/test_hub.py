@@ -34,7 +34,8 @@ from mem1_trl.hub.environment_stub import environment_stub
 from mem1_trl.hub.model_card import CardFacts, complete_model_card, usage_snippet
 from mem1_trl.retrieval import Bm25Index
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "tests" / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,10 @@ def test_the_snippet_says_what_is_missing():
 
 def test_the_snippet_of_a_users_own_environment_is_a_stub():
     compile(usage_snippet(facts(environment=Shop())), "snippet", "exec")
-    compile(usage_snippet(facts()), "snippet", "exec")
+    without = usage_snippet(
+        facts(source=str(ROOT / "examples" / "assets" / "tiny-mem1"))
+    )  # it has read no instructions
+    exec(without.replace("return_full_text=False", "return_full_text=False, max_new_tokens=2"), {})
     process = ProcessEnvironment.factory(Misbehaving)
     snippet = usage_snippet(facts(environment=process.__new__(process)))
     assert (

@@ -7,7 +7,8 @@ from support.helpers import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mem1_trl.protocol.encoding import decode, tokens_of_span
+from mem1_trl import Mem1Protocol
+from mem1_trl.protocol.encoding import decode, tokens_of_span, without_end_token
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,3 +62,14 @@ def test_a_text_that_is_cut_inside_a_letter():
     tokenizer = tiny_tokenizer()
     ids = [*tokenizer("<think>a</think>")["input_ids"], *tokenizer("🙂")["input_ids"][:2]]
     assert tokens_of_span(tokenizer, ids, (0, len("<think>a</think>"))) == (0, 3)
+
+
+def test_a_turn_may_end_in_another_special_token_than_the_tokenizers():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>", "</think>"]})
+    for end in (tokenizer.eos_token, "<end_of_turn>"):
+        assert without_end_token(tokenizer, f"a summary{end}") == "a summary"
+        assert without_end_token(tokenizer, f"{end}a summary") == f"{end}a summary"
+    assert without_end_token(tokenizer, "<think>a</think>") == "<think>a</think>"
+    syntax = Mem1Protocol().syntax(tokenizer)
+    assert syntax.parse_summary([], "a summary<end_of_turn>", True).state == "a summary"

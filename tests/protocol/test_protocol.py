@@ -127,6 +127,10 @@ def test_state_and_action_with_spans():
         # An action that the state only mentions is not one
         ("<think>I could <search>x</search></think><answer>y</answer>", "I could <search>x</search>", "answer", "y"),
         ("<think>a</think><think>b</think><answer>y</answer>", "a", "answer", "y"),
+        # Nor is a state that an action only mentions
+        ("<answer>Say <think>x</think></answer>", None, "answer", "Say <think>x</think>"),
+        ("<search>what <think>x</think> means</search>", None, "search", "what <think>x</think> means"),
+        ("<search>a <think>s</think><search>b</search>", "s", "search", "b"),
     ],
 )
 def test_parse(text, state, action, action_input):

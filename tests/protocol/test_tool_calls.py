@@ -27,11 +27,16 @@ from mem1_trl import (
     Turn,
     score_trajectories,
 )
+from mem1_trl.context_rules import Compact
+from mem1_trl.context_rules.rule import SUMMARY_REQUEST
 from mem1_trl.environment_runtime.actions import ActionSet
+from mem1_trl.evaluation.episode_scores import evaluate_episode
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.protocol.tool_calls import ToolCallSyntax
+from mem1_trl.rewards import retained_reward
 from mem1_trl.rollout.episode import Episode
-from mem1_trl.rollout.observations import share_budget
+from mem1_trl.rollout.interventions import add_message, edit_state
+from mem1_trl.rollout.observations import ObservationEncoder, share_budget
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.turn_loop import Rollout
 
@@ -45,7 +50,15 @@ def form_of(name="qwen3", protocol=PROTOCOL, **kwargs):
 
 
 def play(
-    script, name="qwen3", protocol=PROTOCOL, environment=Library, episodes=1, max_length=None, row=None, **settings
+    script,
+    name="qwen3",
+    protocol=PROTOCOL,
+    environment=Library,
+    episodes=1,
+    max_length=None,
+    row=None,
+    backend=Scripted,
+    **settings,
 ):
     """Episodes of a scripted policy; the rollout, the trajectories, the environments and the episodes."""
     tokenizer = shared_tokenizer(name)
@@ -60,10 +73,31 @@ def play(
         tokenizer,
         protocol,
         AgentSettings(**{"max_turns": 4, "max_observation_length": 120, **settings}),
-        Scripted(tokenizer, script, max_length),
+        backend(tokenizer, script, max_length),
         syntax=form,
     )
     return rollout, rollout.run(running), made, running
+
+
+class Ended(Scripted):
+    """Its turns end, as those of a model do that has the last token of each among its end tokens."""
+
+    def __call__(self, *args, **kwargs):
+        return [dataclasses.replace(one, ended=True) for one in super().__call__(*args, **kwargs)]
+
+
+def task_call(name, arguments):
+    """A conversation up to a turn that calls a tool."""
+    called = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return [{"role": "user", "content": "secret?"}, {"role": "assistant", "content": "", "tool_calls": [called]}]
+
+
+def read_after(rollout, episode, message):
+    """What the next turn reads after the first one's context, once a person has written a message."""
+    add_message(rollout, episode, message)
+    rollout.play_turn([episode])
+    first, *_, last = episode.turns
+    return rollout.tokenizer.decode(last.prompt_ids[len(first.prompt_ids) :])
 
 
 SEARCH = said("looking", call("search", '{"query": "key"}'))
@@ -423,23 +457,16 @@ def test_results_that_fit_are_counted_without_rendering_every_number_of_them(mon
 
 
 @pytest.mark.parametrize("invented", ["search_" + "again_" * 60, "x<|end|>"], ids=["long", "a marker"])
-def test_a_name_that_the_model_has_made_up_is_not_in_the_frame(monkeypatch, invented):
+def test_a_name_that_the_model_has_made_up_is_not_in_the_frame(invented):
     """The template of gpt-oss writes the name of a tool into its result, which is trusted text."""
     called = (
         "<|channel|>analysis<|message|>st<|end|><|start|>assistant to=functions."
         f'{invented}<|channel|>commentary json<|message|>{{"query": "a"}}<|call|>'
     )
 
-    class Ended(Scripted):
-        """Its turns end, as those of a model do that has `<|call|>` among its end tokens."""
-
-        def __call__(self, *args, **kwargs):
-            return [dataclasses.replace(one, ended=True) for one in super().__call__(*args, **kwargs)]
-
-    monkeypatch.setitem(globals(), "Scripted", Ended)
     rollout, (trajectory,), _, _ = play(
         lambda turn, index: called if turn == 1 else "<|channel|>final<|message|>done<|return|>", "gptoss",
-        max_turns=3, max_observation_length=200,
+        max_turns=3, max_observation_length=200, backend=Ended,
     )  # fmt: skip
     turn = trajectory.turns[0]
     before, after = rollout.syntax.frame(["answer"])  # the first of the environment's
@@ -506,8 +533,211 @@ def test_a_template_that_writes_json_gets_json():
     """Llama's template writes results as JSON strings: quotes and line breaks in them must not end the string."""
     form = form_of("llama3_1")
     assert form.escapes and not form_of().escapes
-    assert form.escape_tags('say "hi"\n\\o/') == 'say \\"hi\\"\\n\\\\o/'
-    assert form_of().escape_tags('say "hi"\n\\o/') == 'say "hi"\n\\o/'
+    assert form.write_result('say "hi"\n\\o/') == 'say \\"hi\\"\\n\\\\o/'
+    assert form.read_result('say \\"hi\\"\\n\\\\o/') == form.escape_tags('say "hi"\n\\o/') == 'say "hi"\n\\o/'
+    assert form_of().write_result('say "hi"\n\\o/') == 'say "hi"\n\\o/'
+
+
+SPOKEN = 'say "hi",\nthen C:\\new'
+"""A text that JSON changes."""
+
+SAID = {
+    "llama3_1": "<think>old</think>{text}<|eot_id|>",
+    "gptoss": "<|channel|>analysis<|message|>old<|end|><|start|>assistant<|channel|>final<|message|>{text}<|return|>",
+}
+CALLED = {
+    "llama3_1": '<think>old</think>{"name": "search", "parameters": {"query": "q"}}<|eot_id|>',
+    "gptoss": "<|channel|>analysis<|message|>old<|end|><|start|>assistant to=functions.search<|channel|>commentary json<|message|>"
+    '{"query": "q"}<|call|>',
+}
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_what_the_agent_reads_is_what_the_template_writes(name):
+    """Also the hint, and quotes and line breaks, which some templates escape in results and in nothing else."""
+    form = form_of(name)
+    observations = ObservationEncoder(form, AgentSettings(max_observation_length=200))
+    seen = PROTOCOL.observation_frame(3)[0] + SPOKEN
+    turn, answered = (
+        task_call("search", {"query": "q"}),
+        [
+            {"role": "user", "content": "secret?"},
+            {"role": "assistant", "content": "It is 7."},
+        ],
+    )
+    result = observations.encode_results([SPOKEN], ["search"], 3, ["search"])
+    message = observations.encode_message(SPOKEN, 3, ["search"])
+    for observation, past, role in ((result, turn, "tool"), (message, answered, "user")):
+        ours = form.tokenizer.decode([*observation.before, *observation.body, *observation.after])
+        whole = form._render([*past, {"role": role, "name": "search", "content": seen}], True)
+        assert whole.endswith(ours)
+        assert observations.text(observation) == ours.replace(json.dumps(seen)[1:-1], seen)
+        before = whole.removesuffix(ours)
+        assert before.endswith(f"It is 7.{form.turn_end}" if role == "user" else form._render(past, False).rstrip())
+    assert observations.quote(SPOKEN, ["search"]) == SPOKEN  # stands in a message
+    compact = AgentSettings(max_observation_length=200, max_context_length=4000, context=Compact(every=1))
+    ObservationEncoder(form, compact).check(["search"])  # its summaries are followed by messages
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_only_results_are_json(name):
+    """Not what a person wrote, not the state that a person put in the place of the agent's, and not a request after a message."""
+    texts = [SAID[name].format(text="It is 7."), SAID[name].format(text="Summed up."), SAID[name].format(text="Yes.")]
+    rollout, _, _, (episode,) = play(
+        lambda turn, index: texts[turn - 1],
+        name,
+        backend=Ended,
+        max_observation_length=200,
+        max_context_length=4000,
+        context=Compact(every=1),
+    )
+    text = read_after(rollout, episode, SPOKEN)
+    (_, shown) = episode.record.shown[0]
+    before, after = rollout.syntax.message_frame()
+    asked = rollout.syntax.write_request(SUMMARY_REQUEST)
+    assert asked.startswith("\n\n")
+    assert shown["content"] == f"[HINT]You have 4 turns left.[/HINT]\n\n{SPOKEN}"
+    assert text == f"{texts[0]}{before}{shown['content']}{asked}{after}"
+    assert episode.turns[0].observation == f"{before}{shown['content']}{after}"
+    edit_state(rollout, episode, SPOKEN)
+    assert SPOKEN in rollout.tokenizer.decode(episode.history[-1])
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_request_after_a_result_is_json_as_the_result_is(name):
+    rollout, (trajectory,), _, _ = play(
+        lambda turn, index: [CALLED[name], SAID[name].format(text="Summed up.")][turn > 1],
+        name,
+        row={"secret": SPOKEN},
+        backend=Ended,
+        max_observation_length=200,
+        max_context_length=4000,
+        context=Compact(every=1),
+        max_turns=2,
+    )
+    first, second = trajectory.turns[:2]
+    asked = rollout.syntax.write_request(SUMMARY_REQUEST)
+    seen = f"[HINT]You have 1 turn left.[/HINT]\n\n{SPOKEN}{asked}"
+    before, after = rollout.syntax.frame(["search"])
+    text = rollout.tokenizer.decode(second.prompt_ids[len(first.prompt_ids) :])
+    assert text == f"{CALLED[name]}{before}{json.dumps(seen)[1:-1]}{after}"
+
+
+@pytest.mark.parametrize("budget", range(88, 100))
+def test_a_result_that_is_cut_is_json_all_the_same(budget):
+    """A cut inside an escape would end the string elsewhere, and be read as another text."""
+    form = form_of("llama3_1")
+    observations = ObservationEncoder(form, AgentSettings(max_observation_length=budget))
+    for text in ('"\n' * 500, "\x1b\\" * 500, "\\n" * 500):
+        (ids,) = observations.encode_results([text], ["search"], 3, ["search"]).results
+        said = json.loads(f'"{form.tokenizer.decode(ids)}"')
+        assert said.endswith(PROTOCOL.truncation_marker)
+        assert text.startswith(said.removesuffix(PROTOCOL.truncation_marker)) and len(said) > 20
+
+
+@pytest.mark.parametrize("context", ["mem1", "full"])
+@pytest.mark.parametrize("name", ["qwen3", *CALLED])
+def test_metrics_read_what_a_result_says(name, context):
+    """Also where the template writes a line break before the answer as a backslash and the letter n."""
+    called, answered = CALLED.get(name, SEARCH), SAID.get(name, said("old", "{text}")).format(text="London")
+    secret = "found:\nParis is it"
+    rollout, (trajectory,), _, _ = play(
+        lambda turn, index: [called, answered][turn - 1], name, row={"secret": secret}, backend=Ended, context=context
+    )
+    assert f"[/HINT]\n\n{secret}" in trajectory.turns[0].observation
+    assert retained_reward([None], [trajectory], [[["Paris"]]]) == [[None, 0.0]]
+    memory = rollout.settings.rule.memory
+    row = {"prompt": "q", "answers": [["Paris"]]}
+    (objective,) = evaluate_episode(trajectory, row, rollout.tokenizer, PROTOCOL, memory).objectives_detail
+    assert (objective.first_seen_turn, objective.kept) == (1, (context == "full",))
+
+
+@pytest.mark.parametrize("end", ["<|user|>", "<|observation|>", "<|endoftext|>"])
+def test_a_token_that_ends_a_turn_and_opens_the_next_message_is_written_once(end):
+    """As the template of GLM-4.5 does, whose models end a turn with the opening of what follows."""
+    call_text = (
+        "\n<think>st</think>\n<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>q</arg_value>\n</tool_call>"
+    )
+    texts = [call_text + end, "\n<think>st</think>\nIt is 7." + end, "\n<think>st</think>\nYes.<|user|>"]
+    rollout, (trajectory,), _, (episode,) = play(
+        lambda turn, index: texts[turn - 1], "glm4moe", backend=Ended, context="full"
+    )
+    assert (trajectory.answer, trajectory.turns[1].state) == ("It is 7.", "st")
+    text = read_after(rollout, episode, "Sure?")
+    told = [
+        *task_call("search", {"query": "q"}),
+        {"role": "tool", "name": "search", "content": f"{PROTOCOL.observation_frame(3)[0]}7"},
+        {"role": "assistant", "content": "It is 7."},
+        {"role": "user", "content": f"{PROTOCOL.observation_frame(4)[0]}Sure?"},
+    ]
+    expected = rollout.syntax._render(told, True).partition("<|assistant|>")[2]
+    # What a thought leaves of an earlier turn, and an end token that the template does not write
+    plain = text.replace("<think>st</think>", "<think></think>").replace("<|endoftext|>", "")
+    wrong = {
+        "<|user|>": ("</tool_call><|user|>", "</tool_call>"),
+        "<|observation|>": ("It is 7.<|observation|>", "It is 7."),
+    }
+    assert plain.replace(*wrong.get(end, ("", ""))) == expected
+    before, *_ = rollout.syntax.frame(["search"])
+    observation = trajectory.turns[0].observation
+    assert observation.startswith(before.removeprefix("<|observation|>") if end == "<|observation|>" else before)
+    assert trajectory.turns[0].observation_tokens == len(rollout.tokenizer(observation)["input_ids"])
+
+
+def test_a_message_follows_a_thought_that_the_template_drops():
+    """Qwen3.5's writes an earlier answer without its thought, which stays here as it was sampled: as TRL's training variant writes it."""
+    texts = ["old\n</think>\n\nIt is 7.<|im_end|>", "old\n</think>\n\nYes.<|im_end|>"]
+    rollout, _, _, (episode,) = play(lambda turn, index: texts[turn - 1], "qwen3_5_think")
+    text = read_after(rollout, episode, SPOKEN)
+    told = [
+        {"role": "user", "content": "secret?"},
+        {"role": "assistant", "content": "It is 7.", "reasoning_content": "old"},
+        {"role": "user", "content": f"{PROTOCOL.observation_frame(4)[0]}{SPOKEN}"},
+    ]
+    training = template_text("qwen3_5_think_training")
+    expected = rollout.tokenizer.apply_chat_template(
+        told, chat_template=training, tokenize=False, add_generation_prompt=True
+    )
+    assert text == expected.partition("<think>\n")[2]
+
+
+HARMONY = [
+    " to=functions.search<|channel|>commentary json<|message|>",
+    "<|channel|>commentary to=functions.search <|constrain|>json<|message|>",
+    "<|channel|>commentary to=functions.search<|message|>",
+    " to=functions.search<|channel|>commentary <|constrain|>json<|message|>",
+]
+
+
+@pytest.mark.parametrize("opening", HARMONY)
+@pytest.mark.parametrize("thought", ["<|channel|>analysis<|message|>old<|end|><|start|>assistant", ""])
+def test_calls_of_gpt_oss_are_read_in_both_orders(opening, thought):
+    form, tokenizer = form_of("gptoss"), shared_tokenizer("gptoss")
+    for arguments, read in (('{"query": "q"}', True), ('{"query": ', False)):
+        text = f"{thought}{opening}{arguments}<|call|>"
+        turn = form.parse(tokenizer(text)["input_ids"], text, ActionSet(Library(), PROTOCOL))
+        assert turn.answer is None and (not read or turn.state == ("old" if thought else None))
+        assert [(c.name, c.arguments) for c in turn.calls] == ([("search", {"query": "q"})] if read else [])
+        assert turn.problem is None if read else "cannot be read" in turn.problem
+
+
+def test_a_turn_that_ends_as_a_call_and_has_none_is_a_problem():
+    """It is not an empty answer, which would end the episode."""
+    form, tokenizer = form_of("gptoss"), shared_tokenizer("gptoss")
+    text = "<|channel|>commentary<|message|>I search.<|call|>"
+    turn = form.parse(tokenizer(text)["input_ids"], text, ActionSet(Library(), PROTOCOL))
+    assert (turn.action, turn.answer) == (None, None) and "cannot be read" in turn.problem
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_turn_of_another_model_is_written_with_one_end(name):
+    form, (_, called) = form_of(name), task_call("search", {"query": "q"})
+    for message, ends in (
+        (called, ["<|call|>"] if name == "gptoss" else [CONTROL[name][0]]),
+        ({"role": "assistant", "content": "7"}, [CONTROL[name][0]]),
+    ):
+        text, cut = form.write(message), form.write(message, ended=False)
+        assert text == cut + ends[0] and not any(cut.endswith(one) for one in (*ends, CONTROL[name][0]))
 
 
 # Refusals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -131,8 +132,9 @@ def two_runs(tmp_path):
     return tmp_path, found
 
 
-def test_two_training_runs_stand_side_by_side_with_their_paired_difference(two_runs):
+def test_two_training_runs_stand_side_by_side_with_their_paired_difference(two_runs, monkeypatch):
     place, found = two_runs
+    monkeypatch.chdir(place.parent)
     for given in (place, [place / "a", place / "b"]):
         page = report(given, baseline="a")
         assert page == place / "report" / "report.html" and (page.parent / "difference.png").is_file()
@@ -146,8 +148,9 @@ def test_two_training_runs_stand_side_by_side_with_their_paired_difference(two_r
         assert "<td>2 / 1 of 4<small>+0.250</small></td>" in table
 
 
-def test_a_baseline_without_a_data_set_of_the_others_is_not_unknown(two_runs):
+def test_a_baseline_without_a_data_set_of_the_others_is_not_unknown(two_runs, monkeypatch):
     place, found = two_runs
+    monkeypatch.chdir(place)
     for step in (0, 5):
         found["a", step].save(place / "c" / "evaluation", f"eval_hard-{step}")
     text = report([place / "a", place / "c"], baseline="c").read_text()
@@ -214,3 +217,24 @@ def test_evaluations_without_one_of_the_baseline_are_counted(tmp_path):
     for seed in range(2):
         save(tmp_path, "before", [0, 1, 0, 0, 0], seed, tasks)
     assert "<small>+0.600, +0.600; 1 more not compared</small>" in report(tmp_path, baseline="before").read_text()
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "home", "root"])
+def test_runs_without_a_folder_of_their_own_are_reported_here(two_runs, tmp_path, monkeypatch, caplog, where):
+    """The folder that holds all of several runs may be `/`."""
+    place, _ = two_runs
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here if where == "elsewhere" else place)
+    if where == "home":
+        monkeypatch.setenv("HOME", str(place))
+    if where == "root":
+        monkeypatch.setattr("mem1_trl.report.build.Path.cwd", lambda: Path("/"))
+        monkeypatch.setattr("mem1_trl.report.run_directory.os.path.commonpath", lambda places: "/")
+    page = report([place / "a", place / "b"])
+    assert page == Path("report/report.html") and page.is_file() and "a" in page.read_text()
+    common = "/" if where == "root" else place
+    assert f"The folder that holds all of the runs is {common}: the page is written to " in caplog.text
+    caplog.clear()
+    assert report([place / "a"]) == place / "a" / "report" / "report.html" and not caplog.text
+    assert report([place / "a", place / "b"], place / "o.html") == place / "o.html" and not caplog.text

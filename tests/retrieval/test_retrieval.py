@@ -33,8 +33,10 @@ from mem1_trl.retrieval import (
     Retriever,
     TransformersEncoder,
     bm25_files,
+    http,
     open_retriever,
 )
+from mem1_trl.retrieval.http import _Search
 from mem1_trl.retrieval.postings import Postings
 from mem1_trl.retrieval.server import RetrieverServer
 
@@ -202,6 +204,41 @@ def test_an_index_is_replaced_only_if_asked(tmp_path):
         Bm25Index.build(CORPUS, tmp_path / "home", overwrite=True, show_progress=False)
 
 
+@pytest.mark.parametrize(("step", "left"), [("first", 3), ("second", 3), ("last", 1)])
+def test_a_replacement_that_is_interrupted_leaves_the_old_index_or_the_new(tmp_path, monkeypatch, step, left):
+    """Ctrl-C after the old index was moved away left neither."""
+    Bm25Index.build(CORPUS, tmp_path / "index", show_progress=False)
+    rename, rmtree, steps = Path.rename, bm25_files.shutil.rmtree, ["first", "second", "last"]
+
+    def interrupted_before(function):
+        def call(*args, **kwargs):
+            if steps and steps.pop(0) == step:
+                steps.clear()
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted_before(rename))
+        patched.setattr(bm25_files.shutil, "rmtree", interrupted_before(rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            Bm25Index.build(CORPUS[:1], tmp_path / "index", overwrite=True, show_progress=False)
+    assert len(Bm25Index.load(tmp_path / "index")) == left
+    hidden = [path for path in tmp_path.iterdir() if path.name != "index"]
+    assert hidden == [] or step == "last"  # the old index is still to be deleted then
+
+
+@pytest.mark.parametrize("name", ["scores", "entries", "starts", "best", "words", "passages"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04", b"text"], ids=["empty", "cut", "zip", "text"])
+def test_an_array_that_cannot_be_read_is_named(tmp_path, name, content):
+    Bm25Index.build(CORPUS, tmp_path / "index", show_progress=False)
+    (tmp_path / "index" / f"{name}.npy").write_bytes(content)
+    for mmap in (True, False):
+        with pytest.raises(ValueError, match=rf"is damaged \({name}\.npy.*: rebuild it with `mem1 index`"):
+            Bm25Index.load(tmp_path / "index", mmap=mmap)
+
+
 @pytest.mark.parametrize("name", ["words.bin", "passages.jsonl"])
 def test_an_index_that_was_cut_off_is_refused(tmp_path, name):
     """Its words were not found, and nothing said why."""
@@ -306,9 +343,10 @@ def test_a_dense_index_that_was_cut_off_is_refused(tmp_path, name):
     pytest.importorskip("faiss")
     DenseIndex(CORPUS, letters).save(tmp_path / "dense")
     path = tmp_path / "dense" / name
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match="is damaged"):
-        DenseIndex.load(tmp_path / "dense", encoder=letters)
+    for size in (path.stat().st_size // 2, 0):
+        os.truncate(path, size)
+        with pytest.raises(ValueError, match="is damaged"):
+            DenseIndex.load(tmp_path / "dense", encoder=letters)
     path.unlink()
     with pytest.raises(ValueError, match="is damaged"):
         DenseIndex.load(tmp_path / "dense", encoder=letters)
@@ -501,6 +539,104 @@ def test_searches_that_come_at_once_share_requests():
     assert sum(slow.batches) == 80 and len(slow.batches) <= 12
 
 
+class Held:
+    """A retriever that answers each request when it is told to; `batches` are the requests so far."""
+
+    def __init__(self):
+        self.batches = []
+        self.asked = threading.Semaphore(0)
+        self.answers = {}
+        self.over = False
+
+    def search(self, queries, top_k=3):
+        go = self.answers[queries[0]] = threading.Event()
+        self.batches.append(queries)
+        self.asked.release()
+        assert self.over or go.wait(120)
+        return [[Passage(query, str(top_k), 1.0)] for query in queries]
+
+
+@pytest.fixture
+def one_connection():
+    """A retriever that answers when it is told to, and `start`, which lets a search come after those before it."""
+    held = Held()
+    with serve_site(RetrieverServer(held, port=0)) as server, ThreadPoolExecutor(8) as pool:
+        client = HttpRetriever(server.url, max_connections=1, max_retries=0)
+
+        def start(query, top_k=3):
+            before = len(client._waiting)
+            call = pool.submit(client.search, [query], top_k)
+            while len(client._waiting) == before and query not in held.answers:
+                time.sleep(0.01)
+            return call
+
+        yield held, start
+        held.over = True
+        for go in list(held.answers.values()):
+            go.set()
+
+
+def test_a_search_that_is_answered_does_not_wait_for_a_connection(one_connection):
+    """It waited for a connection although it was answered, while later searches used them."""
+    held, start = one_connection
+    a, b, other, c = start("a"), start("b"), start("other", 5), start("c")
+    held.answers["a"].set()
+    assert a.result(60) == [[Passage("a", "3", 1.0)]]
+    for _ in range(2):
+        assert held.asked.acquire(timeout=60)
+    held.answers["b"].set()
+    assert held.asked.acquire(timeout=60)  # `other` has the only connection now
+    assert [call.result(60)[0][0].title for call in (b, c)] == ["b", "c"] and not other.done()
+    held.answers["other"].set()
+    assert other.result(60) == [[Passage("other", "5", 1.0)]]
+    assert held.batches == [["a"], ["b", "c"], ["other"]]
+
+
+def test_searches_go_in_the_order_in_which_they_came(one_connection):
+    held, start = one_connection
+    calls = [start(query, top_k) for query, top_k in (("a", 3), ("b", 5), ("c", 3), ("d", 5), ("e", 1))]
+    for _ in range(4):
+        assert held.asked.acquire(timeout=60)
+        held.answers[held.batches[-1][0]].set()
+    assert [call.result(60)[0][0].title for call in calls] == ["a", "b", "c", "d", "e"]
+    assert held.batches == [["a"], ["b", "d"], ["c"], ["e"]]
+
+
+def test_a_search_that_is_interrupted_leaves_nobody_waiting(monkeypatch):
+    client, go, sent = HttpRetriever("http://127.0.0.1:1", max_connections=1), threading.Event(), []
+
+    def post(queries, top_k, retries):
+        sent.append(queries)
+        assert go.wait(60)
+        if len(sent) <= 2:
+            raise KeyboardInterrupt
+        return [[Passage(query, "", 1.0)] for query in queries]
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "_post", post)
+    with ThreadPoolExecutor(4) as pool:
+        calls = []
+        for number, (query, top_k) in enumerate((("a", 3), ("b", 3), ("c", 3), ("d", 5))):
+            calls.append(pool.submit(client.search, [query], top_k))
+            while len(client._waiting) < number or not sent:
+                time.sleep(0.01)
+        with monkeypatch.context() as patched:
+            patched.setattr(http, "_Search", lambda queries, top_k: _Search(queries, top_k, Interrupted()))
+            with pytest.raises(KeyboardInterrupt):
+                client.search(["while it waits"])
+        go.set()
+        for interrupted in calls[:2]:
+            with pytest.raises(KeyboardInterrupt):
+                interrupted.result(60)
+        with pytest.raises(ConnectionError, match="was interrupted"):  # it went along with b
+            calls[2].result(60)
+        assert calls[3].result(60) == [[Passage("d", "", 1.0)]]
+    assert sent == [["a"], ["b", "c"], ["d"]]
+
+
 def test_one_bad_query_does_not_fail_the_others():
     slow = Slow(0.1)
     with serve_site(RetrieverServer(slow, port=0)) as server:
@@ -519,6 +655,7 @@ def test_one_bad_query_does_not_fail_the_others():
 class _Flaky(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.paths.append(self.path)
         status, body = self.server.answers.pop(0)
         if status == "drip":
             self.server.drip(self)
@@ -544,6 +681,7 @@ def flaky():
             """On purpose."""
 
     with serve_site(Server(("127.0.0.1", 0), _Flaky)) as server:
+        server.paths = []
         server.url = f"http://127.0.0.1:{server.server_port}"
         yield server
 
@@ -670,10 +808,26 @@ def test_a_retriever_that_is_not_there_is_one_sentence(flaky):
         RetrievalQAEnvironment.factory("http://127.0.0.1:1")
     with pytest.raises(ValueError, match="no address of a retriever"):
         HttpRetriever("localhost:8000")
+    with pytest.raises(ValueError, match="must have no user name or password"):
+        HttpRetriever("http://me:secret@127.0.0.1:1")
     flaky.answers = [(0, b"")] * 2
     with pytest.raises(ConnectionError, match="No retriever answers"):
         HttpRetriever(flaky.url, max_retries=1).search(["iron"])
     assert flaky.answers == []
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("?key=1", "/retrieve?key=1"),
+        ("/?key=1", "/retrieve?key=1"),
+        ("/find?key=1", "/find?key=1"),
+        ("/", "/retrieve"),
+    ],
+)
+def test_the_query_of_an_address_is_kept(flaky, address, path):
+    flaky.answers = [(200, GOOD)]
+    assert HttpRetriever(flaky.url + address).search(["iron"]) and flaky.paths == [path]
 
 
 def test_a_time_out_is_a_connection_error():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from support.helpers import oracle_logprobs, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
+from transformers.generation.logits_process import SequenceBiasLogitsProcessor
 
 from mem1_trl import AgentSettings, Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig, StopReason, Trajectory, Turn
-from mem1_trl.hub.agent_settings import load_agent_settings
+from mem1_trl.hub.agent_settings import load_agent_settings, save_agent_settings
 from mem1_trl.rollout.decoding import ignored_decoding
 from mem1_trl.rollout.draws import uniform_draws
 from mem1_trl.rollout.generation import TransformersGenerator
@@ -176,3 +177,22 @@ def test_recorded_steps_must_be_those_of_the_sequences():
     assert finish(two, [first]) is None  # a token without a step
     assert finish(two.flip(0), [first, rows]) is None  # rows that were reordered
     assert finish(two[:1], [first, rows]) is None  # rows that are gone
+
+
+def test_a_bias_by_sequences_of_tokens_holds_and_is_saved(tmp_path):
+    """By tuples of tokens, a form that transformers takes and a file cannot hold."""
+    never = {"sequence_bias": {(5,): -100.0, (6, 7): -2.0}}
+    settings = AgentSettings(generation_kwargs=never)
+    save_agent_settings(tmp_path, settings)
+    assert load_agent_settings(tmp_path) == settings
+    assert settings.generation_kwargs == {"sequence_bias": [[[5], -100.0], [[6, 7], -2.0]]}
+    processor = SequenceBiasLogitsProcessor(settings.generation_kwargs["sequence_bias"])
+    expected = SequenceBiasLogitsProcessor(never["sequence_bias"])
+    ids, scores = torch.tensor([[1, 6]]), torch.zeros(1, 10)
+    assert torch.equal(processor(ids, scores), expected(ids, scores)) and processor(ids, scores)[0, 7] == -2.0
+
+
+@pytest.mark.parametrize("name", ["generation_kwargs", "chat_template_kwargs"])
+def test_what_could_not_be_saved_with_the_model_is_refused_before_a_run(name):
+    with pytest.raises(ValueError, match=f"{name} must be made of JSON values.* got thing=<object"):
+        AgentSettings(**{name: {"thing": object()}})

@@ -114,5 +114,25 @@ def test_notes_inside_a_result_that_is_json_are_json(actor, name):
     tokenizer = template_tokenizer(name)
     syntax = TOOLS.syntax(tokenizer)
     assert syntax.escapes
-    before, after = (tokenizer.decode(syntax.encode_added(part)) for part in TOOLS.memory_frame())
+    before, after = (tokenizer.decode(syntax.encode_added(part, in_result=True)) for part in TOOLS.memory_frame())
     assert json.loads(f'"{before}fact{after}"') == "fact".join(TOOLS.memory_frame())
+    before, after = (tokenizer.decode(syntax.encode_added(part, in_result=False)) for part in TOOLS.memory_frame())
+    assert (before, after) == TOOLS.memory_frame(), "in a message they are as they are"
+
+
+def test_notes_say_the_same_inside_a_result_that_is_json_and_inside_a_message(actor):
+    """And they are found by their words, which an escape before them does not change."""
+    tokenizer = template_tokenizer("llama3_1")
+    calls = [json.dumps({"name": "search", "parameters": {"query": query}}) for query in ("\nhigh", "loch")]
+    texts = [f"<think>t</think>{one}<|eot_id|>" for one in (*calls, "It is high.")]
+    episode = begin(actor, tokenizer, texts, TOOLS, [search], context="external")
+    for _ in texts:
+        episode.step()
+    rollout, played = episode._player.rollout, episode._episode
+    assert [note.text for note in played.memory.notes] == ["fact \nhigh", "fact loch"]
+    before, after = TOOLS.memory_frame()
+    read = [tokenizer.decode(turn.prompt_ids) for turn in episode.trajectory.turns]
+    episode.add_message('How "high"?')
+    read.append(tokenizer.decode(rollout.next_request(played).context))
+    assert json.dumps(f"fact loch{before}fact \nhigh\n{after}")[1:] in read[2]
+    assert f'How "high"?{before}fact loch\nfact \nhigh\n{after}<|eot_id|>' in read[3]

@@ -12,9 +12,10 @@ from support.helpers import oracle_logprobs
 from support.ports import held_port
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, retrying, score_trajectories
+from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.protocol.turn_text import close_action, encode_closed
+from mem1_trl.retrying import Cancellation
 from mem1_trl.rollout.chat_client import ChatEndpoint
 
 pytestmark = pytest.mark.usefixtures("rollout_mode")
@@ -54,7 +55,7 @@ def user(text):
 def no_waiting(monkeypatch):
     """Records the pauses instead of making them."""
     pauses: list[float] = []
-    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
+    monkeypatch.setattr(Cancellation, "wait", lambda self, seconds: pauses.append(seconds))
     return pauses
 
 

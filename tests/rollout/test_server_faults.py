@@ -16,9 +16,10 @@ from support.chat_server import serve
 from support.tool_helpers import Library, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment
 
-from mem1_trl import AgentSettings, Mem1Agent, Mem1Protocol, StopReason, retrying
+from mem1_trl import AgentSettings, Mem1Agent, Mem1Protocol, StopReason
 from mem1_trl.demonstrations import collect_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
+from mem1_trl.retrying import Cancellation, UnusableServer
 from mem1_trl.rollout.chat_client import first_choice, read_message
 from mem1_trl.rollout.completions import CompletionsEndpoint, Offer
 from mem1_trl.rollout.server_calls import ServerCalls
@@ -36,7 +37,7 @@ ANSWER = "<think>7</think><answer>7</answer>"
 def no_waiting(monkeypatch):
     """Records the pauses instead of making them."""
     pauses: list[float] = []
-    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
+    monkeypatch.setattr(Cancellation, "wait", lambda self, seconds: pauses.append(seconds))
     return pauses
 
 
@@ -166,6 +167,22 @@ def test_what_no_context_would_change_ends_the_run_at_once(tokenizer, no_waiting
     assert no_waiting == [] and refused == 1
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("backend", ["chat", None])
+def test_a_server_that_has_moved_says_where(tokenizer, no_waiting, status, backend):
+    """It was said that each context is too long."""
+    with serve(lambda messages: ANSWER, complete=lambda text: ANSWER) as server:
+        server.fails = lambda request: status
+        server.headers = {"Location": "https://h.example/v1/chat/completions?key=secret"}
+        agent = agent_for(server, tokenizer, backend=backend)
+        with pytest.raises(
+            UnusableServer,
+            match=rf"redirects a request to 'https://h.example/v1/chat/completions' \(HTTP {status}\), and",
+        ):
+            agent.run("q0?", LookupEnvironment())
+    assert no_waiting == [] and len(server.requests) <= 1
+
+
 def test_nothing_is_asked_again_after_the_run_has_ended(tokenizer, no_waiting):
     """While one request is refused, another may still be running. It fails later and must not be repeated."""
     refused, under_way = threading.Event(), threading.Event()
@@ -185,7 +202,7 @@ def test_nothing_is_asked_again_after_the_run_has_ended(tokenizer, no_waiting):
         refused.set()
         # The thread of the first request, which nobody has joined
         deadline = time.monotonic() + 30
-        while any("ThreadPoolExecutor" in thread.name for thread in threading.enumerate()):
+        while any(thread.name.startswith("mem1-request") for thread in threading.enumerate()):
             assert time.monotonic() < deadline
             threading.Event().wait(0.01)
         assert no_waiting == [] and sum(map(asks(0), server.requests)) == 1
@@ -378,14 +395,23 @@ def test_an_answer_without_end_is_cut(tokenizer):
 @pytest.mark.parametrize(
     ("address", "target"),
     [
-        ("http://h:8000/v1", "/v1"),
-        ("http://h:8000", "/v1"),
-        ("http://h/api/", "/api/v1"),
-        ("http://h:81/v1/chat/completions", "/v1"),
+        ("http://h:8000/v1", "/v1/completions"),
+        ("http://h:8000", "/v1/completions"),
+        ("http://h/api/", "/api/v1/completions"),
+        ("http://h:81/v1/chat/completions", "/v1/completions"),
+        ("http://h/openai/v1?api-version=2024", "/openai/v1/completions?api-version=2024"),
+        ("http://h/v1/chat/completions?a=%C3%A4&b#c", "/v1/completions?a=%C3%A4&b"),
+        ("http://h?a=1", "/v1/completions?a=1"),
     ],
 )
 def test_the_address_of_a_server(address, target):
-    assert ServerClient(address)._base.target == target
+    assert ServerClient(address)._address("completions").target == target
+
+
+def test_a_user_name_in_an_address_is_refused():
+    with pytest.raises(ValueError, match="must hold no user name or password") as caught:
+        ServerClient("http://me:secret@h/v1")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://h/v1", "", "http://"])

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 from support.reading_agent import reading
-from support.serving import SEARCH, Talk, served
+from support.serving import PLAIN, SEARCH, SETTINGS, Talk, served
+from support.trainer_helpers import LookupEnvironment, chat_tokenizer
 
 from mem1_trl import Mem1Agent
 
@@ -96,3 +97,96 @@ def test_one_call_at_a_time_is_promised_only_where_a_turn_has_one(agent):
     native = Mem1Agent(tiny_model(vocab_size=len(tokenizer)), tokenizer, "tool_calls")
     with served(native) as client, pytest.raises(openai.BadRequestError, match="'parallel_tool_calls' must be true"):
         Talk(client, tools=[SEARCH], parallel_tool_calls=False).say("tea")
+
+
+NO_SYSTEM_ROLE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+
+
+def test_a_system_prompt_is_told_to_a_model_whose_template_has_no_such_role(actor):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = NO_SYSTEM_ROLE + tokenizer.chat_template
+    agent = Mem1Agent(actor, tokenizer, PLAIN, **{**SETTINGS, "conversational": True})
+    model = reading(agent, lambda context: "<think>s</think><answer>ok</answer>")
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who?"}]
+    with served(agent) as client:
+        client.chat.completions.create(model="mem1", messages=messages)
+    assert "Be short.\n\nWho?" in model.contexts[0]
+
+
+def test_a_template_that_takes_no_message_of_the_user_is_one_sentence(actor):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('There must be an image') }}"
+    agent = Mem1Agent(actor, tokenizer, PLAIN, **{**SETTINGS, "conversational": True})
+    reading(agent)
+    with served(agent) as client, pytest.raises(openai.BadRequestError, match="There must be an image"):
+        client.chat.completions.create(model="mem1", messages=[{"role": "user", "content": "Who?"}])
+
+
+TIME = {"type": "function", "function": {"name": "get_time"}}
+
+
+@pytest.mark.parametrize(
+    ("action_tags", "tools", "sentence"),
+    [
+        ({"find": "search"}, [TIME], "'tools' must have search, since this agent was trained with the tools search only, got get_time."),
+        ({"find": "search"}, [], "'tools' must have search, since this agent was trained with the tools search only, got none."),
+        ({"a": "search", "b": "open"}, [SEARCH], "'tools' must have open, search, since this agent was trained with the tools open, search only, got search."),
+        (None, [{"type": "function", "function": {"name": "think"}}], "The tool 'think' cannot be offered to this agent, for which that word is a tag: give the tool another name."),
+    ],
+)  # fmt: skip
+def test_tools_that_an_agent_was_not_trained_with_are_refused_in_words_of_the_client(
+    actor, tokenizer, action_tags, tools, sentence
+):
+    agent = Mem1Agent(actor, tokenizer, dataclasses.replace(PLAIN, action_tags=action_tags), **SETTINGS)
+    reading(agent)
+    with served(agent) as client, pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(
+            model="mem1", messages=[{"role": "user", "content": "a"}], **({"tools": tools} if tools else {})
+        )
+    assert error.value.body["message"] == sentence and error.value.param == "tools"
+
+
+def test_tools_that_an_agent_was_trained_with_are_those_of_the_client_or_of_the_server(actor, tokenizer):
+    agent = Mem1Agent(actor, tokenizer, dataclasses.replace(PLAIN, action_tags={"search": "search"}), **SETTINGS)
+    reading(agent)
+    with served(agent, environment_factory=LookupEnvironment) as client:
+        assert Talk(client).say("a").choices[0].message.content == "a"
+        (call,) = Talk(client, tools=[TIME, SEARCH]).say("tool tea").choices[0].message.tool_calls
+        assert call.function.name == "search"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"model": "gpt"}, "model"),
+        ({"tools": [{"type": "function", "function": {"name": "get-it"}}]}, "tools"),
+        ({"tools": [SEARCH], "tool_choice": "required", "max_tokens": 3}, "tool_choice"),
+        ({"messages": [{"role": "user", "content": "long " * 60}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
+    ],
+)
+def test_the_argument_that_an_agent_cannot_follow_is_named(agent, options, param, stream):
+    reading(agent, lambda context: "<think>s</think><answer>ok</answer>")
+    agent.settings = dataclasses.replace(agent.settings, max_context_length=100, max_turns=1)
+    asked = {"model": "mem1", "messages": [{"role": "user", "content": "a"}], "stream": stream, **options}
+    with served(agent) as client, pytest.raises(openai.APIStatusError) as error:
+        client.chat.completions.create(**asked)
+    assert error.value.param == param
+
+
+def test_the_responses_api_names_its_own_arguments(agent):
+    reading(agent)
+    agent.settings = dataclasses.replace(agent.settings, max_context_length=40)
+    with served(agent) as client:
+        for options, param in (
+            ({"input": "long " * 60}, "input"),
+            ({"previous_response_id": "resp_x"}, "previous_response_id"),
+            ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
+        ):
+            with pytest.raises(openai.BadRequestError) as error:
+                client.responses.create(**{"model": "mem1", "input": "a", **options})
+            assert error.value.param == param

@@ -135,7 +135,7 @@ def test_answers_are_found_again_after_a_restart_and_only_by_their_key(agent, tm
         ({"tools": [{"type": "web_search"}]}, "Each of 'tools' must be of type 'function'"),
         ({"input": []}, "'input' must be a text or a list of at least one item"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, r"input\[0\] is of type 'item_reference'"),
-        ({"input": [{"role": "boss", "content": "x"}]}, r"messages\[0\] must be an object with a 'role'"),
+        ({"input": [{"role": "boss", "content": "x"}]}, r"input\[0\] must be an object with a 'role'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "text only"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "'tool_call_id'"),
     ],

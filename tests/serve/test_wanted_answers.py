@@ -7,7 +7,8 @@ import re
 
 import pytest
 from support.reading_agent import reading
-from support.serving import served
+from support.serving import PLAIN, SETTINGS, served
+from support.trainer_helpers import LookupEnvironment
 
 pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
@@ -231,3 +232,26 @@ def test_the_responses_api_wants_calls_in_its_own_form(agent, choice):
             client.responses.create(
                 model="mem1", input="a", tools=tools, tool_choice={"type": "function", "name": "find"}
             )
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "ended", "reason"),
+    [
+        ("?", {}, "stop", "invalid_action"),
+        ("<think>s</think><answer>ok</answer>", {}, "stop", "answer"),
+        ("<think>s</think><answer>ok</answer>", {"max_tokens": 3}, "length", "truncated"),
+        ("<think>s</think><search>tea</search>", {}, "length", "max_turns"),
+    ],
+)
+def test_an_answer_is_cut_only_where_turns_or_tokens_ran_out(actor, tokenizer, text, options, ended, reason):
+    agent = Mem1Agent(actor, tokenizer, PLAIN, **{**SETTINGS, "max_turns": 1})
+    reading(agent, lambda context: text)
+    with served(agent, environment_factory=LookupEnvironment) as client:
+        answer = ask(client, "a", **options)
+        assert (answer.choices[0].finish_reason, answer.mem1["stop_reason"]) == (ended, reason)
+        *_, last = ask(client, "b", stream=True, **options)
+        assert last.choices[0].finish_reason == ended
+        limit = {"max_output_tokens": options["max_tokens"]} if options else {}
+        found = client.responses.create(model="mem1", input="c", **limit)
+        assert found.status == ("incomplete" if ended == "length" else "completed")
+        assert (found.incomplete_details is not None) is (ended == "length")

@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -68,6 +69,8 @@ class Misbehaving:
         if query == "children":
             with multiprocessing.get_context("fork").Pool(1) as pool:
                 return str(pool.map(abs, [-1, -2]))
+        if query == "leave a child":
+            return str(subprocess.Popen(["sleep", "300"]).pid)
         if query == "big":
             return "x" * 1_000_000
         if query == "modules":
@@ -75,6 +78,10 @@ class Misbehaving:
         if query == "finish":
             self.done = True
         return f"{self.name} {query} {times} {self.steps}"
+
+    def close(self) -> None:
+        if self.name == "stubborn":
+            time.sleep(3600)
 
     async def browse(self, page: int) -> str:
         """Open a page."""

@@ -113,7 +113,7 @@ def read_tool_call(text):
     CALLS._state({"content": text}, text)
     CALLS._state({"content": "", "reasoning_content": text[len(text) // 2 :]}, text)
     CALLS.escape_tags(text)
-    CALLS.plain(text)
+    CALLS.read_result(text)
     find_call(CALLS.tokenizer, text)
 
 

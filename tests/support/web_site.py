@@ -44,6 +44,8 @@ class Site(ThreadingHTTPServer):
         self.agents: set[str] = set()
         self.failures: dict[str, int] = {}
         """Path -> how often it still answers 503."""
+        self.locations: dict[str, bytes] = {}
+        """Path -> where it redirects to, byte for byte."""
 
     @property
     def paths(self) -> list[str]:
@@ -71,6 +73,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.failures.get(path, 0):
             self.server.failures[path] -= 1
             self._send(b"busy", status=503)
+        elif path in self.server.locations:
+            self.connection.sendall(
+                b"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\nLocation: " + self.server.locations[path] + b"\r\n\r\n"
+            )
         elif path == "/robots.txt":
             if isinstance(self.server.robots, int):
                 self._send(b"", status=self.server.robots)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from support.forking import ForkServer
+from support.helpers import VOCAB, tiny_model
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import SHORT, LookupEnvironment, copy_parameters, lookup_dataset, trainer_arguments
 from transformers import TrainerCallback
@@ -267,3 +271,74 @@ def test_a_run_that_goes_on_with_other_batches_plays_a_new_one(
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6 and whole == [True] * 3
     assert ("The checkpoint is of a run with" in caplog.text) is (said is not None) and (said or "") in caplog.text
+
+
+# Adapters and tied weights
+
+
+def adapted(tmp_path, actor_path, tokenizer, lora, steps=1, **settings):
+    saved = {"save_strategy": "steps", "save_steps": 1, "max_turns": 2, "num_generations": 2, "max_steps": steps}
+    return Mem1GRPOTrainer(
+        model=actor_path,
+        args=Mem1GRPOConfig(**trainer_arguments(tmp_path, **saved, **settings)),
+        train_dataset=lookup_dataset(4),
+        processing_class=tokenizer,
+        environment_factory=LookupEnvironment,
+        protocol=SHORT,
+        peft_config=None if lora is None else LoraConfig(**{**LORA, **lora}),
+    )
+
+
+Loaded = namedtuple("Loaded", ["missing_keys", "unexpected_keys"])  # as torch returns it
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+def test_a_run_goes_on_with_the_adapter_it_began_with(tmp_path, actor_path, tokenizer):
+    adapted(tmp_path, actor_path, tokenizer, {}, beta=0.1).train()
+    for lora, words in (
+        ({"lora_alpha": 512}, "is of a LoRA run with lora_alpha=8, got lora_alpha=512: restore it"),
+        ({"r": 8, "use_rslora": True}, "is of a LoRA run with r=4, use_rslora=False, got r=8, use_rslora=True: restore it"),
+        ({"use_dora": True}, "is of a LoRA run with use_dora=False, got use_dora=True"),
+        ({"target_modules": ["q_proj"]}, r"is of a LoRA run with target_modules=\['q_proj', 'v_proj'\], got target_modules=\['q_proj'\]"),
+        (None, "is of a LoRA run with r=4, lora_alpha=8, got none: pass that `peft_config`"),
+    ):  # fmt: skip
+        trainer = adapted(tmp_path, actor_path, tokenizer, lora, steps=2)
+        with pytest.raises(ValueError, match=f"checkpoint-1 {words}") as caught:
+            trainer.train(resume_from_checkpoint=True)
+        assert "\n" not in str(caught.value) and trainer.state.global_step == 0
+    again = adapted(
+        tmp_path, actor_path, tokenizer, {"target_modules": ["v_proj", "q_proj"], "lora_dropout": 0.1}, 2, beta=0.1
+    )
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2
+
+
+def test_a_checkpoint_of_all_weights_is_not_resumed_with_an_adapter(tmp_path, actor_path, tokenizer):
+    adapted(tmp_path, actor_path, tokenizer, None).train()
+    trainer = adapted(tmp_path, actor_path, tokenizer, {}, steps=2)
+    words = "checkpoint-1 is of a run without an adapter, got LoRA with r=4, lora_alpha=8: leave out `peft_config`, or start a new run"
+    with pytest.raises(ValueError, match=words):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_tied_weights_are_not_called_missing(tmp_path, tokenizer):
+    model = tiny_model("llama", vocab_size=VOCAB, tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "tied")
+    adapted(tmp_path / "run", str(tmp_path / "tied"), tokenizer, None).train()
+    again = adapted(tmp_path / "run", str(tmp_path / "tied"), tokenizer, None, steps=2)
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    transformers_logger = logging.getLogger("transformers.trainer")
+    transformers_logger.addHandler(handler)
+    try:
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == 2 and not [line for line in said if "missing keys" in line]
+        again._issue_warnings_after_load(Loaded([], ["x"]))
+        again._issue_warnings_after_load(Loaded(["lm_head.weight", "model.norm.weight"], []))
+    finally:
+        transformers_logger.removeHandler(handler)
+    assert said[-2:] == [
+        "There were unexpected keys in the checkpoint model loaded: ['x'].",
+        "There were missing keys in the checkpoint model loaded: ['model.norm.weight'].",
+    ]

@@ -11,6 +11,7 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset
 from support.fault_environments import Unlucky
 from support.trainer_helpers import (
     SHORT,
@@ -111,6 +112,35 @@ def test_random_failures_everywhere_end_no_run(kind, on_error, tmp_path, tokeniz
     assert sum(logs["environment/restarts"] for logs in steps) > 0
     for tensor in copy_parameters(trainer.model).values():
         assert tensor.isfinite().all()
+
+
+class Undone(LookupEnvironment):
+    """Cannot say whether the episodes of some rows are over."""
+
+    @property
+    def done(self):
+        if self.secret != "0":
+            raise RuntimeError("no score board")
+        return False
+
+
+def test_failures_of_done_are_counted_and_the_first_is_traced(tmp_path, tokenizer, actor, caplog):
+    rows = Dataset.from_dict({"prompt": ["q?"] * 4, "secret": ["0", "1", "1", "1"]})
+    trainer = make(
+        "ppo", tmp_path, actor, tokenizer, Undone, rows, max_steps=1, shuffle_dataset=False, environment_retries=0,
+    )  # fmt: skip
+    texts = ["<think>a</think><search>x</search>", "<think>b</think><answer>0</answer>"]
+    trainer.rollout.generate = ScriptedGenerator(tokenizer, lambda call, index, prompt: texts[min(call, 1)])
+    trainer.rollout.mode = "lockstep"
+    recorder = record(trainer)
+    caplog.clear()
+    trainer.train()
+    assert [episode.error is None for episode in trainer.episodes] == [True, False, False, False]
+    (logs,) = (logs for logs in recorder.logs if "loss" in logs)
+    # Beside them 4 of `reset`, 4 of `search`, 1 of `answer` and 1 of `get_reward`
+    assert logs["environment/error_rate"] == pytest.approx(3 / 13)
+    (line,) = (one for one in caplog.records if one.getMessage().startswith("`done` of Undone failed."))
+    assert str(line.exc_info[1]) == "no score board"
 
 
 def test_two_hundred_unlucky_tasks_lose_none(tokenizer, actor):

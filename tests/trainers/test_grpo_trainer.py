@@ -400,9 +400,7 @@ def test_an_environment_may_own_the_tasks(tmp_path, tokenizer, actor):
     trainer.train()
     assert Tasks.made == 8 and len(recorder.losses) == 2
     # Environments are reset at once, in no order
-    assert sorted(tokenizer.decode(prompt) for prompt in generator.prompts[0]) == [
-        f"user:q{i}?;assistant:" for i in range(1, 5)
-    ]
+    assert sorted(tokenizer.decode(prompt) for prompt in generator.prompts[0]) == [f"q{i}?" for i in range(1, 5)]
 
 
 def test_an_environment_with_tasks_needs_a_number_of_steps(tmp_path, tokenizer, actor):
@@ -608,7 +606,10 @@ def test_bad_input_is_refused_at_once_in_one_sentence(tmp_path, tokenizer, error
     assert re.search(words, refused(error, tmp_path, tokenizer, **kwargs))
 
 
-def test_rows_without_prompts_need_an_environment_that_gives_the_task(tmp_path, tokenizer, actor):
+@pytest.mark.parametrize(("conversational", "prompt"), [(False, "q5?"), (None, "user:q5?;assistant:")])
+def test_rows_without_prompts_need_an_environment_that_gives_the_task(
+    tmp_path, tokenizer, actor, conversational, prompt
+):
     """As in TRL, the columns of such rows are all that `reset` gets."""
 
     class Seeded(LookupEnvironment):
@@ -617,10 +618,18 @@ def test_rows_without_prompts_need_an_environment_that_gives_the_task(tmp_path, 
             return f"q{seed}?"
 
     dataset = Dataset.from_dict({"seed": [5] * 4})
-    trainer = make(tmp_path, actor, tokenizer, environment=Seeded, train_dataset=dataset, max_steps=1)
+    trainer = make(
+        tmp_path,
+        actor,
+        tokenizer,
+        environment=Seeded,
+        train_dataset=dataset,
+        max_steps=1,
+        conversational=conversational,
+    )
     generator = scripted(trainer, tokenizer, lambda i: (1, i % 2))
     trainer.train()
-    assert tokenizer.decode(generator.prompts[0][0]) == "user:q5?;assistant:"
+    assert tokenizer.decode(generator.prompts[0][0]) == prompt
     trainer = make(tmp_path, actor, tokenizer, train_dataset=Dataset.from_dict({"question": ["a"] * 4}))
     with pytest.raises(ValueError, match=r"no 'prompt'.*question.*LookupEnvironment returned no task: rename"):
         trainer.train()

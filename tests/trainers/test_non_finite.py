@@ -27,6 +27,7 @@ from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig, Mem1PPOTrai
 from mem1_trl.environment_runtime.faults import as_reward
 from mem1_trl.trainers.checkpoints import last_complete_checkpoint
 from mem1_trl.trainers.non_finite import non_finite_rows
+from mem1_trl.trainers.run_stopped import RunStopped
 
 KINDS = {"grpo": (Mem1GRPOTrainer, Mem1GRPOConfig), "ppo": (Mem1PPOTrainer, Mem1PPOConfig)}
 INF, NAN = float("inf"), float("nan")
@@ -186,12 +187,43 @@ def test_what_is_no_number_is_an_error_with_function_and_row(tmp_path, tokenizer
 
 
 def test_reward_functions_that_leave_nothing_of_three_batches_end_the_run(tmp_path, tokenizer, actor):
-    trainer = make("grpo", tmp_path, actor, tokenizer, [rewards_of([NAN] * 4)], NoReward, max_steps=9)
+    given = iter([[1.0] * 4, [NAN] * 4, [INF] * 4, [NAN] * 4])
+
+    def judge(completions, **kwargs):
+        return next(given)
+
+    trainer = make("grpo", tmp_path, actor, tokenizer, [judge], NoReward, max_steps=9)
     before = copy_parameters(trainer.model)
     with pytest.raises(RuntimeError, match=r"left no episode of 3 batches in a row.*'judge' gave nan for row 0"):
         trainer.train()
-    assert trainer.state.global_step == 2
+    assert trainer.state.global_step == 3
     assert_same_tensors(before, copy_parameters(trainer.model), 0.0)
+
+
+@pytest.mark.parametrize("rewards", [[NAN] * 4, [None, INF, None, None], [[NAN]] * 4])
+def test_a_first_batch_without_a_finite_reward_ends_the_run(tmp_path, tokenizer, actor, rewards):
+    def judge(completions, trajectories, **kwargs):
+        return [len(t.turns) * one if isinstance(one, list) else one for t, one in zip(trajectories, rewards)]
+
+    trainer = make("grpo", tmp_path, actor, tokenizer, [judge], NoReward, max_steps=9)
+    words = r"^Reward functions must give finite numbers, .* none for any episode of the first batch\. The first: .*'judge'.* gave (nan|inf) for row [01]"
+    with pytest.raises(RunStopped, match=words) as caught:
+        trainer.train()
+    assert trainer.state.global_step == 0 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [INF, NAN, "model", None])
+def test_a_number_that_is_not_finite_is_not_called_none(tmp_path, tokenizer, actor, caplog, given):
+    rewards = rewards_of([1.0, given, 0.0, 2.0])
+    if given == "model":
+        rewards = Judge()
+        rewards.config = SimpleNamespace(_name_or_path="judges/length", pad_token_id=0)
+    trainer = make("grpo", tmp_path, actor, tokenizer, [rewards], NoReward)
+    if given == "model":
+        trainer.reward_processing_classes[0] = tokenizer
+    trainer.train()
+    assert ("1 of 4 episodes have no finite reward" in caplog.text) is (given is not None)
+    assert ("All reward functions returned None" in caplog.text) is (given is None)
 
 
 @pytest.mark.parametrize("settings", [{"reward_weights": [NAN]}, {"reward_weights": [INF]}])

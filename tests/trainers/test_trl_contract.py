@@ -596,7 +596,9 @@ def test_a_row_of_the_data_set_is_the_same_entry_of_the_record_and_the_batch(tmp
 
 
 def test_ppo_allows_one_generation_and_grpo_does_not(tmp_path):
-    with pytest.raises(ValueError, match="at least 2 generations"):
+    with pytest.raises(
+        ValueError, match=r"^num_generations must be at least 2, since episodes of a task are compared, got 1\.$"
+    ):
         Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=1))
     config = Mem1PPOConfig(**trainer_arguments(tmp_path))
     assert config.num_generations == 1 and type(config.num_generations) is int

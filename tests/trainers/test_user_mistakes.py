@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.fault_environments import Importing
+from support.helpers import tiny_model
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
     SHORT,
@@ -19,11 +20,19 @@ from support.trainer_helpers import (
     lookup_dataset,
     trainer_arguments,
 )
-from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from trl import GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig
 from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.trainers.checks import _longest_rows
 from mem1_trl.trainers.first_row import play_first_row
 from mem1_trl.trainers.reward_functions import check_signatures
 
@@ -106,11 +115,17 @@ class WrongReward(LookupEnvironment):
         return "good"
 
 
+class NeedsPrompt(LookupEnvironment):
+    def reset(self, prompt, **row):
+        return None
+
+
 class NoSuchName(LookupEnvironment):
     def reset(self, **row):
         return self.shopp  # a typo
 
 
+SMALL = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
@@ -135,13 +150,18 @@ MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "
         ({"model": "runs/first/no-model"}, "There is no model at 'runs/first/no-model': check the path"),
         ({"model": "./gone"}, "There is no model at './gone': check the path"),
         ({"teacher_model": "./gone"}, "There is no teacher at './gone': check the path"),
+        ({"model": AutoModel.from_config(AutoConfig.for_model("llama", **SMALL)), "dataset": None}, "^`model` must have an output head, got a LlamaModel: load it with AutoModelForCausalLM"),
+        ({"dataset": [{"prompt": "q"}] * 1500 + [{"prompt": None}]}, "Row 1500 of the train dataset must have a text or a list of messages as prompt, got None"),
+        ({"dataset": [{"prompt": "q"}] * 1500 + [{"prompt": ""}], "environment": None, "protocol": None}, "Row 1500 of the train dataset has an empty prompt"),
+        ({"dataset": [{"prompt": MESSAGES[:1]}] * 1500 + [{"prompt": MESSAGES}]}, "The prompt of row 1500 of the train dataset must end with a message of the user"),
+        ({"dataset": [{"question": "q"}], "environment": NeedsPrompt}, r"^The train dataset has no column 'prompt', which `reset` of NeedsPrompt needs \(it has question\): rename .*rename_column\('question', 'prompt'\)"),
         ({"model": T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))}, "T5ForConditionalGeneration is an encoder-decoder"),
     ],
     ids=lambda value: None,
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(no_model, tmp_path, tokenizer, actor, change, words):
     change = {"model": actor, "environment": LookupEnvironment, "reward_funcs": len, **change}
-    if "dataset" in change:
+    if change.get("dataset") is not None:
         rows = change["dataset"]
         change["dataset"] = Dataset.from_list(rows) if rows else Dataset.from_dict({"prompt": []})
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=words) as caught:
@@ -170,6 +190,85 @@ def test_an_encoder_decoder_is_refused_by_its_path(no_model, tmp_path, tokenizer
     T5Config(vocab_size=8).save_pretrained(tmp_path / "t5")
     with pytest.raises(ValueError, match=r"is an encoder-decoder, .* a causal language model"):
         make(tmp_path, str(tmp_path / "t5"), tokenizer, LookupEnvironment)
+
+
+def test_a_model_that_was_saved_without_a_head_is_refused_by_its_path(no_model, tmp_path, tokenizer):
+    AutoModel.from_config(AutoConfig.for_model("llama", **SMALL)).save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match=r"^`model` must have an output head, got a LlamaModel: load it with"):
+        make(tmp_path, str(tmp_path / "headless"), tokenizer, LookupEnvironment)
+
+
+# Model and tokenizer
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer):
+    largest = max(tokenizer.get_vocab().values())
+    words = rf"^The model must have an embedding for each token of the tokenizer, whose largest id is {largest}, got one with 30 rows: pass"
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, tiny_model("llama", vocab_size=30), tokenizer, LookupEnvironment)
+    make(tmp_path, tiny_model("llama", vocab_size=largest + 65), tokenizer, LookupEnvironment)  # padded
+
+
+def test_a_special_token_that_no_text_has_needs_no_embedding(tmp_path, actor, tokenizer):
+    """As the place of an image in the tokenizer of Gemma 3, whose text models lack it; padding is read."""
+    larger = copy.deepcopy(tokenizer)
+    rows = actor.get_input_embeddings().num_embeddings
+    larger.add_tokens([f"unused{i}" for i in range(rows - len(larger))])
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    assert larger.convert_tokens_to_ids("<image_soft_token>") == rows
+    make(tmp_path, actor, larger, LookupEnvironment)
+    larger.add_special_tokens({"pad_token": "<more>"})
+    with pytest.raises(ValueError, match=f"whose largest id is {rows + 1}, got one with {rows} rows"):
+        make(tmp_path, actor, larger, LookupEnvironment)
+
+
+# Long prompts, wherever they are
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_a_long_prompt_after_many_short_ones_is_found(tmp_path, actor, tokenizer, kind):
+    prompts = ["ab" * (i % 3) for i in range(3000)]
+    prompts[2345] = "x" * 500
+    if kind == "messages":
+        prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    rows = Dataset.from_dict({"prompt": prompts, "secret": ["1"] * 3000})
+    words = "^Row 2345 of the train dataset has a task prompt of 5.. tokens, but a context may have 300"
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, actor, tokenizer, LookupEnvironment, rows, args={"max_context_length": 300})
+
+
+def test_the_longest_prompts_of_each_environment_are_counted():
+    rows = {"prompt": ["a" * 50] * 2000 + ["é" * 40, "b" * 3], "environment": ["far"] * 2001 + ["near"]}
+    numbers = _longest_rows(Dataset.from_dict(rows), routed=True)
+    assert len(numbers) == 501 and numbers[-2:] == [2000, 2001]  # 80 bytes are more than 50
+    assert _longest_rows(Dataset.from_dict({"secret": ["1"] * 9}), routed=False) == [0]
+
+
+# Environments that own the tasks, and tokenizers without a chat template
+
+
+class Owner(LookupEnvironment):
+    def reset(self, **row):
+        super().reset()
+        return "q?"
+
+
+@pytest.mark.parametrize("dataset", [None, Dataset.from_dict({"question": ["a"] * 8})])
+@pytest.mark.parametrize("conversational", [None, False])
+def test_a_task_of_an_environment_needs_no_chat_template(tmp_path, actor, tokenizer, dataset, conversational):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    arguments = trainer_arguments(tmp_path, max_turns=3, max_observation_length=60, num_generations=4, max_steps=1)
+    trainer = Mem1GRPOTrainer(
+        model=actor,
+        args=Mem1GRPOConfig(**{**arguments, "conversational": conversational}),
+        train_dataset=dataset,
+        processing_class=plain,
+        environment_factory=Owner,
+        protocol=SHORT,
+    )
+    trainer.train()
+    assert trainer.episodes[0].prompt == "q?"
 
 
 def test_messages_without_a_chat_template_name_two_remedies(no_model, tmp_path, tokenizer, actor):

@@ -276,6 +276,14 @@ def test_clipped_value_loss(value, old, target, loss, active):
     assert clipped.item() == active
 
 
+def test_values_within_the_range_were_not_clipped():
+    """In float32 `old + (value - old)` may be another number than `value`."""
+    torch.manual_seed(0)
+    values, old = ((0.2 * torch.randn(10_000)).clamp(-0.24, 0.24) for _ in range(2))
+    _, clipped = clipped_value_loss(values, old, (torch.randn(10_000) > 0).float(), cliprange=0.5)
+    assert clipped.sum() == 0
+
+
 def test_value_loss_without_clipping():
     values = torch.tensor([2.0, 0.0])
     loss, clipped = clipped_value_loss(values, torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0]), cliprange=None)

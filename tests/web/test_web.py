@@ -21,6 +21,7 @@ from support.web_site import Site, article, serve_site
 
 from mem1_trl.environment_runtime.actions import run_calls
 from mem1_trl.environments import WebQAEnvironment
+from mem1_trl.retrying import Cancellation
 from mem1_trl.web import (
     CachedSearch,
     Fetcher,
@@ -68,6 +69,44 @@ def test_redirects_are_followed_to_where_they_end(site):
     with pytest.raises(FetchError, match="more than 3 times"):
         fetcher(max_redirects=3).fetch(f"{site.url}/loop")
     assert site.paths.count("/loop") == 4
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/café".encode(), "/caf%C3%A9"),
+        ("/Åland?q=鉄".encode(), "/%C3%85land?q=%E9%89%84"),
+        ("/café".encode("latin-1"), "/caf%E9"),
+        (b"/a b?c d", "/a%20b?c%20d"),
+        ("  /a é ".encode(), "/a%20%C3%A9"),
+        (b"/caf%C3%A9", "/caf%C3%A9"),
+        (b"/100%25", "/100%25"),
+    ],
+)
+def test_a_redirect_may_be_written_in_letters(site, location, path):
+    """The header was read as Latin-1, and a space was said to be the agent's."""
+    site.locations["/old"] = location
+    with pytest.raises(FetchError, match="has no such page"):
+        fetcher().fetch(f"{site.url}/old")
+    assert site.paths[1:] == ["/old", path]
+
+
+@pytest.mark.parametrize(
+    ("location", "fact"),
+    [
+        (b"ftp://example.org/a", r"'ftp://example.org/a' is not a web address"),
+        (b"http://example.org:22/", "Port 22 is not a port of a web server"),
+        (b"http://me:pass@example.org/", "Addresses with a user name or password are not visited"),
+        (b"/a\\b", "must not contain a space, a backslash or a control character"),
+        (b"http://[", "is not a web address"),
+    ],
+)
+def test_a_bad_redirect_is_the_sites(site, location, fact):
+    site.locations["/old"] = location
+    with pytest.raises(FetchError, match=fact) as caught:
+        fetcher().fetch(f"{site.url}/old")
+    assert str(caught.value).startswith("127.0.0.1 redirects to an address that cannot be visited (")
+    assert "write" not in str(caught.value)
 
 
 def test_compressed_pages(site):
@@ -414,6 +453,20 @@ def test_a_cache_says_what_is_wrong(tmp_path):
         WebCache(tmp_path / "text")
 
 
+@pytest.mark.parametrize(("written", "moved"), [(0, 0), (19, 0), (45, 40)])
+def test_the_file_of_a_cache_that_was_not_closed_can_be_copied(tmp_path, written, moved):
+    """Everything stood in `-wal` until the cache was closed, and after a kill the file held not even its table."""
+    cache = WebCache(tmp_path / "web.sqlite")
+    for number in range(written):
+        cache.put("page", str(number), {"text": "iron" * number})
+    (tmp_path / "copies").mkdir()
+    copy = shutil.copy(tmp_path / "web.sqlite", tmp_path / "copies")
+    replayed = WebCache(copy, mode="replay")
+    assert len(replayed) == moved
+    if moved:
+        assert replayed.get("page", "39") == {"text": "iron" * 39}
+
+
 def test_processes_share_a_cache(tmp_path):
     first, second = WebCache(tmp_path / "web.sqlite"), WebCache(tmp_path / "web.sqlite")
     first.put("page", "a", {"x": 1})
@@ -447,6 +500,11 @@ class _EngineHandler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, dict(self.headers), body))
         entry = {"title": "Iron  (element)", "link": "https://example.org/iron", "snippet": "Symbol\nFe"}
         status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if status == 308:
+            self.send_response(308)
+            self.send_header("Location", f"https://other.example{self.path}")
+            self.end_headers()
+            return
         found = {
             "/serper": {"organic": [entry, {"title": "no link"}, {**entry, "snippet": None}], "credits": 1},
             "/serpapi": {"organic_results": [entry] * 3},
@@ -491,6 +549,35 @@ def test_the_engines_ask_as_they_are_documented(engine, monkeypatch):
     assert engine.asked.pop()[0] == "/searx/search?language=en&q=iron&format=json"
 
 
+def test_the_query_of_an_address_is_sent_with_each_search(engine, monkeypatch):
+    monkeypatch.setenv("SERPER_API_KEY", "key-of-serper")
+    monkeypatch.setenv("SERPAPI_API_KEY", "k")
+    SerperSearch(f"{engine.url}/serper?region=eu").search("iron", 1)
+    assert engine.asked.pop()[0] == "/serper?region=eu"
+    search = SerpApiSearch(f"{engine.url}/serpapi?no_cache=true&hl=de", hl="en")
+    search.search("iron", 1)
+    assert engine.asked.pop()[0] == "/serpapi?no_cache=true&hl=en&engine=google&q=iron&num=1&api_key=k"
+    assert search.parameters == {"no_cache": "true", "hl": "en"}  # by which searches are remembered
+    for address in ("/searx?theme=simple&e=a&e=%C3%A4", "/searx/?theme=simple&e=a&e=%C3%A4"):
+        SearxngSearch(engine.url + address, language="en").search("iron", 1)
+        assert engine.asked.pop()[0] == "/searx/search?theme=simple&e=a&e=%C3%A4&language=en&q=iron&format=json"
+    with pytest.raises(
+        ValueError, match="The address of SerpAPI sets 'api_key', which the search sets itself"
+    ) as caught:
+        SerpApiSearch(f"{engine.url}/serpapi?api_key=very-secret-key")
+    assert "very-secret-key" not in str(caught.value)
+    with pytest.raises(ValueError, match="sets 'q', which"):
+        SearxngSearch(f"{engine.url}/searx?q=x")
+
+
+def test_an_engine_that_has_moved_says_where(engine, monkeypatch):
+    monkeypatch.setenv("SERPAPI_API_KEY", "very-secret-key")
+    engine.statuses = [308]
+    with pytest.raises(RuntimeError, match=r"HTTP 308: it redirects to 'https://other\.example/serpapi'\)") as caught:
+        SerpApiSearch(f"{engine.url}/serpapi").search("iron", 1)
+    assert "secret" not in str(caught.value) and len(engine.asked) == 1
+
+
 def test_keys_stay_secret(engine, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SERPAPI_API_KEY", "very-secret-key")
@@ -518,7 +605,7 @@ def test_a_missing_key_and_a_refusing_engine_say_what_to_do(engine, monkeypatch)
 
 def test_a_busy_engine_is_asked_again(engine, monkeypatch):
     waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(Cancellation, "wait", lambda self, seconds: waits.append(seconds))
     search = SearxngSearch(f"{engine.url}/searx", max_retries=2)
     engine.statuses = [429, 503]
     state = random.getstate()

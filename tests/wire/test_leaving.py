@@ -110,6 +110,9 @@ def test_the_time_of_an_answer_is_that_of_all_its_pieces(path, stream, piece):
         assert (response.status, error["code"]) == (504, "timeout")
         assert error["message"] == "There was no whole answer within 0.5 seconds."
         assert backend.stopped.wait(PATIENCE / 2)
+        connection.request("GET", "/metrics")
+        told = connection.getresponse().read().decode()
+    assert 'mem1_requests_total{status="504"} 1' in told and "mem1_requests_left_total 1" not in told
 
 
 @pytest.mark.parametrize("path", PATHS)

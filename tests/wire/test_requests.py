@@ -78,3 +78,67 @@ def test_tools_are_offered_whether_or_not_one_may_be_called(read, api, least):
     asked = [read(json.dumps({**least, "tools": [tool], "tool_choice": one}).encode()) for one in ("none", "auto")]
     assert asked[0].tools == asked[1].tools == asked[1].usable_tools and len(asked[0].tools) == 1
     assert [one.may_call for one in asked] == [False, True] and asked[0].usable_tools == ()
+
+
+USER = {"role": "user", "content": "a"}
+TOOL = {"type": "function", "function": {"name": "search"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"user": 1}, "user"),
+        ({"temperatures": 1}, "temperatures"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": 7}, "tools"),
+        ({"tools": [TOOL, {"type": "web_search"}]}, "tools[1]"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 1}}]}, "tools[0]"),
+        ({"messages": []}, "messages"),
+        ({"messages": [USER, {"role": "boss"}]}, "messages[1]"),
+        ({"messages": [USER, {"role": "user", "content": 7}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": 7}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [7]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id"),
+    ],
+)
+def test_the_argument_at_fault_is_named(given, param):
+    with pytest.raises(WireError) as error:
+        read_chat_request(json.dumps({**CHAT, **given}).encode())
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"background": True}, "background"),
+        ({"temperature": 3}, "temperature"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"instructions": 7}, "instructions"),
+        ({"text": 7}, "text"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"tools": 7}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"input": []}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
+        ({"input": [USER, 7]}, "input[1]"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].type"),
+        ({"input": [{"type": "reasoning"}, USER, {"role": "boss"}], "instructions": "say"}, "input[2]"),
+        ({"input": [{"type": "function_call", "name": 1}, USER]}, "input[0].tool_calls"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].tool_call_id"),
+    ],
+)
+def test_the_argument_of_responses_at_fault_is_named(given, param):
+    with pytest.raises(WireError) as error:
+        read_response_request(json.dumps({**RESPONSE, **given}).encode())
+    assert error.value.param == param

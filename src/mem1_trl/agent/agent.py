@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from ..context_rules.named import given_rule
 from ..environment_runtime.calls import EnvironmentCaller
 from ..environment_runtime.faults import FaultSettings
 from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
@@ -28,14 +28,14 @@ from ..rollout.settings import BATCH_WAIT, AgentSettings, check_rollout_mode, re
 from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
 from ..rollout.vllm_generator import VllmGenerator, is_vllm, within_engine
-from ..saved_files import place_of
+from ..saved_files import naming_missing_model, place_of
 from ..typed_fields import fits
 from .description import describe_agent
 from .single_episodes import SingleEpisodes
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -213,26 +213,27 @@ class Mem1Agent(SingleEpisodes):
                 Arguments of [`Mem1Agent`]; they win over those saved with the model.
 
         Raises:
-            `FileNotFoundError`: If no protocol is saved next to the model and none is passed.
-            `ConnectionError`: If the Hub gives no answer about the protocol or the settings of a model that is not in the cache.
+            `FileNotFoundError`: If there is no such model, or no protocol is saved next to it and none is passed.
+            `ConnectionError`: If the Hub gives no answer about a model that is not in the cache.
         """
         init = dict(model_init_kwargs or {})
         where = place_of(init)
-        if protocol is None:
-            protocol = saved_protocol(path_or_id, **where)
-        elif isinstance(protocol, str):  # before the weights are loaded
+        if isinstance(protocol, str):  # before the weights are loaded
             protocol = named_protocol(protocol)
-        if "settings" not in kwargs:
-            kwargs["settings"] = load_agent_settings(path_or_id, **where)
-        model = load_model(path_or_id, **{"dtype": "auto", **init})
-        if init.get("trust_remote_code"):
-            where["trust_remote_code"] = True
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **where)
+        with naming_missing_model(path_or_id, **where):
+            if protocol is None:
+                protocol = saved_protocol(path_or_id, **where)
+            if "settings" not in kwargs:
+                kwargs["settings"] = load_agent_settings(path_or_id, **where)
+            model = load_model(path_or_id, **{"dtype": "auto", **init})
+            if init.get("trust_remote_code"):
+                where["trust_remote_code"] = True
+            tokenizer = AutoTokenizer.from_pretrained(path_or_id, **where)
         return cls(model.eval(), tokenizer, protocol, **kwargs)
 
     def run_batch(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Any],
         environments: Sequence[Any] | EnvironmentPool,
         keep_failures: bool = False,
         seeds: Sequence[int] | None = None,
@@ -241,8 +242,8 @@ class Mem1Agent(SingleEpisodes):
         Play several episodes at once, each in an environment of its own.
 
         Args:
-            rows (`Sequence[Mapping]`):
-                Dataset rows with a `prompt`; passed to `reset`.
+            rows (`Sequence`):
+                Dataset rows with a `prompt`, which are passed to `reset`. A text, or a list of messages, stands for a row of that prompt.
             environments (`Sequence` or [`EnvironmentPool`]):
                 One for each row, or a pool that has them, which replaces those that fail.
             keep_failures (`bool`, *optional*, defaults to `False`):
@@ -257,8 +258,10 @@ class Mem1Agent(SingleEpisodes):
             `seconds` is the episode's share of the wall time: at any moment it is split evenly among those that are played.
 
         Raises:
+            `TypeError`: If a row is none of these.
             `ValueError`: If there are not as many seeds as rows.
         """
+        rows = _as_rows(rows)
         if seeds is not None and len(seeds) != len(rows):
             raise ValueError(f"There must be one seed for each of {len(rows)} rows, got {len(seeds)}.")
         tolerate = "everything" if keep_failures else "nothing"
@@ -303,7 +306,7 @@ class Mem1Agent(SingleEpisodes):
             raise ValueError(
                 "chat_template_kwargs are those of the agent: they cannot be among the options of one episode."
             )
-        settings = dataclasses.replace(self.settings, **(options or {}))
+        settings = self.settings.changed(options or {})
         if options and self.model is not None:
             settings = settings.with_context_limit(self.model)  # refuses what is too long for it
         parts: dict[str, Any] = dict(
@@ -353,6 +356,26 @@ class Mem1Agent(SingleEpisodes):
         return describe_agent(self)
 
 
+def _as_rows(rows: Any) -> list[Mapping[str, Any]]:
+    """Tasks as rows of a dataset: `["Who?", {"prompt": "Where?", "answers": ["Rome"]}]` becomes two rows with a `prompt`."""
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise TypeError(
+            f"rows must be a list with a row for each episode, got a {type(rows).__name__}: put it into a list."
+        )
+    return [_as_row(row, number) for number, row in enumerate(rows)]
+
+
+def _as_row(row: Any, number: int) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
+    is_messages = isinstance(row, list) and row and all(isinstance(one, Mapping) for one in row)
+    if isinstance(row, str) or is_messages:
+        return {"prompt": row}
+    raise TypeError(
+        f"A row must be a mapping with a 'prompt', a text or a list of messages, got a {type(row).__name__} in row {number}."
+    )
+
+
 def _in_turn(seeds: Sequence[int]) -> Callable[[int], list[int]]:
     """Hands out seeds to episodes that begin one part after the other."""
     left = iter(seeds)
@@ -367,11 +390,7 @@ def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> Ag
             raise TypeError(
                 f"Mem1Agent has no argument {name!r}" + (f": did you mean {close[0]!r}?" if close else ".")
             )
-    if "context" in overrides:
-        # Those that were saved are of another rule
-        name, parameters = given_rule(overrides["context"], overrides.get("context_kwargs", {}))
-        overrides = {**overrides, "context": name, "context_kwargs": parameters}
-    return dataclasses.replace(settings, **overrides)
+    return settings.changed(overrides)
 
 
 def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:

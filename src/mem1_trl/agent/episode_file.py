@@ -106,6 +106,7 @@ def episode_record(
         "row": dict(row),
         "prompt": episode.prompt,
         "prompt_ids": episode.prompt_ids,
+        "began": episode.began,
         "trajectory": {**trajectory.to_dict(), "reward": reward, "metrics": {}},
         "history": episode.history[dropped:],
         "tails": episode.tails[dropped:],
@@ -173,6 +174,7 @@ def saved_episode(
         episode = Episode(
             prompt_ids=list(record["prompt_ids"]),
             prompt=record["prompt"],
+            began=record.get("began"),
             memory=ExternalMemory([Note(note["query"], note["text"], tuple(note["ids"])) for note in record["notes"]]),
             recalled=list(record["recalled"]),
             turns=played.turns,

@@ -141,6 +141,7 @@ class SingleEpisodes(ABC):
         tools: Sequence[Callable[..., Any]] | None = None,
         repeat: bool = True,
         options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
     ) -> AgentEpisode:
         """
         An episode that [`AgentEpisode.save`] wrote, which goes on where it was: decoded greedily, or sampled with
@@ -160,13 +161,17 @@ class SingleEpisodes(ABC):
                 have an effect elsewhere, and have no `mem1_state`.
             options (`Mapping`, *optional*):
                 As in [`~Mem1Agent.start`]. `None` takes those that the episode was begun with.
+            environment_factory (`Callable`, *optional*):
+                As in [`~Mem1Agent.start`]. What it makes is reset before anything else, whatever `repeat` is.
 
         Raises:
             `ValueError`: If the file holds no episode, or that of an agent with other settings, protocol, tokenizer or tools. Only
                 `max_turns` may be another from here on.
             `RuntimeError`: If an action that is called again has another result.
         """
-        return self.resume(read_episode(path), environment, tools, repeat, options, name=str(path))
+        return self.resume(
+            read_episode(path), environment, tools, repeat, options, environment_factory, name=str(path)
+        )
 
     def resume(
         self,
@@ -179,9 +184,8 @@ class SingleEpisodes(ABC):
         name: str = "the record",
     ) -> AgentEpisode:
         """
-        An episode from what [`AgentEpisode.to_dict`] returned; the other arguments, and errors, are those of [`~Mem1Agent.load`] and
-        [`~Mem1Agent.start`]. Tools that run elsewhere are in the record. An environment that is made is reset before anything else, whatever
-        `repeat` is.
+        An episode from what [`AgentEpisode.to_dict`] returned; the other arguments, and errors, are those of [`~Mem1Agent.load`]. Tools that
+        run elsewhere are in the record.
         """
         path = name
         options = record.get("options") if options is None else options
@@ -192,7 +196,7 @@ class SingleEpisodes(ABC):
         try:
             episode.environment = given.environments[0]
             episode.actions = player.rollout.contexts.actions(given.actions[0])
-            if player.encode(episode.prompt, episode.actions) != episode.prompt_ids:
+            if player.encode(episode.prompt, episode.actions, episode.began) != episode.prompt_ids:
                 raise OtherAgentError(
                     f"The task of {path} must have the token ids that it had, but the tokenizer or the tools are others now."
                 )
@@ -266,6 +270,6 @@ def _refuse_own_loop(environment: Any) -> None:
     """
     if owns_loop(environment):
         raise ValueError(
-            f"{type(environment).__name__} plays its episodes itself, not turn by turn: play them with `agent.run_batch([{{'prompt': ...}}], "
-            "environment_factory)`."
+            f"{type(environment).__name__} plays its episodes itself, not turn by turn: play them with "
+            "`agent.run_batch(rows, [factory() for _ in rows])`."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..context_rules.named import import_rule
@@ -111,7 +111,7 @@ class AgentArguments:
 
         given = self.given()
         try:
-            found = replace(load_agent_settings(self.model_name_or_path) or AgentSettings(), **given)
+            found = (load_agent_settings(self.model_name_or_path) or AgentSettings()).changed(given)
         except ValueError as error:
             raise CommandError(str(error)) from None
         for name in ("top_p", "min_p"):
@@ -132,7 +132,6 @@ class AgentArguments:
                 found["context_kwargs"] = read_json(self.context_kwargs)
             if self.context is not None:
                 import_rule(self.context)
-                found.setdefault("context_kwargs", {})  # those that were saved are of another rule
         except ValueError as error:
             raise CommandError(str(error)) from None
         if not isinstance(found.get("context_kwargs", {}), dict):

@@ -136,7 +136,7 @@ class Chat:
         from ..agent.answer_stream import AnswerStream
 
         if self.episode is None:
-            self.episode = self.agent.start(text, None if self.factory is None else self.factory())
+            self.episode = self.agent.start(text, environment_factory=self.factory)
             self._before = 0
         elif text:
             if not self.episode.done:
@@ -200,7 +200,7 @@ class Chat:
             )
 
     def _load(self, path: str) -> None:
-        loaded = self.agent.load(path, None if self.factory is None else self.factory())
+        loaded = self.agent.load(path, environment_factory=self.factory)
         self.close()
         self.episode, self._before = loaded, len(loaded.trajectory.turns)
         self.files.opened(path)

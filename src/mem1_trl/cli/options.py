@@ -20,6 +20,20 @@ from ..typed_fields import described, fits, is_wrong_number, members, type_hints
 _WORDS_OF_YAML = {True: ("on", "yes"), False: ("off", "no")}
 """Words that YAML reads as booleans."""
 
+_MEANT = {
+    "batch_size": "per_device_train_batch_size",
+    "dataset": "dataset_name",
+    "datasets": "dataset_name",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "model": "model_name_or_path",
+    "model_path": "model_name_or_path",
+    "steps": "max_steps",
+}
+"""What is meant by names that other programs have, of which the nearest name here is another option."""
+
+_NOT_HERE = {"datasets": "mixtures of data sets are not supported"}
+
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "BOOL", list[int]: "N"}
 
 
@@ -116,12 +130,14 @@ class ConfigParser(TrlParser):
 def peek(args: Sequence[str], name: str) -> str | None:
     """The value of one option that decides which others there are: from the command line, or else from the file of `--config`."""
     words = _split_config(args)
+    spellings = (f"--{name}", f"--{name.replace('_', '-')}")
     found = None  # the last one counts, as for all options
     for at, word in enumerate(words):
-        if word == f"--{name}" and at + 1 < len(words):
+        option, equals, value = word.partition("=")
+        if option in spellings and equals:
+            found = value
+        elif option in spellings and at + 1 < len(words):
             found = words[at + 1]
-        if word.startswith(f"--{name}="):
-            found = word.split("=", 1)[1]
     if found is not None or "--config" not in words:
         return found
     import yaml
@@ -131,7 +147,7 @@ def peek(args: Sequence[str], name: str) -> str | None:
             given = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None  # said when the whole file is read
-    return str(given[name]) if isinstance(given, dict) and name in given else None
+    return str(given[name]) if isinstance(given, dict) and given.get(name) is not None else None
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
@@ -155,8 +171,12 @@ def _unknown(option: str, parser: argparse.ArgumentParser) -> str:
     name = option.split("=", 1)[0]
     if not name.startswith("-"):
         return f"there is no place for {option!r}: options start with two dashes"
-    close = get_close_matches(name.lstrip("-"), [known.lstrip("-") for known in option_names(parser)], n=1)
-    return f"an unknown option, {name.lstrip('-')!r}" + (f": did you mean {close[0]!r}?" if close else "")
+    name = name.lstrip("-")
+    known = [one.lstrip("-") for one in option_names(parser)]
+    meant = _MEANT.get(name)
+    close = [meant] if meant in known else get_close_matches(name, known, n=1)
+    suggested = f": did you mean {close[0]!r}?" if close else ""
+    return f"an unknown option, {name!r}{suggested}" + (f" ({_NOT_HERE[name]})" if name in _NOT_HERE else "")
 
 
 def _with_suggestion(message: str, parser: argparse.ArgumentParser) -> str:

@@ -60,8 +60,8 @@ def check_environment(
     Raises:
         `CommandError`: If the environment cannot be made, has no action that the protocol calls, or needs more than a prompt.
     """
-    from ..environment_runtime.actions import action_methods
-    from ..environment_runtime.environment_thread import closing_hook
+    from ..environment_runtime.calls import EnvironmentCaller
+    from ..environment_runtime.environment_thread import EnvironmentThread
 
     if factory is None:
         for name in (protocol.action_tags or {}).values():
@@ -70,10 +70,20 @@ def check_environment(
                 "a corpus or an --environment of yours, or --protocol default"
             )
         return
+    caller, thread = EnvironmentCaller(), EnvironmentThread(factory=factory)
     try:
-        environment = factory()
-    except Exception as error:  # the code is the user's
-        raise CommandError(f"the environment cannot be made: {type(error).__name__}: {error}") from error
+        (failed,) = caller.make([thread])
+        if failed is not None:  # the code is the user's
+            raise CommandError(f"the environment cannot be made: {type(failed).__name__}: {failed}") from failed
+        _check_made(thread.environment, protocol, source, talks)
+    finally:
+        caller.close([thread])
+
+
+def _check_made(environment: Any, protocol: Mem1Protocol, source: str, talks: bool) -> None:
+    """Refuse an environment that has no action that the protocol calls, or needs more than a prompt."""
+    from ..environment_runtime.actions import action_methods
+
     kind, methods = type(environment).__name__, action_methods(environment)
     for name in (protocol.action_tags or {}).values():
         if name not in methods:
@@ -86,9 +96,6 @@ def check_environment(
         raise CommandError(
             f"reset of {kind} needs {', '.join(map(repr, needed))}, but a message brings the prompt only: give it a default"
         )
-    close = closing_hook(environment)
-    if close is not None:
-        close()
 
 
 def _needed(reset: Any) -> list[str]:

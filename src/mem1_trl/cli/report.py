@@ -22,7 +22,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        help="the page, if it ends in .html, else a directory for report.html (default: the folder report in RUN_DIR; of several, in the folder that holds them all)",
+        help="the page, if it ends in .html, else a directory for report.html (default: the folder report in RUN_DIR; of several, in the folder "
+        "that holds them all if that lies in the working directory, else in the working directory)",
     )
     parser.add_argument(
         "--max_trajectories",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BUNDLED = "facts"
 """The name of the corpus that comes with the package."""
+OF_PASSAGES = ("corpus_split", "corpus_title", "corpus_text")
+"""Options of a corpus that is a file or a data set of passages."""
 
 
 def listed_objectives(objectives: Any) -> Any:
@@ -83,7 +85,7 @@ class CorpusArguments:
         if self.environment is None:
             self._check_corpus()
             return
-        named = ("corpus", "corpus_split", "corpus_title", "corpus_text", *names)
+        named = ("corpus", *OF_PASSAGES, *names)
         for name in self.differing(*named):
             raise ValueError(
                 f"{name} is about questions and their corpus, and environment={self.environment!r} replaces these: leave one out"
@@ -99,13 +101,13 @@ class CorpusArguments:
         if self.corpus not in (None, BUNDLED) and not self._asks_retriever:
             folder = Path(self.corpus)
             if folder.is_dir():
-                for name in self.differing("corpus_split", "corpus_title", "corpus_text"):
+                for name in self.differing(*OF_PASSAGES):
                     raise ValueError(
                         f"{name} is about a file or a data set of passages, and {self.corpus} is a folder: leave it out"
                     )
             self._refuse_split("corpus_split", self.corpus)
             return
-        for name in self.differing("corpus_split", "corpus_title", "corpus_text"):
+        for name in self.differing(*OF_PASSAGES):
             what = "the retriever knows its" if self._asks_retriever else "the bundled facts know their"
             raise ValueError(
                 f"{name} is about a file of passages, and {what} own: give the file as corpus, or leave it out"

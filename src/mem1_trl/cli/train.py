@@ -72,6 +72,12 @@ EXAMPLES = """examples:
 
 _OF_EVALUATIONS = ("eval_questions", "eval_dataset_name", "eval_split", "eval_tasks")
 
+_WITHOUT_EFFECT = (
+    ("use_peft", ("lora_", "use_rslora", "use_dora"), "an adapter", "the whole model is trained"),
+    ("load_in_4bit", ("bnb_", "use_bnb_"), "weights in 4 bits", "there are none"),
+)
+"""Switches of [`~trl.ModelConfig`]: beginnings of options without effect where one is off, what these are about, and what is done then."""
+
 
 @dataclass
 class TrainArguments(TaskArguments):
@@ -221,16 +227,28 @@ def read(args: Sequence[str]) -> tuple[TrainArguments, Mem1GRPOConfig, ModelConf
     Parse a command line and the YAML file that it names.
 
     Raises:
-        `CommandError`: If an option is unknown, or a value is not of its type or range.
+        `CommandError`: If an option is unknown or has no effect, or a value is not of its type or range.
     """
     parser = _parser(_algorithm(args))
     _hide(parser)
     options, config, model = parser.read(args)
+    _refuse_without_effect(args, model)
     for name in options.differing(*_OF_EVALUATIONS) if config.eval_strategy == "no" else ():
         raise CommandError(
             f"{name} is about evaluations, of which there are none: give --eval_strategy, or leave {name} out"
         )
     return options, config, model
+
+
+def _refuse_without_effect(args: Sequence[str], model: ModelConfig) -> None:
+    """Refuse options of adapters without one, and of quantization without that, also where they have the value of their default."""
+    for switch, beginnings, about, instead in _WITHOUT_EFFECT:
+        for one in fields(model) if not getattr(model, switch) else ():
+            given = getattr(model, one.name) if one.default is False else peek(args, one.name) is not None
+            if one.name.startswith(beginnings) and given:
+                raise CommandError(
+                    f"{one.name} is about {about}, and without {switch} {instead}: give --{switch} true, or leave {one.name} out"
+                )
 
 
 def _algorithm(args: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
@@ -30,6 +30,96 @@ _INHERITED = frozenset(one.name for one in fields(GRPOConfig)) - {"output_dir"}
 
 _LARGEST_SEED = 2**32 - 1
 """That of NumPy, which every run seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """
+    Numbers that a setting may have.
+
+    Attributes:
+        least, above (`float`, *optional*):
+            Lower limit, which is one of them (`least`) or is not (`above`).
+        most, below (`float`, *optional*):
+            Upper limit, likewise.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        limits = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{words} {limit}" for words, limit in limits.items() if limit is not None)
+
+
+_AT_LEAST_0, _AT_LEAST_1, _ABOVE_0 = _Range(least=0), _Range(least=1), _Range(above=0)
+_SHARE, _SHARE_ABOVE_0, _PORT = _Range(least=0, most=1), _Range(above=0, most=1), _Range(least=1, most=65535)
+
+_RANGES = {
+    "adam_beta1": _Range(least=0, below=1),
+    "adam_beta2": _Range(least=0, below=1),
+    "adam_epsilon": _AT_LEAST_0,
+    "beta": _AT_LEAST_0,
+    "dataloader_num_workers": _AT_LEAST_0,
+    "dataloader_prefetch_factor": _AT_LEAST_1,
+    "ddp_bucket_cap_mb": _AT_LEAST_1,
+    "ddp_timeout": _ABOVE_0,
+    "delta": _ABOVE_0,
+    "entropy_coef_delta": _AT_LEAST_0,
+    "epsilon": _ABOVE_0,
+    "epsilon_high": _ABOVE_0,
+    "eval_accumulation_steps": _AT_LEAST_1,
+    "generation_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "learning_rate": _AT_LEAST_0,
+    "min_p": _SHARE,
+    "num_completions_to_print": _AT_LEAST_0,
+    "num_generations_eval": _AT_LEAST_1,
+    "num_iterations": _AT_LEAST_1,
+    "off_policy_mask_threshold": _ABOVE_0,
+    "pad_to_multiple_of": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "ref_model_mixup_alpha": _SHARE,
+    "ref_model_sync_steps": _AT_LEAST_1,
+    "repetition_penalty": _ABOVE_0,
+    "router_aux_loss_coef": _AT_LEAST_0,
+    "sapo_temperature_neg": _ABOVE_0,
+    "sapo_temperature_pos": _ABOVE_0,
+    "steps_per_generation": _AT_LEAST_1,
+    "top_entropy_quantile": _SHARE,
+    "top_k": _AT_LEAST_0,
+    "top_p": _SHARE_ABOVE_0,
+    "vespo_k_neg": _AT_LEAST_0,
+    "vespo_k_pos": _AT_LEAST_0,
+    "vespo_lambda_neg": _AT_LEAST_0,
+    "vespo_lambda_pos": _AT_LEAST_0,
+    "vllm_gpu_memory_utilization": _SHARE_ABOVE_0,
+    "vllm_group_port": _PORT,
+    "vllm_importance_sampling_cap": _ABOVE_0,
+    "vllm_importance_sampling_clip_max": _ABOVE_0,
+    "vllm_importance_sampling_clip_min": _AT_LEAST_0,
+    "vllm_max_model_length": _AT_LEAST_1,
+    "vllm_server_port": _PORT,
+    "vllm_server_timeout": _ABOVE_0,
+    "vllm_tensor_parallel_size": _AT_LEAST_1,
+    "warmup_steps": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+}
+"""
+Numbers that settings of TRL and transformers may have, which neither checks before it trains with them. `None` has a meaning of its own, and so has
+what is missing here: `max_grad_norm` and `save_steps` of 0 or less turn clipping and saving off.
+"""
 
 
 def check_types(config: Mem1GRPOConfig, kind: type) -> None:
@@ -65,6 +155,31 @@ def _text_for_number(name: str, value: str, hint: Any) -> str:
     if bool in members(hint):
         return f"{name} must be {described(hint)}, got the text {value!r}."
     return f"{name} must be a number, got the text {value!r} (YAML reads a number such as 1e-6 as text: write 1.0e-6)."
+
+
+def check_ranges(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse numbers of TRL's and transformers' that no training could be made of, before sizes of batches are derived from them.
+
+    Raises:
+        `ValueError`: For a number that is none, is out of its range, or leaves no step to train.
+    """
+    for one in fields(config):
+        value = getattr(config, one.name, None)
+        if isinstance(value, float) and value != value:
+            raise ValueError(f"{one.name} must be a number, got {value}.")
+    for name, allowed in _RANGES.items():
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)) and not allowed.holds(value):
+            raise ValueError(f"{name} must be {allowed}, got {value}.")
+    if config.max_steps != -1 and config.max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, or -1 to train for num_train_epochs, got {config.max_steps}.")
+    if config.max_steps < 1 and not config.num_train_epochs > 0:
+        raise ValueError(f"num_train_epochs must be above 0, or max_steps at least 1, got {config.num_train_epochs}.")
+    for what, least in (("logging", _ABOVE_0), ("eval", _AT_LEAST_0)):  # an evaluation takes those of logging for 0
+        steps = getattr(config, f"{what}_steps")
+        if getattr(config, f"{what}_strategy") == "steps" and steps is not None and not least.holds(steps):
+            raise ValueError(f"{what}_steps must be {least} with {what}_strategy='steps', got {steps}.")
 
 
 def check_seed(seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
@@ -17,6 +17,7 @@ from ..update.layouts import LAYOUTS
 from .checks import (
     check_choices,
     check_curriculum,
+    check_ranges,
     check_sampling_of_groups,
     check_seed,
     check_types,
@@ -421,6 +422,10 @@ class Mem1GRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         self.context, self.context_kwargs = given_rule(self.context, self.context_kwargs)
         self._check_types()
+        if self.num_generations is None or self.num_generations < 2:
+            raise ValueError(
+                f"num_generations must be at least 2, since episodes of a task are compared, got {self.num_generations}."
+            )
         self._play_once_if_greedy()
         self._use_new_names()
         if self.use_cpu and self.bf16 is None:
@@ -440,6 +445,7 @@ class Mem1GRPOConfig(GRPOConfig):
         if isinstance(self.check, bool):  # as YAML reads on and off
             self.check = "on" if self.check else "off"
         check_types(self, Mem1GRPOConfig)
+        check_ranges(self)
 
     def _use_new_names(self) -> None:
         """TRL's default goes by a name that transformers is about to remove, and would warn in every run."""
@@ -449,10 +455,6 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
-        for one in fields(self):
-            value = getattr(self, one.name, None)
-            if isinstance(value, float) and value != value:
-                raise ValueError(f"{one.name} must be a number, got {value}.")
         check_seed(self.seed)
         check_choices(self)
         if self.use_vllm and self.vllm_max_model_length is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..protocol.protocol import Mem1Protocol
+
+logger = logging.getLogger(__name__)
 
 RESERVED = ("reset", "get_reward", "get_turn_reward")
 """Methods of an environment that are not actions."""
@@ -132,8 +135,11 @@ class ActionSet:
             if name not in methods:
                 raise ValueError(
                     f"The tag {tag!r} calls {name!r}, but {kind} has no such action (it has "
-                    f"{', '.join(sorted(methods)) or 'none'}): correct `action_tags`."
+                    f"{', '.join(sorted(methods)) or 'none'}): correct `action_tags`, which may have been saved with the model, or pass "
+                    '`protocol="default"`, which calls every action by its own name.'
                 )
+        if not owns_loop(environment):
+            _warn_of_uncalled(type(environment), {*methods} - {*tags.values(), protocol.answer_tag}, tags)
         self.tags: dict[str, str] = dict(tags)
         # In the other syntaxes an action of this name is one like any other
         is_answer = self.syntax == "tags" and protocol.answer_tag in methods
@@ -267,6 +273,22 @@ class ActionSet:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return arguments
+
+
+_warned: set[tuple[Any, ...]] = set()
+"""Classes, with the actions that are called in them, of which it was said that others are not."""
+
+
+def _warn_of_uncalled(kind: type, names: set[str], tags: Mapping[str, str]) -> None:
+    """Say once of a class and a protocol that actions are not offered, since `action_tags` does not name them."""
+    known = (kind.__module__, kind.__qualname__, *sorted(tags.items()))
+    if not names or known in _warned:
+        return
+    _warned.add(known)
+    logger.warning(
+        "The protocol does not call %s of %s, since its `action_tags` names %s only: `protocol=\"default\"` calls every action by its own name.",
+        ", ".join(map(repr, sorted(names))), kind.__name__, ", ".join(map(repr, sorted({*tags.values()}))) or "none",
+    )  # fmt: skip
 
 
 def _schema(method: Callable[..., Any], kind: str) -> dict[str, Any]:

@@ -93,14 +93,21 @@ class EnvironmentCaller:
             if thread.factory is not None
         ]
         outcomes = self.run(calls, counted=False)
-        errors = {}
+        errors: dict[int, Exception] = {}
+        wrong: list[Exception] = []
         for thread, outcome in zip(empty, outcomes):
-            if outcome.error is None:
-                self._check_made(outcome.value)
-                thread.environment = outcome.value
-                self.adopt(thread)
-            else:
+            if outcome.error is not None:
                 errors[id(thread)] = outcome.error
+                continue
+            try:
+                self._check_made(outcome.value)
+            except (TypeError, ValueError) as error:
+                wrong.append(error)
+                continue
+            thread.environment = outcome.value
+            self.adopt(thread)
+        if wrong:  # the others have a thread by now, with which they are closed
+            raise wrong[0]
         return [errors.get(id(thread)) for thread in threads]
 
     def _check_made(self, environment: Any) -> None:

@@ -89,16 +89,16 @@ class EnvironmentPool:
             _check_takes_nothing(make)
         self._threads = {name: [EnvironmentThread(factory=make)] for name, make in self.factories.items()}
         first = [threads[0] for threads in self._threads.values()]
-        for error in self.caller.make(first):
-            if error is not None:  # an error of the first instance would occur for every row
-                raise error
-        self._examples = {name: threads[0].environment for name, threads in self._threads.items()}
         try:
+            for error in self.caller.make(first):
+                if error is not None:  # an error of the first instance would occur for every row
+                    raise error
+            self._examples = {name: threads[0].environment for name, threads in self._threads.items()}
             _refuse_several_loops(self._examples.values())
-        except ValueError:
+            self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
+        except BaseException:
             self.close()
             raise
-        self.actions = {name: ActionSet(environment, protocol) for name, environment in self._examples.items()}
         self._rewards: dict[int, float | None] = {}
 
     @property
@@ -288,7 +288,7 @@ class GivenEnvironments:
             Where they live. `None` begins a thread for each.
 
     Raises:
-        `TypeError`: If they are no list, or one is a class.
+        `TypeError`: If they are no list, or one is a class or a factory.
         `ValueError`: If one is given twice, or some own their loop and others do not.
     """
 
@@ -301,14 +301,22 @@ class GivenEnvironments:
     ):
         if not isinstance(environments, Collection):
             kind = environments if inspect.isclass(environments) else type(environments)
-            given = "the class" if kind is environments else "an instance of"
+            given = f"the class {kind.__name__}" if kind is environments else f"an instance of {kind.__name__}"
+            makes = kind.__name__ if not callable(environments) or kind is environments else "factory"
             raise TypeError(
-                f"environments must be a list with an instance for each row, got {given} {kind.__name__}: pass [{kind.__name__}() for _ in rows]."
+                f"environments must be a list with an instance for each row, got {given}: pass [{makes}() for _ in rows]."
             )
         for environment in environments:
             if inspect.isclass(environment):
                 raise TypeError(
                     f"An environment must be an instance, got the class {environment.__name__}: pass {environment.__name__}()."
+                )
+            if inspect.isroutine(environment) or isinstance(environment, partial):
+                given = (
+                    f"the function {environment.__name__}" if inspect.isroutine(environment) else "a functools.partial"
+                )
+                raise TypeError(
+                    f"An environment must be an instance, got {given}: a factory makes environments, so call it, `factory()`."
                 )
         if len({id(environment) for environment in environments}) < len(environments):
             raise ValueError("Each row must have an environment of its own, got one twice: make another for each row.")

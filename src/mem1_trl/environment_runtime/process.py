@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
@@ -38,7 +39,7 @@ class ProcessEnvironment:
 
     The process is killed when a call exceeds `environment_timeout`, and a new process replaces it in the next episode. If the
     process dies (a segmentation fault, `os._exit`, out of memory), the call raises [`mem1_trl.faults.EnvironmentDied`], and the
-    next `reset` starts a new process. On systems with process groups, killing the process also kills its child processes.
+    next `reset` starts a new process. On systems with process groups, whatever it has started ends with it, however it ends.
     """
 
     _kind: Callable[..., Any]
@@ -48,6 +49,7 @@ class ProcessEnvironment:
         self._process: Any = None
         self._connection: Any = None
         self._done = False
+        self._leftovers: Callable[[], Any] = lambda: None
         self._start()
 
     @classmethod
@@ -123,6 +125,8 @@ class ProcessEnvironment:
         self._process = context.Process(target=_serve, args=(theirs, self._kind), daemon=True, name="mem1-environment")
         with _starting, _without_main(getattr(self._kind, "func", self._kind)):
             self._process.start()
+        # Also when the program ends without having closed the environment
+        self._leftovers = weakref.finalize(self, _kill_group, self._process.pid, os.getpid())
         theirs.close()
         self._done = False
         self._receive(
@@ -134,6 +138,7 @@ class ProcessEnvironment:
         """Call a method in the process, or read an attribute if `kwargs` is `None`."""
         with self._lock:
             if name == "reset" and (self._process is None or not self._process.is_alive()):
+                self._drop_dead()
                 self._start()
             if self._process is None:
                 raise EnvironmentDied("the process of the environment is gone")
@@ -167,13 +172,11 @@ class ProcessEnvironment:
     def _terminate(self) -> None:
         """Kill the process and its child processes. It may be called from any thread, also while a call waits."""
         process = self._process
-        if process is None or not process.is_alive():
+        if process is None:
             return
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(OSError):
-                if os.getpgid(process.pid) == process.pid:
-                    os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
+        self._leftovers()
+        if process.is_alive():
+            process.kill()
 
     def _end(self) -> None:
         with self._lock:
@@ -184,13 +187,29 @@ class ProcessEnvironment:
                 self._connection.send(None)
                 self._connection.close()
             process.join(_CLOSING)
+        self._leftovers()
         if process.is_alive():
             process.kill()
+
+    def _drop_dead(self) -> None:
+        """Kill what a process that has died by itself has started."""
+        if self._process is not None and not self._process.is_alive():
+            self._leftovers()
 
     @property
     def close(self) -> Callable[[], None]:
         """Close the environment and end its process. A property, since TRL's rule counts every function as an action."""
         return self._end
+
+
+def _kill_group(pid: int, owner: int) -> None:
+    """
+    Kill a process and all that it has started, which may outlive it, if this is the process `owner` and not a copy of it. The group has
+    the number of the process from `_serve` on.
+    """
+    if hasattr(os, "killpg") and os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _forward(name: str, function: Callable[..., Any], static: bool) -> Callable[..., Any]:
@@ -316,4 +335,5 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        _kill_group(os.getpid(), os.getpid())
         os._exit(1)

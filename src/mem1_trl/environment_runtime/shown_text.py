@@ -51,9 +51,14 @@ def text_of_blocks(content: Any) -> Any:
     """
     if not isinstance(content, list):
         return content
-    other = [block.get("type") for block in content if not isinstance(block.get("text"), str)]
-    if other:
-        raise ValueError(
-            f"A message may hold text only, got a block of type {other[0]!r}: images and other media are not supported."
-        )
+    for block in content:
+        if not isinstance(block, Mapping):
+            raise ValueError(
+                f"The content of a message must be a text or a list of typed blocks, such as {{'type': 'text', 'text': 'Who?'}}, got "
+                f"{block!r:.80} in the list."
+            )
+        if not isinstance(block.get("text"), str):
+            raise ValueError(
+                f"A message may hold text only, got a block of type {block.get('type')!r}: images and other media are not supported."
+            )
     return "".join(block["text"] for block in content)

@@ -78,7 +78,8 @@ def evaluate_episode(
         contexts = None
         if memory == "context":
             start = len(trajectory.prompt_ids)
-            contexts = [decode(tokenizer, turn.prompt_ids[start:]) for turn in trajectory.turns]
+            read = str if protocol is None else protocol.syntax(tokenizer).read_result
+            contexts = [read(decode(tokenizer, turn.prompt_ids[start:])) for turn in trajectory.turns]
             if any(turn.replaced_turns is not None for turn in trajectory.turns):
                 trajectory.metrics["summary_lost_answers"] = float(
                     answers_lost(trajectory, answers, contexts, protocol)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import io
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from ..json_text import write_json
 
-_MOST_OUTPUT = 2**20  # characters of a command that are read
+_MOST_OUTPUT = 2**20  # bytes of a command's output that are read
 _PATIENCE = 2.0  # seconds between asking a command to end and killing it
 
 
@@ -41,7 +43,9 @@ class RunningProgram:
         ended: Callable[[Any, BaseException | None], None],
     ):
         self._ended = ended
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
         if callable(program):
             run: Callable[[], Any] = lambda: program(dict(row), base_url)  # noqa: E731
         else:
@@ -50,15 +54,17 @@ class RunningProgram:
         threading.Thread(target=self._run, args=(run,), daemon=True, name="mem1-program").start()
 
     def stop(self) -> None:
-        """End a command with all that it has started. A function cannot be ended; nobody waits for it any more."""
-        process = self._process
-        if process is None:
-            return
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, how)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE)
+        """
+        End a command with all that it has started: it is asked to, and killed after two seconds, for which nobody waits. A function cannot
+        be ended; nobody waits for it any more.
+        """
+        with self._lock:
+            self._stopped = True
+            process = self._process
+        if process is not None:
+            _signal(process, signal.SIGTERM)
+            # Not a daemon: a program that ends now ends when this is done
+            threading.Thread(target=_kill_after, args=(process,), name="mem1-program-end").start()
 
     def _run(self, run: Callable[[], Any]) -> None:
         try:
@@ -72,21 +78,46 @@ class RunningProgram:
 
     def _run_command(self, command: Sequence[str], row: Mapping[str, Any], base_url: str) -> str:
         address = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "none"}
-        self._process = process = subprocess.Popen(
-            list(command),
-            env={**os.environ, **address},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        out, said = process.communicate(write_json(dict(row)))
-        if process.returncode != 0:
-            last = said.strip().rpartition("\n")[2]
-            raise RuntimeError(f"the command ended with status {process.returncode}: {last:.200}")
-        return out[-_MOST_OUTPUT:]
+        # Files and not pipes: what a command has started may hold a pipe open after it
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+            given.write(write_json(dict(row)).encode("utf-8"))
+            given.seek(0)
+            with self._lock:
+                if self._stopped:
+                    raise RuntimeError("it was stopped before it began")
+                self._process = process = subprocess.Popen(
+                    list(command),
+                    env={**os.environ, **address},
+                    stdin=given,
+                    stdout=out,
+                    stderr=said,
+                    start_new_session=True,
+                )
+            status = process.wait()
+            _signal(process, signal.SIGKILL)  # what it has left behind
+            if status != 0:
+                last = _end_of(said).strip().rpartition("\n")[2]
+                raise RuntimeError(f"the command ended with status {status}: {last:.200}")
+            return _end_of(out)
+
+
+def _end_of(file: IO[bytes]) -> str:
+    """The last of what was written to a file, with the line breaks of Python."""
+    file.seek(max(file.seek(0, os.SEEK_END) - _MOST_OUTPUT, 0))
+    return io.TextIOWrapper(io.BytesIO(file.read()), errors="replace").read()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a process and all that it has started, which may outlive it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _kill_after(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process if it does not end by itself."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    _signal(process, signal.SIGKILL)
 
 
 async def _finish(result: Awaitable[Any]) -> Any:

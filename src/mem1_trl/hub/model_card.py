@@ -137,9 +137,19 @@ def usage_snippet(facts: CardFacts) -> str:
     Python code that loads the model and runs it on one task in an environment as that of the run.
 
     It can be executed unchanged, unless the environment was made with something that no code can write down, such as an index in
-    memory: then the code says what it was, and where to put it.
+    memory: then the code says what it was, and where to put it. A model of a run without environment has read no instructions, and is
+    no agent.
     """
-    shipped = None if facts.environment is None else shipped_class(facts.environment)
+    if facts.environment is None:
+        return "\n".join(
+            [
+                "from transformers import pipeline",
+                "",
+                f'generate = pipeline("text-generation", "{facts.source}")',
+                'print(generate("Your task", return_full_text=False)[0]["generated_text"])',
+            ]
+        )
+    shipped = shipped_class(facts.environment)
     lines = ["from mem1_trl import Mem1Agent"]
     if shipped is not None:
         recipe = getattr(facts.environment, "_recipe", None) or Recipe(f"{shipped.__name__}()")
@@ -148,9 +158,6 @@ def usage_snippet(facts: CardFacts) -> str:
             f"{name} = ...  # to be filled in; in the run it was {what}" for name, what in recipe.missing.items()
         ]
         environment = recipe.code
-    elif facts.environment is None:
-        environment = "Environment()"
-        lines += ["", "", "class Environment:", "    def reset(self, **row):", "        return None", "", ""]
     else:
         environment = "Environment()"
         lines += ["", "", environment_stub(facts.environment), "", ""]

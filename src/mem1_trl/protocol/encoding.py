@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,24 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+_TAG = re.compile(r"</\w+>")
+
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
     """Text of token ids."""
     text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
     assert isinstance(text, str)
+    return text
+
+
+def without_end_token(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """
+    A turn's text without the token that ended it. A model may end its turns with another special token than the tokenizer's, as Gemma
+    does with `<end_of_turn>`. A tag such as `</think>`, which is a special token of some tokenizers, is none.
+    """
+    for token in (tokenizer.eos_token, *tokenizer.all_special_tokens):
+        if token and text.endswith(token) and (token == tokenizer.eos_token or not _TAG.fullmatch(token)):
+            return text.removesuffix(token)
     return text
 
 

@@ -75,7 +75,10 @@ class ActionSyntax(ABC):
 
     @abstractmethod
     def encode_task(
-        self, prompt: str | Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]] = ()
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        schemas: Sequence[dict[str, Any]] = (),
+        at: float | None = None,
     ) -> list[int]:
         """
         Token ids of a task prompt, up to where the agent begins to write. They are those of [`~trl.GRPOTrainer`].
@@ -85,6 +88,8 @@ class ActionSyntax(ABC):
                 A text, or messages for the chat template.
             schemas (`Sequence[dict]`, *optional*):
                 JSON schemas of the tools, as `ActionSet.schemas` holds them.
+            at (`float`, *optional*):
+                The time for which a template writes the date, in seconds since the epoch. By default now.
         """
 
     # Turns
@@ -174,13 +179,13 @@ class ActionSyntax(ABC):
         """The request for a summary as it stands after the last result; `{state}` becomes the tag of the state."""
         return request.replace("{state}", self.protocol.state_tag) + "\n\n"
 
-    def encode_request(self, request: str) -> list[int]:
-        """Token ids of [`~ActionSyntax.write_request`]."""
-        return self.encode_added(self.write_request(request))
+    def encode_request(self, request: str, in_result: bool) -> list[int]:
+        """Token ids of [`~ActionSyntax.write_request`] after what the agent has read last: a result, or a message of a person."""
+        return self.encode_added(self.write_request(request), in_result)
 
-    def encode_added(self, text: str) -> list[int]:
-        """Token ids of a text of ours that is added to a context where requests and notes are."""
-        return encode_text(self.tokenizer, text)
+    def encode_added(self, text: str, in_result: bool) -> list[int]:
+        """Token ids of a text of ours that is added to a result, or to a message of a person, where requests and notes are."""
+        return encode_text(self.tokenizer, self.write_result(text) if in_result else text)
 
     @abstractmethod
     def summary_stops(self) -> list[str]:
@@ -219,6 +224,14 @@ class ActionSyntax(ABC):
     @abstractmethod
     def message_frame(self) -> tuple[str, str]:
         """Texts around a message of a person that follows the agent's turn, as [`~ActionSyntax.frame`] has them for results."""
+
+    def write_result(self, text: str) -> str:
+        """Text as it stands inside a result: some chat templates write results as JSON strings."""
+        return text
+
+    def read_result(self, text: str) -> str:
+        """What [`~ActionSyntax.write_result`] wrote, or a text that holds it, as it was before."""
+        return text
 
     @abstractmethod
     def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:

@@ -8,8 +8,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..trajectory import Turn
+from .dated_template import dated_template
 from .edited_state import edited_text
-from .encoding import decode, encode_text
+from .encoding import decode, encode_text, without_end_token
 from .parsed_turn import ActionRequest, ParsedTurn
 from .syntax import MARKS, ActionSyntax, EpisodeRecord, read_request
 from .tagged_text import find_tagged
@@ -39,13 +40,21 @@ class TagSyntax(ActionSyntax):
         return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
     def encode_task(
-        self, prompt: str | Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]] = ()
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        schemas: Sequence[dict[str, Any]] = (),
+        at: float | None = None,
     ) -> list[int]:
         if isinstance(prompt, str):
             return list(self.tokenizer(prompt)["input_ids"])
         conversation: Any = list(prompt)
         encoded: Any = self.tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
+            conversation,
+            chat_template=dated_template(self.tokenizer.chat_template, at),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **self.chat_template_kwargs,
         )
         return list(encoded["input_ids"])
 
@@ -80,7 +89,7 @@ class TagSyntax(ActionSyntax):
             begin = text.find(f"</{opened}>") + len(f"</{opened}>") if f"</{opened}>" in text else len(text)
         found = find_tagged(f"<{tag}>{text}" if opened == tag else text, [tag], begin=begin)
         if found is None:
-            rest = text[begin:].removesuffix(self.tokenizer.eos_token or "")
+            rest = without_end_token(self.tokenizer, text[begin:])
             return ParsedTurn(rest.strip(), (begin, begin + len(rest)), truncated=not ended)
         before = len(f"<{tag}>") if opened == tag else 0  # is in the context
         span = (max(found.begin - before, 0), found.end - before)
@@ -182,7 +191,7 @@ class TagRecord(EpisodeRecord):
         opened = self.syntax.opened(turn.prompt_ids)
         text = edited_text(self.syntax, turn) if turn.edited_state is not None else turn.text
         text = text if opened is None else f"<{opened}>{text}"
-        return self.syntax.drop_scratch(text).removesuffix(self.syntax.tokenizer.eos_token or "")
+        return without_end_token(self.syntax.tokenizer, self.syntax.drop_scratch(text))
 
 
 # Functions of text only
@@ -223,11 +232,11 @@ def _parse_from(protocol: Mem1Protocol, text: str, action_tags: Sequence[str], l
     """The turn of a text that begins outside of any tag."""
     names = [protocol.answer_tag] if _only_answer(protocol, last_turn) else [*action_tags, protocol.answer_tag]
     state = find_tagged(text, [protocol.state_tag])
-    action = find_tagged(text, names, end=None if state is None else state.begin)
-    if action is not None:
-        state = None  # nothing after the first action counts
-    elif state is not None:
+    action = find_tagged(text, names)
+    if state is not None and (action is None or action.last_opening > state.begin):
         action = find_tagged(text, names, begin=state.end)
+    else:
+        state = None  # nothing after the first action counts, and what stands inside of it is its text
     turn = ParsedTurn() if state is None else ParsedTurn(state.inner.strip(), (state.begin, state.end))
     if action is None:
         problem = f"no complete action. Use one of the tags {', '.join(names)}."

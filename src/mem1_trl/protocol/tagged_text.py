@@ -33,8 +33,14 @@ class Tagged:
     end: int
     inner: str
 
+    @property
+    def last_opening(self) -> int:
+        """Character at which the tag is opened for the last time: `begin`, unless it is opened again inside of itself."""
+        opening = f"<{self.name}>"
+        return self.begin + f"{opening}{self.inner}".rindex(opening)
 
-def find_tagged(text: str, names: Iterable[str], begin: int = 0, end: int | None = None) -> Tagged | None:
+
+def find_tagged(text: str, names: Iterable[str], begin: int = 0) -> Tagged | None:
     """
     The first tag that is closed, from its first opening to the first closing after it; `None` if there is none.
 
@@ -45,16 +51,15 @@ def find_tagged(text: str, names: Iterable[str], begin: int = 0, end: int | None
             Any text.
         names (`Iterable[str]`):
             Names of tags.
-        begin, end (`int`, *optional*):
-            The part of the text to look in. All of it by default.
+        begin (`int`, *optional*, defaults to 0):
+            Character from which to look.
     """
-    end = len(text) if end is None else end
     first: tuple[int, int, str] | None = None
     for name in names:
         opening, closing = f"<{name}>", f"</{name}>"
         # If nothing closes the first opening, nothing closes a later one
-        opened = text.find(opening, begin, end)
-        closed = -1 if opened < 0 else text.find(closing, opened + len(opening), end)
+        opened = text.find(opening, begin)
+        closed = -1 if opened < 0 else text.find(closing, opened + len(opening))
         if closed >= 0 and (first is None or opened < first[0]):
             first = opened, closed, name
     if first is None:

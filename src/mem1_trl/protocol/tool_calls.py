@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json, too_deep, write_json
 from ..trajectory import Turn
-from .call_openings import find_call
-from .encoding import decode, encode_text
+from .call_openings import ends_call, find_call, read_calls_in_any_order
+from .dated_template import dated_template
+from .encoding import decode, encode_text, without_end_token
 from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
 from .syntax import MARKS, ActionSyntax, EpisodeRecord, read_request
 from .tag_syntax import escape_tags
@@ -31,6 +32,12 @@ _REASONING = ("reasoning_content", "thinking")
 
 _PROBE = 'm1"q\\b'
 """Has characters that JSON escapes, to see whether a template writes results as they are."""
+
+_ANSWER = "m1answer"
+"""Stands for what the agent said before a message."""
+
+_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u00[01][0-9a-fA-F])')
+"""What JSON writes for a character that may not stand in a string as it is."""
 
 _MARKUP = re.compile(r"<[^<>\s]{1,48}>")
 _ADDED_MARKUP = re.compile(r"^(<.+>|\[.+\])$")
@@ -84,6 +91,7 @@ class ToolCallSyntax(ActionSyntax):
                     "It is not known how to read the tool calls of this chat template: set `tokenizer.response_template` "
                     "(transformers, chat response parsing), or use `Mem1Protocol()`, which writes actions as tags."
                 ) from error
+        read_calls_in_any_order(tokenizer)
         self.chat_template: str | None = None
         if not is_chat_template_prefix_preserving(tokenizer):
             try:
@@ -117,14 +125,17 @@ class ToolCallSyntax(ActionSyntax):
         return [dict(message) for message in prompt]
 
     def encode_task(
-        self, prompt: str | Sequence[Mapping[str, Any]], schemas: Sequence[dict[str, Any]] = ()
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        schemas: Sequence[dict[str, Any]] = (),
+        at: float | None = None,
     ) -> list[int]:
         conversation: Any = self.as_prompt(prompt)
         tools: Any = list(schemas) or None
         encoded: Any = self.tokenizer.apply_chat_template(
             conversation,
             tools=tools,
-            chat_template=self.chat_template,
+            chat_template=dated_template(self.chat_template or self.tokenizer.chat_template, at),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -169,7 +180,10 @@ class ToolCallSyntax(ActionSyntax):
             )
         text = whole[len(before) :]
         end = self.tokenizer.eos_token or ""
-        text = text[: text.rindex(end)] if end and end in text else text
+        if end and end in text:
+            text = text[: text.rindex(end)]
+        elif own_end := self._end_of(text):  # as `<|call|>` of gpt-oss
+            text, end = text.rstrip().removesuffix(own_end), own_end
         state, tag = self._state(message, "")[0], self.protocol.state_tag
         if state is not None:
             fields = ["content"] if find_tagged(message.get("content") or "", [tag]) else _REASONING
@@ -207,21 +221,36 @@ class ToolCallSyntax(ActionSyntax):
 
     @property
     def turn_end(self) -> str:
-        said, end = (
-            [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "m1"}],
-            self.tokenizer.eos_token,
-        )
-        return end if end and self._render(said, False).rstrip().endswith(end) else ""
+        return self._after_answer[0]
 
     def message_frame(self) -> tuple[str, str]:
-        said = [{"role": "user", "content": "m1"}, {"role": "assistant", "content": "m1"}]
-        before, found, after = self._after(said, [{"role": "user", "content": MARKS.result}]).partition(MARKS.result)
+        return self._after_answer[1:]
+
+    @cached_property
+    def _after_answer(self) -> tuple[str, str, str]:
+        """
+        What the template writes after an answer: the end of the turn, and the texts around the message that follows.
+
+        It is looked for after the text of the answer, since some templates write less before that once a message follows (Qwen3.5 leaves the
+        thought out), or another end (gpt-oss writes `<|end|>` instead of `<|return|>`).
+        """
+        said = [{"role": "user", "content": "m1"}, {"role": "assistant", "content": _ANSWER}]
+        alone = self._render(said, False).partition(_ANSWER)[2]
+        _, _, after = self._render([*said, {"role": "user", "content": MARKS.result}], True).partition(_ANSWER)
+        before, found, after = after.partition(MARKS.result)
         if not found:
             raise ValueError(
                 "The chat template does not show a message of the user after an answer: use `Mem1Protocol()`, which writes "
                 "actions as tags."
             )
-        return before, after
+        ends = self.tokenizer.all_special_tokens if self._end_of(alone) else []
+        end = next((one for one in ends if before.startswith(one)), "")
+        return end, before[len(end) :], after
+
+    def _end_of(self, text: str) -> str:
+        """The token that ended a turn which a text ends with, but for white space, which is not sampled; empty if there is none."""
+        text = text.rstrip()
+        return text[len(without_end_token(self.tokenizer, text)) :]
 
     def _suffix(self, names: Sequence[str], results: Sequence[str]) -> str:
         """Text that the template writes after a turn that called tools."""
@@ -237,9 +266,8 @@ class ToolCallSyntax(ActionSyntax):
     def _after(self, turn: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str:
         """Text that the template writes for messages after a turn that ended with its end token, up to where the next turn begins."""
         before, whole = self._render(turn, False), self._render([*turn, *messages], True)
-        end = self.tokenizer.eos_token
-        if end and before.rstrip().endswith(end):  # text after the end token was not sampled
-            before = before[: before.rindex(end) + len(end)]
+        if self._end_of(before):  # text after the end token was not sampled
+            before = before.rstrip()
         if not whole.startswith(before):
             raise ValueError(
                 "The chat template writes an earlier turn differently once results follow: change the template, or use "
@@ -280,17 +308,13 @@ class ToolCallSyntax(ActionSyntax):
     def escape_tags(self, text: str, tags: Sequence[str] = ()) -> str:
         """Text of the environment without markup: `<tool_call>` becomes `&lt;tool_call>`, `[INST]` becomes `[ INST]`."""
         text = escape_tags(self.protocol, text)
-        text = self._markup.sub(lambda m: ("&lt;" if m[0][0] == "<" else m[0][0] + " ") + m[0][1:], text)
+        return self._markup.sub(lambda m: ("&lt;" if m[0][0] == "<" else m[0][0] + " ") + m[0][1:], text)
+
+    def write_result(self, text: str) -> str:
         return json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text
 
-    def plain(self, text: str) -> str:
-        """A result that was encoded, without the escapes of the template's JSON; unchanged if it was cut inside an escape."""
-        if not self.escapes:
-            return text
-        try:
-            return read_json(f'"{text}"', strict=False)
-        except ValueError:
-            return text
+    def read_result(self, text: str) -> str:
+        return _ESCAPE.sub(lambda found: read_json(f'"{found[0]}"'), text) if self.escapes else text
 
     # Reading
 
@@ -314,9 +338,6 @@ class ToolCallSyntax(ActionSyntax):
     def write_request(self, request: str) -> str:
         return "\n\n" + request.replace("{state}", self.protocol.state_tag)
 
-    def encode_added(self, text: str) -> list[int]:
-        return encode_text(self.tokenizer, json.dumps(text, ensure_ascii=False)[1:-1] if self.escapes else text)
-
     def summary_stops(self) -> list[str]:
         return []
 
@@ -324,7 +345,7 @@ class ToolCallSyntax(ActionSyntax):
         turn = self._parse(ids, text, [])
         state = turn.state if turn.state is not None else turn.answer or ""
         message = {name: value for name, value in (turn.message or {}).items() if name != "tool_calls"}
-        whole = (0, len(text.removesuffix(self.tokenizer.eos_token or "")))
+        whole = (0, len(without_end_token(self.tokenizer, text)))
         return ParsedTurn(state, turn.state_span or whole, message=message, truncated=not ended)
 
     def state_span(self, turn: Turn) -> tuple[int, int] | None:
@@ -349,6 +370,8 @@ class ToolCallSyntax(ActionSyntax):
             message = parse_response(self.tokenizer, list(ids), prefix=self._start, tools=tools)
         except Exception:  # a transform of the template that does not fit; TRL catches only texts that do not parse
             message = {"role": "assistant", "content": self.tokenizer.decode(list(ids), skip_special_tokens=True)}
+        # A response template may know one end token of several
+        message["content"] = without_end_token(self.tokenizer, message.get("content") or "")
         state, span, content = self._state(message, text)
         calls = _read_calls(message)
         if calls:
@@ -364,7 +387,8 @@ class ToolCallSyntax(ActionSyntax):
                 calls=tuple(calls),
                 message=message,
             )
-        if calls is None or find_call(self.tokenizer, text) is not None:
+        ended_as_call = ends_call(self.tokenizer, self._end_of(text))
+        if calls is None or ended_as_call or find_call(self.tokenizer, text) is not None:
             message = {"role": "assistant", "content": content} if calls is None else message
             problem = (
                 "the tool call cannot be read: write it as shown with the tools, with its arguments as valid JSON."
@@ -439,7 +463,7 @@ class ToolCallRecord(EpisodeRecord):
         self.exchange += [{"role": "tool", "name": name, "content": text} for name, text in zip(names, texts)]
 
     def add_observation(self, names: Sequence[str], bodies: Sequence[Sequence[int]], turns_left: int) -> None:
-        contents = [self.syntax.plain(decode(self.syntax.tokenizer, ids)) for ids in bodies]
+        contents = [self.syntax.read_result(decode(self.syntax.tokenizer, ids)) for ids in bodies]
         contents[0] = self.syntax.protocol.observation_frame(turns_left)[0] + contents[0]
         results = [{"role": "tool", "name": name, "content": text} for name, text in zip(names, contents)]
         self.shown.append([self._last_turn, *results])
@@ -482,7 +506,7 @@ class ToolCallRecord(EpisodeRecord):
             said, *results = self.shown[number]
             texts = [result["content"] for result in results]
             if number == len(turns) - 1:
-                texts[-1] += self.syntax.plain(recalled)
+                texts[-1] += self.syntax.read_result(recalled) if results[-1]["role"] == "tool" else recalled
             if number == kept[-1]:
                 texts[-1] += request
             text = self.syntax.drop_scratch(self.syntax.spoken(said, turn))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from .page import render_page
 from .plots import MOST_AGENTS, Plot, failure_plots, metric_plot, retention_plot, token_plots
 from .run_directory import Result, RunDirectory, read_run
 from .step_plots import difference_plot, log_plot, series_plot
+
+logger = logging.getLogger(__name__)
 
 MAX_EPISODE_BYTES = 20_000_000
 """Maximum number of bytes of episodes on one page, which a browser opens in about a second. A longer page shows fewer episodes."""
@@ -39,7 +42,8 @@ def report(
             `trainer_state.json`. They may also be in subdirectories, one for each agent or seed.
         output (`str` or `Path`, *optional*):
             Path of the page if it ends in `.html`, else a directory for `report.html`. `None` means `run_dir/report`, of several
-            directories in the one that holds them all.
+            directories in the one that holds them all, if that lies in the working directory and is not the home directory, or else
+            `./report`.
         max_trajectories (`int`, *optional*, defaults to `50`):
             Maximum number of episodes that the page shows for each evaluation. The metrics always include all episodes.
         baseline (`str`, *optional*):
@@ -65,7 +69,8 @@ def report(
     if max_trajectories < 0:
         raise ValueError(f"max_trajectories must be at least 0, got {max_trajectories}.")
     run = read_run(run_dir)
-    page = _page_path(run.path, output)
+    several = not isinstance(run_dir, str | Path) and len(run_dir) > 1
+    page = _page_path(_place_of_several(run.path) if several and output is None else run.path, output)
     compared = ""
     runs: list[RunComparison] = []
     if baseline is not None:
@@ -92,6 +97,15 @@ def _page_path(run_dir: Path, output: str | Path | None) -> Path:
     if output.is_file():
         raise ValueError(f"output must be a directory or a file that ends in .html, got the file {str(output)!r}.")
     return output / "report.html"
+
+
+def _place_of_several(common: Path) -> Path:
+    """Where the page of several runs is written by default: the directory that holds them all, unless that is one for everything."""
+    here, place = Path.cwd(), common.resolve()
+    if place.is_relative_to(here) and place not in (Path(place.anchor), Path.home().resolve()):
+        return common
+    logger.warning("The folder that holds all of the runs is %s: the page is written to %s.", common, here / "report")
+    return Path()
 
 
 def _read_episodes(run: RunDirectory, count: int) -> tuple[list[dict[str, Any]], Usage]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .passages import PassageFile, PassageWriter, check_length, map_array, read_corpus, read_manifest, read_source
+from .passages import PassageFile, PassageWriter, check_length, read_array, read_corpus, read_manifest, read_source
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
@@ -44,7 +44,7 @@ class WordFile:
     """
 
     def __init__(self, directory: Path):
-        self._starts = map_array(directory / "words.npy")
+        self._starts = read_array(directory / "words.npy")
         with open(directory / "words.bin", "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         check_length(directory / "words.bin", self._bytes, self._starts)
@@ -101,16 +101,26 @@ def build_files(
         }
         (building / "index.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         building.chmod(0o755)  # a temporary directory is for its owner alone
-        if directory.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{directory.name}.replaced-", dir=directory.parent))
-            directory.rename(replaced / "index")
-            building.rename(directory)
-            shutil.rmtree(replaced)
-        else:
-            building.rename(directory)
+        _publish(building, directory)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _publish(building: Path, directory: Path) -> None:
+    """Move a finished index to its place. If that fails or is interrupted, the index that is there already stays."""
+    if not directory.exists():
+        building.rename(directory)
+        return
+    replaced = Path(tempfile.mkdtemp(prefix=f".{directory.name}.replaced-", dir=directory.parent))
+    old = replaced / "index"
+    try:
+        directory.rename(old)
+        building.rename(directory)
+    finally:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        shutil.rmtree(replaced)
 
 
 class _Source:
@@ -264,11 +274,10 @@ def load_files(directory: Path, mapped: bool) -> tuple[dict[str, Any], WordFile,
             f"{str(directory)!r} is not an index that this version of mem1-trl reads (format {_FORMAT}, version "
             f"{VERSION}): rebuild it with `mem1 index`."
         )
-    read = map_array if mapped else np.load
     try:
         words, passages = WordFile(directory), PassageFile(directory)
         scores, entries, starts, best = (
-            read(directory / f"{name}.npy") for name in ("scores", "entries", "starts", "best")
+            read_array(directory / f"{name}.npy", mapped) for name in ("scores", "entries", "starts", "best")
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"The index {str(directory)!r} is damaged ({error}): rebuild it with `mem1 index`.") from None

@@ -30,13 +30,20 @@ _MAX_BYTES = 128 * 2**20
 
 @dataclass(eq=False, slots=True)
 class _Search:
-    """A call of `search` that waits for its results."""
+    """A call of `search`: it waits until another has brought its results, or until it may send a request itself."""
 
     queries: list[str]
     top_k: int
-    ready: threading.Event = field(default_factory=threading.Event)
+    woken: threading.Event = field(default_factory=threading.Event)
+    batch: list[_Search] | None = None
+    """With a connection: the searches to send, this one first."""
     results: list[list[Passage]] | None = None
     error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """End with an error, which is raised where the search was called."""
+        self.error = error
+        self.woken.set()
 
 
 class HttpRetriever:
@@ -45,7 +52,8 @@ class HttpRetriever:
 
     The searches of the episodes of a batch come at the same time from as many threads. Up to `max_connections` requests
     are under way at once; searches that come meanwhile wait and then go together in one request, which a retriever with a
-    GPU answers about as fast as a single query. A search never waits for others to come.
+    GPU answers about as fast as a single query. A search never waits for others to come, nor for a connection once another
+    search has taken it along.
 
     Args:
         url (`str`):
@@ -80,7 +88,7 @@ class HttpRetriever:
         max_batch_size: int = 256,
     ) -> None:
         try:
-            parsed = parse_url(url)
+            parsed: Any = parse_url(url)
         except urllib3.exceptions.LocationParseError:
             parsed = None
         if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
@@ -88,15 +96,17 @@ class HttpRetriever:
         for name, value in (("max_connections", max_connections), ("max_batch_size", max_batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}: it must be 1 or more.")
-        self.url = url.rstrip("/") + "/retrieve" if parsed.path in (None, "", "/") else url
+        if parsed.auth is not None:
+            raise ValueError("The address of a retriever must have no user name or password: these would not be sent.")
+        self.url = parsed._replace(path="/retrieve").url if parsed.path in (None, "", "/") else url
         self._arguments = (url, timeout, max_retries, max_connections, max_batch_size)
         self._timeout = Timeout(connect=min(timeout, 10.0), read=timeout)
         self._seconds = timeout
         self._max_retries = max_retries
         self._max_batch_size = max_batch_size
         self._pool = limited_pool(max_connections)
-        self._slots = threading.BoundedSemaphore(max_connections)
         self._lock = threading.Lock()
+        self._free = max_connections
         self._waiting: list[_Search] = []
 
     def __reduce__(self) -> Any:
@@ -135,56 +145,63 @@ class HttpRetriever:
         if not queries:
             return []
         search = _Search(list(queries), top_k)
-        with self._lock:
-            self._waiting.append(search)
-        with self._slots:
-            batch = self._take(search)
-            if batch:
-                self._answer(batch)
-        search.ready.wait()  # if another thread took it, it is under way there
+        try:
+            with self._lock:
+                self._waiting.append(search)
+                self._use_free_connections()
+            search.woken.wait()
+            if search.batch is not None:
+                self._answer(search.batch)
+        finally:
+            self._leave(search)
         if search.error is not None:
             raise type(search.error)(*search.error.args)
         assert search.results is not None
         return search.results
 
-    def _take(self, search: _Search) -> list[_Search]:
-        """This search with the others that can go along; none if another thread took it already."""
-        with self._lock:
-            if search not in self._waiting:
-                return []
-            batch, size = [search], len(search.queries)
-            for other in self._waiting:
-                fits = size + len(other.queries) <= self._max_batch_size
-                if other is not search and other.top_k == search.top_k and fits:
+    def _use_free_connections(self) -> None:
+        """Let those that wait longest send a request, each with the others that can go along. The lock is held."""
+        while self._free and self._waiting:
+            first = self._waiting[0]
+            batch, size = [first], len(first.queries)
+            for other in self._waiting[1:]:
+                if other.top_k == first.top_k and size + len(other.queries) <= self._max_batch_size:
                     batch.append(other)
                     size += len(other.queries)
-            self._waiting = [other for other in self._waiting if other not in batch]
-            return batch
+            self._waiting = [search for search in self._waiting if search not in batch]
+            self._free -= 1
+            first.batch = batch
+            first.woken.set()
+
+    def _leave(self, search: _Search) -> None:
+        """Pass the connection of a search on. One that was interrupted leaves nobody waiting."""
+        with self._lock:
+            if search in self._waiting:
+                self._waiting.remove(search)
+            if search.batch is not None:
+                for one in search.batch:
+                    if one.results is None and one.error is None:
+                        one.fail(ConnectionError("The search was interrupted."))
+                self._free += 1
+                self._use_free_connections()
 
     def _answer(self, batch: list[_Search]) -> None:
+        """Bring the results of all searches of a batch, or the error that each ends with."""
         try:
-            try:
-                found = self._post(
-                    [query for search in batch for query in search.queries], batch[0].top_k, self._max_retries
-                )
-            except UnusableServer:
-                if len(batch) == 1:
-                    raise
+            found = self._post(
+                [query for search in batch for query in search.queries], batch[0].top_k, self._max_retries
+            )
+        except Exception as error:
+            if isinstance(error, UnusableServer) and len(batch) > 1:
                 for search in batch:  # one query that the server does not like must not fail the others
                     self._answer([search])
                 return
             for search in batch:
-                search.results, found = found[: len(search.queries)], found[len(search.queries) :]
-        except BaseException as error:
-            for search in batch:
-                search.error = (
-                    error if isinstance(error, Exception) else ConnectionError("The search was interrupted.")
-                )
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            for search in batch:
-                search.ready.set()
+                search.fail(error)
+            return
+        for search in batch:
+            search.results, found = found[: len(search.queries)], found[len(search.queries) :]
+            search.woken.set()
 
     def _post(self, queries: list[str], top_k: int, max_retries: int) -> list[list[Passage]]:
         body = json.dumps({"queries": queries, "topk": top_k, "return_scores": True}).encode()

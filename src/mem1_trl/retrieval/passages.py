@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -225,7 +226,7 @@ class PassageFile:
     """
 
     def __init__(self, directory: Path):
-        self.starts = map_array(directory / "passages.npy")
+        self.starts = read_array(directory / "passages.npy")
         with open(directory / "passages.jsonl", "rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         check_length(directory / "passages.jsonl", self._bytes, self.starts)
@@ -244,10 +245,18 @@ def check_length(path: Path, content: Sized, starts: np.ndarray) -> None:
         raise ValueError(f"{path.name} has {len(content):,} bytes and must have {int(starts[-1]):,}")
 
 
-def map_array(path: Path) -> np.ndarray:
-    """An array of a `.npy` file, mapped into memory for reading."""
-    # As a plain array: `numpy.memmap` makes every slice an object that costs microseconds
-    return np.asarray(np.load(path, mmap_mode="r"))
+def read_array(path: Path, mapped: bool = True) -> np.ndarray:
+    """
+    An array of a `.npy` file, mapped into memory for reading, or read.
+
+    Raises:
+        `ValueError`: if the file is not one, or was cut off.
+    """
+    try:
+        # As a plain array: `numpy.memmap` makes every slice an object that costs microseconds
+        return np.asarray(np.load(path, mmap_mode="r" if mapped else None))
+    except (EOFError, ValueError, BadZipFile) as error:  # numpy reads archives too
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Acting:
         has_property = isinstance(getattr(type(episode.environment), "done", None), property)
         was_done = False
         if episode.rounds and has_property:
-            was_done = bool((yield self._asked_done(caller), False).value)
+            was_done = bool((yield from self._ask_done(caller)).value)
         elif episode.rounds:
             was_done = _is_done(episode.environment)
         for place, call in enumerate(self.calls):
@@ -84,7 +84,7 @@ class Acting:
             ):  # a failed answer is none, and no turn is left in which the agent could read why
                 episode.error, episode.stop_reason = result.error, StopReason.ERROR
             elif has_property:
-                outcome = yield self._asked_done(caller), False
+                outcome = yield from self._ask_done(caller)
                 if outcome.error is not None:  # there is nothing to show to the agent
                     episode.error, episode.stop_reason = describe_error(outcome.error), StopReason.ERROR
                 elif episode.stop_reason is None and outcome.value and not was_done:
@@ -96,12 +96,20 @@ class Acting:
             if reward is not None:
                 note_turn_reward(episode, reward, (yield reward, True))
 
-    def _asked_done(self, caller: EnvironmentCaller) -> EnvironmentCall:
-        """The call of a property `done`: it runs code of the environment, which may raise or hang as an action may."""
+    def _ask_done(self, caller: EnvironmentCaller) -> Generator[tuple[EnvironmentCall, bool], Outcome, Outcome]:
+        """
+        The outcome of a property `done`, which runs code of the environment that may raise or hang as an action may.
+
+        It is a part of the action before it and counts as a call of its own only if it fails.
+        """
         environment = self.episode.environment
-        return EnvironmentCall(
+        call = EnvironmentCall(
             caller.thread_of(environment), partial(_read_done, environment), name=name_of_call(environment, "done")
         )
+        outcome = yield call, False
+        if outcome.error is not None:
+            caller.count(call, outcome)
+        return outcome
 
 
 class _Progress:

@@ -9,6 +9,7 @@ from ..context_rules.rule import SUMMARY_REQUEST, NextTurn, Past
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.errors import error_text
 from ..protocol.encoding import decode
+from ..protocol.untrusted import encode_untrusted
 from ..trajectory import SUMMARY
 from .external_memory import Note
 
@@ -97,8 +98,11 @@ class ContextBuilder:
 
     def _asked(self, episode: Episode, step: NextTurn, context: list[int], inside: Sequence[int] = ()) -> list[int]:
         """A context with notes `inside` its last result, and the request of a summary turn, in their places."""
-        added = [*inside, *(self.syntax.encode_request(step.request) if step.summary else ())]
-        if added and step.kept:
+        if not step.kept:
+            return context
+        in_result = not episode.reads_message(step.kept[-1])
+        added = [*inside, *(self.syntax.encode_request(step.request, in_result) if step.summary else ())]
+        if added:
             place = len(context) - (episode.tails[step.kept[-1]] if self.syntax.adds_inside else 0)
             context[place:place] = added
         return context
@@ -111,7 +115,7 @@ class ContextBuilder:
         bound = self.rule.bound(prompt, *lengths)
         if bound is None or not self.rule.asks:
             return bound
-        return bound + len(self.syntax.encode_request(SUMMARY_REQUEST))
+        return bound + max(len(self.syntax.encode_request(SUMMARY_REQUEST, inside)) for inside in (True, False))
 
     @property
     def bound_beyond_a_turn(self) -> str:
@@ -166,29 +170,39 @@ class ContextBuilder:
     ) -> list[int]:
         """Token ids of the notes that go into the next context. Then add the newest results that did not fail, which are in that context anyway."""
         tokenizer = self.syntax.tokenizer
-        newline = self.syntax.encode_added("\n")
+        in_result = not episode.reads_message(len(episode.turns) - 1)
+        newline = self.syntax.encode_added("\n", in_result)
         # One below the other, since what a chat template writes between them would end the result that notes are in
         sound = [ids for number, ids in enumerate(results) if not (failed and failed[number])]
         body = [token for number, ids in enumerate(sound) for token in (*(newline if number else ()), *ids)]
-        newest = Note(query, decode(tokenizer, body), tuple(body))
+        text = decode(tokenizer, body)
+        newest = Note(query, self.syntax.read_result(text) if in_result else text, tuple(body))
         task = decode(tokenizer, episode.prompt_ids, skip_special_tokens=True)
         top_k = self.settings.memory_top_k
         past = self.past(episode)
         stays = self.next(episode).kept
         read = decode(tokenizer, [token for index in stays for token in episode.history[index]])
-        found = [
-            note for note in episode.memory.recall(f"{task}\n{query}", top_k + len(stays)) if note.text not in read
-        ]
+        matching = episode.memory.recall(f"{task}\n{query}", top_k + len(stays))
+        found = [note for note in matching if not any(form in read for form in (note.text, self._written(note, True)))]
         if sound:
             episode.memory.add(newest)
-        before, after = map(self.syntax.encode_added, self.syntax.protocol.memory_frame())
+        before, after = (self.syntax.encode_added(part, in_result) for part in self.syntax.protocol.memory_frame())
         kept = past.tokens(stays)
         for count in range(min(top_k, len(found)), 0, -1):  # whole notes only, the best ones if not all fit
-            notes = [token for note in found[:count] for token in (*note.ids, *newline)]
+            notes = [token for note in found[:count] for token in (*self._note_ids(note, in_result), *newline)]
             recalled = [*before, *notes, *after]
             if past.max_length is None or len(recalled) + kept <= past.max_length:
                 return recalled
         return []
+
+    def _written(self, note: Note, in_result: bool) -> str:
+        """A note as it stands inside a result, or inside a message of a person."""
+        return self.syntax.write_result(note.text) if in_result else note.text
+
+    def _note_ids(self, note: Note, in_result: bool) -> Sequence[int]:
+        """Token ids of a note for another result or message than the one it was made of: those that it had, unless it is written differently there."""
+        text, tokenizer = self._written(note, in_result), self.syntax.tokenizer
+        return note.ids if decode(tokenizer, note.ids) == text else encode_untrusted(tokenizer, text)
 
 
 def joined(

@@ -5,10 +5,11 @@ grows by one sampled token at each step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
     "top_p": (None, 1.0),
@@ -72,6 +73,14 @@ def refuse_for_server(generation_kwargs: Mapping[str, Any], sent: Iterable[str])
                 f"generation_kwargs are arguments of `generate`, which a server does not take, got {name}={value!r}: leave it out, or pass "
                 "what the server knows as `request_kwargs`."
             )
+
+
+def listed_bias(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` in which a `sequence_bias` by tuples of tokens is a list, the form of it that a file can hold."""
+    bias = options.get("sequence_bias")
+    if not isinstance(bias, Mapping):
+        return dict(options)
+    return {**options, "sequence_bias": [[list(tokens), value] for tokens, value in bias.items()]}
 
 
 def refuse_decoding_modes(options: Mapping[str, Any]) -> None:

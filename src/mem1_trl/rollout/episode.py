@@ -35,6 +35,8 @@ class Episode:
             Record of the action syntax about the episode. Set by [`Rollout.run`].
         prompt (`str` or `list[dict]`):
             The rendered task prompt: a text, or chat messages.
+        began (`float` or `None`):
+            When it began, in seconds since the epoch: a chat template may write the date.
         max_turns (`int` or `None`):
             Most turns of this task, if it may take fewer than the settings say.
         rounds (`list[int]`):
@@ -56,6 +58,7 @@ class Episode:
     environment: Any = None
     actions: ActionSet | None = None
     prompt: str | list[dict[str, Any]] = ""
+    began: float | None = field(default=None, compare=False)
     memory: ExternalMemory = field(default_factory=ExternalMemory)
     recalled: list[int] = field(default_factory=list)
     record: EpisodeRecord = field(init=False, repr=False, compare=False)
@@ -89,6 +92,10 @@ class Episode:
     def budget_of(self, number: int, max_turns: int) -> int:
         """What `max_turns` was when a turn, counted from 1, was played; `max_turns` is what it is now."""
         return next((before for turns, before in self.budgets if number <= turns), max_turns)
+
+    def reads_message(self, number: int) -> bool:
+        """Whether what follows a turn, counted from 0, is a message of a person and not the results of its actions."""
+        return number + 1 in self.rounds or not self.turns[number].acts
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -29,10 +29,13 @@ class ObservationIds(NamedTuple):
             template.
         results (`list[list[int]]`):
             The results, escaped and cut.
+        is_message (`bool`):
+            Whether it is a message of a person instead of results, which a chat template may write in another way.
     """
 
     frame: list[list[int]]
     results: list[list[int]]
+    is_message: bool = False
 
     @property
     def before(self) -> list[int]:
@@ -83,12 +86,12 @@ class ObservationEncoder:
         Raises:
             `ValueError`: If tags, hint and truncation marker of one take more than `max_observation_length`.
         """
-        frames = [self.syntax.frame([name]) for name in action_tags or ["tool"]]
+        frames = [(self.syntax.frame([name]), False) for name in action_tags or ["tool"]]
         if self.settings.rule.asks:
-            frames.append(self.syntax.message_frame())
-        for pieces in frames:
+            frames.append((self.syntax.message_frame(), True))
+        for pieces, is_message in frames:
             for turns_left in self._turns_of_hints():
-                self._fit([""], self._frame(pieces, turns_left), ())
+                self._fit([""], self._frame(pieces, turns_left, is_message), (), is_message)
 
     def encode(self, text: str, turns_left: int, action_tags: Sequence[str] = ()) -> list[int]:
         """
@@ -121,7 +124,7 @@ class ObservationEncoder:
             action_tags (`Sequence[str]`):
                 Tags to escape besides the protocol's own.
         """
-        return self._fit(texts, self._frame(self.syntax.frame(names), turns_left), action_tags)
+        return self._fit(texts, self._frame(self.syntax.frame(names), turns_left, False), action_tags, False)
 
     def encode_message(
         self, text: str, turns_left: int, action_tags: Sequence[str], cut: bool = False
@@ -141,7 +144,7 @@ class ObservationEncoder:
         """
         before, after = self.syntax.message_frame()
         pieces = (self.syntax.turn_end + before if cut else before, after)
-        return self._fit([text], self._frame(pieces, turns_left), action_tags)
+        return self._fit([text], self._frame(pieces, turns_left, True), action_tags, True)
 
     def quote(self, text: str, action_tags: Sequence[str]) -> str:
         """
@@ -153,12 +156,30 @@ class ObservationEncoder:
             action_tags (`Sequence[str]`):
                 Tags to escape besides the protocol's own.
         """
-        (ids,) = self._fit([text], [[], []], action_tags).results
+        (ids,) = self._fit([text], [[], []], action_tags, True).results
         return decode(self.tokenizer, ids)
 
-    def _fit(self, texts: Sequence[str], frame: list[list[int]], action_tags: Sequence[str]) -> ObservationIds:
+    def after(self, turn_ids: Sequence[int], observation: ObservationIds) -> ObservationIds:
+        """
+        The observation as it follows a turn: without its first token if the turn has written that.
+
+        The models of some templates end their turn with the token that opens the next message, as GLM-4.5 does with `<|observation|>`.
+        """
+        first, *others = observation.frame
+        if first and first[0] in self.tokenizer.all_special_ids and first[:1] == list(turn_ids[-1:]):
+            return observation._replace(frame=[first[1:], *others])
+        return observation
+
+    def text(self, observation: ObservationIds) -> str:
+        """The text of an observation for whoever looks for something in it: what its results say, also where a template writes them as JSON."""
+        text = decode(self.tokenizer, [*observation.before, *observation.body, *observation.after])
+        return text if observation.is_message else self.syntax.read_result(text)
+
+    def _fit(
+        self, texts: Sequence[str], frame: list[list[int]], action_tags: Sequence[str], is_message: bool
+    ) -> ObservationIds:
         """The texts inside their frame, cut so that the whole is within the budget."""
-        marker = self._encode_trusted(self.protocol.truncation_marker)
+        marker = self._encode_trusted(self._written(self.protocol.truncation_marker, is_message))
         fixed = sum(map(len, frame))
         room = self.settings.max_observation_length - fixed
         if room < len(marker) * len(texts):
@@ -166,22 +187,36 @@ class ObservationEncoder:
                 f"max_observation_length={self.settings.max_observation_length} is less than the tags, hint and "
                 f"truncation marker of an observation need ({fixed + len(marker)} tokens): raise it."
             )
-        encoded = [self._encode_result(text, room, action_tags) for text in texts]
+        encoded = [self._encode_result(text, room, action_tags, is_message) for text in texts]
         budgets = share_budget(room, [len(ids) + len(marker) * cut for ids, cut in encoded])
         results = [
-            [*ids[: budget - len(marker)], *marker] if cut or len(ids) > budget else ids
+            [*self._cut(ids, budget - len(marker), is_message), *marker] if cut or len(ids) > budget else ids
             for (ids, cut), budget in zip(encoded, budgets, strict=True)
         ]
-        return ObservationIds(frame, results)
+        return ObservationIds(frame, results, is_message)
+
+    def _cut(self, ids: list[int], length: int, is_message: bool) -> list[int]:
+        """At most so many of the token ids of a result, whose last escape is whole."""
+        ids = ids[:length]
+        while (
+            not is_message
+            and self.syntax.write_result(self.syntax.read_result(text := decode(self.tokenizer, ids))) != text
+        ):
+            ids = ids[:-1]
+        return ids
+
+    def _written(self, text: str, is_message: bool) -> str:
+        """Text as it stands inside a result, or inside a message."""
+        return text if is_message else self.syntax.write_result(text)
 
     def most_results(self, names: Sequence[str]) -> int:
         """How many results of these actions fit into one observation: the first always, others if each has room for some text."""
-        least = len(self._encode_trusted(self.protocol.truncation_marker)) + _LEAST_RESULT
+        least = len(self._encode_trusted(self._written(self.protocol.truncation_marker, False))) + _LEAST_RESULT
         most = self.settings.max_observation_length
 
         def fits(count: int) -> bool:
             pieces = self.syntax.frame(names[:count])
-            frame = max(sum(map(len, self._frame(pieces, turns_left))) for turns_left in self._turns_of_hints())
+            frame = max(sum(map(len, self._frame(pieces, turns, False))) for turns in self._turns_of_hints())
             return frame + count * least <= most
 
         fitting, beyond = 1, min(len(names), most // least) + 1
@@ -195,14 +230,16 @@ class ObservationEncoder:
         most = self.settings.max_turns
         return sorted({1, most, *(10**digits - 1 for digits in range(1, len(str(most))))})
 
-    def _frame(self, pieces: Sequence[str], turns_left: int) -> list[list[int]]:
+    def _frame(self, pieces: Sequence[str], turns_left: int, is_message: bool) -> list[list[int]]:
         """Token ids of the trusted pieces around results, one piece more than there are results, with hint and tags."""
-        before, after = self.protocol.observation_frame(turns_left)
+        before, after = (self._written(part, is_message) for part in self.protocol.observation_frame(turns_left))
         first, second, *others = pieces
         texts = [first + before, after + second, *others]  # the hint is shown once
         return [self._encode_trusted(text) for text in texts]
 
-    def _encode_result(self, text: str, room: int, action_tags: Sequence[str]) -> tuple[list[int], bool]:
+    def _encode_result(
+        self, text: str, room: int, action_tags: Sequence[str], is_message: bool
+    ) -> tuple[list[int], bool]:
         """Token ids of a result, and whether a part that cannot fit was left out."""
         if self.settings.rule.recalls:  # this text may be put back later
             action_tags = [*action_tags, self.protocol.memory_tag]
@@ -211,7 +248,8 @@ class ObservationEncoder:
         for characters in CHARACTERS_PER_TOKEN:  # text that does not fit need not be tokenized
             part = text[: room * characters]
             whole = len(part) == len(text)
-            ids = encode_untrusted(self.tokenizer, self.syntax.escape_tags(part, action_tags))
+            escaped = self.syntax.escape_tags(part, action_tags)
+            ids = encode_untrusted(self.tokenizer, self._written(escaped, is_message))
             if whole or len(ids) > room:
                 break
         return ids, not whole

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from ..retrying import Cancellation
+from .request_threads import RequestThreads
 from .server_calls import ServerCalls
 
 
@@ -48,8 +51,8 @@ class OpenRequests:
         self._calls = calls
         self._answered = answered
         self._failed = failed
-        self._pool = ThreadPoolExecutor(max_workers=calls.max_workers)
-        self._over = threading.Event()
+        self._threads = RequestThreads(calls.max_workers)
+        self._cancellation = Cancellation()
         self._lock = threading.Lock()
         self._judged = _Round(is_complete=True)
         self._filling = _Round()
@@ -60,16 +63,16 @@ class OpenRequests:
             one = self._filling
             one.asked += 1
             one.open += 1
-        future = self._pool.submit(self._calls.one, request, self._over)
+        future = self._threads.submit(partial(self._calls.one, request, self._cancellation))
         future.add_done_callback(lambda done: self._end(key, one, done))
 
     def close(self) -> None:
-        """Wait for no answer any more."""
-        self._over.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Wait for no answer any more, and end the requests that are under way."""
+        self._threads.close()
+        self._cancellation.cancel()
 
     def _end(self, key: Any, one: _Round, future: Future[Any]) -> None:
-        if future.cancelled() or self._over.is_set():
+        if future.cancelled() or self._cancellation.cancelled:
             return
         error = future.exception()
         if error is not None:

@@ -26,8 +26,8 @@ Which failures end an episode instead of raising: none; those of an environment 
 too long); or also a task of the data set that is too long or cannot be rendered.
 """
 
-NO_TASK = [{"role": "user", "content": ""}]
-"""The prompt of a row whose task the environment returns from `reset`."""
+NO_TASK = ""
+"""The prompt of a row whose task the environment returns from `reset`: a text, which needs no chat template."""
 
 
 class EpisodePlayer:
@@ -87,7 +87,11 @@ class EpisodePlayer:
             )
         actions = self.rollout.contexts.actions(started.actions)
         episode = Episode(
-            [], environment=started.environment, actions=actions, max_turns=turn_limit(row.get(MAX_TURNS))
+            [],
+            environment=started.environment,
+            actions=actions,
+            max_turns=turn_limit(row.get(MAX_TURNS)),
+            began=time.time(),
         )
         fatal = tolerate == "nothing"
         try:
@@ -98,7 +102,7 @@ class EpisodePlayer:
         try:
             added = None if error is not None else observation
             episode.prompt = self.render(row.get("prompt", NO_TASK), actions, added)
-            episode.prompt_ids = self.encode(episode.prompt, actions)
+            episode.prompt_ids = self.encode(episode.prompt, actions, episode.began)
             if error is None:
                 self.rollout.settings.check_prompt(episode.prompt_ids)
         except Exception as own:
@@ -146,9 +150,11 @@ class EpisodePlayer:
         *before, last = [{**message, "content": text_of_blocks(message.get("content"))} for message in task]
         return [*before, {**last, "content": protocol.render_task((last["content"] or "") + added, lines)}]
 
-    def encode(self, prompt: str | Sequence[Mapping[str, Any]], actions: ActionSet | None = None) -> list[int]:
-        """Token ids of a rendered task prompt."""
-        return self.rollout.syntax.encode_task(prompt, [] if actions is None else actions.schemas)
+    def encode(
+        self, prompt: str | Sequence[Mapping[str, Any]], actions: ActionSet | None = None, at: float | None = None
+    ) -> list[int]:
+        """Token ids of a rendered task prompt; a template that writes the date writes that of the time `at`, in seconds since the epoch."""
+        return self.rollout.syntax.encode_task(prompt, [] if actions is None else actions.schemas, at)
 
     def play(self, episodes: Sequence[Episode]) -> list[Trajectory]:
         """Trajectories of episodes that were started, in their order, with their metrics and not yet scored."""

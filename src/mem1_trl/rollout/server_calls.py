@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ..retrying import UnusableServer, with_retries
+from ..retrying import Cancellation, UnusableServer, with_retries
+from .request_threads import RequestThreads
 from .server_errors import FailedContext, TurnStopped, explained, one_line, seconds_to_wait
 
 logger = logging.getLogger(__name__)
@@ -56,24 +58,23 @@ class ServerCalls(Generic[Value]):
         """
         if not requests:
             return []
-        pool = ThreadPoolExecutor(max_workers=min(self.max_workers, len(requests)))
-        over = threading.Event()
+        threads, cancellation = RequestThreads(self.max_workers), Cancellation()
         try:
-            futures = [pool.submit(self.one, request, over) for request in requests]
+            futures = [threads.submit(partial(self.one, request, cancellation)) for request in requests]
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
                 if future.done() and (error := future.exception()) is not None:
                     raise error
         finally:
-            over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            threads.close()
+            cancellation.cancel()
         results = [future.result() for future in futures]
         judged = [result for result in results if not isinstance(result, TurnStopped)]
         self.give_up([result for result in judged if isinstance(result, Exception)], len(judged))
         return [str(result) if isinstance(result, Exception) else result for result in results]
 
     def one(
-        self, request: Callable[[], Value], over: threading.Event | None = None
+        self, request: Callable[[], Value], cancellation: Cancellation | None = None
     ) -> Value | FailedContext | ConnectionError:
         """
         The answer to a request, or the failure that costs one context.
@@ -81,25 +82,25 @@ class ServerCalls(Generic[Value]):
         Args:
             request (`Callable`):
                 Sends a request and reads its answer.
-            over (`threading.Event`, *optional*):
-                Set when the answer is no longer needed; then the request is not repeated.
+            cancellation ([`Cancellation`], *optional*):
+                Ends the request when the answer is no longer wanted.
 
         Raises:
             `UnusableServer`: If no request would be answered.
         """
         attempts = 0
+        cancellation = cancellation or Cancellation()
 
         def ask() -> Value:
             nonlocal attempts
             attempts += 1
-            with self._free:
+            with self._free, cancellation.applied():
+                if cancellation.cancelled:
+                    raise TurnStopped("The answer is no longer wanted.")
                 return request()
 
-        def wait_before_next(error: Exception, attempt: int) -> float | None:
-            return None if over is not None and over.is_set() else seconds_to_wait(error, attempt)
-
         try:
-            return with_retries(ask, self.max_retries, wait_before_next, _warn)
+            return with_retries(ask, self.max_retries, seconds_to_wait, _warn, cancellation)
         except Exception as error:
             failure = explained(error, attempts)
             failure.__cause__ = error

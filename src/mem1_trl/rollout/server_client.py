@@ -29,12 +29,13 @@ class ServerClient:
 
     Args:
         url (`str`):
-            Address of the server, such as `"http://localhost:8000/v1"`; `/v1` is added if it is missing.
+            Address of the server, such as `"http://localhost:8000/v1"`; `/v1` is added if it is missing. A query, such as
+            `?api-version=2024`, is sent with each request.
         timeout (`float`, *optional*, defaults to `600.0`):
             Seconds for one answer. A server that sends a byte now and then does not extend it.
 
     Raises:
-        `ValueError`: If `url` is not a web address.
+        `ValueError`: If `url` is not a web address, or holds a user name.
     """
 
     def __init__(self, url: str, timeout: float = 600.0):
@@ -46,9 +47,15 @@ class ServerClient:
                 "`client` must be a client, or the address of a server such as 'http://localhost:8000/v1', got "
                 f"{url!r}."
             )
+        if parsed.username is not None:
+            raise ValueError(
+                "The address of a server must hold no user name or password, which would not be sent: pass a client, such as "
+                "openai.OpenAI(base_url=..., api_key=...)."
+            )
         path = parsed.path.rstrip("/").removesuffix("/chat/completions")
         path = path if path.endswith("/v1") else f"{path}/v1"
         self._base = Address(parsed.scheme, host, parsed.port or ports[parsed.scheme], path)
+        self._query = f"?{parsed.query}" if parsed.query else ""
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if any(host == known or host.endswith(f".{known}") for known in _HUB_HOSTS):
             from huggingface_hub import get_token
@@ -101,7 +108,7 @@ class ServerClient:
             raise _not_fetched(error) from None
 
     def _address(self, route: str) -> Address:
-        return dataclasses.replace(self._base, target=f"{self._base.target}/{route}")
+        return dataclasses.replace(self._base, target=f"{self._base.target}/{route}{self._query}")
 
 
 def _not_fetched(error: FetchError) -> Exception:

@@ -8,6 +8,7 @@ Failures of model servers: which pass by themselves, which cost an episode, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..retrying import BUSY_STATUSES, TRANSIENT_ERRORS, UnusableServer, asked_to_wait, backoff
@@ -21,6 +22,8 @@ _ADVICE = {
     405: "the address is not that of its API: correct it; it usually ends in /v1",
 }
 """What to do about answers that no other context would change."""
+
+_REDIRECTS = range(300, 400)
 
 _UNREADABLE = frozenset(("JSONDecodeError", "UnicodeDecodeError", "APIResponseValidationError", "ValidationError"))
 """Names of the errors with which clients fail to read an answer."""
@@ -89,12 +92,24 @@ def status_of(error: Exception) -> int | None:
     return None
 
 
+def _headers_of(error: Exception) -> Mapping[str, Any] | None:
+    """Headers of the answer that an error of any client carries."""
+    return getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None)
+
+
+def _location(error: Exception) -> str:
+    """Where a redirect leads, in quotation marks, or that it does not say so."""
+    for name, value in (_headers_of(error) or {}).items():
+        if str(name).lower() == "location":
+            return repr(str(value).partition("?")[0][:_LONGEST_DETAIL])  # a query may hold a key
+    return "an address that it does not name"
+
+
 def seconds_to_wait(error: Exception, attempt: int) -> float | None:
     """How long to wait before a request is tried again; `None` if that would not help."""
     if not _passes(error):
         return None
-    headers = getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None)
-    asked = asked_to_wait(headers)
+    asked = asked_to_wait(_headers_of(error))
     return backoff(attempt, first=1.0) if asked is None else asked
 
 
@@ -105,6 +120,11 @@ def explained(error: Exception, attempts: int) -> Exception:
     status, detail = status_of(error), one_line(error)
     if status in _ADVICE:
         return UnusableServer(f"The model server refused a request ({detail}): {_ADVICE[status]}.")
+    if status in _REDIRECTS:
+        return UnusableServer(
+            f"The model server redirects a request to {_location(error)} (HTTP {status}), and redirects are not followed: correct the "
+            "address, http:// or https:// included."
+        )
     if isinstance(error, ServerError) or status is not None or _is_unreadable(error):
         if _passes(error):
             return FailedContext(f"The model server gave no usable answer in {attempts} attempts ({detail}).")

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..context_rules.named import check_kind, describe_rule, is_loaded, make_rule
+from ..context_rules.named import check_kind, describe_rule, given_rule, is_loaded, make_rule
 from ..context_rules.rule import ContextRule
+from ..json_text import is_json
 from ..typed_fields import check_fields, described, is_wrong_number, type_hints
-from .decoding_modes import NEUTRAL_SAMPLING, refuse_decoding_modes
+from .decoding_modes import NEUTRAL_SAMPLING, listed_bias, refuse_decoding_modes
 
 CHARACTERS_PER_TOKEN = (8, 32, 128)
 """
@@ -190,6 +191,15 @@ class AgentSettings:
                 if not isinstance(value or {}, Mapping):
                     raise ValueError(f"{one.name} must be a mapping of names to values, got {value!r:.80}.")
                 object.__setattr__(self, one.name, dict(value or {}))
+        object.__setattr__(self, "generation_kwargs", listed_bias(self.generation_kwargs))
+        for name in ("generation_kwargs", "chat_template_kwargs"):
+            for key, value in getattr(self, name).items():
+                if not is_json(value):
+                    raise ValueError(
+                        f"{name} must be made of JSON values, since they are saved with the model, got {key}={value!r:.80}."
+                    )
+        if self.top_p == 0:
+            raise ValueError("top_p must be above 0, since no token would be left, got 0.")
         refuse_decoding_modes(self.generation_kwargs)
         check_kind(self.context)
         if isinstance(self.context, ContextRule):
@@ -210,6 +220,24 @@ class AgentSettings:
             `ValueError`: If it is a class that has not been imported, see [`mem1_trl.context_rules.named`].
         """
         return make_rule(self.context, self.context_kwargs)
+
+    def changed(self, values: Mapping[str, Any]) -> AgentSettings:
+        """
+        The same settings but for some fields. Parameters of a context rule stay, unless another rule is named or others are given.
+
+        Args:
+            values (`Mapping[str, Any]`):
+                The new values by name; `context` may be a rule, too.
+
+        Raises:
+            `ValueError`: If a value is out of its range.
+        """
+        if "context" in values:
+            context = values["context"]
+            name, parameters = given_rule(context, values.get("context_kwargs", {}))
+            if name != self.context or not isinstance(context, str) or "context_kwargs" in values:
+                values = {**values, "context": name, "context_kwargs": parameters}
+        return dataclasses.replace(self, **values)
 
     # Records
 

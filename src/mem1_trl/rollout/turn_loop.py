@@ -408,14 +408,16 @@ class Rollout:
             failed (`Sequence[bool]`, *optional*):
                 Which of its results are errors, which an external memory does not keep. Empty if none is.
         """
-        observation_ids = [*observation.before, *observation.body, *observation.after]
         turn = episode.turns[-1]
+        carried = self.carried(turn)
+        observation = self.observations.after(carried, observation)
+        observation_ids = [*observation.before, *observation.body, *observation.after]
         episode.turns[-1] = dataclasses.replace(
             turn,
-            observation=decode(self.tokenizer, observation_ids),
+            observation=self.observations.text(observation),
             observation_tokens=len(observation_ids),
         )
-        episode.history.append([*self.carried(turn), *observation_ids])
+        episode.history.append([*carried, *observation_ids])
         episode.tails.append(len(observation.after))
         if self.contexts.rule.recalls:
             episode.recalled = self.contexts.recall(episode, turn.action_input or "", observation.results, failed)

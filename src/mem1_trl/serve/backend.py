@@ -7,9 +7,14 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from ..agent.episode_file import OtherAgentError
+from ..agent.outside_tools import environment_of_schemas
+from ..environment_runtime.actions import ActionSet
 from ..json_text import write_json
 from ..metrics import peak_tokens
 from ..protocol.untrusted import sanitize_prompt
@@ -28,6 +33,10 @@ from .states import StateStore
 if TYPE_CHECKING:
     from ..agent import Mem1Agent
     from ..agent.episode import AgentEpisode
+
+
+_CUT = (StopReason.MAX_TURNS, StopReason.TRUNCATED, StopReason.CONTEXT_OVERFLOW)
+"""Reasons for which an answer ended before its agent had finished it."""
 
 
 class AgentBackend:
@@ -109,12 +118,14 @@ class AgentBackend:
                 400,
                 "'seed' is not supported: the model runs on another server, which draws by itself.",
                 "unsupported_parameter",
+                "seed",
             )
         if request.usable_tools and not request.parallel_calls and self.agent.protocol.action_syntax == "tool_calls":
             raise WireError(
                 400,
                 "'parallel_tool_calls' must be true: this agent may write several calls in a turn.",
                 "unsupported_parameter",
+                "parallel_tool_calls",
             )
 
     def _episode(self, request: ChatRequest, found: Found) -> AgentEpisode:
@@ -123,13 +134,14 @@ class AgentBackend:
             going_on = None if found.state is None else self._going_on(request, found)
             self._count("mem1_conversations_begun" if going_on is None else "mem1_conversations_continued")
             return going_on or self._beginning(request)
-        except (ValueError, TypeError) as error:
-            raise WireError(
-                400, str(error), "context_length_exceeded" if "max_context_length" in str(error) else None
-            ) from None
+        except (ValueError, TypeError, TemplateError) as error:
+            of_length = "max_context_length" in str(error)
+            about = ("context_length_exceeded", request.messages_name) if of_length else ()
+            raise WireError(400, str(error), *about) from None
 
     def _beginning(self, request: ChatRequest) -> AgentEpisode:
         """The episode of a conversation that begins."""
+        self._check_tools(request)
         task = self._task(request)
         tools = list(request.tools) or None
         factory = self.environment_factory if tools is None else None
@@ -137,6 +149,25 @@ class AgentBackend:
         if "seed" in request.options:
             episode.draw_from(request.options["seed"])
         return episode
+
+    def _check_tools(self, request: ChatRequest) -> None:
+        """Refuse tools that the agent cannot be offered, in words of the client, who chose neither the agent nor its protocol."""
+        protocol, offered = self.agent.protocol, [tool["function"]["name"] for tool in request.tools]
+        if not offered and self.environment_factory is not None:
+            return
+        needed = {*(protocol.action_tags or {}).values()}
+        if not needed <= {*offered}:
+            names = ", ".join(sorted(needed))
+            sentence = f"'tools' must have {names}, since this agent was trained with the tools {names} only, got {', '.join(offered) or 'none'}."
+            raise WireError(400, sentence, param="tools")
+        if protocol.action_syntax == "tags" and protocol.action_tags is None:
+            for name in {protocol.state_tag, protocol.observation_tag, *protocol.scratch_tags} & {*offered}:
+                sentence = f"The tool {name!r} cannot be offered to this agent, for which that word is a tag: give the tool another name."
+                raise WireError(400, sentence, param="tools")
+        try:
+            ActionSet(environment_of_schemas(request.tools), protocol, needs_reset=False)
+        except ValueError as error:
+            raise WireError(400, str(error), param="tools") from None
 
     def _going_on(self, request: ChatRequest, found: Found) -> AgentEpisode | None:
         """
@@ -166,6 +197,7 @@ class AgentBackend:
                 raise WireError(
                     400,
                     f"There must be one message of a tool for each call of the last answer and no other, got {wrong!r:.60}.",
+                    param=request.messages_name,
                 )
             if asked:
                 texts = [results[call] for call in asked]
@@ -196,16 +228,27 @@ class AgentBackend:
         ]
         said = [one for one in request.messages if one["role"] not in ("system", "developer")]
         if not said:
-            raise WireError(400, "There must be a message of the user.")
+            raise WireError(400, "There must be a message of the user.", param=request.messages_name)
         text = said[-1]["content"]
         if len(said) > 1:
             tags = [tool["function"]["name"] for tool in request.tools]
             text = "\n".join(f"{one['role']}: {self._told(one, tags)}" for one in said)
         if not systems:
             return text
-        if self.agent.settings.conversational:
+        if self._has_system_role:
             return [{"role": "system", "content": "\n\n".join(systems)}, {"role": "user", "content": text}]
         return "\n\n".join([*systems, text])
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether messages of the system can be written: some chat templates raise an error for them."""
+        if not self.agent.settings.conversational:
+            return False
+        try:
+            self.agent.syntax.encode_task([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        except TemplateError:
+            return False
+        return True
 
     def _told(self, message: Mapping[str, Any], tags: Sequence[str]) -> str:
         """What a message of an earlier answer says, escaped as where its conversation is known; a result of a tool is cut as there, too."""
@@ -230,8 +273,8 @@ class AgentBackend:
         self, episode: AgentEpisode, text: UntilStop, calls: list[dict[str, Any]], turns: Sequence[Any]
     ) -> ChatAnswer:
         reason = episode.trajectory.stop_reason
-        whole = text.stopped or reason in (StopReason.ANSWER, StopReason.DONE)
-        ended = "tool_calls" if calls else "stop" if whole else "length"
+        cut = reason in _CUT and not text.stopped
+        ended = "tool_calls" if calls else "length" if cut else "stop"
         peak = peak_tokens(Trajectory(list(turns))) if turns else 0
         with self._lock:
             self._counts["mem1_peak_tokens"] = max(self._counts["mem1_peak_tokens"], float(peak))

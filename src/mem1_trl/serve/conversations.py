@@ -62,7 +62,7 @@ class Conversations:
         first_new = answers[-1] + 1 if answers else 0
         new = request.messages[first_new:]
         if not new or new[-1]["role"] == "assistant":
-            raise WireError(400, "The last message must be one of the user or of a tool.")
+            raise _last_is_not_new(request)
         if answers:
             key = self._key(request, owner, request.messages[:first_new])
             state = self.store.get(key)
@@ -106,15 +106,18 @@ class Conversations:
                 400,
                 f"The response {previous!r:.80} is not known (any more): send the whole chat as 'input'.",
                 "previous_response_not_found",
+                "previous_response_id",
             )
         if request.instructions not in (None, kept["instructions"]):
-            raise WireError(
-                400, "'instructions' must be those of the first response: they are in what the agent reads each time."
+            sentence = (
+                "'instructions' must be those of the first response: they are in what the agent reads each time."
             )
+            raise WireError(400, sentence, param="instructions")
         if list(request.tools) != kept["tools"]:
-            raise WireError(400, "'tools' must be those of the first response: the agent reads them each time.")
+            sentence = "'tools' must be those of the first response: the agent reads them each time."
+            raise WireError(400, sentence, param="tools")
         if request.messages[-1]["role"] == "assistant":
-            raise WireError(400, "The last message must be one of the user or of a tool.")
+            raise _last_is_not_new(request)
         return Found(kept["state"], key, request.messages, False, kept["instructions"])
 
     def keep(
@@ -148,12 +151,19 @@ class Conversations:
         return _digest("session", owner, request.user or "", session)
 
 
+def _last_is_not_new(request: ChatRequest) -> WireError:
+    """The error of a request in which nothing follows an answer."""
+    return WireError(400, "The last message must be one of the user or of a tool.", param=request.messages_name)
+
+
 def cannot_begin_anew(request: ChatRequest, why: str, code: str | None = None) -> WireError:
     """The error of a request that cannot go on and holds only what is new: an answer to that alone would forget the conversation."""
     whole = "the whole chat, or name another session"
     if request.previous is not None:
         whole = "the whole chat as 'input', without 'previous_response_id'"
-    return WireError(400, f"{why}, and what was said before is not in this request: send {whole}.", code)
+    return WireError(
+        400, f"{why}, and what was said before is not in this request: send {whole}.", code, request.messages_name
+    )
 
 
 def _digest(*parts: str) -> str:

@@ -94,7 +94,7 @@ def play_to_call(episode: AgentEpisode, request: ChatRequest, max_turns: int, te
         if calls:
             _refuse_calls(episode, demand)
         elif episode.trajectory.stop_reason is StopReason.ANSWER:
-            _ask(episode, demand)
+            _ask(episode, request, demand)
         if episode.done:
             break
     reason = episode.trajectory.stop_reason or StopReason.MAX_TURNS
@@ -103,6 +103,7 @@ def play_to_call(episode: AgentEpisode, request: ChatRequest, max_turns: int, te
         f"'tool_choice' asks for a call of {' or '.join(names)}, and the agent made none (turns: {turn}, ended by "
         f"{reason.value!r}): let it choose ('auto'), or ask again.",
         "tool_use_failed",
+        "tool_choice",
     )
 
 
@@ -112,8 +113,8 @@ def _refuse_calls(episode: AgentEpisode, demand: str) -> None:
         episode.give([f"Error: this was not called. {demand}"] * len(episode.calls))
 
 
-def _ask(episode: AgentEpisode, demand: str) -> None:
+def _ask(episode: AgentEpisode, request: ChatRequest, demand: str) -> None:
     try:
         episode.add_message(demand)
     except ValueError as error:
-        raise WireError(400, str(error), "context_length_exceeded") from None
+        raise WireError(400, str(error), "context_length_exceeded", request.messages_name) from None

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
+from heapq import nlargest
+from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from datasets import Dataset
-from transformers import AutoConfig, ProcessorMixin
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from ..rollout.play import NO_TASK
 from ..rollout.settings import AgentSettings, resolve_conversational
+from ..saved_files import check_path
 from .trl_seam.reference import is_partitioned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ..environment_runtime.pool import EnvironmentPool
     from ..rollout.play import EpisodePlayer
@@ -23,7 +30,10 @@ _CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 """Beginnings of the names of LoRA initializations that take a part of the weights into the adapter."""
 
 CHECKED_PROMPTS = 1000
-"""Number of prompts whose lengths are checked in advance."""
+"""Number of prompts whose tokens are counted in advance: the longest of each data set."""
+
+_BATCH = 1000
+"""Rows that are read from a data set at once."""
 
 _IMAGE_COLUMNS = ("image", "images")
 
@@ -114,11 +124,11 @@ def check_model(model: Any) -> None:
     Raises:
         `TypeError`: If it is `None`.
         `FileNotFoundError`: If it is a path with nothing there.
-        `ValueError`: If it is an encoder-decoder, or a directory with an adapter alone.
+        `ValueError`: If it is an encoder-decoder, has no output head, or is a directory with an adapter alone.
     """
     if model is None:
         raise TypeError("`model` must be an id, a path or a model, got None.")
-    config = getattr(model, "config", None)
+    config, kind = getattr(model, "config", None), type(_without_adapter(model))
     if isinstance(model, str):
         check_path("model", model)
         if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
@@ -129,31 +139,44 @@ def check_model(model: Any) -> None:
         if Path(model).is_dir():
             with contextlib.suppress(OSError, ValueError):  # loading it says what is wrong
                 config = AutoConfig.from_pretrained(model)
+        kind = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], object)  # as TRL loads it
     if getattr(config, "is_encoder_decoder", False):
         name = model if isinstance(model, str) else type(model).__name__
         raise ValueError(
             f"{name} is an encoder-decoder, whose prompt and completion are not one text: pass a causal language model."
         )
+    if isinstance(kind, type) and issubclass(kind, PreTrainedModel) and not kind.can_generate():
+        raise ValueError(
+            f"`model` must have an output head, got a {kind.__name__}: load it with AutoModelForCausalLM."
+        )
 
 
-def check_path(name: str, model: Any) -> None:
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """
-    Refuse a path with nothing there.
+    Refuse a tokenizer of another model.
 
-    Args:
-        name (`str`):
-            What the model is, such as `"value model"`.
-        model (`Any`):
-            An id, a path, or something else, which passes.
+    An embedding may have more rows than the tokenizer has tokens. A special token may lack one if no text has it, such as the place of an image in
+    the tokenizer that a text model shares with a larger one; those that fill up, begin and end a text may not.
 
     Raises:
-        `FileNotFoundError`: If it is a path, and nothing is there.
+        `ValueError`: If the model has no embedding for a token that a text may have.
     """
-    if not isinstance(model, str):
+    embedding = model.get_input_embeddings()
+    rows = getattr(getattr(embedding, "base_layer", embedding), "num_embeddings", None)
+    if not isinstance(rows, int):
         return
-    is_path = model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
-    if is_path and not Path(model).exists():
-        raise FileNotFoundError(f"There is no {name} at {model!r}: check the path (an id on the Hub is 'owner/name').")
+    used = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    unused = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special} - used
+    largest = max((i for i in tokenizer.get_vocab().values() if i not in unused), default=0)
+    if largest >= rows:
+        raise ValueError(
+            f"The model must have an embedding for each token of the tokenizer, whose largest id is {largest}, got one with {rows} rows: pass the "
+            "tokenizer of the model, or call `model.resize_token_embeddings` for tokens that were added."
+        )
+
+
+def _without_adapter(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def name_revision(model: Any, revision: str | None) -> None:
@@ -165,7 +188,7 @@ def name_revision(model: Any, revision: str | None) -> None:
 
 def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing_class: Any) -> None:
     """
-    Refuse prompts of the first thousand rows that nothing can be made of; rows of a stream are not read for it.
+    Refuse prompts that nothing can be made of, of all rows; rows of a stream are not read for it.
 
     Raises:
         `ValueError`: If there is no row; if a prompt is empty, is neither text nor messages, or ends with the assistant; if prompts
@@ -179,10 +202,11 @@ def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing
         )
     if "prompt" not in dataset.column_names:
         return
-    for number, prompt in enumerate(dataset.select(range(min(CHECKED_PROMPTS, len(dataset))))["prompt"]):
-        given = "None" if prompt is None else f"a {type(prompt).__name__}"
+    chat = False
+    for number, prompt in enumerate(_column(dataset, "prompt")):
         messages = isinstance(prompt, list) and all(isinstance(one, dict) and "role" in one for one in prompt)
         if not isinstance(prompt, str) and not messages:
+            given = "None" if prompt is None else f"a {type(prompt).__name__}"
             raise ValueError(
                 f"Row {number} of the {name} must have a text or a list of messages as prompt, got {given}: a message is "
                 '{"role": "user", "content": ...}.'
@@ -195,8 +219,18 @@ def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing
                 f"The prompt of row {number} of the {name} must end with a message of the user, got one of role 'assistant': "
                 "remove the answer."
             )
-        if messages and processing_class is not None:
-            resolve_conversational(AgentSettings(conversational=True), processing_class)
+        chat = chat or messages
+    if chat and processing_class is not None:
+        resolve_conversational(AgentSettings(conversational=True), processing_class)
+
+
+def _column(dataset: Dataset, name: str) -> Iterator[Any]:
+    """The values of a column; of a data set that makes its rows when they are read, those of the first rows only."""
+    if dataset.format["type"] == "custom":
+        yield from dataset.select(range(min(CHECKED_PROMPTS, len(dataset))))[name]
+        return
+    for batch in dataset.select_columns([name]).with_format(None).iter(_BATCH):
+        yield from batch[name]
 
 
 def check_columns(name: str, dataset: Any, args: Any, pool: EnvironmentPool | None) -> None:
@@ -278,7 +312,7 @@ def check_budgets(player: EpisodePlayer, pool: EnvironmentPool | None, train: An
 
     Args:
         player ([`EpisodePlayer`]):
-            Renders and encodes prompts: the first thousand of each data set.
+            Renders and encodes prompts: the longest thousand of each data set, by their bytes.
         pool ([`EnvironmentPool`], *optional*):
             The environments.
         train, evaluation (`Any`):
@@ -303,8 +337,9 @@ def _check_prompts(player: EpisodePlayer, pool: EnvironmentPool | None, name: st
     settings, contexts = player.rollout.settings, player.rollout.contexts
     limit = settings.max_context_length
     assert limit is not None
+    numbers = _longest_rows(dataset, pool is not None and pool.routed)
     lengths = []
-    for row in dataset.select(range(min(CHECKED_PROMPTS, len(dataset)))):
+    for row in dataset.select(numbers):
         prompt = row.get("prompt", NO_TASK)
         actions = None if pool is None else contexts.actions(pool.actions[pool.name_of(row)])
         if actions is not None:
@@ -313,7 +348,7 @@ def _check_prompts(player: EpisodePlayer, pool: EnvironmentPool | None, name: st
     longest = max(lengths, default=0)
     if longest > limit:
         raise ValueError(
-            f"Row {lengths.index(longest)} of the {name} has a task prompt of {longest} tokens, but a context "
+            f"Row {numbers[lengths.index(longest)]} of the {name} has a task prompt of {longest} tokens, but a context "
             f"may have {limit} and the task prompt is never truncated: raise max_context_length (or lower "
             "max_completion_length), or drop the row."
         )
@@ -325,3 +360,23 @@ def _check_prompts(player: EpisodePlayer, pool: EnvironmentPool | None, name: st
             f"observation {settings.max_observation_length}{contexts.bound_beyond_a_turn}) but only {limit} are allowed, for the {name}: "
             "lower max_completion_length or max_observation_length, or raise max_context_length."
         )
+
+
+def _longest_rows(dataset: Dataset, routed: bool) -> list[int]:
+    """The rows with the longest prompts, ascending; of each environment its own, since prompts differ in what is said about its actions."""
+    if "prompt" not in dataset.column_names and not routed:
+        return [0]
+    names = _column(dataset, "environment") if routed else None
+    sizes: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+    prompts = _column(dataset, "prompt") if "prompt" in dataset.column_names else repeat(NO_TASK, len(dataset))
+    for number, prompt in enumerate(prompts):
+        sizes["" if names is None else next(names)].append((_bytes(prompt), number))
+    share = -(-CHECKED_PROMPTS // len(sizes))
+    return sorted(number for found in sizes.values() for _, number in nlargest(share, found, key=itemgetter(0)))
+
+
+def _bytes(prompt: Any) -> int:
+    """Size of a prompt, which bounds its tokens better than its characters do."""
+    if isinstance(prompt, str):
+        return len(prompt.encode(errors="replace"))
+    return sum(len(str(message.get("content") or "").encode(errors="replace")) for message in prompt)

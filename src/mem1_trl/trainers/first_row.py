@@ -86,7 +86,7 @@ def check_reset(pool: EnvironmentPool, name: str, dataset: Any) -> None:
     if isinstance(dataset, Dataset):
         for rows in _rows_of_each(pool, dataset):
             for row in rows[:1]:
-                _check_signature(pool, row, f" of the {name}")
+                _check_signature(pool, row, name, f" of the {name}")
 
 
 def _rows_of_each(pool: EnvironmentPool, dataset: Dataset) -> list[list[dict[str, Any]]]:
@@ -128,8 +128,10 @@ def _check_takes_nothing(environment: Any) -> None:
         raise ValueError(f"{place} must be callable without arguments: {error}.") from error
 
 
-def _check_signature(pool: EnvironmentPool, row: Mapping[str, Any], place: str = "") -> None:
-    """Raise `ValueError` if `reset` does not take the columns of a row by name."""
+def _check_signature(
+    pool: EnvironmentPool, row: Mapping[str, Any], name: str = "train dataset", place: str = ""
+) -> None:
+    """Raise `ValueError` if `reset` does not take the columns of a row by name, or needs one that there is not."""
     environment = pool.example_of(pool.name_of(row))
     columns = [name for name in row if not (pool.routed and name == "environment")]
     try:
@@ -139,11 +141,29 @@ def _check_signature(pool: EnvironmentPool, row: Mapping[str, Any], place: str =
     try:
         signature.bind(**{name: row[name] for name in columns})
     except TypeError as error:
+        reset = name_of_call(environment, "reset")
+        missing = [argument for argument in _needed_names(signature) if argument not in columns]
+        if missing:
+            spare = [column for column in columns if column not in signature.parameters]
+            rename = (
+                f"rename the one that holds it, for instance with `dataset.rename_column({spare[0]!r}, {missing[0]!r})`"
+                if spare
+                else "add it"
+            )
+            raise ValueError(
+                f"The {name} has no column {missing[0]!r}, which {reset} needs (it has {', '.join(columns)}): {rename}, or give the argument a default."
+            ) from error
         own = inspect.signature(type(environment).reset)
         raise ValueError(
-            f"{name_of_call(environment, 'reset')} must accept the columns of a row{place} ({', '.join(columns)}), got a signature "
+            f"{reset} must accept the columns of a row{place} ({', '.join(columns)}), got a signature "
             f"{own}: {error}; add `**row` for those that it does not use."
         ) from error
+
+
+def _needed_names(signature: inspect.Signature) -> list[str]:
+    """Arguments that have to be given by name."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [one.name for one in signature.parameters.values() if one.kind in by_name and one.default is one.empty]
 
 
 @contextmanager

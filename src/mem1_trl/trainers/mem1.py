@@ -18,16 +18,17 @@ from ..rollout.decoding import warn_of_ignored_decoding
 from ..rollout.play import EpisodePlayer
 from ..rollout.settings import AgentSettings, resolve_conversational
 from ..rollout.turn_loop import Rollout
+from ..saved_files import check_path
 from .checks import (
     check_budgets,
     check_columns,
     check_model,
     check_optimizer,
-    check_path,
     check_reference,
     check_rows,
     check_size,
     check_trainable,
+    check_vocabulary,
     dataset_or_placeholder,
     first_prompt,
     name_revision,
@@ -43,6 +44,7 @@ from .reward_functions import check_signatures, collect_reward_functions
 from .saving import (
     MEM1_CITATION,
     card_facts,
+    refuse_other_adapter,
     refuse_other_settings,
     saved_settings,
     starting_protocol,
@@ -152,6 +154,7 @@ class Mem1Trainer(TrajectoryTrainer):
         finally:
             args.reward_weights = weights
         check_model(self.model)  # of an id on the Hub, only now
+        check_vocabulary(self.model, self.tokenizer)
         if isinstance(model, str):
             name_revision(self.model, (args.model_init_kwargs or {}).get("revision"))
         check_trainable(self.model)
@@ -358,7 +361,7 @@ class Mem1Trainer(TrajectoryTrainer):
 
         Raises:
             `ValueError`: If the checkpoint to resume from does not exist, was not written to its end, or belongs to a run with
-                another protocol or other agent settings.
+                another protocol, other agent settings or another adapter.
         """
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -367,6 +370,7 @@ class Mem1Trainer(TrajectoryTrainer):
 
     def refuse_checkpoint(self, checkpoint: str) -> None:
         refuse_other_settings(checkpoint, self.protocol, self.agent_settings())
+        refuse_other_adapter(checkpoint, self.model)
 
     def close_environments(self) -> None:
         """

@@ -14,13 +14,13 @@ from transformers import TrainerCallback
 from ..configs import Mem1PPOConfig
 from ..configs.ppo import check_warmup
 from ..model_traits import enable_activation_checkpointing
+from ..saved_files import check_path
 from ..update.critic.critic import SharedValueHead, ValueModel, build_value_model, token_values
 from ..update.critic.optimizer import FollowingOptimizer
 from ..update.layouts import resolve_layout
 from ..update.scoring import forward_rows, forwarded_tokens
 from ..update.sharded_tensors import is_split, own_part, whole, whole_size
 from .bitsandbytes_cpu import keep_gradients_through_4bit
-from .checks import check_path
 from .credit import CreditingTrainer
 from .dropout import silence_dropout
 from .grpo import model_name

@@ -134,7 +134,8 @@ class RewardGate:
             except TypeError as error:
                 raise TypeError(f"{error} (row {index} of the batch).") from None
             except ValueError as error:
-                rewards[index], self.problems[index] = None, str(error)
+                # Such an episode is left out of the update; None would make TRL say that nothing was returned
+                rewards[index], self.problems[index] = 0.0, str(error)
         return rewards
 
     def _sum_of_turns(self, values: Sequence[Any], name: str, place: tuple[int, int]) -> float | None:

@@ -14,13 +14,15 @@ from transformers import AutoTokenizer
 from ..hub.agent_settings import find_protocol, load_agent_settings
 from ..hub.load_model import why_not_loadable
 from ..hub.model_card import CardFacts
-from ..json_text import as_json
+from ..json_text import as_json, read_json_object
 from ..protocol.presets import named_protocol
 from ..protocol.protocol import Mem1Protocol
 from ..rollout.settings import AgentSettings
 from ..saved_files import place_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .mem1 import Mem1Trainer
 
 logger = get_logger(__name__)
@@ -45,6 +47,20 @@ _CARD_SETTINGS = (
     "layout",
     "seed",
 )
+
+_ADAPTER = "adapter_config.json"
+_DAMAGED = "resume from another checkpoint."
+_WHOLE_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_OF_ADAPTERS = frozenset({
+    "peft_type", "r", "lora_alpha", "alpha", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "modules_to_save",
+    "trainable_token_indices", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias",
+})  # fmt: skip
+"""Settings of PEFT without which the weights of an adapter do not fit or mean something else; dropout and initialization may change."""
 
 MEM1_CITATION = textwrap.dedent("""\
     @article{zhou2025mem1,
@@ -157,6 +173,65 @@ def refuse_other_settings(checkpoint: str, protocol: Mem1Protocol, settings: Age
             f"{checkpoint} must be resumed with the settings it was trained with, got another {', another '.join(different)}: "
             "restore them, or start a new run from its weights (`model=`)."
         )
+
+
+def refuse_other_adapter(checkpoint: str, model: Any) -> None:
+    """
+    Raise if a checkpoint was written by a run with another adapter, or none, whose weights would not fit or mean something else.
+
+    Args:
+        checkpoint (`str`):
+            Its directory.
+        model (`Any`):
+            The policy of this run.
+
+    Raises:
+        `ValueError`: Naming the fields that differ.
+    """
+    folder = Path(checkpoint)
+    here = {name: _shape_of_adapter(config.to_dict()) for name, config in getattr(model, "peft_config", {}).items()}
+    is_adapter = (folder / _ADAPTER).is_file()
+    if is_adapter and not here:
+        there = _shape_of_adapter(read_json_object(folder / _ADAPTER, _DAMAGED))
+        raise ValueError(
+            f"{checkpoint} is of a {_kind(there)} run with {_listed(there)}, got none: pass that `peft_config`."
+        )
+    if here and not is_adapter and any((folder / name).is_file() for name in _WHOLE_WEIGHTS):
+        mine = next(iter(here.values()))
+        raise ValueError(
+            f"{checkpoint} is of a run without an adapter, got {_kind(mine)} with {_listed(mine)}: leave out `peft_config`, or start a new "
+            "run from its weights (`model=`)."
+        )
+    for name, mine in here.items():
+        file = folder / ("" if name == "default" else name) / _ADAPTER
+        if not file.is_file():
+            continue
+        theirs = _shape_of_adapter(read_json_object(file, _DAMAGED))
+        different = [key for key in mine if key in theirs and mine[key] != theirs[key]]
+        if different:
+            raise ValueError(
+                f"{checkpoint} is of a {_kind(theirs)} run with {_listed(theirs, different)}, got {_listed(mine, different)}: restore it, or start a new "
+                "run from its weights."
+            )
+
+
+def _shape_of_adapter(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an adapter that say which weights it has and what they do; modules that are listed have no order."""
+    found = {name: config[name] for name in sorted(_OF_ADAPTERS) if name in config}
+    if config.get("peft_type") == "ADALORA":
+        del found["rank_pattern"]  # which its training changes
+    return {
+        name: sorted(value, key=str) if isinstance(value, (list, tuple, set)) else as_json(value)
+        for name, value in found.items()
+    }
+
+
+def _kind(adapter: dict[str, Any]) -> str:
+    return str(adapter.get("peft_type", "LORA")).rsplit(".")[-1].replace("LORA", "LoRA")
+
+
+def _listed(adapter: dict[str, Any], names: Iterable[str] = ("r", "lora_alpha")) -> str:
+    return ", ".join(f"{name}={adapter[name]!r}" for name in names if name in adapter) or "its settings"
 
 
 def card_facts(trainer: Mem1Trainer, dataset_name: str | None, evaluation: dict[str, float] | None) -> CardFacts:

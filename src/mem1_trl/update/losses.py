@@ -25,9 +25,12 @@ def clipped_value_loss(
     squared = (values - returns) ** 2
     if cliprange is None:
         return 0.5 * squared, torch.zeros_like(values)
-    clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    moved = values - old_values
+    clipped = old_values + moved.clamp(-cliprange, cliprange)
     squared_clipped = (clipped - returns) ** 2
-    return 0.5 * torch.maximum(squared, squared_clipped), (squared_clipped > squared).float()
+    # Within the range the two differ by rounding
+    active = (moved.abs() > cliprange) & (squared_clipped > squared)
+    return 0.5 * torch.maximum(squared, squared_clipped), active.float()
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
@@ -21,7 +22,16 @@ Resolver = Callable[..., list[Any]]
 
 _PORTS = {"http": 80, "https": 443}
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+_ASCII = bytes(range(128))
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+
+
+class _NoAddress(FetchError):
+    """Raised for a text that is not an address that may be visited: what is wrong with it, and what to write instead."""
+
+    def __init__(self, fact: str, advice: str = ""):
+        super().__init__(f"{fact}: {advice}." if advice else f"{fact}.")
+        self.fact = fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +88,60 @@ def read_address(url: str, base: str | None = None) -> Address:
     """
     url = url.strip()
     if _FORBIDDEN.search(url):
-        raise FetchError(
-            "The address must not contain a space, a backslash or a control character: write it as in the link."
+        raise _NoAddress(
+            "The address must not contain a space, a backslash or a control character", "write it as in the link"
         )
     if base is not None:
-        url = urljoin(base, url)
+        with contextlib.suppress(ValueError):  # brackets that do not match, which are refused below
+            url = urljoin(base, url)
     if "://" not in url or url.split("://", 1)[0].lower() not in _PORTS:
-        raise FetchError(
-            f"{url[:200]!r} is not a web address: write the full address, beginning with http:// or https://."
+        raise _NoAddress(
+            f"{url[:200]!r} is not a web address", "write the full address, beginning with http:// or https://"
         )
     try:
         parsed = parse_url(url)
         host = (parsed.host or "").lower().removeprefix("[").removesuffix("]").rstrip(".")
     except (LocationParseError, UnicodeError, ValueError):
-        raise FetchError(f"{url[:200]!r} is not a web address.") from None
+        raise _NoAddress(f"{url[:200]!r} is not a web address") from None
     if parsed.auth is not None:
-        raise FetchError("Addresses with a user name or password are not visited.")
+        raise _NoAddress("Addresses with a user name or password are not visited")
     if not host or "%" in host:
-        raise FetchError(f"{url[:200]!r} does not name a host.")
+        raise _NoAddress(f"{url[:200]!r} does not name a host")
     scheme = parsed.scheme or ""
     port = parsed.port or _PORTS[scheme]
     if port not in _PORTS.values() and port < 1024:
-        raise FetchError(f"Port {port} is not a port of a web server.")
+        raise _NoAddress(f"Port {port} is not a port of a web server")
     target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
     return Address(scheme, host, port, target)
+
+
+def read_redirect(location: str, address: Address) -> Address:
+    """
+    Where an address redirects to. Sites write letters and spaces as they are in the header, which is read as Latin-1:
+    `/cafÃ©` is `/caf%C3%A9`.
+
+    Args:
+        location (`str`):
+            The header `Location`.
+        address ([`Address`]):
+            The address that redirects.
+
+    Raises:
+        [`FetchError`]: if that is not an address that may be visited.
+    """
+    try:
+        return read_address(_readable(location), base=address.url)
+    except _NoAddress as error:
+        raise FetchError(f"{address.host} redirects to an address that cannot be visited ({error.fact}).") from None
+
+
+def _readable(location: str) -> str:
+    """A header `Location` as an address: spaces and bytes that are not UTF-8 are percent-encoded, other letters are as written."""
+    sent = location.strip().encode("latin-1", "replace")
+    try:
+        return sent.decode("utf-8").replace(" ", "%20")
+    except UnicodeDecodeError:
+        return quote(sent, safe=_ASCII).replace(" ", "%20")
 
 
 def is_public(address: IpAddress) -> bool:

@@ -12,11 +12,14 @@ from typing import Any
 from ..json_text import read_json, write_json
 
 _MODES = ("read_write", "replay")
+_UNMOVED = 20
+"""Entries after which what was written beside the file, in `-wal`, is moved into it."""
 
 
 class WebCache:
     """
-    Pages and search results in one sqlite file. Threads and processes may share it.
+    Pages and search results in one sqlite file. Threads and processes may share it. While it is open, the last entries stand in
+    a second file, whose name ends in `-wal`; they move into the first with every 20th entry, and when it is closed.
 
     Args:
         path (`str` or `Path`):
@@ -42,6 +45,7 @@ class WebCache:
         self.path = str(path)
         self.mode = mode
         self._lock = threading.Lock()
+        self._written = 0
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         uri = Path(path).absolute().as_uri() + ("?mode=ro" if mode == "replay" else "")
         try:
@@ -53,6 +57,7 @@ class WebCache:
                     "PRIMARY KEY (kind, key))"
                 )
                 self._database.commit()
+                self._move_into_file()
             self._database.execute("SELECT kind, key, value, passing, written FROM web LIMIT 1").fetchone()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path!r} is not a web cache ({error}): choose another file.") from None
@@ -88,6 +93,13 @@ class WebCache:
                 "INSERT OR REPLACE INTO web VALUES (?, ?, ?, ?, ?)", (kind, key, data, int(passing), time.time())
             )
             self._database.commit()
+            self._written += 1
+            if self._written % _UNMOVED == 0:
+                self._move_into_file()
+
+    def _move_into_file(self) -> None:
+        """Move what was written into the file itself, as far as no other process reads it."""
+        self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def close(self) -> None:
         """Close the file."""

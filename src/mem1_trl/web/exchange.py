@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
+from ..retrying import ending_with_cancellation
 from ..time_limit import TimeLimit, read_at_most
 from .addresses import Address
 from .pages import FetchError
@@ -92,8 +94,7 @@ def exchange(
     connection = _connect(address, ips, deadline, tls)
     sent = {"Host": address.authority, "Accept-Encoding": "gzip, deflate", "Connection": "close", **(headers or {})}
     limit = TimeLimit(deadline - time.monotonic())
-    with contextlib.closing(connection), limit, _explained(address, timeout, limit):
-        limit.watch(connection.sock)
+    with contextlib.closing(connection), _shut_in_time(connection, limit), _explained(address, timeout, limit):
         connection.request(method, address.target, body=body, headers=sent, preload_content=False)
         response = connection.getresponse()
         loaded, cut = b"", False
@@ -142,13 +143,26 @@ def exchange_lines(
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(contextlib.closing(connection))
-        opened.enter_context(limit)
+        opened.enter_context(_shut_in_time(connection, limit))
         with _explained(address, timeout, limit):
-            limit.watch(connection.sock)
             connection.request("POST", address.target, body=body, headers=sent, preload_content=False)
             response: Any = connection.getresponse()
         stack = opened.pop_all()
     return response.status, response.headers, lines()
+
+
+@contextlib.contextmanager
+def _shut_in_time(connection: HTTPConnection, limit: TimeLimit) -> Iterator[None]:
+    """Shut a connection when its time is over, or when the answer is no longer wanted."""
+    open_socket = connection.sock
+
+    def shut() -> None:
+        with contextlib.suppress(OSError):
+            open_socket.shutdown(socket.SHUT_RDWR)
+
+    with limit, ending_with_cancellation(shut):
+        limit.watch(open_socket)
+        yield
 
 
 @contextlib.contextmanager

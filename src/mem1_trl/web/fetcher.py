@@ -11,7 +11,7 @@ from typing import Any
 
 from ..retrying import BUSY_STATUSES
 from ..version import __version__
-from .addresses import Address, Resolver, read_address, resolve
+from .addresses import Address, Resolver, read_address, read_redirect, resolve
 from .cache import WebCache
 from .exchange import Answer, exchange
 from .pages import FetchError, Page
@@ -196,7 +196,7 @@ class Fetcher:
             target = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or not target:
                 return address, answer
-            address = read_address(target, base=address.url)
+            address = read_redirect(target, address)
         raise FetchError(f"The page redirects more than {self.max_redirects} times.")
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from ..json_text import read_json
 from ..printable import one_line
@@ -47,12 +47,24 @@ class _Engine:
     variable: str | None = None
     parameters: Mapping[str, Any] = MappingProxyType({})
     """Those of each request that are not the engine's usual ones, without its key."""
+    own: tuple[str, ...] = ()
+    """Names of the usual ones."""
 
     def __init__(self, url: str, timeout: float, max_retries: int) -> None:
         try:
             self._address = read_address(url)
         except FetchError as error:
             raise ValueError(f"The address of {self.name} cannot be used: {error}") from None
+        self._path, _, query = self._address.target.partition("?")
+        self._query = {
+            name: values[0] if len(values) == 1 else values
+            for name, values in parse_qs(query, keep_blank_values=True).items()
+        }
+        for name in self.own:
+            if name in self._query:
+                raise ValueError(
+                    f"The address of {self.name} sets {name!r}, which the search sets itself: leave it out."
+                )
         self._timeout = timeout
         self._max_retries = max_retries
         self._key = ""
@@ -62,7 +74,7 @@ class _Engine:
                 raise ValueError(f"{self.name} needs a key: set the environment variable {self.variable}.")
 
     def _ask(self, parameters: dict[str, Any], headers: dict[str, str], body: bytes | None = None) -> dict[str, Any]:
-        target = self._address.target + (f"?{urlencode(parameters)}" if parameters else "")
+        target = self._path + (f"?{urlencode(parameters, doseq=True)}" if parameters else "")
         address = Address(self._address.scheme, self._address.host, self._address.port, target)
 
         def ask() -> Answer:
@@ -97,6 +109,8 @@ class _Engine:
         except ValueError:
             found = None
         if answer.status != 200 or not isinstance(found, dict):
+            elsewhere = answer.headers.get("Location", "").partition("?")[0]  # the query holds the key
+            said = f"it redirects to {elsewhere[:200]!r}" if elsewhere and answer.status < 400 else said
             raise UnusableServer(f"{self.name} did not answer a search (HTTP {answer.status}: {said}).")
         return found
 
@@ -147,7 +161,7 @@ class SerperSearch(_Engine):
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best results of a query, at most `top_k`."""
         body = json.dumps({**self.parameters, "q": query, "num": top_k}).encode()
-        found = self._ask({}, {"X-API-KEY": self._key, "Content-Type": "application/json"}, body)
+        found = self._ask(self._query, {"X-API-KEY": self._key, "Content-Type": "application/json"}, body)
         return self._results(found.get("organic"), "link", "snippet", top_k)
 
 
@@ -158,7 +172,7 @@ class SerpApiSearch(_Engine):
 
     Args:
         url (`str`, *optional*, defaults to `"https://serpapi.com/search.json"`):
-            Address of the API.
+            Address of the API. A query of the address is sent with each search.
         engine (`str`, *optional*, defaults to `"google"`):
             The search engine.
         timeout (`float`, *optional*, defaults to `20.0`):
@@ -174,6 +188,7 @@ class SerpApiSearch(_Engine):
 
     name = "SerpAPI"
     variable = "SERPAPI_API_KEY"
+    own = ("engine", "q", "num", "api_key")
 
     def __init__(
         self,
@@ -184,6 +199,7 @@ class SerpApiSearch(_Engine):
         **parameters: Any,
     ) -> None:
         super().__init__(url, timeout, max_retries)
+        parameters = {**self._query, **parameters}
         self.parameters = parameters if engine == "google" else {**parameters, "engine": engine}
         self._engine = engine
 
@@ -200,7 +216,7 @@ class SearxngSearch(_Engine):
 
     Args:
         url (`str`):
-            Address of the instance, such as `"http://localhost:8080"`.
+            Address of the instance, such as `"http://localhost:8080"`. A query of the address is sent with each search.
         timeout (`float`, *optional*, defaults to `20.0`):
             Seconds for a request.
         max_retries (`int`, *optional*, defaults to `3`):
@@ -213,10 +229,12 @@ class SearxngSearch(_Engine):
     """
 
     name = "SearXNG"
+    own = ("q", "format")
 
     def __init__(self, url: str, timeout: float = 20.0, max_retries: int = 3, **parameters: Any) -> None:
-        super().__init__(url.rstrip("/") + "/search", timeout, max_retries)
-        self.parameters = parameters
+        super().__init__(url, timeout, max_retries)
+        self._path = self._path.rstrip("/") + "/search"
+        self.parameters = {**self._query, **parameters}
 
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """The best results of a query, at most `top_k`."""

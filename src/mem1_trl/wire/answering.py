@@ -43,6 +43,7 @@ class Answering:
         self.owner = owner
         self.session = session
         self.left = threading.Event()
+        self.late = False
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._limit: asyncio.TimerHandle | None = None
@@ -69,6 +70,7 @@ class Answering:
 
     def _give_up(self) -> None:
         """End an answer whose time is over, after the pieces that were told in time."""
+        self.late = True
         self.left.set()
         sentence = f"There was no whole answer within {self.app.limits.answer_timeout:g} seconds."
         self._events.put_nowait(WireError(504, sentence, "timeout"))
@@ -98,7 +100,8 @@ class Answering:
             self._events.put_nowait(answer)
             return
         if isinstance(error, ClientLeft):
-            counts.add("mem1_requests_left_total")
+            if not self.late:  # the client was still there, and has read that
+                counts.add("mem1_requests_left_total")
         elif not isinstance(error, WireError):
             logger.error("A request failed.", exc_info=error)
             error = WireError(500, f"The request failed: {type(error).__name__}: {error}.")

@@ -95,7 +95,7 @@ class AnswerWriter:
 
     def failed(self, error: WireError) -> str:
         """The event of an error after the stream was opened."""
-        return event(error_body(str(error), error.status, error.code))
+        return event(error_body(error))
 
     def _event(self, delta: dict[str, Any], reason: str | None = None, more: Mapping[str, Any] | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -107,10 +107,10 @@ def event(value: Any) -> str:
     return f"data: {write_json(value)}\n\n"
 
 
-def error_body(sentence: str, status: int, code: str | None = None) -> dict[str, Any]:
+def error_body(error: WireError) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
 
 
 def model_list(names: Sequence[str]) -> dict[str, Any]:

@@ -239,7 +239,7 @@ class ChatApp:
     def _refusal(self, error: WireError) -> Any:
         self.counts.add("mem1_requests_total", status=error.status)
         headers = {"Retry-After": "1"} if error.status == 429 else {}
-        return _json(error_body(str(error), error.status, error.code), error.status, headers)
+        return _json(error_body(error), error.status, headers)
 
 
 async def _unless_gone(request: Any, wanted: Coroutine[Any, Any, Value]) -> Value | None:

@@ -52,8 +52,7 @@ class Arguments:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 meant = f"did you mean {close[0]!r}?" if close else "leave it out."
-                raise WireError(
-                    400, f"{name!r:.60} is not an argument that is known here: {meant}", "unknown_parameter"
-                )
+                sentence = f"{name!r:.60} is not an argument that is known here: {meant}"
+                raise WireError(400, sentence, "unknown_parameter", f"{name:.60}")
             if name in self.neutral and value not in self.neutral[name]:
-                raise WireError(400, f"{name!r} is not supported: leave it out.", "unsupported_parameter")
+                raise WireError(400, f"{name!r} is not supported: leave it out.", "unsupported_parameter", name)

@@ -14,12 +14,15 @@ class WireError(Exception):
             What must hold and what was given.
         code (`str`, *optional*):
             OpenAI's name of the error.
+        param (`str`, *optional*):
+            The argument of the request that is at fault, such as `"temperature"` or `"messages[0].content"`.
     """
 
-    def __init__(self, status: int, sentence: str, code: str | None = None):
+    def __init__(self, status: int, sentence: str, code: str | None = None, param: str | None = None):
         super().__init__(sentence)
         self.status = status
         self.code = code
+        self.param = param
 
 
 def server_ends() -> WireError:
@@ -33,4 +36,5 @@ def unknown_model(asked: str, served: str) -> WireError:
         404,
         f"The model must be {served!r}, which is the one that is served here, got {asked!r:.80}.",
         "model_not_found",
+        "model",
     )

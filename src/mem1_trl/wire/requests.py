@@ -84,6 +84,8 @@ class ChatRequest:
             Of the Responses API: id of the answer that the messages follow.
         answer_id (`str` or `None`):
             Of the Responses API: id of the answer; `None` if it need not be found again.
+        messages_name (`str`):
+            What the API calls the argument with the messages.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -101,6 +103,7 @@ class ChatRequest:
     instructions: str | None = None
     previous: str | None = None
     answer_id: str | None = None
+    messages_name: str = "messages"
 
     @property
     def usable_tools(self) -> tuple[dict[str, Any], ...]:
@@ -136,25 +139,38 @@ def read_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def read_chat_object(found: Mapping[str, Any], **more: Any) -> ChatRequest:
-    """The request that a JSON object is, with further fields of [`ChatRequest`]."""
+def read_chat_object(
+    found: Mapping[str, Any], places: Sequence[str] | None = None, limit: str = "max_tokens", **more: Any
+) -> ChatRequest:
+    """
+    The request that a JSON object is.
+
+    Args:
+        found (`Mapping`):
+            The object.
+        places (`Sequence[str]`, *optional*):
+            Where in the request each message came from. `None` takes `messages[0]`, `messages[1]`, ...
+        limit (`str`, *optional*, defaults to `"max_tokens"`):
+            What the API calls `max_tokens`.
+        more (*optional*):
+            Further fields of [`ChatRequest`].
+    """
     _KNOWN.check(found)
     messages = found.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise WireError(400, "'messages' must be a list of at least one message.")
-    tools = found.get("tools") or []
-    if not isinstance(tools, list):
-        raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
-    read_tools = tuple(_read_tool(tool) for tool in tools)
+        name = more.get("messages_name", "messages")
+        raise WireError(400, f"{name!r} must be a list of at least one message.", param=name)
+    places = [f"messages[{number}]" for number in range(len(messages))] if places is None else places
+    read_tools = tuple(_read_tool(tool, number) for number, tool in enumerate(tools_of(found)))
     choice, call_of = _tool_choice(found.get("tool_choice"), [tool["function"]["name"] for tool in read_tools])
     stream_options = found.get("stream_options")
     return ChatRequest(
-        messages=tuple(_read_message(message, number) for number, message in enumerate(messages)),
+        messages=tuple(map(_read_message, messages, places)),
         tools=read_tools,
         model=_text(found, "model"),
         stream=_flag(found, "stream"),
         include_usage=isinstance(stream_options, dict) and bool(stream_options.get("include_usage")),
-        options=_options(found),
+        options=_options(found, limit),
         user=_text(found, "user"),
         stop=_stop(found.get("stop")),
         may_call=choice != "none",
@@ -188,19 +204,28 @@ def _same_json(text: str) -> Any:
         return text
 
 
-def _read_message(message: Any, number: int) -> dict[str, Any]:
-    where = f"messages[{number}]"
+def tools_of(found: Mapping[str, Any]) -> list[Any]:
+    """The tools of a request, not yet read."""
+    tools = found.get("tools") or []
+    if not isinstance(tools, list):
+        raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.", param="tools")
+    return tools
+
+
+def _read_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise WireError(400, f"{where} must be an object with a 'role' that is one of {', '.join(ROLES)}.")
+        raise WireError(
+            400, f"{where} must be an object with a 'role' that is one of {', '.join(ROLES)}.", param=where
+        )
     read: dict[str, Any] = {"role": message["role"], "content": _content(message.get("content"), where)}
     calls = message.get("tool_calls") or []
     if calls:
         if not isinstance(calls, list):
-            raise WireError(400, f"'tool_calls' of {where} must be a list.")
+            raise WireError(400, f"'tool_calls' of {where} must be a list.", param=f"{where}.tool_calls")
         read["tool_calls"] = [_read_call(call, where) for call in calls]
     if message["role"] == "tool":
         if not isinstance(message.get("tool_call_id"), str):
-            raise WireError(400, f"{where} must name its call in 'tool_call_id'.")
+            raise WireError(400, f"{where} must name its call in 'tool_call_id'.", param=f"{where}.tool_call_id")
         read["tool_call_id"] = message["tool_call_id"]
     return read
 
@@ -214,14 +239,17 @@ def _content(content: Any, where: str) -> str:
             isinstance(text, str) for text in texts
         ):
             return "".join(texts)
-        raise WireError(400, f"{where} may hold text only: images and other media are not supported.")
-    raise WireError(400, f"'content' of {where} must be a text or a list of text parts.")
+        sentence = f"{where} may hold text only: images and other media are not supported."
+    else:
+        sentence = f"'content' of {where} must be a text or a list of text parts."
+    raise WireError(400, sentence, param=f"{where}.content")
 
 
 def _read_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise WireError(400, f"Each of 'tool_calls' of {where} must have a 'function' with a 'name'.")
+        sentence = f"Each of 'tool_calls' of {where} must have a 'function' with a 'name'."
+        raise WireError(400, sentence, param=f"{where}.tool_calls")
     arguments = function.get("arguments") or "{}"
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments)
@@ -232,13 +260,16 @@ def _read_call(call: Any, where: str) -> dict[str, Any]:
     }
 
 
-def _read_tool(tool: Any) -> dict[str, Any]:
+def _read_tool(tool: Any, number: int) -> dict[str, Any]:
+    where = f"tools[{number}]"
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise WireError(400, "Each of 'tools' must be of type 'function' and have a 'function' with a 'name'.")
+        sentence = "Each of 'tools' must be of type 'function' and have a 'function' with a 'name'."
+        raise WireError(400, sentence, param=where)
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
-        raise WireError(400, f"'parameters' of the tool {function['name']!r} must be the JSON schema of an object.")
+        sentence = f"'parameters' of the tool {function['name']!r} must be the JSON schema of an object."
+        raise WireError(400, sentence, param=where)
     described = {"name": function["name"], "description": str(function.get("description") or function["name"])}
     return {"type": "function", "function": {**described, "parameters": parameters}}
 
@@ -252,27 +283,30 @@ def _tool_choice(value: Any, names: Sequence[str]) -> tuple[str, str | None]:
             400,
             f"'tool_choice' must be 'auto', 'none' or 'required', or name a function, got {value!r:.60}.",
             "unsupported_parameter",
+            "tool_choice",
         )
     if (name is not None and name not in names) or (value == "required" and not names):
         asked = "a tool" if name is None else f"the tool {name!r:.60}"
-        raise WireError(400, f"'tool_choice' asks for {asked}, which must be among 'tools', got {names!r:.200}.")
+        sentence = f"'tool_choice' asks for {asked}, which must be among 'tools', got {names!r:.200}."
+        raise WireError(400, sentence, param="tool_choice")
     return (value or "auto", None) if name is None else ("required", name)
 
 
-def _options(found: Mapping[str, Any]) -> dict[str, Any]:
+def _options(found: Mapping[str, Any], limit: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    limit = found.get("max_completion_tokens")
-    limit = found.get("max_tokens") if limit is None else limit
-    for name, value, kinds, fits in (
-        ("temperature", found.get("temperature"), (int, float), lambda value: 0 <= value <= 2),
-        ("top_p", found.get("top_p"), (int, float), lambda value: 0 < value <= 1),
-        ("max_tokens", limit, (int,), lambda value: value >= 1),
-        ("seed", found.get("seed"), (int,), lambda value: -(2**63) <= value < 2**63),
+    newer = found.get("max_completion_tokens") is not None
+    most = found.get("max_completion_tokens" if newer else "max_tokens")
+    said = "max_completion_tokens" if newer else limit
+    for name, asked, value, kinds, fits in (
+        ("temperature", "temperature", found.get("temperature"), (int, float), lambda value: 0 <= value <= 2),
+        ("top_p", "top_p", found.get("top_p"), (int, float), lambda value: 0 < value <= 1),
+        ("max_tokens", said, most, (int,), lambda value: value >= 1),
+        ("seed", "seed", found.get("seed"), (int,), lambda value: -(2**63) <= value < 2**63),
     ):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
-            raise WireError(400, f"{name!r} has a value that it cannot have, {value!r:.40}.")
+            raise WireError(400, f"{asked!r} has a value that it cannot have, {value!r:.40}.", param=asked)
         options[name] = value
     return options
 
@@ -280,21 +314,20 @@ def _options(found: Mapping[str, Any]) -> dict[str, Any]:
 def _stop(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value or []
     if not isinstance(texts, list) or len(texts) > 4 or not all(isinstance(one, str) and one for one in texts):
-        raise WireError(
-            400, f"'stop' must be a text or a list of at most 4 texts, none of them empty, got {value!r:.60}."
-        )
+        sentence = f"'stop' must be a text or a list of at most 4 texts, none of them empty, got {value!r:.60}."
+        raise WireError(400, sentence, param="stop")
     return tuple(texts)
 
 
 def _text(found: Mapping[str, Any], name: str) -> str | None:
     value = found.get(name)
     if value is not None and not isinstance(value, str):
-        raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.")
+        raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.", param=name)
     return value
 
 
 def _flag(found: Mapping[str, Any], name: str) -> bool:
     value = found.get(name) or False
     if not isinstance(value, bool):
-        raise WireError(400, f"{name!r} must be true or false, got {value!r:.60}.")
+        raise WireError(400, f"{name!r} must be true or false, got {value!r:.60}.", param=name)
     return value

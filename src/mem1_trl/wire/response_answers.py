@@ -104,7 +104,7 @@ class ResponseWriter:
 
     def failed(self, error: WireError) -> str:
         """The event of an error after the stream was opened."""
-        return self._send("error", {"code": error.code, "message": str(error), "param": None})
+        return self._send("error", {"code": error.code, "message": str(error), "param": error.param})
 
     def _begin_message(self) -> str:
         item = {"id": self._message_id, "type": "message", "role": "assistant", "status": "in_progress", "content": []}

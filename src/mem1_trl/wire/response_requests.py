@@ -8,7 +8,7 @@ from typing import Any
 
 from .arguments import Arguments
 from .errors import WireError
-from .requests import ChatRequest, read_chat_object, read_object
+from .requests import ChatRequest, read_chat_object, read_object, tools_of
 
 _SAME = ("model", "stream", "temperature", "top_p", "tool_choice", "parallel_tool_calls", "user")
 """Arguments that both APIs have."""
@@ -61,12 +61,11 @@ def read_response_request(body: bytes) -> ChatRequest:
     found = read_object(body)
     _KNOWN.check(found)
     _check_text(found.get("text") or {})
-    tools = found.get("tools") or []
-    if not isinstance(tools, list):
-        raise WireError(400, f"'tools' must be a list, got {tools!r:.60}.")
     chat = {name: found[name] for name in _SAME if name in found}
-    chat["messages"] = _messages(found.get("input"))
-    chat["tools"] = [{"type": one.get("type"), "function": one} if isinstance(one, dict) else one for one in tools]
+    chat["messages"], places = _messages(found.get("input"))
+    chat["tools"] = [
+        {"type": one.get("type"), "function": one} if isinstance(one, dict) else one for one in tools_of(found)
+    ]
     choice = found.get("tool_choice")
     if isinstance(choice, dict) and "function" not in choice:
         chat["tool_choice"] = {"type": choice.get("type"), "function": choice}
@@ -74,22 +73,30 @@ def read_response_request(body: bytes) -> ChatRequest:
     previous, instructions = found.get("previous_response_id"), found.get("instructions")
     for name, value in (("previous_response_id", previous), ("instructions", instructions)):
         if value is not None and not isinstance(value, str):
-            raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.")
+            raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.", param=name)
     if instructions and previous is None:
         chat["messages"].insert(0, {"role": "system", "content": instructions})
-    if found.get("store") is False:
-        return read_chat_object(chat, instructions=instructions, previous=previous)
-    return read_chat_object(chat, instructions=instructions, previous=previous, answer_id=new_response_id())
+        places.insert(0, "instructions")
+    return read_chat_object(
+        chat,
+        places,
+        "max_output_tokens",
+        instructions=instructions,
+        previous=previous,
+        answer_id=None if found.get("store") is False else new_response_id(),
+        messages_name="input",
+    )
 
 
 def _check_text(text: Any) -> None:
     """Refuse wishes about the form of the answer; those that say what is done anyway pass."""
     if not isinstance(text, dict):
-        raise WireError(400, f"'text' must be an object, got {text!r:.60}.")
+        raise WireError(400, f"'text' must be an object, got {text!r:.60}.", param="text")
     as_it_is = {"format": (None, {"type": "text"}), "verbosity": (None, "medium")}
     for name, value in text.items():
         if value not in as_it_is.get(name, (None,)):
-            raise WireError(400, f"'text.{name}' is not supported: leave it out.", "unsupported_parameter")
+            sentence = f"'text.{name}' is not supported: leave it out."
+            raise WireError(400, sentence, "unsupported_parameter", f"text.{name}")
 
 
 def new_response_id() -> str:
@@ -97,16 +104,18 @@ def new_response_id() -> str:
     return f"resp_{secrets.token_hex(24)}"
 
 
-def _messages(given: Any) -> list[dict[str, Any]]:
+def _messages(given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """The messages that items are, and where in the request each came from."""
     if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+        return [{"role": "user", "content": given}], ["input"]
     if not isinstance(given, list) or not given:
-        raise WireError(400, "'input' must be a text or a list of at least one item.")
+        raise WireError(400, "'input' must be a text or a list of at least one item.", param="input")
     messages: list[dict[str, Any]] = []
+    places: list[str] = []
     for number, item in enumerate(given):
         where = f"input[{number}]"
         if not isinstance(item, dict):
-            raise WireError(400, f"{where} must be an object, got {item!r:.60}.")
+            raise WireError(400, f"{where} must be an object, got {item!r:.60}.", param=where)
         kind = item.get("type") or "message"
         if kind == "function_call":
             _add_call(messages, item)
@@ -116,8 +125,10 @@ def _messages(given: Any) -> list[dict[str, Any]]:
         elif kind == "message":
             messages.append({"role": item.get("role"), "content": _parts(item.get("content"))})
         elif kind not in _UNREAD:
-            raise WireError(400, f"{where} is of type {kind!r:.40}, which is not supported.", "unsupported_parameter")
-    return messages
+            sentence = f"{where} is of type {kind!r:.40}, which is not supported."
+            raise WireError(400, sentence, "unsupported_parameter", f"{where}.type")
+        places += [where] * (len(messages) - len(places))
+    return messages, places
 
 
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any]) -> None:

@@ -8,6 +8,9 @@ Wraps `_generate_and_score_completions`, inside which TRL calls the two others: 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +25,7 @@ from ..run_stopped import RunStopped
 from .contract import check_batch, check_trl, check_values
 from .dynamic_sampling import Scores, equal_groups, note_first_plays, play_equal_groups_again
 from .generation_batch import GenerationBatch
-from .helpers import instance_attribute
+from .helpers import instance_attribute, records_held_back
 from .reference import reference_is_a_copy
 from .resume import ExactResume
 from .vllm_sleep import awake
@@ -191,41 +194,29 @@ class TrajectoryTrainer(ExactResume):
         lengths, cut = self.accelerator.gather(lengths).float(), self.accelerator.gather(cut)
         if self.mode == "eval":
             counted = self.counted_rows(len(lengths))
-            self._note_lengths(lengths[:counted][sound[:counted]], cut[:counted][sound[:counted]])
-            return
+            lengths, cut, sound = lengths[:counted], cut[:counted], sound[:counted]
         lengths, cut = lengths[sound], cut[sound]
-        if not len(lengths):
-            lengths, cut = lengths.new_zeros(1), cut.new_zeros(1)
-        ended = lengths[~cut] if (~cut).any() else torch.zeros(1, device=device)
-        metrics = self._metrics[self.mode]
-        for name, value in (
-            ("mean_length", lengths.mean()),
-            ("min_length", lengths.min()),
-            ("max_length", lengths.max()),
-            ("clipped_ratio", cut.float().mean()),
-            ("mean_terminated_length", ended.mean()),
-            ("min_terminated_length", ended.min()),
-            ("max_terminated_length", ended.max()),
-        ):
-            metrics[f"completions/{name}"][-1:] = [value.item()]
-
-    def _note_lengths(self, lengths: torch.Tensor, cut: torch.Tensor) -> None:
-        """Numbers of the rows of a batch of an evaluation, in place of the one that TRL has logged; the extremes are of all rows so far."""
-        metrics, ended = self._metrics["eval"], lengths[~cut]
-        found = {
-            "mean_length": (lengths, None),
+        ended = lengths[~cut]
+        by_name: dict[str, tuple[torch.Tensor, Callable[[list[float]], float]]] = {
+            "mean_length": (lengths, fmean),
             "min_length": (lengths, min),
             "max_length": (lengths, max),
-            "clipped_ratio": (cut.float(), None),
-            "mean_terminated_length": (ended, None),
+            "clipped_ratio": (cut.float(), fmean),
+            "mean_terminated_length": (ended, fmean),
             "min_terminated_length": (ended, min),
             "max_terminated_length": (ended, max),
         }
-        for name, (numbers, extreme) in found.items():
-            known = [*metrics[f"completions/{name}"][:-1], *numbers.tolist()]
-            metrics[f"completions/{name}"] = [extreme(known)] if extreme and known else known
-            if not known:  # nothing has ended so far
-                del metrics[f"completions/{name}"]
+        for name, (numbers, summary) in by_name.items():
+            logged = self._metrics[self.mode][f"completions/{name}"]
+            if self.mode == "train":
+                logged[-1:] = [summary(numbers.tolist() or [0.0])]
+                continue
+            # All rows of an evaluation so far: a mean over its batches would weigh the last, which may be small, too much
+            logged[-1:] = numbers.tolist()
+            if summary is not fmean and logged:
+                logged[:] = [summary(logged)]
+            if not logged:  # nothing has ended so far
+                del self._metrics[self.mode][f"completions/{name}"]
 
     # Score
 
@@ -237,16 +228,12 @@ class TrajectoryTrainer(ExactResume):
             gate, per_function = current.scores.gate, self.accelerator.gather(current.scores.per_function)
         else:
             gate, per_function = self._ask(inputs, prompts, completions, current.trajectories)
-        self._leave_unscored_out(current, gate.problems)
+        problem = self._leave_unscored_out(current, gate.problems)
+        if self.mode == "train" and self.state.global_step == 0:
+            self._refuse_unscored_batch(current, per_function, problem)
         left_out = torch.tensor(current.left_out, device=per_function.device)
         per_function[left_out] = torch.nan if self.mode == "train" else 0.0  # as in `evaluate_agent`: not solved
         rewards = self.total_rewards(per_function)
-        first = self.mode == "train" and self.state.global_step == 0
-        if first and rewards.isnan().all() and not left_out.any():
-            raise ValueError(
-                f"Nothing scored any trajectory of the first batch, so there is nothing to learn from: {' and '.join(self.reward_func_names)} "
-                "gave None for each. Let one give a number, or check that the data set has the columns that it reads, such as `answers`."
-            )
         current.rewards, current.per_function = self._own(rewards), per_function
         if self.args.skip_zero_advantages:
             size = (self.num_generations if self.mode == "train" else self.num_generations_eval) or 1
@@ -265,10 +252,16 @@ class TrajectoryTrainer(ExactResume):
         gate = RewardGate([t.error is not None for t in trajectories], [len(t.turns) for t in trajectories])
         named = zip(self.reward_funcs, self.reward_func_names, strict=True)
         functions = [gate.guard(*pair, column) for column, pair in enumerate(named)]
-        with instance_attribute(self, "reward_funcs", functions):
+        with (
+            instance_attribute(self, "reward_funcs", functions),
+            records_held_back("trl.trainer.grpo_trainer", "All reward functions returned None") as held,
+        ):
             per_function = super()._calculate_rewards(inputs, prompts, completions, sampled)
         check_values("_calculate_rewards", per_function)
         gate.check_models(functions, self.reward_func_names, self._own(per_function))
+        if not gate.problems:  # else a reward model may have given NaN, which is told apart here and warned of later
+            for line in held:
+                logging.getLogger(line.name).handle(line)
         return gate, per_function
 
     def ask_rewards(self, rows: list[dict[str, Any]], prompts: list[Any], trajectories: list[Trajectory]) -> Scores:
@@ -301,9 +294,45 @@ class TrajectoryTrainer(ExactResume):
             metrics[mean][-1:] = values.tolist()
             metrics[deviation] = [nanstd(torch.tensor(metrics[mean], dtype=torch.float64)).item()]
 
-    def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> None:
+    def _refuse_unscored_batch(
+        self, current: GenerationBatch, per_function: torch.Tensor, problem: str | None
+    ) -> None:
+        """
+        End a run whose reward functions gave no finite number for any trajectory of the first batch, of all processes.
+
+        Args:
+            current ([`GenerationBatch`]):
+                The batch, of which episodes that have no finite reward are marked as failed. That environments failed may pass.
+            per_function (`torch.Tensor`):
+                Shape `(B, F)`: what functions gave, NaN for `None`.
+            problem (`str`, *optional*):
+                The first number that was not finite.
+
+        Raises:
+            `ValueError`: If all gave `None`.
+            `RuntimeError`: If some numbers were not finite.
+        """
+        failed = self.gather_records([one.error is not None for one in current.trajectories])
+        sound = ~torch.tensor(failed, device=per_function.device)
+        if per_function[sound].isfinite().any():
+            return
+        if problem is not None:
+            raise RunStopped(
+                "Reward functions must give finite numbers, or None for what they do not score, but gave none for any episode of the first batch. "
+                f"The first: {problem}."
+            )
+        if sound.all():
+            raise ValueError(
+                f"Nothing scored any trajectory of the first batch, so there is nothing to learn from: {' and '.join(self.reward_func_names)} "
+                "gave None for each. Let one give a number, or check that the data set has the columns that it reads, such as `answers`."
+            )
+
+    def _leave_unscored_out(self, current: GenerationBatch, problems: dict[int, str]) -> str | None:
         """
         Treat the episodes of this process that a reward function gave no finite number for as those whose `get_reward` failed.
+
+        Returns:
+            `str` or `None`: What was given for the first such episode of all processes, if there is one.
 
         Raises:
             `RuntimeError`: If three batches in a row have no other episodes.
@@ -323,7 +352,7 @@ class TrajectoryTrainer(ExactResume):
         lost = bool(found) and all(current.left_out)
         self._batches_lost_to_rewards = self._batches_lost_to_rewards + 1 if lost and self.mode == "train" else 0
         if not found:
-            return
+            return None
         row, problem, prompt = found[0]
         first_of_them = f"{problem} for row {row} of the batch ({prompt})"
         if self._batches_lost_to_rewards >= _LOST_BATCHES:
@@ -335,6 +364,7 @@ class TrajectoryTrainer(ExactResume):
             f"{len(found)} of {len(current.left_out)} episodes have no finite reward, so they count as unscored and are left "
             f"out of the update. The first: {first_of_them}."
         )
+        return first_of_them
 
 
 def is_truncated(trajectory: Trajectory) -> bool:

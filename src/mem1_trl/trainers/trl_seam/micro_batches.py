@@ -16,12 +16,13 @@ from transformers import TrainerCallback
 
 from ...update.micro_batches import bins_within
 from ...update.unfolding import path_tokens
+from ..distillation import TEACHER_LOGPS
 from ..refusals import refuse_parts, refuse_skipping
 from .batch_rows import has_rows, join_rows, row_chunks, take_rows, with_advantages
 from .contract import check_values
 from .finite_steps import FiniteSteps
 from .helpers import instance_attribute
-from .part_metrics import combined
+from .part_metrics import Weights, combined
 from .row_pieces import row_pieces, untrained_piece
 from .shares import Shares
 
@@ -100,15 +101,20 @@ class BalancedMicroBatches(FiniteSteps):
         Log the metrics of a micro-batch that was trained in parts: of means over tokens the mean, each part weighing as many as it trains in all
         processes. `policy_loss` has factors of its own in each process and is left out.
         """
-        masks = [self.sampled_mask(part) for part in parts]
-        valued = [mask * part.get("value_weights", 1) for mask, part in zip(masks, parts)]
-        sizes = [
-            torch.stack([mask.sum(), mask.any(1).sum(), values.sum()]).float() for mask, values in zip(masks, valued)
-        ]
-        tokens, rows, values = self.accelerator.reduce(torch.stack(sizes, dim=1), reduction="sum").tolist()
+        sizes = self.accelerator.reduce(torch.stack([self._sizes(part) for part in parts], dim=1), reduction="sum")
+        tokens, rows, values, scored, cut = sizes.tolist()
         by_row = self.importance_sampling_level == "sequence" or self.loss_type == "vespo"
-        for name, value in combined(logged, tokens, rows, values, by_row).items():
+        for name, value in combined(logged, Weights(tokens, rows, values, scored), by_row, any(cut)).items():
             self.log_metric(name, value)
+
+    def _sizes(self, part: dict[str, Any]) -> torch.Tensor:
+        """How much a part trains, as [`Weights`] says, and whether it is a piece of a row."""
+        mask = self.sampled_mask(part)
+        taught = part.get(TEACHER_LOGPS)
+        scored = mask if taught is None else mask * ~taught.isnan()
+        values = mask * part.get("value_weights", 1)
+        sizes = [mask.sum(), mask.any(1).sum(), values.sum(), scored.sum(), mask.new_tensor(part.get("cut", False))]
+        return torch.stack([size.float() for size in sizes])
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The parts in which a micro-batch is trained, each with its shares of the whole if there are several."""
@@ -163,6 +169,8 @@ class BalancedMicroBatches(FiniteSteps):
             return [part]
         whole = self._why_rows_stay_whole()
         pieces = row_pieces(part, rows, lambda piece: self._fits(piece, budget)) if whole is None else [part]
+        if len(pieces) > 1:
+            pieces = [{**piece, "cut": True} for piece in pieces]
         longest = max(self.forwarded_tokens(self.row_batch(piece)) for piece in pieces)
         if longest > budget and not self._said_too_long:
             self._said_too_long = True
@@ -266,7 +274,8 @@ class BalancedMicroBatches(FiniteSteps):
     def _mark_idle(self, batches: list[dict[str, Any]]) -> None:
         """
         Say in the micro-batches of an optimizer step whether all of them, of all processes, train nothing, and what a mean over
-        them is to be multiplied by, so that it is one over those that train something.
+        them is to be multiplied by, so that it is one over those that train something. Of a step that takes several generation batches they are
+        those of one generation batch, since the next is not known yet.
         """
         if "row_scale" not in batches[0]:
             return

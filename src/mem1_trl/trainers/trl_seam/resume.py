@@ -2,7 +2,8 @@
 Runs that resume from a checkpoint as if they had never stopped.
 
 Wraps `_save_checkpoint`, `_load_from_checkpoint` and `_load_best_model`, to which it adds what TRL and `Trainer` do not save,
-`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, and `_run_epoch`, since a finished run has none left. When a run resumes it sets attributes of
+`_get_train_sampler`, to know the sampler whose order of the data has to be repeated, `_run_epoch`, since a finished run has none left, and
+`_issue_warnings_after_load`, which takes tied weights for missing. When a run resumes it sets attributes of
 TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
 `_globalstep_last_logged`).
 """
@@ -226,3 +227,11 @@ class ExactResume(OrderedEvaluations):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self.load_best(str(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """`Trainer` saves weights that are tied under one of their names, and would call the others missing."""
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        missing = set(load_result.missing_keys)
+        loaded = {id(weight) for name, weight in weights.items() if name not in missing}
+        kept = [name for name in load_result.missing_keys if id(weights.get(name)) not in loaded]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=kept))
