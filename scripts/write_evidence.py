@@ -273,8 +273,14 @@ class LanguageModel:
         text = ""
         if rest := [n for n in self.by.get("start", ()) if n not in self.shown]:
             text += f"on {in_words(rest)} objectives it is {self.share(self.agent, rest)}, {self.share('start', rest)} before"
+            equal = [
+                f"{self.names[label]} ({self.share(label, reached)} on {in_words(reached)})"
+                for label in self.controls
+                if (reached := [n for n in rest if n in self.by[label] and not self.is_above(n, [label])])
+            ]
+            text += f", not clearly above {'; '.join(equal)}" if equal else ""
             unmet = [self.names[label] for label in self.NEEDED if any(n not in self.by.get(label, ()) for n in rest)]
-            text += f", but not held against all that it must surpass ({'; '.join(unmet)}). " if unmet else ". "
+            text += f"; not held against all that it must surpass ({'; '.join(unmet)}). " if unmet else ". "
         for label in self.by:
             equal = [n for n in self.by[label] if n in self.shown and not self.is_above(n, [label])]
             if equal:

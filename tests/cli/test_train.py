@@ -185,7 +185,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path):
         ("[underflow_overflow]", "debug", [DebugOption.UNDERFLOW_OVERFLOW]),
         ("null", "reward_weights", None),
     ):
-        config.write_text(f"{name}: {written}")
+        config.write_text(f"{name}: {written}\nuse_peft: true")
         parsed = read(["--config", str(config), "--algorithm", "grpo"])
         assert [getattr(one, name) for one in parsed if hasattr(one, name)] == [value]
 

@@ -330,6 +330,8 @@ def test_tied_weights_are_not_called_missing(tmp_path, tokenizer):
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     transformers_logger = logging.getLogger("transformers.trainer")
+    level = transformers_logger.level
+    transformers_logger.setLevel(logging.WARNING)  # another test may have asked for errors alone
     transformers_logger.addHandler(handler)
     try:
         again.train(resume_from_checkpoint=True)
@@ -338,6 +340,7 @@ def test_tied_weights_are_not_called_missing(tmp_path, tokenizer):
         again._issue_warnings_after_load(Loaded(["lm_head.weight", "model.norm.weight"], []))
     finally:
         transformers_logger.removeHandler(handler)
+        transformers_logger.setLevel(level)
     assert said[-2:] == [
         "There were unexpected keys in the checkpoint model loaded: ['x'].",
         "There were missing keys in the checkpoint model loaded: ['model.norm.weight'].",

@@ -69,7 +69,7 @@ class Strict(LookupEnvironment):
         ({"reward_funcs": right, "eval_dataset": {"one": lookup_dataset(), "two": without("secret")}},
          "'right' must take .* by name for the eval dataset 'two', got"),
         ({"environment": Strict, "eval_dataset": without("secret")},
-         r"`reset` of Strict must accept the columns of a row of the eval dataset \(prompt\), got .*missing a required argument: 'secret'"),
+         r"The eval dataset has no column 'secret', which `reset` of Strict needs \(it has prompt\): add it, or give"),
         ({"environment": Strict, "eval_dataset": {"two": with_column("level")}},
          r"columns of a row of the eval dataset 'two' \(prompt, secret, level\), got .*unexpected keyword argument 'level'"),
         # TRL keeps this column from reward functions
