@@ -46,7 +46,7 @@ BEGUN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {}\r\n
 
 @pytest.fixture
 def listening():
-    """A socket whose connections nobody answers, and its address."""
+    """A socket that accepts connections and never answers, and its address."""
     with held_port() as port, socket.create_server(("127.0.0.1", port)) as server:
         server.settimeout(120)
         yield server, f"http://127.0.0.1:{port}/v1"

@@ -138,7 +138,7 @@ class ProcessEnvironment:
         """Call a method in the process, or read an attribute if `kwargs` is `None`."""
         with self._lock:
             if name == "reset" and (self._process is None or not self._process.is_alive()):
-                self._drop_dead()
+                self._leftovers()  # what a process that has died has started
                 self._start()
             if self._process is None:
                 raise EnvironmentDied("the process of the environment is gone")
@@ -190,11 +190,6 @@ class ProcessEnvironment:
         self._leftovers()
         if process.is_alive():
             process.kill()
-
-    def _drop_dead(self) -> None:
-        """Kill what a process that has died by itself has started."""
-        if self._process is not None and not self._process.is_alive():
-            self._leftovers()
 
     @property
     def close(self) -> Callable[[], None]:

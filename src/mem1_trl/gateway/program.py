@@ -55,8 +55,8 @@ class RunningProgram:
 
     def stop(self) -> None:
         """
-        End a command with all that it has started: it is asked to, and killed after two seconds, for which nobody waits. A function cannot
-        be ended; nobody waits for it any more.
+        End a command and all that it has started, without waiting: it is asked to end, and killed if it has not after two seconds. A function
+        cannot be ended and runs on, but its result is ignored.
         """
         with self._lock:
             self._stopped = True

@@ -174,7 +174,7 @@ class HttpRetriever:
             first.woken.set()
 
     def _leave(self, search: _Search) -> None:
-        """Pass the connection of a search on. One that was interrupted leaves nobody waiting."""
+        """Hand the connection of a search to the next one. If it was interrupted, the searches that it took along end with an error."""
         with self._lock:
             if search in self._waiting:
                 self._waiting.remove(search)
