@@ -36,7 +36,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1Protocol
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     hidden_size=256,
     intermediate_size=768,
     num_hidden_layers=4,
@@ -130,6 +130,7 @@ def build(kind: str, turns: int, tokenizer: Any, args: argparse.Namespace, direc
     environment = Mem1Lookup if mine else TrlLookup
     rows = [{"prompt": [{"role": "user", "content": "Task"}]}] * args.tasks
     common = dict(model=model, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer: Any
     if mine:
         config = Mem1GRPOConfig(
             max_turns=turns,
@@ -139,8 +140,8 @@ def build(kind: str, turns: int, tokenizer: Any, args: argparse.Namespace, direc
         )
         trainer = Mem1GRPOTrainer(args=config, environment_factory=environment, protocol=PROTOCOL, **common)
     else:
-        config = GRPOConfig(max_tool_calling_iterations=turns - 1, **settings)
-        trainer = GRPOTrainer(args=config, environment_factory=environment, **common)
+        of_trl = GRPOConfig(max_tool_calling_iterations=turns - 1, **settings)
+        trainer = GRPOTrainer(args=of_trl, environment_factory=environment, **common)
     trainer.model.train()
     return trainer
 

@@ -112,11 +112,10 @@ def make_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        **sizes,
+        **{"attn_implementation": "sdpa", **sizes},
     )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     with torch.no_grad():
         # Embeddings large against what the layers add: the last hidden state is the last token's embedding, and noise
         embeddings = model.get_input_embeddings().weight

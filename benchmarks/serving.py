@@ -63,7 +63,9 @@ def make_agent(context: str, width: int, layers: int, answer: int = ANSWER) -> M
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config).eval()
-    settings = dict(max_completion_length=answer, max_observation_length=160, max_turns=1, conversational=False)
+    settings: dict[str, Any] = dict(
+        max_completion_length=answer, max_observation_length=160, max_turns=1, conversational=False
+    )
     return Mem1Agent(model, tokenizer, Mem1Protocol(), context=context, temperature=0.0, **settings)
 
 

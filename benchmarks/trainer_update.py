@@ -137,13 +137,17 @@ def turns_of(episodes: Episodes, most: int) -> list[list[tuple[int, Any]]]:
     return [turns[start : start + most] for start in range(0, len(turns), most)]
 
 
+def no_reward(completions: list[Any], **kwargs: Any) -> list[float | None]:
+    return [0.0] * len(completions)
+
+
 def update_of_trl(episodes: Episodes, tokenizer: Any, args: argparse.Namespace, directory: str) -> Any:
     """`GRPOTrainer` with a row for each turn, which has the advantage of its episode, and its update as a function."""
     trainer = finished(
         GRPOTrainer(
             model=build_model(args, 32768),
             args=GRPOConfig(**settings_of(args, directory, len(episodes))),
-            reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+            reward_funcs=no_reward,
             train_dataset=Dataset.from_list([{"prompt": "Task"}] * len(episodes)),
             processing_class=tokenizer,
         )

@@ -32,7 +32,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     hidden_size=256,
     intermediate_size=768,
     num_hidden_layers=4,

@@ -71,6 +71,7 @@ class Update:
         for rows in self.rows:
             function = token_logprobs(self.model)
             (logps,) = forward_rows(rows, self.layout, self.model, function)
+            assert logps is not None  # no row is empty
             loss = logps.sum()
             loss.backward()
             total += loss.item()

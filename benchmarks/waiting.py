@@ -19,6 +19,7 @@ import argparse
 import math
 import random
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.settings import AgentSettings
 from mem1_trl.rollout.stopping import Completion
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     hidden_size=64,
     intermediate_size=128,
     num_hidden_layers=1,
@@ -199,7 +200,7 @@ def decoding(args: argparse.Namespace, report: Report) -> None:
     ]
     latencies = draw(args.median, args.percentile_99, args.episodes, args.turns, seed=0)
     speed = args.steps_per_second
-    schedules = {
+    schedules: dict[str, Callable[..., Any]] = {
         "lockstep": lockstep,
         "async": partial(in_calls, share=LEAVE_AT),
         "async, calls that go on to the longest": in_calls,

@@ -257,7 +257,8 @@ def random_trajectory(generator: random.Random, turns: int = 3) -> Trajectory:
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(generator.randrange(2, 290) for _ in range(generator.randint(low, high)))
 
-    prompt, past, done = ids(20, 40), (), []
+    past: tuple[int, ...] = ()
+    prompt, done = ids(20, 40), []
     for _ in range(turns):
         completion = ids(5, 20)
         done.append(Turn(prompt_ids=prompt + past, completion_ids=completion))

@@ -20,7 +20,7 @@ from .exactness import FLOAT32, MODELS
 
 STOPS = [[*"aeiou", *"0123456789"]]
 ROWS, TURNS, TOKENS = 12, 4, 24
-SMALL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+SMALL: dict[str, Any] = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
          "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
 """The shape of SmolLM2-135M."""
 
@@ -52,7 +52,7 @@ def check_same(name: str, dtype: torch.dtype, setting: Setting) -> Finding:
         TransformersGenerator(model, tiny_tokenizer(), settings, cuda_graphs=graphs) for graphs in (True, False)
     )
     one, other = play(with_graphs, 0), play(without, 0)
-    graphs = with_graphs._cache.graphs
+    graphs: Any = with_graphs._cache and with_graphs._cache.graphs
     alike, gap = 0, 0.0
     for mine, plain in zip(one, other, strict=True):
         same = next(
@@ -97,7 +97,8 @@ def check_speed(setting: Setting) -> Finding:
     )
     batches, tokens = ((4,), 4) if setting.short else ((1, 16, 128), 64)
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(LlamaConfig(**size)).to(setting.device).eval()
+    model: Any = LlamaForCausalLM(LlamaConfig(**size))
+    model = model.to(setting.device).eval()
     lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     for kind in ("plain", "adapter"):
         model = get_peft_model(model, lora).eval() if kind == "adapter" else model

@@ -65,9 +65,11 @@ def actions_of(kind: Any) -> ActionSet:
 
         def one(self, value: kind) -> str:
             """Take one value."""
+            return ""
 
         def two(self, value: kind, other: int = 1) -> str:
             """Take two values."""
+            return ""
 
     for method in (Environment.one, Environment.two):
         method.__annotations__["value"] = kind

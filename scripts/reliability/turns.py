@@ -224,7 +224,8 @@ def check_rendering(inputs: Inputs, text: str) -> None:
     marker = trusted_ids(kind, protocol.truncation_marker)
     if budget - sum(map(len, frame)) < len(marker) + 1:
         return  # refused, and said so
-    (before, after), (body,) = encoder.encode_results([text], ["tool"], turns_left, inputs.tags)
+    ids = encoder.encode_results([text], ["tool"], turns_left, inputs.tags)
+    before, body, after = ids.before, ids.body, ids.after
     equal([before, after], frame, "the frame of an observation")
     holds(len(before) + len(body) + len(after) <= budget, f"an observation of {text!r} is longer than {budget} tokens")
     holds(not bad & set(body), f"an observation of {text!r} holds a control token")

@@ -186,8 +186,9 @@ def test_a_stop_string_ends_a_turn_where_it_was_sampled():
 )
 def test_what_cannot_be_asked_is_one_sentence(options, sentence):
     def program(client, messages):
-        with pytest.raises(openai.BadRequestError, match=sentence):
+        with pytest.raises(openai.BadRequestError, match=sentence) as error:
             client.chat.completions.create(model="policy", messages=messages, **options)
+        assert error.value.param == sentence.split("'")[1]
         client.chat.completions.create(model="policy", messages=messages)
 
     assert len(played(["a<|im_end|>"], program)[0].turns) == 1

@@ -27,6 +27,7 @@ ORDER = [
     "saved_files",
     "time_limit",
     "retrying",
+    "request_threads",
     "optional_packages",
     "trajectory",
     "context_rules",

@@ -32,9 +32,9 @@ def test_no_mixture_makes_a_control_token_or_breaks_the_budget(hostile_tokenizer
         text = mixture(seed)
         assert not bad & set(encode_untrusted(tokenizer, text)), text
         rollout = rollouts[seed % 3]
-        (before, after), (body,), _ = rollout.observations.encode_results([text], ["tool"], 3, tags)
-        assert len(before) + len(body) + len(after) <= rollout.settings.max_observation_length
-        assert not bad & set(body), text
+        ids = rollout.observations.encode_results([text], ["tool"], 3, tags)
+        assert len(ids.before) + len(ids.body) + len(ids.after) <= rollout.settings.max_observation_length
+        assert not bad & set(ids.body), text
         # Nor does what is left parse as an action, should the model repeat it
         inside = escape_tags(protocol, text, tags)
         parsed = protocol.parse(inside, tags)

@@ -13,9 +13,9 @@ from functools import partial
 import pytest
 from support.ports import held_port
 
+from mem1_trl.request_threads import RequestThreads
 from mem1_trl.retrying import Cancellation, UnusableServer
 from mem1_trl.rollout.open_requests import OpenRequests
-from mem1_trl.rollout.request_threads import RequestThreads
 from mem1_trl.rollout.server_calls import ServerCalls
 from mem1_trl.rollout.server_client import ServerClient
 from mem1_trl.rollout.server_errors import ServerError

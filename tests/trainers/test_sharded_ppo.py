@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHARDED = ("--per-device=2", "--accumulation=2", "--shard")
+EXTREMES_OF_ROWS = frozenset({"clip_ratio/low_min", "clip_ratio/high_max"})
 THREE_STEPS = ("--steps=3", "--max-grad-norm=0.1")
 
 
@@ -31,8 +32,8 @@ def run(tmp_path, fork_server):
     return steps
 
 
-def same(plain: dict, sharded: dict) -> None:
-    """Gradients of each step, logs, and the weights at the end."""
+def same(plain: dict, sharded: dict, without: frozenset[str] = frozenset()) -> None:
+    """Gradients of each step, logs, and the weights at the end; `without` are metrics that some steps lack: those that cut rows."""
     assert (plain["processes"], sharded["processes"]) == (1, 2)
     assert sharded["distributed"] == "DistributedType.FSDP", "otherwise both train in plain data parallelism"
     assert len(plain["gradients"]) == len(sharded["gradients"]) == 3
@@ -41,8 +42,11 @@ def same(plain: dict, sharded: dict) -> None:
         for part in one:
             if one[part] or other[part]:  # the policy has none while the critic warms up
                 assert relative_error(one[part], other[part]) < 1e-5, (step, part)
+    assert not without or any(one.keys() - other.keys() for one, other in zip(plain["logs"], sharded["logs"]))
     for one, other in zip(plain["logs"], sharded["logs"], strict=True):
-        for name in one.keys() - OF_THE_SPLIT:
+        missing = one.keys() - other.keys()
+        assert missing in (set(), without)
+        for name in one.keys() - OF_THE_SPLIT - missing:
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
     for part in plain["weights"]:
         assert relative_error(plain["weights"][part], sharded["weights"][part]) < 1e-6, part
@@ -87,7 +91,7 @@ def test_a_trajectory_that_one_process_cuts_does_not_keep_the_other_waiting(run,
     empty = [own.count(0) for own in sharded["trained"]]
     assert max(log["micro_batch/parts"] for log in sharded["logs"]) > 4
     assert budget == 1 or sum(empty) > 0
-    same(run("plain", kind), sharded)
+    same(run("plain", kind), sharded, without=EXTREMES_OF_ROWS)
 
 
 @pytest.mark.parametrize("kind", ["ppo", "adapter", "shared"])

@@ -48,7 +48,7 @@ class ChatTurns:
         try:
             return Mem1Protocol.tool_calls().syntax(self.tokenizer, self.settings.chat_template_kwargs)
         except ValueError as error:
-            raise WireError(400, f"This model cannot call tools: {error}") from None
+            raise WireError(400, f"This model cannot call tools: {error}", param="tools") from None
 
     def context(self, request: ChatRequest, earlier: Sequence[Turn]) -> list[int]:
         """
@@ -71,6 +71,7 @@ class ChatTurns:
                 400,
                 "'previous_response_id' is not supported here: send the whole chat as 'input'.",
                 "unsupported_parameter",
+                "previous_response_id",
             )
         text = self._render(request)
         ids: list[int] | None = None
@@ -85,11 +86,12 @@ class ChatTurns:
         limit = self.settings.max_context_length
         if limit is not None and len(ids) > limit:
             sentence = f"The chat must have at most {limit} tokens, got {len(ids)}."
-            raise WireError(400, sentence, "context_length_exceeded")
+            raise WireError(400, sentence, "context_length_exceeded", request.messages_name)
         return ids
 
     def _render(self, request: ChatRequest) -> str:
-        messages = _for_template(request.messages)
+        name = request.messages_name
+        messages = _for_template(request.messages, name)
         try:
             if request.usable_tools:
                 return self._tool_syntax._render(messages, True, list(request.usable_tools))
@@ -101,7 +103,7 @@ class ChatTurns:
         except WireError:
             raise
         except Exception as error:
-            raise WireError(400, f"The chat template cannot write these messages: {error}.") from None
+            raise WireError(400, f"The chat template cannot write these messages: {error}.", param=name) from None
 
     def cut(
         self, request: ChatRequest, completion: Completion
@@ -139,8 +141,11 @@ class ChatTurns:
         return before
 
 
-def _for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates want them: arguments of calls are dictionaries, and results have the names of their calls."""
+def _for_template(messages: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """
+    Messages as templates want them: arguments of calls are dictionaries, and results have the names of their calls. `name` is what
+    the request calls them.
+    """
     names = {
         call["id"]: call["function"]["name"]
         for message in messages
@@ -150,12 +155,12 @@ def _for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [
         {"name": names[message["tool_call_id"]], **message}
         if message.get("tool_call_id") in names
-        else _with_arguments(message)
+        else _with_arguments(message, name)
         for message in messages
     ]
 
 
-def _with_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+def _with_arguments(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not message.get("tool_calls"):
         return dict(message)
     calls = []
@@ -163,6 +168,6 @@ def _with_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
         try:
             arguments = read_json(call["function"]["arguments"])
         except ValueError as error:
-            raise WireError(400, f"The arguments of a call must be JSON: {error}.") from None
+            raise WireError(400, f"The arguments of a call must be JSON: {error}.", param=name) from None
         calls.append({**call, "function": {**call["function"], "arguments": arguments}})
     return {**message, "tool_calls": calls}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ..request_threads import RequestThreads
 from ..retrying import Cancellation
-from .request_threads import RequestThreads
 from .server_calls import ServerCalls
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_EXCEPTION, wait
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from ..request_threads import RequestThreads
 from ..retrying import Cancellation, UnusableServer, with_retries
-from .request_threads import RequestThreads
 from .server_errors import FailedContext, TurnStopped, explained, one_line, seconds_to_wait
 
 logger = logging.getLogger(__name__)

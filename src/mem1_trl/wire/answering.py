@@ -52,7 +52,7 @@ class Answering:
         """Let a thread answer; `begun` is when the request came, on the monotonic clock."""
         self.app.open += 1
         self._limit = self._loop.call_later(self.app.limits.answer_timeout, self._give_up)
-        future = self._loop.run_in_executor(self.app._pool, self._answer)
+        future = asyncio.wrap_future(self.app.threads.submit(self._answer), loop=self._loop)
         future.add_done_callback(lambda done: self._ended(done, begun))
 
     async def next(self) -> str | ChatAnswer:

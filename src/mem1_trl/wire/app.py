@@ -7,11 +7,11 @@ import hashlib
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from ..optional_packages import require
+from ..request_threads import RequestThreads
 from .answering import Answering
 from .answers import AnswerWriter, ChatAnswer, error_body, model_list
 from .errors import WireError, server_ends, unknown_model
@@ -89,7 +89,7 @@ class ChatApp:
         self.counts = Counts()
         self.open = 0
         self._keys = [hashlib.sha256(key.encode()).digest() for key in self.limits.keys]
-        self._pool = ThreadPoolExecutor(self.limits.max_running, thread_name_prefix="mem1-answer")
+        self.threads = RequestThreads(self.limits.max_running)
         self.app: Any = Starlette(
             routes=[
                 Route(f"{prefix}/v1/chat/completions", self._chat, methods=["POST"]),
@@ -104,7 +104,7 @@ class ChatApp:
 
     def close(self) -> None:
         """Let the threads end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     # Routes
 
