@@ -27,13 +27,8 @@ def smooth(values, window):
 
 def difference_cell(found):
     """A [`mem1_trl.evaluation.Comparison`] as a cell of a table, bold if its interval leaves out 0."""
-    return signed_cell(found.difference, found.low, found.high)
-
-
-def signed_cell(value, low, high):
-    """A difference with its interval, bold if that leaves out 0."""
-    text = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    text = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 
 def control_in_words(control):

@@ -6,6 +6,7 @@ from mem1_trl.metrics import (
     dependency_length,
     generated_tokens,
     peak_tokens,
+    repeated_actions,
     state_tokens,
     trajectory_metrics,
     turns,
@@ -66,4 +67,15 @@ def test_trajectory_metrics_has_stable_keys(trajectory):
         "dependency_length": 466.5,
         "state_tokens": 3.0,
         "valid_action_rate": pytest.approx(2 / 3),
+        "repeated_actions": 0.0,
     }
+
+
+def test_actions_that_were_taken_before_are_counted():
+    taken = [("search", "a"), ("search", "b"), (None, None), ("search", "a"), ("search", "a"), ("answer", "a")]
+    episode = Trajectory(
+        turns=[
+            Turn(prompt_ids=(7,), completion_ids=(9,), action=action, action_input=given) for action, given in taken
+        ]
+    )
+    assert repeated_actions(episode) == pytest.approx(2 / 5)

@@ -20,7 +20,8 @@ Levels:
 A fourth level is for training only: in `carry` the marked kind stands alone in the first observation, so that it has to be carried and not to be
 found.
 
-Kinds, values and their places are drawn for every task. Eight kinds never occur in training (`HELD_OUT`).
+Kinds, values and their places are drawn for every task. Eight kinds are never asked for in reinforcement (`HELD_OUT`). The supervised
+start reads them, and is taught to find the row of any kind; what it is not taught is to keep that row.
 """
 
 import random

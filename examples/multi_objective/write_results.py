@@ -349,8 +349,8 @@ Paired differences over the tasks of all seeds, with 95 % bootstrap intervals ov
 
 {differences(args, runs, agent, known)}
 
-What it does show: **the exact update trains stably** where the stitched mask does not (ablations below), and **the context stays flat** where an
-appended one grows (peak tokens below). All seeds share one warm-up and the same held-out names; facts, tasks and order differ.
+What it does show: **the exact update keeps what the model could before** where it may be lost with the stitched mask (one objective, ablations below), and
+**the context hardly grows**, before training as after it, where an appended one does (peak tokens below). All seeds share one warm-up and the same held-out names; facts, tasks and order differ.
 """
 
 
@@ -389,7 +389,7 @@ def write_results(args, groups, folder, facts):
     trained_at = ", ".join([*known, *(["earlier commits, not recorded"] if None in commits else [])])
     total = sum(sum(m.values()) for m in facts["minutes"].values())
     controls = ("MEM1 PPO", "MEM1 before RL, one constant", "MEM1 before RL, sampled", "MEM1 SFT only")
-    text = f"""# The exact update trains stably, and the context stays flat
+    text = f"""# An exact update, and a context that hardly grows
 
 A policy that was trained on 2 objectives, tested on 1 to {args.objectives[-1]}, and held against a model before RL with one constant.
 

@@ -1,10 +1,10 @@
 """
 Controls that need no reinforcement, of the same size as a finished run of `train.py`.
 
-    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-counted-seed0 runs/smollm2/grpo-mixed-seed0
-    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-counted-seed0 runs/smollm2/grpo-mixed-seed0
-    python examples/smollm2/imitate.py again --like runs/smollm2/grpo-counted-seed0 runs/smollm2/grpo-mixed-seed0
-    python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-counted-seed0 runs/smollm2/grpo-mixed-seed0
+    python examples/smollm2/imitate.py imitation --like runs/smollm2/grpo-anchored-seed0
+    python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-anchored-seed0
+    python examples/smollm2/imitate.py again --like runs/smollm2/grpo-anchored-seed0
+    python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-anchored-seed0
 
 `imitation` plays as many episodes as that run did (with those it goes on from), of as many objectives, in three rounds, and learns those that answered everything; each round plays
 the model of the last one. The others train on demonstrations for as many processor seconds as that run took: `supervised` on new ones, `again` on

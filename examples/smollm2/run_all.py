@@ -41,11 +41,13 @@ OF_TRAINING = {
     "save_steps": count,
 }
 """Numbers that are handed on to `train.py`, whose defaults hold."""
-FIRST, LEARNED = "grpo-mixed", "grpo-counted"
-"""The runs of which the second goes on from the first. Controls are held against the second, and are as large as both."""
-LABELS = ("start", FIRST, LEARNED, "supervised", "imitation", "scalar", "grpo-2", "ppo-2", "again", "taught", "twin")
-OTHER_TASKS = 10
-"""Added to the seed of the second run, so that it draws other tasks than the first."""
+FIRST, SECOND, EXACT, LEARNED = "grpo-mixed", "grpo-counted", "grpo-exact", "grpo-anchored"
+"""The second goes on from the first; the others, from what supervised training for as long as both has made of the start."""
+LABELS = (
+    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", "grpo-2", "ppo-2", "again", "taught", "twin",
+)  # fmt: skip
+OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30}
+"""Added to the seed of a run, so that it draws other tasks than those before it."""
 
 
 def stages(out, seeds, labels, options):
@@ -72,11 +74,14 @@ def stages(out, seeds, labels, options):
             f"{label} seed {seed}, {options.steps} steps",
             "train",
             ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}",
-             "--seed", seed + OTHER_TASKS * (label == LEARNED), "--steps", options.steps, *more, *sizes],
+             "--seed", seed + OTHER_TASKS.get(label, 0), "--steps", options.steps, *more, *sizes],
         )  # fmt: skip
 
     for seed in seeds:
-        start, twin, first, learned = (out / f"{name}-seed{seed}" for name in ("start", "twin", FIRST, LEARNED))
+        start, twin, first, second, learned = (
+            out / f"{name}-seed{seed}" for name in ("start", "twin", FIRST, SECOND, LEARNED)
+        )
+        copying = out / f"supervised-{second.name}"
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
@@ -85,32 +90,46 @@ def stages(out, seeds, labels, options):
                 yield test("start", start / "adapter", seed, "--temperature", "1", numbers=objectives[:2])
             elif label == FIRST:
                 yield learn(label, start, seed, *on_all, "--reward", "positional", "--advantage_level", "state")
-            elif label == LEARNED:
+            elif label == SECOND:
                 yield learn(label, first, seed, *on_all, "--reward", "counted", "--advantage_level", "state")
+            elif label == EXACT:
+                yield learn(label, copying, seed, *on_all, "--reward", "exact", "--advantage_level", "state")
+            elif label == LEARNED:
+                few = on_all[:-1] if len(on_all) > 3 else on_all
+                yield learn(
+                    label, copying, seed, *few, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
+                )
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "ppo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--algorithm", "ppo")
-            elif label in ("supervised", "imitation", "again", "taught"):
-                like = ["--like", learned, first, "--start", start / "adapter", "--seed", seed]
-                yield f"{label} seed {seed}", "imitate", [label, *like, "--together", options.together]
-                yield test(label, _adapter_of(out / f"{label}-{learned.name}"), seed)
+            elif label == "supervised":
+                like = ["--like", second, first, "--start", start / "adapter", "--seed", seed]
+                yield f"{label} seed {seed}", "imitate", [label, *like]
+                yield test(label, copying / "adapter", seed)
+            elif label in ("supervised-longer", "imitation", "again", "taught"):
+                control = label.removesuffix("-longer")
+                # The demonstrations of the start are beside it, and follow from its seed
+                begin, drawn = (start, seed) if label == "again" else (copying, seed + OTHER_TASKS[LEARNED])
+                like = ["--like", learned, "--start", begin / "adapter", "--seed", drawn]
+                yield f"{label} seed {seed}", "imitate", [control, *like, "--together", options.together]
+                yield test(label, _adapter_of(out / f"{control}-{learned.name}"), seed)
             elif label == "scalar":
                 place = out / f"scalar-seed{seed}"
-                search = ["--start", start / "adapter", "--seed", seed, "--together", options.together]
+                search = ["--start", copying / "adapter", "--seed", seed, "--together", options.together]
                 yield (
                     f"scalar seed {seed}",
                     "scalar",
                     [*search, "--output_dir", place, "--objectives", *objectives[:2]],
                 )
-                yield test("scalar", start / "adapter", seed, "--control", place / "control.json")
+                yield test("scalar", copying / "adapter", seed, "--control", place / "control.json")
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
                 yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
                 yield learn("twin", before, seed, *on_all, "--reward", "positional", *full)
                 yield test("twin", twin / "adapter", seed, *full)
                 yield test("truncation", twin / "adapter", seed, "--context", "truncate")
-            if label in (FIRST, LEARNED, "grpo-2", "ppo-2"):
+            if label in (FIRST, SECOND, EXACT, LEARNED, "grpo-2", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
 

@@ -38,7 +38,7 @@ def configuration(args):
         lr_scheduler_type="constant_with_warmup",  # so that a run can be made longer
         warmup_steps=WARM_UP,
         layout=args.layout,
-        beta=0.0,
+        beta=args.beta,
         num_iterations=args.num_iterations,
         temperature=args.temperature,
         gradient_checkpointing=False,
@@ -76,8 +76,8 @@ def configuration(args):
         )
     else:
         settings |= dict(in_parts, steps_per_generation=at_once)
-    # A third of the groups or more are all right or all wrong, and nothing is learned from them
-    return Mem1GRPOConfig(num_generations=args.generations, skip_zero_advantages=True, **settings)
+    # A third of the groups or more are all right or all wrong, and but for the divergence nothing is learned from them
+    return Mem1GRPOConfig(num_generations=args.generations, skip_zero_advantages=not args.beta, **settings)
 
 
 def parse_arguments():
@@ -122,6 +122,12 @@ def parse_arguments():
         "--advantage_level",
         default=None,
         help="what an advantage is of: with GRPO `episode` (default), `turn`, `state`; with PPO `token` (default), `turn`, `two_level`",
+    )
+    parser.add_argument(
+        "--beta",
+        type=float,
+        default=0.0,
+        help="weight of the divergence from the start, over all tokens: it holds what carries no loss, such as what is searched for",
     )
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--lam", type=float, default=1.0)
@@ -182,6 +188,7 @@ def main():
         "temperature",
         "top_entropy_quantile",
         "learning_rate",
+        "beta",
         "seed",
     )
     finish(trainer, record, args.output_dir, {name: getattr(args, name) for name in names})

@@ -19,29 +19,36 @@ from demonstrator import MOST_KNOWN
 from mistakes import questions_of
 from mistakes import tables as mistakes
 from runs import read_lines, steps_of, write_json
-from tasks import STATE_TOKENS, answers_in
+from tasks import STATE_TOKENS, answers_in, plans
 
+from mem1_trl import StopReason, Trajectory
+from mem1_trl.evaluation import Evaluation, compare
 from mem1_trl.evaluation.intervals import summarize
+from mem1_trl.evaluation.result import EvaluatedTask
 
 # `runs` made this importable, too
-from result_pages import markdown_table, page_parser, signed_cell, smooth  # isort: skip
+from result_pages import difference_cell, markdown_table, page_parser, smooth  # isort: skip
 
 NAMES = {
     "demonstrations": "the demonstrations themselves",
     "start": "supervised start",
-    "grpo-mixed": "GRPO on one to four objectives",
-    "grpo-counted": "then with a cost for answers too many",
+    "grpo-mixed": "GRPO from the start, reward by position",
+    "grpo-counted": "the same, then a price on answers too many",
+    "supervised": "supervised training from the start, as long as this GRPO",
+    "grpo-exact": "GRPO from supervised training, reward exact match",
+    "grpo-anchored": "the same, held to supervised training",
+    "supervised-longer": "supervised training for as long again",
     "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
-    "scalar": "start, best constants and temperature",
-    "supervised": "as long on new demonstrations",
-    "again": "as long on the same demonstrations",
+    "scalar": "supervised training, best constants and temperature",
+    "again": "as long on the demonstrations of the start",
     "taught": "as long on demonstrations that keep what is asked for",
     "imitation": "imitation of successes",
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
 }
-AGENT = "grpo-counted"
+AGENT, BEFORE, AS_LONG = "grpo-anchored", "supervised", "supervised-longer"
+"""What the page is about, what it was before reinforcement, and what supervised training makes of that in as much time."""
 LOOKED_AT = 2
 """Objectives of the tasks whose answers are told apart: short enough for most of them to be looked up by every agent."""
 FILE = re.compile(r"(?P<label>.+?)(-seed\d+)?-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
@@ -71,39 +78,79 @@ def named(label):
     return NAMES.get(label, label)
 
 
-def mean(values):
-    """Mean of `{task: value}` with its interval over tasks, and their number; `None` if no task has a value."""
-    values = {task: value for task, value in values.items() if value is not None}
+def mean(lines, metric):
+    """Mean of `{task: line}` with its interval over tasks, their number, and the mean of each seed; `None` if no task has a value."""
+    values = {task: line[metric] for task, line in lines.items() if line[metric] is not None}
     if not values:
         return None
     asked = questions_of(values)
     found = summarize(list(values.values()), questions=[asked[task] for task in values])
-    return {"mean": found.mean, "low": found.low, "high": found.high, "tasks": found.count}
+    seeds = {
+        seed: statistics.mean(value for task, value in values.items() if lines[task]["seed"] == seed)
+        for seed in seeds_of(lines[task] for task in values)
+    }
+    return {"mean": found.mean, "low": found.low, "high": found.high, "tasks": found.count, "seeds": seeds}
+
+
+def seeds_of(lines):
+    return sorted({line["seed"] for line in lines})
 
 
 def cell(statistic, form=".2f"):
-    return (
-        ""
-        if statistic is None
-        else f"{statistic['mean']:{form}} [{statistic['low']:{form}}, {statistic['high']:{form}}]"
+    """A mean with its interval and, in brackets, each seed."""
+    if statistic is None:
+        return ""
+    text = f"{statistic['mean']:{form}} [{statistic['low']:{form}}, {statistic['high']:{form}}]"
+    seeds = statistic["seeds"].values()
+    return f"{text} ({', '.join(f'{value:{form}}' for value in seeds)})" if len(seeds) > 1 else text
+
+
+def evaluation(lines, metric):
+    """Lines of one seed as the package compares them."""
+    asked = questions_of(line["task"] for line in lines)
+    nothing = Trajectory(turns=[], stop_reason=StopReason.ERROR)  # its turns are not in the lines, and not compared
+    return Evaluation(
+        [
+            EvaluatedTask(
+                number,
+                {"task": line["task"], "questions": asked[line["task"]]},
+                "",
+                nothing,
+                {} if line[metric] is None else {metric: line[metric]},
+            )
+            for number, line in enumerate(lines)
+        ]
     )
 
 
+def difference(mine, theirs, metric):
+    """The paired difference over the tasks that both have played, seed by seed; `None` if there are none."""
+    both = [task for task in mine if task in theirs]
+    sides = [
+        [
+            evaluation([lines[task] for task in both if mine[task]["seed"] == seed], metric)
+            for seed in seeds_of(mine[task] for task in both)
+        ]
+        for lines in (mine, theirs)
+    ]
+    return compare(*sides, metric) if both else None
+
+
 def differences(tests, agent, metric, numbers):
-    """Paired differences of an agent to all others at temperature 0, over the tasks that both have played."""
+    """Paired differences of an agent to all others at temperature 0."""
     rows, record = [], {}
     for label, temperature in tests:
         if label == agent or temperature:
             continue
         texts = []
         for n in numbers:
-            mine, theirs = tests[agent, 0.0].get(n, {}), tests[label, 0.0].get(n, {})
-            found = mean({task: mine[task][metric] - theirs[task][metric] for task in mine if task in theirs})
+            found = difference(tests[agent, 0.0].get(n, {}), tests[label, 0.0].get(n, {}), metric)
             if found is None:
                 texts.append("")
                 continue
-            record.setdefault(label, {})[n] = list(found.values())
-            texts.append(signed_cell(found["mean"], found["low"], found["high"]))
+            record.setdefault(label, {})[n] = [found.difference, found.low, found.high, found.count, found.by_seed]
+            each = f" ({', '.join(f'{one:+.2f}' for one in found.by_seed)})" if len(found.by_seed) > 1 else ""
+            texts.append(difference_cell(found) + each)
         rows.append([f"minus {named(label)}", *texts])
     return rows, record
 
@@ -218,7 +265,7 @@ def constants(root):
     return f"""
 ## Constants on logits of the start
 
-Exact match per objective on those tasks of the train split on which the best setting is searched. How it does on the tasks of the test is in the tables above.
+Right by position on those tasks of the train split on which the best setting is searched. How it does on the tasks of the test is in the tables above.
 
 {table}
 """
@@ -238,11 +285,9 @@ def main():
     for metric in [*METRICS, "peak_tokens_without_prompt"]:
         rows = []
         for (label, temperature), of_agent in tests.items():
-            found = {
-                n: mean({task: line[metric] for task, line in of_agent[n].items()}) for n in numbers if n in of_agent
-            }
+            found = {n: mean(of_agent[n], metric) for n in numbers if n in of_agent}
             cells.setdefault(f"{label} t{temperature:g}", {})[metric] = found
-            seeds = sorted({line["seed"] for lines in of_agent.values() for line in lines.values()})
+            seeds = seeds_of(line for lines in of_agent.values() for line in lines.values())
             form = ".0f" if metric.startswith("peak") else ".2f"
             rows.append(
                 [
@@ -260,9 +305,12 @@ def main():
             rows, record[metric] = differences(tests, AGENT, metric, numbers)
             pairs += f"\n{METRICS[metric].capitalize()}:\n\n{markdown_table(['', *heads[3:]], rows)}\n"
         pairs = f"""
-## {named(AGENT)}, beside the others
+## What reinforcement adds
 
-Paired differences over the same tasks, greedy, with 95 % bootstrap intervals, widened in the same way; bold where the interval leaves out 0.
+*{named(AGENT)[0].upper()}{named(AGENT)[1:]}*, minus each of the others.
+
+Paired differences over the same tasks, greedy, with 95 % bootstrap intervals over seeds and tasks, widened in the same way; bold where the interval leaves out 0.
+In brackets the difference of each seed: with two of them an interval is narrower than it should be.
 {pairs}"""
     ends = "\n".join(
         f"- {named(label)}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
@@ -277,12 +325,14 @@ Paired differences over the same tasks, greedy, with 95 % bootstrap intervals, w
     outcomes, by_relation = (markdown_table(*table) for table in mistakes(beside))
     at = args.commit
     counts = {n: max(len(of_agent.get(n, {})) for of_agent in tests.values()) for n in numbers}
+    facts = [len(found) for *_, found in plans("test").values()]
+    chance = statistics.mean(1 / count for count in facts)
     text = f"""# A real language model
 
 {f"{args.note}{chr(10)}{chr(10)}" if args.note else ""}Written by `python examples/smollm2/write_results.py` from runs at commit {at}: SmolLM2-135M-Instruct with LoRA adapters, in float32. Natural questions about held-out entities, three
 passages for each search, a state of at most {STATE_TOKENS} tokens; the supervised start saw demonstrations of one and two objectives that keep any fact, with loss on it in every third, in
-which up to {MOST_KNOWN} other facts are known from the beginning. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
-its 95 % bootstrap interval, widened since a question is asked in several tasks.
+which up to {MOST_KNOWN} other facts are known from the beginning. The sentence that answers a question states {statistics.mean(facts):.1f} facts on average: one picked at random is right in {chance:.2f}. Tasks: {", ".join(f"{count} of {n}" for n, count in counts.items())}. Each cell is a mean over tasks with
+its 95 % bootstrap interval over tasks, widened since a question is asked in several of them; in brackets the mean of each seed.
 
 ## Exact match per objective
 
@@ -290,13 +340,14 @@ its 95 % bootstrap interval, widened since a question is asked in several tasks.
 
 {tables["em"]}
 
-0 for all objectives of a task unless there are as many answers as questions. Right by position, which the training rewards:
+0 for all objectives of a task unless there are as many answers as questions. Right by position, so that an answer too few costs only its share:
 
 {tables["positional"]}
 
 ## Memory
 
-Of the right answers that an observation showed, the share in the state when the answer is written:
+Of the right answers that an observation showed, the share whose text is somewhere in the state when the answer is written. A part of another fact and the number of an
+item count, too: the demonstrations hold one fact for each question, of which as many are right as answers, see above.
 
 {tables["retained"]}
 
@@ -306,7 +357,7 @@ Largest context with its output, in tokens, without the questions:
 {pairs}
 ## What is answered
 
-Objectives of tasks of {LOOKED_AT}, greedy. Another fact of the sentence: it was read and the wrong one kept. The last column is the choice alone, without wrong copies; the
+Objectives of tasks of {LOOKED_AT}, greedy. Another fact of the sentence: it was read and the wrong one kept. The last column leaves wrong copies out; the
 demonstrations choose at random.
 
 {outcomes}
@@ -329,21 +380,20 @@ Right by position, by what is asked for:
             for lines in of_agent.values():
                 for line in lines.values():
                     file.write(json.dumps({"agent": label, "temperature": temperature, **line}) + "\n")
-    steps = {
-        path.parent.name.rpartition("-seed")[0]: max(steps_of(path))
-        for path in args.root.glob("*-seed*/training.jsonl")
-    }
+    steps = {path.parent.name: max(steps_of(path)) for path in args.root.glob("*-seed*/training.jsonl")}
     write_json(
         args.to / "results.json",
         {
             "commit": at,
             "agent": AGENT,
+            "before": BEFORE,
+            "as_long": AS_LONG,
             "names": NAMES,
             "cells": cells,
             "differences": record,
             "steps": dict(sorted(steps.items())),
             "seeds": len(
-                {line["seed"] for of_agent in tests.values() for cell in of_agent.values() for line in cell.values()}
+                seeds_of(line for of_agent in tests.values() for n in of_agent for line in of_agent[n].values())
             ),
         },
     )

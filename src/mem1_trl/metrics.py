@@ -12,6 +12,7 @@ Keys of [`trajectory_metrics`], all `float`:
 | `dependency_length` | attention pairs computed for the generated tokens |
 | `state_tokens` | tokens of internal state per turn, averaged over the turns |
 | `valid_action_rate` | share of turns that held a complete action, summary turns left out |
+| `repeated_actions` | share of those actions that the episode had taken before, word for word |
 
 Keys of [`summary_metrics`], for context rules under which a turn may take the place of earlier ones:
 
@@ -87,6 +88,17 @@ def valid_action_rate(trajectory: Trajectory) -> float:
     return sum(turn.action is not None for turn in acting) / max(len(acting), 1)
 
 
+def repeated_actions(trajectory: Trajectory) -> float:
+    """
+    Share of the actions, between 0 and 1, that an earlier turn of the episode took word for word; 0 if there is no action.
+
+    Where memory is a state, an agent that does not write what it has looked up looks it up again. In a world with moves, such as a
+    shop with pages, the same action may be right twice.
+    """
+    taken = [(turn.action, turn.action_input) for turn in trajectory.turns if turn.action is not None]
+    return 1.0 - len(set(taken)) / len(taken) if taken else 0.0
+
+
 def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:
     """
     All numbers of this module about one episode.
@@ -106,6 +118,7 @@ def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:
         "dependency_length": dependency_length(trajectory),
         "state_tokens": state_tokens(trajectory),
         "valid_action_rate": valid_action_rate(trajectory),
+        "repeated_actions": repeated_actions(trajectory),
     }
 
 

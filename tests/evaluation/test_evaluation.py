@@ -328,7 +328,7 @@ def test_every_score_by_hand(tokenizer, actor):
         "peak_tokens": float(max(c + g for c, g in zip(contexts, ids))),
         "peak_tokens_without_prompt": float(max(c + g for c, g in zip(contexts, ids)) - 2),
         "dependency_length": sum((c + g / 2) * g for c, g in zip(contexts, ids)),
-        "valid_action_rate": 1.0, "failed_actions": 0.0,
+        "valid_action_rate": 1.0, "repeated_actions": 0.0, "failed_actions": 0.0,
         "state_tokens": sum(len(tokenizer(text.split("<s")[0].split("<a")[0])["input_ids"]) for text in SCRIPT) / 3,
     }  # fmt: skip
     assert {name: value for name, value in result.metrics.items() if "/" not in name and name != "seconds"} == expected

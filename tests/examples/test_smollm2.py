@@ -343,13 +343,13 @@ def evaluation_file(folder, label, n, scores):
 
 def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
     evaluation_file(tmp_path / "evaluation", "start-seed0", 2, [(0.0, None)] * 10 + [(1.0, 1.0)] * 10)
-    evaluation_file(tmp_path / "evaluation", "grpo-counted-seed0", 2, [(1.0, 0.5)] * 10)  # not all of them yet
+    evaluation_file(tmp_path / "evaluation", "grpo-anchored-seed0", 2, [(1.0, 0.5)] * 10)  # not all of them yet
     evaluation_file(tmp_path / "evaluation", "start", 4, [(0.25, None)] * 4)  # without a seed, as the README tests it
     evaluation_file(tmp_path / "evaluation", "my-idea", 4, [(0.75, None)] * 4)
-    (tmp_path / "grpo-counted-seed0").mkdir()
+    (tmp_path / "grpo-anchored-seed0").mkdir()
     log = [{"step": step, "cpu_seconds": 60.0, "reward": step / 4, "entropy": 0.1} for step in (1, 2, 2)]
-    (tmp_path / "grpo-counted-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (tmp_path / "grpo-counted-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
+    (tmp_path / "grpo-anchored-seed0" / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (tmp_path / "grpo-anchored-seed0" / "done.json").write_text('{"steps": 2, "batch_size": 16, "cpu_seconds": 120.0}')
     tried = [({}, 0.0, 0.5), ({"><answer": 6.0}, 0.0, 0.25)]
     for seed, settings in ((0, tried), (1, tried[1:])):
         (tmp_path / f"scalar-seed{seed}").mkdir()
@@ -365,15 +365,15 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
         found["cells"]["start t0"]["em"]["2"]["mean"] == 0.5 and found["cells"]["start t0"]["em"]["2"]["tasks"] == 20
     )
     assert found["cells"]["start t0"]["retained"] == {
-        "2": {"mean": 1.0, "low": 1.0, "high": 1.0, "tasks": 10},
+        "2": {"mean": 1.0, "low": 1.0, "high": 1.0, "tasks": 10, "seeds": {"0": 1.0}},
         "4": None,
     }
-    assert found["differences"]["em"]["start"] == {"2": [1.0, 1.0, 1.0, 10]}
+    assert found["differences"]["em"]["start"] == {"2": [1.0, 1.0, 1.0, 10, [1.0]]}
     text = (page / "RESULTS.md").read_text()
     assert "A note." in text and "at commit abc" in text and "Tasks: 20 of 2, 4 of 4." in text
     assert "| my-idea | 0 | 0 |  | 0.75 [0.75, 0.75] |" in text
     assert "| minus supervised start | **+1.00 [+1.00, +1.00]** |  |" in text
-    assert "`grpo-counted-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
+    assert "`grpo-anchored-seed0`: 2 steps of 16, 2 processor minutes." in text and "(training.png)" in text
     assert "- supervised start, 4 objectives: answer 4; turns: 2 in 2, 3 in 2; answers: 2 in 4." in text
     assert "| none | 0 | 0.50 |  |\n| `><answer` +6 | 0 | 0.25 | 0.25 |" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 38

@@ -35,6 +35,7 @@ EPISODE_METRICS = [
     "dependency_length",
     "state_tokens",
     "valid_action_rate",
+    "repeated_actions",
     "failed_actions",
 ]
 

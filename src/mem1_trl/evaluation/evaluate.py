@@ -60,7 +60,7 @@ def evaluate_agent(
     | `exact_match_per_objective`, `f1_per_objective` | divided by N |
     | `success` | 1 if all objectives are answered exactly, or what `success` says |
     | `reward` | what `get_reward` gave, and `get_turn_reward` for all turns |
-    | `turns`, `generated_tokens`, `peak_tokens`, `peak_tokens_without_prompt`, `dependency_length`, `state_tokens`, `valid_action_rate` | see [`mem1_trl.metrics`] |
+    | `turns`, `generated_tokens`, `peak_tokens`, `peak_tokens_without_prompt`, `dependency_length`, `state_tokens`, `valid_action_rate`, `repeated_actions` | see [`mem1_trl.metrics`] |
     | `summaries`, `summary_tokens`, `summary_saved_tokens`, `summary_words_kept` and others | under context rules with summaries, see [`mem1_trl.metrics`] |
     | `summary_lost_answers` | gold answers that were in a context that a summary replaced, and not in the next; episodes with a summary only |
     | `failed_actions` | actions that raised, or whose arguments were wrong |

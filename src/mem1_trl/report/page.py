@@ -37,6 +37,7 @@ OTHER_METRICS = {
     "generated_tokens": ("Generated tokens", "tokens sampled over all turns"),
     "state_tokens": ("State tokens", "tokens of internal state per turn"),
     "valid_action_rate": ("Valid actions", "share of turns with a complete action"),
+    "repeated_actions": ("Repeated actions", "share of actions that the episode had taken before, word for word"),
     "failed_actions": ("Failed actions", "actions that the environment refused, per episode"),
 }
 
