@@ -9,6 +9,7 @@ from datasets import Dataset
 from support.ppo_helpers import make
 from support.trainer_helpers import NoReward
 
+from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig
 from mem1_trl.evaluation import Evaluation, compare
 from mem1_trl.trainers import episode_log
 from mem1_trl.trainers.episode_log import EpisodeLog
@@ -78,3 +79,16 @@ def test_reward_functions_may_be_a_list_or_a_tuple(tmp_path, tokenizer, actor_pa
     functions = kind([lambda trajectories, **kwargs: [1.0] * len(trajectories)] * 2)
     trainer = make(tmp_path, actor_path, tokenizer, environment=NoReward, reward_funcs=functions)
     assert len(trainer.reward_funcs) == 2
+
+
+@pytest.mark.parametrize("kind", [Mem1GRPOConfig, Mem1PPOConfig])
+def test_the_best_model_is_that_of_the_best_reward_unless_another_metric_is_named(tmp_path, kind):
+    """By the loss, which is 0 in every greedy evaluation of GRPO, it would be the first."""
+    steps = dict(
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, report_to="none", use_cpu=True
+    )
+    chosen = kind(str(tmp_path), load_best_model_at_end=True, **steps)
+    assert (chosen.metric_for_best_model, chosen.greater_is_better) == ("reward", True)
+    named = kind(str(tmp_path), load_best_model_at_end=True, metric_for_best_model="loss", **steps)
+    assert (named.metric_for_best_model, named.greater_is_better) == ("loss", False)
+    assert kind(str(tmp_path), **steps).metric_for_best_model is None

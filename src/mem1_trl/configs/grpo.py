@@ -430,6 +430,8 @@ class Mem1GRPOConfig(GRPOConfig):
         self._use_new_names()
         if self.use_cpu and self.bf16 is None:
             self.bf16 = False  # mixed precision on a CPU is slow, and samples from other weights than it trains
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "reward"  # the loss of a policy does not say how well it plays
         super().__post_init__()
         self._check_episode()
 
