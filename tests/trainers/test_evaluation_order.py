@@ -92,3 +92,13 @@ def test_the_best_model_is_that_of_the_best_reward_unless_another_metric_is_name
     named = kind(str(tmp_path), load_best_model_at_end=True, metric_for_best_model="loss", **steps)
     assert (named.metric_for_best_model, named.greater_is_better) == ("loss", False)
     assert kind(str(tmp_path), **steps).metric_for_best_model is None
+
+
+@pytest.mark.parametrize(("mode", "counted"), [("eval", "count as reward 0"), ("train", "are left out of the update")])
+def test_a_warning_says_what_failed_episodes_count(mode, counted, monkeypatch):
+    said = []
+    monkeypatch.setattr(episode_log, "logger", SimpleNamespace(warning=said.append))
+    trainer = SimpleNamespace(mode=mode, args=SimpleNamespace(generation_batch_size=4, report_to=[]))
+    log = EpisodeLog(trainer, SimpleNamespace())
+    log._check_faults([("it is down", False), (None, True)])
+    assert len(said) == 1 and "failed in 1 of 2 episodes" in said[0] and counted in said[0]

@@ -91,9 +91,13 @@ class EpisodeLog:
         errors = [error for error, _ in records if error is not None]
         self._ever_started = self._ever_started or any(played for _, played in records)
         if errors:
+            counted = (
+                "count as reward 0 in this evaluation"
+                if self.trainer.mode == "eval"
+                else "count as unscored and are left out of the update"
+            )
             logger.warning(
-                f"The environment failed in {len(errors)} of {len(records)} episodes, which count as unscored and are left out "
-                f"of the update. The first: {errors[0]}"
+                f"The environment failed in {len(errors)} of {len(records)} episodes, which {counted}. The first: {errors[0]}"
             )
         if self.trainer.mode == "eval":
             return
