@@ -14,7 +14,8 @@ _Job = tuple["Future[Any]", Callable[[], Any]]
 class RequestThreads:
     """
     A few threads that run functions, as `concurrent.futures.ThreadPoolExecutor`, but daemons: the end of the program does not
-    wait for them, so that Ctrl-C ends it also while a server hangs.
+    wait for them, so that Ctrl-C ends it also while a server hangs. They end with [`~RequestThreads.close`], or when nothing
+    refers to this object any more.
 
     Args:
         most (`int`):
@@ -33,7 +34,9 @@ class RequestThreads:
         self._jobs.put((future, function))
         if self._started < self._most and not self._idle.acquire(blocking=False):
             self._started += 1
-            threading.Thread(target=self._work, daemon=True, name=f"mem1-request-{self._started}").start()
+            threading.Thread(
+                target=_work, args=(self._jobs, self._idle), daemon=True, name=f"mem1-request-{self._started}"
+            ).start()
         return future
 
     def close(self) -> None:
@@ -45,16 +48,24 @@ class RequestThreads:
                 break
             if job is not None:
                 job[0].cancel()
+        self._let_end()
+
+    def __del__(self) -> None:
+        self._let_end()
+
+    def _let_end(self) -> None:
+        """Let the threads end after the functions that were submitted."""
         for _ in range(self._started):
             self._jobs.put(None)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, function = job
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:
-                    future.set_exception(error)
-            del job, future, function  # an idle thread keeps nothing alive
-            self._idle.release()
+
+def _work(jobs: SimpleQueue[_Job | None], idle: threading.Semaphore) -> None:
+    while (job := jobs.get()) is not None:
+        future, function = job
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+        del job, future, function  # an idle thread keeps nothing alive
+        idle.release()

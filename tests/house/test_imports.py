@@ -27,6 +27,7 @@ ORDER = [
     "saved_files",
     "time_limit",
     "retrying",
+    "waiting",
     "request_threads",
     "optional_packages",
     "trajectory",

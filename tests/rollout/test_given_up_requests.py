@@ -175,7 +175,26 @@ def test_threads_are_few_and_used_again():
     threads.close()
     go.set()
     assert left.cancelled() and all(one.cancelled() or one.result(60) for one in held)
+    wait_for_end(used)
+
+
+def test_threads_end_with_the_object_that_holds_them():
+    """Those of an application that was not closed stayed."""
+    used, go, threads = set(), threading.Event(), RequestThreads(3)
+
+    def run():
+        used.add(threading.current_thread())
+        return go.wait(60)
+
+    futures = [threads.submit(run) for _ in range(4)]
+    del threads
+    go.set()
+    assert all(future.result(60) for future in futures) and len(used) == 3
+    wait_for_end(used)
+
+
+def wait_for_end(threads):
     deadline = time.monotonic() + 60
-    while any(thread.is_alive() for thread in used):
+    while any(thread.is_alive() for thread in threads):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+from ..waiting import LONGEST_SLEEP, wait_until
 
 Value = TypeVar("Value")
 
@@ -49,11 +53,24 @@ def pieces_of(call: Callable[[Callable[[str], object]], Value]) -> Iterator[str 
     thread = threading.Thread(target=run, daemon=True, name="mem1-turn")
     thread.start()
     try:
-        while (piece := events.get()) is not None:
+        while (piece := _next(events)) is not None:
             yield piece
     finally:
         left.set()
-        thread.join()
+        wait_until(partial(_has_ended, thread))
     if errors:
         raise errors[0]
     yield outcome[0]
+
+
+def _next(events: SimpleQueue[Value]) -> Value:
+    """What was put there first, as soon as there is something."""
+    while True:
+        with contextlib.suppress(Empty):
+            return events.get(timeout=LONGEST_SLEEP)
+
+
+def _has_ended(thread: threading.Thread, seconds: float) -> bool:
+    """Whether a thread has ended, after at most so many seconds."""
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from ..waiting import LONGEST_SLEEP
 from .call_records import EnvironmentCall, Outcome
 from .errors import EnvironmentDied
 from .faults import seconds_to_wait
 
 if TYPE_CHECKING:
     from .calls import EnvironmentCaller
-
-LONGEST_SLEEP = 0.5
-"""Seconds after which a thread that waits looks for an interrupt, on systems where a wait hides it."""
 
 
 @dataclass(slots=True, eq=False)

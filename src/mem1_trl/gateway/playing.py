@@ -12,6 +12,7 @@ from ..environment_runtime.errors import describe_error
 from ..protocol.encoding import decode
 from ..rollout.draws import uniform_draws
 from ..trajectory import StopReason, Turn
+from ..waiting import LONGEST_SLEEP
 from ..wire.errors import WireError
 from .hub import Asked, GatewayHub, as_wire, refuse
 from .program import RunningProgram
@@ -20,8 +21,6 @@ from .turns import ChatTurns
 if TYPE_CHECKING:
     from ..rollout.episode import Episode
     from ..rollout.turn_loop import Rollout
-
-_LONGEST_SLEEP = 1.0
 
 
 class _Play:
@@ -92,7 +91,7 @@ def play_programs(rollout: Rollout, episodes: Sequence[Episode]) -> None:
             while left and len(running) < at_once:
                 running.append(_Play(left.popleft(), hub, events.put))
             playing = list(running)
-            _handle(events, min([_LONGEST_SLEEP, *(play.until - time.monotonic() for play in running)]))
+            _handle(events, min([LONGEST_SLEEP, *(play.until - time.monotonic() for play in running)]))
             if any(play.waiting for play in running) and rollout.batch_wait:
                 until = time.monotonic() + rollout.batch_wait
                 while (

@@ -22,6 +22,7 @@ from ..json_text import read_json
 from ..printable import one_line
 from ..retrying import BUSY_STATUSES, UnusableServer, asked_to_wait, backoff, with_retries
 from ..time_limit import TimeLimit, limited_pool, read_at_most
+from ..waiting import wait_until
 from .passages import Passage, check_search, read_corpus
 
 _MAX_BYTES = 128 * 2**20
@@ -149,7 +150,7 @@ class HttpRetriever:
             with self._lock:
                 self._waiting.append(search)
                 self._use_free_connections()
-            search.woken.wait()
+            wait_until(search.woken.wait)
             if search.batch is not None:
                 self._answer(search.batch)
         finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from ..environment_runtime.running_calls import LONGEST_SLEEP
+from ..waiting import LONGEST_SLEEP
 from .acting import Acting, BackgroundActions
 
 if TYPE_CHECKING:

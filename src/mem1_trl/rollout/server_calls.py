@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ..request_threads import RequestThreads
 from ..retrying import Cancellation, UnusableServer, with_retries
+from ..waiting import wait_until
 from .server_errors import FailedContext, TurnStopped, explained, one_line, seconds_to_wait
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class ServerCalls(Generic[Value]):
         threads, cancellation = RequestThreads(self.max_workers), Cancellation()
         try:
             futures = [threads.submit(partial(self.one, request, cancellation)) for request in requests]
-            wait(futures, return_when=FIRST_EXCEPTION)
+            wait_until(partial(_are_decided, futures))
             for future in futures:
                 if future.done() and (error := future.exception()) is not None:
                     raise error
@@ -122,6 +123,12 @@ class ServerCalls(Generic[Value]):
             raise failures[0]
         if hopeless:
             raise UnusableServer(str(failures[0])) from failures[0]
+
+
+def _are_decided(futures: Sequence[Future[Any]], seconds: float) -> bool:
+    """Whether all have ended, or one with an error, after at most so many seconds."""
+    ended, running = wait(futures, seconds, FIRST_EXCEPTION)
+    return not running or any(future.exception() is not None for future in ended)
 
 
 def _warn(error: Exception, seconds: float) -> None:
