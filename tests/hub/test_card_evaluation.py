@@ -17,12 +17,13 @@ from mem1_trl.hub.card_evaluation import card_evaluations, evaluation_results, e
 from mem1_trl.hub.logged_evaluations import LOADED_STEP
 from mem1_trl.hub.training_curves import curve_panels, draw_curves
 
+OWN = "evaluation tasks of the run"
+"""What the one data set of a run is called: `dataset_name` is that of training."""
 
-def shown(
-    log: list[dict[str, Any]], given: Any = None, dataset_name: str | None = None
-) -> list[tuple[str, str, float]]:
+
+def shown(log: list[dict[str, Any]], given: Any = None) -> list[tuple[str, str, float]]:
     """Data set, metric and value of each result in the metadata of a card."""
-    results = evaluation_results(card_evaluations(given, log), dataset_name)
+    results = evaluation_results(card_evaluations(given, log))
     return [(result.dataset_name, result.metric_type, result.metric_value) for result in results]
 
 
@@ -46,14 +47,14 @@ TWO = [
 
 
 def test_the_results_are_those_of_the_last_evaluation():
-    assert shown(ONE, dataset_name="me/tasks") == [("me/tasks", "reward", 0.5), ("me/tasks", "peak_tokens", 80.0)]
+    assert shown(ONE) == [(OWN, "reward", 0.5), (OWN, "peak_tokens", 80.0)]
     section = evaluation_section(card_evaluations(None, ONE), ONE)
     assert "The last evaluation of the run, after optimizer step 2." in section and "| reward | 0.5 |" in section
     assert shown([{"step": 1, "reward": 1.0}]) == [] and evaluation_section([], []) == ""
 
 
 def test_metrics_that_are_passed_come_before_those_of_the_log():
-    assert shown(ONE, {"exact_match": 1.25, "kl": 3.0}, "me/hard") == [("me/hard", "exact_match", 1.25)]
+    assert shown(ONE, {"exact_match": 1.25, "kl": 3.0}) == [(OWN, "exact_match", 1.25)]
     assert "optimizer step" not in evaluation_section(card_evaluations({"exact_match": 1.25}, ONE), ONE)
 
 
@@ -72,7 +73,7 @@ def test_the_results_are_those_of_the_checkpoint_that_was_loaded(later):
 
 def test_each_data_set_has_results_of_its_own():
     expected = [("easy", 0.8), ("very_hard", 0.1)]
-    found = shown(TWO, dataset_name="me/training")
+    found = shown(TWO)
     assert [(data, value) for data, metric, value in found if metric == "success"] == expected
     assert {data for data, _, _ in found} == {"easy", "very_hard"}
     best = [*TWO, {"step": 2, LOADED_STEP: 1}]
@@ -86,7 +87,7 @@ def test_each_data_set_has_results_of_its_own():
 
 def test_the_metadata_keeps_data_sets_apart(tmp_path):
     card = ModelCard("---\nmodel_name: me\n---\n")
-    card.data.eval_results = evaluation_results(card_evaluations(None, TWO), None)
+    card.data.eval_results = evaluation_results(card_evaluations(None, TWO))
     card.save(tmp_path / "README.md")
     (block,) = ModelCard.load(tmp_path / "README.md").data.to_dict()["model-index"]
     found = {one["dataset"]["name"]: {m["type"]: m["value"] for m in one["metrics"]} for one in block["results"]}

@@ -92,7 +92,7 @@ def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, ser
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     history = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     assert history and 0.0 <= metrics["reward"] <= 1.0 and metrics["peak_tokens"] > 8 and metrics["turns"] >= 1
-    assert {result.dataset_name for result in card.data.eval_results} == {"me/lookups"}
+    assert {result.dataset_name for result in card.data.eval_results} == {"evaluation tasks of the run"}
     for text in (
         "zhou2025mem1",
         "vonwerra2020trl",

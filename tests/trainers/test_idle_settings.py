@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.trainer_helpers import trainer_arguments
+from support.trainer_helpers import lookup_dataset, trainer_arguments
 
-from mem1_trl import Mem1GRPOConfig, Mem1PPOConfig
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer, Mem1PPOConfig
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,25 @@ def test_values_of_episodes_that_are_left_out_are_not_asked_for(tmp_path):
         ValueError, match="bootstrap_truncated=True has no effect on episodes that mask_truncated_completions"
     ):
         Mem1PPOConfig(**trainer_arguments(tmp_path, **both))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_turns": 3}, "max_turns=3 is about episodes with an environment, and there is none: pass `environment_factory`, or leave it 6"),
+        ({"context": "full"}, "context='full' is about episodes with an environment"),
+        ({"max_observation_length": 50}, "max_observation_length=50 is about .* or leave it 1000"),
+        ({"environment_timeout": 5.0}, "environment_timeout=5.0 is about"),
+    ],
+)  # fmt: skip
+def test_settings_of_episodes_need_an_environment(tmp_path, tokenizer, actor_path, settings, words):
+    """They were ignored: a forgotten environment looked like a run of several turns."""
+    arguments = {**trainer_arguments(tmp_path), "num_generations": 2, "max_turns": 1, **settings}
+    with pytest.raises(ValueError, match=words):
+        Mem1GRPOTrainer(
+            model=actor_path,
+            args=Mem1GRPOConfig(**arguments),
+            reward_funcs=lambda completions, **kwargs: [1.0] * len(completions),
+            train_dataset=lookup_dataset(),
+            processing_class=tokenizer,
+        )

@@ -38,7 +38,8 @@ from mem1_trl.trainers.reward_functions import check_signatures
 
 
 def make(tmp_path, model, tokenizer, environment=None, dataset=None, protocol=SHORT, **kwargs):
-    settings = {"max_turns": 3, "max_observation_length": 60, "num_generations": 4, **kwargs.pop("args", {})}
+    episodes = {} if environment is None else {"max_turns": 3, "max_observation_length": 60}
+    settings = {**episodes, "num_generations": 4, **kwargs.pop("args", {})}
     return Mem1GRPOTrainer(
         model=model,
         args=Mem1GRPOConfig(**trainer_arguments(tmp_path, **settings)),

@@ -215,6 +215,32 @@ def refuse_any(config: Mem1GRPOConfig, settings: Iterable[tuple[str, bool, str]]
             raise ValueError(f"{name}={getattr(config, name)!r} {because}: {instead}.")
 
 
+def refuse_changed(config: Mem1GRPOConfig, names: Iterable[str], because: str, how: str) -> None:
+    """
+    Refuse settings that have another value than their default.
+
+    Args:
+        config ([`Mem1GRPOConfig`]):
+            Has the settings.
+        names (`Iterable[str]`):
+            Theirs.
+        because, how (`str`):
+            What is wrong with each of them, and what gives it an effect, as the sentence goes on after its name and value.
+
+    Raises:
+        `ValueError`: If one has another value than its default.
+    """
+    defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
+    refuse_any(
+        config,
+        [
+            (name, getattr(config, name) != default, f"{how}, or leave it {default!r}")
+            for name, default in defaults.items()
+        ],
+        because,
+    )
+
+
 def refuse_without_effect(config: Mem1GRPOConfig) -> None:
     """
     Refuse settings that nothing would read.
@@ -228,12 +254,7 @@ def refuse_without_effect(config: Mem1GRPOConfig) -> None:
         ("rollout_mode", config.rollout_mode == "lockstep", "use 'async'", ("rollout_batch_wait",)),
     ):  # fmt: skip
         if off:
-            defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
-            refuse_any(
-                config,
-                [(name, getattr(config, name) != default, f"{how}, or leave it {default!r}") for name, default in defaults.items()],
-                f"has no effect with {owner}={getattr(config, owner)!r}",
-            )  # fmt: skip
+            refuse_changed(config, names, f"has no effect with {owner}={getattr(config, owner)!r}", how)
 
 
 def refuse_noise(config: Mem1GRPOConfig) -> None:

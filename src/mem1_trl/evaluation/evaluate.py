@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
-from ..rewards import are_answers
+from ..rewards import are_answers, form_of_answers
 from ..rollout.play import check_task
 from .episode_scores import Success, evaluate_episode
 from .finished import finished_evaluation, played_with
@@ -270,10 +270,7 @@ def _checked(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"Row {index} has prompt={row['prompt']!r:.60}. {error}") from None
         if row.get("answers") is not None and not are_answers(row["answers"]):
-            raise ValueError(
-                f"Row {index} has answers={row['answers']!r}: give a list with the accepted answers of each objective, such as "
-                "[['Paris'], ['26', 'twenty-six']]."
-            )
+            raise ValueError(f"Row {index} has {form_of_answers(row['answers'])}.")
     return checked
 
 

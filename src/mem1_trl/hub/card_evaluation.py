@@ -30,15 +30,13 @@ def card_evaluations(given: Mapping[str, float] | None, log: Log) -> list[Logged
     return [one for one in found if _shown(one)]
 
 
-def evaluation_results(evaluations: Sequence[LoggedEvaluation], dataset_name: str | None) -> list[EvalResult]:
+def evaluation_results(evaluations: Sequence[LoggedEvaluation]) -> list[EvalResult]:
     """
-    The evaluations as Hub metadata, one block for each data set.
+    The evaluations as Hub metadata, one block for each data set. The name that `create_model_card` is given is that of the tasks of training.
 
     Args:
         evaluations (`Sequence[LoggedEvaluation]`):
             As [`card_evaluations`] gives them.
-        dataset_name (`str`, *optional*):
-            Name of the data set, if the trainer has one only: of several, each has its own name.
 
     Returns:
         `list[EvalResult]`: One result for each metric and data set.
@@ -47,8 +45,8 @@ def evaluation_results(evaluations: Sequence[LoggedEvaluation], dataset_name: st
         EvalResult(
             task_type="text-generation",
             task_name="Agent over several turns",
-            dataset_type="custom" if one.data else dataset_name or "custom",
-            dataset_name=one.data or dataset_name or "evaluation tasks of the run",
+            dataset_type="custom",
+            dataset_name=one.data or "evaluation tasks of the run",
             # By the name alone the Hub does not tell blocks apart
             dataset_config=one.data or None,
             metric_type=metric,

@@ -66,8 +66,6 @@ class CardFacts:
             `trainer.state.log_history`.
         evaluation (`Mapping[str, float]`, *optional*):
             Metrics of a separate evaluation.
-        dataset_name (`str`, *optional*):
-            Name of the data set of the evaluation, if there is one only.
         adapter (`bool`):
             Whether the weights are those of an adapter.
         versions (`dict[str, str]`):
@@ -84,7 +82,6 @@ class CardFacts:
     training: Mapping[str, Any]
     log_history: Sequence[Mapping[str, float]]
     evaluation: Mapping[str, float] | None = None
-    dataset_name: str | None = None
     environment_names: Sequence[str] = ()
     adapter: bool = False
     versions: dict[str, str] = field(default_factory=dict)
@@ -111,7 +108,7 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
     evaluations = card_evaluations(facts.evaluation, facts.log_history)
     if evaluations:
         card.data.model_name = name  # without it the results are not a valid model-index
-        card.data.eval_results = evaluation_results(evaluations, facts.dataset_name)
+        card.data.eval_results = evaluation_results(evaluations)
     curves = draw_curves(facts.log_history, path.parent / CURVES_FILE)
     sections = [
         f"# {name}",

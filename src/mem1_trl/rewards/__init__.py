@@ -7,6 +7,7 @@ from .answers import exact_match as exact_match
 from .answers import exact_match_reward as exact_match_reward
 from .answers import f1 as f1
 from .answers import f1_reward as f1_reward
+from .answers import form_of_answers as form_of_answers
 from .answers import invalid_action_penalty as invalid_action_penalty
 from .answers import normalize_answer as normalize_answer
 from .answers import score_answer as score_answer

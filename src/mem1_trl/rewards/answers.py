@@ -114,6 +114,11 @@ def are_answers(value: Any) -> bool:
     )
 
 
+def form_of_answers(value: Any) -> str:
+    """What a message says about references that are not of the form that [`are_answers`] knows."""
+    return f"answers={value!r:.60}: give a list with the accepted answers of each objective, such as [['Paris'], ['26', 'twenty-six']]"
+
+
 def score_answer(answer_text: str | None, answers: Answers) -> dict[str, float]:
     """
     The scores of an answer by every metric of the paper.

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from datasets import Dataset
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
+from ..rewards import are_answers, form_of_answers
 from ..rollout.play import NO_TASK
 from ..rollout.settings import AgentSettings, resolve_conversational
 from ..saved_files import check_path
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from ..environment_runtime.pool import EnvironmentPool
     from ..rollout.play import EpisodePlayer
+
+logger = get_logger(__name__)
 
 _CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 """Beginnings of the names of LoRA initializations that take a part of the weights into the adapter."""
@@ -224,6 +228,38 @@ def check_rows(name: str, dataset: Any, pool: EnvironmentPool | None, processing
         resolve_conversational(AgentSettings(conversational=True), processing_class)
 
 
+def check_answers(name: str, dataset: Any, needed: bool) -> None:
+    """
+    Say which row has `answers` that cannot be compared with an answer. A reward function may read them in a form of its own.
+
+    Args:
+        name (`str`):
+            What messages call the data set.
+        dataset (`Any`):
+            The rows; those of a stream are not read for it.
+        needed (`bool`):
+            Whether rewards depend on them.
+
+    Raises:
+        `ValueError`: If they are needed.
+    """
+    if not isinstance(dataset, Dataset) or "answers" not in dataset.column_names:
+        return
+    what = None
+    for number, answers in enumerate(_column(dataset, "answers")):
+        if answers is not None and not are_answers(answers):
+            what = f"Row {number} of the {name} has {form_of_answers(answers)}"
+            break
+    arrays = dataset.format["type"]
+    if what is None and arrays not in (None, "python", "custom"):
+        what = f"The {name} gives its `answers` as arrays, since it is formatted as {arrays!r}: pass `dataset.with_format(None)`"
+    if what is None:
+        return
+    if needed:
+        raise ValueError(f"{what}. memory_value_weight needs them, or a data set without `answers`.")
+    logger.warning(f"{what}. Else no metric compares answers with them; reward functions get them as they are.")
+
+
 def _column(dataset: Dataset, name: str) -> Iterator[Any]:
     """The values of a column; of a data set that makes its rows when they are read, those of the first rows only."""
     if dataset.format["type"] == "custom":
@@ -299,8 +335,14 @@ def check_size(dataset: Any, args: Any) -> None:
         )
 
 
-def first_prompt(dataset: Any) -> Any:
-    """The task of the first row; `None` if there is none, or if the data set is a stream, which is not read for it."""
+def first_prompt(dataset: Any, reads_streams: bool) -> Any:
+    """
+    The task of the first row; `None` if there is none. Without an environment it alone says whether tasks are messages, so that a stream is
+    read for it then; it begins again when it is trained on.
+    """
+    if reads_streams and isinstance(dataset, IterableDataset):
+        first: list[dict[str, Any]] = list(dataset.take(1))
+        return first[0].get("prompt") if first else None
     if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names or not len(dataset):
         return None
     return dataset[0]["prompt"]

@@ -47,6 +47,7 @@ class EpisodeLog:
         self._lost_batches = 0
         self._unrewarded: list[str] = []
         self._unrewarded_batches = 0
+        self._mixed_groups = False  # said
         self._to_show: dict[str, deque[Trajectory]] = {
             mode: deque(maxlen=trainer.args.generation_batch_size) for mode in ("train", "eval")
         }
@@ -133,6 +134,26 @@ class EpisodeLog:
             )
         if self._unrewarded_batches >= _UNREWARDED_BATCHES:
             self._unrewarded = []  # said, and not needed again
+
+    def watch_groups(self, trajectories: list[Trajectory]) -> None:
+        """
+        Say once that the episodes of a group do not begin with the same context, if they are compared: then they have different tasks.
+
+        Such are those of an environment that draws its task in `reset`, since no row says which.
+        """
+        trainer, size = self.trainer, self.trainer.num_generations or 1
+        if trainer.mode == "eval" or not trainer.rewards_by_turns or size == 1 or self._mixed_groups:
+            return
+        begun = trainer.gather_records([hash(tuple(t.turns[0].prompt_ids)) if t.turns else None for t in trajectories])
+        groups = [set(begun[start : start + size]) - {None} for start in range(0, len(begun), size)]
+        mixed = sum(len(group) > 1 for group in groups)
+        if mixed:
+            self._mixed_groups = True
+            logger.warning(
+                f"The episodes of {mixed} of {len(groups)} groups begin with different contexts, though GRPO compares their rewards as those of "
+                "one task: the best of them is then that with the easiest task. Give each row of the data set what `reset` chooses the task by, such as a "
+                "seed, or train with Mem1PPOTrainer, whose critic knows the task."
+            )
 
     def keep(self, trajectories: list[Trajectory]) -> None:
         """Keep rewarded episodes to be shown, if `log_completions` asks for it."""

@@ -20,6 +20,7 @@ from ..rollout.settings import AgentSettings, resolve_conversational
 from ..rollout.turn_loop import Rollout
 from ..saved_files import check_path
 from .checks import (
+    check_answers,
     check_budgets,
     check_columns,
     check_model,
@@ -40,7 +41,7 @@ from .episode_log import EpisodeLog
 from .evaluating import EvaluationRecorder
 from .first_row import check_reset, play_first_row
 from .refusals import refuse_memory_value, refuse_missing_packages, refuse_unsaved_adapter, refuse_without_environment
-from .reward_functions import check_signatures, collect_reward_functions
+from .reward_functions import check_signatures, collect_reward_functions, distinct
 from .saving import (
     MEM1_CITATION,
     card_facts,
@@ -129,6 +130,7 @@ class Mem1Trainer(TrajectoryTrainer):
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, args, self.pool)
             check_rows(name, dataset, self.pool, processing_class)
+            check_answers(name, dataset, bool(args.memory_value_weight))
 
         rewards = collect_reward_functions(self, args, reward_funcs)
         if self.pool is not None:
@@ -153,6 +155,7 @@ class Mem1Trainer(TrajectoryTrainer):
             )
         finally:
             args.reward_weights = weights
+        self.reward_func_names = distinct(self.reward_func_names)
         check_model(self.model)  # of an id on the Hub, only now
         check_vocabulary(self.model, self.tokenizer)
         if isinstance(model, str):
@@ -161,7 +164,9 @@ class Mem1Trainer(TrajectoryTrainer):
         refuse_unsaved_adapter(self.model, self.accelerator)
         check_optimizer(self.model, self.optimizer)
         warn_of_what_cannot_be_loaded(self.model)
-        self._agent_settings = self._decide_settings(saved_settings(model, args), first_prompt(train_dataset))
+        self._agent_settings = self._decide_settings(
+            saved_settings(model, args), first_prompt(train_dataset, reads_streams=self.pool is None)
+        )
         engine = args.vllm_max_model_length if args.use_vllm else None
         self.settings = self._agent_settings.with_context_limit(
             self.model, engine, after=int(getattr(args, "bootstrap_truncated", False))
@@ -288,6 +293,7 @@ class Mem1Trainer(TrajectoryTrainer):
         if self.stages is not None and self.mode == "train":
             self.stages.note(trajectories)
         self._episode_log.watch_rewards(trajectories)
+        self._episode_log.watch_groups(trajectories)
         self._episode_log.keep(trajectories)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -425,7 +431,7 @@ class Mem1Trainer(TrajectoryTrainer):
             self._card_evaluation = dict(getattr(evaluation, "metrics", evaluation))
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
-            facts = card_facts(self, dataset_name, self._card_evaluation)
+            facts = card_facts(self, self._card_evaluation)
             complete_model_card(Path(self.args.output_dir or ".") / "README.md", facts)
 
     def agent_settings(self) -> AgentSettings:

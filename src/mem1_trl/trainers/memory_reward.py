@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..rewards import are_answers
+from ..rewards import are_answers, form_of_answers
 from ..update.memory_value import memory_values
+from .run_stopped import RunStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,12 @@ def memory_value_reward(trainer: Mem1Trainer) -> Callable[..., list[list[float |
     """
 
     def memory_value(trajectories: list[Trajectory], answers: Any = None, **kwargs: Any) -> list[list[float | None]]:
-        golds = [one if are_answers(one) else None for one in answers or [None] * len(trajectories)]
+        golds = answers or [None] * len(trajectories)
+        for one in golds:
+            if one is not None and not are_answers(one):  # of a stream, whose rows nothing has looked at
+                raise RunStopped(
+                    f"A row has {form_of_answers(one)}. memory_value_weight needs them, or a row without `answers`."
+                )
         found = memory_values(
             trainer.accelerator.unwrap_model(trainer.model),
             trajectories,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ..configs.checks import refuse_changed
 from ..optional_packages import require
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("tensorboard", "trackio", "wandb")
 """Trackers that the extra `tracking` installs, by the names of their packages."""
+_OF_EPISODES = (
+    "context",
+    "max_observation_length",
+    "environment_timeout",
+    "environment_retries",
+    "environment_concurrency",
+)
+"""Settings that nothing reads where an episode is one answer."""
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -129,7 +138,8 @@ def refuse_without_environment(args: Mem1GRPOConfig, protocol: Mem1Protocol | No
     Refuse what has no meaning for episodes of one turn that nothing answers.
 
     Raises:
-        `ValueError`: For a `protocol` that the user passed, with several turns or native tool calls, and for `state_loss_weight`.
+        `ValueError`: For a `protocol` that the user passed, with several turns or native tool calls, for `state_loss_weight`, and for other settings
+            that nothing would read.
     """
     if protocol is not None and (protocol.action_syntax == "tool_calls" or args.max_turns > 1):
         raise ValueError("A protocol without an environment has nothing to talk to: pass `environment_factory`.")
@@ -138,6 +148,13 @@ def refuse_without_environment(args: Mem1GRPOConfig, protocol: Mem1Protocol | No
             f"state_loss_weight={args.state_loss_weight} needs turns that write a state, and there are none without "
             "`environment_factory`: pass one, or leave it 1.0."
         )
+    several = () if args.max_turns == 1 else ("max_turns",)
+    refuse_changed(
+        args,
+        (*several, *_OF_EPISODES),
+        "is about episodes with an environment, and there is none",
+        "pass `environment_factory`",
+    )
 
 
 def refuse_memory_value(args: Mem1GRPOConfig, has_environment: bool) -> None:

@@ -83,6 +83,18 @@ def collect_reward_functions(trainer: Mem1Trainer, args: Any, given: Any) -> Rew
     return RewardFunctions(given, own, [*of_given, *(weight for _, weight in own)])
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of reward functions, of which each stands once: metrics are kept by them, and two lambdas have the same."""
+    found: list[str] = []
+    for name in names:
+        number, chosen = 1, name
+        while chosen in found:
+            number += 1
+            chosen = f"{name}_{number}"
+        found.append(chosen)
+    return found
+
+
 _GIVEN = ("prompts", "completions", "completion_ids", "trajectories", "trainer_state", "log_extra", "log_metric")
 """What a reward function is called with, by name, beside `environments` and the columns of the data set."""
 

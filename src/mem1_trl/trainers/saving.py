@@ -234,7 +234,7 @@ def _listed(adapter: dict[str, Any], names: Iterable[str] = ("r", "lora_alpha"))
     return ", ".join(f"{name}={adapter[name]!r}" for name in names if name in adapter) or "its settings"
 
 
-def card_facts(trainer: Mem1Trainer, dataset_name: str | None, evaluation: dict[str, float] | None) -> CardFacts:
+def card_facts(trainer: Mem1Trainer, evaluation: dict[str, float] | None) -> CardFacts:
     """What the model card of a trainer says beyond TRL's."""
     environment = actions = None
     if trainer.pool is not None:
@@ -252,7 +252,6 @@ def card_facts(trainer: Mem1Trainer, dataset_name: str | None, evaluation: dict[
         training={name: getattr(trainer.args, name) for name in _CARD_SETTINGS if hasattr(trainer.args, name)},
         log_history=trainer.state.log_history,
         evaluation=evaluation,
-        dataset_name=dataset_name,
         adapter=adapter,
         versions={"PEFT": version("peft")} if adapter else {},
     )
