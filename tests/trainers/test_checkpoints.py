@@ -236,13 +236,14 @@ def whole_batches(trainer) -> list[bool]:
     ("before", "after", "said"),
     [
         ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps=1"),
+        ({}, {"per_device_train_batch_size": 8}, "some tasks of this pass are left out or played twice"),
         ({"steps_per_generation": 2}, {"steps_per_generation": 4}, "steps_per_generation=2, and this one has steps_per_generation=4"),
         ({"steps_per_generation": 4}, {"steps_per_generation": 2}, "steps_per_generation=4, and this one has steps_per_generation=2"),
         ({"num_iterations": 2, "beta": 0.0}, {"num_iterations": 2, "beta": 0.1}, "beta=0.0, and this one has beta=0.1"),
         ({"num_iterations": 2}, {"num_iterations": 2, "max_tokens_per_micro_batch": 60}, "max_tokens_per_micro_batch=None"),
         ({"num_iterations": 2}, {"num_iterations": 2}, None),
     ],
-    ids=["accumulation", "longer", "shorter", "reference", "budget", "same"],
+    ids=["accumulation", "more tasks", "longer", "shorter", "reference", "budget", "same"],
 )  # fmt: skip
 def test_a_run_that_goes_on_with_other_batches_plays_a_new_one(
     tmp_path, tokenizer, actor_path, caplog, before, after, said
@@ -271,6 +272,7 @@ def test_a_run_that_goes_on_with_other_batches_plays_a_new_one(
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6 and whole == [True] * 3
     assert ("The checkpoint is of a run with" in caplog.text) is (said is not None) and (said or "") in caplog.text
+    assert ("left out or played twice" in caplog.text) is (after.get("per_device_train_batch_size") == 8)
 
 
 # Adapters and tied weights

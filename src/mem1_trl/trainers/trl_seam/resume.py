@@ -34,7 +34,7 @@ from .evaluations import OrderedEvaluations
 from .helpers import instance_attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 logger = get_logger(__name__)
 
@@ -44,6 +44,14 @@ _OF_BATCHES = (
     "advantage_level", "state_loss_weight", "distillation_weight", "distillation_in_reward", "max_tokens_per_micro_batch", "layout", "use_vllm",
     "vllm_importance_sampling_correction",
 )  # fmt: skip
+
+_OTHER_PLACE = "Steps have another number of tasks, by which the place in the data set is counted: some tasks of this pass are left out or played twice."
+
+
+def _tasks_of_step(settings: Mapping[str, Any]) -> float:
+    """How many tasks one optimizer step takes off the data set in one process."""
+    rows = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    return float(rows / ((settings["num_generations"] or 1) * settings["num_iterations"]))
 
 
 class _Restore(TrainerCallback):
@@ -197,8 +205,9 @@ class ExactResume(OrderedEvaluations):
             before, after = (
                 ", ".join(f"{name}={values[name]!r}" for name in changed) for values in (state.batches, now)
             )
+            place = "" if _tasks_of_step(state.batches) == _tasks_of_step(now) else f" {_OTHER_PLACE}"
             logger.warning(
-                f"The checkpoint is of a run with {before}, and this one has {after}: it plays a new batch if one was not trained to its end."
+                f"The checkpoint is of a run with {before}, and this one has {after}: it plays a new batch if one was not trained to its end.{place}"
             )
         else:
             self._step = state.micro_step
