@@ -44,10 +44,12 @@ OF_TRAINING = {
 FIRST, SECOND, EXACT, LEARNED = "grpo-mixed", "grpo-counted", "grpo-exact", "grpo-anchored"
 """The second goes on from the first; the others, from what supervised training for as long as both has made of the start."""
 LABELS = (
-    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", "grpo-2", "ppo-2", "again", "taught", "twin",
+    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", "grpo-2", "ppo-2", "again", "taught", "twin", "last",
 )  # fmt: skip
 OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30}
 """Added to the seed of a run, so that it draws other tasks than those before it."""
+LAST_TASKS = 2
+"""Seed of the test tasks by which nothing was chosen."""
 
 
 def stages(out, seeds, labels, options):
@@ -56,13 +58,13 @@ def stages(out, seeds, labels, options):
     on_all = ("--objectives", *([1, 2] if options.short else [1, 2, 3, 4]))
     on_fewer = ("--objectives", *([1, 2] if options.short else [1, 2, 3]))
 
-    def test(label, adapter, seed, *more, numbers=objectives):
+    def test(label, adapter, seed, *more, numbers=objectives, tasks_of=None):
         arguments = ["--label", f"{label}-seed{seed}", "--tasks", options.tasks]
         arguments += [] if adapter is None else ["--adapter", adapter]
         return (
-            f"test {label} seed {seed}: {', '.join(map(str, numbers))} {' '.join(map(str, more))}".strip(),
+            f"test {label} seed {seed}{'' if tasks_of is None else f' on tasks of {tasks_of}'}: {', '.join(map(str, numbers))} {' '.join(map(str, more))}".strip(),
             "evaluate_tasks",
-            [*arguments, "--output_dir", out / "evaluation", "--seed", seed, "--together", options.together,
+            [*arguments, "--output_dir", out / "evaluation", "--seed", seed if tasks_of is None else tasks_of, "--together", options.together,
              "--objectives", *numbers, *more],
         )  # fmt: skip
 
@@ -123,6 +125,14 @@ def stages(out, seeds, labels, options):
                     [*search, "--output_dir", place, "--objectives", *objectives[:2]],
                 )
                 yield test("scalar", copying / "adapter", seed, "--control", place / "control.json")
+            elif label == "last":
+                longer = _adapter_of(out / f"supervised-{learned.name}")
+                for name, adapter in (
+                    (LEARNED, learned / "adapter"),
+                    ("supervised-longer", longer),
+                    ("supervised", copying / "adapter"),
+                ):
+                    yield test(name, adapter, seed, numbers=objectives[:1], tasks_of=LAST_TASKS)
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
                 yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]

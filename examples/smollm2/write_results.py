@@ -3,11 +3,11 @@ Writes `RESULTS.md`, `results.json`, `tasks.jsonl` and a picture from the runs a
 
     python examples/smollm2/write_results.py runs/smollm2 --to docs/smollm2
 
-`tasks.jsonl` has a line for each tested task, see `evaluate_tasks.py`, with the label of the agent.
+`tasks.jsonl` has a line for each tested task, see `evaluate_tasks.py`, with the label of the agent. Those of `"part": "last"` are of an adapter,
+named by `seed`, on the tasks of another seed.
 """
 
 import json
-import re
 import statistics
 from collections import Counter, defaultdict
 
@@ -15,16 +15,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from compared import cell, difference, mean, read_tests, seeds_of
 from demonstrator import MOST_KNOWN
-from mistakes import questions_of
 from mistakes import tables as mistakes
 from runs import read_lines, steps_of, write_json
 from tasks import STATE_TOKENS, answers_in, plans
-
-from mem1_trl import StopReason, Trajectory
-from mem1_trl.evaluation import Evaluation, compare
-from mem1_trl.evaluation.intervals import summarize
-from mem1_trl.evaluation.result import EvaluatedTask
 
 # `runs` made this importable, too
 from result_pages import difference_cell, markdown_table, page_parser, smooth  # isort: skip
@@ -51,8 +46,6 @@ AGENT, BEFORE, AS_LONG = "grpo-anchored", "supervised", "supervised-longer"
 """What the page is about, what it was before reinforcement, and what supervised training makes of that in as much time."""
 LOOKED_AT = 2
 """Objectives of the tasks whose answers are told apart: short enough for most of them to be looked up by every agent."""
-FILE = re.compile(r"(?P<label>.+?)(-seed\d+)?-(?P<objectives>\d+)-t(?P<temperature>[\d.]+)-seed\d+")
-"""A file of tests: that of one seed of an agent, or of an agent without seeds, `start-2-t0-seed0`."""
 METRICS = {
     "em": "exact match per objective",
     "positional": "right by position",
@@ -62,78 +55,9 @@ WINDOW = 5  # steps of a running mean
 ENDS = 8  # batches of episodes at the begin and at the end of a training
 
 
-def read_tests(folder):
-    """`{(label, temperature): {objectives: {task: line}}}` of all tested tasks."""
-    found = defaultdict(lambda: defaultdict(dict))
-    for path in sorted(folder.glob("*.jsonl")):
-        match = FILE.fullmatch(path.stem)
-        for line in read_lines(path) if match else []:
-            found[match["label"], float(match["temperature"])][int(match["objectives"])][line["task"]] = line
-    order = list(dict.fromkeys([*NAMES, *sorted(label for label, _ in found)]))
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
-
-
 def named(label):
     """What a page calls an agent; one that is none of the experiment's has the name that its test gave it."""
     return NAMES.get(label, label)
-
-
-def mean(lines, metric):
-    """Mean of `{task: line}` with its interval over tasks, their number, and the mean of each seed; `None` if no task has a value."""
-    values = {task: line[metric] for task, line in lines.items() if line[metric] is not None}
-    if not values:
-        return None
-    asked = questions_of(values)
-    found = summarize(list(values.values()), questions=[asked[task] for task in values])
-    seeds = {
-        seed: statistics.mean(value for task, value in values.items() if lines[task]["seed"] == seed)
-        for seed in seeds_of(lines[task] for task in values)
-    }
-    return {"mean": found.mean, "low": found.low, "high": found.high, "tasks": found.count, "seeds": seeds}
-
-
-def seeds_of(lines):
-    return sorted({line["seed"] for line in lines})
-
-
-def cell(statistic, form=".2f"):
-    """A mean with its interval and, in brackets, each seed."""
-    if statistic is None:
-        return ""
-    text = f"{statistic['mean']:{form}} [{statistic['low']:{form}}, {statistic['high']:{form}}]"
-    seeds = statistic["seeds"].values()
-    return f"{text} ({', '.join(f'{value:{form}}' for value in seeds)})" if len(seeds) > 1 else text
-
-
-def evaluation(lines, metric):
-    """Lines of one seed as the package compares them."""
-    asked = questions_of(line["task"] for line in lines)
-    nothing = Trajectory(turns=[], stop_reason=StopReason.ERROR)  # its turns are not in the lines, and not compared
-    return Evaluation(
-        [
-            EvaluatedTask(
-                number,
-                {"task": line["task"], "questions": asked[line["task"]]},
-                "",
-                nothing,
-                {} if line[metric] is None else {metric: line[metric]},
-            )
-            for number, line in enumerate(lines)
-        ]
-    )
-
-
-def difference(mine, theirs, metric):
-    """The paired difference over the tasks that both have played, seed by seed; `None` if there are none."""
-    both = [task for task in mine if task in theirs]
-    sides = [
-        [
-            evaluation([lines[task] for task in both if mine[task]["seed"] == seed], metric)
-            for seed in seeds_of(mine[task] for task in both)
-        ]
-        for lines in (mine, theirs)
-    ]
-    return compare(*sides, metric) if both else None
 
 
 def differences(tests, agent, metric, numbers):
@@ -148,11 +72,48 @@ def differences(tests, agent, metric, numbers):
             if found is None:
                 texts.append("")
                 continue
-            record.setdefault(label, {})[n] = [found.difference, found.low, found.high, found.count, found.by_seed]
-            each = f" ({', '.join(f'{one:+.2f}' for one in found.by_seed)})" if len(found.by_seed) > 1 else ""
-            texts.append(difference_cell(found) + each)
+            record.setdefault(label, {})[n] = _numbers(found)
+            texts.append(_difference_cell(found))
         rows.append([f"minus {named(label)}", *texts])
     return rows, record
+
+
+def last_word(tests, agent, metric):
+    """A section about tests on tasks by which nothing was chosen, with means and the paired differences of an agent; `""` without any."""
+    if (agent, 0.0) not in tests:
+        return "", {}
+    rows, record = [], {}
+    for n, mine in sorted(tests[agent, 0.0].items()):
+        for label in (label for label, temperature in tests if not temperature and n in tests[label, temperature]):
+            theirs = tests[label, 0.0][n]
+            found = None if label == agent else difference(mine, theirs, metric)
+            statistic = mean(theirs, metric)
+            record.setdefault(label, {})[n] = {
+                **statistic,
+                **({} if found is None else {"difference": _numbers(found)}),
+            }
+            rows.append([named(label), str(n), cell(statistic), "" if found is None else _difference_cell(found)])
+    table = markdown_table(["", "objectives", METRICS[metric], f"*{named(agent)}* minus it"], rows)
+    return (
+        f"""
+## The last word
+
+The same adapters on tasks about other entities, the third part of the test, by which no choice between runs was made. Each adapter plays all of them; intervals and brackets as above.
+
+{table}
+""",
+        record,
+    )
+
+
+def _numbers(found):
+    return [found.difference, found.low, found.high, found.count, found.by_seed]
+
+
+def _difference_cell(found):
+    """A paired difference with its interval and, in brackets, that of each seed."""
+    each = f" ({', '.join(f'{one:+.2f}' for one in found.by_seed)})" if len(found.by_seed) > 1 else ""
+    return difference_cell(found) + each
 
 
 def endings(lines):
@@ -274,7 +235,7 @@ Right by position on those tasks of the train split on which the best setting is
 def main():
     parser = page_parser(__doc__)
     args = parser.parse_args()
-    tests = read_tests(args.root / "evaluation")
+    tests, others = read_tests(args.root / "evaluation", NAMES)
     if not tests:
         parser.error(f"root must hold tests of evaluate_tasks.py, but {args.root / 'evaluation'} has none")
     args.to.mkdir(parents=True, exist_ok=True)
@@ -312,6 +273,7 @@ def main():
 Paired differences over the same tasks, greedy, with 95 % bootstrap intervals over seeds and tasks, widened in the same way; bold where the interval leaves out 0.
 In brackets the difference of each seed: with two of them an interval is narrower than it should be.
 {pairs}"""
+    last, last_record = last_word(others, AGENT, "em")
     ends = "\n".join(
         f"- {named(label)}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
         for (label, temperature), of_agent in tests.items()
@@ -354,7 +316,7 @@ item count, too: the demonstrations hold one fact for each question, of which as
 Largest context with its output, in tokens, without the questions:
 
 {tables["peak_tokens_without_prompt"]}
-{pairs}
+{pairs}{last}
 ## What is answered
 
 Objectives of tasks of {LOOKED_AT}, greedy. Another fact of the sentence: it was read and the wrong one kept. The last column leaves wrong copies out; the
@@ -380,6 +342,10 @@ Right by position, by what is asked for:
             for lines in of_agent.values():
                 for line in lines.values():
                     file.write(json.dumps({"agent": label, "temperature": temperature, **line}) + "\n")
+        for (label, temperature), of_agent in others.items():
+            for lines in of_agent.values():
+                for line in lines.values():  # of an adapter whose seed is not that of the task
+                    file.write(json.dumps({"agent": label, "temperature": temperature, "part": "last", **line}) + "\n")
     steps = {path.parent.name: max(steps_of(path)) for path in args.root.glob("*-seed*/training.jsonl")}
     write_json(
         args.to / "results.json",
@@ -391,6 +357,7 @@ Right by position, by what is asked for:
             "names": NAMES,
             "cells": cells,
             "differences": record,
+            "last_word": last_record,
             "steps": dict(sorted(steps.items())),
             "seeds": len(
                 seeds_of(line for of_agent in tests.values() for n in of_agent for line in of_agent[n].values())

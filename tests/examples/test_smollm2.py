@@ -330,15 +330,15 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
     assert len((tmp_path / "scalar-1-t0-seed0.jsonl").read_text().splitlines()) == 2
 
 
-def evaluation_file(folder, label, n, scores):
-    """A file of tests as `evaluate_tasks.py` writes it; the temperature is 0, the seed 0."""
+def evaluation_file(folder, label, n, scores, seed=0):
+    """A file of tests as `evaluate_tasks.py` writes it; the temperature is 0."""
     folder.mkdir(exist_ok=True)
     lines = [
-        {"task": f"{n}-0-{number}", "seed": 0, "objectives": n, "em": score, "positional": score / 2, "retained": kept,
+        {"task": f"{n}-{seed}-{number}", "seed": seed, "objectives": n, "em": score, "positional": score / 2, "retained": kept,
          "peak_tokens_without_prompt": 200, "stop_reason": "answer", "answer": "Europe; 7", "turns": 2 + number % 2}
         for number, (score, kept) in enumerate(scores)
     ]  # fmt: skip
-    (folder / f"{label}-{n}-t0-seed0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{label}-{n}-t0-seed{seed}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_path, monkeypatch):
@@ -377,6 +377,27 @@ def test_a_page_pairs_the_tasks_that_two_agents_have_both_played(example, tmp_pa
     assert "- supervised start, 4 objectives: answer 4; turns: 2 in 2, 3 in 2; answers: 2 in 4." in text
     assert "| none | 0 | 0.50 |  |\n| `><answer` +6 | 0 | 0.25 | 0.25 |" in text
     assert len((page / "tasks.jsonl").read_text().splitlines()) == 38
+
+
+def test_tests_on_tasks_of_another_seed_are_a_table_of_their_own(example, tmp_path, monkeypatch):
+    """Each adapter plays all of them, so that a task is there once for each."""
+    for adapter, mine, theirs in ((0, 1.0, 0.5), (1, 0.5, 0.25)):
+        for label, score in (("grpo-anchored", mine), ("supervised", theirs)):
+            evaluation_file(tmp_path / "evaluation", f"{label}-seed{adapter}", 2, [(score, None)] * 6, seed=2)
+            evaluation_file(tmp_path / "evaluation", f"{label}-seed{adapter}", 2, [(0.0, None)] * 3, seed=adapter)
+    page = tmp_path / "page"
+    assert run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc") == 0
+    found, text = json.loads((page / "results.json").read_text()), (page / "RESULTS.md").read_text()
+    last = found["last_word"]["supervised"]["2"]
+    assert last["mean"] == 0.375 and last["tasks"] == 12 and last["seeds"] == {"0": 0.5, "1": 0.25}
+    assert last["difference"][0] == 0.375 and last["difference"][3:] == [12, [0.5, 0.25]]
+    assert found["cells"]["supervised t0"]["em"]["2"]["mean"] == 0.0 and found["seeds"] == 2
+    assert re.search(
+        r"\| supervised training, as long as GRPO from the start \| 2 \| 0.38 \[.*\] \(0.50, 0.25\) \| \*\*\+0.38 .* \(\+0.50, \+0.25\) \|",
+        text,
+    )
+    lines = [json.loads(line) for line in (page / "tasks.jsonl").read_text().splitlines()]
+    assert len(lines) == 36 and sum(line.get("part") == "last" and line["seed"] == 1 for line in lines) == 12
 
 
 def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp_path):
