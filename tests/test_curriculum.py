@@ -24,6 +24,16 @@ def test_stages_hold_what_they_say():
     assert compose_curriculum(QUESTIONS, STAGES, seed=2)["prompt"] != tasks["prompt"]
 
 
+def test_parts_and_seeds_ask_for_questions_of_their_own():
+    """All tasks of one objective asked what tasks of two in their stage began with, and the second stage of seed 0 was the first of seed 1."""
+    many = Dataset.from_dict({"question": [f"q{i}?" for i in range(4000)], "answer": ["a"] * 4000})
+    (stage,) = [compose_curriculum(many, [(400, {1: 0.25, 2: 0.75})])["questions"]]
+    ones, twos = ({q for asked in stage if len(asked) == n for q in asked} for n in (1, 2))
+    assert (len(ones), len(twos)) == (100, 600) and len(ones & twos) < 40  # 15 by chance
+    first, second = (compose_curriculum(many, [(20, {2: 1.0})] * 2, seed=seed)["questions"] for seed in (0, 1))
+    assert not {tuple(q) for q in first[20:]} & {tuple(q) for q in second[:20]}
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [

@@ -445,8 +445,26 @@ def test_tasks_with_the_same_prompt_are_told_apart_by_their_rows(actor, tokenize
 def test_a_selection_of_nothing_is_an_error():
     with pytest.raises(ValueError, match=r"None of 1 trajectories is kept; the best reward is 0\.5"):
         select_trajectories([trajectory(0.5)], min_reward=1.0)
-    with pytest.raises(ValueError, match="no reward to select by: give the environment a `get_reward`"):
-        select_trajectories([trajectory(1.0), trajectory(None)], min_reward=1.0)
+    with pytest.raises(
+        ValueError, match="No trajectory has a reward to select by: give the environment a `get_reward`"
+    ):
+        select_trajectories([trajectory(None), trajectory(None)], min_reward=1.0)
+    for given, words in (
+        ({"min_reward": math.nan}, "min_reward must be a number, got nan"),
+        ({"best_per_task": 0}, "best_per_task must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            select_trajectories([trajectory(1.0)], **given)
+
+
+def test_episodes_without_a_reward_are_left_out_where_one_is_needed(caplog):
+    """One episode whose score was not finite made it refuse all others."""
+    played = [trajectory(1.0), trajectory(None), trajectory(None, stop_reason=StopReason.TRUNCATED)]
+    assert select_trajectories(played, min_reward=1.0) == played[:1]
+    assert "Left out 2 of 3 trajectories, which have no reward to select by" in caplog.text
+    caplog.clear()
+    assert select_trajectories([played[0], played[2]], min_reward=1.0, stop_reasons="answer") == played[:1]
+    assert select_trajectories(played) == played and "Left out" not in caplog.text
 
 
 # Rows
@@ -466,6 +484,14 @@ def test_a_turn_becomes_a_row():
             "reward": pytest.approx(math.nan, nan_ok=True),
         },
     ]
+
+
+def test_an_episode_whose_environment_failed_is_no_demonstration(caplog):
+    failed = Trajectory(turns=[Turn((5, 6), (7, 8))], reward=1.0, stop_reason=StopReason.ERROR, error="boom")
+    assert demonstration_dataset([failed, trajectory(1.0)])["episode"] == [1]
+    assert "Left out 1 episodes whose environment failed" in caplog.text
+    with pytest.raises(ValueError, match="There is no demonstration to learn from"):
+        demonstration_dataset([failed])
 
 
 def test_an_episode_with_a_turn_that_is_too_long_is_left_out_whole(caplog):

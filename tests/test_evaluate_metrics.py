@@ -56,3 +56,9 @@ def test_one_accepted_answer_for_each_objective():
         "exact_match": 1.0,
         "exact_match_per_objective": 0.5,
     }
+
+
+@pytest.mark.parametrize("metric", [ExactMatch, F1])
+def test_no_predictions_are_refused(metric):
+    with pytest.raises(ValueError, match="needs at least one prediction, got none"):
+        metric()._compute([], [])

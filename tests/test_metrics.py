@@ -79,3 +79,8 @@ def test_actions_that_were_taken_before_are_counted():
         ]
     )
     assert repeated_actions(episode) == pytest.approx(2 / 5)
+
+
+def test_an_episode_without_turns_has_all_numbers(trajectory):
+    none = trajectory_metrics(Trajectory([], stop_reason=StopReason.ERROR))
+    assert none.keys() == trajectory_metrics(trajectory).keys() and none["state_tokens"] == 0

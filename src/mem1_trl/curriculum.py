@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from numpy.random import SeedSequence
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -82,16 +84,24 @@ def compose_curriculum(
         if limit is not None and limit < 1:
             raise ValueError(f"A task must be allowed at least one turn, got {limit} in stage {stage}.")
         drawn = [
-            sample_objectives(dataset, n, tasks, question, answer, seed + stage)
+            sample_objectives(dataset, n, tasks, question, answer, _seed(seed, stage, n))
             for n, tasks in _whole(count, shares).items()
             if tasks
         ]
-        tasks = concatenate_datasets(drawn).shuffle(seed=seed + stage)
+        tasks = concatenate_datasets(drawn).shuffle(seed=_seed(seed, stage))
         tasks = tasks.add_column(STAGE, [stage] * len(tasks))
         if any(limits):
             tasks = tasks.add_column(MAX_TURNS, [limit] * len(tasks)).cast_column(MAX_TURNS, Value("int64"))
         parts.append(tasks)
     return concatenate_datasets(parts)
+
+
+def _seed(*numbers: int) -> int:
+    """
+    A seed of its own for a part of a curriculum: with one that is shared, the questions of the tasks of one objective are those that tasks of two
+    begin with, and the second stage of one run is the first of the next.
+    """
+    return int(SeedSequence(numbers).generate_state(1)[0])
 
 
 def _check_stage(stage: int, given: Any) -> None:

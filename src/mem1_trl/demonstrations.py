@@ -164,10 +164,10 @@ def select_trajectories(
     trajectories: Sequence[Trajectory],
     min_reward: float | None = None,
     best_per_task: int | None = None,
-    stop_reasons: Sequence[StopReason | str] | None = None,
+    stop_reasons: StopReason | str | Sequence[StopReason | str] | None = None,
 ) -> list[Trajectory]:
     """
-    Keep the episodes that are worth imitating. Episodes whose environment failed never stay.
+    Keep the episodes that are worth imitating. Episodes whose environment failed never stay, and those without a reward only where none is needed.
 
     Args:
         trajectories (`Sequence[Trajectory]`):
@@ -177,24 +177,37 @@ def select_trajectories(
         best_per_task (`int`, *optional*):
             Of the episodes of the same task keep at most this many, the best rewarded and among equals the first, so that easy tasks do not
             crowd out hard ones. A task is a row of [`collect_trajectories`]; where that is not known, a task prompt.
-        stop_reasons (`Sequence[StopReason]`, *optional*):
+        stop_reasons (`StopReason` or `Sequence[StopReason]`, *optional*):
             Keep episodes that ended so, for instance `["answer"]`.
 
     Returns:
         `list[Trajectory]`: In the order they came.
 
     Raises:
-        `ValueError`: if a reward is needed and missing, or nothing is left.
+        `ValueError`: if a reward is needed and none is there, an argument is not of its range, or nothing is left.
     """
+    if min_reward is not None and math.isnan(min_reward):
+        raise ValueError(f"min_reward must be a number, got {min_reward}.")
+    if best_per_task is not None and best_per_task < 1:
+        raise ValueError(f"best_per_task must be at least 1, got {best_per_task}.")
     kept = [(place, t) for place, t in enumerate(trajectories) if t.error is None]
-    if (min_reward is not None or best_per_task is not None) and any(t.reward is None for _, t in kept):
-        raise ValueError(
-            "Some trajectories have no reward to select by: give the environment a `get_reward`, or pass `reward=` to "
-            "`collect_trajectories`."
-        )
     if stop_reasons is not None:
-        reasons = {StopReason(reason) for reason in stop_reasons}
+        reasons = {StopReason(one) for one in ([stop_reasons] if isinstance(stop_reasons, str) else stop_reasons)}
         kept = [item for item in kept if item[1].stop_reason in reasons]
+    if min_reward is not None or best_per_task is not None:
+        scored = [item for item in kept if item[1].reward is not None]
+        if kept and not scored:
+            raise ValueError(
+                "No trajectory has a reward to select by: give the environment a `get_reward`, or pass `reward=` to "
+                "`collect_trajectories`."
+            )
+        if len(scored) < len(kept):
+            logger.warning(
+                "Left out %d of %d trajectories, which have no reward to select by.",
+                len(kept) - len(scored),
+                len(kept),
+            )
+        kept = scored
     if min_reward is not None:
         kept = [item for item in kept if _reward(item[1]) >= min_reward]
     if best_per_task is not None:
@@ -216,7 +229,8 @@ def select_trajectories(
 
 def demonstration_dataset(trajectories: Sequence[Trajectory], max_length: int | None = None) -> Dataset:
     """
-    One row per turn, for TRL's [`~trl.SFTTrainer`]: the context as it was read, with loss on what was generated only.
+    One row per turn, for TRL's [`~trl.SFTTrainer`]: the context as it was read, with loss on what was generated only. Episodes whose environment
+    failed are left out, with a warning.
 
     A turn with the context 5 6 7 and the completion 8 9 becomes
 
@@ -238,8 +252,11 @@ def demonstration_dataset(trajectories: Sequence[Trajectory], max_length: int | 
         (`nan` if the episode has none). No row is empty of loss.
     """
     rows = []
-    too_long = 0
+    too_long = failed = 0
     for episode, trajectory in enumerate(trajectories):
+        if trajectory.error is not None:
+            failed += 1
+            continue
         lengths = [len(turn.prompt_ids) + len(turn.completion_ids) for turn in trajectory.turns]
         if max_length is not None and max(lengths, default=0) > max_length:
             too_long += 1
@@ -254,6 +271,8 @@ def demonstration_dataset(trajectories: Sequence[Trajectory], max_length: int | 
                     "reward": float("nan") if trajectory.reward is None else trajectory.reward,
                 }
             )
+    if failed:
+        logger.warning("Left out %d episodes whose environment failed.", failed)
     if too_long:
         logger.warning("Left out %d episodes with a turn of more than %d tokens.", too_long, max_length)
     if not rows:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 DEEPEST = 64
 """Lists and objects inside each other that are read. What is deeper can be parsed, but not printed or written again."""
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 def read_json(text: str | bytes, nan_is_null: bool = False, strict: bool = True) -> Any:
@@ -113,7 +117,7 @@ def write_json(value: Any, indent: int | None = None) -> str:
             Spaces by which inner lines are moved to the right. `None` writes one line.
     """
     try:
-        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=plain)
     except (ValueError, TypeError):  # a number that is not finite, or a key that is no text
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # Surrogates stand inside of strings only, where the escape of Python is that of JSON
@@ -166,11 +170,18 @@ def with_nan(numbers: Any) -> Any:
     return numbers
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: arrays become lists, anything else what it is printed as."""
+def plain(value: Any) -> Any:
+    """
+    What JSON has no word for: arrays become lists, images and the like the checksum of their bytes, anything else what it is printed as, without
+    its address, which is another one in each process.
+    """
     if hasattr(value, "tolist"):
         return value.tolist()
-    return list(value) if isinstance(value, (set, frozenset)) else str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if callable(getattr(value, "tobytes", None)):
+        return f"{type(value).__name__}, sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    return _ADDRESS.sub("", str(value))
 
 
 def _finite(value: Any) -> Any:
@@ -185,4 +196,4 @@ def _finite(value: Any) -> Any:
         return [_finite(item) for item in value]
     if value is None or isinstance(value, (str, int)):
         return value
-    return _finite(_plain(value))
+    return _finite(plain(value))

@@ -78,8 +78,8 @@ def generated_tokens(trajectory: Trajectory) -> int:
 
 
 def state_tokens(trajectory: Trajectory) -> float:
-    """Tokens of internal state per turn, averaged over all turns (a turn without state counts as 0)."""
-    return sum(turn.state_tokens for turn in trajectory.turns) / len(trajectory.turns)
+    """Tokens of internal state per turn, averaged over all turns (a turn without state counts as 0); 0 for an episode that has no turn."""
+    return sum(turn.state_tokens for turn in trajectory.turns) / max(len(trajectory.turns), 1)
 
 
 def valid_action_rate(trajectory: Trajectory) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from pathlib import Path
 
@@ -160,3 +161,72 @@ def test_a_model_that_the_hub_cannot_be_asked_for(tmp_path, monkeypatch, protoco
 
 def _no_network(*args, **kwargs):
     raise OSError("no network")
+
+
+@pytest.mark.parametrize("given", [[LookupEnvironment.search], {"a": LookupEnvironment}, "shop", 3])
+def test_what_is_no_environment(agent, given):
+    """An agent with such a one had no actions, and nothing said so."""
+    for play in (agent.run, agent.start):
+        with pytest.raises(
+            TypeError,
+            match=r"must be an instance of a class whose methods are actions, got a .*: functions are passed as `tools",
+        ):
+            play("q0?", given)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"temperature": 2.0}, r"temperature=2.0 is a column of the task here, .* pass options={'temperature': ...}"),
+        ({"max_turns": 1}, r"pass options={'max_turns': ...}"),
+        ({"schemas": [{}]}, r"schemas is a column of the task here, .*: use `start\(schemas=...\)`"),
+        ({"seed": 3}, r"use `run_batch\(seeds=\[...\]\)`"),
+    ],
+)
+def test_a_setting_that_no_reset_is_given(agent, row, words):
+    def look(query: str) -> str:
+        """
+        Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        return query
+
+    if "schemas" not in row:
+        with pytest.raises(TypeError, match=words):
+            agent.start("q0?", **row)
+    for given in ({}, {"tools": [look]}):
+        with pytest.raises(TypeError, match=words):
+            agent.run("q0?", **given, **row)
+
+
+def test_an_episode_has_options_and_a_factory_however_it_is_played(agent):
+    """`run` took both for columns of the task, and played without them."""
+    made = []
+
+    def factory():
+        made.append(LookupEnvironment())
+        return made[-1]
+
+    one = agent.run(
+        "q0?", environment_factory=factory, options={"max_turns": 1, "max_completion_length": 3}, secret="5"
+    )
+    assert made[0].secret == "5" and len(one.turns) == 1 and len(one.turns[0].completion_ids) <= 3
+    for _ in agent.stream("q0?", environment_factory=factory, options={"max_completion_length": 3}):
+        pass
+    assert len(made) == 2
+    two = asyncio.run(agent.arun("q0?", environment_factory=factory, options={"max_completion_length": 3}))
+    assert len(made) == 3 and len(two.turns[0].completion_ids) <= 3
+
+
+def test_a_method_done_is_no_action(agent):
+    class Gym(LookupEnvironment):
+        def done(self) -> bool:
+            """Whether the episode has ended."""
+            return True
+
+    with pytest.raises(
+        ValueError, match=r"Gym.done is a method without arguments, .* make it an attribute or a property"
+    ):
+        agent.run("q0?", Gym())

@@ -95,6 +95,11 @@ def test_keys_are_read_with_a_byte_order_mark_or_without(tmp_path, encoding):
     [
         (["--api_keys", "/nowhere"], "/nowhere"),
         (["--max_running", "0"], "max_running"),
+        (["--max_waiting", "-1"], "max_waiting must be at least 0, got -1"),
+        (
+            ["--context", "compact", "--context_kwargs", "nojson"],
+            "context_kwargs must be a JSON object such as '{\"every\": 4}', got 'nojson'",
+        ),
         (["--prot", "1"], "an unknown option, 'prot'"),
     ],
 )
@@ -102,3 +107,15 @@ def test_wrong_input_is_one_sentence(capsys, arguments, sentence):
     assert main(["serve", "--model_name_or_path", TINY, *arguments]) == 2
     error, help_line = capsys.readouterr().err.splitlines()
     assert error.startswith("mem1 serve: ") and sentence in error and "--help" in help_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--repetition_penalty", "0"], "repetition_penalty must be above 0, got 0"),
+        (["--temperature", "inf"], "temperature must be a finite number, got inf"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_one_sentence(capsys, arguments, sentence):
+    assert main(["serve", "--model_name_or_path", TINY, *arguments]) == 2
+    assert f"mem1 serve: {sentence}" in capsys.readouterr().err

@@ -77,8 +77,8 @@ def said(capsys, *args):
         ([*BASE, "--environment", "nowhere.Shop", "--dataset_name", "a.jsonl"], "environment='nowhere.Shop' cannot be imported: No module named 'nowhere'"),
         ([*BASE, "--environment", "json.Shop", "--dataset_name", "a.jsonl"], "environment='json.Shop' cannot be imported: json has no 'Shop'"),
         ([*BASE, "--question_column", "keywords"], "question_column is about a file of questions, and the bundled facts have their own: give questions, too"),
-        ([*BASE, "--corpus_title", "nope"], "corpus_title is about a file of passages, and the bundled facts know their own: give the file as corpus"),
-        ([*BASE, "--corpus", "http://localhost:9/", "--corpus_split", "x"], "corpus_split is about a file of passages, and the retriever knows its own"),
+        ([*BASE, "--corpus_title", "nope"], "corpus_title is about a file of passages, and there is none: give the file as corpus"),
+        ([*BASE, "--corpus", "http://localhost:9/", "--corpus_split", "x"], "corpus_split is about a file of passages, and a retriever knows its own"),
         ([*BASE, "--reward_funcs", "short"], "reward_funcs must be an import path such as my_module.name, got 'short'"),
         ([*BASE, "--algorithm", "grpo", "--value_model", "shared"], "value_model is PPO's critic, which algorithm='grpo' does not have"),
         ([*BASE, "--algorithm", "grpo", "--vf_coef", "0.9"], "an unknown option, 'vf_coef'"),
@@ -614,3 +614,11 @@ def test_two_processes_train_one_model(tmp_path):
     assert (out / "mem1_agent.json").is_file()
     states = sorted(path.name for path in (out / "checkpoint-1").glob("mem1_run_state_*.pt"))
     assert states == ["mem1_run_state_0.pt", "mem1_run_state_1.pt"]
+
+
+def test_a_blank_line_of_a_file_is_one_sentence(capsys, tmp_path, monkeypatch):
+    """It was Python's sentence about `<`, without the name of the option."""
+    monkeypatch.chdir(tmp_path)
+    Path("blank.yaml").write_text("model_name_or_path: x\noutput_dir: out\nmax_steps:\n")
+    code, error = said(capsys, "train", "--config", "blank.yaml")
+    assert code == 2 and "max_steps is empty, but must be" in error and "leave the line out" in error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.evaluation import EvaluatedTask, Evaluation, compare
+from mem1_trl.evaluation.evaluate import tasks_checksum
 
 
 def evaluation(scores, label="a", metric="success", prefix="q", rows=None):
@@ -253,3 +256,45 @@ def test_a_seed_with_a_single_scored_task_has_an_interval():
     tasks = [task if task.index == 0 else dataclasses.replace(task, scores={}) for task in one.tasks]
     found = compare([one, Evaluation.from_tasks(tasks, agent="a", resamples=10)], [evaluation([0.0] * 3)] * 2)
     assert found.count == 4 and np.isfinite([found.low, found.high]).all()
+
+
+def test_tasks_on_which_seeds_differ_in_opposite_ways_do_differ():
+    one, other = evaluation([1] * 10 + [0] * 10), evaluation([0] * 10 + [1] * 10)
+    assert compare([one, other], [other, one]).differing == 20
+
+
+def test_questions_of_any_length_are_saved():
+    """Tasks that ask the same were taken for independent once they were loaded, which made intervals narrower by a factor of six."""
+    texts = [f"{number}: {'x' * 700}" for number in range(60)]
+    order = np.random.default_rng(0)
+    asked = [order.permutation(60)[:16] for _ in range(100)]
+    scores = [float(np.mean(one)) / 60 for one in asked]
+    rows = [{"prompt": f"t{i}", "questions": [texts[j] for j in one]} for i, one in enumerate(asked)]
+    played = evaluation(scores, rows=rows)
+    with tempfile.TemporaryDirectory() as folder:
+        played.save(folder, "a")
+        loaded = Evaluation.load(folder, "a")
+    assert Evaluation.from_tasks(loaded.tasks, resamples=10).statistics == played.statistics
+    alone = evaluation(scores, rows=[{"prompt": row["prompt"]} for row in rows])
+    assert played.statistics["success"].stderr > 3 * alone.statistics["success"].stderr
+
+
+def test_a_task_is_the_same_whatever_the_order_of_its_columns():
+    rows = [{"prompt": "p", "k": 1}, {"k": 1, "prompt": "p"}, {"prompt": "r", "k": 1}, {"prompt": "r", "k": 1}]
+    mixed, same = (evaluation([1, 1, 0, 0], rows=one) for one in (rows, [dict(sorted(row.items())) for row in rows]))
+    assert mixed.statistics == same.statistics
+
+
+def test_a_row_with_an_image_is_known_when_it_is_read_again():
+    """It was told by the address of the object."""
+
+    def row(color):
+        return {"prompt": "p", "image": Image.new("RGB", (4, 4), color), "other": object()}
+
+    assert compare(evaluation([1.0], rows=[row("red")]), evaluation([0.0], rows=[row("red")])).difference == 1.0
+    with pytest.raises(ValueError, match="must have played the same tasks"):
+        compare(evaluation([1.0], rows=[row("red")]), evaluation([0.0], rows=[row("blue")]))
+    long = [np.zeros(2000), np.zeros(2000)]
+    long[1][1000] = 1
+    assert tasks_checksum([row("red")]) == tasks_checksum([row("red")]) != tasks_checksum([row("blue")])
+    assert tasks_checksum([{"x": long[0]}]) != tasks_checksum([{"x": long[1]}])

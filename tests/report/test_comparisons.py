@@ -238,3 +238,14 @@ def test_runs_without_a_folder_of_their_own_are_reported_here(two_runs, tmp_path
     caplog.clear()
     assert report([place / "a"]) == place / "a" / "report" / "report.html" and not caplog.text
     assert report([place / "a", place / "b"], place / "o.html") == place / "o.html" and not caplog.text
+
+
+def test_tasks_from_elsewhere_are_no_seed(tmp_path):
+    """Two data sets of which one agent wins one were a row with a difference of 0 between their extremes."""
+    for place, ours, theirs in (("shop", [1] * 10, [0] * 10), ("maze", [0] * 40, [1] * 40)):
+        tasks = [f"{place} {number}" for number in range(len(ours))]
+        for agent, scores in (("A", ours), ("B", theirs)):
+            evaluation(agent, scores, 0, tasks, dataset_name=place).save(tmp_path / place / agent / "evaluation", "2")
+    found = {one.data: one.found.difference for one in compare_agents(read_run(tmp_path), "B")}
+    assert found == {"shop": 1.0, "maze": -1.0}
+    assert "A, shop, 2 objectives" in report(tmp_path, baseline="B").read_text()

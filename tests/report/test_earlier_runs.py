@@ -166,3 +166,14 @@ def test_the_folders_with_an_earlier_run_are_named(tmp_path):
     assert run.with_earlier == ["a", "c"]
     assert [log.series("reward")[1] for log in run.logs] == [[0.0] * 2, [1.0] * 4, [0.0] * 2]
     assert left_out(run.with_earlier) == "What an earlier run left in a, c is not shown." and left_out([]) == ""
+
+
+def test_an_evaluation_on_data_with_a_slash_in_its_name_is_known_by_the_log(tmp_path):
+    """Files have a dash there: the log did not know them, and the times of the files decided."""
+    history = []
+    for step in (2, 4):
+        evaluation(tmp_path, step, step / 10, 100.0 * (6 - step), "hotpot-dev")  # written in another order
+        history.append({"step": step, "eval_hotpot/dev_episode/success": step / 10, "eval_hotpot/dev_reward": 0.0})
+    write(tmp_path / "checkpoint-4" / "trainer_state.json", {"global_step": 4, "log_history": history}, 1.0)
+    run = read_run(tmp_path)
+    assert curve(run) == [(2, 0.2), (4, 0.4)] and run.with_earlier == [] and len(run.logs) == 1

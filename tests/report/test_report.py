@@ -23,7 +23,7 @@ from mem1_trl.evaluation.retention import trace_objectives
 from mem1_trl.metrics import trajectory_metrics
 from mem1_trl.report import build as build_module
 from mem1_trl.report import report
-from mem1_trl.report.browser import choose, completion_parts, mean_usage, outcome_of
+from mem1_trl.report.browser import _episode, choose, completion_parts, mean_usage, outcome_of
 from mem1_trl.report.page import data_block, digits_of
 from mem1_trl.report.plots import retention_curve, told
 from mem1_trl.report.run_directory import read_run
@@ -230,6 +230,18 @@ def test_kinds_of_episodes():
     assert outcome_of({"scores": {}, "objectives_detail": []}) == "unscored"
     assert outcome_of({"scores": {"success": 1.0}, "objectives_detail": []}) == "right"
     assert outcome_of({"scores": {"success": 0.0}, "objectives_detail": []}) == "wrong"
+    # A success that the caller defined
+    assert outcome_of({"scores": {"exact_match": 0.0, "success": 1.0}, "objectives_detail": details}) == "right"
+
+
+@pytest.mark.parametrize("questions", [3, "Who won?", {"a": 1}])
+def test_a_column_of_questions_that_means_something_else_is_passed_over(tmp_path, questions):
+    task = EvaluatedTask(
+        0, {"prompt": "the task", "questions": questions}, "the task", episode("mem1"), {"reward": 1.0}
+    )
+    Evaluation.from_tasks([task], "A").save(tmp_path / "evaluation", "a")
+    assert _episode({"task": task.task}, "right", 0)["title"] == "the task"
+    assert "the task" in report(tmp_path).read_text()
 
 
 def test_the_choice_starts_with_the_first_and_finds_the_rare():

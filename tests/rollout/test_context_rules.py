@@ -315,10 +315,59 @@ class Wrong(ContextRule):
         return NextTurn([len(past)])
 
 
+class WrongLater(ContextRule):
+    def next(self, past):
+        return NextTurn([len(past)] if len(past) else [])
+
+
+class ReturnsAList(ContextRule):
+    def next(self, past):
+        return list(range(len(past)))
+
+
+class Missing(LastTwo):
+    actions = ("nope",)
+
+
+class Asynchronous(LastTwo):
+    actions = ("note",)
+
+    async def note(self, text: str) -> str:
+        """Note a text."""
+        return text
+
+
+class Silent(LastTwo):
+    actions = ("note",)
+
+    def note(self, text: str) -> None:
+        """Note a text."""
+
+
+def test_what_is_wrong_with_a_rule_of_ones_own_is_a_sentence(actor, tokenizer):
+    with pytest.raises(TypeError, match=r"ReturnsAList.next must return a NextTurn, got a list"):
+        play(actor, tokenizer, [turn("alps")], context=ReturnsAList())
+    for rule, words in (
+        (Missing(), "got 'nope': it has none of this name"),
+        (Asynchronous(), "got 'note': it is an asynchronous one"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"actions must name methods of the rule that are called without `await`, {words}"
+        ):
+            play(actor, tokenizer, [turn("alps")], context=rule)
+
+
+def test_an_action_of_a_rule_that_returns_nothing_shows_nothing(actor, tokenizer):
+    """The agent read `None`."""
+    trajectory, _, _ = play(actor, tokenizer, ["<think>s</think><note>abc</note>", ANSWER], context=Silent())
+    assert "None" not in trajectory.turns[0].observation and trajectory.turns[0].context_action == "note"
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (Wrong(), r"Wrong.next must keep turns by their indices, ascending and from 0 to -1, got \[0\]"),
+        (Wrong(), r"Wrong.next must keep no turn before the first one, of which there is none yet, got \[0\]"),
+        (WrongLater(), r"WrongLater.next must keep turns by their indices, ascending and from 0 to 0, got \[1\]"),
         (AlwaysAsks(), "AlwaysAsks.next asked for a summary, which needs `asks = True`, a turn that is kept"),
     ],
 )

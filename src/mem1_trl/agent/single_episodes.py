@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..environment_runtime.pool import GivenEnvironments
 from ..environment_runtime.tools import environment_of
 from ..rollout.interventions import repeat_actions
 from ..rollout.play import EpisodePlayer
+from ..rollout.settings import AgentSettings
 from .episode import AgentEpisode
 from .episode_file import OtherAgentError, read_episode, saved_episode
 from .outside_tools import environment_of_schemas
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from ..environment_runtime.pool import EnvironmentFactory
     from ..protocol.protocol import Mem1Protocol
     from ..protocol.syntax import ActionSyntax
-    from ..rollout.settings import AgentSettings
     from ..rollout.turn_loop import Rollout
     from ..trajectory import Trajectory
+
+_SETTINGS = frozenset(one.name for one in dataclasses.fields(AgentSettings))
 
 
 class SingleEpisodes(ABC):
@@ -39,7 +42,13 @@ class SingleEpisodes(ABC):
     _caller: EnvironmentCaller
 
     def run(
-        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+        self,
+        task: Any,
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
+        **row: Any,
     ) -> Trajectory:
         """
         Play one episode.
@@ -53,13 +62,21 @@ class SingleEpisodes(ABC):
             tools (`Sequence[Callable]`, *optional*):
                 Instead of an environment, functions that the agent may call, synchronous or not, with docstrings as in
                 [`~trl.GRPOTrainer`]. Without either, the agent can only answer.
+            options (`Mapping`, *optional*):
+                Fields of [`AgentSettings`] for this episode, such as `{"temperature": 0.0}`.
+            environment_factory (`Callable`, *optional*):
+                In place of an environment, what makes one, which is closed afterwards.
             row (*optional*):
                 What else `reset` wants, for instance `answers`.
 
         Returns:
             [`Trajectory`]: Rewarded if the environment has `get_reward`.
+
+        Raises:
+            `TypeError`: If `row` has the name of a setting, and there is no `reset` that would be given it.
         """
-        episode = self._start({"prompt": task, **row}, environment, tools)
+        _refuse_settings(row, environment, environment_factory)
+        episode = self._start({"prompt": task, **row}, environment, tools, None, options, environment_factory)
         try:
             return episode.run()
         finally:
@@ -71,23 +88,32 @@ class SingleEpisodes(ABC):
         environment: Any = None,
         tools: Sequence[Callable[..., Any]] | None = None,
         tokens: bool = False,
+        options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
         **row: Any,
     ) -> Iterator[Any]:
         """
         Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended; with `tokens`,
         before each turn also its text, in pieces as it is generated, see [`AgentEpisode.stream`].
         """
-        episode = self._start({"prompt": task, **row}, environment, tools)
+        _refuse_settings(row, environment, environment_factory)
+        episode = self._start({"prompt": task, **row}, environment, tools, None, options, environment_factory)
         try:
             yield from episode.stream(tokens)
         finally:
             episode.close()
 
     async def arun(
-        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
+        self,
+        task: Any,
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
+        **row: Any,
     ) -> Trajectory:
         """Play one episode, as [`~Mem1Agent.run`], in a thread, while the event loop goes on. Several share the model."""
-        return await asyncio.to_thread(self.run, task, environment, tools, **row)
+        return await asyncio.to_thread(self.run, task, environment, tools, options, environment_factory, **row)
 
     def start(
         self,
@@ -115,7 +141,11 @@ class SingleEpisodes(ABC):
 
         Returns:
             [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
+
+        Raises:
+            `TypeError`: If `row` has the name of a setting, and there is no `reset` that would be given it.
         """
+        _refuse_settings(row, environment, environment_factory)
         return self._start({"prompt": task, **row}, environment, tools, schemas, options, environment_factory)
 
     def _start(self, row: dict[str, Any], *given_by: Any) -> AgentEpisode:
@@ -259,6 +289,23 @@ class SingleEpisodes(ABC):
 
     @abstractmethod
     def _holding(self) -> AbstractContextManager[Any]: ...
+
+
+def _refuse_settings(row: Mapping[str, Any], environment: Any, environment_factory: EnvironmentFactory | None) -> None:
+    """Refuse columns that no `reset` is given, and that have the name of what is passed otherwise."""
+    if environment_factory is not None or hasattr(environment, "reset"):
+        return
+    for name in row:
+        if name in _SETTINGS:
+            raise TypeError(
+                f"{name}={row[name]!r:.60} is a column of the task here, and there is no `reset` that would be given it: pass "
+                f"options={{{name!r}: ...}} for the settings of an episode."
+            )
+        if name in ("schemas", "seed"):
+            instead = "use `start(schemas=...)`" if name == "schemas" else "use `run_batch(seeds=[...])`"
+            raise TypeError(
+                f"{name} is a column of the task here, and there is no `reset` that would be given it: {instead}."
+            )
 
 
 def _refuse_own_loop(environment: Any) -> None:

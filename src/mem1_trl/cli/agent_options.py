@@ -129,7 +129,7 @@ class AgentArguments:
         found = {name: value for name in names if (value := getattr(self, name)) is not None}
         try:
             if isinstance(self.context_kwargs, str):
-                found["context_kwargs"] = read_json(self.context_kwargs)
+                found["context_kwargs"] = _read_parameters(self.context_kwargs)
             if self.context is not None:
                 import_rule(self.context)
         except ValueError as error:
@@ -137,6 +137,13 @@ class AgentArguments:
         if not isinstance(found.get("context_kwargs", {}), dict):
             raise CommandError(f"context_kwargs must be a JSON object, got {self.context_kwargs!r}")
         return found
+
+
+def _read_parameters(text: str) -> Any:
+    try:
+        return read_json(text)
+    except ValueError:
+        raise ValueError(f"context_kwargs must be a JSON object such as '{{\"every\": 4}}', got {text!r}") from None
 
 
 def chosen_protocol(options: Any) -> Mem1Protocol:

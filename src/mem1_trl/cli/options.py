@@ -195,6 +195,10 @@ def _from_file(value: Any, hint: Any, action: argparse.Action) -> Any:
         isinstance(entry, type) and issubclass(entry, Enum) for entry in entries
     ):  # written as texts, which their class checks
         return value
+    if value is None and action.default is not None and not fits(None, hint):
+        raise CommandError(
+            f"{action.dest} is empty, but must be {described(hint)}: give a value, or leave the line out"
+        )
     if isinstance(value, bool):
         value = _as_word(value, hint, action)
     takes_list = bool(entries)

@@ -55,6 +55,8 @@ class ServeArguments(ConversationArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_counts("max_sessions", "max_session_megabytes", "max_running", "max_body_megabytes")
+        if isinstance(self.max_waiting, int) and self.max_waiting < 0:
+            raise ValueError(f"max_waiting must be at least 0, got {self.max_waiting}")
         if isinstance(self.port, int) and not 0 <= self.port < 2**16:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
 

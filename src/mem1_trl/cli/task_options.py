@@ -108,9 +108,9 @@ class CorpusArguments:
             self._refuse_split("corpus_split", self.corpus)
             return
         for name in self.differing(*OF_PASSAGES):
-            what = "the retriever knows its" if self._asks_retriever else "the bundled facts know their"
+            what = "a retriever knows its own" if self._asks_retriever else "there is none"
             raise ValueError(
-                f"{name} is about a file of passages, and {what} own: give the file as corpus, or leave it out"
+                f"{name} is about a file of passages, and {what}: give the file as corpus, or leave it out"
             )
 
     def _refuse_split(self, name: str, source: str | None) -> None:

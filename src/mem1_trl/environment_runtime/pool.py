@@ -307,6 +307,11 @@ class GivenEnvironments:
                 f"environments must be a list with an instance for each row, got {given}: pass [{makes}() for _ in rows]."
             )
         for environment in environments:
+            if isinstance(environment, (list, tuple, dict, str, bytes, int, float)):
+                raise TypeError(
+                    f"An environment must be an instance of a class whose methods are actions, got a {type(environment).__name__}: functions are "
+                    "passed as `tools=[...]`."
+                )
             if inspect.isclass(environment):
                 raise TypeError(
                     f"An environment must be an instance, got the class {environment.__name__}: pass {environment.__name__}()."

@@ -7,6 +7,7 @@ from typing import Any
 import evaluate
 from datasets import Features, List, Value
 
+from mem1_trl.evaluate_metrics.means import mean_scores
 from mem1_trl.rewards import exact_match
 
 _DESCRIPTION = """Number of objectives answered exactly, position by position, after normalisation; 0 unless each objective has one answer."""
@@ -41,6 +42,4 @@ class ExactMatch(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[Any], **kwargs: Any) -> dict[str, float]:
-        scores = [exact_match(answer, answers) for answer, answers in zip(predictions, references, strict=True)]
-        shares = [score / len(answers) for score, answers in zip(scores, references)]
-        return {"exact_match": sum(scores) / len(scores), "exact_match_per_objective": sum(shares) / len(shares)}
+        return mean_scores("exact_match", exact_match, predictions, references)

@@ -7,6 +7,7 @@ from typing import Any
 import evaluate
 from datasets import Features, List, Value
 
+from mem1_trl.evaluate_metrics.means import mean_scores
 from mem1_trl.rewards import f1
 
 _DESCRIPTION = """F1 over the sets of normalised words, best alias per objective, summed over objectives; 0 unless each objective has one answer."""
@@ -41,6 +42,4 @@ class F1(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[Any], **kwargs: Any) -> dict[str, float]:
-        scores = [f1(answer, answers) for answer, answers in zip(predictions, references, strict=True)]
-        shares = [score / len(answers) for score, answers in zip(scores, references)]
-        return {"f1": sum(scores) / len(scores), "f1_per_objective": sum(shares) / len(shares)}
+        return mean_scores("f1", f1, predictions, references)

@@ -146,9 +146,7 @@ def compare(
         count=sum(one.size for one in differences),
         differing=int(
             np.count_nonzero(
-                sum(one.sums / np.maximum(one.counts, 1) for one in pairs)
-                if same_tasks
-                else np.concatenate(differences)
+                np.any([one.sums != 0 for one in pairs], axis=0) if same_tasks else np.concatenate(differences)
             )
         ),
     )

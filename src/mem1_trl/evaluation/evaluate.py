@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from ..json_text import plain
 from ..rewards import are_answers, form_of_answers
 from ..rollout.play import check_task
 from .episode_scores import Success, evaluate_episode
@@ -234,7 +235,7 @@ def model_name(described: Mapping[str, Any]) -> str:
 
 def tasks_checksum(rows: Any) -> str:
     """Tells tasks apart: a hash of all columns of a row, or of several."""
-    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=plain).encode()).hexdigest()[:16]
 
 
 _SPOKEN = ("tokenizer", "request_kwargs")

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -373,7 +374,7 @@ def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
 
 def rows_of(tasks: Iterable[EvaluatedTask]) -> list[str]:
     """The row of each task as text, by which one that was played several times is known."""
-    return [write_json(plain_row(task.task)) for task in tasks]
+    return [json.dumps(plain_row(task.task), sort_keys=True) for task in tasks]
 
 
 def questions_of(tasks: Iterable[EvaluatedTask]) -> list[list[str]]:
@@ -390,7 +391,7 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     plain = {}
     for key, value in row.items():
         text = write_json(value)
-        if len(text) <= _LONG_COLUMN or key in ("prompt", "answers"):
+        if len(text) <= _LONG_COLUMN or key in ("prompt", "answers", "questions"):
             plain[key] = read_json(text)
         else:
             plain[key] = f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -30,9 +30,11 @@ def outcome_of(record: dict[str, Any]) -> str:
         return "error"
     scores = record.get("scores") or {}
     exact_match, details = scores.get("exact_match"), record.get("objectives_detail") or []
-    if exact_match is None or not details:  # no references; the caller may have defined success
-        success = scores.get("success")
-        return "unscored" if success is None else "right" if success >= 1 else "wrong"
+    success = scores.get("success")  # which the caller may have defined
+    if success is not None and success >= 1:
+        return "right"
+    if exact_match is None or not details:  # no references
+        return "unscored" if success is None else "wrong"
     if exact_match >= len(details):
         return "right"
     return "partly" if exact_match > 0 or any(detail.get("correct") for detail in details) else "wrong"
@@ -102,6 +104,8 @@ def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]
     """One episode in the format of the page's script."""
     task = record.get("task") or {}
     questions = task.get("questions")
+    if not isinstance(questions, (list, tuple)):  # of an environment of one's own, where the name means something else
+        questions = None
     trajectory: Trajectory | None = record.get("trajectory")
     shown: dict[str, Any] = {
         "index": record.get("index", position),

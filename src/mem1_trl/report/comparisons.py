@@ -26,6 +26,8 @@ class AgentComparison:
             Objectives of each task.
         found ([`Comparison`][mem1_trl.evaluation.Comparison] or `None`):
             `None` if no evaluation of both was on the same tasks, or they have no score in common.
+        data (`str`):
+            What it was evaluated on, if that differs between evaluations of the agent; `""` else.
         left_out (`int`):
             Number of evaluations of the agent without one of the baseline to compare them with, and of the baseline, on tasks that the
             agent has played, without one of the agent.
@@ -34,6 +36,7 @@ class AgentComparison:
     agent: str
     objectives: int | None
     found: Comparison | None
+    data: str = ""
     left_out: int = 0
 
 
@@ -124,13 +127,22 @@ def compare_agents(run: RunDirectory, baseline: str) -> list[AgentComparison]:
         if agent == baseline:
             continue
         against = baselines.get(objectives, {})
-        sides = [(own, against.get(key, [])) for key, own in _by_tasks(results).items()]
-        paired = [_paired(own, base) for own, base in sides]
-        left_out = sum(max(len(own), len(base)) - len(pairs) for (own, base), pairs in zip(sides, paired))
-        compared.append(
-            AgentComparison(agent, objectives, _compared([pair for one in paired for pair in one]), left_out)
-        )
+        sources: dict[str, list[Result]] = {}
+        for result in results:
+            sources.setdefault(_source(result), []).append(result)
+        for source, on_it in sources.items():
+            sides = [(own, against.get(key, [])) for key, own in _by_tasks(on_it).items()]
+            paired = [_paired(own, base) for own, base in sides]
+            left_out = sum(max(len(own), len(base)) - len(pairs) for (own, base), pairs in zip(sides, paired))
+            found = _compared([pair for one in paired for pair in one])
+            compared.append(AgentComparison(agent, objectives, found, source if len(sources) > 1 else "", left_out))
     return compared
+
+
+def _source(result: Result) -> str:
+    """Where the tasks of an evaluation come from, as far as its settings say. Seeds are compared together, and what comes from elsewhere is no seed."""
+    settings = result.summary.get("settings") or {}
+    return ", ".join(str(settings[name]) for name in ("environment_path", "dataset_name") if settings.get(name))
 
 
 def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
@@ -138,6 +150,7 @@ def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
     rows = []
     for one in compared:
         objectives = "" if one.objectives is None else f", {one.objectives} objective{'s'[: one.objectives > 1]}"
+        data = f", {escape(one.data)}" if one.data else ""
         found = one.found
         if found is None:
             cells = '<td colspan="5">not evaluated on the same tasks with a score in common</td>'
@@ -150,7 +163,7 @@ def comparison_table(compared: Iterable[AgentComparison], baseline: str) -> str:
                 f"<td>{found.better} / {found.worse} of {found.count}"
                 f"<small>{', '.join(f'{value:+.3f}' for value in found.by_seed)}{left_out}</small></td>"
             )
-        rows.append(f'<tr><th scope="row">{escape(one.agent)}{objectives}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{escape(one.agent)}{data}{objectives}</th>{cells}</tr>')
     note = (
         f"Mean difference to {baseline} on the same tasks, with its 95% bootstrap interval over tasks and seeds below; tasks won and lost, "
         "with the difference of each seed below. Bold: the interval leaves out 0, and on at least six tasks they differ."

@@ -71,7 +71,8 @@ class TrainingLog:
     def holds(self, result: Result) -> bool:
         """Whether this run logged the numbers of an evaluation."""
         return any(
-            (one.step, one.data) == (result.step, result.data) and _same_numbers(one.metrics, result.metrics)
+            (one.step, one.data.replace("/", "-")) == (result.step, result.data)
+            and _same_numbers(one.metrics, result.metrics)
             for one in self._evaluations
         )
 

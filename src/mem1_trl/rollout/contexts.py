@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING
 
 from ..context_rules.rule import SUMMARY_REQUEST, NextTurn, Past
 from ..environment_runtime.actions import ActionResult
 from ..environment_runtime.errors import error_text
+from ..environment_runtime.shown_text import shown_text
 from ..protocol.encoding import decode
 from ..protocol.untrusted import encode_untrusted
 from ..trajectory import SUMMARY
@@ -38,6 +40,13 @@ class ContextBuilder:
         self.syntax = syntax
         self.settings = settings
         self.rule = settings.rule
+        for name in self.rule.actions:
+            method = getattr(self.rule, name, None)
+            if not callable(method) or inspect.iscoroutinefunction(method):
+                what = "is an asynchronous one" if callable(method) else "has none of this name"
+                raise TypeError(
+                    f"{type(self.rule).__name__}.actions must name methods of the rule that are called without `await`, got {name!r}: it {what}."
+                )
         self._extended: dict[int, tuple[ActionSet, ActionSet]] = {}
 
     def past(self, episode: Episode, count: int | None = None) -> Past:
@@ -52,11 +61,18 @@ class ContextBuilder:
         What the rule says about the next turn, or about the one after `count` turns.
 
         Raises:
+            `TypeError`: If the rule returns something else than a [`NextTurn`].
             `ValueError`: If the rule names turns that there are not, or asks for a summary of nothing, or for two in a row.
         """
         past = self.past(episode, count)
-        step = self.rule.next(past)
-        kept, name = list(step.kept), type(self.rule).__name__
+        step, name = self.rule.next(past), type(self.rule).__name__
+        if not isinstance(step, NextTurn):
+            raise TypeError(f"{name}.next must return a NextTurn, got a {type(step).__name__}.")
+        kept = list(step.kept)
+        if kept and not len(past):
+            raise ValueError(
+                f"{name}.next must keep no turn before the first one, of which there is none yet, got {kept}."
+            )
         if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < len(past)):
             raise ValueError(
                 f"{name}.next must keep turns by their indices, ascending and from 0 to {len(past) - 1}, got {kept}."
@@ -143,7 +159,7 @@ class ContextBuilder:
         if problem is not None:
             return ActionResult(f"Error: {problem}", failed=True)
         try:
-            text = str(getattr(self.rule, action)(**request.arguments))
+            text = shown_text(getattr(self.rule, action)(**request.arguments))
         except Exception as error:  # as of an environment: the agent reads it
             return ActionResult(f"Error: {error_text(error)}", failed=True)
         turn = dataclasses.replace(turn, context_action=action)

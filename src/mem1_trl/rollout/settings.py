@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,12 +182,16 @@ class AgentSettings:
                 raise ValueError(f"{one.name} must be at least {minimum}, got None.")
             if minimum is not None and value is not None and not value >= minimum:
                 raise ValueError(f"{one.name} must be at least {minimum}, got {value}.")
+            if isinstance(value, float) and math.isinf(value):
+                raise ValueError(f"{one.name} must be a finite number, got {value}.")
             if "maximum" in one.metadata and value is not None and not value <= one.metadata["maximum"]:
                 raise ValueError(f"{one.name} must be at most {one.metadata['maximum']}, got {value}.")
             if "choices" in one.metadata and value not in one.metadata["choices"]:
                 raise ValueError(
                     f"{one.name} must be one of {', '.join(map(repr, one.metadata['choices']))}, got {value!r}."
                 )
+            if one.name == "repetition_penalty" and value == 0:
+                raise ValueError(f"repetition_penalty must be above 0, got {value}.")
             if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
                 if not isinstance(value or {}, Mapping):
                     raise ValueError(f"{one.name} must be a mapping of names to values, got {value!r:.80}.")
