@@ -174,50 +174,39 @@ def test_what_is_no_environment(agent, given):
             play("q0?", given)
 
 
+def look(query: str) -> str:
+    """
+    Look something up.
+
+    Args:
+        query: What to look for.
+    """
+    return query
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"temperature": 2.0}, r"temperature=2.0 is a column of the task here, .* pass options={'temperature': ...}"),
-        ({"max_turns": 1}, r"pass options={'max_turns': ...}"),
-        ({"schemas": [{}]}, r"schemas is a column of the task here, .*: use `start\(schemas=...\)`"),
+        ({"temperature": 2.0}, r"temperature=2.0 is a column of the task here, .* pass `options={'temperature': ...}` to `start`"),
+        ({"max_turns": 1}, r"pass `options={'max_turns': ...}` to `start`"),
+        ({"schemas": [{}]}, r"schemas=.* is a column of the task here, .*: pass it to `start`, and play by `start\(schemas=...\).run\(\)`"),
+        ({"environment_factory": LookupEnvironment}, r"start\(environment_factory=...\).run\(\)`"),
+        ({"options": {"temperature": 2.0}}, r"start\(options=...\).run\(\)`"),
         ({"seed": 3}, r"use `run_batch\(seeds=\[...\]\)`"),
     ],
-)
+)  # fmt: skip
 def test_a_setting_that_no_reset_is_given(agent, row, words):
-    def look(query: str) -> str:
-        """
-        Look something up.
-
-        Args:
-            query: What to look for.
-        """
-        return query
-
-    if "schemas" not in row:
-        with pytest.raises(TypeError, match=words):
-            agent.start("q0?", **row)
+    """They were taken for columns of the task, which nothing read."""
     for given in ({}, {"tools": [look]}):
         with pytest.raises(TypeError, match=words):
             agent.run("q0?", **given, **row)
-
-
-def test_an_episode_has_options_and_a_factory_however_it_is_played(agent):
-    """`run` took both for columns of the task, and played without them."""
-    made = []
-
-    def factory():
-        made.append(LookupEnvironment())
-        return made[-1]
-
-    one = agent.run(
-        "q0?", environment_factory=factory, options={"max_turns": 1, "max_completion_length": 3}, secret="5"
-    )
-    assert made[0].secret == "5" and len(one.turns) == 1 and len(one.turns[0].completion_ids) <= 3
-    for _ in agent.stream("q0?", environment_factory=factory, options={"max_completion_length": 3}):
-        pass
-    assert len(made) == 2
-    two = asyncio.run(agent.arun("q0?", environment_factory=factory, options={"max_completion_length": 3}))
-    assert len(made) == 3 and len(two.turns[0].completion_ids) <= 3
+        with pytest.raises(TypeError, match=words):
+            next(iter(agent.stream("q0?", **given, **row)))
+        with pytest.raises(TypeError, match=words):
+            asyncio.run(agent.arun("q0?", **given, **row))
+    if not row.keys() & {"schemas", "options", "environment_factory"}:
+        with pytest.raises(TypeError, match=words):
+            agent.start("q0?", **row)
 
 
 def test_a_method_done_is_no_action(agent):

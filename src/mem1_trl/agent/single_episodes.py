@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..trajectory import Trajectory
 
 _SETTINGS = frozenset(one.name for one in dataclasses.fields(AgentSettings))
+_OF_START = ("schemas", "options", "environment_factory")
 
 
 class SingleEpisodes(ABC):
@@ -42,13 +43,7 @@ class SingleEpisodes(ABC):
     _caller: EnvironmentCaller
 
     def run(
-        self,
-        task: Any,
-        environment: Any = None,
-        tools: Sequence[Callable[..., Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        environment_factory: EnvironmentFactory | None = None,
-        **row: Any,
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
     ) -> Trajectory:
         """
         Play one episode.
@@ -62,21 +57,18 @@ class SingleEpisodes(ABC):
             tools (`Sequence[Callable]`, *optional*):
                 Instead of an environment, functions that the agent may call, synchronous or not, with docstrings as in
                 [`~trl.GRPOTrainer`]. Without either, the agent can only answer.
-            options (`Mapping`, *optional*):
-                Fields of [`AgentSettings`] for this episode, such as `{"temperature": 0.0}`.
-            environment_factory (`Callable`, *optional*):
-                In place of an environment, what makes one, which is closed afterwards.
             row (*optional*):
-                What else `reset` wants, for instance `answers`.
+                What else `reset` wants, for instance `answers`, by any name.
 
         Returns:
             [`Trajectory`]: Rewarded if the environment has `get_reward`.
 
         Raises:
-            `TypeError`: If `row` has the name of a setting, and there is no `reset` that would be given it.
+            `TypeError`: If `row` has the name of a setting, or of an argument of [`~Mem1Agent.start`], and there is no `reset` that would be given
+                it.
         """
-        _refuse_settings(row, environment, environment_factory)
-        episode = self._start({"prompt": task, **row}, environment, tools, None, options, environment_factory)
+        _refuse_settings(row, environment)
+        episode = self._start({"prompt": task, **row}, environment, tools)
         try:
             return episode.run()
         finally:
@@ -88,32 +80,24 @@ class SingleEpisodes(ABC):
         environment: Any = None,
         tools: Sequence[Callable[..., Any]] | None = None,
         tokens: bool = False,
-        options: Mapping[str, Any] | None = None,
-        environment_factory: EnvironmentFactory | None = None,
         **row: Any,
     ) -> Iterator[Any]:
         """
         Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended; with `tokens`,
         before each turn also its text, in pieces as it is generated, see [`AgentEpisode.stream`].
         """
-        _refuse_settings(row, environment, environment_factory)
-        episode = self._start({"prompt": task, **row}, environment, tools, None, options, environment_factory)
+        _refuse_settings(row, environment)
+        episode = self._start({"prompt": task, **row}, environment, tools)
         try:
             yield from episode.stream(tokens)
         finally:
             episode.close()
 
     async def arun(
-        self,
-        task: Any,
-        environment: Any = None,
-        tools: Sequence[Callable[..., Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        environment_factory: EnvironmentFactory | None = None,
-        **row: Any,
+        self, task: Any, environment: Any = None, tools: Sequence[Callable[..., Any]] | None = None, **row: Any
     ) -> Trajectory:
         """Play one episode, as [`~Mem1Agent.run`], in a thread, while the event loop goes on. Several share the model."""
-        return await asyncio.to_thread(self.run, task, environment, tools, options, environment_factory, **row)
+        return await asyncio.to_thread(self.run, task, environment, tools, **row)
 
     def start(
         self,
@@ -141,11 +125,9 @@ class SingleEpisodes(ABC):
 
         Returns:
             [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
-
-        Raises:
-            `TypeError`: If `row` has the name of a setting, and there is no `reset` that would be given it.
         """
-        _refuse_settings(row, environment, environment_factory)
+        if environment_factory is None:
+            _refuse_settings(row, environment)
         return self._start({"prompt": task, **row}, environment, tools, schemas, options, environment_factory)
 
     def _start(self, row: dict[str, Any], *given_by: Any) -> AgentEpisode:
@@ -291,21 +273,22 @@ class SingleEpisodes(ABC):
     def _holding(self) -> AbstractContextManager[Any]: ...
 
 
-def _refuse_settings(row: Mapping[str, Any], environment: Any, environment_factory: EnvironmentFactory | None) -> None:
+def _refuse_settings(row: Mapping[str, Any], environment: Any) -> None:
     """Refuse columns that no `reset` is given, and that have the name of what is passed otherwise."""
-    if environment_factory is not None or hasattr(environment, "reset"):
+    if hasattr(environment, "reset"):
         return
-    for name in row:
+    for name, value in row.items():
         if name in _SETTINGS:
-            raise TypeError(
-                f"{name}={row[name]!r:.60} is a column of the task here, and there is no `reset` that would be given it: pass "
-                f"options={{{name!r}: ...}} for the settings of an episode."
-            )
-        if name in ("schemas", "seed"):
-            instead = "use `start(schemas=...)`" if name == "schemas" else "use `run_batch(seeds=[...])`"
-            raise TypeError(
-                f"{name} is a column of the task here, and there is no `reset` that would be given it: {instead}."
-            )
+            instead = f"pass `options={{{name!r}: ...}}` to `start`"
+        elif name in _OF_START:
+            instead = f"pass it to `start`, and play by `start({name}=...).run()`"
+        elif name == "seed":
+            instead = "use `run_batch(seeds=[...])`"
+        else:
+            continue
+        raise TypeError(
+            f"{name}={value!r:.60} is a column of the task here, and there is no `reset` that would be given it: {instead}."
+        )
 
 
 def _refuse_own_loop(environment: Any) -> None:
