@@ -207,15 +207,3 @@ def test_a_setting_that_no_reset_is_given(agent, row, words):
     if not row.keys() & {"schemas", "options", "environment_factory"}:
         with pytest.raises(TypeError, match=words):
             agent.start("q0?", **row)
-
-
-def test_a_method_done_is_no_action(agent):
-    class Gym(LookupEnvironment):
-        def done(self) -> bool:
-            """Whether the episode has ended."""
-            return True
-
-    with pytest.raises(
-        ValueError, match=r"Gym.done is a method without arguments, .* make it an attribute or a property"
-    ):
-        agent.run("q0?", Gym())

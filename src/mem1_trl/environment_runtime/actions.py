@@ -13,7 +13,7 @@ from ..json_text import read_json
 from .arguments import check_types, coerce, positional_only, read_parameters, without_variadic
 from .call_records import EnvironmentCall, Outcome
 from .calls import EnvironmentCaller, call_then, is_failure, name_of_call
-from .environment_thread import EnvironmentThread, closing_hook, takes_nothing
+from .environment_thread import EnvironmentThread, closing_hook
 from .errors import describe_error, error_text, is_refusal
 from .shown_text import shown_text
 
@@ -38,13 +38,7 @@ def action_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     """
     reserved = RESERVED if closing_hook(environment) is None else (*RESERVED, "close")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
-    found = {name: getattr(environment, name) for name, _ in members if name not in reserved and name[0] != "_"}
-    if "done" in found and takes_nothing(found["done"]):
-        raise ValueError(
-            f"{type(environment).__name__}.done is a method without arguments, and so an action, though `done` is what ends an episode: make it an "
-            "attribute or a property, or give the action another name."
-        )
-    return found
+    return {name: getattr(environment, name) for name, _ in members if name not in reserved and name[0] != "_"}
 
 
 @dataclass(frozen=True, slots=True)
