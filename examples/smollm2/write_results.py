@@ -31,6 +31,7 @@ NAMES = {
     "grpo-counted": "GRPO from the start, then a price on answers too many",
     "supervised": "supervised training, as long as GRPO from the start",
     "grpo-exact": "GRPO from supervised training",
+    "grpo-anchored-part": "GRPO from supervised training, held to it, first part alone",
     "grpo-anchored": "GRPO from supervised training, held to it",
     "supervised-longer": "supervised training for as long again",
     "grpo-2": "GRPO on two objectives",

@@ -60,7 +60,8 @@ def make(tmp_path, model, tokenizer, layout="packed", environment=LookupEnvironm
         )
         if key in kwargs
     }
-    settings = {"num_generations": 4, "max_turns": 4, "max_observation_length": 40, "layout": layout, **kwargs}
+    episodes = {} if environment is None else {"max_turns": 4, "max_observation_length": 40}
+    settings = {"num_generations": 4, **episodes, "layout": layout, **kwargs}
     own.setdefault("train_dataset", lookup_dataset())
     if environment is not None:
         own.setdefault("protocol", SHORT)
