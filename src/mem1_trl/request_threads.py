@@ -59,13 +59,18 @@ class RequestThreads:
             self._jobs.put(None)
 
 
+def fulfil(future: Future[Any], function: Callable[[], Any]) -> None:
+    """Put into a future what a function returns or raises."""
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+
+
 def _work(jobs: SimpleQueue[_Job | None], idle: threading.Semaphore) -> None:
     while (job := jobs.get()) is not None:
         future, function = job
         if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+            fulfil(future, function)
         del job, future, function  # an idle thread keeps nothing alive
         idle.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -129,21 +130,17 @@ class AgentArguments:
         found = {name: value for name in names if (value := getattr(self, name)) is not None}
         try:
             if isinstance(self.context_kwargs, str):
-                found["context_kwargs"] = _read_parameters(self.context_kwargs)
+                with contextlib.suppress(ValueError):  # it stays a text, which is refused below
+                    found["context_kwargs"] = read_json(self.context_kwargs)
             if self.context is not None:
                 import_rule(self.context)
         except ValueError as error:
             raise CommandError(str(error)) from None
         if not isinstance(found.get("context_kwargs", {}), dict):
-            raise CommandError(f"context_kwargs must be a JSON object, got {self.context_kwargs!r}")
+            raise CommandError(
+                f"context_kwargs must be a JSON object such as '{{\"every\": 4}}', got {self.context_kwargs!r}"
+            )
         return found
-
-
-def _read_parameters(text: str) -> Any:
-    try:
-        return read_json(text)
-    except ValueError:
-        raise ValueError(f"context_kwargs must be a JSON object such as '{{\"every\": 4}}', got {text!r}") from None
 
 
 def chosen_protocol(options: Any) -> Mem1Protocol:

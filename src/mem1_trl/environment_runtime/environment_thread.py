@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
+from ..request_threads import fulfil
+
 _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
@@ -61,10 +63,7 @@ class EnvironmentThread:
 def _work(inbox: SimpleQueue[_Job | None]) -> None:
     while (job := inbox.get()) is not None:
         future, function = job
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
+        fulfil(future, function)
         del job, future, function  # an idle thread keeps nothing alive
 
 

@@ -366,6 +366,11 @@ def slug(label: str) -> str:
     return "-".join(_LETTERS.findall(label.lower())) or "agent"
 
 
+def without_slashes(name: str) -> str:
+    """A name that may hold the one of a data set, such as `eval_hotpot/dev-2`, as that of a file."""
+    return name.replace("/", "-")
+
+
 def _paths(directory: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
     if not name or Path(name).name != name:
         raise ValueError(f"{name!r} cannot name a file: use a word such as 'mem1-ppo-2', without slashes.")

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.result import without_slashes
 from ..hub.logged_evaluations import LoggedEvaluation, logged_evaluations
 from ..json_text import read_json_object
 
@@ -71,7 +72,7 @@ class TrainingLog:
     def holds(self, result: Result) -> bool:
         """Whether this run logged the numbers of an evaluation."""
         return any(
-            (one.step, one.data.replace("/", "-")) == (result.step, result.data)
+            (one.step, without_slashes(one.data)) == (result.step, result.data)
             and _same_numbers(one.metrics, result.metrics)
             for one in self._evaluations
         )

@@ -153,6 +153,7 @@ class AgentSettings:
         metadata={
             "help": "Factor that makes tokens already in the context less likely; 1 changes nothing.",
             "minimum": 0,
+            "above": 0,
         },
     )
     generation_kwargs: Mapping[str, Any] = field(
@@ -182,6 +183,8 @@ class AgentSettings:
                 raise ValueError(f"{one.name} must be at least {minimum}, got None.")
             if minimum is not None and value is not None and not value >= minimum:
                 raise ValueError(f"{one.name} must be at least {minimum}, got {value}.")
+            if "above" in one.metadata and value is not None and not value > one.metadata["above"]:
+                raise ValueError(f"{one.name} must be above {one.metadata['above']}, got {value}.")
             if isinstance(value, float) and math.isinf(value):
                 raise ValueError(f"{one.name} must be a finite number, got {value}.")
             if "maximum" in one.metadata and value is not None and not value <= one.metadata["maximum"]:
@@ -190,8 +193,6 @@ class AgentSettings:
                 raise ValueError(
                     f"{one.name} must be one of {', '.join(map(repr, one.metadata['choices']))}, got {value!r}."
                 )
-            if one.name == "repetition_penalty" and value == 0:
-                raise ValueError(f"repetition_penalty must be above 0, got {value}.")
             if isinstance(one.default_factory, type):  # an empty mapping may come as None from a configuration
                 if not isinstance(value or {}, Mapping):
                     raise ValueError(f"{one.name} must be a mapping of names to values, got {value!r:.80}.")
@@ -413,7 +414,7 @@ def setting(name: str, **changes: Any) -> Any:
             `default`, or `help`, which replaces the text.
     """
     own = next(one for one in dataclasses.fields(AgentSettings) if one.name == name)
-    metadata = {key: value for key, value in own.metadata.items() if key not in ("minimum", "maximum")}
+    metadata = {key: value for key, value in own.metadata.items() if key not in ("minimum", "above", "maximum")}
     if "help" in changes:
         metadata["help"] = changes["help"]
     if "default" in changes:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..evaluation.episode_scores import evaluate_episode
-from ..evaluation.result import Evaluation
+from ..evaluation.result import Evaluation, without_slashes
 from ..hub.logged_evaluations import LOADED_STEP, loaded_step
 from .checkpoints import CHECKPOINT
 
@@ -89,6 +89,7 @@ class EvaluationRecorder:
         tasks = [task for _, task in gathered][: self._rows]
         if not tasks or not trainer.is_world_process_zero():  # of several data sets, each was saved on its own
             return
+        name = without_slashes(name)
         step, label = trainer.state.global_step, f"step {trainer.state.global_step}"
         loaded = loaded_step(trainer.state.log_history)
         if loaded is not None:  # the evaluation of the last step stays, since it is of other weights

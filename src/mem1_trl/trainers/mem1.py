@@ -334,7 +334,7 @@ class Mem1Trainer(TrajectoryTrainer):
             if not self.is_in_train:
                 self.close_environments()
         if self.args.save_eval_trajectories:
-            self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
+            self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}")
         return metrics
 
     def predict(
@@ -353,7 +353,7 @@ class Mem1Trainer(TrajectoryTrainer):
         self.drop_metrics(self.meaningless_metrics)
         found = {f"{metric_key_prefix}_{name}": value for name, value in self.take_metrics("eval").items()}
         if self.args.save_eval_trajectories:
-            self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}".replace("/", "-"))
+            self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}")
         return output._replace(metrics={**(output.metrics or {}), **found})
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
