@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from datasets import Dataset
@@ -95,6 +96,35 @@ def test_the_remedy_that_is_named_exists_where_it_is_named(files, tmp_path, caps
 def test_a_model_card_names_the_columns(files):
     environment = RetrievalQAEnvironment.factory(str(files[0]), title="name", text="body")()
     assert environment._recipe is not None and "'name'" in str(environment._recipe)
+
+
+class Found:
+    def search(self, queries, top_k=3):
+        return [[] for _ in queries]
+
+
+def test_columns_are_refused_where_nothing_reads_them(files, tmp_path, capsys):
+    index, texts = tmp_path / "index", tmp_path / "texts"
+    Bm25Index.build(files[0], index, title="name", text="body", show_progress=False)
+    texts.mkdir()
+    (texts / "a.txt").write_text("Iron has the symbol Fe.")
+    for corpus, what in (
+        (index, "an index, which holds its passages"),
+        (texts, "a folder of texts"),
+        ("http://127.0.0.1:1", "the address of a retriever"),
+        (Found(), "a retriever"),
+    ):
+        words = f"`text='body'` is about passages that are mappings or rows of a file, and the corpus is {what}: leave it out."
+        with pytest.raises(ValueError, match=re.escape(words)):
+            RetrievalQAEnvironment.factory(corpus, text="body")
+    assert main(["index", str(texts), str(tmp_path / "new"), "--title", "name"]) == 2
+    assert not (tmp_path / "new").exists()
+    assert main(["retriever", "--corpus", str(index), "--text", "body"]) == 2
+    of_index, of_retriever = capsys.readouterr().err.splitlines()
+    assert of_index == (
+        "mem1 index: `--title 'name'` is about passages that are mappings or rows of a file, and the corpus is a folder of texts: leave it out."
+    )
+    assert of_retriever.startswith("mem1 retriever: `--text 'body'` is about passages")
 
 
 # A folder of texts

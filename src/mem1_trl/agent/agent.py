@@ -146,8 +146,9 @@ class Mem1Agent(SingleEpisodes):
                 raise TypeError("`model` is loaded here and `client` plays elsewhere: pass one of them.")
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model)
-        elif backend is not None:
-            raise TypeError("`backend` says how a server is spoken to: pass the server as `client`, or leave it out.")
+        elif backend is not None or request_kwargs:
+            name = "request_kwargs" if backend is None else "backend"
+            raise TypeError(f"`{name}` says how a server is spoken to: pass the server as `client`, or leave it out.")
         elif is_vllm(model):
             engine: Any = model
             tokenizer = engine.get_tokenizer() if tokenizer is None else tokenizer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..context_rules.named import import_rule
 from ..json_text import read_json
 from ..protocol.presets import PRESETS
-from ..rollout.settings import AgentSettings, setting
+from ..rollout.settings import AgentSettings, setting, unread
 from .model_check import check_model
 from .options import CommandError, naming_options
 
@@ -101,9 +102,13 @@ class AgentArguments:
                 f"{name} is about a model that runs here, and endpoint is a server: leave out one of them"
             )
 
-    def settings(self) -> AgentSettings:
+    def settings(self, sampled: bool = False) -> AgentSettings:
         """
         The settings of the agent: what was saved with the model, and what was given.
+
+        Args:
+            sampled (`bool`, *optional*, defaults to `False`):
+                Whether a request may bring a temperature, which gives others an effect.
 
         Raises:
             `CommandError`: If a value is out of its range, or has no effect.
@@ -115,12 +120,10 @@ class AgentArguments:
             found = (load_agent_settings(self.model_name_or_path) or AgentSettings()).changed(given)
         except ValueError as error:
             raise CommandError(str(error)) from None
-        for name in ("top_p", "min_p"):
-            if found.temperature == 0 and given.get(name) not in (None, getattr(AgentSettings(), name)):
-                raise CommandError(
-                    f"{name} is about sampling, and temperature is 0, which takes the most likely token: give --temperature, too, or leave "
-                    f"{name} out"
-                )
+        in_use = dataclasses.replace(found, temperature=found.temperature or 1.0) if sampled else found
+        for name, (because, how) in unread(in_use).items():
+            if given.get(name) not in (None, getattr(AgentSettings(), name)):
+                raise CommandError(f"{name}={given[name]!r} {because}: {how}, or leave {name} out")
         return found
 
     def given(self) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class ConversationArguments(AgentArguments, SearchArguments, CorpusArguments):
     def __post_init__(self) -> None:
         self._check_counts("max_turns", "top_k", "batch_size")
         self._check_environment("top_k")
+        if self.top_k is not None and self.corpus is None and self.environment is None:
+            raise ValueError("top_k is about what the agent searches, and there is none: give corpus, or leave it out")
         self.check_endpoint()
 
     def open(self, has_tools: bool = False) -> tuple[Mem1Agent, Any]:
@@ -54,8 +56,7 @@ class ConversationArguments(AgentArguments, SearchArguments, CorpusArguments):
                 Whether conversations may bring what the agent may do, so that nothing need be given here.
         """
         protocol = chosen_protocol(self)
-        if not has_tools:  # where conversations bring tools, they may bring a temperature
-            self.settings()
+        self.settings(sampled=has_tools)  # where conversations bring tools, they may bring a temperature
         given = self.corpus is not None or self.environment is not None
         factory = self.environment_factory(self.passages()) if given else None
         if given or not has_tools:

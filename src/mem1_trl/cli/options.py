@@ -271,7 +271,9 @@ def naming_columns(
     first: str, second: str, arguments: tuple[str, str] = ("title=", "text=")
 ) -> AbstractContextManager[None]:
     """[`naming_options`] for the two columns of a file."""
-    return naming_options({f"`{arguments[0]}` and `{arguments[1]}`": f"{first} and {second}", **OF_FILES})
+    both = {f"`{arguments[0]}` and `{arguments[1]}`": f"{first} and {second}"}
+    each = {f"`{argument}": f"`{option} " for argument, option in zip(arguments, (first, second), strict=True)}
+    return naming_options({**both, **each, **OF_FILES})
 
 
 def check_writable(folder: str, option: str) -> None:

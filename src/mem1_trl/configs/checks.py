@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
-from ..context_rules.named import may_recall
+from ..rollout.settings import unread
 from ..typed_fields import described, fits, is_wrong_number, members, type_hints
 
 if TYPE_CHECKING:
@@ -250,11 +250,12 @@ def refuse_without_effect(config: Mem1GRPOConfig) -> None:
     """
     for owner, off, how, names in (
         ("curriculum_threshold", config.curriculum_threshold is None, "set it", ("curriculum_steps", "curriculum_metric")),
-        ("context", not may_recall(config.context), "use 'external'", ("memory_top_k",)),
         ("rollout_mode", config.rollout_mode == "lockstep", "use 'async'", ("rollout_batch_wait",)),
     ):  # fmt: skip
         if off:
             refuse_changed(config, names, f"has no effect with {owner}={getattr(config, owner)!r}", how)
+    for name, (because, how) in unread(config).items():
+        refuse_changed(config, [name], because, how)
 
 
 def refuse_noise(config: Mem1GRPOConfig) -> None:

@@ -478,7 +478,6 @@ class Mem1GRPOConfig(GRPOConfig):
         check_sampling_of_groups(self)
         self.fault_settings()
         check_rollout_mode(self.rollout_mode, self.rollout_batch_wait)
-        refuse_without_effect(self)
         refuse_noise(self)
         refuse_unread(self)
         if self.layout not in LAYOUTS:
@@ -490,6 +489,7 @@ class Mem1GRPOConfig(GRPOConfig):
                 f"temperature must be above 0, since log-probs are computed at it, got {self.temperature}: sample in training; an "
                 "evaluation decodes greedily with eval_temperature=0.0."
             )
+        refuse_without_effect(self)
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(
                 f"eval_temperature must be at least 0 (greedy decoding) or None, got {self.eval_temperature}."

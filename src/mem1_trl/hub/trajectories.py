@@ -111,7 +111,7 @@ def load_trajectories(
         source (`str` or `Path`):
             A `.jsonl` file of episodes ([`collect_trajectories`], an evaluation), or the id of a data set.
         split (`str`, *optional*, defaults to `"train"`):
-            Part of the data set.
+            Part of the data set; a file has none.
         revision (`str`, *optional*):
             Branch, tag or commit of the data set.
         token (`str`, *optional*):
@@ -122,7 +122,7 @@ def load_trajectories(
 
     Raises:
         `FileNotFoundError`: if there is neither a file nor a data set of that name with that split.
-        `ValueError`: if what is there holds no trajectories.
+        `ValueError`: if what is there holds no trajectories, or a split of a file is asked for.
     """
     path = trajectory_file(source, split, revision, token)
     return [Trajectory.from_dict(record) for record in read_records(path)]
@@ -134,6 +134,10 @@ def trajectory_file(
     """Path of a local file of episodes, downloaded from the Hub if `source` is the id of a data set."""
     path = Path(source)
     if path.is_file():
+        if split != "train":
+            raise ValueError(
+                f"split={split!r} is about a data set on the Hub, and {str(source)!r} is a file, which is read as a whole: leave it out."
+            )
         return path
     name = str(source)
     if path.is_dir() or name.endswith(".jsonl") or name.count("/") != 1 or name.startswith((".", "/", "~")):

@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .passages import PassageFile, PassageWriter, check_length, read_array, read_corpus, read_manifest, read_source
+from .passages import (
+    PassageFile,
+    PassageWriter,
+    check_length,
+    read_array,
+    read_corpus,
+    read_manifest,
+    read_source,
+    refuse_columns,
+)
 from .postings import Postings
 
 _FORMAT = "mem1-bm25"
@@ -83,6 +92,8 @@ def build_files(
         raise FileExistsError(f"{str(directory)!r} is no index and is not replaced: choose another directory.")
     if isinstance(corpus, (str, Path)):
         read_source(corpus)  # raises now if there is none
+        if Path(corpus).is_dir():
+            refuse_columns(title, text, "a folder of texts")
     directory.parent.mkdir(parents=True, exist_ok=True)
     # On the same disk, so that the last step is a rename, which happens as a whole or not at all
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.building-", dir=directory.parent))

@@ -9,7 +9,7 @@ from typing import Any, cast
 from .bm25 import Bm25Index
 from .dense import DenseIndex
 from .http import HttpRetriever
-from .passages import Retriever, read_manifest, read_source
+from .passages import Retriever, read_manifest, read_source, refuse_columns
 
 
 def open_retriever(
@@ -34,17 +34,21 @@ def open_retriever(
     Raises:
         `ConnectionError`: if nothing answers at the address.
         `FileNotFoundError`: if there is no such file or directory.
-        `ValueError`: if it holds no index, or no passages.
+        `ValueError`: if it holds no index, or no passages, or columns are named where there are none.
     """
     if isinstance(source, (str, Path)):
         if str(source).startswith(("http://", "https://")):
+            refuse_columns(title, text, "the address of a retriever")
             client = HttpRetriever(str(source))
             client.check()
             return client
         path = Path(source)
         if (path / "index.json").is_file():
+            refuse_columns(title, text, "an index, which holds its passages")
             dense = read_manifest(path).get("format") == "mem1-dense"
             return DenseIndex.load(path) if dense else Bm25Index.load(path)
+        if path.is_dir():
+            refuse_columns(title, text, "a folder of texts")
         try:
             return Bm25Index(read_source(path), title, text)
         except FileNotFoundError as error:
@@ -52,5 +56,6 @@ def open_retriever(
                 f"{error} A directory that `mem1 index` wrote, and the address of a retriever, are corpora, too."
             ) from None
     if hasattr(source, "search") and not hasattr(source, "column_names"):  # a datasets.Dataset has a `search` too
+        refuse_columns(title, text, "a retriever")
         return source  # type: ignore[return-value]
     return Bm25Index(cast("Iterable[Any]", source), title, text)

@@ -155,6 +155,26 @@ def _read_contents(contents: str, title: Any) -> tuple[str, str]:
 _ADVICE = 'a corpus has rows such as {"title": "Iron", "text": "Iron has the symbol Fe."}, as JSON one on each line.'
 
 
+def refuse_columns(title: str, text: str, source: str) -> None:
+    """
+    Refuse columns of passages where nothing would read them.
+
+    Args:
+        title, text (`str`):
+            The columns.
+        source (`str`):
+            What there is in place of passages with columns, such as "a retriever".
+
+    Raises:
+        `ValueError`: if one has another value than its default.
+    """
+    for name, value in (("title", title), ("text", text)):
+        if value != name:
+            raise ValueError(
+                f"`{name}={value!r}` is about passages that are mappings or rows of a file, and the corpus is {source}: leave it out."
+            )
+
+
 def read_source(path: str | Path, advance: Callable[[int], object] = lambda count: None) -> Iterator[Any]:
     """
     The passages of a file with rows, or of a folder of text files, for [`read_corpus`].

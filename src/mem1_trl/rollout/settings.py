@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..context_rules.named import check_kind, describe_rule, given_rule, is_loaded, make_rule
+from ..context_rules.named import check_kind, describe_rule, given_rule, is_loaded, make_rule, may_recall
 from ..context_rules.rule import ContextRule
 from ..json_text import is_json
 from ..typed_fields import check_fields, described, is_wrong_number, type_hints
@@ -38,6 +38,26 @@ def check_rollout_mode(rollout_mode: str, rollout_batch_wait: float) -> None:
         raise ValueError(f"rollout_mode must be one of {', '.join(map(repr, ROLLOUT_MODES))}, got {rollout_mode!r}.")
     if not 0 <= rollout_batch_wait < float("inf"):
         raise ValueError(f"rollout_batch_wait must be a number of seconds, at least 0, got {rollout_batch_wait}.")
+
+
+def unread(settings: Any) -> dict[str, tuple[str, str]]:
+    """
+    Settings that others turn off.
+
+    Args:
+        settings (`Any`):
+            An object with a `context` and a `temperature`, such as [`AgentSettings`] or a [`Mem1GRPOConfig`].
+
+    Returns:
+        `dict[str, tuple[str, str]]`: of each name, why nothing reads it, and what gives it an effect.
+    """
+    found = {}
+    if not may_recall(settings.context):
+        found["memory_top_k"] = (f"has no effect with context={settings.context!r}", "use 'external'")
+    if settings.temperature == 0:
+        because = "has no effect with temperature=0, which takes the most likely token"
+        found |= dict.fromkeys(("top_p", "top_k", "min_p"), (because, "raise that"))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
