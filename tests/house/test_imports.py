@@ -28,6 +28,7 @@ ORDER = [
     "time_limit",
     "retrying",
     "waiting",
+    "listening",
     "request_threads",
     "optional_packages",
     "trajectory",

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -871,7 +872,15 @@ def test_the_commands(tmp_path, capsys):
     assert "There is no corpus" in capsys.readouterr().err
     with serve_site(RetrieverServer(Bm25Index(CORPUS), port=0)) as server:
         assert main(["retriever", "--corpus", str(tmp_path / "index"), "--port", str(server.server_port)]) == 2
-    assert "choose another with --port" in capsys.readouterr().err
+    assert "cannot be listened at (Address already in use): choose another." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_here_is_named(host):
+    with pytest.raises(
+        OSError, match=rf"'{re.escape(host)}' is not an address of this machine \(.*\): use 127\.0\.0\.1, or"
+    ):
+        RetrieverServer(Bm25Index(CORPUS), host, 0)
 
 
 def test_the_served_index_is_asked_and_stopped(tmp_path):

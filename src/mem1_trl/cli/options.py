@@ -50,6 +50,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise CommandError(_with_suggestion(message, self))
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            _refuse_empty(name, value)
+        return parsed
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the default of each option, and keeps the line breaks of the examples."""
@@ -116,6 +122,8 @@ class ConfigParser(TrlParser):
         if from_line:
             raise CommandError(_unknown(from_line[0], self))
         _check_types(parsed[0])
+        for one in parsed[1:]:
+            _refuse_empty("output_dir", getattr(one, "output_dir", None))
         return parsed[0] if len(parsed) == 1 else tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
@@ -232,12 +240,19 @@ def _wrong_type(name: str, value: Any, hint: Any) -> CommandError:
     return CommandError(f"{name} is {value!r}, but must be {described(hint)}")
 
 
+def _refuse_empty(name: str, value: Any) -> None:
+    """Refuse an empty text, such as that of a variable of a script that is not set: as a path it would be the current directory."""
+    if value == "" or (isinstance(value, list) and "" in value):
+        raise CommandError(f"{name} is empty: give a value, or leave it out")
+
+
 def _check_types(parsed: Any) -> None:
     """YAML values bypass the types of argparse."""
     kind: Any = type(parsed)
     hints = type_hints(kind)
     for field in fields(parsed):
         value = getattr(parsed, field.name)
+        _refuse_empty(field.name, value)
         if isinstance(value, int) and not isinstance(value, bool) and float in members(hints[field.name]):
             value = float(value)
             setattr(parsed, field.name, value)
@@ -288,6 +303,7 @@ def check_writable(folder: str, option: str) -> None:
 
 def existing_corpus(path: str) -> Path:
     """A path to a file or folder that exists, as `type` of an argument."""
+    _refuse_empty("corpus", path)
     if not Path(path).exists():
         raise CommandError(f"there is no file or folder {path!r}")
     return Path(path)

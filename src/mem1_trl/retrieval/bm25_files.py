@@ -88,6 +88,8 @@ def build_files(
         raise FileExistsError(
             f"{str(directory)!r} is there already: load it with Bm25Index.load, or build with overwrite=True."
         )
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{str(directory)!r} is a file and is not replaced: choose a directory.")
     if directory.exists() and any(directory.iterdir()) and not (directory / "index.json").is_file():
         raise FileExistsError(f"{str(directory)!r} is no index and is not replaced: choose another directory.")
     if isinstance(corpus, (str, Path)):

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ..json_text import read_json, write_json
+from ..listening import naming_address
 from ..version import __version__
 from .passages import Passage, Retriever, check_found
 
@@ -66,12 +67,8 @@ class RetrieverServer(ThreadingHTTPServer):
         self.retriever = retriever
         self.top_k = top_k
         self.max_top_k = max_top_k
-        try:
+        with naming_address(host, port):
             super().__init__((host, port), _Handler)
-        except OSError as error:
-            raise OSError(
-                f"Port {port} of {host} cannot be listened at ({error.strerror}): choose another with --port."
-            ) from None
 
     @property
     def url(self) -> str:

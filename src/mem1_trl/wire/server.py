@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+from ..listening import naming_address
 from ..optional_packages import require
 from .app import ChatApp
 
@@ -45,12 +46,13 @@ class WireServer:
         self.patience = max(1, round(patience))  # with 0 uvicorn calls even an idle end an error
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((host, port))
-            self._socket.listen(_BACKLOG)  # who knows the address may connect, and waits until it serves
-        except OSError as error:
+            with naming_address(host, port):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._socket.bind((host, port))
+                self._socket.listen(_BACKLOG)  # who knows the address may connect, and waits until it serves
+        except OSError:
             self._socket.close()
-            raise OSError(f"Port {port} of {host} cannot be listened at ({error.strerror}): choose another.") from None
+            raise
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
         config: Any = uvicorn.Config(
             chat.app,
