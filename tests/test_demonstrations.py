@@ -141,7 +141,7 @@ def test_the_seed_is_in_the_file_beside_the_episodes(actor, tokenizer, tmp_path)
     assert sampled(collect(agent, tmp_path / "again.jsonl", seed=7)) == sampled(played)
     with pytest.raises(ValueError, match=r"begun with another seed \(other seed\)"):
         collect(agent, tmp_path / "episodes.jsonl", seed=8)
-    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="seed must be a whole number from 0 to 9223372036854775807, got -1"):
         collect(agent, tmp_path / "episodes.jsonl", seed=-1)
     # What the caller draws afterwards does not depend on whether the file had been begun
     drawn = []

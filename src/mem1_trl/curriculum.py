@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.random import SeedSequence
 
+from .typed_fields import check_seed
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -73,6 +75,7 @@ def compose_curriculum(
         raise ValueError("stages must have at least one stage, got none.")
     for stage, given in enumerate(stages):
         _check_stage(stage, given)
+    check_seed(seed)
     parts = []
     limits = [stage[2] if len(stage) > 2 else None for stage in stages]
     for stage, (count, shares, *_) in enumerate(stages):

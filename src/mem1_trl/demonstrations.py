@@ -27,6 +27,7 @@ from .json_lines import drop_unfinished_line, read_json_lines
 from .json_text import as_json, read_json_object, write_json, write_whole
 from .rollout.draws import episode_seeds, seed_of_episode
 from .trajectory import StopReason, Trajectory
+from .typed_fields import check_seed
 
 if TYPE_CHECKING:
     import os
@@ -106,8 +107,8 @@ def collect_trajectories(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if samples < 1:
         raise ValueError(f"samples={samples} plays nothing: use 1 or more.")
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}.")
+    if seed is not None:
+        check_seed(seed)
     path = Path(path)
     if path.suffix != ".jsonl":
         raise ValueError(f"Trajectories are written as JSON lines: name the file {path.name}.jsonl.")

@@ -14,6 +14,7 @@ from numpy.random import SeedSequence
 from .answers import read_answers
 from .local_rows import FILES, has_rows, read_rows
 from .rewards import ANSWER_SEPARATOR
+from .typed_fields import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def compose_objectives(
                 "columns with `question=` and `answer=`."
             )
     if seed is not None:
-        dataset = dataset.shuffle(seed=seed)
+        dataset = dataset.shuffle(seed=check_seed(seed))
 
     rows = []
     for position, (text, accepted) in enumerate(zip(dataset[question], dataset[answer])):
@@ -167,7 +168,7 @@ def sample_objectives(
         raise ValueError(f"count must be at least 1, got {count}.")
     different: dict[tuple[str, ...], dict[str, Any]] = {}
     features, fruitless = None, 0
-    for order in SeedSequence(seed).generate_state(_MAX_FRUITLESS_SHUFFLES * count):
+    for order in SeedSequence(check_seed(seed)).generate_state(_MAX_FRUITLESS_SHUFFLES * count):
         tasks = compose_objectives(dataset, n, question, answer, seed=int(order))
         features, before = tasks.features, len(different)
         for task in tasks:

@@ -7,12 +7,47 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
+from operator import index
 from typing import Any
 
 _WORDS = {
     int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", dict: "an object",
     list: "a list", Any: "anything",
 }  # fmt: skip
+
+
+LARGEST_SEED = 2**63 - 1
+"""Of PyTorch's generators, and of keys that are signed numbers of 64 bits."""
+
+
+def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """
+    A whole number of an argument, also one of NumPy.
+
+    Args:
+        name (`str`):
+            The argument.
+        value (`Any`):
+            What was given.
+        least, most (`int`, *optional*):
+            The smallest and the largest that it may be.
+
+    Raises:
+        `ValueError`: If it is not one, or out of that range.
+    """
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}.")
+    return number
+
+
+def check_seed(seed: Any, name: str = "seed", most: int = LARGEST_SEED) -> int:
+    """As [`check_whole`], for a seed."""
+    return check_whole(name, seed, 0, most)
 
 
 def members(hint: Any) -> tuple[Any, ...]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 
+import numpy as np
 import pytest
+from datasets import Dataset
 from support.scripted_agent import scripted
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
+from mem1_trl.curriculum import compose_curriculum
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.environment_runtime.tools import environment_of
+from mem1_trl.evaluation import evaluate_agent
+from mem1_trl.tasks import sample_objectives
 
 SEARCH, ANSWER = "<think>s</think><search>tea</search>", "<think>s</think><answer>Paris</answer>"
 SCHEMA = {
@@ -50,6 +56,55 @@ def agent_that_says(actor, tokenizer, *texts, **settings):
 def test_numbers_of_an_agent_are_checked_when_it_is_made(actor, tokenizer, name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least [01], got {value!r}"):
         Mem1Agent(actor, tokenizer, Mem1Protocol(), **{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, 2**63, "1", None])
+def test_a_seed_is_a_whole_number(actor, tokenizer, seed):
+    agent, rows = agent_that_says(actor, tokenizer, ANSWER, temperature=1.0), [{"prompt": "q"}]
+    words = f"must be a whole number from 0 to {2**63 - 1}, got {seed!r}."
+    with pytest.raises(ValueError, match=re.escape(f"A seed of `seeds` {words}")):
+        agent.run_batch(rows, [Library()], seeds=[seed])
+    with pytest.raises(ValueError, match=re.escape(f"seed {words}")):
+        evaluate_agent(agent, [{"prompt": "q", "answers": [["a"]]}], Library, seed=seed)
+    questions = Dataset.from_list([{"question": "q?", "answer": "a"}])
+    with pytest.raises(ValueError, match=re.escape(f"seed {words}")):
+        sample_objectives(questions, 1, 1, seed=seed)
+    with pytest.raises(ValueError, match=re.escape(f"seed {words}")):
+        compose_curriculum(questions, [(1, {1: 1.0})], seed=seed)
+
+
+def test_seeds_may_be_those_of_numpy_and_of_an_iterator(actor, tokenizer):
+    agent = Mem1Agent(actor, tokenizer, Mem1Protocol(), temperature=1.0, max_turns=2, max_completion_length=20)
+    rows = [{"prompt": "q"}] * 2
+    played = [
+        agent.run_batch(rows, [Library(), Library()], seeds=seeds)
+        for seeds in ([3, 4], np.array([3, 4]), iter((3, 4)))
+    ]
+    texts = [[turn.text for one in trajectories for turn in one.turns] for trajectories in played]
+    assert texts[0] == texts[1] == texts[2] and texts[0][0]
+
+
+def test_a_setting_that_is_unknown_is_named(actor, tokenizer):
+    with pytest.raises(TypeError, match="An agent has no setting 'max_turn': did you mean 'max_turns'"):
+        Mem1Agent(actor, tokenizer, max_turn=3)
+    agent = agent_that_says(actor, tokenizer, ANSWER)
+    with pytest.raises(TypeError, match="An agent has no setting 'temprature': did you mean 'temperature'"):
+        agent.start("q", Library(), options={"temprature": 1.0})
+    with pytest.raises(TypeError, match="An agent has no setting 'colour'; it has max_turns, max_completion_length, "):
+        agent.start("q", Library(), options={"colour": 1.0})
+
+
+def test_messages_and_results_are_what_they_are_called(actor, tokenizer):
+    episode = agent_that_says(actor, tokenizer, ANSWER).start("q")
+    with pytest.raises(TypeError, match="A message must be a text, got a NoneType"):
+        episode.send(None)
+    episode = agent_that_says(actor, tokenizer, SEARCH).start("q", schemas=[SCHEMA])
+    episode.step()
+    for results, kind in (("4", "str"), ({"a": 1}, "dict"), (4, "int")):  # a text of one letter for one call was taken
+        with pytest.raises(TypeError, match=f"Results are a list, one for each call, got a {kind}"):
+            episode.give(results)
+    episode.give(["found"])
+    assert "found" in episode.trajectory.turns[0].observation
 
 
 def test_a_share_of_no_tokens_is_refused(actor, tokenizer):

@@ -83,7 +83,7 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--questions", "/nowhere.jsonl"], "mem1 eval: There is no file /nowhere.jsonl: check the path."),
         ([*MODEL, "--split", "tset"], "mem1 eval: split must be 'train' or 'test', got 'tset'."),
         ([*MODEL, "--corpus", "/nowhere.jsonl"], "mem1 eval: there is no file '/nowhere.jsonl' for the corpus"),
-        ([*MODEL, "--seed", "-1"], "mem1 eval: seed must be at least 0, got -1"),
+        ([*MODEL, "--seed", "-1"], "mem1 eval: seed must be a whole number from 0 to 9223372036854775807, got -1."),
         ([*MODEL, "--output_dir", f"{TINY}/config.json/a"], f"mem1 eval: output_dir must be a folder, got '{TINY}/config.json/a', where '{TINY}/config.json' is a file"),
         (["chat", *MODEL[1:], "--conversation", str(TINY)], f"mem1 chat: conversation must be a file in a folder that is there, but '{TINY}' is a folder"),
         (["chat", *MODEL[1:], "--conversation", "/nowhere/a.json"], "mem1 chat: conversation must be a file in a folder that is there, but '/nowhere/a.json' is in '/nowhere', which is not a folder"),

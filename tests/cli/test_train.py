@@ -163,7 +163,7 @@ def test_the_file_gives_options_of_all_kinds_and_the_line_wins(tmp_path):
         ("learning_rate: true", "learning_rate is True, but must be a number"),
         ("output_dir: 3", "output_dir is 3, but must be text or null"),
         ("output_dir: true", "output_dir must be text or null, got True."),
-        ("seed: -1", "seed must be from 0 to 4294967295, got -1."),
+        ("seed: -1", "seed must be a whole number from 0 to 4294967295, got -1."),
     ],
 )  # fmt: skip
 def test_wrong_yaml_is_one_sentence(capsys, tmp_path, content, sentence):

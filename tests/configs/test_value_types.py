@@ -64,7 +64,7 @@ def test_a_configuration_of_trl_is_checked_too(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**32)])
 def test_a_seed_that_numpy_refuses_is_refused(tmp_path, name, value):
-    with pytest.raises(ValueError, match=rf"^seed must be from 0 to 4294967295, got {value}\.$"):
+    with pytest.raises(ValueError, match=rf"^seed must be a whole number from 0 to 4294967295, got {value}\.$"):
         Mem1GRPOConfig(str(tmp_path), bf16=False, seed=value)
 
 

@@ -51,7 +51,9 @@ def test_parameters_are_kept_and_checked():
     for wrong, words in (
         ({"every": 0}, "every must be a whole number of at least 1, got 0"),
         ({"every": True}, "every must be a whole number of at least 1, got True"),
-        ({"fraction": 1.5}, "fraction must be above 0 and at most 1, got 1.5"),
+        ({"fraction": 1.5}, "fraction must be a number above 0 and at most 1, got 1.5"),
+        ({"fraction": True}, "fraction must be a number above 0 and at most 1, got True"),
+        ({"fraction": "0.5"}, "fraction must be a number above 0 and at most 1, got '0.5'"),
         ({"fraction": 0.5, "budget": 9}, "leave one of them out"),
         ({}, "context='compact' fills a fraction of `max_context_length`, which is None"),
     ):

@@ -64,7 +64,7 @@ def test_the_saved_agent_has_every_setting_of_the_run(tmp_path, actor, tokenizer
 
 
 def test_an_argument_that_does_not_exist_is_refused(actor, tokenizer):
-    with pytest.raises(TypeError, match="Mem1Agent has no argument 'max_turn': did you mean 'max_turns'"):
+    with pytest.raises(TypeError, match="An agent has no setting 'max_turn': did you mean 'max_turns'"):
         Mem1Agent(actor, tokenizer, SHORT, max_turn=3)
 
 

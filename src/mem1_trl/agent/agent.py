@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ from ..rollout.shared_generator import SharedGenerator
 from ..rollout.turn_loop import Rollout
 from ..rollout.vllm_generator import VllmGenerator, is_vllm, within_engine
 from ..saved_files import naming_missing_model, place_of
-from ..typed_fields import fits
+from ..typed_fields import check_seed, check_whole
 from .description import describe_agent
 from .single_episodes import SingleEpisodes
 
@@ -131,9 +129,8 @@ class Mem1Agent(SingleEpisodes):
                 f"`tokenizer` must be a loaded one, got {tokenizer!r}: pass `AutoTokenizer.from_pretrained({tokenizer!r})`."
             )
         for name, value, minimum in (("batch_size", batch_size, 1), ("max_retries", max_retries, 0)):
-            if not fits(value, int) or value < minimum:
-                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
-        settings = _with_overrides(settings or AgentSettings(), overrides)
+            check_whole(name, value, minimum)
+        settings = (settings or AgentSettings()).changed(overrides)
         _ = settings.rule  # it may be a class that has not been imported
         self.faults = FaultSettings(environment_timeout, environment_retries, environment_concurrency)
         check_rollout_mode(rollout_mode, rollout_batch_wait)
@@ -260,11 +257,13 @@ class Mem1Agent(SingleEpisodes):
 
         Raises:
             `TypeError`: If a row is none of these.
-            `ValueError`: If there are not as many seeds as rows.
+            `ValueError`: If there are not as many seeds as rows, or one is not a whole number from 0 to `2**63 - 1`.
         """
         rows = _as_rows(rows)
-        if seeds is not None and len(seeds) != len(rows):
-            raise ValueError(f"There must be one seed for each of {len(rows)} rows, got {len(seeds)}.")
+        if seeds is not None:
+            seeds = [check_seed(seed, "A seed of `seeds`") for seed in seeds]
+            if len(seeds) != len(rows):
+                raise ValueError(f"There must be one seed for each of {len(rows)} rows, got {len(seeds)}.")
         tolerate = "everything" if keep_failures else "nothing"
         if isinstance(environments, EnvironmentPool):
             return self._run(rows, environments, tolerate, seeds)
@@ -381,17 +380,6 @@ def _in_turn(seeds: Sequence[int]) -> Callable[[int], list[int]]:
     """Hands out seeds to episodes that begin one part after the other."""
     left = iter(seeds)
     return lambda count: list(islice(left, count))
-
-
-def _with_overrides(settings: AgentSettings, overrides: Mapping[str, Any]) -> AgentSettings:
-    known = [one.name for one in dataclasses.fields(AgentSettings)]
-    for name in overrides:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            raise TypeError(
-                f"Mem1Agent has no argument {name!r}" + (f": did you mean {close[0]!r}?" if close else ".")
-            )
-    return settings.changed(overrides)
 
 
 def _tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,7 +21,7 @@ from .token_stream import pieces_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from ..environment_runtime.pool import GivenEnvironments
@@ -282,10 +283,12 @@ class AgentEpisode:
         environment's action would be.
 
         Raises:
-            `TypeError`: If one cannot be shown as text.
+            `TypeError`: If one cannot be shown as text, or `results` is not a list.
             `ValueError`: If there are not as many.
         """
         calls = self.calls
+        if isinstance(results, (str, Mapping)) or not isinstance(results, Sequence):
+            raise TypeError(f"Results are a list, one for each call, got a {type(results).__name__}.")
         if self._waiting is None or len(results) != len(calls):
             raise ValueError(f"There must be one result for each of {len(calls)} calls, got {len(results)}.")
         given, acting = iter([shown_text(result) for result in results]), self._waiting

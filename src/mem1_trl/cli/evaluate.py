@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..rollout.settings import setting
+from ..typed_fields import check_seed
 from .agent_options import AgentArguments, chosen_protocol, open_agent
 from .options import ConfigParser, check_writable, naming_options
 from .own_code import check_environment
@@ -96,8 +97,8 @@ class EvalArguments(AgentArguments, SearchArguments, TaskArguments):
     def __post_init__(self) -> None:
         self.objectives = listed_objectives(self.objectives)
         self._check_counts("tasks", "top_k", "batch_size")
-        if isinstance(self.seed, int) and self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if isinstance(self.seed, int):  # other types are refused later
+            check_seed(self.seed)
         super().__post_init__()
         self._check_environment("objectives", "top_k")
         self.check_endpoint()

@@ -28,8 +28,8 @@ TRL_CHOICES = {
 _INHERITED = frozenset(one.name for one in fields(GRPOConfig)) - {"output_dir"}
 """Settings of TRL and transformers, which may have a wider meaning than their annotation says, but for the path of the run."""
 
-_LARGEST_SEED = 2**32 - 1
-"""That of NumPy, which every run seeds."""
+LARGEST_SEED = 2**32 - 1
+"""That of NumPy, which every run seeds when the trainer is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +180,6 @@ def check_ranges(config: Mem1GRPOConfig) -> None:
         steps = getattr(config, f"{what}_steps")
         if getattr(config, f"{what}_strategy") == "steps" and steps is not None and not least.holds(steps):
             raise ValueError(f"{what}_steps must be {least} with {what}_strategy='steps', got {steps}.")
-
-
-def check_seed(seed: int) -> None:
-    """Raise a `ValueError` for a seed that NumPy would refuse when the trainer is built."""
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise ValueError(f"seed must be from 0 to {_LARGEST_SEED}, got {seed}.")
 
 
 def check_choices(config: Mem1GRPOConfig) -> None:

@@ -11,15 +11,16 @@ from trl import GRPOConfig
 from ..context_rules.named import given_rule
 from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
 from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
+from ..typed_fields import check_seed
 from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
 from .checks import (
+    LARGEST_SEED,
     check_choices,
     check_curriculum,
     check_ranges,
     check_sampling_of_groups,
-    check_seed,
     check_types,
     refuse_any,
     refuse_noise,
@@ -457,7 +458,7 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
-        check_seed(self.seed)
+        check_seed(self.seed, most=LARGEST_SEED)
         check_choices(self)
         if self.use_vllm and self.vllm_max_model_length is not None:
             self.agent_settings().within(self.vllm_max_model_length, "which is vllm_max_model_length")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..typed_fields import fits
+from ..typed_fields import check_whole, fits
 from .rule import ContextRule, NextTurn, Past
 
 
@@ -37,12 +37,12 @@ class Compact(ContextRule):
     asks = True
 
     def __post_init__(self) -> None:
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}.")
+        if self.fraction is not None and not (fits(self.fraction, float) and 0 < self.fraction <= 1):
+            raise ValueError(f"fraction must be a number above 0 and at most 1, got {self.fraction!r}.")
         for name in ("budget", "every"):
             value = getattr(self, name)
-            if value is not None and (not fits(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            if value is not None:
+                check_whole(name, value, 1)
         if self.fraction is not None and self.budget is not None:
             raise ValueError("fraction and budget both say how long a context may be: leave one of them out.")
 

@@ -18,6 +18,7 @@ from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..json_text import plain
 from ..rewards import are_answers, form_of_answers
 from ..rollout.play import check_task
+from ..typed_fields import check_seed, check_whole
 from .episode_scores import Success, evaluate_episode
 from .finished import finished_evaluation, played_with
 from .result import EvaluatedTask, Evaluation
@@ -119,8 +120,8 @@ def _evaluate(
     settings: Mapping[str, Any] | None,
 ) -> Evaluation:
     """As [`evaluate_agent`], in environments that are there; they are closed."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_whole("batch_size", batch_size, 1)
+    check_seed(seed)
     played = played_with(pool, success)
     tasks: list[EvaluatedTask] = []
     try:

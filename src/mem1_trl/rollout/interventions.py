@@ -30,9 +30,12 @@ def add_message(rollout: Rollout | ChatRollout, episode: Episode, text: str) -> 
             The message; it is escaped and cut as every observation.
 
     Raises:
+        `TypeError`: If it is not a text.
         `RuntimeError`: If the episode has not ended, or not in a way after which it can go on.
         `ValueError`: If the message leaves no room in the context.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"A message must be a text, got a {type(text).__name__}.")
     if episode.stop_reason is None:
         raise RuntimeError(
             "A message follows an answer, and this episode has not ended: play it on with `step()` or `run()` first."

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from ..context_rules.named import check_kind, describe_rule, given_rule, is_loaded, make_rule, may_recall
@@ -256,8 +257,15 @@ class AgentSettings:
                 The new values by name; `context` may be a rule, too.
 
         Raises:
+            `TypeError`: If there is no field of a name.
             `ValueError`: If a value is out of its range.
         """
+        known = [one.name for one in dataclasses.fields(self)]
+        for name in values:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                meant = f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}."
+                raise TypeError(f"An agent has no setting {name!r}{meant}")
         if "context" in values:
             context = values["context"]
             name, parameters = given_rule(context, values.get("context_kwargs", {}))
