@@ -89,7 +89,7 @@ def evaluate_agent(
             `lambda row, trajectory: trajectory.reward == 1.0`.
         seed (`int`, *optional*, defaults to `0`):
             Of the bootstrap, and of sampling if the agent samples. Two runs with one seed give the same result but for
-            `seconds`; the random state of the caller is left as it was.
+            `seconds`, and with `rollout_mode="async"` the rounding of log-probs; the random state of the caller is left as it was.
         resamples (`int`, *optional*, defaults to `2000`):
             Of the bootstrap.
         settings (`Mapping`, *optional*):
