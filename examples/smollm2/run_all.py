@@ -41,12 +41,15 @@ OF_TRAINING = {
     "save_steps": count,
 }
 """Numbers that are handed on to `train.py`, whose defaults hold."""
-FIRST, SECOND, EXACT, LEARNED = "grpo-mixed", "grpo-counted", "grpo-exact", "grpo-anchored"
-"""The second goes on from the first; the others, from what supervised training for as long as both has made of the start."""
+FIRST, SECOND, EXACT, LEARNED, MORE = "grpo-mixed", "grpo-counted", "grpo-exact", "grpo-anchored", "grpo-four"
+"""
+The second goes on from the first; the next two, from what supervised training for as long as both has made of the start; the last from the one
+before it, with more objectives.
+"""
 LABELS = (
-    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", "grpo-2", "ppo-2", "again", "taught", "twin", "last",
+    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", MORE, "grpo-2", "ppo-2", "again", "taught", "twin", "last",
 )  # fmt: skip
-OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30}
+OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30, MORE: 40}
 """Added to the seed of a run, so that it draws other tasks than those before it."""
 LAST_TASKS = 2
 """Seed of the test tasks by which nothing was chosen."""
@@ -57,6 +60,7 @@ def stages(out, seeds, labels, options):
     objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
     on_all = ("--objectives", *([1, 2] if options.short else [1, 2, 3, 4]))
     on_fewer = ("--objectives", *([1, 2] if options.short else [1, 2, 3]))
+    on_more = ("--objectives", *([1, 2] if options.short else [2, 3, 4]))
 
     def test(label, adapter, seed, *more, numbers=objectives, tasks_of=None):
         arguments = ["--label", f"{label}-seed{seed}", "--tasks", options.tasks]
@@ -101,6 +105,10 @@ def stages(out, seeds, labels, options):
                 yield learn(
                     label, copying, seed, *on_fewer, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
                 )
+            elif label == MORE:
+                yield learn(
+                    label, learned, seed, *on_more, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
+                )
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "ppo-2":
@@ -139,7 +147,7 @@ def stages(out, seeds, labels, options):
                 yield learn("twin", before, seed, *on_all, "--reward", "positional", *full)
                 yield test("twin", twin / "adapter", seed, *full)
                 yield test("truncation", twin / "adapter", seed, "--context", "truncate")
-            if label in (FIRST, SECOND, EXACT, LEARNED, "grpo-2", "ppo-2"):
+            if label in (FIRST, SECOND, EXACT, LEARNED, MORE, "grpo-2", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
 

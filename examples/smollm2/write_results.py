@@ -33,6 +33,7 @@ NAMES = {
     "grpo-exact": "GRPO from supervised training",
     "grpo-anchored-part": "GRPO from supervised training, held to it, first part alone",
     "grpo-anchored": "GRPO from supervised training, held to it",
+    "grpo-four": "the same, then on two to four objectives",
     "supervised-longer": "supervised training for as long again",
     "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
