@@ -320,6 +320,13 @@ class WrongLater(ContextRule):
         return NextTurn([len(past)] if len(past) else [])
 
 
+class KeepsMoreThanItSays(ContextRule):
+    last_turn_only = True
+
+    def next(self, past):
+        return NextTurn(range(len(past)))
+
+
 class ReturnsAList(ContextRule):
     def next(self, past):
         return list(range(len(past)))
@@ -368,12 +375,16 @@ def test_an_action_of_a_rule_that_returns_nothing_shows_nothing(actor, tokenizer
     [
         (Wrong(), r"Wrong.next must keep no turn before the first one, of which there is none yet, got \[0\]"),
         (WrongLater(), r"WrongLater.next must keep turns by their indices, ascending and from 0 to 0, got \[1\]"),
+        (
+            KeepsMoreThanItSays(),
+            r"KeepsMoreThanItSays.next must keep the last turn alone, 1, since KeepsMoreThanItSays.last_turn_only is True, got \[0, 1\]",
+        ),
         (AlwaysAsks(), "AlwaysAsks.next asked for a summary, which needs `asks = True`, a turn that is kept"),
     ],
 )
 def test_a_rule_that_cannot_be_followed_is_an_error(actor, tokenizer, rule, words):
     with pytest.raises(ValueError, match=words):
-        play(actor, tokenizer, [turn("alps"), "<think>s</think>", "<think>s</think>"], context=rule)
+        play(actor, tokenizer, [turn("alps"), turn("iron"), "<think>s</think>"], context=rule)
 
 
 def test_an_action_of_the_rule_must_not_be_one_of_the_environment(actor, tokenizer):

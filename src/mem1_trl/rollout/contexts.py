@@ -62,7 +62,7 @@ class ContextBuilder:
 
         Raises:
             `TypeError`: If the rule returns something else than a [`NextTurn`].
-            `ValueError`: If the rule names turns that there are not, or asks for a summary of nothing, or for two in a row.
+            `ValueError`: If the rule names turns that there are not, or others than the last one although it says that it keeps no others, or asks for a summary of nothing, or for two in a row.
         """
         past = self.past(episode, count)
         step, name = self.rule.next(past), type(self.rule).__name__
@@ -76,6 +76,10 @@ class ContextBuilder:
         if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < len(past)):
             raise ValueError(
                 f"{name}.next must keep turns by their indices, ascending and from 0 to {len(past) - 1}, got {kept}."
+            )
+        if self.rule.last_turn_only and kept and kept != [len(past) - 1]:
+            raise ValueError(
+                f"{name}.next must keep the last turn alone, {len(past) - 1}, since {name}.last_turn_only is True, got {kept}."
             )
         if step.summary and not (self.rule.asks and kept and past.turns[-1].context_action != SUMMARY):
             raise ValueError(
