@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -269,12 +270,31 @@ def test_time_follows_from_operations_and_is_calibrated_by_a_step():
     assert half.seconds(1e15) == pytest.approx(found.seconds(1e15)), "twice the GPUs play twice the episodes"
 
 
+def test_episodes_that_serve_several_steps_are_sampled_once():
+    once, twice = (estimate_run(QWEN, Mem1PPOConfig(**arguments(num_iterations=n)), LARGE) for n in (1, 2))
+    assert twice.generated == once.generated / 2 and twice.rollout_flops == pytest.approx(once.rollout_flops / 2)
+
+
 def test_wrong_input_is_one_sentence():
     args = Mem1PPOConfig(**arguments())
     with pytest.raises(ValueError, match="dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"):
         estimate_run(QWEN, args, LARGE, dtype="int8")
     with pytest.raises(ValueError, match="bits must be one of 4, 8, 16, got 3"):
         estimate_run(QWEN, args, LARGE, bits=3)
+    adapter = LoraConfig(r=4, target_modules=["q_proj"])
+    for settings, options, words in (
+        ({"context": "full"}, {}, "the last turn alone, as with context='mem1', got context='full'"),
+        ({"context": "external"}, {}, "the last turn alone, as with context='mem1', got context='external'"),
+        ({}, {"value_model": "Shared"}, "value_model must be 'shared' or None in an estimate, got 'Shared'"),
+        ({}, {"bits": 4}, "bits=4 needs peft_config, since quantized weights are not trained"),
+        ({}, {"nested": True, "peft_config": adapter}, "nested=True needs bits=4"),
+        ({}, {"processes": 0}, "processes must be a whole number of at least 1, got 0"),
+        ({}, {"processes": 2, "shards": 4}, "shards must be a whole number from 1 to 2, got 4"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            estimate_run(QWEN, Mem1PPOConfig(**arguments(**settings)), LARGE, **options)
+    with pytest.raises(ValueError, match="value_model='shared' needs a Mem1PPOConfig"):
+        estimate_run(QWEN, Mem1GRPOConfig(**arguments(num_generations=8)), LARGE, value_model="shared")
     with pytest.raises(ValueError, match="turns of an episode must be at least 1, got 0"):
         EpisodeShape(prompt=5, turns=0, completion=5, observation=5)
     with pytest.raises(ValueError, match="peak_flops must be above 0, got 0"):

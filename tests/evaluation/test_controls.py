@@ -188,6 +188,12 @@ def test_a_control_is_kept_in_a_file_and_applied_to_other_settings(agent, tmp_pa
     changed = again.apply(longer)
     assert (changed.max_turns, changed.temperature) == (9, 0.5)
     assert changed.generation_kwargs == found.settings.generation_kwargs and changed.generation_kwargs
+    ((token, _),) = changed.generation_kwargs["sequence_bias"]
+    own = {"no_repeat_ngram_size": 3, "sequence_bias": [[[5], 2.0], [token, 1.0]]}
+    merged = again.apply(dataclasses.replace(longer, generation_kwargs=own)).generation_kwargs
+    assert merged == {"no_repeat_ngram_size": 3, "sequence_bias": [[[5], 2.0], [token, 30.0]]}
+    nothing = dataclasses.replace(again, settings=dataclasses.replace(again.settings, generation_kwargs={}))
+    assert nothing.apply(dataclasses.replace(longer, generation_kwargs=own)).generation_kwargs == own
     (tmp_path / "other.json").write_text('{"temperature": 1.0, "colour": 2}')
     with pytest.raises(ValueError, match="colour"):
         ScalarControl.load(tmp_path / "other.json")

@@ -519,6 +519,25 @@ def test_more_and_more_objectives(tmp_path, actor, tokenizer):
     assert [t.turns for t in again[2].trajectories] == [t.turns for t in results[2].trajectories]
 
 
+def test_intervals_are_by_as_many_draws_as_are_asked_for(tmp_path, actor, tokenizer):
+    """Those of a finished evaluation stayed what they were, and a wrong number was refused when everything had been played."""
+    agent = make_agent(actor, tokenizer)
+    arguments = {"tasks": 4, "output_dir": tmp_path, "progress": False}
+    few = evaluate_objectives(agent, QUESTIONS, LookupEnvironment, (1,), resamples=3, **arguments)[1]
+    many = evaluate_objectives(agent, QUESTIONS, LookupEnvironment, (1,), resamples=2000, **arguments)[1]
+    assert many.trajectories == few.trajectories
+    fresh = Evaluation.from_tasks(few.tasks, few.agent, few.settings, resamples=2000)
+    assert many.statistics == fresh.statistics != few.statistics
+
+
+@pytest.mark.parametrize("resamples", [0, 100.0])
+def test_a_wrong_number_of_draws_is_refused_before_anything_is_played(unplayed, resamples, tmp_path):
+    with pytest.raises(ValueError, match="resamples must be a whole number of at least 1, got"):
+        evaluate_agent(unplayed, rows(2), LookupEnvironment, resamples=resamples)
+    with pytest.raises(ValueError, match="resamples must be a whole number of at least 1, got"):
+        evaluate_objectives(unplayed, QUESTIONS, LookupEnvironment, (1,), tasks=2, resamples=resamples, progress=False)
+
+
 @pytest.fixture
 def unplayed(actor, tokenizer, monkeypatch):
     """An agent that must not play."""

@@ -26,6 +26,7 @@ pytest.importorskip("uvicorn")
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason, score_trajectories
 from mem1_trl.environment_runtime.faults import FaultSettings
 from mem1_trl.environment_runtime.pool import EnvironmentPool
+from mem1_trl.evaluation import evaluate_agent
 from mem1_trl.gateway import GatewayEnvironment, program
 
 SETTINGS = {"max_completion_length": 8, "max_turns": 4, "temperature": 1.0}
@@ -223,6 +224,23 @@ def test_a_command_finds_the_model_in_its_environment(agent, tmp_path):
         assert trajectory.error is None and trajectory.reward == number
         told = agent.tokenizer.decode(trajectory.turns[0].completion_ids, skip_special_tokens=True)
         assert trajectory.answer.strip() == f"told {told}\n{number}".strip()
+
+
+@pytest.mark.parametrize("given", [None, lambda result, row: result == "Paris"])
+def test_only_a_result_that_is_not_the_reward_is_an_answer(agent, given):
+    """A program that returned the reward 1.0 had the answer "1.0", which was wrong."""
+
+    def program(row, base_url):
+        ask(base_url, [user("a")])
+        return 1.0 if given is None else "Paris"
+
+    rows = [{"prompt": "q", "answers": [["Paris"]]}] * 2
+    found = evaluate_agent(agent, rows, GatewayEnvironment.factory(program, reward=given))
+    assert found.statistics["reward"].mean == 1.0
+    assert ("exact_match" in found.statistics) == ("success" in found.statistics) == (given is not None)
+    assert sum(found.failures.values()) == (0 if given is None else 2)
+    if given is not None:
+        assert found.statistics["success"].mean == 1.0
 
 
 def hangs(row, base_url):

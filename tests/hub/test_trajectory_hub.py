@@ -121,6 +121,20 @@ def test_a_file_is_loaded_from_where_it_is(tmp_path):
     assert "prompt" not in next(iter(read_records(flat))) and next(iter(read_records(path)))["prompt"] == "Käse 0?"
 
 
+def test_the_prompt_of_an_evaluated_episode_is_that_of_its_row(tmp_path):
+    """It was the text that the template had made of it, with the instructions."""
+    (trajectory,) = episodes(1)
+    for prompt in ("Käse?", [{"role": "user", "content": "Käse?"}]):
+        path = tmp_path / "evaluated.jsonl"
+        record = {
+            "trajectory": trajectory.to_dict(),
+            "task": {"prompt": prompt},
+            "prompt_text": "user:Käse?\n\nWork in turns.",
+        }
+        path.write_text(json.dumps(record) + "\n")
+        assert next(iter(read_records(path)))["prompt"] == prompt
+
+
 def test_what_cannot_be_pushed_is_said_before_anything_is_sent(tmp_path):
     with pytest.raises(ValueError, match="no trajectory to push"):
         push_trajectories("me/x", [])

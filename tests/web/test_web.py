@@ -651,11 +651,49 @@ def test_an_engine_with_other_parameters_is_asked_itself(engine, tmp_path):
     assert ["language=de" in request for request in map(str, engine.asked)] == [False, True]
     again = SearxngSearch(url, engines="wikipedia", language="de")  # in another order
     CachedSearch(again, cache).search("iron", 2)
-    # A recording of before, which did not know of parameters, is replayed with any
-    CachedSearch(plain, cache).search("gold", 2)
+    # A recording of before, which did not know of parameters or addresses, is replayed with any
+    cache.put("search", json.dumps(["SearxngSearch", 2, "gold"]), [["Gold", "https://a.org", "Au"]])
+    cache.put("search", json.dumps(["SearxngSearch", 2, "tin", german.parameters], sort_keys=True), [["Tin", "", ""]])
     cache.close()
-    assert CachedSearch(german, WebCache(path, "replay")).search("gold", 2)
-    assert len(engine.asked) == 3
+    replay = CachedSearch(german, WebCache(path, "replay"))
+    assert replay.search("gold", 2) == [WebResult("Gold", "https://a.org", "Au")]
+    assert replay.search("tin", 2) == [WebResult("Tin", "", "")]
+    assert len(engine.asked) == 2
+
+
+def test_an_engine_at_another_address_is_asked_itself_but_in_a_replay(engine, tmp_path):
+    """The results of the first were those of the second, too."""
+    path = tmp_path / "web.sqlite"
+    cache = WebCache(path)
+    first, second = SearxngSearch(f"{engine.url}/searx"), SearxngSearch(f"{engine.url}/searx/")
+    for asked, search in ((1, first), (2, second), (2, first)):
+        found = CachedSearch(search, cache).search("iron", 2)
+        assert len(engine.asked) == asked
+    cache.close()
+    moved = SearxngSearch("http://other.example/searx", max_retries=0)
+    assert CachedSearch(moved, WebCache(path, "replay")).search("iron", 2) == found
+
+
+def test_other_pages_are_searched_themselves(tmp_path):
+    cache = WebCache(tmp_path / "web.sqlite")
+    for name in ("a", "b"):
+        web = LocalWeb([{"url": f"https://{name}.org/iron", "title": "Iron", "text": "Iron has the symbol Fe."}])
+        (found,) = CachedSearch(web, cache).search("iron", 1)
+        assert found.url == f"https://{name}.org/iron"
+
+
+def test_another_fetcher_is_another_environment():
+    class Cached:
+        def fetch(self, url):
+            return PAGES[0]
+
+    web = LocalWeb(PAGES)
+    recipes = [
+        WebQAEnvironment.factory(web, fetcher)()._recipe.code
+        for fetcher in (None, Fetcher(), Fetcher(max_bytes=1000), Cached())
+    ]
+    assert recipes[0] == recipes[1] and "fetcher" not in recipes[0]
+    assert all("fetcher=fetcher" in one for one in recipes[2:])
 
 
 # --- The environment -------------------------------------------------------------------------------------------------

@@ -122,6 +122,10 @@ class EnvironmentPool:
         kind = type(self._examples[self.name_of(row)])
         return any(_has(kind, method) for method in ("get_reward", "get_turn_reward"))
 
+    def gives_answers(self, row: Mapping[str, Any]) -> bool:
+        """Whether what an episode of a row ends with is an answer, which an environment denies by a property `mem1_gives_answers`."""
+        return bool(getattr(self._examples[self.name_of(row)], "mem1_gives_answers", True))
+
     def made_with(self) -> dict[str, Any]:
         """JSON-serializable settings of the environments, from their property `mem1_settings` if they have it."""
         found = {name: getattr(example, "mem1_settings", None) for name, example in self._examples.items()}

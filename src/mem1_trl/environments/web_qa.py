@@ -95,6 +95,8 @@ class WebQAEnvironment(QuestionAnswering):
         known: dict[str, Any] = {"top_k": self._top_k, "page_length": self._page_length}
         if self._tokenizer is not None:
             known["tokenizer"] = self._tokenizer
+        if self._fetcher is not engine and not (isinstance(self._fetcher, Fetcher) and self._fetcher.is_usual):
+            known["fetcher"] = self._fetcher
         return recipe_of_call("WebQAEnvironment.factory", "()", search=engine, **known)
 
     @classmethod

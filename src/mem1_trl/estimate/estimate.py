@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..configs import Mem1PPOConfig
+from ..typed_fields import check_whole
 from .memory import BASES, SIZES, Setup, activation_bytes, cache_bytes, fixed_bytes
 from .shapes import EpisodeShape, ModelShape
 
@@ -27,7 +28,7 @@ class Estimate:
         episodes (`int`):
             Episodes of one optimizer step, of all processes.
         generated (`float`):
-            Tokens that one step samples.
+            Tokens that one step samples: with `num_iterations` of 2, half of those of its episodes, which serve two steps.
         trained (`float`):
             Tokens that one pass of its update forwards.
         update_flops, rollout_flops (`float`):
@@ -110,7 +111,7 @@ def estimate_run(
         model ([`~transformers.PretrainedConfig`]):
             Configuration of the policy; nothing is loaded.
         args ([`Mem1GRPOConfig`] or [`Mem1PPOConfig`]):
-            The run. Batch sizes are those of one process.
+            The run, with a context that holds the last turn alone (`context="mem1"`). Batch sizes are those of one process.
         episode ([`EpisodeShape`]):
             An average episode, or the [largest][EpisodeShape.largest].
         dtype (`str`, *optional*, defaults to `"float32"`):
@@ -118,21 +119,23 @@ def estimate_run(
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter that is trained; PPO's critic is then a second one.
         bits (`int`, *optional*, defaults to 16):
-            4 or 8 if the weights below the adapter are quantized.
+            4 or 8 if the weights below the adapter are quantized, which needs `peft_config`.
         nested (`bool`, *optional*, defaults to `False`):
             Whether the scales of 4-bit weights are quantized, too.
         value_model (`str`, *optional*):
-            `"shared"` for a critic that is a head on the policy.
+            `"shared"` for a critic of PPO that is a head on the policy. `None` counts one of the policy's size, or with `peft_config` an
+            adapter; one of another size is not known.
         processes (`int`, *optional*, defaults to 1):
             Processes of data parallelism, one for each GPU.
         shards (`int`, *optional*, defaults to 1):
-            GPUs over which DeepSpeed's ZeRO-2 splits the policy's gradients and states.
+            GPUs over which DeepSpeed's ZeRO-2 splits the policy's gradients and states, `processes` of them at most.
 
     Returns:
         [`Estimate`]
 
     Raises:
-        `ValueError`: if a data type or a number of bits is unknown.
+        `ValueError`: if a data type, a number of bits or a critic is unknown, an argument is out of its range or goes with another that is not
+            there, or contexts hold more than the last turn.
 
     Example:
 
@@ -152,6 +155,7 @@ def estimate_run(
         raise ValueError(f"dtype must be one of {', '.join(map(repr, SIZES))}, got {dtype!r}.")
     if bits not in BASES:
         raise ValueError(f"bits must be one of {', '.join(map(str, BASES))}, got {bits}.")
+    _refuse_unknown(args, peft_config, bits, nested, value_model, processes, shards)
     shape = ModelShape.of(model, peft_config)
     critic = None
     if isinstance(args, Mem1PPOConfig):
@@ -184,12 +188,43 @@ def estimate_run(
     return Estimate(
         memory=memory,
         episodes=episodes,
-        generated=episodes * episode.generated,
+        generated=episodes * episode.generated / args.num_iterations,
         trained=episodes * episode.trained(args.layout),
         update_flops=episodes * update,
         rollout_flops=episodes * rollout / args.num_iterations,
         processes=processes,
     )
+
+
+def _refuse_unknown(
+    args: Mem1GRPOConfig,
+    peft_config: PeftConfig | None,
+    bits: int,
+    nested: bool,
+    value_model: str | None,
+    processes: int,
+    shards: int,
+) -> None:
+    """Refuse what the formulas do not know, or would pass over."""
+    rule = args.agent_settings().rule
+    if not rule.last_turn_only or rule.recalls:
+        raise ValueError(
+            f"An estimate is of contexts that hold the last turn alone, as with context='mem1', got context={args.context!r}: its contexts grow."
+        )
+    if value_model not in (None, "shared"):
+        raise ValueError(
+            f"value_model must be 'shared' or None in an estimate, got {value_model!r}: add what another model takes to that of GRPO."
+        )
+    ppo = isinstance(args, Mem1PPOConfig)
+    for name, value, bad, needed in (
+        ("value_model", value_model, value_model is not None and not ppo, "a Mem1PPOConfig"),
+        ("bits", bits, bits != 16 and peft_config is None, "peft_config, since quantized weights are not trained"),
+        ("nested", nested, nested and bits != 4, "bits=4"),
+    ):
+        if bad:
+            raise ValueError(f"{name}={value!r} needs {needed}.")
+    check_whole("processes", processes, 1)
+    check_whole("shards", shards, 1, processes)
 
 
 def _steps_per_generation(args: Mem1GRPOConfig) -> int:

@@ -180,7 +180,7 @@ class EpisodeShape:
 
     @classmethod
     def largest(cls, args: Any, prompt: float) -> EpisodeShape:
-        """An episode that uses every budget of a configuration."""
+        """An episode that uses every budget of a configuration, see [`estimate_run`] for its `context`."""
         return cls(prompt, args.max_turns, args.max_completion_length, args.max_observation_length)
 
     @classmethod

@@ -53,11 +53,9 @@ class ScalarControl:
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     def apply(self, settings: AgentSettings) -> AgentSettings:
-        """Other settings, such as those of a longer task, with this temperature and these constants."""
-        found = self.settings
-        return dataclasses.replace(
-            settings, temperature=found.temperature, generation_kwargs=dict(found.generation_kwargs)
-        )
+        """Other settings, such as those of a longer task, with this temperature and these constants; all else stays as it is there."""
+        found = _biases(self.settings)  # those of the agent of the search, too
+        return _with_biases(settings, self.temperature, {**_biases(settings), **found} if found else {})
 
     def save(self, path: str | Path) -> None:
         """Write the control to a JSON file, as a whole or not at all."""
@@ -146,14 +144,12 @@ def search_scalar_control(
     found_so_far: list[dict[str, Any]] = []
 
     def settings_with(temperature: float, constants: Mapping[str, float]) -> AgentSettings:
-        kwargs = dict(before.generation_kwargs)
-        if constants:  # beside those that the agent has already, such as of an earlier control
-            held = kwargs.get("sequence_bias") or []
-            biases = {tuple(key): float(value) for key, value in (held.items() if isinstance(held, Mapping) else held)}
-            for name, value in constants.items():
-                biases[tuple(ids[name])] = biases.get(tuple(ids[name]), 0.0) + float(value)
-            kwargs["sequence_bias"] = [[list(key), value] for key, value in biases.items()]
-        return dataclasses.replace(before, temperature=temperature, generation_kwargs=kwargs)
+        biases = (
+            _biases(before) if constants else {}
+        )  # those that the agent has already, such as of an earlier control
+        for name, value in constants.items():
+            biases[tuple(ids[name])] = biases.get(tuple(ids[name]), 0.0) + float(value)
+        return _with_biases(before, temperature, biases)
 
     def attempt(temperature: float, constants: dict[str, float]) -> float:
         setting = _setting(temperature, constants)
@@ -181,6 +177,22 @@ def search_scalar_control(
     finally:
         agent.settings = before
     return ScalarControl(settings_with(temperature, constants), temperature, constants, best, found_so_far)
+
+
+def _biases(settings: AgentSettings) -> dict[tuple[int, ...], float]:
+    """Constants that settings add to logits, by token ids."""
+    held = settings.generation_kwargs.get("sequence_bias") or []
+    return {tuple(key): float(value) for key, value in (held.items() if isinstance(held, Mapping) else held)}
+
+
+def _with_biases(
+    settings: AgentSettings, temperature: float, biases: Mapping[tuple[int, ...], float]
+) -> AgentSettings:
+    """Settings with a temperature, and with these constants in place of their own if there are any."""
+    kwargs = dict(settings.generation_kwargs)
+    if biases:
+        kwargs["sequence_bias"] = [[list(key), value] for key, value in biases.items()]
+    return dataclasses.replace(settings, temperature=temperature, generation_kwargs=kwargs)
 
 
 def _setting(temperature: float, constants: Mapping[str, float]) -> tuple[float, frozenset[tuple[str, float]]]:

@@ -32,6 +32,7 @@ def evaluate_episode(
     index: int = 0,
     success: Success | None = None,
     rewarded: bool = True,
+    answered: bool = True,
 ) -> EvaluatedTask:
     """
     The scores of an episode, which are also added to its `metrics`.
@@ -53,6 +54,8 @@ def evaluate_episode(
             Function that returns whether the task was solved. `None` means that all objectives must be answered exactly.
         rewarded (`bool`, *optional*, defaults to `True`):
             Whether the environment returns rewards, so that a failed episode has reward 0.
+        answered (`bool`, *optional*, defaults to `True`):
+            Whether an episode ends with an answer. If not, the `answers` of the row are left to the environment.
 
     Returns:
         [`EvaluatedTask`]
@@ -61,7 +64,7 @@ def evaluate_episode(
         trajectory.error = trajectory.error or f"get_reward gave {trajectory.reward}"
         trajectory.reward = None
     failed = trajectory.error is not None
-    answers = row.get("answers") if are_answers(row.get("answers")) else None
+    answers = row.get("answers") if answered and are_answers(row.get("answers")) else None
     scores: dict[str, float] = {}
     if answers is not None:
         scores |= score_answer(trajectory.answer, answers)

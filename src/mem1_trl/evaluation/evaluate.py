@@ -121,6 +121,7 @@ def _evaluate(
 ) -> Evaluation:
     """As [`evaluate_agent`], in environments that are there; they are closed."""
     check_whole("batch_size", batch_size, 1)
+    check_whole("resamples", resamples, 1)
     check_seed(seed)
     played = played_with(pool, success)
     tasks: list[EvaluatedTask] = []
@@ -139,6 +140,7 @@ def _evaluate(
                         index=index,
                         success=success,
                         rewarded=pool.gives_reward(row),
+                        answered=pool.gives_answers(row),
                     )
                     tasks.append(task)
                 if on_batch is not None:
@@ -207,6 +209,7 @@ def evaluate_or_load(
         `ValueError`: If what is there was run with another agent, tasks, environments, `success` or `seed`.
     """
     rows = _checked(rows)
+    check_whole("resamples", resamples, 1)
     tasks = tasks_checksum(rows)
     settings = {"tasks": tasks, **(settings or {})}
     if output_dir is not None:  # now, and not when everything has been played
@@ -216,8 +219,10 @@ def evaluate_or_load(
         if output_dir is not None:
             wanted = {**_described(agent, played_with(pool, success)), "seed": seed, "tasks": tasks}
             finished = finished_evaluation(output_dir, name, label, wanted)
-            if finished is not None:
-                return finished
+            if finished is not None:  # its intervals are those of this seed, by as many draws as are asked for now
+                return Evaluation.from_tasks(
+                    finished.tasks, finished.agent, finished.settings, seed, resamples, finished.environment
+                )
         with tqdm(total=len(rows), desc=title or label, unit="task", disable=not progress) as bar:
             evaluation = _evaluate(
                 agent, rows, pool, batch_size, bar.update, label, success, seed, resamples, settings

@@ -38,7 +38,7 @@ class GatewayEnvironment:
             result.
         reward (`Callable[[Any, dict], float]`, *optional*):
             `reward(result, row)`, asynchronous or not, which may return `None` for "not scored". Without it the result of the program is
-            the reward, a number (of a command, the last line of its output).
+            the reward, a number (of a command, the last line of its output), and is not compared with the `answers` of the row.
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds for one episode.
         max_requests (`int`, *optional*, defaults to `64`):
@@ -88,6 +88,11 @@ class GatewayEnvironment:
             raise ValueError(
                 f"Without `reward`, the result of the program must be a number, got {self._result!r:.80}."
             ) from None
+
+    @property
+    def mem1_gives_answers(self) -> bool:
+        """Whether the result of the program is its answer: without `reward` it is the reward."""
+        return self._reward is not None
 
     mem1_plays = property(lambda self: play_programs)
     """Plays the episodes in place of the turn loop."""

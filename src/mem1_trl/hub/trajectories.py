@@ -191,8 +191,9 @@ def _flat(record: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or "turns" not in found:
         raise ValueError(f"It holds no trajectory: {_ADVICE}")
     Trajectory.from_dict(found)  # refuses what is not one
-    prompt = record.get("prompt", record.get("prompt_text"))
-    told = {"prompt": prompt, "task": record["task"] if isinstance(record.get("task"), str) else None}
+    task = record.get("task")  # of an evaluation the row, of which `prompt_text` is what a template made
+    prompt = record.get("prompt", task.get("prompt") if isinstance(task, dict) else None)
+    told = {"prompt": prompt, "task": task if isinstance(task, str) else None}
     return {**{name: value for name, value in told.items() if value is not None}, **found}
 
 

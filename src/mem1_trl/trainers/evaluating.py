@@ -77,7 +77,14 @@ class EvaluationRecorder:
         trainer = self.trainer
         local = [
             [
-                evaluate_episode(trajectory, row, trainer.tokenizer, trainer.protocol, trainer.settings.rule.memory)
+                evaluate_episode(
+                    trajectory,
+                    row,
+                    trainer.tokenizer,
+                    trainer.protocol,
+                    trainer.settings.rule.memory,
+                    answered=trainer.scores_answer(row),
+                )
                 for row, trajectory in batch
             ]
             for batch in self._batches

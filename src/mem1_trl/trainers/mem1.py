@@ -233,13 +233,17 @@ class Mem1Trainer(TrajectoryTrainer):
             self.player.score(self.episodes, trajectories, self.pool, tolerate="environment")
         for row, trajectory in zip(rows, trajectories, strict=True):
             # An evaluation counts an episode that failed as not solved; a curriculum is not to take an outage for failure
-            if are_answers(row.get("answers")) and (self.mode == "eval" or trajectory.error is None):
+            if self.scores_answer(row) and (self.mode == "eval" or trajectory.error is None):
                 answer = None if trajectory.error is not None else trajectory.answer
                 trajectory.metrics.update(score_answer(answer, row["answers"]))
         self._episode_log.add(trajectories)
         if self.mode == "eval" and self.args.save_eval_trajectories:
             self._evaluations.add(rows, trajectories)
         return trajectories
+
+    def scores_answer(self, row: dict[str, Any]) -> bool:
+        """Whether the answer of an episode of a row is compared with those of the row."""
+        return are_answers(row.get("answers")) and (self.pool is None or self.pool.gives_answers(row))
 
     @property
     def rewards_by_turns(self) -> bool:

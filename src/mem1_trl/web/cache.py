@@ -85,6 +85,15 @@ class WebCache:
             return None
         return read_json(zlib.decompress(row[0]))
 
+    def get_of_any(self, kind: str, beginning: str) -> Any:
+        """The stored value of the first key that begins so, temporary failures included; `None` if there is none."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT value FROM web WHERE kind = ? AND substr(key, 1, ?) = ? ORDER BY key LIMIT 1",
+                (kind, len(beginning), beginning),
+            ).fetchone()
+        return None if row is None else read_json(zlib.decompress(row[0]))
+
     def put(self, kind: str, key: str, value: Any, passing: bool = False) -> None:
         """Store a JSON-serializable value."""
         data = zlib.compress(write_json(value).encode())

@@ -94,6 +94,17 @@ class Fetcher:
             raise ValueError(f"max_redirects must be at least 0, got {max_redirects}.")
         if not user_agent.strip() or not user_agent.isprintable():
             raise ValueError(f"user_agent must name the client for the sites that are visited, got {user_agent!r}.")
+        given = dict(
+            timeout=timeout,
+            max_bytes=max_bytes,
+            max_redirects=max_redirects,
+            user_agent=user_agent,
+            obey_robots=obey_robots,
+            allow_private=allow_private,
+        )
+        usual = inspect.signature(Fetcher).parameters
+        self.is_usual = all(usual[name].default == value for name, value in given.items())
+        """Whether it loads the pages that one without arguments would."""
         trafilatura()  # raises now if it is missing, not on the first page
         self.cache = cache
         self.timeout = timeout

@@ -49,6 +49,8 @@ class _Engine:
     """Those of each request that are not the engine's usual ones, without its key."""
     own: tuple[str, ...] = ()
     """Names of the usual ones."""
+    usual = ""
+    """Address that is asked unless another is given."""
 
     def __init__(self, url: str, timeout: float, max_retries: int) -> None:
         try:
@@ -65,6 +67,9 @@ class _Engine:
                 raise ValueError(
                     f"The address of {self.name} sets {name!r}, which the search sets itself: leave it out."
                 )
+        place = self._address
+        self.address = None if url == self.usual else f"{place.scheme}://{place.host}:{place.port}{self._path}"
+        """Where it is asked, if that is not the usual place; the query, which may hold a key, is left out."""
         self._timeout = timeout
         self._max_retries = max_retries
         self._key = ""
@@ -146,11 +151,12 @@ class SerperSearch(_Engine):
     """
 
     name = "Serper"
+    usual = "https://google.serper.dev/search"
     variable = "SERPER_API_KEY"
 
     def __init__(
         self,
-        url: str = "https://google.serper.dev/search",
+        url: str = usual,
         timeout: float = 20.0,
         max_retries: int = 3,
         **parameters: Any,
@@ -187,12 +193,13 @@ class SerpApiSearch(_Engine):
     """
 
     name = "SerpAPI"
+    usual = "https://serpapi.com/search.json"
     variable = "SERPAPI_API_KEY"
     own = ("engine", "q", "num", "api_key")
 
     def __init__(
         self,
-        url: str = "https://serpapi.com/search.json",
+        url: str = usual,
         engine: str = "google",
         timeout: float = 20.0,
         max_retries: int = 3,
@@ -253,13 +260,23 @@ class CachedSearch:
         search ([`WebSearch`]):
             The engine. In a replay it is not asked.
         cache ([`WebCache`]):
-            Remembers what it found, by engine, the `parameters` that it has beside its usual ones, query and number of results.
+            Remembers what it found, by engine, query and number of results. An engine is told from others by its class, its `parameters`
+            beside the usual ones, its `address` and the `checksum` of what it searches, as far as it has them; give one of your own what it
+            needs of these.
     """
 
     def __init__(self, search: WebSearch, cache: WebCache) -> None:
         self.engine = search
         self._cache = cache
         self._locks = Locks()
+
+    def _recorded_elsewhere(self, key: str, plain: str) -> Any:
+        """What is known under a key before files knew of addresses, or of parameters (`plain`); or at another address."""
+        for older in (key, plain):
+            known = self._cache.get("search", older)
+            if known is not None:
+                return known
+        return self._cache.get_of_any("search", f'{key.removesuffix("]")}, "')
 
     def search(self, query: str, top_k: int = 10) -> list[WebResult]:
         """
@@ -272,11 +289,16 @@ class CachedSearch:
         plain = [type(self.engine).__name__, top_k, query]
         own = getattr(self.engine, "parameters", None)
         parameters = [dict(own)] if isinstance(own, Mapping) and own else []
-        key = json.dumps([*plain, *parameters], sort_keys=True, default=str)
+        told = (getattr(self.engine, name, None) for name in ("address", "checksum"))
+        place = [str(one) for one in told if one is not None]
+        key, of_parameters = (
+            json.dumps(parts, sort_keys=True, default=str)
+            for parts in ([*plain, *parameters, *place], [*plain, *parameters])
+        )
         with self._locks(key):
             known = self._cache.get("search", key)
-            if known is None and self._cache.replay:  # a file that was recorded before it knew of parameters
-                known = self._cache.get("search", json.dumps(plain))
+            if known is None and self._cache.replay:
+                known = self._recorded_elsewhere(of_parameters, json.dumps(plain))
             if known is None and self._cache.replay:
                 raise LookupError("This was not searched for when the run was recorded, and nothing is searched now.")
             if known is None:
