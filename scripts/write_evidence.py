@@ -276,6 +276,8 @@ class LanguageModel:
             return ""
         before = f"{self.share(self.before, self.shown)} before"
         beside = "".join(f"; {self.control(label)}" for label in self.controls if label != self.before)
+        if "imitation" in self.by and not self.is_above(self.shown[0], ["imitation"]):  # reinforcement of a kind, too
+            beside += f"; **not above imitation of its successes, {self.share('imitation', self.shown)}**"
         return (
             f"| A real language model, too, learns what to keep: SmolLM2-135M answers {self.share(self.agent, self.shown)} on "
             f"{in_words(self.shown)} objectives, {before} (exact match per objective) | questions on held-out entities, "

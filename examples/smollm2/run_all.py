@@ -134,10 +134,13 @@ def stages(out, seeds, labels, options):
                 )
                 yield test("scalar", copying / "adapter", seed, "--control", place / "control.json")
             elif label == "last":
-                longer = _adapter_of(out / f"supervised-{learned.name}")
+                longer, imitating = (
+                    _adapter_of(out / f"{name}-{learned.name}") for name in ("supervised", "imitation")
+                )
                 for name, adapter in (
                     (LEARNED, learned / "adapter"),
                     ("supervised-longer", longer),
+                    ("imitation", imitating),
                     ("supervised", copying / "adapter"),
                 ):
                     yield test(name, adapter, seed, numbers=objectives[:1], tasks_of=LAST_TASKS)

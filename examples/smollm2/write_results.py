@@ -33,7 +33,7 @@ NAMES = {
     "grpo-exact": "GRPO from supervised training",
     "grpo-anchored-part": "GRPO from supervised training, held to it, first part alone",
     "grpo-anchored": "GRPO from supervised training, held to it",
-    "grpo-four": "the same, then on two to four objectives",
+    "grpo-four": "GRPO from supervised training, held to it, then on two to four objectives",
     "supervised-longer": "supervised training for as long again",
     "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
@@ -143,7 +143,7 @@ def plot_agents(cells, numbers, path):
                 around = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
                 axes.errorbar(found["mean"], at, xerr=around, fmt="o", color=color, capsize=3)
         axes.set(title=f"{n} objective{'s' * (n > 1)}", xlabel="exact match per objective")
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=-0.02)  # room for the dot of what is never right
         axes.grid(alpha=0.3, axis="x")
     panels[0][0].set_yticks(range(len(labels)), [named(label) for label in labels])
     panels[0][0].invert_yaxis()
@@ -186,6 +186,16 @@ def reward_in_words(log):
     )
 
 
+def rounds_in_words(folder, done):
+    """What imitation has played, and how long it has learned from what was right."""
+    rounds = [json.loads(path.read_text()) for path in sorted(folder.glob("round*/done.json"))]
+    steps, seconds = (sum(one[name] for one in rounds) for name in ("steps", "cpu_seconds"))
+    return (
+        f"{done['episodes']} episodes in {len(done['kept'])} rounds, {', '.join(map(str, done['kept']))} of them right, which it learned in {steps} steps of "
+        f"{done['batch_size']}, {seconds / 60:.0f} processor minutes"
+    )
+
+
 def training(root):
     """A line for each run."""
     lines = []
@@ -198,6 +208,9 @@ def training(root):
             )
     for path in sorted(root.glob("*-seed*/done.json")):
         done = json.loads(path.read_text())
+        if "kept" in done:
+            lines.append(f"- `{path.parent.name}`: {rounds_in_words(path.parent, done)}.")
+            continue
         what = f"{done['steps']} steps" if "steps" in done else f"{done['episodes']} episodes"
         if "batch_size" in done:
             what += f" of {done['batch_size']}"

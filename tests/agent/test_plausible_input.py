@@ -88,8 +88,8 @@ def test_a_setting_that_is_unknown_is_named(actor, tokenizer):
     with pytest.raises(TypeError, match="An agent has no setting 'max_turn': did you mean 'max_turns'"):
         Mem1Agent(actor, tokenizer, max_turn=3)
     agent = agent_that_says(actor, tokenizer, ANSWER)
-    with pytest.raises(TypeError, match="An agent has no setting 'temprature': did you mean 'temperature'"):
-        agent.start("q", Library(), options={"temprature": 1.0})
+    with pytest.raises(TypeError, match="An agent has no setting 'temperatures': did you mean 'temperature'"):
+        agent.start("q", Library(), options={"temperatures": 1.0})
     with pytest.raises(TypeError, match="An agent has no setting 'colour'; it has max_turns, max_completion_length, "):
         agent.start("q", Library(), options={"colour": 1.0})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,23 @@ def test_the_best_model_is_that_of_the_best_reward_unless_another_metric_is_name
     named = kind(str(tmp_path), load_best_model_at_end=True, metric_for_best_model="loss", **steps)
     assert (named.metric_for_best_model, named.greater_is_better) == ("loss", False)
     assert kind(str(tmp_path), **steps).metric_for_best_model is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "got"),
+    [({"load_best_model_at_end": True}, "reward"), ({"metric_for_best_model": "eval_reward"}, "eval_reward")],
+)
+def test_the_best_model_is_by_a_metric_of_one_of_several_data_sets(tmp_path, tokenizer, actor_path, settings, got):
+    """The first evaluation ended the run, by a `KeyError`."""
+    steps = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=1)
+    parts = {name: Dataset.from_dict({"prompt": ["q?"] * 2, "secret": ["1"] * 2}) for name in ("easy", "hard")}
+    words = f"metric_for_best_model must be that of one of the eval datasets, such as 'eval_easy_reward', got '{got}'."
+    with pytest.raises(ValueError, match=re.escape(words)):
+        make(tmp_path, actor_path, tokenizer, eval_dataset=parts, **steps, **settings)
+    settings = {**settings, "metric_for_best_model": "eval_hard_reward"}
+    trainer = make(tmp_path, actor_path, tokenizer, eval_dataset=parts, **steps, **settings)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
 
 
 @pytest.mark.parametrize(("mode", "counted"), [("eval", "count as reward 0"), ("train", "are left out of the update")])

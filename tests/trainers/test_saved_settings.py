@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from support.chat_server import serve
 from support.ppo_helpers import LORA
 from support.ppo_helpers import make as make_ppo
 from support.trainer_helpers import (
@@ -61,6 +62,25 @@ def test_the_saved_agent_has_every_setting_of_the_run(tmp_path, actor, tokenizer
     assert Mem1Agent.from_pretrained(path, memory_top_k=2, temperature=0.0).settings == dataclasses.replace(
         settings, memory_top_k=2, temperature=0.0
     )
+
+
+def test_a_server_plays_a_model_as_it_was_trained(tmp_path, actor, tokenizer, caplog):
+    """The agent of a client spoke to it by the default protocol, with the default settings, and nothing said so."""
+    path = saved(tmp_path, actor, tokenizer, max_turns=5, max_completion_length=48, context="full")
+    with serve(lambda messages: "<think>a</think><answer>7</answer>") as server:
+        agent = Mem1Agent.from_pretrained(path, client=server.url, backend="chat", max_turns=3)
+        local = Mem1Agent.from_pretrained(path, max_turns=3)
+        assert agent.run("q?").answer == "7" and agent.endpoint.chat.model == path
+        known = dataclasses.replace(local.settings, max_context_length=None)  # a server knows its own
+        assert (agent.protocol, agent.settings) == (local.protocol, known) and agent.protocol == SHORT
+        assert "protocol and settings of its own" not in caplog.text
+        named = Mem1Agent.from_pretrained(path, model="served", client=server.url, backend="chat")
+        assert named.endpoint.chat.model == "served"
+        with pytest.raises(TypeError, match="about a model that is loaded here, and it is not: leave 'dtype' out"):
+            Mem1Agent.from_pretrained(path, client=server.url, model_init_kwargs={"dtype": "bfloat16"})
+        Mem1Agent(path, tokenizer, client=server.url, backend="chat")
+    assert f"`Mem1Agent.from_pretrained({path!r}, client=...)`" in caplog.text
+    assert Mem1Agent.from_pretrained(path, model=actor).model is actor
 
 
 def test_an_argument_that_does_not_exist_is_refused(actor, tokenizer):

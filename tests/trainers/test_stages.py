@@ -141,6 +141,7 @@ def test_what_cannot_be_played_as_it_is_written_is_refused(tmp_path, tokenizer, 
     [
         (Dataset.from_dict({"prompt": ["q0?"] * 4}), "needs a training data set with a column 'curriculum_stage', .* got 'prompt'"),
         (Dataset.from_dict({"prompt": ["q0?"] * 3, "curriculum_stage": [0, 1, 0]}), "must follow each other: sort it"),
+        (Dataset.from_dict({"prompt": ["q0?"], "curriculum_stage": [0]}), "curriculum_metric='episode/success', which compares answers with the column 'answers', got"),
         (Dataset.from_dict({"prompt": ["q0?"], "curriculum_stage": [0]}).to_iterable_dataset(), "must not be a stream"),
     ],
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
@@ -16,7 +18,7 @@ from ..environment_runtime.pool import EnvironmentPool, GivenEnvironments
 from ..hub.agent_settings import load_agent_settings, save_agent_settings, saved_protocol
 from ..hub.load_model import load_model
 from ..protocol.presets import named_protocol
-from ..protocol.protocol import Mem1Protocol
+from ..protocol.protocol import PROTOCOL_FILE, Mem1Protocol
 from ..rollout.decoding import warn_of_ignored_decoding
 from ..rollout.draws import episode_seeds
 from ..rollout.generation import TransformersGenerator
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
     from ..rollout.episode import Episode
     from ..trajectory import Trajectory
+
+
+logger = logging.getLogger(__name__)
 
 
 class Mem1Agent(SingleEpisodes):
@@ -143,6 +148,13 @@ class Mem1Agent(SingleEpisodes):
                 raise TypeError("`model` is loaded here and `client` plays elsewhere: pass one of them.")
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model)
+            if protocol is None and model is not None and (Path(model) / PROTOCOL_FILE).is_file():
+                logger.warning(
+                    "The model in %s was trained with a protocol and settings of its own, which are not read here: use "
+                    "`Mem1Agent.from_pretrained(%r, client=...)`, or pass `protocol=`.",
+                    model,
+                    model,
+                )
         elif backend is not None or request_kwargs:
             name = "request_kwargs" if backend is None else "backend"
             raise TypeError(f"`{name}` says how a server is spoken to: pass the server as `client`, or leave it out.")
@@ -192,10 +204,17 @@ class Mem1Agent(SingleEpisodes):
         path_or_id: str,
         protocol: Mem1Protocol | str | None = None,
         model_init_kwargs: Mapping[str, Any] | None = None,
+        model: PreTrainedModel | LLM | str | None = None,
         **kwargs: Any,
     ) -> Mem1Agent:
         """
         Load a model that a mem1-trl trainer saved, with the protocol, the budgets and the chat template it was trained on.
+
+        With `client` a server runs it, and with `model` it is there already: then only protocol, settings and tokenizer are loaded.
+
+        ```python
+        agent = Mem1Agent.from_pretrained("runs/ppo", client="http://localhost:8000/v1")
+        ```
 
         Args:
             path_or_id (`str`):
@@ -207,27 +226,38 @@ class Mem1Agent(SingleEpisodes):
             model_init_kwargs (`dict`, *optional*):
                 Passed to `from_pretrained` of the class of model that the configuration names. What says from where the model comes,
                 such as `revision`, holds for its protocol, settings and tokenizer, too.
+            model ([`~transformers.PreTrainedModel`], `vllm.LLM` or `str`, *optional*):
+                The same model, loaded by yourself or in vLLM; with `client`, its name at the server, which is `path_or_id` unless it is given.
             kwargs (*optional*):
                 Arguments of [`Mem1Agent`]; they win over those saved with the model.
 
         Raises:
             `FileNotFoundError`: If there is no such model, or no protocol is saved next to it and none is passed.
+            `TypeError`: For arguments of a model that is not loaded.
             `ConnectionError`: If the Hub gives no answer about a model that is not in the cache.
         """
         init = dict(model_init_kwargs or {})
         where = place_of(init)
         if isinstance(protocol, str):  # before the weights are loaded
             protocol = named_protocol(protocol)
+        if kwargs.get("client") is not None:
+            model = path_or_id if model is None else model
+        unread = [name for name in init if name not in (*where, "trust_remote_code")]
+        if model is not None and unread:
+            raise TypeError(
+                f"`model_init_kwargs` are about a model that is loaded here, and it is not: leave {unread[0]!r} out."
+            )
         with naming_missing_model(path_or_id, **where):
             if protocol is None:
                 protocol = saved_protocol(path_or_id, **where)
             if "settings" not in kwargs:
                 kwargs["settings"] = load_agent_settings(path_or_id, **where)
-            model = load_model(path_or_id, **{"dtype": "auto", **init})
+            if model is None:
+                model = load_model(path_or_id, **{"dtype": "auto", **init}).eval()
             if init.get("trust_remote_code"):
                 where["trust_remote_code"] = True
             tokenizer = AutoTokenizer.from_pretrained(path_or_id, **where)
-        return cls(model.eval(), tokenizer, protocol, **kwargs)
+        return cls(model, tokenizer, protocol, **kwargs)
 
     def run_batch(
         self,

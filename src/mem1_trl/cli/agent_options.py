@@ -166,23 +166,19 @@ def open_agent(options: AgentArguments, protocol: Mem1Protocol, **overrides: Any
     from transformers.utils import logging
 
     from ..agent import Mem1Agent
-    from ..hub.agent_settings import load_agent_settings
 
     logging.disable_progress_bar()
     budgets = {name: value for name, value in options.given().items() if name != "max_turns"} | overrides
     if options.endpoint is not None:
-        from transformers import AutoTokenizer
-
         try:
             with naming_options({"`client` must be a client, or the address": "endpoint must be the address"}):
-                return Mem1Agent(
-                    options.endpoint_model or options.model_name_or_path,
-                    AutoTokenizer.from_pretrained(options.model_name_or_path),
+                return Mem1Agent.from_pretrained(
+                    options.model_name_or_path,
                     protocol,
-                    load_agent_settings(options.model_name_or_path),
-                    options.batch_size,
+                    model=options.endpoint_model,
                     client=options.endpoint,
                     backend=options.backend,
+                    batch_size=options.batch_size,
                     **budgets,
                 )
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Environments in TRL's protocol, one file each; and, for your own, [`ProcessEnvironment`] and [`idempotent`]."""
+"""Environments in TRL's protocol, one file each; and, for your own, [`ProcessEnvironment`], [`idempotent`] and [`hidden_method`]."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from ..lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from ..environment_runtime.errors import idempotent as idempotent
     from ..environment_runtime.process import ProcessEnvironment as ProcessEnvironment
+    from .helpers import hidden_method as hidden_method
     from .retrieval_qa import RetrievalQAEnvironment as RetrievalQAEnvironment
     from .text_worlds import GymnasiumEnvironment as GymnasiumEnvironment
     from .text_worlds import OpenEnvEnvironment as OpenEnvEnvironment
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "WebQAEnvironment": "web_qa",
         "WebShop": "webshop",
         "WebShopEnvironment": "webshop",
+        "hidden_method": "helpers",
         "idempotent": ".environment_runtime.errors",
         "load_webshop": "webshop",
     },

@@ -12,7 +12,19 @@ class hidden_method:
     A public method that is not an action. TRL and this package offer every plain function of a class to the agent as an action;
     a method that is wrapped in this class is not a plain function.
 
-    For methods that only the program may call, such as `close`.
+    For methods that only the program may call, such as `close`, and for `get_turn_reward` where `GRPOTrainer` shall use the environment, too.
+
+    Example:
+
+    ```python
+    >>> from mem1_trl.environments import hidden_method
+    >>> class Shop:
+    ...     @hidden_method
+    ...     def get_turn_reward(self):
+    ...         return 1.0
+    >>> Shop().get_turn_reward()
+    1.0
+    ```
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -25,6 +25,7 @@ from .trl_seam.reference import is_partitioned
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from ..configs import Mem1GRPOConfig
     from ..environment_runtime.pool import EnvironmentPool
     from ..rollout.play import EpisodePlayer
 
@@ -54,6 +55,23 @@ def named_datasets(train: Any = None, evaluation: Any = None) -> Iterable[tuple[
             yield f"eval dataset {name!r}", dataset
     elif evaluation is not None:
         yield "eval dataset", evaluation
+
+
+def check_best_metric(args: Mem1GRPOConfig, evaluation: Any) -> None:
+    """
+    Refuse a metric for the best model that no evaluation will give, since those of several data sets have their names in theirs.
+
+    Raises:
+        `ValueError`: If it is of none of them.
+    """
+    if args.metric_for_best_model is None or not isinstance(evaluation, dict) or not evaluation:
+        return
+    name = args.metric_for_best_model.removeprefix("eval_")
+    if not any(name.startswith(f"{one}_") for one in evaluation):
+        raise ValueError(
+            f"metric_for_best_model must be that of one of the eval datasets, such as 'eval_{next(iter(evaluation))}_reward', got "
+            f"{args.metric_for_best_model!r}."
+        )
 
 
 def refuse_unsupported(tools: Any, rollout_func: Any, processing_class: Any, *datasets: Any) -> None:

@@ -21,6 +21,7 @@ from ..rollout.turn_loop import Rollout
 from ..saved_files import check_path
 from .checks import (
     check_answers,
+    check_best_metric,
     check_budgets,
     check_columns,
     check_model,
@@ -127,6 +128,7 @@ class Mem1Trainer(TrajectoryTrainer):
         rows = train_dataset  # none if the environment owns its tasks: it may hand out each of them once
         train_dataset = dataset_or_placeholder(train_dataset, args, self.pool)
         check_stages(train_dataset, args)
+        check_best_metric(args, eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_columns(name, dataset, args, self.pool)
             check_rows(name, dataset, self.pool, processing_class)

@@ -63,7 +63,7 @@ def check_trainer(trainer: Mem1Trainer) -> SelfCheck | None:
     Hold a trainer against the plain model, and replace its layout if that is off.
 
     Nothing is changed besides: not the random state, not the weights, not the metrics. Skipped under DeepSpeed and FSDP, where
-    a model is not whole before training.
+    a model is not whole before training, with a warning.
 
     Returns:
         [`SelfCheck`] or `None`: `None` if it was skipped.
@@ -71,7 +71,13 @@ def check_trainer(trainer: Mem1Trainer) -> SelfCheck | None:
     Raises:
         `ValueError`: If neither layout, or not the sampler, computes what the plain model does.
     """
-    if trainer.args.check == "off" or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if trainer.args.check == "off":
+        return None
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        logger.warning(
+            "The self-check is left out under DeepSpeed and FSDP, where a model is not whole before training: build a trainer with this model in "
+            "one process once, or set check='off'."
+        )
         return None
     began = time.perf_counter()
     model = trainer.model

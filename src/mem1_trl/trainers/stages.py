@@ -132,7 +132,7 @@ def check_stages(dataset: Any, args: Mem1GRPOConfig) -> None:
 
     Raises:
         `ValueError`: If the training data set says of which stage its rows are and would be shuffled; if there is a threshold and no stages, or a
-            stream of them, or they are mixed; if a task may take more turns than an episode has.
+            stream of them, or they are mixed; if success is to be reached and nothing says what is right; if a task may take more turns than an episode has.
     """
     columns = getattr(dataset, "column_names", None) or ()
     given = f"curriculum_threshold={args.curriculum_threshold}"
@@ -154,6 +154,12 @@ def check_stages(dataset: Any, args: Mem1GRPOConfig) -> None:
         stages = list(map(int, dataset[STAGE]))
         if stages != sorted(stages):
             raise ValueError(f"The stages of the training data set must follow each other: sort it by {STAGE!r}.")
+        success = type(args).__dataclass_fields__["curriculum_metric"].default
+        if args.curriculum_metric == success and "answers" not in columns:
+            raise ValueError(
+                f"{given} goes by curriculum_metric={success!r}, which compares answers with the column 'answers', got {', '.join(map(repr, columns))}: "
+                "add it, or name another metric, such as 'reward'."
+            )
     if isinstance(dataset, Dataset) and MAX_TURNS in columns:
         most = max((turns for limit in dataset[MAX_TURNS] if (turns := turn_limit(limit)) is not None), default=0)
         if most > args.max_turns:
