@@ -44,8 +44,10 @@ class Found:
     estimates: Any = None
 
 
-def missing(script: Any, args: Any, model: Any, estimate: Callable[[], Any]) -> tuple[Found, list[Dataset], Any]:
-    """Everything that is not there, the questions of each file, and the retriever."""
+def missing(
+    script: Any, args: Any, model: Any, estimate: Callable[[], Any] | None
+) -> tuple[Found, list[Dataset], Any]:
+    """Everything that is not there, the questions of each file, and the retriever; `estimate` is `None` where none can be made."""
     found, data, retriever = Found(), [], None
     for path in script.train_files:
         try:
@@ -70,6 +72,8 @@ def missing(script: Any, args: Any, model: Any, estimate: Callable[[], Any]) -> 
         found.sentences.append("Quantized weights are frozen, and nothing would be trained: set use_peft: true.")
     if not (script.check_only and script.gpu_memory is not None):
         found.sentences += _launch(script, args)
+    if estimate is None:
+        return found, data, retriever
     try:
         found.estimates = estimate()
     except (OSError, ValueError, TypeError) as error:

@@ -116,8 +116,13 @@ def describe(script: ScriptArguments, args: Mem1PPOConfig, expected: Estimate, l
 
 def main() -> None:
     script, args, model = read_options((ScriptArguments, Mem1PPOConfig, ModelConfig))
-    found, data, retriever = missing(script, args, model, lambda: estimates(script, args, model))
-    first = args.process_index == 0
+    first, is_flat = args.process_index == 0, args.agent_settings().rule.last_turn_only
+    if first and not is_flat:
+        print(f"No estimate: with context={args.context!r} contexts grow.", flush=True)
+    is_known = is_flat and (model.use_peft or not (model.load_in_4bit or model.load_in_8bit))  # else it is refused
+    found, data, retriever = missing(
+        script, args, model, (lambda: estimates(script, args, model)) if is_known else None
+    )
     if found.estimates is not None and first:
         print(describe(script, args, *found.estimates), flush=True)
     if found.sentences:

@@ -76,6 +76,13 @@ def test_a_complete_setup_passes_the_checks(data, monkeypatch, capsys):
     assert "8 tasks are played at a time, and 4 are in an update (the paper: 128 and 64)." in said
 
 
+def test_a_context_that_grows_is_trained_without_an_estimate(data, monkeypatch, capsys):
+    options = ("--context", "full", "--layout", "packed", "--check_only", "True")
+    assert start(monkeypatch, *smoke(*files(data), *options)) is None
+    said = capsys.readouterr().out
+    assert said == "No estimate: with context='full' contexts grow.\nNothing is missing.\n"
+
+
 def test_each_thing_that_is_missing_is_one_sentence(data, monkeypatch, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"id": "0", "query": "q", "golden_answers": ["a"]}\n')
     ended = start(
@@ -84,12 +91,15 @@ def test_each_thing_that_is_missing_is_one_sentence(data, monkeypatch, tmp_path)
         "--load_in_4bit", "True", "--use_peft", "False", "--gpu_memory", "0.1",
     )  # fmt: skip
     lines = ended.split("\n")
-    assert all(line.startswith("train.py: ") for line in lines) and len(lines) == 5
+    assert (
+        all(line.startswith("train.py: ") for line in lines) and len(lines) == 4
+    )  # such a run has no memory to be told
     assert f"There is no file {str(tmp_path / 'none.jsonl')!r}" in lines[0]
     assert "question" in lines[1] and "'query'" in lines[1]
     assert "No retriever answers at http://127.0.0.1:9/retrieve" in lines[2]
     assert "Quantized weights are frozen, and nothing would be trained: set use_peft: true." in lines[3]
-    assert "A GPU must have about" in lines[4] and "but it has 0" in lines[4]
+    ended = start(monkeypatch, *smoke(*files(data)), "--gpu_memory", "0.1")
+    assert ended.startswith("train.py: A GPU must have about") and "but it has 0" in ended and "\n" not in ended
 
 
 def test_a_corpus_that_is_too_small_and_packages_that_are_not_installed(data, monkeypatch, tmp_path):

@@ -144,9 +144,8 @@ def search_scalar_control(
     found_so_far: list[dict[str, Any]] = []
 
     def settings_with(temperature: float, constants: Mapping[str, float]) -> AgentSettings:
-        biases = (
-            _biases(before) if constants else {}
-        )  # those that the agent has already, such as of an earlier control
+        # Beside those that the agent has already, such as of an earlier control
+        biases = _biases(before) if constants else {}
         for name, value in constants.items():
             biases[tuple(ids[name])] = biases.get(tuple(ids[name]), 0.0) + float(value)
         return _with_biases(before, temperature, biases)
