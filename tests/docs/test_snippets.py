@@ -156,6 +156,8 @@ def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
 
 @prepares("docs/servers.md")
 def _(folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / TINY, folder / "runs" / "ppo")
+
     def engine(path: str, **options: Any) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
         return SimpleNamespace(llm_engine=None, generate=print, get_tokenizer=lambda: tokenizer)
