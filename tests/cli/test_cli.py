@@ -102,7 +102,6 @@ def test_the_module_runs_as_the_command():
         ([*MODEL, "--memory_top_k", "5"], "mem1 eval: memory_top_k=5 has no effect with context='mem1': use 'external', or leave memory_top_k out"),
         (["serve", *MODEL[1:], "--memory_top_k", "5"], "mem1 serve: memory_top_k=5 has no effect with context='mem1': use 'external', or leave memory_top_k out"),
         (["chat", *MODEL[1:], "--top_k", "5"], "mem1 chat: top_k is about what the agent searches, and there is none: give corpus, or leave it out"),
-        (["trajectories", __file__, "--split", "test"], f"mem1 trajectories: split='test' is about a data set on the Hub, and {__file__!r} is a file, which is read as a whole: leave it out."),
         ([*MODEL, "--questions", "q.jsonl", "--split", "train"], "mem1 eval: split is about a data set on the Hub, and q.jsonl is a file, which is taken as a whole: leave it out"),
         ([*MODEL, "--corpus", "c.csv", "--corpus_split", "test"], "mem1 eval: corpus_split is about a data set on the Hub, and c.csv is a file, which is taken as a whole: leave it out"),
         ([*MODEL, "--corpus", str(TINY), "--corpus_title", "t"], f"mem1 eval: corpus_title is about a file or a data set of passages, and {TINY} is a folder: leave it out"),
@@ -111,7 +110,6 @@ def test_the_module_runs_as_the_command():
         (["train", *MODEL[1:], "--corpus="], "mem1 train: corpus is empty: give a value, or leave it out"),
         (["report", "runs", ""], "mem1 report: run_dir is empty: give a value, or leave it out"),
         (["index", "", "there"], "mem1 index: corpus is empty: give a value, or leave it out"),
-        (["index", __file__, __file__, "--overwrite"], f"mem1 index: {__file__!r} is a file and is not replaced: choose a directory."),
         (["retriever", "--corpus", ""], "mem1 retriever: corpus is empty: give a value, or leave it out"),
         (["report", "/nowhere"], "mem1 report: '/nowhere' is not a directory: pass the output directory of a run."),
         (["report", ".", "--outptu", "x"], "mem1 report: an unknown option, 'outptu': did you mean 'output'?"),
@@ -120,6 +118,15 @@ def test_the_module_runs_as_the_command():
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(capsys, args, sentence):
     assert said(capsys, *args) == (2, sentence)
+
+
+def test_a_file_is_neither_a_data_set_of_the_hub_nor_an_index(capsys):
+    assert said(capsys, "trajectories", __file__, "--split", "test") == (
+        2, f"mem1 trajectories: split='test' is about a data set on the Hub, and {__file__!r} is a file, which is read as a whole: leave it out."
+    )  # fmt: skip
+    assert said(capsys, "index", __file__, __file__, "--overwrite") == (
+        2, f"mem1 index: {__file__!r} is a file and is not replaced: choose a directory."
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
