@@ -14,6 +14,7 @@ from mem1_trl.retrieval.http import HttpRetriever
 from mem1_trl.rollout.server_calls import ServerCalls
 from mem1_trl.waiting import wait_until
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets programs in the background ignore it
 end = threading.Event()
 
 def interrupt(*_):
