@@ -116,7 +116,7 @@ def describe(script: ScriptArguments, args: Mem1PPOConfig, expected: Estimate, l
 
 def main() -> None:
     script, args, model = read_options((ScriptArguments, Mem1PPOConfig, ModelConfig))
-    first, is_flat = args.process_index == 0, args.agent_settings().rule.last_turn_only
+    first, is_flat = args.process_index == 0, args.agent_settings().rule.memory == "state"
     if first and not is_flat:
         print(f"No estimate: with context={args.context!r} contexts grow.", flush=True)
     is_known = is_flat and (model.use_peft or not (model.load_in_4bit or model.load_in_8bit))  # else it is refused

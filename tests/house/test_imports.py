@@ -28,7 +28,6 @@ ORDER = [
     "time_limit",
     "retrying",
     "waiting",
-    "listening",
     "request_threads",
     "optional_packages",
     "trajectory",

@@ -201,7 +201,7 @@ def test_nothing_is_asked_again_after_the_run_has_ended(tokenizer, no_waiting):
         with pytest.raises(RuntimeError, match="correct the name of the model"):
             evaluate_agent(agent_for(server, tokenizer), rows(2), LookupEnvironment)
         refused.set()
-        # The thread of the first request, which nobody has joined, and that of the server, which notes it when it is refused
+        # Wait for the thread of the first request, and until the server has noted that request
         deadline = time.monotonic() + 30
         while any(thread.name.startswith("mem1-request") for thread in set(threading.enumerate()) - others) or not any(
             map(asks(0), server.requests)

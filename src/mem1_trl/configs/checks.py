@@ -28,7 +28,7 @@ TRL_CHOICES = {
 _INHERITED = frozenset(one.name for one in fields(GRPOConfig)) - {"output_dir"}
 """Settings of TRL and transformers, which may have a wider meaning than their annotation says, but for the path of the run."""
 
-LARGEST_SEED = 2**32 - 1
+LARGEST_OF_NUMPY = 2**32 - 1
 """That of NumPy, which every run seeds when the trainer is built."""
 
 

@@ -16,7 +16,7 @@ from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
 from ..update.layouts import LAYOUTS
 from .checks import (
-    LARGEST_SEED,
+    LARGEST_OF_NUMPY,
     check_choices,
     check_curriculum,
     check_ranges,
@@ -458,7 +458,7 @@ class Mem1GRPOConfig(GRPOConfig):
 
     def _check_episode(self) -> None:
         """Refuse what cannot work here, whatever TRL thinks of it."""
-        check_seed(self.seed, most=LARGEST_SEED)
+        check_seed(self.seed, most=LARGEST_OF_NUMPY)
         check_choices(self)
         if self.use_vllm and self.vllm_max_model_length is not None:
             self.agent_settings().within(self.vllm_max_model_length, "which is vllm_max_model_length")

@@ -206,8 +206,7 @@ def _refuse_unknown(
     shards: int,
 ) -> None:
     """Refuse what the formulas do not know, or would pass over."""
-    rule = args.agent_settings().rule
-    if not rule.last_turn_only or rule.recalls:
+    if args.agent_settings().rule.memory != "state":
         raise ValueError(
             f"An estimate is of contexts that hold the last turn alone, as with context='mem1', got context={args.context!r}: its contexts grow."
         )

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ..json_text import read_json, write_json
-from ..listening import naming_address
 from ..version import __version__
+from ..wire.listening import naming_address
 from .passages import Passage, Retriever, check_found
 
 logger = logging.getLogger(__name__)

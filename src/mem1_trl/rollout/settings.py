@@ -257,7 +257,7 @@ class AgentSettings:
                 The new values by name; `context` may be a rule, too.
 
         Raises:
-            `TypeError`: If there is no field of a name.
+            `TypeError`: If a name is not that of a field.
             `ValueError`: If a value is out of its range.
         """
         known = [one.name for one in dataclasses.fields(self)]

@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Any
 
-from ..listening import naming_address
 from ..optional_packages import require
 from .app import ChatApp
+from .listening import naming_address
 
 _PATIENCE = 30.0  # seconds for a server to begin
 _BACKLOG = 2048  # connections that wait to be taken
