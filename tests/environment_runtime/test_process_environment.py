@@ -217,10 +217,14 @@ import sys
 sys.path.insert(0, {tests!r})
 print("script runs", flush=True)
 from mem1_trl.process_environment import ProcessEnvironment
-from support.fault_environments import Misbehaving
-environment = ProcessEnvironment.factory(Misbehaving)()
+import support.fault_environments, support.late_environments
+kind = support.late_environments.Late if sys.argv[2] != "at once" else support.fault_environments.Misbehaving
+environment = ProcessEnvironment.factory(kind)()
 print(environment._process.pid, environment.search("leave a child"), environment.search("a"), flush=True)
-import os, signal
+import os, signal, threading, time
+if sys.argv[2] == "within an action":
+    threading.Thread(target=environment.doze, daemon=True).start()
+    time.sleep(0.2)
 if sys.argv[1] == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] == "interrupted":
@@ -228,12 +232,13 @@ if sys.argv[1] == "interrupted":
 """
 
 
+@pytest.mark.parametrize("noticed", ["at once", "late", "within an action"])
 @pytest.mark.parametrize(("end", "status"), [("normal", 0), ("killed", -9), ("interrupted", -2)])
-def test_no_process_outlives_the_program_which_needs_no_guard(end, status, tmp_path):
+def test_no_process_outlives_the_program_which_needs_no_guard(end, status, noticed, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
     done = subprocess.run(
-        [sys.executable, str(script), end], capture_output=True, text=True, timeout=120, env={**os.environ}
+        [sys.executable, str(script), end, noticed], capture_output=True, text=True, timeout=120, env={**os.environ}
     )
     assert done.returncode == status, done.stderr
     first, second = done.stdout.splitlines()  # the script ran once, not again in the process

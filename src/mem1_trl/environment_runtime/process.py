@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from .environment_thread import closing_hook
 from .errors import EnvironmentDied, RemoteError, error_names, is_of_written_code, message_of
@@ -288,7 +288,10 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
             except Exception as error:
                 status, value = "error", described(error)
             message = ForkingPickler.dumps((status, value, state))
-        connection.send_bytes(message)
+        try:
+            connection.send_bytes(message)
+        except OSError:
+            _end_at_once()
 
     def attempt(action: Callable[[], Any]) -> None:
         try:
@@ -307,7 +310,7 @@ def _serve(connection: Any, make: Callable[[], Any]) -> None:
         try:
             request = connection.recv()
         except (EOFError, OSError):
-            break
+            _end_at_once()
         if request is None:
             break
         attempt(functools.partial(_perform, environment, *request))
@@ -330,5 +333,13 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        _kill_group(os.getpid(), os.getpid())
-        os._exit(1)
+        _end_at_once()
+
+
+def _end_at_once() -> NoReturn:
+    """
+    End this process, whose parent is gone, and all that it has started. Whoever notices it first calls this, since the process could
+    have ended by the time another one does.
+    """
+    _kill_group(os.getpid(), os.getpid())
+    os._exit(1)
