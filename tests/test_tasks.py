@@ -234,6 +234,14 @@ def test_every_answer_of_a_json_file_is_read_as_it_was_written(tmp_path, suffix)
         ('"[""Paris"", ""Lutetia""]"', ["Paris", "Lutetia"]),  # as JSON is written
         ('"[\'O\'\'Brien\', ""it\'s""]"', ["O", "Brien", "it's"]),
         ("[26]", ["26"]),
+        ("\"['Paris', None]\"", ["Paris"]),
+        ('"[""Paris"", null]"', ["Paris"]),
+        ("\"[np.str_('Paris'), np.str_('Lutetia')]\"", ["Paris", "Lutetia"]),  # as NumPy 2 writes a list of its texts
+        ("[26 None]", ["26"]),
+        ("[-1 2]", ["-1", "2"]),
+        ('"[True, nan]"', ["yes", "true"]),
+        ("[007]", ["[007]"]),
+        ("[-]", ["[-]"]),
         ("[see below]", ["[see below]"]),
         ("\"['a', f('b')]\"", ["['a', f('b')]"]),
         ("(" * 3000, ["(" * 3000]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import math
 import tokenize
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ def read_answers(accepted: Any, column: str) -> list[str]:
     | `"Paris"`, `["Paris", "Lutetia"]` | as they are |
     | `26`, `26.0`, `3.5` | `26`, `26` and `3.5` |
     | `true`, `false` | `yes` or `true`, `no` or `false` |
-    | `'["Paris", "Lutetia"]'`, `"['Paris' 'Lutetia']"`, as a list is in a CSV cell | `Paris` and `Lutetia` |
+    | `'["Paris", "Lutetia"]'`, `"['Paris' 'Lutetia']"`, `"['Paris', None]"`, as a list is in a CSV cell | `Paris` and `Lutetia`; `Paris` |
     | `{"value": ..., "aliases": [...]}` (TriviaQA), `{"text": [...]}` (SQuAD) | their texts |
     | `None`, `NaN`, `""` | none |
 
@@ -73,17 +74,47 @@ def _listed(cell: str) -> list[Any]:
         return [cell]
     try:
         found = read_json(text)
-        plain = isinstance(found, list) and all(isinstance(one, (str, int, float)) for one in found)
+        plain = isinstance(found, list) and all(one is None or isinstance(one, (str, int, float)) for one in found)
         return found if plain else [cell]
     except ValueError:  # not as JSON writes it
         pass
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(" ".join(text.splitlines())).readline))
-        marks = [token.string for token in tokens if token.type == tokenize.OP]
-        words = [token.string for token in tokens if token.type == tokenize.NAME]
-        values = [token.string for token in tokens if token.type in (tokenize.STRING, tokenize.NUMBER)]
-        flat = set(marks) <= {"[", "]", ","} and marks.count("[") == marks.count("]") == 1
-        # Each text by itself: Python would join two that no comma parts, which is how NumPy writes them
-        return [ast.literal_eval(value) for value in values] if flat and not words else [cell]
+        found = _entries(list(tokenize.generate_tokens(io.StringIO(" ".join(text.splitlines())).readline)))
     except (tokenize.TokenError, SyntaxError, ValueError):
         return [cell]
+    return [cell] if found is None else found
+
+
+_NAMES = {"None": None, "nan": None, "null": None, "True": True, "False": False}
+
+
+def _entries(tokens: list[tokenize.TokenInfo]) -> list[Any] | None:
+    """
+    The entries of a flat list that Python or NumPy has written. Each text by itself: Python would join two that no comma parts, which is
+    how NumPy writes them.
+    """
+    texts = [token.string for token in tokens if token.string.strip()]
+    numbers = [token for token in tokens if token.type == tokenize.NUMBER]
+    if any(
+        one.end == other.start for one, other in itertools.pairwise(numbers)
+    ):  # 007, which Python reads as 00 and 7
+        return None
+    if texts.count("[") != 1 or texts.count("]") != 1:
+        return None
+    entries: list[Any] = []
+    place = 0
+    while place < len(texts):
+        text = texts[place]
+        if texts[place : place + 2] == ["np", "."] and texts[place + 3 : place + 6 : 2] == ["(", ")"]:
+            place += 4  # `np.str_('Paris')`
+            text = texts[place]
+            place += 1
+        elif text == "-":
+            place += 1
+            text = f"-{texts[place]}"
+        if text in _NAMES:
+            entries.append(_NAMES[text])
+        elif text not in ("[", "]", ","):
+            entries.append(ast.literal_eval(text))
+        place += 1
+    return entries

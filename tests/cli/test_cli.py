@@ -16,7 +16,7 @@ from support.chat_server import serve
 from transformers import AutoTokenizer
 
 import mem1_trl
-from mem1_trl import Trajectory, Turn
+from mem1_trl import StopReason, Trajectory, Turn
 from mem1_trl.cli import main
 from mem1_trl.cli.evaluate import _MEANS, _print_table
 from mem1_trl.cli.train import how_to_evaluate, read
@@ -332,6 +332,19 @@ def test_from_a_model_to_a_page(tmp_path, capsys):
     assert main(["trajectories", str(episodes), "--limit", "1"]) == 0
     assert "1 of 2 episodes" in capsys.readouterr().out
     assert said(capsys, "trajectories", str(episodes), "--index", "9")[0] == 2
+
+
+def test_collected_episodes_are_chosen_by_their_task(tmp_path, capsys):
+    played = Trajectory([Turn((1,), (2,), text="<answer>a</answer>")], stop_reason=StopReason.ANSWER).to_dict()
+    lines = [
+        {"row": row, "sample": sample, "prompt": f"q{row}", "task": None, "trajectory": played}
+        for row in range(2)
+        for sample in range(2)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["trajectories", str(tmp_path / "a.jsonl"), "--index", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "episode 1 " in printed and "episode 1, sample 1 " in printed and "episode 0" not in printed
 
 
 CAPITALS = {"Atlantis": "Poseidonis", "Utopia": "Amaurot", "Lilliput": "Mildendo", "Laputa": "Lagado"}

@@ -298,3 +298,21 @@ def test_a_row_with_an_image_is_known_when_it_is_read_again():
     long[1][1000] = 1
     assert tasks_checksum([row("red")]) == tasks_checksum([row("red")]) != tasks_checksum([row("blue")])
     assert tasks_checksum([{"x": long[0]}]) != tasks_checksum([{"x": long[1]}])
+
+
+def test_one_task_is_one_pair_however_often_it_was_played():
+    """What is clear must be so on several tasks: six episodes of one task are not six tasks."""
+    rows = [{"prompt": "x"}] * 6
+    found = compare(evaluation([1.0] * 6, rows=rows), evaluation([0.0] * 6, rows=rows))
+    assert (found.difference, found.count, found.better, found.differing, found.is_clear) == (1.0, 1, 1, 1, False)
+    seeds = [evaluation([1.0] * 6, rows=rows)] * 2, [evaluation([0.0] * 6, rows=rows)] * 2
+    assert compare(*seeds).differing == 1 and not compare(*seeds).is_clear
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_draws_and_seed_of_a_comparison_are_checked(seeds):
+    one = [evaluation([1.0, 0.0])] * seeds
+    with pytest.raises(ValueError, match="resamples must be a whole number of at least 1, got 0"):
+        compare(one, one, resamples=0)
+    with pytest.raises(ValueError, match=r"seed must be .*, got -1"):
+        compare(one, one, seed=-1)

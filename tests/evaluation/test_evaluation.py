@@ -441,6 +441,23 @@ def test_two_runs_with_one_seed_write_the_same_files(tmp_path, actor, tokenizer,
     assert torch.rand(1) == before
 
 
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_what_is_sampled_does_not_depend_on_the_size_of_a_batch(actor, tokenizer, mode):
+    agent = make_agent(actor, tokenizer, temperature=1.0, rollout_mode=mode)
+    whole, parts = (
+        evaluate_agent(agent, rows(6), LookupEnvironment, batch_size=size, seed=3).trajectories for size in (6, 2)
+    )
+    assert [[turn.completion_ids for turn in one.turns] for one in whole] == [
+        [turn.completion_ids for turn in one.turns] for one in parts
+    ]
+
+
+def test_answers_that_cannot_be_given_are_said(actor, tokenizer, caplog):
+    tasks = [{"prompt": "q?", "answers": answers} for answers in ([["a"]], [["1; 2", "1;2"], ["b"]], [["1; 2", "3"]])]
+    evaluate_agent(make_agent(actor, tokenizer), tasks, LookupEnvironment)
+    assert "1 of 3 tasks, the first of them row 1, have an objective without an accepted answer" in caplog.text
+
+
 def test_the_random_state_of_the_caller_is_left_alone(actor, tokenizer):
     torch.manual_seed(4)
     expected = torch.rand(2)[1]

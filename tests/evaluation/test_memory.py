@@ -38,6 +38,11 @@ def test_an_evaluation_measures_it_and_keeps_it(tmp_path, actor, tokenizer):
     assert found.metrics["memory_value/answer"] == pytest.approx(fmean(fmean(v.answer for v in r) for r in sound))
     assert found.metrics["exact_match"] == plain.metrics["exact_match"]
     assert found.settings["memory_value"] == "blank" and "memory_value/answer" not in plain.metrics
+    few = evaluate_agent(agent, rows, LookupEnvironment, resamples=2)
+    assert few.statistics["reward"] != plain.statistics["reward"]
+    assert measure_memory(agent, few).statistics.items() >= few.statistics.items(), (
+        "other intervals are what they were"
+    )
     found.save(tmp_path, "one")
     again = Evaluation.load(tmp_path, "one")
     assert again.tasks[0].memory_values == found.tasks[0].memory_values

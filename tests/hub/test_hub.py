@@ -109,6 +109,15 @@ def test_what_is_pushed_can_be_loaded_by_id_and_played(tmp_path, actor_path, ser
 
 
 @pytest.mark.slow
+def test_what_a_run_uploads_as_it_goes_can_be_played(tmp_path, actor_path, server, python):
+    """A run that is killed leaves an agent, and not only its weights."""
+    python(SCRIPTS / "push_to_hub.py", actor_path, "adapter", "me/going", tmp_path / "run", "as it goes")
+    assert {"mem1_protocol.json", "mem1_agent.json", "adapter_model.safetensors"} <= server.files["me/going"].keys()
+    played = json.loads(python(SCRIPTS / "use_from_hub.py", "me/going", "text").splitlines()[-1])
+    assert played["max_turns"] == 3 and played["protocol"] == json.loads(json.dumps(SHORT.to_dict()))
+
+
+@pytest.mark.slow
 def test_an_adapter_is_pushed_as_one(tmp_path, actor_path, server, python):
     python(SCRIPTS / "push_to_hub.py", actor_path, "adapter", "me/adapter", tmp_path / "run")
     files = server.files["me/adapter"]

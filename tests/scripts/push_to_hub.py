@@ -1,4 +1,4 @@
-"""Train one step, push to the Hub that HF_ENDPOINT names: `push_to_hub.py MODEL KIND REPOSITORY OUTPUT`."""
+"""Train one step, push to the Hub that HF_ENDPOINT names: `push_to_hub.py MODEL KIND REPOSITORY OUTPUT ["as it goes"]`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ def main() -> None:
         peft_config=LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM") if kind == "adapter" else None,
     )
     trainer.train()
+    if sys.argv[5:] == ["as it goes"]:
+        trainer.push_in_progress.wait_until_done()
+        return
     trainer.evaluate()
     trainer.push_to_hub(dataset_name="me/lookups")
 

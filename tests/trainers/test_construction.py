@@ -155,9 +155,15 @@ def test_the_reference_of_an_adapter_is_a_copy_of_the_one_that_trains(
     two.set_adapter("mine")
     with pytest.raises(ValueError, match=words):
         make(config, trainer, tmp_path, two, tokenizer, **settings)
-    run = make(config, trainer, tmp_path, named, tokenizer, beta=0.0)
+    steps = {"save_strategy": "steps", "save_steps": 1, "beta": 0.0}
+    run = make(config, trainer, tmp_path, named, tokenizer, max_steps=2, **steps)
     before = copy_parameters(run.model)
     run.train()
+    again = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA, adapter_name="mine")
+    rest = make(config, trainer, tmp_path, again, tokenizer, max_steps=2, **steps)
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    ended = copy_parameters(run.model)
+    assert all(torch.equal(p, ended[name]) for name, p in rest.model.named_parameters())
     assert any(".mine." in name and not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
 
 

@@ -46,6 +46,19 @@ def saved(directory, model, tokenizer, **kwargs) -> str:
     return str(directory / "model")
 
 
+@pytest.mark.parametrize("place", [None, "elsewhere"])
+def test_an_adapter_is_saved_with_the_card_of_the_run(tmp_path, actor_path, tokenizer, place):
+    """PEFT writes one with nothing in it."""
+    trainer = Mem1GRPOTrainer(
+        model=actor_path, args=Mem1GRPOConfig(**trainer_arguments(tmp_path, num_generations=2, max_turns=4)),
+        train_dataset=lookup_dataset(), processing_class=tokenizer, environment_factory=LookupEnvironment, protocol=SHORT,
+        peft_config=LORA,
+    )  # fmt: skip
+    trainer.save_model(place and str(tmp_path / place))
+    card = (tmp_path / (place or "") / "README.md").read_text()
+    assert "More Information Needed" not in card and "zhou2025mem1" in card and "generated_from_trainer" in card
+
+
 # Budgets, context rule, environment
 
 

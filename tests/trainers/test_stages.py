@@ -94,6 +94,14 @@ def test_a_stage_ends_when_the_last_steps_reach_the_threshold_and_a_killed_run_g
     assert rest.stages.stage == whole.stages.stage == 2 and rest.stages.last == whole.stages.last
 
 
+def test_training_again_begins_with_the_first_stage(tmp_path, tokenizer, actor_path):
+    trainer, seen, _ = make("grpo", tmp_path, actor_path, tokenizer)
+    trainer.train()
+    first, seen[:] = list(seen), []
+    trainer.train()
+    assert sorted(seen[:4]) == sorted(first[:4]) and {stage for stage, _ in seen[:4]} == {0}
+
+
 def test_turns_are_limited_by_stage(tmp_path, tokenizer, actor_path):
     stages = ((3, {1: 1.0}, 1), (4, {2: 1.0}, 2), (2, {3: 1.0}))
     trainer, _, tasks = make(

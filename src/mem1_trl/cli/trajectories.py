@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> None:
     from rich.text import Text
 
     from ..display import print_trajectory
-    from ..report.browser import outcome_of
+    from ..report.browser import index_of, outcome_of
 
     tokenizer = None
     if options.tokenizer is not None:
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> None:
     console = Console()
     found = printed = 0
     for position, record in enumerate(_records(file)):
-        index = record.get("index", position)
+        index = index_of(record, position)
         if options.index is not None and index not in options.index:
             continue
         if options.outcome is not None and outcome_of(record) != options.outcome:
@@ -69,7 +69,8 @@ def run(args: Sequence[str]) -> None:
         if options.limit and printed == options.limit:
             continue
         printed += 1
-        console.rule(Text(f"episode {one_line(index)} · {outcome_of(record)}"), style="dim")
+        sample = f", sample {one_line(record['sample'])}" if record.get("sample") else ""
+        console.rule(Text(f"episode {one_line(index)}{sample} · {outcome_of(record)}"), style="dim")
         if record.get("error"):
             console.print(f"failed: {one_line(record['error'])}", style="red", markup=False)
         trajectory = record["trajectory"]

@@ -29,6 +29,9 @@ from .checks import (
 )
 from .distillation import check_distillation
 
+_FOLLOW_METRIC = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow `metric_for_best_model`."""
+
 _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -431,9 +434,17 @@ class Mem1GRPOConfig(GRPOConfig):
         self._use_new_names()
         if self.use_cpu and self.bf16 is None:
             self.bf16 = False  # mixed precision on a CPU is slow, and samples from other weights than it trains
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        follows_metric = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) in _FOLLOW_METRIC
+        if (self.load_best_model_at_end or follows_metric) and self.metric_for_best_model is None:
             self.metric_for_best_model = "reward"  # the loss of a policy does not say how well it plays
         super().__post_init__()
+        schedule: Any = self.lr_scheduler_kwargs or {}  # a dictionary by now
+        if follows_metric and "mode" not in schedule:
+            if self.greater_is_better is None:
+                self.greater_is_better = not str(self.metric_for_best_model).endswith("loss")
+            # Else they take every metric for one that should fall
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {**schedule, "mode": mode}
         self._check_episode()
 
     def _play_once_if_greedy(self) -> None:

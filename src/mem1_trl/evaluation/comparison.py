@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..typed_fields import check_seed, check_whole
 from .dependence import by_task, reuse_factor
 from .intervals import bootstrap_interval, bootstrap_means, widened
 from .result import Evaluation, plain_row, questions_of, rows_of
@@ -113,6 +114,8 @@ def compare(
     exact_match_per_objective: 0.688 - 0.583 = +0.104 [-0.021, +0.229], 6 better and 1 worse of 24 pairs
     ```
     """
+    check_whole("resamples", resamples, 1)
+    check_seed(seed)
     first, second = _listed(a), _listed(b)
     if len(first) != len(second) or not first:
         raise ValueError(

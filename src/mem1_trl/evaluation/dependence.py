@@ -16,13 +16,13 @@ def by_task(values: np.ndarray, tasks: Sequence[Hashable] | None) -> tuple[np.nd
         values (`np.ndarray`):
             Shape `(count,)`.
         tasks (`Sequence[Hashable]`, *optional*):
-            Of each value what it is of. `None`, or the same for all: each value is a task of its own.
+            Of each value what it is of. `None`: each value is a task of its own.
 
     Returns:
         `tuple[np.ndarray, np.ndarray, list[int]]`: for each task, in the order in which they first occur, the sum of its values, how
         many they are, both of shape `(tasks,)`, and the index of the first.
     """
-    if tasks is None or len(set(tasks)) == 1:
+    if tasks is None:
         tasks = range(values.size)
     first: dict[Hashable, int] = {}
     for index, task in enumerate(tasks):

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from ..environment_runtime.faults import fault_metrics
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..json_text import plain
-from ..rewards import are_answers, form_of_answers
+from ..rewards import ANSWER_SEPARATOR, are_answers, form_of_answers
+from ..rollout.draws import episode_seeds
 from ..rollout.play import check_task
 from ..typed_fields import check_seed, check_whole
 from .episode_scores import Success, evaluate_episode
@@ -127,9 +128,12 @@ def _evaluate(
     tasks: list[EvaluatedTask] = []
     try:
         with seeded(agent, seed):
+            seeds = episode_seeds(len(rows))  # drawn at once, so that nothing depends on the size of a batch
             for start in range(0, len(rows), batch_size):
                 chunk = rows[start : start + batch_size]
-                trajectories = agent.run_batch(chunk, pool, keep_failures=True)
+                trajectories = agent.run_batch(
+                    chunk, pool, keep_failures=True, seeds=seeds[start : start + batch_size]
+                )
                 for index, (row, trajectory) in enumerate(zip(chunk, trajectories), start):
                     task = evaluate_episode(
                         trajectory,
@@ -278,7 +282,20 @@ def _checked(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             raise ValueError(f"Row {index} has prompt={row['prompt']!r:.60}. {error}") from None
         if row.get("answers") is not None and not are_answers(row["answers"]):
             raise ValueError(f"Row {index} has {form_of_answers(row['answers'])}.")
+    never = [index for index, row in enumerate(checked) if row.get("answers") and _has_no_answer(row["answers"])]
+    if never:
+        logger.warning(
+            "%d of %d tasks, the first of them row %d, have an objective without an accepted answer that has no semicolon, which separates "
+            "answers: no answer to it is right.",
+            len(never), len(checked), never[0],
+        )  # fmt: skip
     return checked
+
+
+def _has_no_answer(answers: Any) -> bool:
+    """Whether an objective can only be answered with a text in which answers would be separated."""
+    aliases = ([of_one] if isinstance(of_one, str) else of_one for of_one in answers)
+    return any(all(ANSWER_SEPARATOR in alias for alias in of_one) for of_one in aliases)
 
 
 @contextmanager

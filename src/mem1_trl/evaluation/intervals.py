@@ -78,6 +78,8 @@ def summarize(
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError("A mean needs at least one value, and all values must be finite: leave missing ones out.")
     mean = float(array.mean())
+    if tasks is not None and len(set(tasks)) == 1:
+        tasks = None
     sums, counts, first = by_task(array, tasks)
     means = bootstrap_means(sums, seed, resamples) / bootstrap_means(counts, seed, resamples)  # drawn alike
     low, high = bootstrap_interval(means, confidence)

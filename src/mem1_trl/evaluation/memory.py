@@ -57,9 +57,13 @@ def measure_memory(
         tasks.append(dataclasses.replace(task, scores=scores, memory_values=tuple(values)))
     seed = evaluation.settings.get("seed", 0)
     settings = {**evaluation.settings, "memory_value": replace}
-    return type(evaluation).from_tasks(
+    measured = type(evaluation).from_tasks(
         tasks, evaluation.agent, settings, seed if isinstance(seed, int) else 0, environment=evaluation.environment
     )
+    before = {name: one for name, one in evaluation.statistics.items() if name in measured.statistics}
+    before = {name: one for name, one in before.items() if not name.startswith("memory_value/")}
+    # Other scores are what they were, and so are their intervals, of however many resamples
+    return dataclasses.replace(measured, statistics={**measured.statistics, **before})
 
 
 def summarize_memory(tasks: Sequence[EvaluatedTask]) -> dict[str, list[dict[str, Any]]]:

@@ -40,6 +40,12 @@ def outcome_of(record: dict[str, Any]) -> str:
     return "partly" if exact_match > 0 or any(detail.get("correct") for detail in details) else "wrong"
 
 
+def index_of(record: dict[str, Any], position: int) -> Any:
+    """Which task an episode is of: in evaluations, in what `collect_trajectories` has written, and elsewhere its place in the file."""
+    row = record.get("row")  # in files of single episodes the columns of their task
+    return record.get("index", row if isinstance(row, int) else position)
+
+
 def choose(kinds: Sequence[str], count: int) -> list[int]:
     """
     Positions of the episodes to show. The choice is deterministic.
@@ -108,7 +114,7 @@ def _episode(record: dict[str, Any], kind: str, position: int) -> dict[str, Any]
         questions = None
     trajectory: Trajectory | None = record.get("trajectory")
     shown: dict[str, Any] = {
-        "index": record.get("index", position),
+        "index": index_of(record, position),
         "kind": kind,
         "title": "; ".join(map(str, questions)) if questions else _task_text(task.get("prompt")),
         "prompt": record.get("prompt_text") or _task_text(task.get("prompt")),

@@ -375,6 +375,8 @@ class Mem1Trainer(TrajectoryTrainer):
             `ValueError`: If the checkpoint to resume from does not exist, was not written to its end, or belongs to a run with
                 another protocol, other agent settings or another adapter.
         """
+        if self.stages is not None:
+            self.stages.begin()  # a checkpoint, if there is one, says later where it goes on
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -406,15 +408,18 @@ class Mem1Trainer(TrajectoryTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self.saving_one_adapter(output_dir):
             super().save_model(output_dir, _internal_call)
+        directory = output_dir or str(self.args.output_dir)
         if self.args.should_save:
-            directory = output_dir or str(self.args.output_dir)
-            self.protocol.save_pretrained(directory)
-            save_agent_settings(directory, self.agent_settings())
-        if isinstance(self.model, PeftModel) and output_dir is not None and not _internal_call:
-            with instance_attribute(
-                self.args, "output_dir", output_dir
-            ):  # where PEFT has written a card with nothing in it
+            self.save_description(directory)
+        if isinstance(self.model, PeftModel) and not _internal_call:
+            # There PEFT has written a card with nothing in it, or changed the one that was there
+            with instance_attribute(self.args, "output_dir", directory):
                 self.create_model_card()
+
+    def save_description(self, directory: str) -> None:
+        """Write what [`Mem1Agent.from_pretrained`] needs beside the weights: the protocol, and how the agent is run."""
+        self.protocol.save_pretrained(directory)
+        save_agent_settings(directory, self.agent_settings())
 
     def create_model_card(  # type: ignore[override]  # TRL's own signature, and one argument more
         self,

@@ -45,12 +45,16 @@ class StagesBySuccess:
         self.dataset = cast("Dataset", trainer.train_dataset)
         stages = list(map(int, self.dataset[STAGE]))  # a tensor is equal to itself alone
         self.begins = [stages.index(stage) for stage in dict.fromkeys(stages)] + [len(stages)]
+        self._logged = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with the first stage."""
         self.stage = 0
         self.taken = 0
         """Tasks of the present stage that have been played."""
         self.last: list[float] = []
         """The metric of batches of the present stage, the last `curriculum_steps` of them."""
-        self._logged = 0
 
     def tasks(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """

@@ -42,6 +42,7 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_determine_best_metric": ("self", "metrics", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_load_best_model": ("self",),
+    "_push_from_checkpoint": ("self", "checkpoint_folder"),
     "_issue_warnings_after_load": ("self", "load_result"),
     "_run_epoch": (
         "self",
@@ -70,6 +71,7 @@ FIXED_METHODS = (
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_load_best_model",
+    "_push_from_checkpoint",
     "_issue_warnings_after_load",
     "_determine_best_metric",
 )
@@ -91,6 +93,7 @@ RETURNED_VALUES: dict[str, int] = {
     "_determine_best_metric": 1,
     "_load_from_checkpoint": 0,
     "_load_best_model": 0,
+    "_push_from_checkpoint": 0,
     "_issue_warnings_after_load": 0,
     "_run_epoch": 0,
 }

@@ -147,6 +147,9 @@ class Hooks(GRPOTrainer):
     def load_best(self, directory: str) -> None:
         """Load from the best checkpoint what belongs to the policy that `Trainer` has loaded from it."""
 
+    def save_description(self, directory: str) -> None:
+        """Write what an agent needs beside the weights into a folder that is uploaded. Called in the main process."""
+
     def save_extra(self, directory: str) -> None:
         """Write what a checkpoint needs besides TRL's own files. Called in all processes; those of `args.should_save` write."""
 

@@ -1,10 +1,10 @@
 """
 Runs that resume from a checkpoint as if they had never stopped.
 
-Wraps `_save_checkpoint`, `_load_from_checkpoint` and `_load_best_model`, to which it adds what TRL and `Trainer` do not save,
+Wraps `_save_checkpoint`, `_push_from_checkpoint`, `_load_from_checkpoint` and `_load_best_model`, to which it adds what TRL and `Trainer` do not save,
 `_get_train_sampler`, to know the sampler whose order of the data has to be repeated, `_run_epoch`, since a finished run has none left, and
 `_issue_warnings_after_load`, which takes tied weights for missing. When a run resumes it sets attributes of
-TRL (`_step`, `_buffered_inputs`, `_metrics`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
+TRL (`_step`, `_buffered_inputs`, `_metrics`, `_pending_metrics`, `_pending_extra_logs`, `entropy_coef`, `_last_world_entropy`) and of `Trainer` (`_tr_loss`,
 `_globalstep_last_logged`).
 """
 
@@ -107,6 +107,8 @@ class ExactResume(OrderedEvaluations):
             self.refuse_checkpoint(self._resumed_from)
         elif self._step % self._steps_of_a_batch:
             self._step, self._buffered_inputs = 0, None  # what an interrupted run has left of a batch
+        for left in (self._metrics["train"], self._pending_metrics, self._pending_extra_logs):  # and of what is logged
+            left.clear()
         return super().train(self._resumed_from, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -233,8 +235,20 @@ class ExactResume(OrderedEvaluations):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_extra(resume_from_checkpoint)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """`Trainer` uploads the files that it knows, out of `args.output_dir`."""
+        if self.is_world_process_zero():
+            self.save_description(str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
+        best = str(self.state.best_model_checkpoint)
+        model: Any = self.model
+        name = model.active_adapters[0] if hasattr(model, "peft_config") else "default"
+        # PEFT saves an adapter of another name in a folder of this name, in which `Trainer` does not look
+        found = best if name == "default" else f"{best}/{name}"
+        with instance_attribute(self.state, "best_model_checkpoint", found):
+            super()._load_best_model()
         self.load_best(str(self.state.best_model_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

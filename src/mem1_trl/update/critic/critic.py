@@ -109,6 +109,8 @@ class ValueModel(nn.Module):
         if self.adapters is not None:
             name = self.adapters.active_adapters[0]
             targets = get_peft_model_state_dict(self.adapters, adapter_name=name, save_embedding_layers=False)
+            if name != "default":
+                folder /= name  # where PEFT saves an adapter of this name
             found = load_peft_weights(str(folder), device="cpu") if is_source(targets.values()) else None
             if any(map(is_split, targets.values())):
                 fill(targets, found)

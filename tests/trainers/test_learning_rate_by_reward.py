@@ -1,0 +1,75 @@
+"""Schedules that follow a metric follow the reward, which should rise, and numbers of an interrupted run stay out of the next one."""
+
+from __future__ import annotations
+
+import pytest
+from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
+
+from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
+
+
+class NoReward(LookupEnvironment):
+    get_reward = None
+
+
+def make(directory, model, tokenizer, reward, **settings):
+    settings = {"num_generations": 2, "max_turns": 2, "beta": 0.0, "save_strategy": "no", **settings}
+    return Mem1GRPOTrainer(
+        model=model, args=Mem1GRPOConfig(**trainer_arguments(directory, **settings)), reward_funcs=[reward],
+        train_dataset=lookup_dataset(4), eval_dataset=lookup_dataset(2), processing_class=tokenizer,
+        environment_factory=NoReward, protocol=SHORT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("direction", "rates"), [(1.0, [1e-3] * 4), (-1.0, [1e-3, 1e-3, 1e-4, 1e-5])])
+def test_a_rate_falls_when_the_reward_does_not_rise(tmp_path, actor_path, tokenizer, direction, rates):
+    def reward(trajectories, trainer_state, **kwargs):
+        return [direction * trainer_state.global_step + 0.25 * (index % 2) for index in range(len(trajectories))]
+
+    trainer = make(
+        tmp_path, actor_path, tokenizer, reward, max_steps=4, eval_strategy="steps", eval_steps=1, logging_steps=1, learning_rate=1e-3,
+        lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs={"patience": 0},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.lr_scheduler.mode == "max"
+    logged = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    assert logged == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({}, "max"),
+        ({"metric_for_best_model": "loss"}, "min"),
+        ({"metric_for_best_model": "episode/turns", "greater_is_better": False}, "min"),
+        ({"lr_scheduler_kwargs": {"mode": "min"}}, "min"),
+    ],
+)
+def test_the_direction_is_that_of_the_metric(tmp_path, settings, mode):
+    for schedule in ("reduce_lr_on_plateau", "greedy"):
+        given = {
+            "num_generations": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "lr_scheduler_type": schedule,
+            **settings,
+        }
+        args = Mem1GRPOConfig(**trainer_arguments(tmp_path, **given))
+        assert args.lr_scheduler_kwargs["mode"] == mode
+
+
+def test_what_an_interrupted_run_would_have_logged_is_forgotten(tmp_path, actor_path, tokenizer):
+    calls = []
+
+    def reward(trajectories, **kwargs):
+        calls.append(len(trajectories))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return [100.0 if len(calls) < 3 else float(index % 2) for index in range(len(trajectories))]
+
+    trainer = make(tmp_path, actor_path, tokenizer, reward, max_steps=4, logging_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    (log,) = [log for log in trainer.state.log_history if "reward" in log]
+    assert log["reward"] == log["rewards/reward/mean"] == 0.5
