@@ -41,15 +41,16 @@ OF_TRAINING = {
     "save_steps": count,
 }
 """Numbers that are handed on to `train.py`, whose defaults hold."""
-FIRST, SECOND, EXACT, LEARNED, MORE = "grpo-mixed", "grpo-counted", "grpo-exact", "grpo-anchored", "grpo-four"
+FIRST, SECOND, EXACT, LEARNED = "grpo-mixed", "grpo-counted", "grpo-exact", "grpo-anchored"
+SMALL, MORE = "grpo-small", "grpo-four"
 """
-The second goes on from the first; the next two, from what supervised training for as long as both has made of the start; the last from the one
-before it, with more objectives.
+The second goes on from the first; the next two, and `SMALL`, from what supervised training for as long as both has made of the start; the last
+from the fourth, with more objectives.
 """
 LABELS = (
-    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", MORE, "grpo-2", "ppo-2", "again", "taught", "twin", "last",
+    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", SMALL, MORE, "grpo-2", "ppo-2", "again", "taught", "twin", "last",
 )  # fmt: skip
-OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30, MORE: 40}
+OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30, SMALL: 30, MORE: 40}
 """Added to the seed of a run, so that it draws other tasks than those before it."""
 LAST_TASKS = 2
 """Seed of the test tasks by which nothing was chosen."""
@@ -72,16 +73,16 @@ def stages(out, seeds, labels, options):
              "--objectives", *numbers, *more],
         )  # fmt: skip
 
-    def learn(label, start, seed, *more):
+    def learn(label, start, seed, *more, steps=options.steps):
         given = {
             name: getattr(options, name) for name in (*OF_TRAINING, "layout") if getattr(options, name) is not None
         }
         sizes = [part for name, value in given.items() for part in (f"--{name}", value)]
         return (
-            f"{label} seed {seed}, {options.steps} steps",
+            f"{label} seed {seed}, {steps} steps",
             "train",
             ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}",
-             "--seed", seed + OTHER_TASKS.get(label, 0), "--steps", options.steps, *more, *sizes],
+             "--seed", seed + OTHER_TASKS.get(label, 0), "--steps", steps, *more, *sizes],
         )  # fmt: skip
 
     for seed in seeds:
@@ -105,6 +106,9 @@ def stages(out, seeds, labels, options):
                 yield learn(
                     label, copying, seed, *on_fewer, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
                 )
+            elif label == SMALL:  # as many episodes, in three times as many steps
+                few = ("--reward", "exact", "--advantage_level", "state", "--beta", 0.1, "--batch_size", 8)
+                yield learn(label, copying, seed, *on_fewer, *few, steps=3 * options.steps)
             elif label == MORE:
                 yield learn(
                     label, learned, seed, *on_more, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
@@ -139,6 +143,7 @@ def stages(out, seeds, labels, options):
                 )
                 for name, adapter in (
                     (LEARNED, learned / "adapter"),
+                    (SMALL, out / f"{SMALL}-seed{seed}" / "adapter"),
                     ("supervised-longer", longer),
                     ("imitation", imitating),
                     ("supervised", copying / "adapter"),
@@ -150,7 +155,7 @@ def stages(out, seeds, labels, options):
                 yield learn("twin", before, seed, *on_all, "--reward", "positional", *full)
                 yield test("twin", twin / "adapter", seed, *full)
                 yield test("truncation", twin / "adapter", seed, "--context", "truncate")
-            if label in (FIRST, SECOND, EXACT, LEARNED, MORE, "grpo-2", "ppo-2"):
+            if label in (FIRST, SECOND, EXACT, LEARNED, SMALL, MORE, "grpo-2", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 
 

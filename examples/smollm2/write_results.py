@@ -33,6 +33,7 @@ NAMES = {
     "grpo-exact": "GRPO from supervised training",
     "grpo-anchored-part": "GRPO from supervised training, held to it, first part alone",
     "grpo-anchored": "GRPO from supervised training, held to it",
+    "grpo-small": "GRPO from supervised training, held to it, in three times as many steps",
     "grpo-four": "GRPO from supervised training, held to it, then on two to four objectives",
     "supervised-longer": "supervised training for as long again",
     "grpo-2": "GRPO on two objectives",
