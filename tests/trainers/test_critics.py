@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from support.helpers import tiny_model
 from support.ppo_helpers import LORA, Gradients, four_plans, make, oracle_values, stir, wake, watch_credit
-from support.trainer_helpers import assert_same_tensors, copy_parameters, lookup_dataset, record
+from support.trainer_helpers import assert_same_tensors, copy_parameters, lookup_dataset, record, trained_model
 from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
 
 from mem1_trl.update.critic.critic import SharedValueHead, ValueModel
@@ -461,3 +461,44 @@ def test_warm_up_that_cannot_work_is_refused(tmp_path, tokenizer, actor_path):
     ):
         with pytest.raises(ValueError, match=words):
             make(tmp_path, actor_path, tokenizer, **settings)
+
+
+@pytest.fixture(scope="module")
+def by_critic(tmp_path_factory, tokenizer, actor_path):
+    """Checkpoints of runs with each kind of critic."""
+    place = tmp_path_factory.mktemp("critics")
+    kinds = {"own": None, "shared": "shared", "larger": trained_model(tokenizer, steps=1, hidden_size=64)}
+    for name, critic in kinds.items():
+        settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "value_model": copy.deepcopy(critic)}
+        make(place / name, actor_path, tokenizer, **settings).train()
+    return place, kinds
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "words"),
+    [
+        ("own", "shared", "is of a run with a critic of its own, got the critic value_model='shared'"),
+        ("shared", "own", "is of a run with the critic value_model='shared', got a critic of its own"),
+        ("own", "larger", "is of a run with another critic .*hidden_size=48 there, 64 here"),
+    ],
+)
+def test_a_checkpoint_of_another_critic_is_refused(by_critic, tokenizer, actor_path, saved, resumed, words):
+    place, kinds = by_critic
+    again = make(place / saved, actor_path, tokenizer, max_steps=2, value_model=copy.deepcopy(kinds[resumed]))
+    with pytest.raises(ValueError, match=words):
+        again.train(resume_from_checkpoint=str(place / saved / "checkpoint-1"))
+
+
+def test_a_checkpoint_without_what_is_resumed_is_refused(by_critic, tokenizer, actor_path):
+    place, _ = by_critic
+    checkpoint = str(place / "own" / "checkpoint-1")
+    model = AutoModelForCausalLM.from_pretrained(actor_path)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    given = make(place / "own", model, tokenizer, max_steps=2, optimizers=(optimizer, None))
+    with pytest.raises(ValueError, match="is of a run with no `optimizers`, got optimizers="):
+        given.train(resume_from_checkpoint=checkpoint)
+    moving = make(
+        place / "own", actor_path, tokenizer, max_steps=2, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1
+    )
+    with pytest.raises(ValueError, match=r"has no mem1_reference.pt, .* resume with sync_ref_model=False"):
+        moving.train(resume_from_checkpoint=checkpoint)

@@ -25,6 +25,7 @@ from .credit import CreditingTrainer
 from .dropout import silence_dropout
 from .grpo import model_name
 from .refusals import refuse_sharded_weights
+from .saving import refuse_other_critic
 from .self_check import check_critic
 from .sharded_critic import loaded_whole, shard_critic
 from .trl_seam.helpers import instance_attribute
@@ -398,6 +399,11 @@ class Mem1PPOTrainer(CreditingTrainer):
         return max(super().forwarded_tokens(rows), of_critic)
 
     # Checkpoints
+
+    def refuse_checkpoint(self, checkpoint: str) -> None:
+        super().refuse_checkpoint(checkpoint)
+        critic = None if isinstance(self.value_model, SharedValueHead) else self.value_model.backbone
+        refuse_other_critic(Path(checkpoint) / CRITIC_DIRECTORY, critic, self.critic_optimizer is not None)
 
     def save_extra(self, directory: str) -> None:
         super().save_extra(directory)

@@ -105,6 +105,12 @@ class ExactResume(OrderedEvaluations):
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, self.algorithm)
         if self._resumed_from is not None:
             self.refuse_checkpoint(self._resumed_from)
+            moves = self.args.sync_ref_model and self.ref_model is not None
+            if moves and not Path(self._resumed_from, REFERENCE_FILE).is_file():
+                raise ValueError(
+                    f"{self._resumed_from} has no {REFERENCE_FILE}, so the reference of its run did not follow the policy: resume with "
+                    "sync_ref_model=False, or start a new run from its weights (`model=`)."
+                )
         elif self._step % self._steps_of_a_batch:
             self._step, self._buffered_inputs = 0, None  # what an interrupted run has left of a batch
         for left in (self._metrics["train"], self._pending_metrics, self._pending_extra_logs):  # and of what is logged
