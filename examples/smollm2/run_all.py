@@ -82,7 +82,7 @@ def stages(out, seeds, labels, options):
             f"{label} seed {seed}, {steps} steps",
             "train",
             ["--start", start / "adapter", "--output_dir", out / f"{label}-seed{seed}",
-             "--seed", seed + OTHER_TASKS.get(label, 0), "--steps", steps, *more, *sizes],
+             "--seed", seed + OTHER_TASKS.get(label, 0), "--steps", steps, *sizes, *more],
         )  # fmt: skip
 
     for seed in seeds:
@@ -106,8 +106,17 @@ def stages(out, seeds, labels, options):
                 yield learn(
                     label, copying, seed, *on_fewer, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
                 )
-            elif label == SMALL:  # as many episodes, in three times as many steps
-                few = ("--reward", "exact", "--advantage_level", "state", "--beta", 0.1, "--batch_size", 8)
+            elif label == SMALL:  # as many episodes, a group in each step
+                few = (
+                    "--reward",
+                    "exact",
+                    "--advantage_level",
+                    "state",
+                    "--beta",
+                    0.1,
+                    "--batch_size",
+                    options.generations or 8,
+                )
                 yield learn(label, copying, seed, *on_fewer, *few, steps=3 * options.steps)
             elif label == MORE:
                 yield learn(
