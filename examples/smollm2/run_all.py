@@ -107,17 +107,9 @@ def stages(out, seeds, labels, options):
                     label, copying, seed, *on_fewer, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
                 )
             elif label == SMALL:  # as many episodes, a group in each step
-                few = (
-                    "--reward",
-                    "exact",
-                    "--advantage_level",
-                    "state",
-                    "--beta",
-                    0.1,
-                    "--batch_size",
-                    options.generations or 8,
-                )
-                yield learn(label, copying, seed, *on_fewer, *few, steps=3 * options.steps)
+                few = ("--beta", 0.1, "--batch_size", options.generations or 8)
+                graded = ("--reward", "exact", "--advantage_level", "state")
+                yield learn(label, copying, seed, *on_fewer, *graded, *few, steps=3 * options.steps)
             elif label == MORE:
                 yield learn(
                     label, learned, seed, *on_more, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
