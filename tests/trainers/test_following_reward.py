@@ -1,9 +1,14 @@
-"""Schedules that follow a metric follow the reward, which should rise, and numbers of an interrupted run stay out of the next one."""
+"""What follows a metric follows the reward: schedules, and the best checkpoint; and numbers of an interrupted run stay out of the next one."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from peft import get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from support.ppo_helpers import LORA
 from support.trainer_helpers import SHORT, LookupEnvironment, lookup_dataset, trainer_arguments
+from transformers import AutoModelForCausalLM
 
 from mem1_trl import Mem1GRPOConfig, Mem1GRPOTrainer
 
@@ -73,3 +78,21 @@ def test_what_an_interrupted_run_would_have_logged_is_forgotten(tmp_path, actor_
     trainer.train()
     (log,) = [log for log in trainer.state.log_history if "reward" in log]
     assert log["reward"] == log["rewards/reward/mean"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_the_best_adapter_is_loaded_whatever_its_name(tmp_path, actor_path, tokenizer, name):
+    def falling(trajectories, trainer_state, **kwargs):
+        return [0.25 * (index % 2) - trainer_state.global_step for index in range(len(trajectories))]
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA, adapter_name=name)
+    trainer = make(
+        tmp_path, model, tokenizer, falling, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, learning_rate=1e-2,
+    )  # fmt: skip
+    trainer.train()
+    folder = "" if name == "default" else name
+    best, last = (load_file(tmp_path / f"checkpoint-{step}" / folder / "adapter_model.safetensors") for step in (1, 2))
+    here = get_peft_model_state_dict(trainer.model, adapter_name=name)
+    assert all(torch.equal(here[key], best[key]) for key in best)
+    assert not all(torch.equal(here[key], last[key]) for key in last)
