@@ -61,6 +61,8 @@ def stages(out, seeds, labels, options):
     objectives = [1, 2] if options.short else [2, 4, 8, 1, 3, 6]
     on_all = ("--objectives", *([1, 2] if options.short else [1, 2, 3, 4]))
     on_fewer = ("--objectives", *([1, 2] if options.short else [1, 2, 3]))
+    exact = ("--reward", "exact", "--advantage_level", "state")
+    held = (*exact, "--beta", 0.1)
     on_more = ("--objectives", *([1, 2] if options.short else [2, 3, 4]))
 
     def test(label, adapter, seed, *more, numbers=objectives, tasks_of=None):
@@ -101,19 +103,14 @@ def stages(out, seeds, labels, options):
             elif label == SECOND:
                 yield learn(label, first, seed, *on_all, "--reward", "counted", "--advantage_level", "state")
             elif label == EXACT:
-                yield learn(label, copying, seed, *on_all, "--reward", "exact", "--advantage_level", "state")
+                yield learn(label, copying, seed, *on_all, *exact)
             elif label == LEARNED:
-                yield learn(
-                    label, copying, seed, *on_fewer, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
-                )
+                yield learn(label, copying, seed, *on_fewer, *held)
             elif label == SMALL:  # as many episodes, a group in each step
-                few = ("--beta", 0.1, "--batch_size", options.generations or 8)
-                graded = ("--reward", "exact", "--advantage_level", "state")
-                yield learn(label, copying, seed, *on_fewer, *graded, *few, steps=3 * options.steps)
+                group = ("--batch_size", options.generations or 8)
+                yield learn(label, copying, seed, *on_fewer, *held, *group, steps=3 * options.steps)
             elif label == MORE:
-                yield learn(
-                    label, learned, seed, *on_more, "--reward", "exact", "--advantage_level", "state", "--beta", 0.1
-                )
+                yield learn(label, learned, seed, *on_more, *held)
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "ppo-2":

@@ -13,6 +13,8 @@ from typing import Any
 from .json_text import read_json
 
 _TRUTH = {True: ("yes", "true"), False: ("no", "false")}
+_NAMES = {"None": None, "nan": None, "null": None, "True": True, "False": False}
+"""Words in a list that Python or NumPy has written."""
 _ADVICE = "an answer must be a text, a number, true or false, or a list of these."
 
 
@@ -85,9 +87,6 @@ def _listed(cell: str) -> list[Any]:
     return [cell] if found is None else found
 
 
-_NAMES = {"None": None, "nan": None, "null": None, "True": True, "False": False}
-
-
 def _entries(tokens: list[tokenize.TokenInfo]) -> list[Any] | None:
     """
     The entries of a flat list that Python or NumPy has written. Each text by itself: Python would join two that no comma parts, which is
@@ -95,11 +94,8 @@ def _entries(tokens: list[tokenize.TokenInfo]) -> list[Any] | None:
     """
     texts = [token.string for token in tokens if token.string.strip()]
     numbers = [token for token in tokens if token.type == tokenize.NUMBER]
-    if any(
-        one.end == other.start for one, other in itertools.pairwise(numbers)
-    ):  # 007, which Python reads as 00 and 7
-        return None
-    if texts.count("[") != 1 or texts.count("]") != 1:
+    adjoin = any(one.end == other.start for one, other in itertools.pairwise(numbers))  # 007 is read as 00 and 7
+    if adjoin or texts.count("[") != 1 or texts.count("]") != 1:
         return None
     entries: list[Any] = []
     place = 0

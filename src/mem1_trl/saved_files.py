@@ -193,3 +193,8 @@ def naming_missing_model(path_or_id: str | os.PathLike[str], **where: Any) -> It
     except (OSError, ValueError):
         check_on_hub(path_or_id, **where)
         raise
+
+
+def adapter_folder(directory: str | os.PathLike[str], name: str) -> Path:
+    """Folder of an adapter that PEFT has saved into a directory: one of its own name, unless the adapter is named "default"."""
+    return Path(directory) if name == "default" else Path(directory) / name

@@ -60,9 +60,8 @@ def measure_memory(
     measured = type(evaluation).from_tasks(
         tasks, evaluation.agent, settings, seed if isinstance(seed, int) else 0, environment=evaluation.environment
     )
-    before = {name: one for name, one in evaluation.statistics.items() if name in measured.statistics}
-    before = {name: one for name, one in before.items() if not name.startswith("memory_value/")}
     # Other scores are what they were, and so are their intervals, of however many resamples
+    before = {name: one for name, one in evaluation.statistics.items() if not name.startswith("memory_value/")}
     return dataclasses.replace(measured, statistics={**measured.statistics, **before})
 
 

@@ -72,10 +72,10 @@ def _resize_as_saved(model: PreTrainedModel, saved: dict[str, torch.Tensor]) -> 
 def why_not_loadable(model: Any) -> str | None:
     """Why [`load_model`] cannot load what a model will be saved as, or `None` if it can."""
     adapters = getattr(model, "peft_config", {})
-    base = getattr(getattr(model, "get_base_model", lambda: model)(), "name_or_path", None)
-    if adapters and not (base or all(adapter.base_model_name_or_path for adapter in adapters.values())):
-        return "an adapter is saved without the model below it, and this one was made in memory: save it and pass the path"
     plain = getattr(model, "get_base_model", lambda: model)()
+    named = getattr(plain, "name_or_path", None)
+    if adapters and not (named or all(adapter.base_model_name_or_path for adapter in adapters.values())):
+        return "an adapter is saved without the model below it, and this one was made in memory: save it and pass the path"
     kind, config = type(plain), plain.config
     if getattr(transformers, kind.__name__, None) is kind or getattr(config, "auto_map", None):
         return None

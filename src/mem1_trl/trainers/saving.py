@@ -220,6 +220,46 @@ def refuse_other_adapter(checkpoint: str, model: Any) -> None:
             )
 
 
+def refuse_other_critic(saved: Path, backbone: PreTrainedModel | None, follows: bool) -> None:
+    """
+    Raise if a checkpoint was written by a run with another kind of critic, whose weights would not fit.
+
+    Args:
+        saved (`Path`):
+            Directory of the critic in the checkpoint.
+        backbone ([`~transformers.PreTrainedModel`] or `None`):
+            That of this run's critic; `None` if it is a head of the policy.
+        follows (`bool`):
+            Whether this run's critic has an optimizer of its own, beside one that was given for the policy.
+
+    Raises:
+        `ValueError`: Naming what differs.
+    """
+    kinds = {True: "a critic of its own", False: "the critic value_model='shared'"}
+    there, here = (saved / BACKBONE_DIRECTORY).is_dir(), backbone is not None
+    if there != here:
+        raise ValueError(
+            f"{saved} is of a run with {kinds[there]}, got {kinds[here]}: pass the `value_model` of that run."
+        )
+    if (saved / OPTIMIZER_FILE).is_file() != follows:
+        words = {True: "optimizers=(optimizer, ...)", False: "no `optimizers`"}
+        raise ValueError(
+            f"{saved} is of a run with {words[not follows]}, got {words[follows]}: a run goes on with the optimizers that it began with."
+        )
+    config = saved / BACKBONE_DIRECTORY / CONFIG_NAME
+    if backbone is not None and config.is_file():
+        sizes = read_json_object(config, _DAMAGED)
+        different = [
+            f"{name}={sizes[name]!r} there, {mine!r} here"
+            for name in ("hidden_size", "num_hidden_layers", "vocab_size")
+            if name in sizes and (mine := getattr(backbone.config, name, None)) != sizes[name]
+        ]
+        if different:
+            raise ValueError(
+                f"{saved} is of a run with another critic ({'; '.join(different)}): pass the `value_model` of that run."
+            )
+
+
 def _shape_of_adapter(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of an adapter that say which weights it has and what they do; modules that are listed have no order."""
     found = {name: config[name] for name in sorted(_OF_ADAPTERS) if name in config}
@@ -260,43 +300,3 @@ def card_facts(trainer: Mem1Trainer, evaluation: dict[str, float] | None) -> Car
         adapter=adapter,
         versions={"PEFT": version("peft")} if adapter else {},
     )
-
-
-def refuse_other_critic(saved: Path, backbone: PreTrainedModel | None, follows: bool) -> None:
-    """
-    Raise if a checkpoint was written by a run with another kind of critic, whose weights would not fit.
-
-    Args:
-        saved (`Path`):
-            Directory of the critic in the checkpoint.
-        backbone ([`~transformers.PreTrainedModel`] or `None`):
-            That of this run's critic; `None` if it is a head of the policy.
-        follows (`bool`):
-            Whether this run's critic has an optimizer of its own, beside one that was given for the policy.
-
-    Raises:
-        `ValueError`: Naming what differs.
-    """
-    kinds = {True: "a critic of its own", False: "the critic value_model='shared'"}
-    there, here = (saved / BACKBONE_DIRECTORY).is_dir(), backbone is not None
-    if there != here:
-        raise ValueError(
-            f"{saved} is of a run with {kinds[there]}, got {kinds[here]}: pass the `value_model` of that run."
-        )
-    if (saved / OPTIMIZER_FILE).is_file() != follows:
-        words = {True: "optimizers=(optimizer, ...)", False: "no `optimizers`"}
-        raise ValueError(
-            f"{saved} is of a run with {words[not follows]}, got {words[follows]}: a run goes on with the optimizers that it began with."
-        )
-    config = saved / BACKBONE_DIRECTORY / CONFIG_NAME
-    if backbone is not None and config.is_file():
-        sizes = read_json_object(config, _DAMAGED)
-        different = [
-            f"{name}={sizes[name]!r} there, {mine!r} here"
-            for name in ("hidden_size", "num_hidden_layers", "vocab_size")
-            if name in sizes and (mine := getattr(backbone.config, name, None)) != sizes[name]
-        ]
-        if different:
-            raise ValueError(
-                f"{saved} is of a run with another critic ({'; '.join(different)}): pass the `value_model` of that run."
-            )

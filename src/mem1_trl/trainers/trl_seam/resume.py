@@ -13,12 +13,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
+from ...saved_files import adapter_folder
 from ...update.sharded_tensors import fill, is_source, is_split_by_zero, whole_on_cpu
 from ..checkpoints import (
     CHECKPOINT,
@@ -248,14 +249,12 @@ class ExactResume(OrderedEvaluations):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_best_model(self) -> None:
-        best = str(self.state.best_model_checkpoint)
-        model: Any = self.model
+        best, model = str(self.state.best_model_checkpoint), cast("Any", self.model)
         name = model.active_adapters[0] if hasattr(model, "peft_config") else "default"
-        # PEFT saves an adapter of another name in a folder of this name, in which `Trainer` does not look
-        found = best if name == "default" else f"{best}/{name}"
-        with instance_attribute(self.state, "best_model_checkpoint", found):
+        # `Trainer` does not look for an adapter in the folder of its name
+        with instance_attribute(self.state, "best_model_checkpoint", str(adapter_folder(best, name))):
             super()._load_best_model()
-        self.load_best(str(self.state.best_model_checkpoint))
+        self.load_best(best)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """`Trainer` saves weights that are tied under one of their names, and would call the others missing."""

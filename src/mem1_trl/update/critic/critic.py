@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ...model_traits import backbone_of, forward_takes, refuse_prompt_learning, refuse_shared_weights
+from ...saved_files import adapter_folder
 from ..layout_model import last_hidden_state
 from ..sharded_tensors import fill, is_dtensor, is_source, is_split, whole_on_cpu
 from .head import HEAD_FILE, load_head, read_values, save_head, value_head
@@ -109,9 +110,8 @@ class ValueModel(nn.Module):
         if self.adapters is not None:
             name = self.adapters.active_adapters[0]
             targets = get_peft_model_state_dict(self.adapters, adapter_name=name, save_embedding_layers=False)
-            if name != "default":
-                folder /= name  # where PEFT saves an adapter of this name
-            found = load_peft_weights(str(folder), device="cpu") if is_source(targets.values()) else None
+            place = str(adapter_folder(folder, name))
+            found = load_peft_weights(place, device="cpu") if is_source(targets.values()) else None
             if any(map(is_split, targets.values())):
                 fill(targets, found)
             else:
