@@ -237,6 +237,9 @@ def test_every_answer_of_a_json_file_is_read_as_it_was_written(tmp_path, suffix)
         ("\"['Paris', None]\"", ["Paris"]),
         ('"[""Paris"", null]"', ["Paris"]),
         ("\"[np.str_('Paris'), np.str_('Lutetia')]\"", ["Paris", "Lutetia"]),  # as NumPy 2 writes a list of its texts
+        ("\"{'text': ['Paris', 'Lutetia'], 'answer_start': [1, 2]}\"", ["Paris", "Lutetia"]),
+        ('"{""value"": ""Paris"", ""aliases"": [""Lutetia"", null]}"', ["Paris", "Lutetia"]),
+        ("{x: 1}", ["{x: 1}"]),
         ("[26 None]", ["26"]),
         ("[-1 2]", ["-1", "2"]),
         ('"[True, nan]"', ["yes", "true"]),
@@ -282,6 +285,12 @@ def test_the_remedy_that_is_named_exists(tmp_path):
         ("x.json", "3", "must hold a list of rows, got 3"),
         ("x.json", "[" * 3000, "is not JSON .it is nested more than 64 deep"),
         ("x.csv", "question,answer\na,b,c\n", "a row has more cells than the first line"),
+        (
+            "x.csv",  # as pandas writes a row of SQuAD
+            "question,answer\nq,\"{'text': array(['Paris'], dtype=object)}\"\n",
+            "Column 'answer' must have answers, got a mapping that was written as text, .*: keep the data set as JSON lines or Parquet",
+        ),
+        ("x.csv", "question,answer\nq,\"{'text': " + "[" * 3000, "got a mapping that was written as text"),
         (
             "x.jsonl",
             '{"question": "q", "answer": [{"a": 1}]}\n',

@@ -45,10 +45,10 @@ FIRST, SECOND, EXACT, LEARNED = "grpo-mixed", "grpo-counted", "grpo-exact", "grp
 SMALL, MORE = "grpo-small", "grpo-four"
 """
 The second goes on from the first; the next two, and `SMALL`, from what supervised training for as long as both has made of the start; the last
-from the fourth, with more objectives.
+from imitation, with more objectives.
 """
 LABELS = (
-    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", SMALL, MORE, "grpo-2", "ppo-2", "again", "taught", "twin", "last",
+    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", SMALL, MORE, "imitation-longer", "grpo-2", "ppo-2", "again", "taught", "twin", "last",
 )  # fmt: skip
 OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30, SMALL: 30, MORE: 40}
 """Added to the seed of a run, so that it draws other tasks than those before it."""
@@ -91,7 +91,7 @@ def stages(out, seeds, labels, options):
         start, twin, first, second, learned = (
             out / f"{name}-seed{seed}" for name in ("start", "twin", FIRST, SECOND, LEARNED)
         )
-        copying = out / f"supervised-{second.name}"
+        copying, imitating = out / f"supervised-{second.name}", out / f"imitation-{learned.name}"
         for label in labels:
             if label == "start":
                 yield f"start seed {seed}", "start", ["--output_dir", start, "--seed", seed]
@@ -110,7 +110,12 @@ def stages(out, seeds, labels, options):
                 group = ("--batch_size", options.generations or 8)
                 yield learn(label, copying, seed, *on_fewer, *held, *group, steps=3 * options.steps)
             elif label == MORE:
-                yield learn(label, learned, seed, *on_more, *held)
+                yield learn(label, _adapter_of(imitating).parent, seed, *on_more, *held)
+            elif label == "imitation-longer":
+                more = out / f"{MORE}-seed{seed}"
+                like = ["--like", more, "--start", _adapter_of(imitating), "--seed", seed + OTHER_TASKS[MORE]]
+                yield f"{label} seed {seed}", "imitate", ["imitation", *like, "--together", options.together]
+                yield test(label, _adapter_of(out / f"imitation-{more.name}"), seed)
             elif label == "grpo-2":
                 yield learn(label, start, seed, "--objectives", 2, "--advantage_level", "state")
             elif label == "ppo-2":
@@ -136,21 +141,21 @@ def stages(out, seeds, labels, options):
                 )
                 yield test("scalar", copying / "adapter", seed, "--control", place / "control.json")
             elif label == "last":
-                longer, imitating = (
-                    _adapter_of(out / f"{name}-{learned.name}") for name in ("supervised", "imitation")
-                )
-                for name, adapter in (
-                    (LEARNED, learned / "adapter"),
-                    (SMALL, out / f"{SMALL}-seed{seed}" / "adapter"),
-                    ("supervised-longer", longer),
+                for name, folder in (
+                    (LEARNED, learned),
+                    (SMALL, out / f"{SMALL}-seed{seed}"),
+                    (MORE, out / f"{MORE}-seed{seed}"),
+                    ("supervised-longer", out / f"supervised-{learned.name}"),
                     ("imitation", imitating),
-                    ("supervised", copying / "adapter"),
+                    ("imitation-longer", out / f"imitation-{MORE}-seed{seed}"),
+                    ("supervised", copying),
                 ):
+                    adapter = _adapter_of(folder)
                     yield test(name, adapter, seed, numbers=objectives[:1], tasks_of=LAST_TASKS)
             else:
                 before, full = out / f"twin-start-seed{seed}", ("--context", "full")
                 yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
-                yield learn("twin", before, seed, *on_all, "--reward", "positional", *full)
+                yield learn("twin", before, seed, *on_fewer, *held, *full)
                 yield test("twin", twin / "adapter", seed, *full)
                 yield test("truncation", twin / "adapter", seed, "--context", "truncate")
             if label in (FIRST, SECOND, EXACT, LEARNED, SMALL, MORE, "grpo-2", "ppo-2"):

@@ -34,7 +34,6 @@ NAMES = {
     "grpo-anchored-part": "GRPO from supervised training, held to it, first part alone",
     "grpo-anchored": "GRPO from supervised training, held to it",
     "grpo-small": "GRPO from supervised training, held to it, in three times as many steps",
-    "grpo-four": "GRPO from supervised training, held to it, then on two to four objectives",
     "supervised-longer": "supervised training for as long again",
     "grpo-2": "GRPO on two objectives",
     "ppo-2": "PPO on two objectives",
@@ -42,11 +41,16 @@ NAMES = {
     "again": "as long on the demonstrations of the start",
     "taught": "as long on demonstrations that keep what is asked for",
     "imitation": "imitation of successes",
+    "imitation-longer": "imitation of successes, then as much again on two to four objectives",
+    "grpo-four": "imitation of successes, then GRPO on two to four objectives",
     "twin": "full history, GRPO",
     "truncation": "full history, cut to 512 tokens",
 }
 AGENT, BEFORE, AS_LONG = "grpo-anchored", "supervised", "supervised-longer"
 """What the page is about, what it was before reinforcement, and what supervised training makes of that in as much time."""
+AFTER = "grpo-four"
+AFTER_BESIDE = ("imitation", "imitation-longer", AGENT, "demonstrations")
+"""Reinforcement that goes on from imitation, and what it is held against."""
 LOOKED_AT = 2
 """Objectives of the tasks whose answers are told apart: short enough for most of them to be looked up by every agent."""
 METRICS = {
@@ -63,11 +67,11 @@ def named(label):
     return NAMES.get(label, label)
 
 
-def differences(tests, agent, metric, numbers):
-    """Paired differences of an agent to all others at temperature 0."""
+def differences(tests, agent, metric, numbers, others=None):
+    """Paired differences of an agent to others at temperature 0; to all of them by default."""
     rows, record = [], {}
     for label, temperature in tests:
-        if label == agent or temperature:
+        if label == agent or temperature or (others is not None and label not in others):
             continue
         texts = []
         for n in numbers:
@@ -79,6 +83,25 @@ def differences(tests, agent, metric, numbers):
             texts.append(_difference_cell(found))
         rows.append([f"minus {named(label)}", *texts])
     return rows, record
+
+
+def pairs_of(tests, agent, numbers, others=None):
+    """The paired differences of an agent as text and as a record; nothing where it was not tested."""
+    tables, record = "", {}
+    if (agent, 0.0) not in tests:
+        return tables, record
+    for metric in ("positional", "em"):
+        rows, record[metric] = differences(tests, agent, metric, numbers, others)
+        heads = ["", *(f"{n} objective{'s' * (n > 1)}" for n in numbers)]
+        tables += f"\n{METRICS[metric].capitalize()}:\n\n{markdown_table(heads, rows)}\n"
+    return (
+        f"""*{named(agent)[0].upper()}{named(agent)[1:]}*, minus each of the others.
+
+Paired differences over the same tasks, greedy, with 95 % bootstrap intervals over seeds and tasks, widened in the same way; bold where the interval leaves out 0.
+In brackets the difference of each seed: with two of them an interval is narrower than it should be.
+{tables}""",
+        record,
+    )
 
 
 def last_word(tests, agent, metric):
@@ -276,19 +299,18 @@ def main():
             )
         tables[metric] = markdown_table(heads, rows)
     plot_agents(cells, numbers, args.to / "agents.png")
-    pairs, record = "", {}
-    if (AGENT, 0.0) in tests:
-        for metric in ("positional", "em"):
-            rows, record[metric] = differences(tests, AGENT, metric, numbers)
-            pairs += f"\n{METRICS[metric].capitalize()}:\n\n{markdown_table(['', *heads[3:]], rows)}\n"
+    pairs, record = pairs_of(tests, AGENT, numbers)
+    if pairs:
         pairs = f"""
 ## What reinforcement adds
 
-*{named(AGENT)[0].upper()}{named(AGENT)[1:]}*, minus each of the others.
-
-Paired differences over the same tasks, greedy, with 95 % bootstrap intervals over seeds and tasks, widened in the same way; bold where the interval leaves out 0.
-In brackets the difference of each seed: with two of them an interval is narrower than it should be.
 {pairs}"""
+    after, after_record = pairs_of(tests, AFTER, numbers, AFTER_BESIDE)
+    if after:
+        pairs += f"""
+## What reinforcement adds to imitation
+
+{after}"""
     last, last_record = last_word(others, AGENT, "em")
     ends = "\n".join(
         f"- {named(label)}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
@@ -373,6 +395,7 @@ Right by position, by what is asked for:
             "names": NAMES,
             "cells": cells,
             "differences": record,
+            "differences_after_imitation": after_record,
             "last_word": last_record,
             "steps": dict(sorted(steps.items())),
             "seeds": len(

@@ -6,6 +6,7 @@ import ast
 import io
 import itertools
 import math
+import re
 import tokenize
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from .json_text import read_json
 _TRUTH = {True: ("yes", "true"), False: ("no", "false")}
 _NAMES = {"None": None, "nan": None, "null": None, "True": True, "False": False}
 """Words in a list that Python or NumPy has written."""
+_MAPPING = re.compile(r"""\s*\{\s*['"](?:value|aliases|text)['"]\s*:""")
+"""How a mapping begins that was written into a text."""
 _ADVICE = "an answer must be a text, a number, true or false, or a list of these."
 
 
@@ -28,7 +31,7 @@ def read_answers(accepted: Any, column: str) -> list[str]:
     | `26`, `26.0`, `3.5` | `26`, `26` and `3.5` |
     | `true`, `false` | `yes` or `true`, `no` or `false` |
     | `'["Paris", "Lutetia"]'`, `"['Paris' 'Lutetia']"`, `"['Paris', None]"`, as a list is in a CSV cell | `Paris` and `Lutetia`; `Paris` |
-    | `{"value": ..., "aliases": [...]}` (TriviaQA), `{"text": [...]}` (SQuAD) | their texts |
+    | `{"value": ..., "aliases": [...]}` (TriviaQA), `{"text": [...]}` (SQuAD), also as JSON or Python writes them in a CSV cell | their texts |
     | `None`, `NaN`, `""` | none |
 
     Args:
@@ -40,6 +43,8 @@ def read_answers(accepted: Any, column: str) -> list[str]:
     Raises:
         `ValueError`: If the cell holds something else.
     """
+    if isinstance(accepted, str) and _MAPPING.match(accepted):
+        accepted = _mapping(accepted, column)
     if isinstance(accepted, Mapping):
         if not accepted.keys() & {"value", "aliases", "text"}:
             raise ValueError(
@@ -67,6 +72,18 @@ def _texts(one: Any, column: str) -> tuple[str, ...]:
     if isinstance(one, (str, int, float)):
         return (str(one),)
     raise ValueError(f"Column {column!r} has {one!r:.60}: {_ADVICE}")
+
+
+def _mapping(cell: str, column: str) -> Any:
+    """A mapping that was written into a text, as JSON or Python writes it."""
+    for read in (read_json, ast.literal_eval):
+        try:
+            return read(cell.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    raise ValueError(
+        f"Column {column!r} must have answers, got a mapping that was written as text, {cell!r:.60}: keep the data set as JSON lines or Parquet."
+    )
 
 
 def _listed(cell: str) -> list[Any]:

@@ -124,7 +124,8 @@ def check_folder(path_or_id: str | os.PathLike[str], needed: Sequence[str] = CON
     check_path("model", str(path_or_id))
     if place.is_file():
         raise FileNotFoundError(f"A model must be a folder, got the file {str(place)!r}: check the path of the model.")
-    if place.is_dir() and not any((place / name).is_file() for name in needed):
+    has_adapter = CONFIGURATIONS[1] in needed and any(_adapters_in(place))
+    if place.is_dir() and not has_adapter and not any((place / name).is_file() for name in needed):
         raise FileNotFoundError(
             f"The folder {str(path_or_id)!r} holds no model (it has no {' or '.join(CONFIGURATIONS)}): check the path of the model."
         )
@@ -198,3 +199,29 @@ def naming_missing_model(path_or_id: str | os.PathLike[str], **where: Any) -> It
 def adapter_folder(directory: str | os.PathLike[str], name: str) -> Path:
     """Folder of an adapter that PEFT has saved into a directory: one of its own name, unless the adapter is named "default"."""
     return Path(directory) if name == "default" else Path(directory) / name
+
+
+def find_adapter(directory: str | os.PathLike[str]) -> Path | None:
+    """
+    Folder of the one adapter that PEFT has saved into a directory, under whatever name; `None` if there is none.
+
+    Raises:
+        `ValueError`: If there are several, and none of them is named "default".
+    """
+    model, adapter = CONFIGURATIONS
+    if (Path(directory) / adapter).is_file():
+        return Path(directory)
+    if (Path(directory) / model).is_file():
+        return None
+    named = _adapters_in(directory)
+    if len(named) > 1:
+        raise ValueError(
+            f"{directory} must hold one adapter, but it holds {', '.join(repr(path.name) for path in named)}: pass the folder of one of them."
+        )
+    return named[0] if named else None
+
+
+def _adapters_in(directory: str | os.PathLike[str]) -> list[Path]:
+    """Folders of adapters with a name of their own: no checkpoints, and not "ref", which TRL keeps frozen beside another."""
+    found = (path.parent for path in Path(directory).glob(f"*/{CONFIGURATIONS[1]}"))
+    return sorted(folder for folder in found if folder.name != "ref" and not folder.name.startswith("checkpoint-"))

@@ -23,9 +23,9 @@ def odd_reward(completion_ids, **kwargs) -> list[float]:
     return [float(sum(ids) % 11) for ids in completion_ids]
 
 
-def make(tmp_path, model, name="PPO", **kwargs):
+def make(tmp_path, model, name="PPO", settings=None, **kwargs):
     trainer, config = {"GRPO": (Mem1GRPOTrainer, Mem1GRPOConfig), "PPO": (Mem1PPOTrainer, Mem1PPOConfig)}[name]
-    settings = {"max_turns": 2, "max_observation_length": 40, "max_steps": 1}
+    settings = {"max_turns": 2, "max_observation_length": 40, "max_steps": 1, **(settings or {})}
     settings |= {"num_generations": 2} if name == "GRPO" else {}
     return trainer(
         model=model,
@@ -139,6 +139,34 @@ def test_an_adapter_is_loaded_on_the_class_of_its_base(tmp_path):
     with torch.no_grad():
         assert torch.allclose(again(input_ids=ids).logits, base(input_ids=ids).logits, atol=1e-6)
         assert not torch.allclose(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["GRPO", "PPO"])
+def test_an_adapter_of_another_name_is_loaded_from_the_folder_of_its_run(tmp_path, actor_path, tokenizer, name):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA, adapter_name="memory")
+    trainer = make(tmp_path, model, name, settings={"beta": 0.0}, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    saved = trainer.args.output_dir
+    again = Mem1Agent.from_pretrained(saved)
+    assert torch.equal(plain_logits(again.model), plain_logits(trainer.model))
+    model.add_adapter("other", LORA)
+    model.save_pretrained(saved)
+    with pytest.raises(
+        ValueError, match=r"must hold one adapter, but it holds 'memory', 'other': pass the folder of one of them\."
+    ):
+        load_model(saved)
+    named = load_model(f"{saved}/memory")
+    assert torch.equal(plain_logits(named), plain_logits(again.model))
+
+
+def test_a_checkpoint_is_no_adapter_of_the_folder_around_it(tmp_path, actor_path):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(actor_path), LORA)
+    model.save_pretrained(tmp_path / "checkpoint-10")
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        Mem1Agent.from_pretrained(str(tmp_path))
+    model.save_pretrained(tmp_path / "checkpoint-10" / "ref")
+    assert load_model(str(tmp_path / "checkpoint-10")).active_adapters == ["default"]
 
 
 def test_an_adapter_is_loaded_on_the_revision_that_it_was_trained_on(tmp_path, actor_path, tokenizer, monkeypatch):

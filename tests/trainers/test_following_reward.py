@@ -41,6 +41,29 @@ def test_a_rate_falls_when_the_reward_does_not_rise(tmp_path, actor_path, tokeni
     assert logged == pytest.approx(rates)
 
 
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_an_evaluation_without_a_reward_leaves_the_rate(tmp_path, actor_path, tokenizer, schedule):
+    """As where every environment of an evaluation fails; the evaluations with a reward are followed as if there were no others."""
+
+    def reward(trajectories, trainer_state, **kwargs):
+        falls = [-float(trainer_state.global_step) + 0.25 * (index % 2) for index in range(len(trajectories))]
+        return falls if trainer_state.global_step != 2 or trainer.model.training else [None] * len(trajectories)
+
+    trainer = make(
+        tmp_path, actor_path, tokenizer, reward, max_steps=4, eval_strategy="steps", eval_steps=1, logging_steps=1, learning_rate=1e-3,
+        lr_scheduler_type=schedule, lr_scheduler_kwargs={"patience": 0},
+    )  # fmt: skip
+    trainer.train()
+    assert [log["eval_reward"] is None for log in trainer.state.log_history if "eval_reward" in log] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    if schedule == "reduce_lr_on_plateau":
+        assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4])
+    else:
+        assert rates[1] == rates[2] > rates[3]
+
+
 @pytest.mark.parametrize(
     ("settings", "mode"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -9,7 +10,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import find_adapter_config_file
 
-from ..saved_files import place_of
+from ..saved_files import find_adapter, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +25,20 @@ def load_model(path_or_id: str, **model_init_kwargs: Any) -> PreTrainedModel:
 
     Args:
         path_or_id (`str`):
-            A directory with a model or an adapter, or the id of one on the Hub.
+            A directory with a model or an adapter, or the id of one on the Hub. In a directory an adapter may have a name of its own, which
+            PEFT makes a folder of.
         model_init_kwargs (*optional*):
             Passed to [`~transformers.PreTrainedModel.from_pretrained`].
 
     Raises:
-        `ValueError`: If it is an adapter that does not name the model it was trained on.
+        `ValueError`: If it is an adapter that does not name the model it was trained on, or one of several in a directory.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The model, which can generate.
     """
     where = place_of(model_init_kwargs)
+    if Path(path_or_id).is_dir():
+        path_or_id = str(find_adapter(path_or_id) or path_or_id)
     if find_adapter_config_file(path_or_id, **where) is not None:
         adapter = PeftConfig.from_pretrained(path_or_id, **where)
         base = adapter.base_model_name_or_path

@@ -1,7 +1,7 @@
 """
 Evaluations that can be compared with those of other runs.
 
-Wraps `_get_eval_sampler`, for the order of the tasks, and `_determine_best_metric`, for a metric that is `None`.
+Wraps `_get_eval_sampler`, for the order of the tasks, and `_determine_best_metric` and `_evaluate`, for a metric that is `None`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,33 @@ from typing import Any
 from accelerate.logging import get_logger
 
 from .contract import check_values
+from .helpers import instance_attribute
 from .micro_batches import BalancedMicroBatches
 
 logger = get_logger(__name__)
 
 
 class OrderedEvaluations(BalancedMicroBatches):
-    """Evaluates tasks in the order of the data set, and keeps the best model where an evaluation has no number for it."""
+    """Evaluates tasks in the order of the data set, and keeps the best model and the learning rate where an evaluation has no number for them."""
 
     def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """TRL shuffles evaluations by the seed of the run. In the order of the data set they can be compared task by task with those of other runs."""
         sampler = check_values("_get_eval_sampler", super()._get_eval_sampler(*args, **kwargs))
         sampler.shuffle = False
         return sampler
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A schedule that follows a metric takes no step without a number."""
+        step = getattr(self.lr_scheduler, "step", None)
+
+        def follow(metric: Any = None, *more: Any, **options: Any) -> None:
+            if metric is not None:
+                step(metric, *more, **options)
+
+        # Only schedules that follow a metric take a step here
+        with instance_attribute(self.lr_scheduler, "step", follow):
+            metrics: dict[str, Any] = check_values("_evaluate", super()._evaluate(*args, **kwargs))
+        return metrics
 
     def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
         name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
