@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,22 @@ def test_the_bar_counts_what_was_there_before(actor, tokenizer, tmp_path, capsys
     assert "4/6" in shown and "6/6" in shown and "reward=" in shown
 
 
+def test_two_collections_into_one_file_are_refused(actor, tokenizer, tmp_path):
+    """They played the same episodes, which then stood in it twice."""
+    agent, path, refused = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl", []
+
+    class Meanwhile(LookupEnvironment):
+        def reset(self, prompt=None, **row):
+            if not refused:
+                with pytest.raises(RuntimeError, match="must be written by one collection at a time") as error:
+                    collect_trajectories(agent, rows(), Meanwhile, path, samples=3, disable_tqdm=True)
+                refused.append(str(error.value))
+            return super().reset(prompt, **row)
+
+    played = collect_trajectories(agent, rows(), Meanwhile, path, samples=2, disable_tqdm=True)
+    assert refused and read_trajectories(path) == played and len(played) == 6
+
+
 def test_more_samples_and_rows_are_added_to_what_is_there(actor, tokenizer, tmp_path):
     agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
     first = collect(agent, path, count=2, samples=1)
@@ -322,6 +339,32 @@ def test_a_file_of_another_reward_is_refused(actor, tokenizer, tmp_path):
     ) == scored
     earlier(path, "reward")
     assert collect(agent, path, reward=twice) == own
+
+
+def times(factor, trajectory, row):
+    return factor
+
+
+def test_what_a_partial_gives_a_reward_tells_it_from_another(actor, tokenizer, tmp_path):
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    collect(agent, path, reward=partial(times, 1.0))
+    with pytest.raises(ValueError, match=r"begun with another reward \(other reward\)"):
+        collect(agent, path, reward=partial(times, 5.0))
+
+
+def test_what_nothing_tells_from_another_is_named_when_a_collection_goes_on(actor, tokenizer, tmp_path, caplog):
+    class Silent:
+        """A search without a `checksum`."""
+
+        def search(self, queries, top_k=3):
+            return [[] for _ in queries]
+
+    agent, path = make_agent(actor, tokenizer), tmp_path / "episodes.jsonl"
+    for samples in (1, 2):
+        factory = RetrievalQAEnvironment.factory(Silent(), top_k=1)
+        assert "nothing says" not in caplog.text
+        collect_trajectories(agent, rows(1), factory, path, samples=samples, disable_tqdm=True)
+    assert "goes on, though nothing says whether corpus holds what it held then" in caplog.text
 
 
 def test_a_file_of_an_earlier_version_is_given_a_seed(actor, tokenizer, tmp_path):
@@ -455,6 +498,11 @@ def test_a_selection_of_nothing_is_an_error():
     ):
         with pytest.raises(ValueError, match=words):
             select_trajectories([trajectory(1.0)], **given)
+
+
+def test_a_reward_that_is_no_number_is_not_the_best():
+    given = [trajectory(reward) for reward in (float("nan"), 0.0, 1.0)]
+    assert select_trajectories(given, best_per_task=1) == [given[2]]
 
 
 def test_episodes_without_a_reward_are_left_out_where_one_is_needed(caplog):

@@ -59,6 +59,27 @@ def test_one_accepted_answer_for_each_objective():
 
 
 @pytest.mark.parametrize("metric", [ExactMatch, F1])
+def test_one_objective_may_have_one_answer_and_another_a_list(metric):
+    """In one task, and from task to task."""
+    name = "exact_match" if metric is ExactMatch else "f1"
+    given = {
+        "predictions": ["Paris; 26", "Rome; x", "Oslo"],
+        "references": [["Paris", ["27", "26"]], [["Rome", "Roma"], "y"], ["Oslo"]],
+    }
+    expected = {name: (2 + 1 + 1) / 3, f"{name}_per_objective": (1 + 0.5 + 1) / 3}
+    assert metric().compute(**given) == pytest.approx(expected)
+    one_by_one = metric()
+    for prediction, reference in zip(given["predictions"], given["references"]):
+        one_by_one.add(prediction=prediction, reference=reference)
+    assert one_by_one.compute() == pytest.approx(expected)
+
+
+def test_a_text_in_place_of_the_answers_of_a_task_is_refused():
+    with pytest.raises(ValueError, match="references"):
+        ExactMatch().compute(predictions=["Paris"], references=["Paris"])
+
+
+@pytest.mark.parametrize("metric", [ExactMatch, F1])
 def test_no_predictions_are_refused(metric):
     with pytest.raises(ValueError, match="needs at least one prediction, got none"):
         metric()._compute([], [])

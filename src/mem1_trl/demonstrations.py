@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .agent.description import differing_settings
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from .evaluation.evaluate import seeded, tasks_checksum
-from .evaluation.finished import played_with
+from .evaluation.finished import played_with, what_nothing_says
 from .json_lines import drop_unfinished_line, read_json_lines
 from .json_text import as_json, read_json_object, write_json, write_whole
 from .rollout.draws import episode_seeds, seed_of_episode
@@ -87,7 +87,7 @@ def collect_trajectories(
             Episodes played at once, and lost at most if the process dies.
         reward (`Callable`, *optional*):
             Scores an episode, given it and its row; an episode whose score is not finite is not scored. `None` leaves that to the
-            environment's `get_reward`. It is told from another by its name.
+            environment's `get_reward`. It is told from another by its name, and by what `functools.partial` gives it.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress bar.
         seed (`int`, *optional*):
@@ -99,6 +99,7 @@ def collect_trajectories(
     Raises:
         `ValueError`: if there is no row, the file at `path` holds episodes of another agent, another environment, another reward, another seed or
             other rows, or the one beside it something else.
+        `RuntimeError`: if another collection, of this program or of another one, is writing into the file.
     """
     tasks = [dict(row) for row in rows]
     if not tasks:
@@ -117,8 +118,10 @@ def collect_trajectories(
     drawn = episode_seeds(1)[0] if seed is None else seed
     checksums = [tasks_checksum(as_json(task)) for task in tasks]
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
-    with closing(pool):
+    with ExitStack() as stack:
+        stack.enter_context(closing(pool))
         settings = _claim(path, _settings(agent, pool, reward), seed, drawn)
+        stack.enter_context(_only_writer(path))
         played = _recover(path, tasks, checksums, samples)
         wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
         left = [key for key in wanted if key not in played]
@@ -196,7 +199,7 @@ def select_trajectories(
         reasons = {StopReason(one) for one in ([stop_reasons] if isinstance(stop_reasons, str) else stop_reasons)}
         kept = [item for item in kept if item[1].stop_reason in reasons]
     if min_reward is not None or best_per_task is not None:
-        scored = [item for item in kept if item[1].reward is not None]
+        scored = [item for item in kept if item[1].reward is not None and not math.isnan(item[1].reward)]
         if kept and not scored:
             raise ValueError(
                 "No trajectory has a reward to select by: give the environment a `get_reward`, or pass `reward=` to "
@@ -311,6 +314,26 @@ def _settings(agent: Mem1Agent, pool: EnvironmentPool, reward: Callable[..., Any
     }
 
 
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Hold the file, so that no second collection plays the same episodes into it. The system lets go of it when the program ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with path.open("a", encoding="utf-8") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"{path} must be written by one collection at a time, but another one is still running: wait for it, or collect into a new file."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def _claim(path: Path, settings: dict[str, Any], seed: int | None, drawn: int) -> dict[str, Any]:
     """
     Write the settings beside a new file, or compare them with those it was begun with.
@@ -349,6 +372,9 @@ def _check_claim(path: Path, found: dict[str, Any], new: dict[str, Any]) -> None
             f"{path} was begun with another {' and '.join(parts)} (other {', '.join(differing) or 'format'}): "
             "collect into a new file, or restore the settings."
         )
+    unsaid = what_nothing_says(old, new)
+    if unsaid is not None:
+        logger.warning("%s goes on, though %s: collect into a new file if it may be something else.", path, unsaid)
 
 
 def _is_claim(path: Path) -> bool:

@@ -213,6 +213,14 @@ def test_a_file_that_is_not_a_conversation_is_refused_before_the_model_is_loaded
     )
 
 
+def test_a_line_that_is_not_utf8_is_read_with_marks_in_place_of_it(monkeypatch, capsys):
+    """As Python reads it in the locale of a container: with lone surrogates, which no tokenizer takes."""
+    typed(monkeypatch, "capitale du Br\udce9sil?", "/memory Br\udce9sil", "/memory")
+    assert main(ARGUMENTS) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("agent> ") and out[-1] == "memory: Br?sil"
+
+
 def test_wrong_options_are_one_sentence(capsys):
     assert main(["chat", "--model_name_or_path", TINY, "--backend", "chat"]) == 2
     assert "backend is about a server: give its address with --endpoint" in capsys.readouterr().err

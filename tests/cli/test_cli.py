@@ -268,6 +268,8 @@ def test_an_unknown_device_is_one_sentence(capsys, device):
             "context must be one of 'mem1', 'full', 'truncate', 'external', 'compact', 'on_demand', 'fold', or the import path",
         ),
         ("keywords: 3", "keywords is 3, but must be true or false"),
+        ("max-tasks: 3", "the file of --config holds an unknown option, 'max_tasks': did you mean 'tasks'?"),
+        ("max-turns: 3\nmax_turns: 4", "the file of --config holds 'max-turns' and 'max_turns', which are one option"),
         ("config: other.yaml", "the file of --config holds another 'config': put all options in one file"),
         ("- tasks", "Config file {file} must contain a YAML mapping."),
     ],
@@ -292,7 +294,7 @@ def test_an_argument_goes_into_yaml_and_the_command_line_wins(tmp_path, monkeypa
 
     file = tmp_path / "a.yaml"
     file.write_text(
-        "model_name_or_path: x\nobjectives: 2\ntasks: 7\ntemperature: 1\nmax_turns: 3\nconversational: false\n"
+        "model_name_or_path: x\nobjectives: 2\ntasks: 7\ntemperature: 1\nmax-turns: 3\nconversational: false\n"
     )
     options = ConfigParser(EvalArguments).read(["--config", str(file), "--tasks", "5", "--keywords"])
     assert (options.objectives, options.tasks, options.temperature, options.max_turns) == ([2], 5, 1.0, 3)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from transformers.debug_utils import DebugOption
 
 from mem1_trl import Mem1Agent, Mem1GRPOConfig, Mem1PPOConfig
@@ -548,6 +551,36 @@ def test_batches_are_those_of_all_processes_that_are_started(capsys, tmp_path, m
     assert main([*args, "--num_processes", "3"]) == 2 and len(started) == 2
     assert "generation_batch_size (6)" in capsys.readouterr().err
     assert Mem1PPOConfig(output_dir="x", bf16=False).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ChildFailedError("train", {0: ProcessFailure(0, 1, 2, "<N/A>")}), 2, "mem1 train: a process has failed, see above"),
+        (SignalException("got a signal", signal.SIGINT), 130, "--resume_from_checkpoint true goes on from there"),
+        (SignalException("got a signal", signal.SIGTERM), 143, ""),
+    ],
+    ids=["failed", "interrupted", "ended"],
+)  # fmt: skip
+def test_what_ends_several_processes_is_one_line(tmp_path, monkeypatch, capsys, error, status, words):
+    """As torch's launcher raises it; its messages are of dozens of lines."""
+
+    def launch_command(parsed):
+        checkpoint = tmp_path / "x" / "checkpoint-3"
+        checkpoint.mkdir(parents=True)
+        mark_complete(checkpoint, 3)
+        raise error
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch_command)
+    args = [*BASE, "--output_dir", str(tmp_path / "x"), "--use_cpu", "true", "--num_processes", "2"]
+    if status == 143:
+        with pytest.raises(SystemExit) as ended:
+            main(args)
+        assert ended.value.code == status
+    else:
+        assert main(args) == status
+    out, err = capsys.readouterr()
+    assert words in out + err and "Traceback" not in out + err
 
 
 @pytest.mark.parametrize(

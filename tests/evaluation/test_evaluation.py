@@ -635,6 +635,22 @@ class Sized(LookupEnvironment):
         self.size = size
 
 
+class Scaled(RetrievalQAEnvironment):
+    """Adds to a shipped class, whose recipe knows nothing of it."""
+
+    def __init__(self, scale: float, web: Any, index: Any, top_k: int):
+        super().__init__(index, top_k)
+        self.scale = scale
+
+
+def scaled(scale: float, web: Any = None) -> Any:
+    return partial(Scaled, scale, web=web, index=search(CORPUS, 1)()._index, top_k=1)
+
+
+def at_least(reward: float, row: Any, trajectory: Trajectory) -> bool:
+    return (trajectory.reward or 0.0) >= reward
+
+
 def pages(symbol: str) -> list[dict[str, str]]:
     return [{"url": "https://example.org", "title": "Gold", "text": f"Gold has the symbol {symbol}."}]
 
@@ -665,10 +681,30 @@ def pages(symbol: str) -> list[dict[str, str]]:
             dict(environment_factory=partial(Sized, LocalWeb(pages("Ag")))),
             "contents of argument0",
         ),
+        (dict(environment_factory=scaled(1.0)), dict(environment_factory=scaled(2.0)), "environments"),
+        (
+            dict(environment_factory=scaled(1.0, LocalWeb(pages("Fe")))),
+            dict(environment_factory=scaled(1.0, LocalWeb(pages("Ag")))),
+            "contents of web",
+        ),
         ({}, dict(success=solved), "success"),
+        (dict(success=partial(at_least, 1.0)), dict(success=partial(at_least, 2.0)), "success"),
         ({}, dict(agent=dict(environment_retries=0)), "faults"),
     ],
-    ids=["class", "names", "arguments", "top_k", "corpus", "same size", "own", "success", "faults"],
+    ids=[
+        "class",
+        "names",
+        "arguments",
+        "top_k",
+        "corpus",
+        "same size",
+        "own",
+        "below a shipped class",
+        "own of such",
+        "success",
+        "arguments of success",
+        "faults",
+    ],
 )
 def test_files_of_another_environment_or_success_are_not_reused(before, after, named, tmp_path, actor, tokenizer):
     def play(agent=None, **change):

@@ -109,6 +109,51 @@ def test_what_is_pushed_is_loaded_by_id(tmp_path):
         assert table[1]["turns"][0]["completion_ids"] == list(train[1].turns[0].completion_ids)
 
 
+PUSH_AND_LOAD = """
+import sys
+from datasets import load_dataset
+from mem1_trl import StopReason, Trajectory, Turn, push_trajectories
+ids = tuple(range(1000))
+good = Trajectory([Turn(ids, ids, (-0.5,) * 1000, text="x")], reward=1.0, answer="x", metrics={"f1": 1})
+failed = Trajectory([Turn((1,), (2,), text="x")], stop_reason=StopReason.ERROR, error="failed", metrics={"f1": 0.5, "later": 2.0})
+push_trajectories("me/data", [*[good] * 1200, failed], model=sys.argv[1])
+push_trajectories("me/data", [Trajectory([Turn((1,), (2,), text="y")], stop_reason=None, metrics={"other": 1.0})], split="test")
+found = load_dataset("me/data")
+print(found["train"].num_rows, found["test"].num_rows)
+print(found["train"][1200]["error"], found["train"][0]["metrics"]["later"], found["test"][0]["metrics"]["other"])
+"""
+
+
+def test_columns_that_only_later_episodes_have_are_loaded_by_datasets(tmp_path):
+    """`datasets` reads a file in blocks of 10 MB, and took the types of the first one for those of all; the second split has a metric of its own."""
+    with hub() as server:
+        done = python(server, tmp_path, "-c", PUSH_AND_LOAD, str(tmp_path))
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = server.files["datasets/me/data"]
+    assert len(files["data/train.jsonl"]) > 11_000_000
+    assert done.stdout.splitlines()[-2:] == ["1201 1", "failed None 1.0"]
+    card = files["README.md"].decode()
+    assert DatasetCard(card).data.size_categories == ["1K<n<10K"], "of both splits"
+    assert (
+        "Split `train`:\n\n| | |\n|---|---|\n| episodes | 1,201 |" in card
+        and "| ended by | answer 1200, error 1 |" in card
+    )
+    assert "Split `test`:\n\n| | |\n|---|---|\n| episodes | 1 |" in card and "| ended by | not ended 1 |" in card
+    assert str(tmp_path) not in card and "huggingface.co//" not in card
+
+
+def test_all_is_no_name_of_a_split():
+    with pytest.raises(ValueError, match="split='all' is no name of a split"):
+        push_trajectories("me/data", episodes(1), split="all")
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    path = write(tmp_path / "teacher.jsonl", episodes(2))
+    with path.open("a") as file:
+        file.write('{"row": 5, "sam')
+    assert len(load_trajectories(path)) == 2
+
+
 def test_a_file_is_loaded_from_where_it_is(tmp_path):
     trajectories = episodes(4)
     path = write(tmp_path / "teacher.jsonl", trajectories)

@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -450,6 +451,35 @@ def test_the_reference_client_reads_the_answer(server):
     assert ask(server, "GET", "/health") == (200, {"status": "ok", "passages": 3})
 
 
+def test_a_client_that_waits_to_be_told_sends_its_body(server):
+    body = b'{"queries": ["iron"]}'
+    head = f"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as client:
+        client.sendall(head.encode())
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(body)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_length_that_is_no_number_is_refused(server):
+    """`²` is a digit to Python, and no number."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as client:
+        client.sendall("POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: ²\r\n\r\n".encode("latin-1"))
+        assert client.recv(1000).startswith(b"HTTP/1.1 411")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_it_listens_on_an_address_of_ipv6():
+    try:
+        socket.socket(socket.AF_INET6).bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no address of IPv6")
+    with serve_site(RetrieverServer(Bm25Index(CORPUS), host="::1", port=0)) as server:
+        assert server.url == f"http://[::1]:{server.server_port}"
+        [[found]] = HttpRetriever(server.url).search(["iron"], 1)
+        assert (found.title, found.text) == CORPUS[0]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -696,6 +726,13 @@ def test_a_retriever_that_stumbles_is_asked_again(flaky):
     assert flaky.answers == []
     flaky.answers = [(200, b'{"result": [[{"title": "Iron", "text": "Fe"}]]}')]  # without scores, with columns
     assert HttpRetriever(flaky.url).search(["iron"]) == [[Passage("Iron", "Fe", 0.0)]]
+
+
+def test_no_more_passages_are_taken_than_asked_for(flaky):
+    """As from a server that does not read `topk`."""
+    entry = {"document": {"contents": "Iron\nFe"}, "score": 1.0}
+    flaky.answers = [(200, json.dumps({"result": [[entry] * 10]}).encode())]
+    assert HttpRetriever(flaky.url).search(["iron"], 2) == [[Passage("Iron", "Fe", 1.0)] * 2]
 
 
 @pytest.mark.parametrize(

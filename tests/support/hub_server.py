@@ -34,6 +34,11 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
 
     @property
+    def head(self) -> str:
+        """The newest commit: clients keep the files of each, and do not ask for them again."""
+        return f"{len(self.commits):040d}"
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -127,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
-        self._answer(200, {"commitUrl": f"{self.server.url}/{repo}/commit/{'0' * 40}", "commitOid": "0" * 40,
+        self._answer(200, {"commitUrl": f"{self.server.url}/{repo}/commit/{self.server.head}", "commitOid": self.server.head,
                            "success": True})  # fmt: skip
 
     def info(self, body: bytes, repo: str) -> None:
@@ -139,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             200,
             {
                 "id": repo.removeprefix("datasets/"),
-                "sha": "0" * 40,
+                "sha": self.server.head,
                 "siblings": siblings,
                 "tags": [],
                 "private": False,
@@ -166,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             content = self.server.files[repo][name]
             tag = f'"{hashlib.sha256(content).hexdigest()}"'
-            self._answer(200, content, ETag=tag, X_Repo_Commit="0" * 40, Content_Type="application/octet-stream")
+            self._answer(200, content, ETag=tag, X_Repo_Commit=self.server.head, Content_Type="application/octet-stream")
 
 
 _REPO = r"((?:datasets/)?[\w.-]+/[\w.-]+)"

@@ -78,9 +78,12 @@ def run(args: Sequence[str]) -> None:
 
 def _lines() -> Iterator[str]:
     """Lines that are typed, or come from a file."""
+    from ..protocol.untrusted import strip_unencodable
+
     while True:
         try:
-            yield input("you> " if sys.stdin.isatty() else "")
+            # In an ASCII or UTF-8 locale what is not UTF-8 is read as lone surrogates, which no tokenizer takes
+            yield strip_unencodable(input("you> " if sys.stdin.isatty() else ""))
         except EOFError:
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -17,6 +18,11 @@ _MARK = "MEM1_LAUNCHED"
 def launched() -> bool:
     """Whether this process was started by [`launch`], or by another launcher such as `torchrun`."""
     return _MARK in os.environ or "LOCAL_RANK" in os.environ
+
+
+def has_speaker() -> bool:
+    """Whether this process was started by [`launch`], which says what is to be said once."""
+    return _MARK in os.environ
 
 
 def own_arguments(args: Sequence[str]) -> list[str]:
@@ -80,10 +86,13 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
 
     Raises:
         `CommandError`: If there is no such configuration, there are fewer GPUs than processes, or a process has failed.
+        `KeyboardInterrupt`: If they were interrupted.
     """
     from subprocess import CalledProcessError
 
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     words = [] if config is None else ["--config_file", _config_file(config)]
     words += [] if processes is None else ["--num_processes", str(processes)]
@@ -98,7 +107,11 @@ def launch(command: str, args: Sequence[str], config: str | None, processes: int
     os.environ.update(marks)
     try:
         launch_command(parsed)
-    except (SystemExit, CalledProcessError, ChildProcessError) as error:
+    except SignalException as error:  # by which torch's launcher says that it got one
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + error.sigval) from None
+    except (SystemExit, CalledProcessError, ChildProcessError, ChildFailedError) as error:
         if getattr(error, "code", 1):
             raise CommandError("a process has failed, see above") from None
     finally:

@@ -127,7 +127,17 @@ class ConfigParser(TrlParser):
         return parsed[0] if len(parsed) == 1 else tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """Take the values of the file: one value stands for a list of one, and what argparse would not check is checked."""
+        """
+        Take the values of the file: names as on the command line, with lines or dashes, one value stands for a list of one, and what argparse
+        would not check is checked.
+        """
+        given = list(kwargs)
+        kwargs = {name.replace("-", "_"): value for name, value in kwargs.items()}
+        if len(kwargs) < len(given):
+            twice = next(name for name in given if "-" in name and name.replace("-", "_") in given)
+            raise CommandError(
+                f"the file of --config holds {twice!r} and {twice.replace('-', '_')!r}, which are one option"
+            )
         hints = {name: hint for kind in self.kinds for name, hint in type_hints(kind).items()}
         for action in self._actions:
             if action.dest in kwargs and action.dest in hints:
@@ -155,7 +165,9 @@ def peek(args: Sequence[str], name: str) -> str | None:
             given = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None  # said when the whole file is read
-    return str(given[name]) if isinstance(given, dict) and given.get(name) is not None else None
+    if not isinstance(given, dict):
+        return None
+    return next((str(given[one]) for one in (name, name.replace("_", "-")) if given.get(one) is not None), None)
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..hub.agent_settings import find_protocol, load_agent_settings
 from ..json_text import write_json
 from ..local_rows import has_rows
 from ..rollout.settings import AgentSettings
-from .launch import as_one_of, count_processes, launch, launched, own_arguments
+from .launch import as_one_of, count_processes, has_speaker, launch, launched, own_arguments
 from .model_check import check_model, holds_model
 from .options import CommandError, ConfigParser, check_writable, peek
 from .own_code import check_environment, imported
@@ -193,22 +194,21 @@ def run(args: Sequence[str]) -> None:
     resume = _resumed(config, options.algorithm)
     if (options.accelerate_config or options.num_processes) and not launched():
         own = own_arguments(args)
-        launch("train", own, options.accelerate_config, options.num_processes, config.use_cpu)
+        with _saying_how_to_continue(config):
+            launch("train", own, options.accelerate_config, options.num_processes, config.use_cpu)
         return
     _quiet()
     trainer = _trainer(options, config, model)
-    try:
+    with nullcontext() if has_speaker() else _saying_how_to_continue(config):
         trainer.train(resume_from_checkpoint=resume)
-    except KeyboardInterrupt:
-        _say_how_to_continue(config)
-        raise
     from ..trainers.trl_seam.helpers import instance_attribute
 
     with instance_attribute(trainer.args, "push_to_hub", False):  # all is saved and said before the Hub may fail
         trainer.save_model(config.output_dir)
         trainer.save_state()
     if trainer.is_world_process_zero():
-        print(f"model and log in {config.output_dir}; `mem1 report {config.output_dir}` makes a page of the run,")
+        place = config.output_dir
+        print(f"model and log in {place}; `mem1 report {shlex.quote(str(place))}` makes a page of the run,")
         print(how_to_evaluate(options, str(config.output_dir)))
     if config.push_to_hub:
         trainer.push_to_hub()
@@ -351,12 +351,18 @@ def _refuse_overwriting(folder: str) -> None:
         )
 
 
-def _say_how_to_continue(config: Mem1GRPOConfig) -> None:
+@contextmanager
+def _saying_how_to_continue(config: Mem1GRPOConfig) -> Iterator[None]:
+    """Say how a run goes on that is interrupted here."""
     from ..trainers.checkpoints import last_complete_checkpoint
 
-    last = last_complete_checkpoint(str(config.output_dir))
-    if last is not None:
-        print(f"\nsaved up to {last}: the same command with --resume_from_checkpoint true goes on from there")
+    try:
+        yield
+    except KeyboardInterrupt:
+        last = last_complete_checkpoint(str(config.output_dir))
+        if last is not None:
+            print(f"\nsaved up to {last}: the same command with --resume_from_checkpoint true goes on from there")
+        raise
 
 
 def _trainer(options: TrainArguments, config: Mem1GRPOConfig, model: ModelConfig) -> Any:

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import evaluate
-from datasets import Features, List, Value
-
-from mem1_trl.evaluate_metrics.means import mean_scores
+# `evaluate.load` takes the first metric that it finds in a file, so that the class below it may not be imported by its name
+from mem1_trl.evaluate_metrics import means
 from mem1_trl.rewards import exact_match
 
-_DESCRIPTION = """Number of objectives answered exactly, position by position, after normalisation; 0 unless each objective has one answer."""
 
-_INPUTS = """
-Args:
-    predictions (`list[str]`): answers; the answers to several objectives are separated by semicolons, in order.
-    references (`list[list[list[str]]]` or `list[list[str]]`): for each objective, its accepted answers or its only answer.
-Returns:
-    exact_match (`float`): mean over tasks of the sum over objectives, 0 to N.
-    exact_match_per_objective (`float`): the same with each task divided by its number of objectives, 0 to 1.
-"""
-
-
-class ExactMatch(evaluate.Metric):
+class ExactMatch(means.OverObjectives):
     """
     Number of objectives answered exactly, see [`mem1_trl.rewards.exact_match`].
 
     Takes `predictions`, a list of answers, and `references`, the accepted answers to the objectives of each task.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="arXiv 2506.15841",
-            inputs_description=_INPUTS,
-            features=[
-                Features({"predictions": text, "references": List(List(text))}),
-                Features({"predictions": text, "references": List(text)}),
-            ],
-        )
-
-    def _compute(self, predictions: list[str], references: list[Any], **kwargs: Any) -> dict[str, float]:
-        return mean_scores("exact_match", exact_match, predictions, references)
+    key = "exact_match"
+    meaning = "Number of objectives answered exactly, position by position, after normalisation; 0 unless each objective has one answer."
+    score = staticmethod(exact_match)

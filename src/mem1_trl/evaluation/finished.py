@@ -31,7 +31,7 @@ def played_with(pool: EnvironmentPool, success: Callable[..., Any] | None) -> di
             The environments. Of each: its class, its `mem1_settings`, how it is made as far as code can say it, and the `checksum` of what
             no code can write, such as an index; `None` for one that has none.
         success (`Callable` or `None`):
-            What counts as success, by its name.
+            What counts as success, by its name and what `functools.partial` gives it.
     """
     examples = {name: pool.example_of(name) for name in pool.factories}
     recipes = {name: _recipe(factory, examples[name]) for name, factory in pool.factories.items()}
@@ -43,6 +43,7 @@ def played_with(pool: EnvironmentPool, success: Callable[..., Any] | None) -> di
                 **(
                     {} if (recipe := recipes[name]) is None else {"made_by": recipe.code, "with": dict(recipe.missing)}
                 ),
+                **_own_arguments(pool.factories[name], example),
             }
             for name, example in examples.items()
         },
@@ -52,7 +53,7 @@ def played_with(pool: EnvironmentPool, success: Callable[..., Any] | None) -> di
             if recipe is not None
             for argument, content in recipe.contents.items()
         },
-        "success": None if success is None else _name(success),
+        "success": None if success is None else _described(success),
         "faults": dataclasses.asdict(pool.caller.settings),
     }
 
@@ -89,24 +90,59 @@ def finished_evaluation(
             f"{path} was evaluated with other settings ({', '.join(different) or 'label'}): "
             "delete it to evaluate again, or choose another `label` or `output_dir`."
         )
-    unknown = [f"{name} holds what it held then" for name in contents if told.get(name) is None]
-    if settings["weights"] is None:
-        unknown.insert(0, f"{settings['model']} still has the weights that it had then")
-    if unknown:
+    unsaid = what_nothing_says(finished.settings, settings)
+    if unsaid is not None:
         logger.warning(
-            "%s is finished already and is not played again, though nothing says whether %s: delete it to evaluate again.",
-            path, " and ".join(unknown),
-        )  # fmt: skip
+            "%s is finished already and is not played again, though %s: delete it to evaluate again.", path, unsaid
+        )
     logger.info("%s is finished already and is not played again.", name)
     return finished
 
 
+def what_nothing_says(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """
+    What may have changed since something was played without any setting that tells it, as the part of a sentence; `None` if nothing may.
+
+    Args:
+        before, now (`Mapping`):
+            Settings: what [`Mem1Agent.describe`] and [`played_with`] return.
+    """
+    told = before.get("contents", {})
+    unknown = [f"{name} holds what it held then" for name in now.get("contents", {}) if told.get(name) is None]
+    if now["weights"] is None:
+        unknown.insert(0, f"{now['model']} still has the weights that it had then")
+    return f"nothing says whether {' and '.join(unknown)}" if unknown else None
+
+
 def _recipe(factory: Any, environment: Any) -> Recipe | None:
     recipe: Recipe | None = getattr(environment, "_recipe", None)
-    if recipe is None and isinstance(factory, partial):
-        positional = {f"argument{place}": value for place, value in enumerate(factory.args)}
-        recipe = recipe_of_call(_name(factory.func), **{**positional, **factory.keywords})
-    return recipe
+    if not isinstance(factory, partial) or (recipe is not None and _is_shipped(environment)):
+        return recipe
+    given = _call(factory)
+    return given if recipe is None else Recipe(recipe.code, recipe.missing, {**recipe.contents, **given.contents})
+
+
+def _own_arguments(factory: Any, environment: Any) -> dict[str, Any]:
+    """What a partial gives to a user's class whose recipe is that of the shipped class below it, which knows only its own arguments."""
+    if not isinstance(factory, partial) or getattr(environment, "_recipe", None) is None or _is_shipped(environment):
+        return {}
+    given = _call(factory)
+    return {"called": given.code, "called_with": dict(given.missing)}
+
+
+def _is_shipped(environment: Any) -> bool:
+    return type(environment).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _call(function: partial[Any]) -> Recipe:
+    """The call that a partial stands for."""
+    positional = {f"argument{place}": value for place, value in enumerate(function.args)}
+    return recipe_of_call(_name(function.func), **{**positional, **function.keywords})
+
+
+def _described(function: Callable[..., Any]) -> str:
+    """The name of a function, with what a partial gives it."""
+    return _call(function).code if isinstance(function, partial) else _name(function)
 
 
 def _name(thing: Any) -> str:

@@ -67,7 +67,7 @@ def evaluate_objectives(
         output_dir (`str` or `os.PathLike`, *optional*):
             Where `<label>-<n>.json` and `<label>-<n>.jsonl` are written, one pair as soon as it is finished. What is there
             already is not played again, if it was run with the same settings: agent and weights, tasks, environments with what they
-            search, and `success` by its name. Weights behind a server or in vLLM are not told from others, nor is a corpus behind an
+            search, and `success` by its name and what `functools.partial` gives it. Weights behind a server or in vLLM are not told from others, nor is a corpus behind an
             address, which a warning says.
         label (`str`, *optional*):
             Name of the agent in tables and files. `None` takes the name of its model.

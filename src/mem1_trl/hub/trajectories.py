@@ -10,14 +10,13 @@ trajectories = load_trajectories("me/lookups")  # or datasets.load_dataset("me/l
 from __future__ import annotations
 
 import math
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..json_lines import read_json_lines
 from ..json_text import write_json
 from ..trajectory import Trajectory
-from ..version import __version__
+from .trajectory_card import trajectory_card
 
 if TYPE_CHECKING:
     import os
@@ -25,19 +24,6 @@ if TYPE_CHECKING:
 
 FOLDER = "data"
 """Folder of a repository with `<split>.jsonl`."""
-
-_SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
-_COLUMNS = {
-    "prompt": "the row's `prompt`: a text or messages (where it is known)",
-    "turns": "one entry for each call of the model: `prompt_ids` and `completion_ids` as they were read and sampled, `logprobs`, "
-    "`text`, `state`, `action`, `action_input`, `observation`, how many tokens `state` and `observation` take, what a summary replaced, and the chat "
-    "`messages` that were sent in place of `prompt_ids`, if a server rendered them",
-    "reward": "of the whole episode",
-    "stop_reason": "why it ended",
-    "answer": "what the agent answered, if it did",
-    "metrics": "numbers about the episode, such as `peak_tokens`",
-    "error": "what failed, if the environment or the server of the model did",
-}
 
 
 def push_trajectories(
@@ -80,15 +66,18 @@ def push_trajectories(
         records = list(read_records(trajectories))  # type: ignore[arg-type]
     if not records:
         raise ValueError("There is no trajectory to push.")
-    lines = "".join(_line(record) + "\n" for record in records).encode()
+    records = [_plain(record) for record in records]
+    lines = "".join(write_json(record) + "\n" for record in records).encode()
     api = HfApi(token=token)
     address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    others = {
-        Path(name).stem
-        for name in api.list_repo_files(address.repo_id, repo_type="dataset")
-        if name.startswith(f"{FOLDER}/") and name.endswith(".jsonl")
-    }
-    card = _card(address.repo_id, records, split, sorted({*others, split}), model)
+    files = api.list_repo_files(address.repo_id, repo_type="dataset")
+    others = {Path(name).stem for name in files if name.startswith(f"{FOLDER}/") and name.endswith(".jsonl")} - {split}
+    before = None
+    if others and "README.md" in files:
+        before = Path(api.hf_hub_download(address.repo_id, "README.md", repo_type="dataset")).read_text(
+            encoding="utf-8"
+        )
+    card = trajectory_card(address.repo_id, records, split, sorted(others), model, before)
     api.create_commit(
         address.repo_id,
         [
@@ -171,7 +160,8 @@ def trajectory_file(
 
 def read_records(path: str | os.PathLike[str]) -> Iterable[dict[str, Any]]:
     """
-    The episodes of a file as flat records: those of [`Trajectory.to_dict`], and the `prompt` where it is known.
+    The episodes of a file as flat records: those of [`Trajectory.to_dict`], and the `prompt` where it is known. A last line that was being
+    written when a process died is left out.
 
     Raises:
         `ValueError`: if a line holds no trajectory.
@@ -179,7 +169,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterable[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    for _, record in read_json_lines(path, _ADVICE, read=_flat):
+    for _, record in read_json_lines(path, _ADVICE, skip_unfinished=True, read=_flat):
         yield record
 
 
@@ -198,81 +188,15 @@ def _flat(record: Any) -> dict[str, Any]:
 
 
 def _check_split(split: str) -> None:
-    if not split.replace("_", "").isalnum():
-        raise ValueError(f"split={split!r} is no name of a split: use letters, digits and underscores.")
+    if not split.replace("_", "").isalnum() or split == "all":  # by which `datasets` means all of them
+        raise ValueError(
+            f"split={split!r} is no name of a split: use letters, digits and underscores, and another word than 'all'."
+        )
 
 
-def _line(record: dict[str, Any]) -> str:
-    """A record as JSON that every reader takes: a metric that is no number is left out."""
-    metrics = {name: value for name, value in record["metrics"].items() if value is not None and math.isfinite(value)}
-    return write_json({**record, "metrics": metrics})
-
-
-def _card(repo_id: str, records: list[dict[str, Any]], split: str, splits: list[str], model: str | None) -> str:
-    """The data set's README.md."""
-    from huggingface_hub import DatasetCardData
-
-    size = next((name for bound, name in _SIZES if len(records) < bound), "n>1M")
-    data = DatasetCardData(
-        pretty_name=f"{repo_id.split('/')[-1]}: MEM1 trajectories",
-        tags=["trl", "mem1", "trajectories", "agent"],
-        task_categories=["text-generation"],
-        size_categories=[size],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"{FOLDER}/{name}.jsonl"} for name in splits],
-            }
-        ],
-    )
-    turns = sum(len(record["turns"]) for record in records)
-    generated = sum(len(turn["completion_ids"]) for record in records for turn in record["turns"])
-    rewards = [record["reward"] for record in records if record["reward"] is not None]
-    stops: dict[str, int] = {}
-    for record in records:
-        stops[record["stop_reason"]] = stops.get(record["stop_reason"], 0) + 1
-    facts = {
-        "episodes": f"{len(records):,}",
-        "turns": f"{turns:,}",
-        "generated tokens": f"{generated:,}",
-        "mean reward": f"{sum(rewards) / len(rewards):.3f}" if rewards else "not scored",
-        "ended by": ", ".join(f"{name} {count}" for name, count in sorted(stops.items(), key=lambda item: -item[1])),
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    columns = "\n".join(f"- `{name}`: {what}" for name, what in _COLUMNS.items())
-    which = "" if split == "train" else f', split="{split}"'
-    played = (
-        f"Played by [{model}](https://huggingface.co/{model}), whose tokenizer the token ids belong to.\n\n"
-        if model
-        else ""
-    )
-    body = textwrap.dedent("""\
-        # {title}
-
-        Episodes of an agent that rewrites its context every turn ([MEM1](https://arxiv.org/abs/2506.15841)), written by
-        mem1-trl {version}. Each turn has the exact token ids that were read and sampled, so that they can be scored, trained on or
-        shown without encoding anything again.
-
-        {played}Split `{split}`:
-
-        | | |
-        |---|---|
-        {table}
-
-        ```python
-        from mem1_trl import load_trajectories
-        from mem1_trl.demonstrations import demonstration_dataset
-
-        trajectories = load_trajectories("{repo_id}"{which})
-        dataset = demonstration_dataset(trajectories)  # rows for trl.SFTTrainer, one for each turn
-        ```
-
-        ## Columns
-
-        {columns}
-        """)
-    body = body.format(
-        title=repo_id.split("/")[-1], version=__version__, played=played, split=split, table=table, repo_id=repo_id,
-        which=which, columns=columns,
-    )  # fmt: skip
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as every reader takes it: numbers that may have a fraction always have one, and a metric that is no number is left out."""
+    told = record["metrics"].items()
+    metrics = {name: float(value) for name, value in told if value is not None and math.isfinite(value)}
+    reward = None if record["reward"] is None else float(record["reward"])
+    return {**record, "reward": reward, "metrics": metrics}

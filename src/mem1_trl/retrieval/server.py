@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import socketserver
 from collections.abc import Sized
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,13 +68,15 @@ class RetrieverServer(ThreadingHTTPServer):
         self.retriever = retriever
         self.top_k = top_k
         self.max_top_k = max_top_k
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with naming_address(host, port):
             super().__init__((host, port), _Handler)
 
     @property
     def url(self) -> str:
         """Address of the server, such as `"http://127.0.0.1:8000"`."""
-        return f"http://{self.server_address[0]!s}:{self.server_port}"
+        host = str(self.server_address[0])
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}"
 
     def server_bind(self) -> None:
         """Bind without looking up the name of the address, which may take seconds where there is no name service."""
@@ -141,9 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
             logger.exception("A search failed.")
             self._send(500, {"error": f"The search failed: {type(error).__name__}: {error}"})
 
+    def handle_expect_100(self) -> bool:
+        """Tell a client that waits for it to send its body; what is written is kept for the answer otherwise."""
+        goes_on = super().handle_expect_100()
+        self.wfile.flush()
+        return goes_on
+
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             self.close_connection = True
             raise _Refused(411, "The request has no Content-Length.")
         if int(length) > _MAX_BODY:

@@ -28,14 +28,15 @@ class OrderedEvaluations(BalancedMicroBatches):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A schedule that follows a metric takes no step without a number."""
-        step = getattr(self.lr_scheduler, "step", None)
+        scheduler: Any = self.lr_scheduler
+        step = scheduler.step
 
         def follow(metric: Any = None, *more: Any, **options: Any) -> None:
             if metric is not None:
                 step(metric, *more, **options)
 
         # Only schedules that follow a metric take a step here
-        with instance_attribute(self.lr_scheduler, "step", follow):
+        with instance_attribute(scheduler, "step", follow):
             metrics: dict[str, Any] = check_values("_evaluate", super()._evaluate(*args, **kwargs))
         return metrics
 
