@@ -30,3 +30,14 @@ def test_what_an_external_memory_puts_back_is_not_kept_and_nothing_is_forgotten_
     text = console.export_text()
     assert "turn 2 · reads 20 tokens: prompt 10 + kept 10, forgotten 0" in text
     assert "turn 3 · reads 50 tokens: prompt 10 + kept 10 + 30 from elsewhere, forgotten 10" in text
+
+
+def test_codes_of_emojis_and_markup_stay_text():
+    words = "blood group :a: or :o:, ratio 3:x:1 [red]"
+    turn = Turn(PROMPT, (1,), text=f"write {words}", observation=f"see {words}")
+    console = Console(record=True, width=120, force_terminal=True, color_system="truecolor")
+    print_trajectory(Trajectory([turn], reward=0.5, answer=words), console=console, prompt=f"ask {words}")
+    text = console.export_text(clear=False)
+    for shown in (f"write {words}", f"see {words}", f"ask {words}", f"answer: {words} · ended by", "· reward 0.5"):
+        assert shown in text
+    assert f"\x1b[1manswer: {words}" in console.export_text(styles=True)

@@ -34,13 +34,24 @@ def test_an_error_names_file_line_and_advice(tmp_path):
 
 def test_a_line_that_was_being_written_is_skipped_or_cut_off(tmp_path):
     path = write(tmp_path / "a.jsonl", '1\n2\n{"half')
-    assert list(read_json_lines(path, skip_unfinished=True)) == [(1, 1), (2, 2)]
+    skipped: list[int] = []
+    assert list(read_json_lines(path, skip_unfinished=True, skipped=skipped.append)) == [(1, 1), (2, 2)]
+    assert skipped == [3]
     with pytest.raises(ValueError, match="Line 3"):
         list(read_json_lines(path))
     drop_unfinished_line(path)
     assert path.read_bytes() == b"1\n2\n"
     drop_unfinished_line(path)
     assert path.read_bytes() == b"1\n2\n"
+
+
+def test_a_last_line_that_is_whole_needs_no_end(tmp_path):
+    path = write(tmp_path / "a.jsonl", '1\n{"whole": 2}')
+    skipped: list[int] = []
+    assert list(read_json_lines(path, skip_unfinished=True, skipped=skipped.append)) == [(1, 1), (2, {"whole": 2})]
+    assert skipped == []
+    with pytest.raises(ValueError, match=r"Line 1 of .* is not JSON"):
+        list(read_json_lines(write(path, '{"half\n2'), skip_unfinished=True))
 
 
 def test_all_bytes_are_reported_as_progress(tmp_path):

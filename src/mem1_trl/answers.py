@@ -16,7 +16,7 @@ from .json_text import read_json
 _TRUTH = {True: ("yes", "true"), False: ("no", "false")}
 _NAMES = {"None": None, "nan": None, "null": None, "True": True, "False": False}
 """Words in a list that Python or NumPy has written."""
-_MAPPING = re.compile(r"""\s*\{\s*['"](?:value|aliases|text)['"]\s*:""")
+_MAPPING = re.compile(r"""\{\s{0,4}['"](?:value|aliases|text)['"]\s{0,4}:""")
 """How a mapping begins that was written into a text."""
 _ADVICE = "an answer must be a text, a number, true or false, or a list of these."
 
@@ -43,7 +43,7 @@ def read_answers(accepted: Any, column: str) -> list[str]:
     Raises:
         `ValueError`: If the cell holds something else.
     """
-    if isinstance(accepted, str) and _MAPPING.match(accepted):
+    if isinstance(accepted, str) and _MAPPING.match(accepted.lstrip()):
         accepted = _mapping(accepted, column)
     if isinstance(accepted, Mapping):
         if not accepted.keys() & {"value", "aliases", "text"}:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
@@ -58,7 +57,7 @@ def print_trajectory(
         console.print(
             Panel(
                 body,
-                title=escape(reads),
+                title=Text(reads),
                 title_align="left",
                 subtitle=f"writes {len(turn.completion_ids)}",
                 subtitle_align="right",
@@ -67,4 +66,5 @@ def print_trajectory(
         )
     reward = "" if trajectory.reward is None else f" · reward {trajectory.reward:g}"
     answer = "no answer" if trajectory.answer is None else f"answer: {printable(trajectory.answer)}"
-    console.print(f"[bold]{escape(answer)}[/bold] · ended by {trajectory.stop_reason}{reward}")
+    # A `Text`, since rich makes emojis of codes such as `:x:` in plain strings
+    console.print(Text.assemble((answer, "bold"), f" · ended by {trajectory.stop_reason}{reward}"))

@@ -18,6 +18,7 @@ def read_json_lines(
     path: str | os.PathLike[str],
     advice: str = "a file of JSON lines has one JSON value on each line.",
     skip_unfinished: bool = False,
+    skipped: Callable[[int], object] = lambda number: None,
     advance: Callable[[int], object] = lambda count: None,
     read: Callable[[Any], Any] = lambda value: value,
 ) -> Iterator[tuple[int, Any]]:
@@ -30,7 +31,9 @@ def read_json_lines(
         advice (`str`, *optional*):
             What to do about a line that is not JSON, as the end of the message.
         skip_unfinished (`bool`, *optional*, defaults to `False`):
-            Whether a last line without an end is skipped: a process that died was writing it.
+            Whether a last line without an end that is not JSON is skipped: a process that died was writing it.
+        skipped (`Callable[[int], object]`, *optional*):
+            Called with the number of such a line.
         advance (`Callable[[int], object]`, *optional*):
             Called with the number of bytes of the file that were read since it was called last, for a progress bar.
         read (`Callable[[Any], Any]`, *optional*):
@@ -48,11 +51,14 @@ def read_json_lines(
                 position = raw.tell()
                 advance(position - done)
                 done = position
-            if not line.strip() or (skip_unfinished and not line.endswith(b"\n")):
+            if not line.strip():
                 continue
             try:
                 value = read_json(line, nan_is_null=True)
             except ValueError as error:
+                if skip_unfinished and not line.endswith(b"\n"):
+                    skipped(number)
+                    continue
                 raise ValueError(f"Line {number} of {path} is not JSON ({error}): {advice}") from None
             try:
                 value = read(value)

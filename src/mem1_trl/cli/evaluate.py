@@ -235,13 +235,13 @@ _WITH_INTERVAL = ("exact_match_per_objective", "reward")
 def _print_table(evaluations: list[Evaluation], means: dict[str, tuple[str, str]]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     of_objectives = means is _MEANS
     found = {name for evaluation in evaluations for name in evaluation.statistics}
     shown = {metric: form for metric, form in means.items() if metric in found}
-    table = Table(title=f"{escape(evaluations[0].agent)}: means over the tasks, and a 95% interval", box=SIMPLE)
+    table = Table(title=Text(f"{evaluations[0].agent}: means over the tasks, and a 95% interval"), box=SIMPLE)
     table.add_column("objectives" if of_objectives else "tasks", justify="right")
     for metric, (heading, _) in shown.items():
         table.add_column(heading, justify="right", no_wrap=metric in _WITH_INTERVAL)

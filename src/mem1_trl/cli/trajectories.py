@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,28 +60,32 @@ def run(args: Sequence[str]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     console = Console()
     found = printed = 0
+    unscored: list[float | None] = []  # the rewards of episodes that cannot be told to have gone so
     for position, record in enumerate(_records(file)):
         index = index_of(record, position)
         if options.index is not None and index not in options.index:
             continue
-        if options.outcome is not None and outcome_of(record) != options.outcome:
+        outcome = outcome_of(record)
+        if options.outcome is not None and outcome != options.outcome:
+            unscored += [record["trajectory"].reward] if outcome == "unscored" else []
             continue
         found += 1
         if options.limit and printed == options.limit:
             continue
         printed += 1
         sample = f", sample {one_line(record['sample'])}" if record.get("sample") else ""
-        console.rule(Text(f"episode {one_line(index)}{sample} · {outcome_of(record)}"), style="dim")
-        if record.get("error"):
-            console.print(f"failed: {one_line(record['error'])}", style="red", markup=False)
+        console.rule(Text(f"episode {one_line(index)}{sample} · {outcome}"), style="dim")
         trajectory = record["trajectory"]
+        failure = record.get("error") or trajectory.error
+        if failure:
+            console.print(Text(f"failed: {one_line(failure)}"), style="red")
         if trajectory.turns:
             prompt = record.get("prompt_text") or record.get("prompt")
             print_trajectory(trajectory, tokenizer, console, prompt=prompt if isinstance(prompt, str) else None)
         else:
             console.print("no turn was played", style="dim")
     if not found:
-        raise CommandError(f"no episode of {options.source!r} is what you asked for")
+        raise CommandError(f"no episode of {options.source!r} is what you asked for{_why_unscored(unscored)}")
     if printed < found:
         console.print(f"{printed} of {found} episodes; --limit 0 prints all.", style="dim")
 
@@ -98,12 +103,25 @@ def _only_file(source: str) -> str | Path:
     raise CommandError(f"{source!r} holds {len(files)} files of episodes: pass one of them ({shown})")
 
 
+def _why_unscored(rewards: Sequence[float | None]) -> str:
+    """What `--outcome` could not find, for episodes with these rewards and no scores."""
+    if not rewards:
+        return ""
+    rewarded = sum(reward is not None for reward in rewards)
+    held = f"{rewarded} of its episodes have rewards and" if rewarded else f"{len(rewards)} of its episodes have"
+    return f": {held} no scores, which an outcome is told by; leave --outcome out, or pass the file of an evaluation"
+
+
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     from ..report.run_directory import read_episode
 
     advice = "pass the .jsonl file of an evaluation"
+
+    def said(number: int) -> None:
+        print(f"mem1 trajectories: line {number} of {one_line(path)} was cut off and is left out", file=sys.stderr)
+
     try:
-        for number, record in read_json_lines(path, advice, read=read_episode):
+        for number, record in read_json_lines(path, advice, skip_unfinished=True, skipped=said, read=read_episode):
             if record["trajectory"] is None:
                 raise CommandError(f"line {number} of {str(path)!r} holds no trajectory: {advice}")
             yield record

@@ -105,10 +105,10 @@ def evaluate_agent(
     """
     rows = _checked(rows)
     pool = EnvironmentPool(environment_factory, agent.protocol, agent.faults)
-    return _evaluate(agent, rows, pool, batch_size, on_batch, label, success, seed, resamples, settings)
+    return _evaluate_tasks(agent, rows, pool, batch_size, on_batch, label, success, seed, resamples, settings)
 
 
-def _evaluate(
+def _evaluate_tasks(
     agent: Mem1Agent,
     rows: list[dict[str, Any]],
     pool: EnvironmentPool,
@@ -228,7 +228,7 @@ def evaluate_or_load(
                     finished.tasks, finished.agent, finished.settings, seed, resamples, finished.environment
                 )
         with tqdm(total=len(rows), desc=title or label, unit="task", disable=not progress) as bar:
-            evaluation = _evaluate(
+            evaluation = _evaluate_tasks(
                 agent, rows, pool, batch_size, bar.update, label, success, seed, resamples, settings
             )
     finally:

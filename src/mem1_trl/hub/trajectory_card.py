@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, List, Value
 from datasets.info import DatasetInfosDict
 
@@ -30,6 +29,7 @@ _COLUMNS = {
 
 _TABLE = re.compile(r"^Split `(\w+)`:\n\n((?:\|.*\n)+)", re.MULTILINE)
 """Name and table of each split in a card."""
+_EPISODES = re.compile(r"^\| episodes \| ([\d,]+) \|$", re.MULTILINE)
 
 
 def trajectory_card(
@@ -114,7 +114,15 @@ def trajectory_card(
 
 def _linked(model: str) -> str:
     """A model as its page; a folder of the machine is of no use to others, and its name alone is told."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists():
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+        is_id = "/" in model and not Path(model).exists()
+    except HFValidationError:
+        is_id = False
+    if is_id:
         return f"[{model}](https://huggingface.co/{model})"
     return f"`{Path(model).name}`"
 
@@ -137,7 +145,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _episodes(table: str) -> int | None:
     """How many episodes a table tells of."""
-    found = re.search(r"^\| episodes \| ([\d,]+) \|$", table, re.MULTILINE)
+    found = _EPISODES.search(table)
     return None if found is None else int(found[1].replace(",", ""))
 
 
@@ -150,7 +158,7 @@ def _features(records: Sequence[Mapping[str, Any]], before: str | None, has_othe
 
     try:
         own = Dataset.from_list([dict(record) for record in records]).features
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # as prompts of which some are texts and some are messages
+    except (ValueError, TypeError):  # as prompts of which some are texts and some are messages
         return None
     if not has_others:
         return own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +25,34 @@ _MOST_TAGS = 16
 
 
 def outcome_of(record: dict[str, Any]) -> str:
-    """The outcome, one of [`KINDS`], for a record of an evaluation's `.jsonl` file."""
-    if record.get("error"):
+    """
+    The outcome, one of [`KINDS`], for a record of an evaluation's `.jsonl` file.
+
+    Other files have no scores, so that the metrics of the episode are taken there.
+    """
+    trajectory: Trajectory | None = record.get("trajectory")
+    if record.get("error") or (trajectory is not None and trajectory.error):
         return "error"
-    scores = record.get("scores") or {}
-    exact_match, details = scores.get("exact_match"), record.get("objectives_detail") or []
+    scores = record.get("scores") or ({} if trajectory is None else trajectory.metrics)
+    details = record.get("objectives_detail") or []
     success = scores.get("success")  # which the caller may have defined
     if success is not None and success >= 1:
         return "right"
-    if exact_match is None or not details:  # no references
+    share = _share_right(scores, len(details))
+    if share is None:
         return "unscored" if success is None else "wrong"
-    if exact_match >= len(details):
+    if share >= 1:
         return "right"
-    return "partly" if exact_match > 0 or any(detail.get("correct") for detail in details) else "wrong"
+    return "partly" if share > 0 or any(detail.get("correct") for detail in details) else "wrong"
+
+
+def _share_right(scores: Mapping[str, float], objectives: int) -> float | None:
+    """Share of the objectives that are right; `None` if there are no references, or their number is not known."""
+    exact_match = scores.get("exact_match")
+    if exact_match is not None and objectives:
+        return exact_match / objectives
+    share = scores.get("exact_match_per_objective")
+    return 0.0 if share is None and exact_match == 0 else share
 
 
 def index_of(record: dict[str, Any], position: int) -> Any:

@@ -27,8 +27,12 @@ OUTCOMES = {
     "misreported": "#E69F00",
     "forgotten": "#D55E00",
     "never_found": "#8A8F98",
+    "episode_failed": "#56B4E9",
 }
 """Outcome of an objective -> colour, best first."""
+
+FAILED = "episode_failed"
+"""The outcome of the objectives of an episode whose environment failed. It is not among the `failures` of an evaluation."""
 
 
 def agent_style(agent: str, agents: Sequence[str]) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..evaluation.result import slug
-from .palette import OUTCOMES, PARTS, agent_style
+from ..printable import one_line
+from .palette import FAILED, OUTCOMES, PARTS, agent_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .run_directory import RunDirectory
+    from .run_directory import Result, RunDirectory
 
 _SIZE = (4.6, 3.3)  # inches; two of them fit side by side on a desktop page
 _DPI = 160
 _ROW, _SIGN = 72, 5  # characters of a row of the legend, and those that the sign of a name takes
+_ROWS = 3  # rows of the legend that the figure has room for; it grows by the others
+_LONGEST = 44  # characters of a title or a name that leave room for the plot
+_FILE_NAME = 100  # bytes of a label in the name of a figure, of the 255 that file systems allow
+_SHOWN = "\u200b"  # in front of a name until the legend is drawn: matplotlib leaves out those that begin with "_"
 
 MOST_AGENTS = 8
 """Agents that have plots of their own; all of them are in the tables and in the plots that compare agents."""
@@ -90,7 +97,7 @@ class Plot:
             figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
             axes = figure.subplots()
             self.draw(axes)
-            axes.set_title(plain_text(self.title), loc="left")
+            axes.set_title(plain_text(_cut(one_line(self.title))), loc="left")
             buffer = io.BytesIO()
             # Without the version of matplotlib in the metadata
             FigureCanvasAgg(figure).print_figure(buffer, format="png", metadata={"Software": None})
@@ -98,16 +105,75 @@ class Plot:
 
 
 def plain_text(text: str) -> str:
-    """Text that matplotlib does not parse as a formula, short enough to leave room for the plot."""
-    return (text if len(text) <= 44 else f"{text[:43]}…").replace("$", r"\$")
+    """Text that matplotlib does not parse as a formula."""
+    return text.replace("$", r"\$")
 
 
-def _unique_slugs(labels: Sequence[str]) -> dict[str, str]:
+def _cut(text: str, most: int = _LONGEST, around: int | None = None) -> str:
+    """A text of at most `most` characters: its beginning, and its end or what stands around a place in it."""
+    if len(text) <= most:
+        return text
+    begin = most // 3
+    end = most - begin - 1
+    if around is None or around >= len(text) - end:
+        return f"{text[:begin]}…{text[-end:]}"
+    start = max(begin, around - end // 3)
+    return f"{text[:begin]}…{text[start : start + end - 1]}…"
+
+
+def short_labels(labels: Iterable[str], most: int = _LONGEST) -> dict[str, str]:
+    """
+    Labels -> short texts of one line, which are different for different labels.
+
+    A folder, which tells seeds apart, stands at the end of a label, so that long ones are cut in the middle. Those that would look the same
+    are cut around the place where they begin to differ.
+    """
+    lines = {label: one_line(label) for label in labels}
+    shown = {label: _cut(line, most) for label, line in lines.items()}
+    alike: dict[str, list[str]] = {}
+    for label, text in shown.items():
+        alike.setdefault(text, []).append(label)
+    for group in alike.values():
+        if len(group) > 1:
+            place = _first_difference([lines[label] for label in group])
+            shown |= {label: _cut(lines[label], most, place) for label in group}
+    return _numbered(shown, "{} ({})")
+
+
+def _first_difference(texts: Sequence[str]) -> int | None:
+    return next((place for place, letters in enumerate(zip(*texts)) if len(set(letters)) > 1), None)
+
+
+def legend_names(labels: Iterable[str]) -> dict[str, str]:
+    """Labels -> what a plot is given as `label`, for [`legend_below`]."""
+    return {label: _SHOWN + plain_text(text) for label, text in short_labels(labels).items()}
+
+
+def _titles(labels: Iterable[str], ending: str) -> dict[str, str]:
+    """Labels -> titles of their plots, short enough to be drawn whole."""
+    return {label: text + ending for label, text in short_labels(labels, _LONGEST - len(ending)).items()}
+
+
+def _file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Labels -> parts of the names of their figures."""
+    return _numbered({label: _file_name(label) for label in labels}, "{}-{}")
+
+
+def _file_name(label: str) -> str:
+    name = slug(label)
+    if len(name.encode()) <= _FILE_NAME:
+        return name
+    checksum = hashlib.sha256(label.encode("utf-8", "replace")).hexdigest()[:8]
+    return f"{name.encode()[: _FILE_NAME - 9].decode(errors='ignore')}-{checksum}"
+
+
+def _numbered(texts: dict[str, str], form: str) -> dict[str, str]:
+    """The texts, of which those that were there already get a number."""
     taken: dict[str, str] = {}
-    for label in labels:
-        name, number = slug(label), 2
+    for label, text in texts.items():
+        name, number = text, 2
         while name in taken.values():
-            name, number = f"{slug(label)}-{number}", number + 1
+            name, number = form.format(text, number), number + 1
         taken[label] = name
     return taken
 
@@ -130,6 +196,7 @@ def metric_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
             lines[agent] = points
     if not lines:
         return None
+    names = legend_names(run.agents)
 
     def draw(axes: Axes) -> None:
         for agent, points in lines.items():
@@ -145,7 +212,7 @@ def metric_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
                 yerr=errors,
                 capsize=2.5,
                 markersize=4.5,
-                label=plain_text(agent),
+                label=names[agent],
                 **agent_style(agent, run.agents),
             )
         axes.set_xticks(run.objectives)
@@ -176,6 +243,7 @@ def retention_plot(run: RunDirectory) -> Plot | None:
     curves = {agent: curve for agent in run.agents if (curve := retention_curve(run, agent))}
     if not curves:
         return None
+    names = legend_names(run.agents)
 
     def draw(axes: Axes) -> None:
         for agent, curve in curves.items():
@@ -183,7 +251,7 @@ def retention_plot(run: RunDirectory) -> Plot | None:
                 [age for age, _, _ in curve],
                 [share for _, share, _ in curve],
                 markersize=4.5,
-                label=plain_text(agent),
+                label=names[agent],
                 **agent_style(agent, run.agents),
             )
         axes.set(xlabel="turns since the answer was observed", ylabel="share still in memory", ylim=(-0.03, 1.03))
@@ -201,24 +269,39 @@ def retention_plot(run: RunDirectory) -> Plot | None:
     )
 
 
+def outcome_shares(result: Result) -> dict[str, float]:
+    """
+    Share of the objectives for each outcome, empty if outcomes were not measured.
+
+    Episodes whose environment failed have no outcomes, but count as wrong in the tables. Their objectives are a share of their own, so that
+    the bar agrees with the table.
+    """
+    failures = result.summary.get("failures") or {}
+    counts = {outcome: failures.get(outcome, 0) for outcome in OUTCOMES}
+    episodes = result.summary["count"]
+    failed = round((result.summary.get("errors") or 0) * episodes)
+    if not any(counts.values()) and not (failed == episodes and "exact_match" in result.metrics):
+        return {}
+    counts[FAILED] = failed * (result.objectives or 0)
+    total = sum(counts.values())
+    return {outcome: count / total for outcome, count in counts.items()} if total else {}
+
+
 def failure_plots(run: RunDirectory) -> list[Plot]:
     """Outcomes of the objectives, one plot for each of the first agents."""
     plots = []
-    names = _unique_slugs(run.agents)
+    names, titles = _file_names(run.agents), _titles(run.agents, ": outcomes")
     for agent in run.agents[:MOST_AGENTS]:
-        bars = {}
-        for result in run.of_agent(agent):
-            failures = result.summary.get("failures") or {}
-            total = sum(failures.get(outcome, 0) for outcome in OUTCOMES)
-            if total:
-                bars[result.objectives] = {outcome: failures.get(outcome, 0) / total for outcome in OUTCOMES}
+        bars = {result.objectives: shares for result in run.of_agent(agent) if (shares := outcome_shares(result))}
         if not bars:
             continue
+        failed = any(shares[FAILED] for shares in bars.values())
+        parts = {outcome: colour for outcome, colour in OUTCOMES.items() if failed or outcome != FAILED}
 
-        def draw(axes: Axes, bars: dict[int | None, dict[str, float]] = bars) -> None:
+        def draw(axes: Axes, bars: dict[int | None, dict[str, float]] = bars, parts: dict[str, str] = parts) -> None:
             bottom = [0.0] * len(bars)
             labels = [str(n) for n in bars]
-            for outcome, colour in OUTCOMES.items():
+            for outcome, colour in parts.items():
                 heights = [bar[outcome] for bar in bars.values()]
                 axes.bar(labels, heights, 0.7, bottom=bottom, color=colour, label=outcome.replace("_", " "))
                 bottom = [b + h for b, h in zip(bottom, heights)]
@@ -227,16 +310,19 @@ def failure_plots(run: RunDirectory) -> list[Plot]:
             legend_below(axes)
 
         text = ". ".join(
-            f"{n} objectives: "
-            + ", ".join(f"{outcome.replace('_', ' ')} {share:.2f}" for outcome, share in bar.items())
+            f"{n} objectives: " + ", ".join(f"{outcome.replace('_', ' ')} {bar[outcome]:.2f}" for outcome in parts)
             for n, bar in bars.items()
         )
         plots.append(
             Plot(
                 f"failures-{names[agent]}",
-                f"{agent}: outcomes",
+                titles[agent],
                 "Misreported: in memory at the end, but not in the answer. Forgotten: an observation contained it, but it was no longer "
-                "in memory at the end.",
+                "in memory at the end."
+                + (
+                    " Episode failed: objectives of episodes whose environment failed, which the tables count as wrong."
+                    * failed
+                ),
                 f"{agent}, outcomes of the objectives. {text}.",
                 draw,
             )
@@ -256,7 +342,7 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
             [`PARTS`][mem1_trl.report.palette.PARTS] and the number of `episodes` that reached it.
     """
     top = max((sum(turn[part] for part in PARTS) for _, turns in usage.values() for turn in turns), default=0.0)
-    names = _unique_slugs(run.agents)
+    names, titles = _file_names(run.agents), _titles(run.agents, ": tokens per turn")
     plots = []
     for agent, (objectives, turns) in list(usage.items())[:MOST_AGENTS]:
 
@@ -282,7 +368,7 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
         plots.append(
             Plot(
                 f"tokens-{names[agent]}",
-                f"{agent}: tokens per turn",
+                titles[agent],
                 f"Mean over the episodes{of} that reached the turn ({turns[0]['episodes']:.0f} in turn 1, "
                 f"{turns[-1]['episodes']:.0f} in turn {len(turns)}).",
                 f"{agent}, mean tokens per turn. {text}.",
@@ -293,16 +379,26 @@ def token_plots(run: RunDirectory, usage: dict[str, tuple[int | None, list[dict[
 
 
 def legend_below(axes: Axes) -> None:
-    """Draw a legend below the axes, since bars leave no room inside."""
-    handles, labels = axes.get_legend_handles_labels()
+    """Draw a legend below the axes, since bars leave no room inside. The figure grows with a long one, so that the axes keep their size."""
+    handles, given = axes.get_legend_handles_labels()
+    labels = [label.removeprefix(_SHOWN) for label in given]
     widest = max(map(len, labels), default=0) + _SIGN
-    axes.figure.legend(
+    columns = max(1, min(4 if len(labels) == 4 else 3, _ROW // widest))
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    legend = figure.legend(
         handles,
-        labels,
+        given,
         loc="outside lower center",
-        ncols=max(1, min(4 if len(labels) == 4 else 3, _ROW // widest)),
+        ncols=columns,
         fontsize=8,
         handlelength=0.9,
         columnspacing=1.0,
         handletextpad=0.4,
     )
+    for text, label in zip(legend.get_texts(), labels):
+        text.set_text(label)
+    rows = math.ceil(len(labels) / columns)
+    if rows > _ROWS:
+        height = legend.get_window_extent().height / figure.dpi
+        figure.set_figheight(figure.get_figheight() + height * (rows - _ROWS) / rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .palette import agent_style
-from .plots import Plot, legend_below, numbers, plain_text, told
+from .plots import Plot, legend_below, legend_names, numbers, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,13 +25,14 @@ def log_plot(run: RunDirectory, key: str, name: str, title: str, label: str) -> 
     if not curves:
         return None
     labels = [label for label, _ in curves]
+    names = legend_names(run.agents)
 
     def draw(axes: Axes) -> None:
         for (label_, _), (steps, values) in curves.items():
             style = agent_style(label_, run.agents)
             style.pop("marker")
             axes.plot(steps, values, alpha=0.3, linewidth=0.9, color=style["color"])
-            axes.plot(steps, running_mean(values), label=plain_text(label_), linewidth=1.8, **style)
+            axes.plot(steps, running_mean(values), label=names[label_], linewidth=1.8, **style)
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(labels) > 1 or labels[0] != "training":
@@ -57,12 +58,13 @@ def series_plot(run: RunDirectory, metric: str, name: str, title: str, label: st
     if not curves:
         return None
     labels = list(curves)
+    names = legend_names(labels)
 
     def draw(axes: Axes) -> None:
         for label_, points in curves.items():
             steps = [step for step, _ in points]
             style = agent_style(label_, labels)
-            axes.plot(steps, [m["mean"] for _, m in points], markersize=3.5, label=plain_text(label_), **style)
+            axes.plot(steps, [m["mean"] for _, m in points], markersize=3.5, label=names[label_], **style)
             lows, highs = [m["low"] for _, m in points], [m["high"] for _, m in points]
             axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
         axes.set(xlabel="optimizer step", ylabel=label)
@@ -89,6 +91,7 @@ def difference_plot(compared: Sequence[RunComparison], baseline: str) -> Plot | 
         return None
     metric = next(iter(curves.values()))[0][1].metric.replace("_", " ")
     labels = list(curves)
+    names = legend_names(labels)
 
     def draw(axes: Axes) -> None:
         axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.8)
@@ -99,7 +102,7 @@ def difference_plot(compared: Sequence[RunComparison], baseline: str) -> Plot | 
                 [max(0.0, one.high - one.difference) for _, one in points],
             ]
             axes.errorbar(
-                x, y, yerr=errors, capsize=2.5, markersize=4, label=plain_text(label), **agent_style(label, labels)
+                x, y, yerr=errors, capsize=2.5, markersize=4, label=names[label], **agent_style(label, labels)
             )
         axes.set(xlabel="optimizer step", ylabel="difference")
         axes.xaxis.get_major_locator().set_params(integer=True)

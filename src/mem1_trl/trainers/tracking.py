@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from ..display import print_trajectory
 
@@ -74,7 +75,7 @@ def print_trajectories(
     """Print episodes turn by turn under a rule with a title."""
     console = console or Console()
     for number, trajectory in enumerate(trajectories, start=1):
-        console.rule(f"{title} · episode {number} of {len(trajectories)}", style="bold")
+        console.rule(Text(f"{title} · episode {number} of {len(trajectories)}"), style="bold")
         print_trajectory(trajectory, tokenizer, console)
 
 
