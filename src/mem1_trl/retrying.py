@@ -146,6 +146,12 @@ class Cancellation:
 _cancellation_of_thread: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)
 
 
+def is_cancelled() -> bool:
+    """Whether the answer that this thread waits for is no longer wanted; see [`Cancellation`]."""
+    cancellation = _cancellation_of_thread.get()
+    return cancellation is not None and cancellation.cancelled
+
+
 def ending_with_cancellation(end: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
     """Call `end`, in another thread, if the answer that this thread waits for is no longer wanted; see [`Cancellation`]."""
     cancellation = _cancellation_of_thread.get()

@@ -14,6 +14,7 @@ from mem1_trl.rollout.decoding import ignored_decoding
 from mem1_trl.rollout.draws import uniform_draws
 from mem1_trl.rollout.generation import TransformersGenerator
 from mem1_trl.rollout.sampled_logprobs import SampledLogprobs
+from mem1_trl.rollout.seeded_sampling import draw_tokens
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 
@@ -196,3 +197,31 @@ def test_a_bias_by_sequences_of_tokens_holds_and_is_saved(tmp_path):
 def test_what_could_not_be_saved_with_the_model_is_refused_before_a_run(name):
     with pytest.raises(ValueError, match=f"{name} must be made of JSON values.* got thing=<object"):
         AgentSettings(**{name: {"thing": object()}})
+
+
+@pytest.mark.parametrize("temperature", [1e-42, 1e-6])
+@pytest.mark.parametrize("seeded", [True, False])
+def test_a_temperature_that_is_almost_0_decodes_greedily(temperature, seeded):
+    """Logits divided by it were infinite, and the index of the token outside of the vocabulary."""
+    model, tokenizer, found = tiny_model(), tiny_tokenizer(), []
+    for each in (0.0, temperature):
+        generate = TransformersGenerator(
+            model, tokenizer, AgentSettings(max_completion_length=8, temperature=each), batch_size=2
+        )
+        draws = {"draws": [uniform_draws(seed, 0, 8) for seed in range(2)]} if seeded else {}
+        found.append([done.ids for done in generate(PROMPTS, [[], []], **draws)])
+    assert found[0] == found[1] and len(found[0][0]) == 8
+
+
+def test_what_counts_as_a_temperature_of_0():
+    assert [AgentSettings(temperature=each).temperature for each in (1e-42, 9e-6, 1e-5, 0.7)] == [0.0, 0.0, 1e-5, 0.7]
+    assert AgentSettings(temperature=1e-42).decoding_options()["do_sample"] is False
+    assert AgentSettings().changed({"temperature": 1e-42}).temperature == 0.0
+
+
+def test_a_token_that_is_drawn_is_one_of_the_vocabulary():
+    """On a GPU an index outside of it ends the process."""
+    rows = [[float("nan")] * 4, [0.0] * 4, [0.25] * 4]
+    numbers = torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)
+    tokens = draw_tokens(torch.tensor(rows), numbers).tolist()
+    assert all(0 <= token < 4 for token in tokens) and tokens[2] == 2

@@ -20,11 +20,12 @@ from mem1_trl import AgentSettings, Mem1Agent, Mem1Protocol, StopReason
 from mem1_trl.demonstrations import collect_trajectories
 from mem1_trl.evaluation.evaluate import evaluate_agent
 from mem1_trl.retrying import Cancellation, UnusableServer
-from mem1_trl.rollout.chat_client import first_choice, read_message
+from mem1_trl.rollout.chat_client import read_message
 from mem1_trl.rollout.completions import CompletionsEndpoint, Offer
 from mem1_trl.rollout.server_calls import ServerCalls
 from mem1_trl.rollout.server_client import ServerClient
-from mem1_trl.rollout.server_errors import FailedContext, ServerError, has_ended
+from mem1_trl.rollout.server_errors import FailedContext, ServerError, first_choice, has_ended
+from mem1_trl.rollout.stopping import StopStrings
 from mem1_trl.rollout.streamed_answers import send_streamed
 from mem1_trl.rollout.turn_listener import TurnListener
 
@@ -462,3 +463,72 @@ def test_a_server_that_never_says_why_it_ended_is_believed_with_a_listener_too(t
             with pytest.raises(FailedContext, match="its answer ended without saying why"):
                 send_streamed(create, {"model": "m", "prompt": "q"}, TurnListener(tokenizer, told.append))
         server.shutdown()
+
+
+# Answers in pieces that end in an error
+
+
+def failing_after(count):
+    """Streams an answer up to so many characters and then an error, as vLLM does whose engine fails."""
+
+    def stream(handler, answer):
+        choice = answer["choices"][0]
+        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        handler.close_connection = True
+        for at in range(0, count, 3):
+            piece = {"text": text[at : at + 3]} if "text" in choice else {"delta": {"content": text[at : at + 3]}}
+            handler.wfile.write(f"data: {json.dumps({'choices': [{'index': 0, **piece}]})}\n\n".encode())
+        error = {"error": {"message": "engine restarted", "code": 500}}
+        handler.wfile.write(f"data: {json.dumps(error)}\n\ndata: [DONE]\n\n".encode())
+
+    return stream
+
+
+@pytest.mark.parametrize("backend", ["completions", "chat"])
+def test_a_stream_that_ends_in_an_error_is_not_asked_for_twice(tokenizer, no_waiting, monkeypatch, backend):
+    """What had been told was told again, in front of the new answer."""
+    with serve(lambda messages: ANSWER, complete=lambda text: ANSWER, tokenizer=tokenizer) as server:
+        episode = agent_for(server, tokenizer, backend=backend).start("q0?", LookupEnvironment())
+        whole, heard = server.RequestHandlerClass.stream, []
+        monkeypatch.setattr(server.RequestHandlerClass, "stream", failing_after(12))
+        with pytest.raises(RuntimeError, match=r"broke off its answer after a part of it was told .*engine restarted"):
+            episode.step(heard.append)
+        assert "".join(heard) == ANSWER[:12] and len(server.requests) == 1 and no_waiting == []
+        monkeypatch.setattr(server.RequestHandlerClass, "stream", whole)
+        assert episode.step().text == ANSWER
+
+
+def test_a_stream_that_is_nothing_but_an_error_is_asked_for_again(tokenizer, no_waiting, monkeypatch):
+    with serve(lambda messages: ANSWER) as server:
+        episode, heard = agent_for(server, tokenizer).start("q0?", LookupEnvironment()), []
+        whole, streams = server.RequestHandlerClass.stream, iter([failing_after(0)])
+        monkeypatch.setattr(server.RequestHandlerClass, "stream", lambda *given: next(streams, whole)(*given))
+        assert episode.step(heard.append).text == "".join(heard) == ANSWER
+        assert len(server.requests) == 2 and len(no_waiting) == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_thought_that_was_told_is_not_sampled_again_for_what_follows(tokenizer, no_waiting, whole):
+    """The second request of a turn failed, and the whole turn was asked for again."""
+    answers = iter(["a</think>", None, "b</think>", "<answer>7</answer>"])
+    told: list[str] = []
+
+    def create(**request):
+        text = next(answers)
+        if text is not None:
+            return iter([{"choices": [{"text": text, "finish_reason": "stop"}]}])
+        if whole:  # "200 OK" with an error in the body
+            return {"error": {"message": "busy", "code": 503}}
+        raise ServerError("busy", 503)
+
+    calls = ServerCalls(1, 2)
+    endpoint = CompletionsEndpoint(create, "m", tokenizer, calls)
+    stops, listener = StopStrings(["</answer>"], "</think>"), TurnListener(tokenizer, told.append)
+    answer = calls.one(
+        lambda: endpoint.complete([5, 6], stops, AgentSettings(max_completion_length=90), Offer(True), listener)
+    )
+    assert "".join(told) == "a</think>"
+    assert isinstance(answer, FailedContext) and "after a part of it was told" in str(answer) and "busy" in str(answer)

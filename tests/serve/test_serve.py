@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import shutil
 import threading
 import time
 import urllib.request
@@ -360,3 +362,52 @@ def test_a_seed_is_refused_where_another_server_draws(agent, tokenizer):
             pytest.raises(openai.BadRequestError, match="'seed' is not supported"),
         ):
             client.chat.completions.create(model="mem1", messages=[{"role": "user", "content": "a"}], seed=7)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_sent_and_known_though_its_state_cannot_be_written(agent, tmp_path, stream, caplog):
+    """The folder of `--sessions_dir` may be deleted, or its disk may be full."""
+    reading(agent)
+    directory = tmp_path / "sessions"
+    with served(agent, store=StateStore(directory)) as client, caplog.at_level(logging.WARNING):
+        talk = Talk(client)
+
+        def say(text):
+            if not stream:
+                return talk.say(text).choices[0].message.content
+            talk.messages.append({"role": "user", "content": text})
+            chunks = client.chat.completions.create(model="mem1", messages=talk.messages, stream=True)
+            told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            talk.messages.append({"role": "assistant", "content": told})
+            return told
+
+        assert say("a") == "a"
+        shutil.rmtree(directory)
+        assert say("b") == "a b"
+        assert len(list(directory.glob("*.json"))) == 1 and not caplog.records, "the folder is made again"
+        shutil.rmtree(directory)
+        directory.write_text("a file of this name cannot be a folder")
+        assert [say(word) for word in "cde"] == ["a b c", "a b c d", "a b c d e"]
+        assert _metric(client, "mem1_conversations_continued") == 4, "states stay in memory"
+        (record,) = [one for one in caplog.records if "state" in one.getMessage()]
+        assert str(directory) in record.getMessage() and "Not a directory" in record.getMessage()
+        directory.unlink()
+        assert say("f") == "a b c d e f" and len(list(directory.glob("*.json"))) == 1
+        shutil.rmtree(directory)
+        directory.write_text("once more")
+        assert say("g") == "a b c d e f g"
+        assert len([one for one in caplog.records if "state" in one.getMessage()]) == 2
+
+
+def test_a_temperature_of_a_request_that_is_almost_0_is_0(agent):
+    model = reading(agent)
+    with served(agent) as client:
+        Talk(client, temperature=1e-42).say("a")
+        Talk(client, temperature=0.5).say("a")
+    assert [one.temperature for one in model.settings] == [0.0, 0.5]
+
+
+def test_a_model_in_this_process_answers_at_a_temperature_that_is_almost_0(agent):
+    with served(agent) as client:
+        told = [Talk(client, temperature=each, max_tokens=20).say("a").choices[0].message for each in (0, 1e-42)]
+    assert told[0].content == told[1].content

@@ -124,3 +124,51 @@ def test_a_stream_whose_time_is_over_ends_with_an_error(path):
         assert response.status == 200 and '"x"' in told
         assert "There was no whole answer within 1 seconds." in told.strip().rpartition("data: {")[2]
         assert backend.stopped.wait(PATIENCE / 2)
+
+
+class Slow:
+    """Answers when it is let go, whether or not anyone waits."""
+
+    name = "mem1"
+
+    def __init__(self):
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def answer(self, request, owner, session, tell):
+        self.begun.set()
+        assert self.go.wait(60)
+        return ChatAnswer("done")
+
+    def gauges(self):
+        return {}
+
+
+def test_who_leaves_the_queue_frees_a_place_while_others_are_still_answered():
+    backend, body = Slow(), json.dumps({"messages": [{"role": "user", "content": "a"}]})
+    chat = ChatApp(backend, WireLimits(max_running=1, max_waiting=1))
+    with WireServer(chat) as server, contextlib.ExitStack() as stack:
+
+        def ask():
+            connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+            stack.enter_context(contextlib.closing(connection))
+            connection.request("POST", PATHS[0], body, {"Content-Type": "application/json"})
+            return connection
+
+        running = ask()
+        assert backend.begun.wait(60)
+        leaving = ask()
+        wait_for(lambda: chat.open == 2)
+        leaving.close()
+        wait_for(lambda: chat.open == 1)
+        waiting = ask()
+        wait_for(lambda: chat.open == 2)
+        backend.go.set()
+        assert [one.getresponse().status for one in (running, waiting)] == [200, 200]
+        assert "mem1_requests_left_total 1\n" in chat.counts.text({})
+
+
+def wait_for(come):
+    until = time.monotonic() + 60
+    while not come():
+        assert time.monotonic() < until, "it does not come"
+        time.sleep(0.01)

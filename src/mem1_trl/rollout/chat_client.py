@@ -10,7 +10,7 @@ from ..json_text import read_json
 from ..protocol.untrusted import clean_values
 from .server_calls import ServerCalls
 from .server_client import ServerClient
-from .server_errors import ServerError, has_ended, part
+from .server_errors import ServerError, first_choice, has_ended, part
 from .streamed_answers import send_streamed
 
 if TYPE_CHECKING:
@@ -154,24 +154,6 @@ class ChatEndpoint:
         if message is None:
             raise ServerError("its answer has a choice without a message")
         return Reply(read_message(message), has_ended(choice))
-
-
-def first_choice(answer: Any) -> Any:
-    """
-    The first choice of an answer.
-
-    Raises:
-        [`ServerError`]: If there is none. Proxies answer "200 OK" with an error in the body; it has the status that the body says.
-    """
-    error = part(answer, "error")
-    if error:
-        code = part(error, "code")
-        status = int(code) if str(code).isdecimal() and 400 <= int(code) < 600 else None
-        raise ServerError(f"its answer is an error: {part(error, 'message') or error}", status)
-    choices = part(answer, "choices")
-    if not isinstance(choices, (list, tuple)) or not choices or choices[0] is None:
-        raise ServerError(f"its answer has no choices but {choices!r}")
-    return choices[0]
 
 
 def read_message(answer: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from ..protocol.encoding import decode
 from ..protocol.turn_text import encode_closed
 from ..protocol.untrusted import strip_unencodable
 from ..retrying import UnusableServer
-from .chat_client import MAX_STOPS, first_choice
+from .chat_client import MAX_STOPS
 from .decoding_modes import changing
 from .server_calls import ServerCalls
-from .server_errors import ServerError, has_ended, part, status_of
+from .server_errors import ServerError, first_choice, has_ended, part, status_of
 from .stopping import Completion, StopStringFinder, finish_completion, text_before_stops
 from .streamed_answers import send_streamed
 
@@ -140,7 +140,7 @@ class CompletionsEndpoint:
                     return None
                 raise
 
-        answer = self.calls.one(send)
+        (answer,) = self.calls.each([send])
         if isinstance(answer, ConnectionError):
             raise answer
         if isinstance(answer, Exception):

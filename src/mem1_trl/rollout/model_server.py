@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..retrying import UnusableServer
+from ..retrying import UnusableServer, is_cancelled
+from ..waiting import LONGEST_SLEEP
 from .chat_client import ChatEndpoint
 from .completions import BEYOND_OPENAI, CompletionsEndpoint, Offer
 from .decoding_modes import NEUTRAL_SAMPLING, changing, refuse_for_server
 from .endpoint import ChatRollout, check_rendering
+from .server_errors import TurnStopped
 from .server_rollout import CompletionsRollout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedTokenizerBase
 
@@ -125,7 +128,7 @@ class ModelServer:
             )
 
     def _find_offer(self) -> Offer | None:
-        with self._lock:
+        with _held_if_wanted(self._lock):
             if self.completions is not None and not self._asked:
                 self._offer, reason = self.completions.find_offer()
                 if self._offer is None:
@@ -135,3 +138,20 @@ class ModelServer:
                     logger.info("Contexts are sent as chat messages: %s.", reason)
                 self._asked = True
             return self._offer
+
+
+@contextlib.contextmanager
+def _held_if_wanted(lock: threading.Lock) -> Iterator[None]:
+    """
+    Hold a lock, which another thread may hold while its server hangs.
+
+    Raises:
+        [`TurnStopped`]: If the answer that this thread waits for is no longer wanted.
+    """
+    while not lock.acquire(timeout=LONGEST_SLEEP):
+        if is_cancelled():
+            raise TurnStopped("The answer is no longer wanted.")
+    try:
+        yield
+    finally:
+        lock.release()

@@ -88,11 +88,12 @@ def draw_tokens(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Ten
             In `[0, 1)`, shape `(B,)`.
 
     Returns:
-        `torch.Tensor`: Token ids, shape `(B,)`, none of them of probability 0.
+        `torch.Tensor`: Token ids, shape `(B,)`, none of them of probability 0. Where the probabilities are not finite, or all 0, it is some
+            token of the vocabulary: on a GPU an index outside of it would end the process.
     """
     exact = torch.float32 if probabilities.device.type == "mps" else torch.float64
     upper = probabilities.cumsum(dim=-1, dtype=exact)
     total = upper[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
     wanted = torch.minimum(numbers.to(exact)[:, None] * total, below)
-    return torch.searchsorted(upper, wanted, right=True).squeeze(1)
+    return torch.searchsorted(upper, wanted, right=True).squeeze(1).clamp_(max=probabilities.shape[-1] - 1)

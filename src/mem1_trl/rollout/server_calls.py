@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ..request_threads import RequestThreads
-from ..retrying import Cancellation, UnusableServer, with_retries
+from ..retrying import Cancellation, UnusableServer, ending_with_cancellation, with_retries
 from ..waiting import wait_until
 from .server_errors import FailedContext, TurnStopped, explained, one_line, seconds_to_wait
 
@@ -20,6 +21,8 @@ Value = TypeVar("Value")
 
 _MOST_BARREN = 3
 """Calls in a row without one answer after which a server is given up."""
+
+_NOT_WANTED = "The answer is no longer wanted."
 
 
 class ServerCalls(Generic[Value]):
@@ -56,23 +59,38 @@ class ServerCalls(Generic[Value]):
             `UnusableServer`: If the server refuses what every request has in common, or if it has not answered one request in its
                 first call, or in three calls in a row.
             `ConnectionError`: If the server is not there.
+            [`TurnStopped`]: If the answers are no longer wanted.
         """
         if not requests:
             return []
+        results = self.each(requests)
+        judged = [result for result in results if not isinstance(result, TurnStopped)]
+        self.give_up([result for result in judged if isinstance(result, Exception)], len(judged))
+        return [str(result) if isinstance(result, Exception) else result for result in results]
+
+    def each(self, requests: Sequence[Callable[[], Value]]) -> list[Value | FailedContext | ConnectionError]:
+        """
+        What [`~ServerCalls.one`] returns for each request, asked for in threads of their own: this one goes on as soon as the answers are no
+        longer wanted, see [`Cancellation`], whatever client is used.
+
+        Raises:
+            `UnusableServer`: If one request says that none would be answered.
+            [`TurnStopped`]: If the answers are no longer wanted.
+        """
         threads, cancellation = RequestThreads(self.max_workers), Cancellation()
         try:
-            futures = [threads.submit(partial(self.one, request, cancellation)) for request in requests]
-            wait_until(partial(_are_decided, futures))
+            with ending_with_cancellation(cancellation.cancel):
+                futures = [threads.submit(partial(self.one, request, cancellation)) for request in requests]
+                wait_until(lambda seconds: cancellation.cancelled or _are_decided(futures, seconds))
+            if cancellation.cancelled:
+                raise TurnStopped(_NOT_WANTED)
             for future in futures:
                 if future.done() and (error := future.exception()) is not None:
                     raise error
         finally:
             threads.close()
             cancellation.cancel()
-        results = [future.result() for future in futures]
-        judged = [result for result in results if not isinstance(result, TurnStopped)]
-        self.give_up([result for result in judged if isinstance(result, Exception)], len(judged))
-        return [str(result) if isinstance(result, Exception) else result for result in results]
+        return [future.result() for future in futures]
 
     def one(
         self, request: Callable[[], Value], cancellation: Cancellation | None = None
@@ -95,9 +113,9 @@ class ServerCalls(Generic[Value]):
         def ask() -> Value:
             nonlocal attempts
             attempts += 1
-            with self._free, cancellation.applied():
+            with self._place(cancellation), cancellation.applied():
                 if cancellation.cancelled:
-                    raise TurnStopped("The answer is no longer wanted.")
+                    raise TurnStopped(_NOT_WANTED)
                 return request()
 
         try:
@@ -108,6 +126,25 @@ class ServerCalls(Generic[Value]):
             if isinstance(failure, (FailedContext, ConnectionError)):
                 return failure
             raise failure from error
+
+    @contextlib.contextmanager
+    def _place(self, cancellation: Cancellation) -> Iterator[None]:
+        """
+        Hold one of the places of `max_workers`. It is free as soon as the answer is no longer wanted: a client of another library may wait
+        for it much longer.
+        """
+        self._free.acquire()
+        held = threading.Lock()
+
+        def leave() -> None:
+            if held.acquire(blocking=False):  # once
+                self._free.release()
+
+        try:
+            with cancellation.ending(leave):
+                yield
+        finally:
+            leave()
 
     def give_up(self, failures: list[Any], asked: int) -> None:
         """Raise if going on would only spend episodes, after `asked` requests of which some failed."""

@@ -67,6 +67,34 @@ def part(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
+def first_choice(answer: Any) -> Any:
+    """
+    The first choice of an answer.
+
+    Raises:
+        [`ServerError`]: If there is none.
+    """
+    raise_stated_error(answer)
+    choices = part(answer, "choices")
+    if not isinstance(choices, (list, tuple)) or not choices or choices[0] is None:
+        raise ServerError(f"its answer has no choices but {choices!r}")
+    return choices[0]
+
+
+def raise_stated_error(answer: Any) -> None:
+    """
+    Raise the error that an answer, or a piece of one, holds in place of a choice.
+
+    Raises:
+        [`ServerError`]: If there is one. Proxies answer "200 OK" with an error in the body; it has the status that the body says.
+    """
+    error = part(answer, "error")
+    if error:
+        code = part(error, "code")
+        status = int(code) if str(code).isdecimal() and 400 <= int(code) < 600 else None
+        raise ServerError(f"its answer is an error: {part(error, 'message') or error}", status)
+
+
 def has_ended(choice: Any) -> bool:
     """
     Whether a choice ended by itself or at a stop string (`True`), or at its length limit (`False`). Servers that never say why are believed

@@ -29,6 +29,9 @@ def _at_least_one(default: int, help: str) -> Any:
 ROLLOUT_MODES = ("async", "lockstep")
 """How episodes are played together: each goes on as soon as its own actions have returned, or all wait for the slowest in every turn."""
 
+LEAST_TEMPERATURE = 1e-5
+"""A temperature below it is 0, as in vLLM: logits that are divided by it may overflow, and what is drawn is the most likely token anyway."""
+
 BATCH_WAIT = 0.02
 """Seconds for which a context that is ready waits for others, to be generated with them."""
 
@@ -90,7 +93,7 @@ class AgentSettings:
         memory_top_k (`int`, *optional*, defaults to `3`):
             Maximum number of past observations that `context="external"` puts back into a context.
         temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; `0.0` decodes greedily.
+            Sampling temperature; `0.0` decodes greedily. One below [`LEAST_TEMPERATURE`] is `0.0`.
         top_p (`float`, *optional*, defaults to `1.0`):
             Smallest cumulative probability of the tokens that are sampled from; `1.0` considers all tokens.
         top_k (`int`, *optional*, defaults to `0`):
@@ -147,7 +150,11 @@ class AgentSettings:
         3, "Maximum number of past observations that `context='external'` puts back into a context."
     )
     temperature: float = field(
-        default=0.0, metadata={"help": "Sampling temperature; 0 decodes greedily.", "minimum": 0}
+        default=0.0,
+        metadata={
+            "help": f"Sampling temperature; 0, or less than {LEAST_TEMPERATURE}, decodes greedily.",
+            "minimum": 0,
+        },
     )
     top_p: float = field(
         default=1.0,
@@ -218,6 +225,8 @@ class AgentSettings:
                 if not isinstance(value or {}, Mapping):
                     raise ValueError(f"{one.name} must be a mapping of names to values, got {value!r:.80}.")
                 object.__setattr__(self, one.name, dict(value or {}))
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
         object.__setattr__(self, "generation_kwargs", listed_bias(self.generation_kwargs))
         for name in ("generation_kwargs", "chat_template_kwargs"):
             for key, value in getattr(self, name).items():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from .server_errors import FailedContext, ServerError, TurnStopped, has_ended, part
+from .server_errors import FailedContext, ServerError, TurnStopped, first_choice, has_ended, part, raise_stated_error
 from .turn_listener import TurnListener
 
 
@@ -14,8 +14,8 @@ def send_streamed(create: Callable[..., Any], request: Mapping[str, Any], listen
     """
     The answer to a request. With a listener it is asked for in pieces, whose text is told as it comes.
 
-    A server that sends the whole answer all the same is understood. Once a part of an answer was told, the request cannot be sent
-    again, since another answer may come.
+    A server that sends the whole answer all the same is understood. Once a part of the turn was told, by this request or by one before
+    it, nothing can be sent again, since another answer may come.
 
     Args:
         create (`Callable`):
@@ -27,20 +27,20 @@ def send_streamed(create: Callable[..., Any], request: Mapping[str, Any], listen
 
     Raises:
         [`TurnStopped`]: If the listener wants no more.
-        [`FailedContext`]: If the answer broke after a part of it was told.
+        [`FailedContext`]: If the answer broke, or is an error, after a part of the turn was told.
     """
     if listener is None:
         return create(**request)
-    told = len(listener.told)
     try:
         answer = create(**request, stream=True)
         if isinstance(answer, Mapping) or part(answer, "choices") is not None or not isinstance(answer, Iterable):
+            first_choice(answer)
             return answer
         return _gather(answer, listener)
     except TurnStopped:
         raise
     except Exception as error:
-        if len(listener.told) == told:
+        if not listener.told:
             raise
         raise FailedContext(
             f"The model server broke off its answer after a part of it was told ({type(error).__name__}: {error}): play the turn "
@@ -56,8 +56,7 @@ def _gather(chunks: Iterable[Any], listener: TurnListener) -> dict[str, Any]:
     usage: Any = None
     with closing(_closeable(chunks)) as stream:
         for chunk in stream:
-            if part(chunk, "error"):
-                return {"error": part(chunk, "error")}
+            raise_stated_error(chunk)
             usage = part(chunk, "usage") or usage
             for one in part(chunk, "choices") or []:
                 for name in ("finish_reason", "stop_reason"):

@@ -19,7 +19,9 @@ from ..json_text import write_json
 from ..metrics import peak_tokens
 from ..protocol.untrusted import sanitize_prompt
 from ..rollout.observations import ObservationEncoder
+from ..rollout.server_errors import TurnStopped
 from ..trajectory import StopReason, Trajectory
+from ..wire.answering import ClientLeft
 from ..wire.answers import ChatAnswer
 from ..wire.app import ChatApp, WireLimits
 from ..wire.errors import WireError, unknown_model
@@ -78,6 +80,7 @@ class AgentBackend:
 
         Raises:
             [`WireError`]: If it cannot be answered.
+            [`ClientLeft`]: If it need not be answered any more.
         """
         self._refuse(request)
         found = self.conversations.find(request, owner, session)
@@ -97,6 +100,8 @@ class AgentBackend:
                 answer = self._as_answer(episode, text, calls, turns)
                 self.conversations.keep(request, owner, session, found, answer.message, state)
                 return answer
+        except TurnStopped as stopped:
+            raise ClientLeft(str(stopped)) from stopped
         except (ConnectionError, RuntimeError) as error:
             raise WireError(502, f"The agent could not answer: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import zlib
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..json_text import read_json, write_json, write_whole
+
+logger = logging.getLogger(__name__)
 
 _PRUNE_EVERY = 64  # files written between two looks at how many there are
 
@@ -21,7 +24,8 @@ class StateStore:
 
     Args:
         directory (`str` or `os.PathLike`, *optional*):
-            Where each state is written, so that it survives a restart. `None` keeps them in memory only.
+            Where each state is written, so that it survives a restart. `None` keeps them in memory only, as do states that cannot be written:
+            the log says so, once until one was written again.
         max_states (`int`, *optional*, defaults to `10000`):
             Most states in memory; those that were used least recently go.
         max_bytes (`int`, *optional*, defaults to `268435456`):
@@ -42,7 +46,7 @@ class StateStore:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         self.directory = None if directory is None else Path(directory)
         if self.directory is not None:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(self.directory)
         self.max_states = max_states
         self.max_bytes = max_bytes
         self.max_files = max_files
@@ -51,6 +55,7 @@ class StateStore:
         self._disk = threading.Lock()
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._written = 0
+        self._fails = False
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -76,17 +81,34 @@ class StateStore:
         return value
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a state, and write it to disk if there is a directory."""
-        if self.directory is not None:
-            text = write_json(value)
-            with self._disk:  # the same state may come from two requests at once
-                write_whole(self.directory / f"{key}.json", text)
-            with self._lock:
-                self._written += 1
-                due = self._written % _PRUNE_EVERY == 0
-            if due:
-                self._prune(self.directory)
+        """Keep a state, and write it to disk if there is a directory. Where that fails it is in memory all the same: its answer must not be lost."""
         self._keep(key, value)
+        if self.directory is None:
+            return
+        text = write_json(value)
+        try:
+            with self._disk:  # the same state may come from two requests at once
+                _write(self.directory, key, text)
+        except OSError as error:
+            self._warn(self.directory, error)
+            return
+        with self._lock:
+            self._fails = False
+            self._written += 1
+            due = self._written % _PRUNE_EVERY == 0
+        if due:
+            self._prune(self.directory)
+
+    def _warn(self, directory: Path, error: OSError) -> None:
+        with self._lock:
+            fails, self._fails = self._fails, True
+        if not fails:
+            logger.warning(
+                "The state of a conversation could not be written to %s (%s): it is in memory only, and so are others until one can be "
+                "written again.",
+                directory,
+                error.strerror or error,
+            )
 
     def _keep(self, key: str, value: Any) -> None:
         packed = zlib.compress(write_json(value).encode(), 1)
@@ -103,4 +125,19 @@ class StateStore:
             with contextlib.suppress(OSError):
                 files.append((path.stat().st_mtime_ns, path))
         for _, path in sorted(files)[: max(len(files) - self.max_files, 0)]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _write(directory: Path, key: str, text: str) -> None:
+    """Write the state of a key; the directory is made again if it was deleted."""
+    path = directory / f"{key}.json"
+    try:
+        write_whole(path, text)
+    except FileNotFoundError:
+        _make(directory)
+        write_whole(path, text)
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..retrying import Cancellation
 from .answers import ChatAnswer
 from .errors import WireError
 from .requests import ChatRequest
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .app import ChatApp
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class Answering:
         self.request = request
         self.owner = owner
         self.session = session
-        self.left = threading.Event()
+        self._left = Cancellation()
+        self._job: Future[ChatAnswer] | None = None
         self.late = False
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -52,7 +55,8 @@ class Answering:
         """Let a thread answer; `begun` is when the request came, on the monotonic clock."""
         self.app.open += 1
         self._limit = self._loop.call_later(self.app.limits.answer_timeout, self._give_up)
-        future = asyncio.wrap_future(self.app.threads.submit(self._answer), loop=self._loop)
+        self._job = self.app.threads.submit(self._answer)
+        future = asyncio.wrap_future(self._job, loop=self._loop)
         future.add_done_callback(lambda done: self._ended(done, begun))
 
     async def next(self) -> str | ChatAnswer:
@@ -68,22 +72,29 @@ class Answering:
             pass
         return found
 
+    def leave(self) -> None:
+        """The answer is no longer wanted: requests to other servers for it end, and one that waits for a thread is not begun."""
+        self._left.cancel()
+        if self._job is not None:
+            self._job.cancel()
+
     def _give_up(self) -> None:
         """End an answer whose time is over, after the pieces that were told in time."""
         self.late = True
-        self.left.set()
+        self.leave()
         sentence = f"There was no whole answer within {self.app.limits.answer_timeout:g} seconds."
         self._events.put_nowait(WireError(504, sentence, "timeout"))
 
     def _tell(self, text: str) -> None:
-        if self.left.is_set():
+        if self._left.cancelled:
             raise ClientLeft("The client is gone.")
         if text:
             self._loop.call_soon_threadsafe(self._events.put_nowait, text)
 
     def _answer(self) -> ChatAnswer:
-        self._tell("")  # it may have waited long for a thread
-        return self.app.backend.answer(self.request, self.owner, self.session, self._tell)
+        with self._left.applied():
+            self._tell("")  # it may have waited long for a thread
+            return self.app.backend.answer(self.request, self.owner, self.session, self._tell)
 
     def _ended(self, done: Any, begun: float) -> None:
         self.app.open -= 1
@@ -91,7 +102,13 @@ class Answering:
             self._limit.cancel()
         counts = self.app.counts
         counts.add("mem1_request_seconds_sum", time.monotonic() - begun)
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        error: Any = None
+        if not done.cancelled():
+            error = done.exception()
+        elif self._left.cancelled:
+            error = ClientLeft("The client is gone.")
+        else:
+            error = asyncio.CancelledError()
         if error is None:
             answer = done.result()
             counts.add("mem1_requests_total", status=200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import time
@@ -22,6 +23,7 @@ from .response_requests import read_response_request
 
 Value = TypeVar("Value")
 SESSION_HEADER = "x-mem1-session"
+_SCHEME = b"bearer "  # of any case
 
 
 class ChatBackend(Protocol):
@@ -34,7 +36,7 @@ class ChatBackend(Protocol):
     ) -> ChatAnswer:
         """
         Answer a request, telling the text as it comes. `tell` raises [`ClientLeft`] when the answer is no longer wanted; it may be
-        called with an empty text to find out.
+        called with an empty text to find out. Requests to other servers in this thread end then, too, see [`Cancellation`].
         """
 
     def gauges(self) -> dict[str, float]:
@@ -88,7 +90,9 @@ class ChatApp:
         self.limits = limits or WireLimits()
         self.counts = Counts()
         self.open = 0
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in self.limits.keys]
+        self._keys = [
+            (_digest(sent), _digest(key.encode()).hex()) for key in self.limits.keys for sent in _as_sent(key)
+        ]
         self.threads = RequestThreads(self.limits.max_running)
         self.app: Any = Starlette(
             routes=[
@@ -170,13 +174,13 @@ class ChatApp:
                 return await self._streamed(request, writer, answering)
             return await self._whole(request, writer, answering)
         except WireError as error:
-            answering.left.set()
+            answering.leave()
             return self._refusal(error)
         except asyncio.CancelledError:  # the server has waited long enough
-            answering.left.set()
+            answering.leave()
             return self._refusal(server_ends())
         except BaseException:
-            answering.left.set()
+            answering.leave()
             raise
 
     async def _whole(self, request: Any, writer: AnswerWriter | ResponseWriter, answering: Answering) -> Any:
@@ -207,7 +211,7 @@ class ChatApp:
             except asyncio.CancelledError:
                 yield writer.failed(server_ends())
             finally:
-                answering.left.set()
+                answering.leave()
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
@@ -217,11 +221,16 @@ class ChatApp:
         """Whose request it is: a digest of the key."""
         if not self._keys:
             return str(request.path_params.get("owner", ""))
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        digest = hashlib.sha256(given.encode()).digest()
-        if sum(hmac.compare_digest(digest, key) for key in self._keys) == 0:  # every key is compared, in constant time
+        # As bytes: Starlette reads headers as Latin-1, whatever the client meant
+        given = next((value for name, value in request.headers.raw if name.lower() == b"authorization"), b"")
+        if given[: len(_SCHEME)].lower() == _SCHEME:
+            given = given[len(_SCHEME) :]
+        digest = _digest(given.strip())
+        # Every key is compared, in constant time
+        owners = [owner for key, owner in self._keys if hmac.compare_digest(digest, key)]
+        if not owners:
             raise WireError(401, "The header Authorization must hold 'Bearer' and a valid key.", "invalid_api_key")
-        return digest.hex()
+        return owners[0]
 
     async def _body(self, request: Any) -> bytes:
         most = self.limits.max_body
@@ -242,6 +251,18 @@ class ChatApp:
         return _json(error_body(error), error.status, headers)
 
 
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _as_sent(key: str) -> list[bytes]:
+    """The bytes as which clients send a key: in UTF-8, or in Latin-1, as those of Python's standard library do."""
+    sent = [key.encode()]
+    with contextlib.suppress(UnicodeEncodeError):
+        sent.append(key.encode("latin-1"))
+    return list(dict.fromkeys(sent))
+
+
 async def _unless_gone(request: Any, wanted: Coroutine[Any, Any, Value]) -> Value | None:
     """What is waited for; `None` if the client is gone before that."""
     gone = asyncio.create_task(_disconnected(request))
@@ -256,7 +277,7 @@ async def _unless_gone(request: Any, wanted: Coroutine[Any, Any, Value]) -> Valu
 
 def _nobody_reads(answering: Answering) -> Any:
     """Let an answer end whose client is gone."""
-    answering.left.set()
+    answering.leave()
     return _json({}, 499)
 
 
