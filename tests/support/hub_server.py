@@ -171,7 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             content = self.server.files[repo][name]
             tag = f'"{hashlib.sha256(content).hexdigest()}"'
-            self._answer(200, content, ETag=tag, X_Repo_Commit=self.server.head, Content_Type="application/octet-stream")
+            self._answer(
+                200, content, ETag=tag, X_Repo_Commit=self.server.head, Content_Type="application/octet-stream"
+            )
 
 
 _REPO = r"((?:datasets/)?[\w.-]+/[\w.-]+)"

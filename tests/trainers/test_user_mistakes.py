@@ -284,8 +284,9 @@ def test_messages_without_a_chat_template_name_two_remedies(no_model, tmp_path, 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"temperature": 0.0}, r"temperature must be above 0, .* got 0\.0: .*eval_temperature=0\.0"),
-        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"temperature": 0.0}, r"temperature must be at least 1e-05, .* got 0\.0: .*eval_temperature=0\.0"),
+        ({"temperature": -1.0}, "temperature must be at least 1e-05"),
+        ({"temperature": 1e-42}, "temperature must be at least 1e-05"),
         ({"learning_rate": "1e-6"}, r"learning_rate must be a number, got the text '1e-6'.*1\.0e-6"),
         ({"max_turns": "six"}, "max_turns must be a number, got the text 'six'"),
         ({"beta": "0.1"}, r"beta must be a number, got the text '0\.1'"),

@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from ..context_rules.named import given_rule
 from ..environment_runtime.faults import ON_ENVIRONMENT_ERROR, FaultSettings
-from ..rollout.settings import BATCH_WAIT, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
+from ..rollout.settings import BATCH_WAIT, LEAST_TEMPERATURE, ROLLOUT_MODES, AgentSettings, check_rollout_mode, setting
 from ..typed_fields import check_seed
 from ..update.distillation import TEACHER_CONTEXTS
 from ..update.group_advantages import GROUP_LEVELS
@@ -496,9 +496,9 @@ class Mem1GRPOConfig(GRPOConfig):
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {self.layout!r}.")
         if self.check not in ("on", "off"):
             raise ValueError(f"check must be 'on' or 'off', got {self.check!r}.")
-        if not self.temperature > 0:
+        if not self.temperature >= LEAST_TEMPERATURE:
             raise ValueError(
-                f"temperature must be above 0, since log-probs are computed at it, got {self.temperature}: sample in training; an "
+                f"temperature must be at least {LEAST_TEMPERATURE}, since log-probs are computed at it, got {self.temperature}: sample in training; an "
                 "evaluation decodes greedily with eval_temperature=0.0."
             )
         refuse_without_effect(self)
