@@ -75,7 +75,7 @@ def test_one_objective_may_have_one_answer_and_another_a_list(metric):
 
 
 def test_a_text_in_place_of_the_answers_of_a_task_is_refused():
-    with pytest.raises(ValueError, match="references"):
+    with pytest.raises(ValueError, match="expected a list instead"):
         ExactMatch().compute(predictions=["Paris"], references=["Paris"])
 
 
