@@ -309,8 +309,20 @@ class LanguageModel:
             equal = [n for n in self.by[label] if n in self.shown and not self.is_above(n, [label])]
             if equal:
                 text += f"On {in_words(equal)} {self.names[label]} reaches {self.share(label, equal)}. "
+        text += self.after_imitation()
         missing = [name for label, name in self.names.items() if f"{label} t0" not in self.cells]
         return text + (f"Not run there: {'; '.join(missing)}." if missing else "")
+
+    def after_imitation(self) -> str:
+        """How reinforcement that goes on from imitation does beside as much imitation again."""
+        beside: dict[str, list[float]] = (
+            self.results.get("differences_after_imitation", {}).get("em", {}).get("imitation-longer", {})
+        )
+        equal = [n for n, (_, low, *_) in beside.items() if low <= 0]
+        if not equal:
+            return ""
+        shares = [self.share(label, equal) for label in ("grpo-four", "imitation-longer")]
+        return f"Where both go on from imitation, GRPO, with {shares[0]} on {in_words(equal)}, is not above as much imitation again, with {shares[1]}. "
 
 
 def render() -> str:

@@ -59,6 +59,7 @@ METRICS = {
     "retained": "found and still in the state",
 }
 WINDOW = 5  # steps of a running mean
+STYLES = ("-", "--", ":", "-.")
 ENDS = 8  # batches of episodes at the begin and at the end of a training
 
 
@@ -181,12 +182,15 @@ def plot(root, path):
     runs = {name: log for name, log in runs.items() if any("reward" in record for record in log.values())}
     if not runs:
         return False
+    kinds = list(dict.fromkeys(name.rpartition("-seed")[0] for name in runs))
     shown = {"reward": "reward", "episode/turns": "turns", "entropy": "entropy, nats"}
     figure, panels = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained")
     for axes, (key, name) in zip(panels, shown.items()):
         for label, log in runs.items():
             steps = {step: record[key] for step, record in sorted(log.items()) if key in record}
-            (line,) = axes.plot(list(steps), smooth(list(steps.values()), WINDOW), label=label)
+            kind, _, seed = label.rpartition("-seed")  # a colour for each kind, a style for each seed
+            style = {"color": f"C{kinds.index(kind)}", "linestyle": STYLES[int(seed) % len(STYLES)]}
+            (line,) = axes.plot(list(steps), smooth(list(steps.values()), WINDOW), label=label, **style)
             axes.plot(list(steps), list(steps.values()), color=line.get_color(), alpha=0.2)
         axes.set(xlabel="optimizer step", title=name)
         axes.grid(alpha=0.3)
