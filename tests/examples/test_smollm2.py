@@ -400,6 +400,27 @@ def test_tests_on_tasks_of_another_seed_are_a_table_of_their_own(example, tmp_pa
     assert len(lines) == 36 and sum(line.get("part") == "last" and line["seed"] == 1 for line in lines) == 12
 
 
+def test_what_goes_on_from_imitation_is_held_against_more_of_it(example, tmp_path, monkeypatch):
+    """And the evidence says it where it is not above that."""
+    for label, score in (("imitation", 0.25), ("imitation-longer", 0.75), ("grpo-four", 0.5), ("start", 0.0)):
+        evaluation_file(tmp_path / "evaluation", f"{label}-seed0", 2, [(score, None)] * 6)
+    page = tmp_path / "page"
+    assert run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc") == 0
+    text = (page / "RESULTS.md").read_text()
+    assert (
+        "## What reinforcement adds to imitation\n\n*Imitation of successes, then GRPO on two to four objectives*, minus"
+        in text
+    )
+    assert "| minus imitation of successes | **+0.25 [+0.25, +0.25]** |" in text
+    assert (
+        "| minus imitation of successes, then as much again on two to four objectives | **-0.25 [-0.25, -0.25]** |"
+        in text
+    )
+    assert "minus supervised start" not in text and "## What reinforcement adds\n" not in text
+    found = json.loads((page / "results.json").read_text())["differences_after_imitation"]["em"]
+    assert set(found) == {"imitation", "imitation-longer"} and found["imitation-longer"]["2"][0] == -0.25
+
+
 def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp_path):
     model = example("model")
     trained, _ = model.load(base, trainable=True)
