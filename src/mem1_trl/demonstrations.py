@@ -14,7 +14,7 @@ import logging
 import math
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
@@ -121,7 +121,7 @@ def collect_trajectories(
     with ExitStack() as stack:
         stack.enter_context(closing(pool))
         settings = _claim(path, _settings(agent, pool, reward), seed, drawn)
-        stack.enter_context(_only_writer(path))
+        file = stack.enter_context(_only_writer(path))
         played = _recover(path, tasks, checksums, samples)
         wanted = [(row, sample) for row in range(len(tasks)) for sample in range(samples)]
         left = [key for key in wanted if key not in played]
@@ -129,7 +129,7 @@ def collect_trajectories(
         progress = tqdm(
             total=len(wanted), initial=len(wanted) - len(left), desc="episodes", unit="episode", disable=disable_tqdm
         )
-        with progress, path.open("a", encoding="utf-8") as file:
+        with progress:
             for batch in _batches(agent, tasks, pool, left, batch_size, settings["seed"]):
                 for key, trajectory in batch.items():
                     played[key], trajectory.task = trajectory, checksums[key[0]]
@@ -315,23 +315,23 @@ def _settings(agent: Mem1Agent, pool: EnvironmentPool, reward: Callable[..., Any
 
 
 @contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Hold the file, so that no second collection plays the same episodes into it. The system lets go of it when the program ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with path.open("a", encoding="utf-8") as held:
+def _only_writer(path: Path) -> Iterator[TextIO]:
+    """
+    The file, opened for more lines and held, so that no second collection plays the same episodes into it. The system lets go of it when the
+    program ends.
+    """
+    with path.open("a", encoding="utf-8") as file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
                 f"{path} must be written by one collection at a time, but another one is still running: wait for it, or collect into a new file."
             ) from None
-        except OSError:  # a file system without locks
+        except (ImportError, OSError):  # on Windows, and on a file system without locks
             pass
-        yield
+        yield file
 
 
 def _claim(path: Path, settings: dict[str, Any], seed: int | None, drawn: int) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_columns_that_only_later_episodes_have_are_loaded_by_datasets(tmp_path):
 
 
 def test_all_is_no_name_of_a_split():
-    with pytest.raises(ValueError, match="split='all' is no name of a split"):
+    with pytest.raises(ValueError, match="split='all' is not a name for a split"):
         push_trajectories("me/data", episodes(1), split="all")
 
 
@@ -183,7 +183,7 @@ def test_the_prompt_of_an_evaluated_episode_is_that_of_its_row(tmp_path):
 def test_what_cannot_be_pushed_is_said_before_anything_is_sent(tmp_path):
     with pytest.raises(ValueError, match="no trajectory to push"):
         push_trajectories("me/x", [])
-    with pytest.raises(ValueError, match=r"split='a/b' is no name of a split"):
+    with pytest.raises(ValueError, match=r"split='a/b' is not a name for a split"):
         push_trajectories("me/x", episodes(1), split="a/b")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(episodes(1)[0].to_dict()) + '\n{"question": 1}\n')

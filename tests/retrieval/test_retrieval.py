@@ -473,7 +473,7 @@ def test_it_listens_on_an_address_of_ipv6():
     try:
         socket.socket(socket.AF_INET6).bind(("::1", 0))
     except OSError:
-        pytest.skip("this machine has no address of IPv6")
+        pytest.skip("this machine has no IPv6 address")
     with serve_site(RetrieverServer(Bm25Index(CORPUS), host="::1", port=0)) as server:
         assert server.url == f"http://[::1]:{server.server_port}"
         [[found]] = HttpRetriever(server.url).search(["iron"], 1)

@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ..json_lines import read_json_lines
 from ..json_text import write_json
 from ..trajectory import Trajectory
-from .trajectory_card import trajectory_card
+from .trajectory_card import FOLDER, trajectory_card
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
-
-FOLDER = "data"
-"""Folder of a repository with `<split>.jsonl`."""
 
 
 def push_trajectories(
@@ -190,7 +187,7 @@ def _flat(record: Any) -> dict[str, Any]:
 def _check_split(split: str) -> None:
     if not split.replace("_", "").isalnum() or split == "all":  # by which `datasets` means all of them
         raise ValueError(
-            f"split={split!r} is no name of a split: use letters, digits and underscores, and another word than 'all'."
+            f"split={split!r} is not a name for a split: use letters, digits and underscores, but not the word 'all'."
         )
 
 

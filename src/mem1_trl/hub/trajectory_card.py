@@ -14,6 +14,9 @@ from datasets.info import DatasetInfosDict
 
 from ..version import __version__
 
+FOLDER = "data"
+"""Folder of a repository with `<split>.jsonl`."""
+
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 _COLUMNS = {
     "prompt": "the row's `prompt`: a text or messages (where it is known)",
@@ -73,7 +76,7 @@ def trajectory_card(
         configs=[
             {
                 "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}.jsonl"} for name in splits],
+                "data_files": [{"split": name, "path": f"{FOLDER}/{name}.jsonl"} for name in splits],
             }
         ],
     )

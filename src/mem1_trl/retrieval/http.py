@@ -225,9 +225,8 @@ class HttpRetriever:
             result = read_json(said, nan_is_null=True)["result"]
             if len(result) != len(queries):
                 raise ValueError
-            return [
-                [_passage(entry) for entry in entries[:top_k]] for entries in result
-            ]  # some servers send as many as they like
+            # Some servers send as many as they like
+            return [[_passage(entry) for entry in entries[:top_k]] for entries in result]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             text = one_line(said[:200].decode("utf-8", "replace"))
             raise UnusableServer(

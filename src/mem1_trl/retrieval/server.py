@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import socketserver
 from collections.abc import Sized
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +10,7 @@ from typing import Any
 
 from ..json_text import read_json, write_json
 from ..version import __version__
-from ..wire.listening import naming_address
+from ..wire.listening import address_family, http_address, naming_address
 from .passages import Passage, Retriever, check_found
 
 logger = logging.getLogger(__name__)
@@ -68,15 +67,14 @@ class RetrieverServer(ThreadingHTTPServer):
         self.retriever = retriever
         self.top_k = top_k
         self.max_top_k = max_top_k
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.address_family = address_family(host)
         with naming_address(host, port):
             super().__init__((host, port), _Handler)
 
     @property
     def url(self) -> str:
         """Address of the server, such as `"http://127.0.0.1:8000"`."""
-        host = str(self.server_address[0])
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}"
+        return http_address(str(self.server_address[0]), self.server_port)
 
     def server_bind(self) -> None:
         """Bind without looking up the name of the address, which may take seconds where there is no name service."""

@@ -8,6 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def address_family(host: str) -> socket.AddressFamily:
+    """Family of sockets that listen at an address: that of IPv6 if it has colons."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def http_address(host: str, port: int) -> str:
+    """`"http://127.0.0.1:8000"`; an address of IPv6 stands in brackets."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 @contextmanager
 def naming_address(host: str, port: int) -> Iterator[None]:
     """

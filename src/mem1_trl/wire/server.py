@@ -9,7 +9,7 @@ from typing import Any
 
 from ..optional_packages import require
 from .app import ChatApp
-from .listening import naming_address
+from .listening import address_family, http_address, naming_address
 
 _PATIENCE = 30.0  # seconds for a server to begin
 _BACKLOG = 2048  # connections that wait to be taken
@@ -44,7 +44,7 @@ class WireServer:
         uvicorn = require("uvicorn", "serve", "A server")
         self.chat = chat
         self.patience = max(1, round(patience))  # with 0 uvicorn calls even an idle end an error
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._socket = socket.socket(address_family(host))
         try:
             with naming_address(host, port):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,7 +53,7 @@ class WireServer:
         except OSError:
             self._socket.close()
             raise
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
+        self.url = http_address(host, self._socket.getsockname()[1])
         config: Any = uvicorn.Config(
             chat.app,
             log_level="warning",
