@@ -128,7 +128,7 @@ class ConfigParser(TrlParser):
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
         """
-        Take the values of the file: names as on the command line, with lines or dashes, one value stands for a list of one, and what argparse
+        Take the values of the file: names as on the command line, with underscores or dashes, one value stands for a list of one, and what argparse
         would not check is checked.
         """
         given = list(kwargs)
