@@ -5,6 +5,7 @@ Controls that need no reinforcement, of the same size as a finished run of `trai
     python examples/smollm2/imitate.py supervised --like runs/smollm2/grpo-anchored-seed0
     python examples/smollm2/imitate.py again --like runs/smollm2/grpo-anchored-seed0
     python examples/smollm2/imitate.py taught --like runs/smollm2/grpo-anchored-seed0
+    python examples/smollm2/imitate.py imitation --context full --like runs/smollm2/grpo-anchored-seed0   # of the twin that appends
 
 `imitation` plays as many episodes as that run did (with those it goes on from), of as many objectives, in three rounds, and learns those that answered everything; each round plays
 the model of the last one. The others train on demonstrations for as many processor seconds as that run took: `supervised` on new ones, `again` on
@@ -33,6 +34,7 @@ def play(args, adapter, rows, path, deadline):
         model,
         tokenizer,
         PROTOCOL,
+        context=args.context,
         temperature=args.temperature,
         batch_size=args.together,
         rollout_batch_wait=WAIT,
@@ -101,6 +103,7 @@ def main():
     parser.add_argument(
         "--temperature", type=rate, default=1.0, help="of imitation, where that run is not finished yet"
     )
+    parser.add_argument("--context", choices=["mem1", "full"], default="mem1", help="full: of the twin that appends")
     parser.add_argument("--start", type=Path, default=Path("runs/smollm2/start-seed0/adapter"))
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--epochs", type=count, default=2, help="times that each round reads its successful episodes")
@@ -112,7 +115,8 @@ def main():
     if args.output_dir is None:
         if not args.like:
             parser.error("--like or --output_dir must be given")
-        args.output_dir = args.like[0].with_name(f"{args.control}-{args.like[0].name}")
+        of_twin = "twin-" if args.context == "full" else ""
+        args.output_dir = args.like[0].with_name(f"{of_twin}{args.control}-{args.like[0].name}")
     if is_done(args.output_dir):
         return
     if getattr(args, size) is None:
@@ -128,7 +132,7 @@ def main():
     args.objectives = args.objectives or [2]
     deadline = Deadline(args.minutes)
     quiet(args)
-    settings = {name: getattr(args, name) for name in ("control", "batch_size", "learning_rate", "seed")}
+    settings = {name: getattr(args, name) for name in ("control", "context", "batch_size", "learning_rate", "seed")}
     if args.control == "imitation":
         return imitate(args, settings, deadline)
     model, tokenizer = load(args.base, args.start, trainable=True)
@@ -144,7 +148,7 @@ def main():
     else:
         rows = lessons(args.seed + 1000, min(2000, steps * args.batch_size))
         path = args.output_dir / "demonstrations.jsonl"
-    dataset = demonstrations(tokenizer, rows, path, "mem1", knows=args.control == "taught")
+    dataset = demonstrations(tokenizer, rows, path, args.context, knows=args.control == "taught")
     supervised(
         model, tokenizer, dataset, args.output_dir, steps, deadline, settings, args.cpu_seconds, "constant",
         save_steps=args.save_steps,
