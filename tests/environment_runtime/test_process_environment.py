@@ -6,12 +6,12 @@ import inspect
 import os
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 from support.fault_environments import Misbehaving, Unclear, Unfinished
+from support.processes import alive, ends
 from support.scripted_agent import scripted
 
 from mem1_trl import Mem1Agent, Mem1Protocol
@@ -22,21 +22,6 @@ from mem1_trl.environment_runtime.errors import EnvironmentDied, RemoteError
 from mem1_trl.environment_runtime.faults import FaultSettings
 from mem1_trl.environment_runtime.pool import EnvironmentPool, GivenEnvironments
 from mem1_trl.environment_runtime.process import ProcessEnvironment
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def ends(pid: int) -> bool:
-    """Whether a process is gone within ten seconds."""
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not alive(pid)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from support.helpers import oracle_logprobs
+from support.processes import ends
 from support.trainer_helpers import chat_tokenizer
 
 pytest.importorskip("starlette")
@@ -302,26 +302,13 @@ def command(tmp_path, code):
     return [sys.executable, str(script)]
 
 
-def is_gone(pid):
-    """Whether a process is gone within ten seconds."""
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_what_a_command_leaves_behind_ends_with_it_and_is_not_waited_for(agent, tmp_path):
     """The child holds the output of the command open."""
     began = time.monotonic()
     code = "print(subprocess.Popen(['sleep', '300']).pid)\nprint(1.0)"
     (played,) = play(agent, command(tmp_path, code), timeout=120.0)
     assert (played.error, played.reward) == (None, 1.0) and time.monotonic() - began < 100
-    assert is_gone(int(played.answer.split()[0]))
+    assert ends(int(played.answer.split()[0]))
 
 
 def test_commands_that_do_not_want_to_end_stop_no_other_episode(agent, tmp_path):
@@ -345,7 +332,7 @@ def test_commands_that_do_not_want_to_end_stop_no_other_episode(agent, tmp_path)
     assert played[-1].reward == 1.0 and all("within 5 seconds" in one.error for one in played[:-1])
     assert max(later - earlier for earlier, later in pairwise(seen)) < 6.0  # each of the four had two seconds to end
     pids = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
-    assert pids and all(map(is_gone, pids))
+    assert pids and all(map(ends, pids))
 
 
 def test_a_command_that_is_given_up_while_it_begins_does_not_run(agent, tmp_path, monkeypatch):
@@ -362,7 +349,7 @@ def test_a_command_that_is_given_up_while_it_begins_does_not_run(agent, tmp_path
     deadline = time.monotonic() + 20
     while not begun and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert begun and is_gone(begun[0].pid)
+    assert begun and ends(begun[0].pid)
 
 
 class Slowly:

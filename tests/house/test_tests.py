@@ -7,13 +7,13 @@ import os
 import re
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from support.forking import processes_that_end
 from support.meeting import Meeting
 from support.ports import held_port
+from support.processes import alive, ends
 from torch.distributed import TCPStore
 
 TESTS = Path(__file__).parents[1]
@@ -85,24 +85,21 @@ def test_a_meeting_is_for_calls_that_overlap(monkeypatch):
         Meeting(2).wait()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for by its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_processes_end_with_the_test_that_started_them():
     command = ["sh", "-c", "sleep 300 >/dev/null 2>&1 & echo $!"]
     with processes_that_end():
         left = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         assert alive(left)
-    deadline = time.monotonic() + SHORTEST_BOUND
-    while alive(left) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not alive(left)
+    assert ends(left)
+
+
+def test_a_process_that_ends_while_its_state_is_read_is_not_alive(monkeypatch):
+    def read(path):
+        raise ProcessLookupError(f"No such process: {path}")
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert not alive(os.getpid()) and ends(os.getpid())
 
 
 # The process that scripts are forked from
@@ -153,8 +150,8 @@ def test_a_forked_script_that_takes_too_long_is_killed_with_all_it_started(fork_
     )
     with pytest.raises(subprocess.TimeoutExpired):
         fork_server.run(script, tmp_path, "hang", timeout=2.0)
-    assert not alive(int((tmp_path / "0").read_text()))
+    assert ends(int((tmp_path / "0").read_text()))
     # One of two fails: the other does not wait for it
     done = fork_server.run(script, tmp_path, "fail", ranks=2)
     assert done.returncode == 1 and "rank 1 gives up" in done.stderr
-    assert not any(alive(int((tmp_path / str(rank)).read_text())) for rank in range(2))
+    assert all(ends(int((tmp_path / str(rank)).read_text())) for rank in range(2))
