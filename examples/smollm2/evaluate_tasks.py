@@ -4,8 +4,8 @@ Test an adapter on held-out entities and write the raw result of every task; it 
     python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter
     python examples/smollm2/evaluate_tasks.py --label start --adapter runs/smollm2/start-seed0/adapter --temperature 1
     python examples/smollm2/evaluate_tasks.py --label demonstrations --demonstrator
-    python examples/smollm2/evaluate_tasks.py --label twin --adapter runs/smollm2/twin-start-seed0/adapter --context full
-    python examples/smollm2/evaluate_tasks.py --label truncation --adapter runs/smollm2/twin-start-seed0/adapter --context truncate
+    python examples/smollm2/evaluate_tasks.py --label twin-start --adapter runs/smollm2/twin-start-seed0/adapter --context full
+    python examples/smollm2/evaluate_tasks.py --label truncation --adapter runs/smollm2/twin-imitation-seed0/round3/adapter --context truncate
     python examples/smollm2/evaluate_tasks.py --label scalar --adapter runs/smollm2/start-seed0/adapter --control runs/smollm2/scalar-seed0/control.json
 
 Each line of `<label>-<objectives>-t<temperature>-seed<seed>.jsonl` is one task:

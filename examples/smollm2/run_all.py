@@ -48,12 +48,18 @@ The second goes on from the first; the next two, and `SMALL`, from what supervis
 from imitation, with more objectives.
 """
 LABELS = (
-    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", SMALL, MORE, "imitation-longer", "grpo-2", "ppo-2", "again", "taught", "twin", "last",
+    "start", FIRST, SECOND, "supervised", EXACT, LEARNED, "supervised-longer", "scalar", "imitation", SMALL, MORE, "imitation-longer", "grpo-2", "ppo-2", "again", "taught",
+    "twin-start", "twin-imitation", "truncation", "twin", "last",
 )  # fmt: skip
-OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30, SMALL: 30, MORE: 40}
+OTHER_TASKS = {SECOND: 10, EXACT: 20, LEARNED: 30, SMALL: 30, MORE: 40, "twin": 30}
 """Added to the seed of a run, so that it draws other tasks than those before it."""
 LAST_TASKS = 2
 """Seed of the test tasks by which nothing was chosen."""
+TWIN_SECONDS, TWIN_TASKS = 1200, 50
+"""
+Processor seconds of the warm-up by which the twin that appends goes on from the same supervised training as the agent, and what is added to
+its seed: it has learned format, searching and reading already, and reads its earlier turns now.
+"""
 
 
 def stages(out, seeds, labels, options):
@@ -64,6 +70,7 @@ def stages(out, seeds, labels, options):
     exact = ("--reward", "exact", "--advantage_level", "state")
     held = (*exact, "--beta", 0.1)
     on_more = ("--objectives", *([1, 2] if options.short else [2, 3, 4]))
+    full = ("--context", "full")
 
     def test(label, adapter, seed, *more, numbers=objectives, tasks_of=None):
         arguments = ["--label", f"{label}-seed{seed}", "--tasks", options.tasks]
@@ -88,9 +95,8 @@ def stages(out, seeds, labels, options):
         )  # fmt: skip
 
     for seed in seeds:
-        start, twin, first, second, learned = (
-            out / f"{name}-seed{seed}" for name in ("start", "twin", FIRST, SECOND, LEARNED)
-        )
+        start, first, second, learned = (out / f"{name}-seed{seed}" for name in ("start", FIRST, SECOND, LEARNED))
+        before, imitated = (out / f"{name}-seed{seed}" for name in ("twin-start", "twin-imitation"))
         copying, imitating = out / f"supervised-{second.name}", out / f"imitation-{learned.name}"
         for label in labels:
             if label == "start":
@@ -152,12 +158,21 @@ def stages(out, seeds, labels, options):
                 ):
                     adapter = _adapter_of(folder)
                     yield test(name, adapter, seed, numbers=objectives[:1], tasks_of=LAST_TASKS)
+            elif label == "twin-start":
+                seconds = 2 if options.short else TWIN_SECONDS
+                warm_up = ["--start", copying / "adapter", "--cpu_seconds", seconds, "--seed", seed + TWIN_TASKS]
+                yield f"{label} seed {seed}", "imitate", ["supervised", *warm_up, *full, "--output_dir", before]
+                yield test(label, before / "adapter", seed, *full)
+            elif label == "twin-imitation":
+                like = ["--like", learned, "--start", before / "adapter", "--seed", seed + OTHER_TASKS[LEARNED]]
+                more = (*full, "--together", options.together, "--output_dir", imitated)
+                yield f"{label} seed {seed}", "imitate", ["imitation", *like, *more]
+                yield test(label, _adapter_of(imitated), seed, *full)
+            elif label == "truncation":
+                yield test(label, _adapter_of(imitated), seed, "--context", "truncate")
             else:
-                before, full = out / f"twin-start-seed{seed}", ("--context", "full")
-                yield f"twin start seed {seed}", "start", ["--output_dir", before, "--seed", seed, *full]
-                yield learn("twin", before, seed, *on_fewer, *held, *full)
-                yield test("twin", twin / "adapter", seed, *full)
-                yield test("truncation", twin / "adapter", seed, "--context", "truncate")
+                yield learn(label, before, seed, *on_fewer, *held, *full)
+                yield test(label, out / f"{label}-seed{seed}" / "adapter", seed, *full)
             if label in (FIRST, SECOND, EXACT, LEARNED, SMALL, MORE, "grpo-2", "ppo-2"):
                 yield test(label, out / f"{label}-seed{seed}" / "adapter", seed)
 

@@ -3,8 +3,7 @@ The supervised start: demonstrations of one and of two objectives teach format, 
 
 Its adapter is rounded to half precision, in which the repository keeps it, so that whatever goes on from a kept one goes on from the same weights.
 
-    python examples/smollm2/start.py                                                        # into runs/smollm2/start-seed0
-    python examples/smollm2/start.py --context full --output_dir runs/smollm2/twin-start-seed0   # of the twin that appends
+    python examples/smollm2/start.py    # into runs/smollm2/start-seed0
 """
 
 import argparse
@@ -18,7 +17,7 @@ from tasks import environment_factory
 from mem1_trl.demonstrations import collect_trajectories, demonstration_dataset
 
 
-def demonstrations(tokenizer, rows, path, context, knows=False):
+def demonstrations(tokenizer, rows, path, context="mem1", knows=False):
     """Rows for `SFTTrainer`, of demonstrated episodes; what they keep is learned from all of them only if they keep what is asked for."""
     agent = demonstrator(tokenizer, context=context, knows=knows)
     played = collect_trajectories(agent, rows, environment_factory(), path, disable_tqdm=True)
@@ -29,7 +28,6 @@ def demonstrations(tokenizer, rows, path, context, knows=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, Path("runs/smollm2/start-seed0"))
-    parser.add_argument("--context", choices=["mem1", "full"], default="mem1")
     parser.add_argument("--steps", type=count, default=400)
     parser.add_argument("--batch_size", type=count, default=4, help="turns in one step")
     parser.add_argument(
@@ -48,10 +46,9 @@ def main():
     quiet(args)
     model, tokenizer = load(args.base, trainable=True)
     rows = lessons(args.seed, args.demonstrations)
-    dataset = demonstrations(tokenizer, rows, args.output_dir / "demonstrations.jsonl", args.context)
+    dataset = demonstrations(tokenizer, rows, args.output_dir / "demonstrations.jsonl")
     settings = {
-        name: getattr(args, name)
-        for name in ("batch_size", "learning_rate", "seed", "context", "bf16", "demonstrations")
+        name: getattr(args, name) for name in ("batch_size", "learning_rate", "seed", "bf16", "demonstrations")
     }
     supervised(model, tokenizer, dataset, args.output_dir, args.steps, deadline, settings, bf16=args.bf16)
     keep(args.output_dir / "adapter", args.output_dir / "adapter")

@@ -43,14 +43,26 @@ NAMES = {
     "imitation": "imitation of successes",
     "imitation-longer": "imitation of successes, then as much again on two to four objectives",
     "grpo-four": "imitation of successes, then GRPO on two to four objectives",
+    "twin-start": "full history, its warm-up",
     "twin": "full history, GRPO",
-    "truncation": "full history, cut to 512 tokens",
+    "twin-imitation": "full history, imitation of successes",
+    "truncation": "the same, cut to the last 512 tokens",
 }
 AGENT, BEFORE, AS_LONG = "grpo-anchored", "supervised", "supervised-longer"
 """What the page is about, what it was before reinforcement, and what supervised training makes of that in as much time."""
-AFTER = "grpo-four"
-AFTER_BESIDE = ("imitation", "imitation-longer", AGENT, "demonstrations")
-"""Reinforcement that goes on from imitation, and what it is held against."""
+COMPARED = (
+    ("What reinforcement adds", "differences", AGENT, None),
+    (
+        "What reinforcement adds to imitation", "differences_after_imitation", "grpo-four",
+        ("imitation", "imitation-longer", AGENT, "demonstrations"),
+    ),
+    (
+        "Beside a twin that forgets nothing", "differences_to_twin", "imitation",
+        ("twin-start", "twin-imitation", "truncation"),
+    ),
+    ("Reinforcement beside that twin", "differences_of_reinforcement_to_twin", AGENT, ("twin-start", "twin")),
+)  # fmt: skip
+"""Title of each section of paired differences, its key in `results.json`, whose differences they are, and to which others; `None`: to all."""
 LOOKED_AT = 2
 """Objectives of the tasks whose answers are told apart: short enough for most of them to be looked up by every agent."""
 METRICS = {
@@ -303,18 +315,10 @@ def main():
             )
         tables[metric] = markdown_table(heads, rows)
     plot_agents(cells, numbers, args.to / "agents.png")
-    pairs, record = pairs_of(tests, AGENT, numbers)
-    if pairs:
-        pairs = f"""
-## What reinforcement adds
-
-{pairs}"""
-    after, after_record = pairs_of(tests, AFTER, numbers, AFTER_BESIDE)
-    if after:
-        pairs += f"""
-## What reinforcement adds to imitation
-
-{after}"""
+    pairs, records = "", {}
+    for title, key, agent, beside in COMPARED:
+        found, records[key] = pairs_of(tests, agent, numbers, beside)
+        pairs += f"\n## {title}\n\n{found}" if found else ""
     last, last_record = last_word(others, AGENT, "em")
     ends = "\n".join(
         f"- {named(label)}{f' at temperature {temperature:g}' * bool(temperature)}, {n} objective{'s' * (n > 1)}: {endings(of_agent[n].values())}."
@@ -398,8 +402,7 @@ Right by position, by what is asked for:
             "as_long": AS_LONG,
             "names": NAMES,
             "cells": cells,
-            "differences": record,
-            "differences_after_imitation": after_record,
+            **records,
             "last_word": last_record,
             "steps": dict(sorted(steps.items())),
             "seeds": len(

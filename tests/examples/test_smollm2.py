@@ -454,8 +454,11 @@ def test_the_stages_of_the_whole_experiment_read_what_earlier_ones_write(example
                 read = Path(values[values.index(option) + 1])
                 assert (read if option == "--like" else read.parent) in written, name
         if script == "imitate":
-            place = tmp_path / f"{values[0]}-{Path(values[values.index('--like') + 1]).name}"
-            (place / "done.json").parent.mkdir()
+            if "--output_dir" in values:
+                place = Path(values[values.index("--output_dir") + 1])
+            else:
+                place = tmp_path / f"{values[0]}-{Path(values[values.index('--like') + 1]).name}"
+            place.mkdir()
             (place / "done.json").write_text(json.dumps({"adapter": str(place / "adapter")}))
             written.add(place)
         else:
