@@ -99,9 +99,10 @@ def differences(tests, agent, metric, numbers, others=None):
 
 
 def pairs_of(tests, agent, numbers, others=None):
-    """The paired differences of an agent as text and as a record; nothing where it was not tested."""
+    """The paired differences of an agent as text and as a record; nothing where it was not tested, or none of the others."""
     tables, record = "", {}
-    if (agent, 0.0) not in tests:
+    beside = {label for label, temperature in tests if not temperature and label != agent}
+    if (agent, 0.0) not in tests or not (beside if others is None else beside.intersection(others)):
         return tables, record
     for metric in ("positional", "em"):
         rows, record[metric] = differences(tests, agent, metric, numbers, others)

@@ -15,6 +15,7 @@ import torch
 from support.example_modules import EXAMPLES, importing_from
 from transformers import AutoTokenizer
 
+from mem1_trl.hub.trajectories import load_trajectories
 from mem1_trl.trajectory import Trajectory, Turn
 
 FOLDER = EXAMPLES / "smollm2"
@@ -311,6 +312,27 @@ def test_every_stage_runs_and_goes_on_where_it_stopped(example, base, tmp_path, 
         assert seconds <= json.loads((tmp_path / f"{control}-more" / "done.json").read_text())["cpu_seconds"]
     imitation = json.loads((tmp_path / "imitation-more" / "done.json").read_text())
     assert imitation["episodes"] == 6 and len(imitation["kept"]) == 2
+    twin = [*common, "--context", "full", "--start", start / "adapter"]
+    assert (
+        run(
+            example,
+            monkeypatch,
+            "imitate",
+            "supervised",
+            *twin,
+            "--cpu_seconds",
+            0.1,
+            "--output_dir",
+            tmp_path / "twin",
+        )
+        == 0
+    )
+    for folder, appended in ((tmp_path / "supervised-more", False), (tmp_path / "twin", True)):
+        second, third = load_trajectories(folder / "demonstrations.jsonl")[1].turns[1:]
+        assert (third.prompt_ids[: len(second.prompt_ids)] == second.prompt_ids) is appended
+    assert run(example, monkeypatch, "imitate", "imitation", *twin, "--rounds", 1, "--like", tmp_path / "more") == 0
+    for name, context in (("imitation-more", "mem1"), ("twin-imitation-more", "full")):
+        assert json.loads((tmp_path / name / "round1" / "episodes.json").read_text())["settings"]["context"] == context
     unfinished = [*common, "--start", start / "adapter", "--like", *both, start / "checkpoints"]
     assert run(example, monkeypatch, "imitate", "again", *unfinished, "--output_dir", tmp_path / "no") == 2
     assert (
@@ -419,6 +441,18 @@ def test_what_goes_on_from_imitation_is_held_against_more_of_it(example, tmp_pat
     assert "minus supervised start" not in text and "## What reinforcement adds\n" not in text
     found = json.loads((page / "results.json").read_text())["differences_after_imitation"]["em"]
     assert set(found) == {"imitation", "imitation-longer"} and found["imitation-longer"]["2"][0] == -0.25
+
+
+def test_a_twin_that_appends_has_sections_of_its_own(example, tmp_path, monkeypatch):
+    for label, score in (("imitation", 0.75), ("twin-imitation", 0.5), ("grpo-anchored", 0.5), ("twin-start", 0.25)):
+        evaluation_file(tmp_path / "evaluation", f"{label}-seed0", 2, [(score, None)] * 6)
+    page = tmp_path / "page"
+    assert run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc") == 0
+    text = (page / "RESULTS.md").read_text()
+    beside = text.split("## Beside a twin that forgets nothing\n")[1].split("## Reinforcement beside that twin\n")
+    assert "| minus full history, imitation of successes | **+0.25 [+0.25, +0.25]** |" in beside[0]
+    assert "| minus full history, its warm-up | **+0.25 [+0.25, +0.25]** |" in beside[1]
+    assert "What reinforcement adds to imitation" not in text
 
 
 def test_a_kept_adapter_is_half_as_large_and_loads_as_float32(example, base, tmp_path):
