@@ -270,6 +270,12 @@ def test_an_unknown_device_is_one_sentence(capsys, device):
         ("keywords: 3", "keywords is 3, but must be true or false"),
         ("max-tasks: 3", "the file of --config holds an unknown option, 'max_tasks': did you mean 'tasks'?"),
         ("max-turns: 3\nmax_turns: 4", "the file of --config holds 'max-turns' and 'max_turns', which are one option"),
+        ("max_new-x: 3\nmax-new_x: 4", "the file of --config holds 'max_new-x' and 'max-new_x', which are one option"),
+        ("max_turns: 3\nmax_turns: 3", "the file of --config holds 'max_turns' twice"),
+        (
+            "context: compact\ncontext_kwargs:\n  fraction: 0.5\n  fraction: 0.6",
+            "the file of --config holds 'fraction' twice in 'context_kwargs'",
+        ),
         ("config: other.yaml", "the file of --config holds another 'config': put all options in one file"),
         ("- tasks", "Config file {file} must contain a YAML mapping."),
     ],

@@ -117,6 +117,13 @@ def test_a_baseline_that_is_not_there_is_said_before_anything_is_written(run, ca
     assert not (run[0] / "report").exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_said_before_the_episodes_are_read(run, monkeypatch):
+    monkeypatch.setattr("mem1_trl.report.build._read_episodes", lambda *args: pytest.fail("episodes are read"))
+    (run[0] / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        report(run[0], run[0] / "file" / "page.html")
+
+
 @pytest.fixture
 def two_runs(tmp_path):
     """Two training runs that evaluated themselves on the same tasks; one of them once more."""

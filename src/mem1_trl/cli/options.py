@@ -104,6 +104,7 @@ class ConfigParser(TrlParser):
 
         args = _split_config(args)
         try:
+            _refuse_twice(args)
             *parsed, own, from_file, from_line = self.parse_args_and_config(
                 args, return_remaining_strings=True, separate_remaining_strings=True
             )
@@ -131,13 +132,7 @@ class ConfigParser(TrlParser):
         Take the values of the file: names as on the command line, with underscores or dashes, one value stands for a list of one, and what argparse
         would not check is checked.
         """
-        given = list(kwargs)
         kwargs = {name.replace("-", "_"): value for name, value in kwargs.items()}
-        if len(kwargs) < len(given):
-            twice = next(name for name in given if "-" in name and name.replace("-", "_") in given)
-            raise CommandError(
-                f"the file of --config holds {twice!r} and {twice.replace('-', '_')!r}, which are one option"
-            )
         hints = {name: hint for kind in self.kinds for name, hint in type_hints(kind).items()}
         for action in self._actions:
             if action.dest in kwargs and action.dest in hints:
@@ -185,6 +180,41 @@ def _split_config(args: Sequence[str]) -> list[str]:
     if split[-1:] == ["--config"]:
         raise CommandError("--config needs the path of a YAML file")
     return split
+
+
+def _refuse_twice(words: Sequence[str]) -> None:
+    """
+    Refuse a file of `--config` with two values for an option, of which YAML keeps the last.
+
+    Raises:
+        `CommandError`: if a name is there twice, or in two spellings.
+        `OSError`, `UnicodeDecodeError`, `yaml.YAMLError`: if the file cannot be read.
+    """
+    import yaml
+
+    if "--config" not in words:
+        return
+    with open(words[words.index("--config") + 1], encoding="utf-8") as file:
+        options = yaml.compose(file)
+    seen: dict[str, str] = {}
+    for name in _names_in(options):
+        first = seen.setdefault(name.replace("-", "_"), name)
+        if first is not name:
+            what = f"{name!r} twice" if first == name else f"{first!r} and {name!r}, which are one option"
+            raise CommandError(f"the file of --config holds {what}")
+    for value in options.value if seen else ():
+        inner = list(_names_in(value[1]))
+        twice = next((name for at, name in enumerate(inner) if name in inner[:at]), None)
+        if twice is not None:
+            raise CommandError(f"the file of --config holds {twice!r} twice in {value[0].value!r}")
+
+
+def _names_in(node: Any) -> Iterator[str]:
+    """Names of a mapping in YAML, as they are written; none of anything else."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        yield from (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
 
 
 def _unknown(option: str, parser: argparse.ArgumentParser) -> str:
