@@ -40,6 +40,8 @@ def test_parts_and_seeds_ask_for_questions_of_their_own():
         ([], "at least one stage, got none"),
         ([(0, {1: 1.0})], "at least one task, got 0 in stage 0"),
         ([(2, {1: 0.5})], r"shares of stage 0 must be above 0 and add up to 1, got \{1: 0.5\}"),
+        ([(2, {1: float("nan")})], r"shares of stage 0 must be above 0 and add up to 1, got \{1: nan\}"),
+        ([(2, {1: "1"})], r"shares of stage 0 must be above 0 and add up to 1, got \{1: '1'\}"),
         ([(2, {1: 1.0}, 0)], "at least one turn, got 0 in stage 0"),
         ([(2, {1: 1.5, 2: -0.5})], "must be above 0"),
         (

@@ -266,7 +266,7 @@ def test_collected_episodes_are_printed(actor, tokenizer, tmp_path, capsys):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_none_is_refused(actor, tokenizer, tmp_path, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+    with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {batch_size}"):
         collect_trajectories(
             make_agent(actor, tokenizer),
             [{"prompt": "q"}],
@@ -440,11 +440,25 @@ def test_what_cannot_be_collected_is_said_first(actor, tokenizer, tmp_path):
         collect(agent, tmp_path / "e.jsonl", count=0)
     with pytest.raises(ValueError, match=r"name the file e\.json\.jsonl"):
         collect(agent, tmp_path / "e.json")
-    with pytest.raises(ValueError, match="samples=0 plays nothing"):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
         collect(agent, tmp_path / "e.jsonl", samples=0)
+    with pytest.raises(ValueError, match=r"samples must be a whole number of at least 1, got 1\.5"):
+        collect(agent, tmp_path / "e.jsonl", samples=1.5)
+
+    async def reward(trajectory, row):
+        return 1.0
+
+    with pytest.raises(TypeError, match="reward must be an ordinary function, got an asynchronous one"):
+        collect(agent, tmp_path / "e.jsonl", reward=reward)
     with pytest.raises(FileNotFoundError, match="collect it with `collect_trajectories`"):
         read_trajectories(tmp_path / "e.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reward_that_is_no_number_is_said_in_a_sentence(actor, tokenizer, tmp_path):
+    agent = make_agent(actor, tokenizer)
+    with pytest.raises(TypeError, match="reward gave a str: return a float, or None if there is nothing to score"):
+        collect(agent, tmp_path / "e.jsonl", reward=lambda trajectory, row: "1")
 
 
 # Selection

@@ -77,7 +77,10 @@ def test_composes_the_bundled_questions():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"n": 0}, ValueError, "n must be a whole number of at least 1, got 0"),
+        ({"n": 2.0}, ValueError, r"n must be a whole number of at least 1, got 2\.0"),
+        ({"n": "2"}, ValueError, "n must be a whole number of at least 1, got '2'"),
+        ({"n": True}, ValueError, "n must be a whole number of at least 1, got True"),
         ({"n": 3}, ValueError, "2 usable rows do not make one task of 3"),
         ({"n": 2, "question": "query"}, ValueError, "no column 'query' .it has 'question', 'answer'."),
         ({"n": 2, "answer": "golden_answers"}, ValueError, "no column 'golden_answers'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from numpy.random import SeedSequence
@@ -29,7 +31,7 @@ def turn_limit(value: Any) -> int | None:
     if value is None or value != value:  # NaN
         return None
     number = float(value) if hasattr(type(value), "__float__") else 0.0
-    if number < 1 or number != int(number):
+    if not math.isfinite(number) or number < 1 or number != int(number):
         raise ValueError(f"The column {MAX_TURNS!r} must hold whole numbers of at least 1, or nothing, got {value!r}.")
     return int(number)
 
@@ -81,7 +83,7 @@ def compose_curriculum(
     for stage, (count, shares, *_) in enumerate(stages):
         if count < 1:
             raise ValueError(f"Each stage must have at least one task, got {count} in stage {stage}.")
-        if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1.0) > 1e-6:
+        if not shares or not all(map(_is_share, shares.values())) or abs(sum(shares.values()) - 1.0) > 1e-6:
             raise ValueError(f"The shares of stage {stage} must be above 0 and add up to 1, got {dict(shares)}.")
         limit = limits[stage]
         if limit is not None and limit < 1:
@@ -105,6 +107,10 @@ def _seed(*numbers: int) -> int:
     begin with, and the second stage of one run is the first of the next.
     """
     return int(SeedSequence(numbers).generate_state(1)[0])
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, Real) and 0 < value <= 1
 
 
 def _check_stage(stage: int, given: Any) -> None:

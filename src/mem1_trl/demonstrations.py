@@ -10,6 +10,7 @@ SFTTrainer(model, SFTConfig(max_length=None), train_dataset=dataset).train()
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from contextlib import ExitStack, closing, contextmanager
@@ -20,14 +21,16 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
 from .agent.description import differing_settings
+from .environment_runtime.faults import as_reward
 from .environment_runtime.pool import EnvironmentFactory, EnvironmentPool
+from .environment_runtime.rows import own_copy
 from .evaluation.evaluate import seeded, tasks_checksum
 from .evaluation.finished import played_with, what_nothing_says
 from .json_lines import drop_unfinished_line, read_json_lines
 from .json_text import as_json, read_json_object, write_json, write_whole
 from .rollout.draws import episode_seeds, seed_of_episode
 from .trajectory import StopReason, Trajectory
-from .typed_fields import check_seed
+from .typed_fields import check_seed, check_whole
 
 if TYPE_CHECKING:
     import os
@@ -104,10 +107,9 @@ def collect_trajectories(
     tasks = [dict(row) for row in rows]
     if not tasks:
         raise ValueError("There is nothing to collect: the data set has no rows.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if samples < 1:
-        raise ValueError(f"samples={samples} plays nothing: use 1 or more.")
+    batch_size, samples = check_whole("batch_size", batch_size, least=1), check_whole("samples", samples, least=1)
+    if inspect.iscoroutinefunction(reward):
+        raise TypeError("reward must be an ordinary function, got an asynchronous one.")
     if seed is not None:
         check_seed(seed)
     path = Path(path)
@@ -137,8 +139,7 @@ def collect_trajectories(
                         failures.append(trajectory.error)
                         continue
                     if reward is not None:
-                        value = reward(played[key], tasks[key[0]])
-                        played[key].reward = None if value is None or not math.isfinite(value) else float(value)
+                        played[key].reward = _own_reward(reward(played[key], own_copy(tasks[key[0]])))
                     file.write(_line(key, tasks[key[0]]["prompt"], played[key]))
                 file.flush()
                 progress.update(len(batch))
@@ -395,6 +396,12 @@ def _batches(
         with seeded(agent, seeds[0]):  # from where options of sampling that take no seeds of episodes draw
             played = agent.run_batch([tasks[row] for row, _ in batch], pool, keep_failures=True, seeds=seeds)
         yield dict(zip(batch, played, strict=True))
+
+
+def _own_reward(value: Any) -> float | None:
+    """What a reward of the caller's gave: a number, or `None` for no score, also where the number is not finite."""
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return as_reward(value, source="reward") if is_finite else None
 
 
 def _line(key: _Key, prompt: Any, trajectory: Trajectory) -> str:

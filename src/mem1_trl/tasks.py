@@ -14,7 +14,7 @@ from numpy.random import SeedSequence
 from .answers import read_answers
 from .local_rows import FILES, has_rows, read_rows
 from .rewards import ANSWER_SEPARATOR
-from .typed_fields import check_seed
+from .typed_fields import check_seed, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ def compose_objectives(
             f"`dataset` must be a datasets.Dataset, got a {type(dataset).__name__}: pass one split, for example "
             "load_dataset(..., split='train')."
         )
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}.")
+    n = check_whole("n", n, least=1)
     for column in (question, answer):
         if column not in dataset.column_names:
             raise ValueError(
@@ -164,8 +163,7 @@ def sample_objectives(
     Returns:
         `datasets.Dataset`: `count` rows with the columns of [`compose_objectives`].
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}.")
+    count = check_whole("count", count, least=1)
     different: dict[tuple[str, ...], dict[str, Any]] = {}
     features, fruitless = None, 0
     for order in SeedSequence(check_seed(seed)).generate_state(_MAX_FRUITLESS_SHUFFLES * count):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.helpers import ARCHITECTURES, tiny_tokenizer
@@ -12,6 +13,7 @@ from support.trainer_helpers import SHORT, LookupEnvironment, chat_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mem1_trl import Mem1Agent
+from mem1_trl.rollout.play import EpisodePlayer, check_prompt
 from mem1_trl.rollout.settings import AgentSettings
 
 
@@ -27,6 +29,18 @@ def agent(actor):
         (7, "got a int: a message is"),
         (["Buy two."], "got a list"),
         ([], "got no message"),
+        (
+            [{"role": "user", "text": "Who?"}],
+            r"Message 1 of a task must have a text as its 'content', got \{'role': 'user', 'text': 'Who\?'\}",
+        ),
+        (
+            [{"role": "system", "content": None}, {"role": "user", "content": "Who?"}],
+            "Message 1 of a task must have a text as its 'content'",
+        ),
+        (
+            [{"role": "user", "content": "Who?"}, {"role": "system", "content": "Be brief."}],
+            "must be the user's, got one of the role 'system'",
+        ),
         ([{"role": "user", "content": "Buy two."}], "need a chat template, and this tokenizer has none"),
     ],
 )
@@ -34,6 +48,17 @@ def test_a_task_of_another_kind(agent, task, words):
     for play in (agent.run, agent.start):
         with pytest.raises(ValueError, match=words):
             play(task, LookupEnvironment())
+
+
+def test_a_row_of_one_completion_has_a_prompt():
+    """Its last message may be of anyone."""
+    for prompt, words in (
+        (None, "got a NoneType"),
+        ([{"role": "user"}], "Message 1 of a task must have a text as its 'content'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            EpisodePlayer(SimpleNamespace()).start([{"prompt": prompt}], None)
+    check_prompt([{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It is"}])
 
 
 def test_a_message_of_untyped_blocks(actor):
@@ -207,3 +232,36 @@ def test_a_setting_that_no_reset_is_given(agent, row, words):
     if not row.keys() & {"schemas", "options", "environment_factory"}:
         with pytest.raises(TypeError, match=words):
             agent.start("q0?", **row)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"max_turn": 1}, r"max_turn=1 is a column .*: did you mean 'max_turns'\? Then pass `options={'max_turns': ...}` to `start`\."),
+        ({"protocol": "paper"}, "protocol='paper' is a column .*: pass it to `Mem1Agent`"),
+        ({"on_text": print}, r": pass it to the episode, `start\(...\).run\(on_text=...\)`"),
+        ({"tool": [look]}, r": did you mean 'tools'\? Then pass it by that name"),
+        ({"enviroment": LookupEnvironment()}, r": did you mean 'environment'\? Then pass it by that name"),
+        ({"keep_failures": True}, r": use `run_batch\(keep_failures=...\)`"),
+        ({"answers": [["Oslo"]]}, "answers=.* would be given it: leave it out, or pass an environment whose `reset` takes it"),
+        ({"overrides": 1}, "leave it out"),
+    ],
+)  # fmt: skip
+def test_a_column_that_nothing_reads(agent, row, words):
+    """A word that is misspelt, or belongs elsewhere, was taken for a column of the task in silence."""
+
+    class Shop:
+        """Has no `reset`."""
+
+        def look(self, query: str) -> str:
+            """Look something up."""
+            return query
+
+    for given in ({}, {"tools": [look]}, {"environment": Shop()}):
+        for play in (agent.run, agent.start):
+            with pytest.raises(TypeError, match=words):
+                play("q0?", **given, **row)
+    with pytest.raises(TypeError, match=words):
+        agent.start("q0?", environment_factory=Shop, **row)
+    agent.start("q0?", LookupEnvironment(), **row).close()
+    agent.start("q0?", environment_factory=LookupEnvironment, **row).close()

@@ -198,6 +198,8 @@ def test_a_curriculum_may_have_been_through_pandas_or_be_tensors(tmp_path, token
     tasks = compose_curriculum(QUESTIONS, [(2, {1: 1.0}, 2), (2, {1: 1.0})])
     back = Dataset.from_pandas(tasks.to_pandas())
     assert list(map(turn_limit, back["curriculum_max_turns"])) == [2, 2, None, None]
+    with pytest.raises(ValueError, match="must hold whole numbers of at least 1, or nothing, got inf"):
+        turn_limit(float("inf"))
     with pytest.raises(
         ValueError, match=r"'curriculum_max_turns' must hold whole numbers of at least 1, or nothing, got 2\.5"
     ):

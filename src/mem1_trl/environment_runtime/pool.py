@@ -15,6 +15,7 @@ from .calls import EnvironmentCaller, call_then, name_of_call
 from .environment_thread import EnvironmentThread
 from .errors import may_repeat
 from .faults import FaultSettings, as_reward, seconds_to_wait
+from .rows import own_copy
 from .shown_text import is_blocks, text_of_blocks
 
 if TYPE_CHECKING:
@@ -456,7 +457,7 @@ def _reset(environment: Any, row: Mapping[str, Any]) -> Callable[[], Any]:
         return observation
 
     reset = getattr(environment, "reset", None)
-    return call_then(reset, checked, **row) if callable(reset) else lambda: None
+    return call_then(reset, checked, **own_copy(dict(row))) if callable(reset) else lambda: None
 
 
 def reward_call(caller: EnvironmentCaller, environment: Any, method: str) -> EnvironmentCall | None:

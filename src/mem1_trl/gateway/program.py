@@ -14,6 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import IO, Any
 
+from ..environment_runtime.rows import own_copy
 from ..json_text import write_json
 
 _MOST_OUTPUT = 2**20  # bytes of a command's output that are read
@@ -47,7 +48,7 @@ class RunningProgram:
         self._stopped = False
         self._lock = threading.Lock()
         if callable(program):
-            run: Callable[[], Any] = lambda: program(dict(row), base_url)  # noqa: E731
+            run: Callable[[], Any] = lambda: program(own_copy(dict(row)), base_url)  # noqa: E731
         else:
             command: Sequence[str] = program
             run = lambda: self._run_command(command, row, base_url)  # noqa: E731

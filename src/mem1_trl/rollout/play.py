@@ -76,6 +76,7 @@ class EpisodePlayer:
                 raise ValueError(
                     f"A row of the data set has no 'prompt' (it has {', '.join(row)}): rename the field with the task."
                 )
+            check_prompt(row["prompt"])
         return [Episode(self.encode(row["prompt"]), prompt=row["prompt"]) for row in rows]
 
     def _begin(self, row: Mapping[str, Any], started: StartedEpisode, tolerate: str) -> Episode:
@@ -215,7 +216,14 @@ class EpisodePlayer:
 
 
 def check_task(task: Any) -> None:
-    """Raise a `ValueError` for what no prompt can be made of: what is neither a text nor messages."""
+    """Raise a `ValueError` for what an agent cannot be given as a task: what is no prompt, and messages whose last one is not the user's."""
+    check_prompt(task)
+    if not isinstance(task, str) and task[-1]["role"] != "user":
+        raise ValueError(f"The last message of a task must be the user's, got one of the role {task[-1]['role']!r}.")
+
+
+def check_prompt(task: Any) -> None:
+    """Raise a `ValueError` for what no prompt can be made of: what is neither a text nor messages with a text each."""
     if isinstance(task, str):
         return
     messages = isinstance(task, Sequence) and all(isinstance(one, Mapping) and "role" in one for one in task)
@@ -224,8 +232,9 @@ def check_task(task: Any) -> None:
             f"A task must be a text or a list of messages, got {'no message' if messages else f'a {type(task).__name__}'}: a message is "
             '{"role": "user", "content": ...}.'
         )
-    if task[-1]["role"] == "assistant":
-        raise ValueError("The last message of a task must not be one of the assistant, who has to answer it.")
+    for number, one in enumerate(task, start=1):
+        if not isinstance(one.get("content"), str | list) and not one.get("tool_calls"):
+            raise ValueError(f"Message {number} of a task must have a text as its 'content', got {dict(one)!r:.100}.")
 
 
 class _TurnClock:
