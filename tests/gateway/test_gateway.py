@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -412,13 +413,57 @@ def test_what_is_sampled_does_not_depend_on_who_asks_first(agent):
     ]
 
 
-def test_bad_arguments_are_one_sentence():
-    with pytest.raises(TypeError, match=r"must be a function, or a command as a list of texts, got 'python x\.py'"):
-        GatewayEnvironment("python x.py")
-    with pytest.raises(ValueError, match="timeout must be above 0, got 0"):
-        GatewayEnvironment(appends, timeout=0)
-    with pytest.raises(ValueError, match="max_requests must be at least 1, got 0"):
-        GatewayEnvironment(appends, max_requests=0)
+def one_argument(row):
+    return 1.0
+
+
+COMMAND = r"`program` must be a function, or a command as a list of at least one text, got "
+
+
+@pytest.mark.parametrize("make", [GatewayEnvironment, GatewayEnvironment.factory])
+@pytest.mark.parametrize(
+    ("program", "options", "error", "sentence"),
+    [
+        ("python x.py", {}, TypeError, rf"{COMMAND}'python x\.py'"),
+        ([], {}, TypeError, rf"{COMMAND}\[\]"),
+        ((), {}, TypeError, rf"{COMMAND}\(\)"),
+        ([""], {}, TypeError, rf"{COMMAND}\[''\]"),
+        (["python", 1], {}, TypeError, rf"{COMMAND}\['python', 1\]"),
+        ({"python"}, {}, TypeError, rf"{COMMAND}\{{'python'\}}"),
+        (None, {}, TypeError, rf"{COMMAND}None"),
+        (one_argument, {}, TypeError, r"`program` must be a function of \(row, base_url\), got one with \(row\)"),
+        (appends, {"reward": "x"}, TypeError, r"`reward` must be a function of \(result, row\), got 'x'"),
+        (
+            appends,
+            {"reward": one_argument},
+            TypeError,
+            r"`reward` must be a function of \(result, row\), got one with \(row\)",
+        ),
+        (appends, {"timeout": 0}, ValueError, "timeout must be a number above 0, got 0"),
+        (appends, {"timeout": True}, ValueError, "timeout must be a number above 0, got True"),
+        (appends, {"timeout": None}, ValueError, "timeout must be a number above 0, got None"),
+        (appends, {"timeout": "60"}, ValueError, "timeout must be a number above 0, got '60'"),
+        (appends, {"timeout": float("nan")}, ValueError, "timeout must be a number above 0, got nan"),
+        (appends, {"max_requests": 0}, ValueError, "max_requests must be a whole number of at least 1, got 0"),
+        (appends, {"max_requests": 1.5}, ValueError, r"max_requests must be a whole number of at least 1, got 1\.5"),
+        (appends, {"max_requests": True}, ValueError, "max_requests must be a whole number of at least 1, got True"),
+        (appends, {"timeot": 60}, TypeError, "unexpected keyword argument 'timeot'"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_before_an_episode_begins(make, program, options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        make(program, **options)
+
+
+def test_arguments_that_can_be_played_are_taken():
+    class Program:
+        def __call__(self, row, base_url, *, extra=1):
+            return 1.0
+
+    taken = [(Program(), {}), (print, {"reward": max}), (("python", "-c", ""), {"timeout": np.float32(2)})]
+    for given, options in [*taken, (appends, {"max_requests": np.int64(3), "timeout": float("inf")})]:
+        make = GatewayEnvironment.factory(given, **options)
+        assert make() is not make() and isinstance(GatewayEnvironment(given, **options), GatewayEnvironment)
 
 
 @pytest.mark.slow

@@ -234,3 +234,116 @@ def test_arguments_that_are_no_object_are_told_as_they_are(written, told):
     trajectory, tokenizer, _ = played([said("a", call("search", written)), "it is 7"], program)
     assert heard == [told, "it is 7"]
     assert "Error: an object, please." in tokenizer.decode(trajectory.turns[1].prompt_ids)
+
+
+RULES, ASKED = {"role": "developer", "content": "Say little."}, {"role": "user", "content": "Where?"}
+
+
+def read_by_both_apis(tokenizer, messages):
+    """What the model read, once for each API."""
+
+    def program(client, _):
+        client.chat.completions.create(model="policy", messages=messages)
+        client.responses.create(model="policy", input=messages)
+
+    trajectory, _, _ = played([f"x{tokenizer.eos_token}"] * 2, program, tokenizer)
+    return [tokenizer.decode(turn.prompt_ids) for turn in trajectory.turns]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5", "qwen3", "llama3_1", "glm4moe", "gptoss"])
+def test_a_developer_is_written_as_the_system(family):
+    """Most templates know no developer, and some of them write nothing for what they do not know."""
+    tokenizer = template_tokenizer(family)
+    expected = tokenizer.apply_chat_template(
+        [{**RULES, "role": "system"}, ASKED], add_generation_prompt=True, tokenize=False
+    )
+    assert "Say little." in expected
+    assert read_by_both_apis(tokenizer, [RULES, ASKED]) == [expected] * 2
+
+
+def test_a_template_that_knows_a_developer_writes_one():
+    tokenizer = template_tokenizer("qwen2_5")
+    tokenizer.chat_template = "{% for one in messages %}{{ '[rules]' if one.role == 'developer' else one.role + ':' }}{{ one.content }};{% endfor %}"
+    assert read_by_both_apis(tokenizer, [RULES, ASKED]) == ["[rules]Say little.;user:Where?;"] * 2
+
+
+@pytest.mark.parametrize("role", ["developer", "system"])
+def test_instructions_that_the_template_leaves_out_are_refused(role):
+    """The template of gpt-oss writes them at the beginning only."""
+
+    def program(client, messages):
+        late = {"role": role, "content": "Say little."}
+        sentence = f"leaves out this message of the role '{role}', .* got 'Say little.'"
+        with pytest.raises(openai.BadRequestError, match=sentence):
+            client.chat.completions.create(model="policy", messages=[*messages, late])
+        with pytest.raises(openai.BadRequestError, match=sentence):
+            client.responses.create(model="policy", instructions="Be kind.", input=[late, *messages])
+        client.responses.create(model="policy", instructions="Be kind.", input=messages)
+
+    tokenizer = template_tokenizer("gptoss")
+    trajectory, _, _ = played([f"x{tokenizer.eos_token}"], program, tokenizer)
+    assert "Be kind." in tokenizer.decode(trajectory.turns[0].prompt_ids)
+
+
+def test_names_and_refusals_are_read():
+    tokenizer = template_tokenizer("qwen2_5")
+    tokenizer.chat_template = (
+        "{% for one in messages %}{{ one.role }}{{ ' ' + one.name if one.name }}:{{ one.content }};{% endfor %}"
+    )
+    chat = [{**ASKED, "name": "Bob"}, {"role": "assistant", "content": None, "refusal": "I may not."}, ASKED]
+
+    def program(client, _):
+        client.chat.completions.create(model="policy", messages=chat)
+
+    trajectory, _, _ = played([f"x{tokenizer.eos_token}"], program, tokenizer)
+    written = tokenizer.decode(trajectory.turns[0].prompt_ids)
+    assert written == "user Bob:Where?;assistant:I may not.;user:Where?;"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("family", ["qwen3", "glm4moe", "gptoss"])
+def test_a_thought_apart_is_read_where_the_template_writes_it(family, field):
+    """The oracle is the template itself, given the thought under the name that it knows."""
+    tokenizer = template_tokenizer(family)
+    function = {"name": "search", "arguments": {"query": "key"}}
+    made = {"id": "call_1", "type": "function", "function": {**function, "arguments": '{"query": "key"}'}}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "7"}
+
+    def program(client, messages):
+        answer = {"role": "assistant", "content": None, field: "look for it", "tool_calls": [made]}
+        client.chat.completions.create(model="policy", messages=[*messages, answer, result])
+
+    trajectory, _, _ = played([f"x{tokenizer.eos_token}"], program, tokenizer)
+    thought = {"thinking" if family == "gptoss" else "reasoning_content": "look for it"}
+    chat = [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}], **thought},
+        {"role": "tool", "name": "search", "content": "7"},
+    ]
+    expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert "look for it" in expected and tokenizer.decode(trajectory.turns[0].prompt_ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "thought", "shared"),
+    [
+        ("<think>\ntwo\n</think>", None, True),  # as it was answered
+        ("<think>\ntwo\n</think>", "two", True),
+        ("", "two", True),
+        ("", "\ntwo\n", True),
+        ("", None, False),
+    ],
+)
+def test_a_thought_goes_back_in_the_content_or_apart_or_in_both(content, thought, shared):
+    def program(client, messages):
+        asked = dict(model="policy", tools=[SCHEMA])
+        first = client.chat.completions.create(**asked, messages=messages).choices[0].message
+        assert first.content == "<think>\ntwo\n</think>"
+        message = {**first.model_dump(exclude_none=True), "content": content, "reasoning_content": thought}
+        result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "7"}
+        client.chat.completions.create(**asked, messages=[*messages, message, result])
+
+    trajectory, tokenizer, _ = played([said("two", KEY), "7<|im_end|>"], program)
+    first, second = trajectory.turns
+    assert (second.prompt_ids[: len(whole(first))] == whole(first)) == shared
+    assert tokenizer.decode(second.prompt_ids).count("two") == shared

@@ -13,7 +13,7 @@ from openai.resources.chat import Completions
 from openai.resources.responses import Responses
 
 from mem1_trl.wire.errors import WireError
-from mem1_trl.wire.requests import read_chat_request
+from mem1_trl.wire.requests import canonical, read_chat_request
 from mem1_trl.wire.response_requests import read_response_request
 
 CHAT = {"model": "mem1", "messages": [{"role": "user", "content": "a"}]}
@@ -110,6 +110,13 @@ TOOL = {"type": "function", "function": {"name": "search"}}
         ({"messages": [{"role": "assistant", "tool_calls": 7}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "assistant", "tool_calls": [7]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id"),
+        ({"messages": [USER, {"role": "user", "content": "a", "name": 7}]}, "messages[1].name"),
+        ({"messages": [{"role": "assistant", "refusal": ["no"]}]}, "messages[0].refusal"),
+        ({"messages": [{"role": "assistant", "reasoning_content": {"x": 1}}]}, "messages[0].reasoning_content"),
+        ({"messages": [{"role": "assistant", "content": "a", "reasoning": 7}]}, "messages[0].reasoning"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "messages[0].audio"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "search"}}]}, "messages[0].function_call"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "refusal", "text": "no"}]}]}, "messages[0].content"),
     ],
 )
 def test_the_argument_at_fault_is_named(given, param):
@@ -142,3 +149,51 @@ def test_the_argument_of_responses_at_fault_is_named(given, param):
     with pytest.raises(WireError) as error:
         read_response_request(json.dumps({**RESPONSE, **given}).encode())
     assert error.value.param == param
+
+
+SAID = {"role": "assistant", "content": "It is 7."}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"role": "user", "content": "a", "name": "Bob"}, {"role": "user", "content": "a", "name": "Bob"}),
+        ({"role": "system", "content": "a", "name": "example"}, {"role": "system", "content": "a", "name": "example"}),
+        ({**SAID, "reasoning_content": "six and one"}, {**SAID, "reasoning_content": "six and one"}),
+        ({**SAID, "reasoning": "six and one"}, {**SAID, "reasoning_content": "six and one"}),
+        ({**SAID, "reasoning_content": "", "reasoning": "six"}, {**SAID, "reasoning_content": "six"}),
+        ({**SAID, "reasoning_content": "six", "reasoning": "six"}, {**SAID, "reasoning_content": "six"}),
+        (
+            {"role": "assistant", "content": None, "refusal": "I may not."},
+            {"role": "assistant", "content": "I may not."},
+        ),
+        (
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+            {"role": "assistant", "content": "No."},
+        ),
+        ({**SAID, "refusal": "I may not."}, SAID),
+        # As clients write an answer that has none of it
+        (
+            {**SAID, "name": None, "reasoning_content": None, "refusal": None, "audio": None, "function_call": None},
+            SAID,
+        ),
+        ({**SAID, "name": "", "reasoning_content": " \n", "reasoning": "", "refusal": "", "annotations": []}, SAID),
+    ],
+)
+def test_what_a_message_says_beside_its_content_is_read(given, expected):
+    (read,) = read_chat_request(json.dumps({**CHAT, "messages": [given]}).encode()).messages
+    assert read == expected
+
+
+def test_an_answer_is_the_same_with_and_without_its_thought():
+    """A server finds a conversation by what was said, and clients send thoughts and names back as they like."""
+    sent = [SAID, {**SAID, "reasoning_content": "six and one"}, {**SAID, "reasoning": "six"}, {**SAID, "name": "mem1"}]
+    read = [read_chat_request(json.dumps({**CHAT, "messages": [USER, one]}).encode()).messages for one in sent]
+    assert len({canonical(messages) for messages in read}) == 1
+
+
+def test_a_call_in_the_older_form_is_one_sentence():
+    message = {"role": "assistant", "content": None, "function_call": {"name": "search", "arguments": "{}"}}
+    sentence = r"'function_call' of messages\[1\] is not supported: write the call in 'tool_calls', and its result"
+    with pytest.raises(WireError, match=sentence):
+        read_chat_request(json.dumps({**CHAT, "messages": [USER, message]}).encode())

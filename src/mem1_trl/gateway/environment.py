@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
+from ..typed_fields import check_whole
 from .playing import play_programs
 
 Program = Callable[[dict[str, Any], str], Any] | Sequence[str]
@@ -52,24 +55,29 @@ class GatewayEnvironment:
         timeout: float = 300.0,
         max_requests: int = 64,
     ):
-        if not callable(program) and (isinstance(program, str) or not all(isinstance(one, str) for one in program)):
-            raise TypeError(f"`program` must be a function, or a command as a list of texts, got {program!r:.80}.")
-        if not timeout > 0:
-            raise ValueError(f"timeout must be above 0, got {timeout}.")
-        if max_requests < 1:
-            raise ValueError(f"max_requests must be at least 1, got {max_requests}.")
+        if callable(program):
+            _check_function("program", program, ("row", "base_url"))
+        elif not _is_command(program):
+            raise TypeError(
+                f"`program` must be a function, or a command as a list of at least one text, got {program!r:.80}."
+            )
+        if reward is not None:
+            _check_function("reward", reward, ("result", "row"))
+        _check_seconds("timeout", timeout)
         self._program = program
         self._reward = reward
         self._timeout = timeout
-        self._max_requests = max_requests
+        self._max_requests = check_whole("max_requests", max_requests, 1)
         self._row: dict[str, Any] = {}
         self._result: Any = None
         self._played = False
 
     @classmethod
     def factory(cls, program: Program, **kwargs: Any) -> Callable[[], GatewayEnvironment]:
-        """A zero-argument factory, for `environment_factory`. The arguments are those of the class."""
-        return partial(cls, program, **kwargs)
+        """A zero-argument factory, for `environment_factory`. The arguments are those of the class, which refuses wrong ones at once."""
+        make = partial(cls, program, **kwargs)
+        make()
+        return make
 
     def reset(self, **row: Any) -> None:
         """Begin an episode of a row of the data set."""
@@ -96,3 +104,30 @@ class GatewayEnvironment:
 
     mem1_plays = property(lambda self: play_programs)
     """Plays the episodes in place of the turn loop."""
+
+
+def _is_command(program: Any) -> bool:
+    """Whether a value is a list of texts, of which the first names what to start."""
+    is_list = isinstance(program, Sequence) and not isinstance(program, str)
+    return is_list and all(isinstance(one, str) for one in program) and any(program[:1])
+
+
+def _check_function(name: str, function: Any, given: Sequence[str]) -> None:
+    """Refuse what cannot be called with what it will be given, in this order."""
+    must = f"`{name}` must be a function of ({', '.join(given)}), got"
+    if not callable(function):
+        raise TypeError(f"{must} {function!r:.80}.")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # built in C
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        raise TypeError(f"{must} one with {signature}.") from None
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    """Refuse what is no time, also one of NumPy; an endless one may be."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}.")

@@ -11,6 +11,7 @@ from ..json_text import read_json, write_json
 from ..protocol.call_openings import find_call
 from ..protocol.encoding import decode, encode_text
 from ..protocol.protocol import Mem1Protocol
+from ..protocol.turn_text import THOUGHT_TAG
 from ..trajectory import Turn
 from ..wire.answers import ChatAnswer
 from ..wire.errors import WireError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from ..rollout.settings import AgentSettings
     from ..rollout.stopping import Completion
+
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""What chat templates call the thought of a message; each has a name of its own."""
 
 
 class ChatTurns:
@@ -91,19 +95,41 @@ class ChatTurns:
 
     def _render(self, request: ChatRequest) -> str:
         name = request.messages_name
-        messages = _for_template(request.messages, name)
         try:
-            if request.usable_tools:
-                return self._tool_syntax._render(messages, True, list(request.usable_tools))
-            conversation: Any = messages
-            text = self.tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=False, **self.settings.chat_template_kwargs
-            )
-            return str(text)
+            messages = _for_template(request.messages, name, self._knows_developer(request))
+            text = self._write(request, messages)
+            self._check_instructions(request, messages, text)
+            return text
         except WireError:
             raise
         except Exception as error:
             raise WireError(400, f"The chat template cannot write these messages: {error}.", param=name) from None
+
+    def _write(self, request: ChatRequest, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat as the template writes it, up to where the model goes on."""
+        if request.usable_tools:
+            return str(self._tool_syntax._render(messages, True, list(request.usable_tools)))
+        conversation: Any = messages
+        text = self.tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=False, **self.settings.chat_template_kwargs
+        )
+        return str(text)
+
+    def _knows_developer(self, request: ChatRequest) -> bool:
+        """Whether the template names the role `developer`. Where it does not, it may write nothing for it, or a role that the model never read."""
+        template = self.tokenizer.get_chat_template(tools=list(request.usable_tools) or None)
+        return any(f"{quote}developer{quote}" in template for quote in "'\"")
+
+    def _check_instructions(self, request: ChatRequest, messages: Sequence[Mapping[str, Any]], text: str) -> None:
+        """Refuse instructions that the template leaves out, as some templates do with those that are not at the beginning."""
+        for number, message in enumerate(messages):
+            if message["role"] not in ("system", "developer") or message["content"].strip() in text:
+                continue
+            other = {**message, "content": f"{message['content']} m1"}
+            if self._write(request, [*messages[:number], other, *messages[number + 1 :]]) == text:
+                role = request.messages[number]["role"]
+                sentence = f"The chat template leaves out this message of the role {role!r}, so its text must stand in another one, got {message['content']!r:.60}."
+                raise WireError(400, sentence, param=request.messages_name)
 
     def cut(
         self, request: ChatRequest, completion: Completion
@@ -141,10 +167,10 @@ class ChatTurns:
         return before
 
 
-def _for_template(messages: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+def _for_template(messages: Sequence[Mapping[str, Any]], name: str, knows_developer: bool) -> list[dict[str, Any]]:
     """
-    Messages as templates want them: arguments of calls are dictionaries, and results have the names of their calls. `name` is what
-    the request calls them.
+    Messages as templates want them: arguments of calls are dictionaries, results have the names of their calls, thoughts have the name
+    that the template knows, and a developer is the system where the template knows none. `name` is what the request calls them.
     """
     names = {
         call["id"]: call["function"]["name"]
@@ -152,12 +178,24 @@ def _for_template(messages: Sequence[Mapping[str, Any]], name: str) -> list[dict
         for call in message.get("tool_calls") or ()
         if call["id"]
     }
-    return [
-        {"name": names[message["tool_call_id"]], **message}
-        if message.get("tool_call_id") in names
-        else _with_arguments(message, name)
-        for message in messages
-    ]
+    written = []
+    for message in messages:
+        one = _with_thought(_with_arguments(message, name))
+        if one.get("tool_call_id") in names:
+            one["name"] = names[one["tool_call_id"]]
+        if one["role"] == "developer" and not knows_developer:
+            one["role"] = "system"
+        written.append(one)
+    return written
+
+
+def _with_thought(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its thought under each name that templates know. A thought that stands in the content, too, is not written twice."""
+    thought = message.pop("reasoning_content", None)
+    content = message["content"]
+    if thought is None or (f"</{THOUGHT_TAG}>" in content and thought.strip() in content):
+        return message
+    return {**message, **dict.fromkeys(_THOUGHTS, thought)}
 
 
 def _with_arguments(message: Mapping[str, Any], name: str) -> dict[str, Any]:

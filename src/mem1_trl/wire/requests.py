@@ -47,6 +47,9 @@ _KNOWN = Arguments(
     },
 )
 
+_PARTS = {"text": "text", "input_text": "text", "refusal": "refusal"}
+"""Kinds of parts that a content may have, and where each holds its text."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
@@ -55,7 +58,7 @@ class ChatRequest:
 
     Attributes:
         messages (`tuple[dict, ...]`):
-            With `role`, `content` (a text), and `tool_calls` or `tool_call_id` where there are any.
+            With `role`, `content` (a text), and `name`, `reasoning_content`, `tool_calls` or `tool_call_id` where there are any.
         tools (`tuple[dict, ...]`):
             Schemas of the tools that the client runs, whether or not one may be called now.
         model (`str` or `None`):
@@ -184,7 +187,7 @@ def read_chat_object(
 def canonical(messages: Sequence[Mapping[str, Any]]) -> str:
     """
     Messages in the one form that they are compared in: clients send an answer back with white space, `null` and JSON written in their
-    own way.
+    own way, and with or without names and thoughts.
     """
     told = []
     for message in messages:
@@ -218,6 +221,10 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
             400, f"{where} must be an object with a 'role' that is one of {', '.join(ROLES)}.", param=where
         )
     read: dict[str, Any] = {"role": message["role"], "content": _content(message.get("content"), where)}
+    if name := _text(message, "name", where):
+        read["name"] = name
+    if message["role"] == "assistant":
+        _read_said(message, where, read)
     calls = message.get("tool_calls") or []
     if calls:
         if not isinstance(calls, list):
@@ -230,19 +237,35 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     return read
 
 
+def _read_said(message: Mapping[str, Any], where: str, read: dict[str, Any]) -> None:
+    """What a message of the assistant may say outside its content: a thought, a refusal, or what cannot be read."""
+    if message.get("function_call") is not None:
+        sentence = f"'function_call' of {where} is not supported: write the call in 'tool_calls', and its result as a message of the role 'tool'."
+        raise WireError(400, sentence, "unsupported_parameter", f"{where}.function_call")
+    if message.get("audio") is not None:
+        raise _not_text(where, "audio")
+    read["content"] = read["content"] or _text(message, "refusal", where) or ""
+    for name in ("reasoning_content", "reasoning"):  # as DeepSeek names a thought, and as vLLM does
+        thought = _text(message, name, where) or ""
+        if thought.strip():
+            read.setdefault("reasoning_content", thought)
+
+
 def _content(content: Any, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text") for part in content]
-        if all(part.get("type") in ("text", "input_text") for part in content) and all(
-            isinstance(text, str) for text in texts
-        ):
+        texts = [part.get(_PARTS.get(str(part.get("type")), "")) for part in content]
+        if all(isinstance(text, str) for text in texts):
             return "".join(texts)
-        sentence = f"{where} may hold text only: images and other media are not supported."
-    else:
-        sentence = f"'content' of {where} must be a text or a list of text parts."
-    raise WireError(400, sentence, param=f"{where}.content")
+        raise _not_text(where, "content")
+    raise WireError(400, f"'content' of {where} must be a text or a list of text parts.", param=f"{where}.content")
+
+
+def _not_text(where: str, field: str) -> WireError:
+    """The error of a message that holds something else than text."""
+    sentence = f"{where} may hold text only: images and other media are not supported."
+    return WireError(400, sentence, param=f"{where}.{field}")
 
 
 def _read_call(call: Any, where: str) -> dict[str, Any]:
@@ -319,10 +342,12 @@ def _stop(value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _text(found: Mapping[str, Any], name: str) -> str | None:
+def _text(found: Mapping[str, Any], name: str, where: str | None = None) -> str | None:
+    """A text or nothing, of the request or of the part of it that `where` names."""
     value = found.get(name)
     if value is not None and not isinstance(value, str):
-        raise WireError(400, f"{name!r} must be a text, got {value!r:.60}.", param=name)
+        of, param = ("", name) if where is None else (f" of {where}", f"{where}.{name}")
+        raise WireError(400, f"{name!r}{of} must be a text, got {value!r:.60}.", param=param)
     return value
 
 
