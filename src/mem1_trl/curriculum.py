@@ -110,7 +110,7 @@ def _seed(*numbers: int) -> int:
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, Real) and 0 < value <= 1
+    return isinstance(value, Real) and 0.0 < float(value) <= 1.0
 
 
 def _check_stage(stage: int, given: Any) -> None:

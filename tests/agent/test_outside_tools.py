@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from support.helpers import tiny_model
 from support.scripted_agent import scripted
+from support.serving import served
 from support.tool_helpers import SEARCH_CALL, call, said, template_tokenizer
 from support.trainer_helpers import SHORT, LookupEnvironment
 
 from mem1_trl import Mem1Agent, Mem1Protocol, StopReason
+from mem1_trl.agent.outside_tools import environment_of_schemas
+from mem1_trl.environment_runtime.actions import ActionSet
 
 SETTINGS = {"max_observation_length": 60, "conversational": False, "max_completion_length": 40, "max_turns": 4}
 SCHEMA = {
@@ -167,3 +171,92 @@ def test_a_tool_may_be_described_by_any_words(text):
     schema = schema_of("look", first=text, second="Another.")
     episode = agent.start("q?", schemas=[schema])
     assert text in tokenizer.decode(episode.to_dict()["prompt_ids"])
+
+
+DEFINED = {
+    "Point": {"type": "object", "properties": {"x": {"type": "integer"}}},
+    "Json": {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#/$defs/Json"}}]},
+    "a/b~": {"type": "boolean"},
+}
+KINDS = [
+    ({"type": "integer"}, "3", 3),
+    ({"type": ["integer", "null"]}, "3", 3),
+    ({"type": ["integer", "null"]}, "null", None),
+    ({"type": "integer", "nullable": True}, "null", None),
+    ({"type": ["number", "integer"]}, "3", 3),
+    ({"type": ["string", "null"]}, "3", "3"),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "3", 3),
+    ({"oneOf": [{"type": "boolean"}, {"type": "integer"}]}, "true", True),
+    ({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}, '["a"]', ["a"]),
+    ({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}, '["a"]', '["a"]'),
+    ({"anyOf": [{}, {"type": "integer"}]}, "3", "3"),  # a text may be meant
+    ({"type": "array", "items": {"type": "integer"}}, '["1"]', [1]),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"a": "1"}', {"a": 1}),
+    ({"type": "object", "anyOf": [{"required": ["x"]}]}, '{"x": 1}', {"x": 1}),
+    ({"items": {"type": "integer"}}, "[1]", [1]),
+    ({"enum": [1, 2]}, "1", 1),
+    ({"enum": ["a", None]}, "null", None),
+    ({"enum": [[1], [2]]}, "[2]", [2]),
+    ({"const": True}, "true", True),
+    ({"$ref": "#/$defs/Point"}, '{"x": 1}', {"x": 1}),
+    ({"allOf": [{"$ref": "#/$defs/Point"}]}, '{"x": 1}', {"x": 1}),
+    ({"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}]}, '{"x": 1}', {"x": 1}),
+    ({"$ref": "#/$defs/Json"}, "[1, [2]]", [1, [2]]),
+    ({"$ref": "#/$defs/a~1b~0"}, "true", True),
+    ({"$ref": "#/$defs/Nothing"}, "3", "3"),
+    ({}, "3", "3"),
+]
+
+
+def schema_with(described):
+    parameters = {"type": "object", "properties": {"n": described}, "$defs": DEFINED}
+    return {"type": "function", "function": {"name": "f", "description": "Do it.", "parameters": parameters}}
+
+
+@pytest.mark.parametrize(("described", "text", "value"), KINDS)
+def test_a_text_becomes_what_the_schema_of_its_argument_says(actor, tokenizer, described, text, value):
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, [f"<think>a</think><f>{text}</f>"])
+    episode = agent.start("q?", schemas=[schema_with(described)])
+    episode.step()
+    ((found,),) = [one.arguments.values() for one in episode.calls]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("described", [one for one, _, _ in KINDS])
+def test_every_schema_can_be_offered_to_a_model_with_native_calls(described):
+    native = template_tokenizer("qwen3", 400)
+    agent = Mem1Agent(tiny_model(vocab_size=len(native)), native, "tool_calls", max_turns=2)
+    schema = schema_with(described)
+    episode = agent.start("q?", schemas=[schema])
+    assert json.dumps(schema["function"]["parameters"]) in native.decode(episode._episode.prompt_ids)
+
+
+def test_a_value_that_is_none_of_an_enumeration_is_said(actor, tokenizer):
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, ["<think>a</think><f>3</f>", TEXTS[1]])
+    agent.protocol = agent.syntax.protocol = dataclasses.replace(SHORT, on_invalid_action="observe")
+    episode = agent.start("q?", schemas=[schema_with({"enum": [1, 2]})])
+    assert "'3' is not one of 1, 2" in episode.step().observation and episode.calls == []
+
+
+def test_schemas_that_refer_to_each_other_without_end_are_read_in_time():
+    """Each of forty holds the next one three times: all of them together would be 3^40 types."""
+    defined = {
+        f"A{number}": {"anyOf": [
+            {"type": "array", "items": {"$ref": f"#/$defs/A{number + 1}"}},
+            {"type": "object", "additionalProperties": {"$ref": f"#/$defs/A{number + 1}"}},
+            {"type": "array", "items": {"type": "array", "items": {"$ref": f"#/$defs/A{number + 1}"}}},
+        ]} for number in range(40)
+    }  # fmt: skip
+    schema = schema_with({"$ref": "#/$defs/A0"})
+    schema["function"]["parameters"]["$defs"] = defined
+    assert ActionSet(environment_of_schemas([schema]), Mem1Protocol.tool_calls(), needs_reset=False).tags == {"f": "f"}
+
+
+def test_the_tools_of_a_client_of_a_server_get_their_kinds(actor, tokenizer):
+    agent = scripted(Mem1Agent(actor, tokenizer, SHORT, **SETTINGS), tokenizer, ["<think>a</think><f>3</f>"])
+    tools = [schema_with({"anyOf": [{"type": "integer"}, {"type": "null"}]})]
+    with served(agent) as client:
+        asked = [{"role": "user", "content": "q?"}]
+        answer = client.chat.completions.create(model="mem1", messages=asked, tools=tools)
+    (made,) = answer.choices[0].message.tool_calls
+    assert json.loads(made.function.arguments) == {"n": 3}

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mem1_trl import Mem1Protocol
-from mem1_trl.protocol.encoding import decode, tokens_of_span, without_end_token
+from mem1_trl.protocol.encoding import decode, first_tokens, tokens_of_span, without_end_token
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -36,6 +36,33 @@ def test_tokens_are_those_of_the_characters(text, part, before, size):
     begin = text.index(part)
     assert tokens_of_span(tokenizer, ids, (begin, begin + len(part))) == (before, before + size)
     assert decode(tokenizer, ids[before : before + size]) == part
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("a鉄é🙂", {0: "", 1: "a", 2: "a", 3: "a", 4: "a鉄", 5: "a鉄", 6: "a鉄é", 7: "a鉄é", 9: "a鉄é", 10: "a鉄é🙂", 99: "a鉄é🙂"}),
+        ("\ufffd\ufffdb", {3: "\ufffd", 6: "\ufffd\ufffd", 7: "\ufffd\ufffdb"}),  # the mark is one of the text
+    ],
+)  # fmt: skip
+def test_the_first_tokens_end_with_a_whole_character(text, whole):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert {most: decode(tokenizer, first_tokens(tokenizer, ids, most)) for most in whole} == whole
+
+
+def test_the_first_tokens_of_a_tokenizer_that_falls_back_to_bytes():
+    """As SentencePiece does, whose decoder writes a mark for each byte of a character that is broken."""
+    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}, "a": 257}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+    ids = tokenizer("a鉄a🙂")["input_ids"]
+    found = [decode(tokenizer, first_tokens(tokenizer, ids, most)) for most in range(len(ids) + 1)]
+    assert found == ["", "a", "a", "a", "a鉄", "a鉄a", "a鉄a", "a鉄a", "a鉄a", "a鉄a🙂"]
 
 
 def test_a_token_across_the_border_belongs_to_the_part():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -319,7 +320,28 @@ def test_a_directory_without_protocol_says_what_to_do(tmp_path):
 # Bad input
 
 
-@pytest.mark.parametrize("tag", ["<think>", "", "two words", "1st", "a>b", "/x"])
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"state_tag": None}, "Mem1Protocol has state_tag=None, which must be text"),
+        ({"instructions": None}, "Mem1Protocol has instructions=None, which must be text"),
+        ({"action_tags": ["search"]}, r"Mem1Protocol has action_tags=\['search'\], which must be an object, each entry text or null"),
+        ({"action_tags": {"search": print}}, "Mem1Protocol has action_tags=.*, which must be an object"),
+        ({"action_tags": {1: "search"}}, "Mem1Protocol has action_tags=.*, which must be an object"),
+        ({"scratch_tags": (1,)}, r"Mem1Protocol has scratch_tags=\(1,\), which must be a list, each entry text"),
+        ({"action_syntax": ["tags"]}, r"Mem1Protocol has action_syntax=\['tags'\], which must be text"),
+        ({"answer_only_in_last_turn": "no"}, "Mem1Protocol has answer_only_in_last_turn='no', which must be true or false"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused(kwargs, sentence):
+    """An episode ended in an `AttributeError` else, or nothing said that a list of tags is no mapping."""
+    with pytest.raises(ValueError, match=sentence + ".*: pass it so, or leave it out"):
+        Mem1Protocol(**kwargs)
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(Mem1Protocol(), **kwargs)
+
+
+@pytest.mark.parametrize("tag", ["<think>", "", "two words", "1st", "a>b", "/x", "search\n"])
 def test_bad_tags_are_refused(tag):
     with pytest.raises(ValueError, match="cannot be a tag"):
         Mem1Protocol(state_tag=tag)

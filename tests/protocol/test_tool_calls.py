@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.chat_server import serve
+from support.growth import RATIO, growth
 from support.tool_helpers import CONTROL, Library, Scripted, call, said, template_text, template_tokenizer, tool_policy
 from support.trainer_helpers import assert_same_tensors, chat_tokenizer, record, trainer_arguments, trl_arguments
 from trl import GRPOConfig, GRPOTrainer
@@ -32,6 +33,7 @@ from mem1_trl.context_rules.rule import SUMMARY_REQUEST
 from mem1_trl.environment_runtime.actions import ActionSet
 from mem1_trl.evaluation.episode_scores import evaluate_episode
 from mem1_trl.evaluation.evaluate import evaluate_agent
+from mem1_trl.protocol.call_openings import find_call
 from mem1_trl.protocol.tool_calls import ToolCallSyntax
 from mem1_trl.rewards import retained_reward
 from mem1_trl.rollout.episode import Episode
@@ -201,6 +203,61 @@ def test_a_turn_without_a_readable_call(text, action, answer, problem):
     turn = form_of().parse(ids, text, ActionSet(Library(), PROTOCOL))
     assert (turn.action, turn.action_input, turn.calls) == (action, answer, ())
     assert (turn.problem is None) if problem is None else problem in turn.problem
+
+
+MENTIONED = {
+    "qwen3": ("<think>\nI need no <tool_call> for that.\n</think>\n\n", "<|im_end|>"),
+    "qwen2_5": ("<think>a <tool_call></think><think>b <tool_call></think>", "<|im_end|>"),
+    # The context opens this one
+    "qwen3_5_think": ("I need no <tool_call><function=search> for that.\n</think>\n\n", "<|im_end|>"),
+    # This template knows no thoughts, only the protocol does
+    "llama3_1": ('<think>I need no {"name": "search", "parameters": for that.</think>', "<|eot_id|>"),
+    "gptoss": (
+        "<|channel|>analysis<|message|>No to=functions.search<|channel|>commentary json<|message|>.<|end|><|start|>assistant"
+        "<|channel|>final<|message|>",
+        "<|return|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MENTIONED)
+def test_a_call_that_a_closed_thought_mentions_is_none(name):
+    form, (before, end) = form_of(name), MENTIONED[name]
+    text = f"{before}Oslo{end}"
+    ids = shared_tokenizer(name)(text, add_special_tokens=False)["input_ids"]
+    turn = form.parse(ids, text, ActionSet(Library(), PROTOCOL))
+    assert (turn.problem, turn.answer, turn.calls) == (None, "Oslo", ())
+    assert turn.state and turn.state in text[slice(*turn.state_span)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nI need a <tool_call>",  # never closed
+        said("s", "So <tool_call>"),
+        said("I need no <tool_call>", "So <tool_call>"),
+        "<think>a <tool_call></think><tool_call><think>b</think>c<|im_end|>",
+        "<tool_call> <think>a</think>c<|im_end|>",
+    ],
+)
+def test_a_call_outside_of_closed_thoughts_is_reported(text):
+    turn = form_of().parse(shared_tokenizer()(text)["input_ids"], text, ActionSet(Library(), PROTOCOL))
+    assert turn.answer is None and "cannot be read" in turn.problem
+
+
+@pytest.mark.parametrize(
+    "piece", ["<think>", "<think></think>", "<think><tool_call></think>", "<think><tool_call>", "</think><tool_call>"]
+)
+def test_the_time_to_look_for_a_call_beside_thoughts_grows_with_the_text(piece):
+    tokenizer = form_of().tokenizer
+    assert growth(lambda text: find_call(tokenizer, text, tag="think"), lambda n: piece * (n // len(piece))) < RATIO
+
+
+def test_the_state_is_a_thought_where_the_model_wrote_no_other():
+    form = form_of("qwen2_5", dataclasses.replace(PROTOCOL, state_tag="IS"))
+    text = "<IS>no <tool_call> is needed</IS>Oslo<|im_end|>"
+    turn = form.parse(shared_tokenizer("qwen2_5")(text)["input_ids"], text, ActionSet(Library(), PROTOCOL))
+    assert (turn.problem, turn.state, turn.answer) == (None, "no <tool_call> is needed", "Oslo")
 
 
 # Episodes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..environment_runtime.actions import owns_loop
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from ..rollout.turn_loop import Rollout
     from ..trajectory import Trajectory
 
-_SETTINGS = frozenset(one.name for one in dataclasses.fields(AgentSettings))
-_OF_START = ("schemas", "options", "environment_factory")
+_MISSPELT = 0.84
+"""Share of its letters that a misspelt name has in common with what is meant; that of `secret` and `seed` is less."""
 
 
 class SingleEpisodes(ABC):
@@ -58,16 +60,15 @@ class SingleEpisodes(ABC):
                 Instead of an environment, functions that the agent may call, synchronous or not, with docstrings as in
                 [`~trl.GRPOTrainer`]. Without either, the agent can only answer.
             row (*optional*):
-                What else `reset` wants, for instance `answers`, by any name.
+                What else `reset` wants, for instance `answers`, by any name. Without an environment there is none.
 
         Returns:
             [`Trajectory`]: Rewarded if the environment has `get_reward`.
 
         Raises:
-            `TypeError`: If `row` has the name of a setting, or of an argument of [`~Mem1Agent.start`], and there is no `reset` that would be given
-                it.
+            `TypeError`: If `row` has what nothing reads: without an environment anything, and with one that has no `reset` what is, or is misspelt,
+                a setting or another argument.
         """
-        _refuse_settings(row, environment)
         episode = self._start({"prompt": task, **row}, environment, tools)
         try:
             return episode.run()
@@ -86,7 +87,6 @@ class SingleEpisodes(ABC):
         Play one episode, as [`~Mem1Agent.run`], and yield each turn, with its observation, as soon as it has ended; with `tokens`,
         before each turn also its text, in pieces as it is generated, see [`AgentEpisode.stream`].
         """
-        _refuse_settings(row, environment)
         episode = self._start({"prompt": task, **row}, environment, tools)
         try:
             yield from episode.stream(tokens)
@@ -126,22 +126,29 @@ class SingleEpisodes(ABC):
         Returns:
             [`AgentEpisode`]: To be played by `step()` or `run()`, talked to by `send()`, and saved by `save()`.
         """
-        if environment_factory is None:
-            _refuse_settings(row, environment)
         return self._start({"prompt": task, **row}, environment, tools, schemas, options, environment_factory)
 
-    def _start(self, row: dict[str, Any], *given_by: Any) -> AgentEpisode:
-        """Begin an episode of a row, whose columns may have any names; the rest is as in [`~Mem1Agent.start`]."""
-        given, player = self._prepare(*given_by)
+    def _start(
+        self,
+        row: dict[str, Any],
+        environment: Any,
+        tools: Sequence[Callable[..., Any]] | None,
+        schemas: Sequence[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
+    ) -> AgentEpisode:
+        """Begin an episode of a row, whose columns may have any names if a `reset` reads them; the rest is as in [`~Mem1Agent.start`]."""
+        given, player = self._prepare(environment, tools, schemas, options, environment_factory)
         try:
+            (made,) = given.environments
+            if not callable(getattr(made, "reset", None)):
+                _refuse_unread(row, environment is None and environment_factory is None, type(self))
             (episode,) = player.start([row], given)
             _refuse_own_loop(episode.environment)
             player.rollout.begin([episode])
         except BaseException:
             given.release()
             raise
-        schemas = given_by[2] if len(given_by) > 2 else None
-        options = given_by[3] if len(given_by) > 3 else None
         return AgentEpisode(
             player, episode, given, row, self._holding, schemas=schemas, settings=self.settings, options=options
         )
@@ -273,22 +280,52 @@ class SingleEpisodes(ABC):
     def _holding(self) -> AbstractContextManager[Any]: ...
 
 
-def _refuse_settings(row: Mapping[str, Any], environment: Any) -> None:
-    """Refuse columns that no `reset` is given, and that have the name of what is passed otherwise."""
-    if hasattr(environment, "reset"):
-        return
+def _refuse_unread(row: Mapping[str, Any], only_tools: bool, kind: type[SingleEpisodes]) -> None:
+    """
+    Refuse columns that no `reset` is given. An environment without one may still have some, if their rows are those of others, too.
+
+    Raises:
+        `TypeError`: If one has the name of what is passed otherwise, or nearly, or if there are only tools.
+    """
     for name, value in row.items():
-        if name in _SETTINGS:
-            instead = f"pass `options={{{name!r}: ...}}` to `start`"
-        elif name in _OF_START:
-            instead = f"pass it to `start`, and play by `start({name}=...).run()`"
-        elif name == "seed":
-            instead = "use `run_batch(seeds=[...])`"
-        else:
-            continue
-        raise TypeError(
-            f"{name}={value!r:.60} is a column of the task here, and there is no `reset` that would be given it: {instead}."
-        )
+        instead = _instead(name, kind)
+        if instead is None and only_tools:
+            instead = "leave it out, or pass an environment whose `reset` takes it"
+        if instead is not None and name != "prompt":
+            raise TypeError(
+                f"{name}={value!r:.60} is a column of the task here, and there is no `reset` that would be given it: {instead}."
+            )
+
+
+def _instead(name: str, kind: type[SingleEpisodes]) -> str | None:
+    """Where a name belongs that is no column, or one that it is close to; `None` if there is none."""
+    places = _places(kind)
+    if name in places:
+        return places[name]
+    close = get_close_matches(name, places, n=1, cutoff=_MISSPELT)
+    return f"did you mean {close[0]!r}? Then {places[close[0]]}" if close else None
+
+
+def _places(kind: type[SingleEpisodes]) -> dict[str, str]:
+    """Where each setting belongs, and each argument of an agent and of what it does."""
+    arguments = inspect.signature(kind).parameters.values()
+    places = {p.name: f"pass it to `{kind.__name__}`" for p in arguments if p.kind is not p.VAR_KEYWORD}
+    for one in dataclasses.fields(AgentSettings):
+        places[one.name] = f"pass `options={{{one.name!r}: ...}}` to `start`"
+    for name in ("schemas", "options", "environment_factory"):
+        places[name] = f"pass it to `start`, and play by `start({name}=...).run()`"
+    for name in ("environment", "tools"):  # those of `run`, which are only here if they are misspelt
+        places[name] = "pass it by that name"
+    places |= {
+        "seed": "use `run_batch(seeds=[...])`",
+        "seeds": "use `run_batch(seeds=[...])`",
+        "rows": "use `run_batch(rows, environments)`",
+        "environments": "use `run_batch(rows, environments)`",
+        "keep_failures": "use `run_batch(keep_failures=...)`",
+        "tokens": "pass it to `stream`",
+        "on_text": "pass it to the episode, `start(...).run(on_text=...)`",
+    }
+    return places
 
 
 def _refuse_own_loop(environment: Any) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 _TAG = re.compile(r"</\w+>")
 
+_MOST_BYTES = 4
+"""Of one character in UTF-8, each of which may be a token."""
+
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
     """Text of token ids."""
@@ -58,6 +61,28 @@ def tokens_of_span(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], span:
     counts = range(len(ids) + 1)
     first = max(bisect_right(counts, span[0], key=characters) - 1, 0)
     return first, max(first, min(bisect_left(counts, span[1], key=characters), len(ids)))
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], most: int) -> list[int]:
+    """
+    The first token ids of a text, at most so many, that end with a whole character: a letter of Chinese is three bytes, and some tokenizers
+    have a token for a byte.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        ids (`Sequence[int]`):
+            Token ids of a text.
+        most (`int`):
+            How many there may be.
+    """
+    kept = list(ids[:most])
+    # The mark of a broken character may also be one of the text; then it stays where more tokens follow
+    while kept and (text := decode(tokenizer, kept)).endswith("\ufffd"):
+        if decode(tokenizer, ids[: len(kept) + _MOST_BYTES]).startswith(text):
+            break
+        kept.pop()
+    return kept
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -30,7 +30,7 @@ PROTOCOL_FILE = "mem1_protocol.json"
 """Name of the file with the protocol, next to a model's weights."""
 
 _PLACEHOLDER = re.compile(r"\{(prompt|actions|state|answer|observation)\}")
-_TAG_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
+_TAG_NAME = re.compile(r"[A-Za-z][\w.-]*")
 
 ACTION_SYNTAXES = ("tags", "brackets", "tool_calls")
 
@@ -102,6 +102,12 @@ class Mem1Protocol:
     action_syntax: str = "tags"
 
     def __post_init__(self) -> None:
+        if isinstance(self.scratch_tags, str):  # a tuple of one without its comma
+            raise ValueError(
+                f"scratch_tags must be a tuple of names, got {self.scratch_tags!r}: write ({self.scratch_tags!r},)."
+            )
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_fields(given, type(self), "Mem1Protocol", "pass it so, or leave it out.")
         if self.action_syntax not in ACTION_SYNTAXES:
             raise ValueError(
                 f"action_syntax={self.action_syntax!r} is unknown: use one of {', '.join(map(repr, ACTION_SYNTAXES))}."
@@ -113,16 +119,12 @@ class Mem1Protocol:
             )
         if self.action_tags is not None and self.action_syntax == "tool_calls":
             raise ValueError("A model calls tools by the names of the methods: leave `action_tags` out, or use tags.")
-        if isinstance(self.scratch_tags, str):  # a tuple of one without its comma
-            raise ValueError(
-                f"scratch_tags must be a tuple of names, got {self.scratch_tags!r}: write ({self.scratch_tags!r},)."
-            )
         tags = [self.state_tag, self.answer_tag, self.observation_tag, *self.scratch_tags]
         names = list(self.action_tags or {})
         if self.action_syntax == "tags":  # in brackets a name is not a tag
             tags += names
         for tag in (*tags, *names, self.memory_tag):
-            if not _TAG_NAME.match(tag):
+            if not _TAG_NAME.fullmatch(tag):
                 raise ValueError(
                     f"{tag!r} cannot be a tag: use a name such as 'search', letters and digits without angle brackets."
                 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..json_text import read_json, too_deep, write_json
 from ..trajectory import Turn
-from .call_openings import ends_call, find_call, read_calls_in_any_order
+from .call_openings import REASONING, ends_call, find_call, read_calls_in_any_order
 from .dated_template import dated_template
 from .encoding import decode, encode_text, without_end_token
 from .parsed_turn import ActionRequest, ParsedTurn, ToolCall
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from .protocol import Mem1Protocol
     from .syntax import OfferedActions
-
-_REASONING = ("reasoning_content", "thinking")
-"""Fields of a message in which response templates put a model's thoughts."""
 
 _PROBE = 'm1"q\\b'
 """Has characters that JSON escapes, to see whether a template writes results as they are."""
@@ -186,7 +183,7 @@ class ToolCallSyntax(ActionSyntax):
             text, end = text.rstrip().removesuffix(own_end), own_end
         state, tag = self._state(message, "")[0], self.protocol.state_tag
         if state is not None:
-            fields = ["content"] if find_tagged(message.get("content") or "", [tag]) else _REASONING
+            fields = ["content"] if find_tagged(message.get("content") or "", [tag]) else REASONING
             field = next(field for field in fields if isinstance(message.get(field), str))
             mark = f"<{tag}>{MARKS.state}</{tag}>" if f"<{tag}>" in message[field] else MARKS.state
             # Some templates write nothing but a call, which may hold the text of the state by chance
@@ -387,8 +384,7 @@ class ToolCallSyntax(ActionSyntax):
                 calls=tuple(calls),
                 message=message,
             )
-        ended_as_call = ends_call(self.tokenizer, self._end_of(text))
-        if calls is None or ended_as_call or find_call(self.tokenizer, text) is not None:
+        if calls is None or self._began_call(text):
             message = {"role": "assistant", "content": content} if calls is None else message
             problem = (
                 "the tool call cannot be read: write it as shown with the tools, with its arguments as valid JSON."
@@ -397,11 +393,18 @@ class ToolCallSyntax(ActionSyntax):
         answer = self.protocol.answer_tag
         return ParsedTurn(state, span, answer, content, answer=content, message=message)
 
+    def _began_call(self, text: str) -> bool:
+        """Whether a turn from which no call was read has begun one, outside of its thought, which the context may have opened."""
+        if ends_call(self.tokenizer, self._end_of(text)):
+            return True
+        whole = decode(self.tokenizer, self._start) + text
+        return find_call(self.tokenizer, whole, tag=self.protocol.state_tag) is not None
+
     def _state(self, message: Mapping[str, Any], text: str) -> tuple[str | None, tuple[int, int] | None, str]:
         """The state, its characters in `text`, and the rest of the message."""
         tag = self.protocol.state_tag
         content = message.get("content") or ""
-        thought = next((message[field] for field in _REASONING if isinstance(message.get(field), str)), "")
+        thought = next((message[field] for field in REASONING if isinstance(message.get(field), str)), "")
         found = find_tagged(content, [tag])
         if found is not None:
             content = content[: found.begin] + content[found.end :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..protocol.encoding import decode, encode_text
+from ..protocol.encoding import decode, encode_text, first_tokens
 from ..protocol.untrusted import encode_untrusted
 from .settings import CHARACTERS_PER_TOKEN
 
@@ -196,14 +196,15 @@ class ObservationEncoder:
         return ObservationIds(frame, results, is_message)
 
     def _cut(self, ids: list[int], length: int, is_message: bool) -> list[int]:
-        """At most so many of the token ids of a result, whose last escape is whole."""
-        ids = ids[:length]
-        while (
-            not is_message
-            and self.syntax.write_result(self.syntax.read_result(text := decode(self.tokenizer, ids))) != text
-        ):
-            ids = ids[:-1]
-        return ids
+        """At most so many of the token ids of a result, whose last character and last escape are whole."""
+        kept = first_tokens(self.tokenizer, ids, length)
+        while not is_message and self._breaks_escape(decode(self.tokenizer, kept)):
+            kept = first_tokens(self.tokenizer, kept, len(kept) - 1)
+        return kept
+
+    def _breaks_escape(self, text: str) -> bool:
+        """Whether a result ends inside of what stands for one character."""
+        return self.syntax.write_result(self.syntax.read_result(text)) != text
 
     def _written(self, text: str, is_message: bool) -> str:
         """Text as it stands inside a result, or inside a message."""
