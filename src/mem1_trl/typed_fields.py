@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from enum import Enum
 from functools import cache
 from operator import index
 from typing import Any
@@ -69,6 +70,26 @@ def is_wrong_number(value: Any, hint: Any) -> bool:
     if not isinstance(value, (bool, int, float)) or fits(value, hint):
         return False
     return not (isinstance(value, bool) and str in members(hint))
+
+
+def is_wrong_collection(value: Any, hint: Any) -> bool:
+    """
+    Whether a value is a list or a mapping, and neither it nor an entry of it is of an annotated type.
+
+    An entry that is no value of a file passes, such as a number of NumPy, and so does a text for one of an enumeration.
+    """
+    if not isinstance(value, (list, tuple, Mapping)) or fits(value, hint):
+        return False
+    kinds = [_kind(member) for member in members(hint)]
+    if isinstance(value, Mapping):
+        return all(kind is not dict for kind, _ in kinds)
+    return not any(kind is list and all(_may_be_entry(one, inner) for one in value) for kind, inner in kinds)
+
+
+def _may_be_entry(value: Any, hint: Any) -> bool:
+    if isinstance(value, str) and isinstance(hint, type) and issubclass(hint, Enum):
+        return True
+    return fits(value, hint) or not isinstance(value, (bool, int, float, str, list, tuple, Mapping, type(None)))
 
 
 def described(hint: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -177,6 +178,114 @@ def test_what_trl_has_a_meaning_for_is_taken(tmp_path, given):
     Mem1GRPOConfig(str(tmp_path), bf16=False, **given)
     if given.get("loss_type") != "cispo":
         Mem1PPOConfig(str(tmp_path), bf16=False, **given)
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("kind", [Mem1GRPOConfig, Mem1PPOConfig])
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "temperature", "eval_temperature", "beta", "weight_decay", "adam_epsilon", "logging_steps", "save_steps", "entropy_coef_max"],
+)  # fmt: skip
+def test_an_infinite_number_is_refused(tmp_path, kind, name):
+    with pytest.raises(ValueError) as error:
+        kind(str(tmp_path), bf16=False, **{name: INF})
+    assert str(error.value) == f"{name} must be a finite number, got inf."
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"vf_coef": INF}, "vf_coef must be a finite number, got inf."),
+        ({"value_learning_rate": INF}, "value_learning_rate must be a finite number, got inf."),
+        ({"curriculum_threshold": INF, "curriculum_metric": "reward"}, "curriculum_threshold must be a finite number, got inf."),
+        ({"num_train_epochs": INF}, "num_train_epochs must be finite, or max_steps at least 1, got inf."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("generations", [1, 2])
+def test_an_infinite_number_of_the_critic_is_refused(tmp_path, given, sentence, generations):
+    with pytest.raises(ValueError) as error:
+        Mem1PPOConfig(str(tmp_path), bf16=False, num_generations=generations, per_device_train_batch_size=2, **given)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_grad_norm": INF, "epsilon": INF, "epsilon_high": INF, "delta": INF, "environment_timeout": INF},
+        {"max_steps": 3, "num_train_epochs": INF},
+    ],
+)
+def test_a_limit_may_be_infinite(tmp_path, given):
+    assert getattr(Mem1GRPOConfig(str(tmp_path), bf16=False, **given), next(reversed(given))) == INF
+    assert Mem1PPOConfig(str(tmp_path), bf16=False, cliprange_value=INF, **given).cliprange_value == INF
+
+
+# Lists and mappings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("reward_weights", ["a"], "a list, each entry a number or null"),
+        ("reward_weights", [1.0, None], "a list, each entry a number or null"),
+        ("reward_weights", [True], "a list, each entry a number or null"),
+        ("reward_weights", {"a": 1.0}, "a list, each entry a number or null"),
+        ("report_to", [3], "null or text or a list, each entry text"),
+        ("model_init_kwargs", ["dtype"], "an object or text or null"),
+        ("context_kwargs", [4], "an object or text or null"),
+        ("learning_rate", [1e-6], "a number"),
+        ("max_turns", (3,), "a whole number"),
+        ("curriculum_metric", ["reward"], "text"),
+    ],
+)
+def test_a_list_of_another_type_is_refused(tmp_path, name, value, wanted):
+    with pytest.raises(ValueError) as error:
+        Mem1GRPOConfig(str(tmp_path), bf16=False, **{name: value})
+    assert str(error.value) == f"{name} must be {wanted}, got {value!r}."
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"reward_weights": (1, 0.5)},
+        {"reward_weights": [np.float32(0.5), np.int64(2)]},
+        {"report_to": ["none"]},
+        {"debug": ["underflow_overflow"]},
+        {"lr_scheduler_kwargs": {"num_cycles": 2}},
+        {"generation_kwargs": {"bad_words_ids": [[1, 2]]}},
+    ],
+)
+def test_lists_and_mappings_of_the_right_type_are_taken(tmp_path, given):
+    args = Mem1GRPOConfig(str(tmp_path), bf16=False, **given)
+    assert Mem1GRPOConfig(
+        **{one.name: getattr(args, one.name) for one in fields(args) if one.init and one.name in given}, bf16=False
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["context_kwargs", "generation_kwargs", "model_init_kwargs", "lr_scheduler_kwargs", "accelerator_config"]
+)
+def test_a_text_that_is_no_json_object_is_refused_by_name(tmp_path, name):
+    """It was told what JSON expects, and not of which setting."""
+    given = {name: "{bad", **({"context": "compact"} if name == "context_kwargs" else {})}
+    with pytest.raises(ValueError) as error:
+        Mem1GRPOConfig(str(tmp_path), bf16=False, **given)
+    words = f"{name} must be a mapping, or a JSON object as text, got '{{bad': Expecting property name enclosed in double quotes"
+    assert str(error.value).startswith(words)
+
+
+def test_a_text_that_is_a_json_object_is_taken(tmp_path):
+    args = Mem1GRPOConfig(str(tmp_path), bf16=False, context="compact", context_kwargs='{"every": 4}')
+    assert args.context_kwargs == {"every": 4}
+
+
+def test_a_path_of_a_teacher_is_its_text(tmp_path):
+    args = Mem1GRPOConfig(
+        str(tmp_path), bf16=False, distillation_weight=0.5, teacher_model_name_or_path=tmp_path / "teacher"
+    )
+    assert args.teacher_model_name_or_path == str(tmp_path / "teacher")
 
 
 def test_a_configuration_of_trl_has_its_numbers_checked(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,45 @@ def test_the_results_are_those_of_the_last_evaluation():
 def test_metrics_that_are_passed_come_before_those_of_the_log():
     assert shown(ONE, {"exact_match": 1.25, "kl": 3.0}) == [(OWN, "exact_match", 1.25)]
     assert "optimizer step" not in evaluation_section(card_evaluations({"exact_match": 1.25}, ONE), ONE)
+
+
+@pytest.mark.parametrize("prefix", ["eval_", "test_", "eval_hard_", "test_very_hard_", "mine_"])
+def test_metrics_may_have_the_names_that_a_trainer_gives_them(prefix):
+    """They were dropped, and the card said nothing of an evaluation."""
+    given = {f"{prefix}{name}": value for name, value in (("reward", 0.5), ("episode/success", 0.25), ("kl", 3.0))}
+    data = {"eval_hard_": "hard", "test_very_hard_": "very_hard", "mine_": "mine"}.get(prefix, OWN)
+    assert shown(ONE, given) == [(data, "reward", 0.5), (data, "success", 0.25)]
+    section = evaluation_section(card_evaluations(given, ONE), ONE)
+    assert "| reward | 0.5 |\n| share of tasks solved | 0.25 |" in section and "optimizer step" not in section
+
+
+def test_metrics_of_several_data_sets_may_be_passed_at_once():
+    given = {**TWO[0], **TWO[1], "eval_third_reward": 0.3, "eval_rewards/my_reward": 9.0}
+    found = shown(ONE, given)
+    assert [(data, value) for data, metric, value in found if metric == "reward"] == [
+        ("easy", 0.9),
+        ("very_hard", 0.2),
+        ("third", 0.3),
+    ]
+    assert [(data, value) for data, metric, value in found if metric == "success"] == [
+        ("easy", 0.9),
+        ("very_hard", 0.2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ({"accuracy": 0.5, "kl": 3.0}, "accuracy, kl"),
+        ({"eval_loss": 0.5}, "eval_loss"),
+        ({"eval_reward": float("nan")}, "eval_reward"),
+        ({}, "no metric"),
+    ],
+)
+def test_metrics_of_which_the_card_shows_none_are_refused(given, got):
+    words = rf"^The evaluation of a model card must have a finite number for at least one of reward, exact_match, .*, got {got}\.$"
+    with pytest.raises(ValueError, match=words):
+        card_evaluations(given, ONE)
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -159,6 +199,27 @@ def test_the_card_shows_the_evaluation_of_the_weights_that_are_saved(best_loaded
     assert reward == 1.0 and card.data.model_name == place.name
     assert "Of the best checkpoint, after optimizer step 1, whose weights these are." in card.text
     assert re.search(r"^\| reward \| 1 \|$", card.text, re.MULTILINE)
+
+
+def test_what_the_trainer_returns_can_be_given_to_its_card(best_loaded):
+    trainer, _ = best_loaded
+    for metrics in (trainer.evaluate(), trainer.predict(lookup_dataset(2)).metrics):
+        found = shown([], metrics)
+        assert {"reward", "turns", "peak_tokens"} <= {metric for _, metric, _ in found}
+        assert {data for data, _, _ in found} == {OWN}
+
+
+def test_metrics_that_a_card_does_not_show_are_refused_before_it_is_written(best_loaded):
+    trainer, _ = best_loaded
+    card = Path(trainer.args.output_dir) / "README.md"
+    before = card.read_bytes() if card.is_file() else None
+    with pytest.raises(
+        ValueError, match="The evaluation of a model card must have a finite number for at least one of"
+    ):
+        trainer.create_model_card(evaluation={"epoch": 1.0})
+    assert (card.read_bytes() if card.is_file() else None) == before
+    trainer.create_model_card()
+    assert "model-index" in card.read_text()
 
 
 def test_the_best_weights_are_not_evaluated_under_the_name_of_the_last_step(best_loaded):

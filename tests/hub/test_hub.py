@@ -322,10 +322,55 @@ def test_the_card_says_what_a_turn_reads(tmp_path, context, says):
     path = tmp_path / "README.md"
     path.write_text(CARD)
     settings = AgentSettings(context=context, max_context_length=100)
-    complete_model_card(path, facts(settings=settings))
-    introduction = path.read_text().partition("## Use")[0]
-    assert says in introduction
+    complete_model_card(path, facts(environment=Shop(), settings=settings))
+    text = path.read_text()
+    introduction = text.partition("## Use")[0]
+    assert introduction.count("An agent made from") == 1 and says in introduction
     assert ("forgets everything older" in introduction) == (context == "mem1")
+    trained = (
+        "Trained with MEM1 PPO, a method of [MEM1]" if context == "mem1" else "Trained with PPO, as implemented by"
+    )
+    assert trained in text and ("Cite MEM1" in text) == ("arxiv" in text or "papers/2506" in text) == (
+        context == "mem1"
+    )
+
+
+def test_the_card_of_a_run_without_environment_is_of_no_agent(tmp_path):
+    """It said that it rewrites a state at every turn and forgets what is older."""
+    path = tmp_path / "README.md"
+    path.write_text(CARD)
+    complete_model_card(path, facts(settings=AgentSettings(max_turns=1), evaluation={"eval_reward": 0.5}))
+    text = path.read_text()
+    assert "A model made from [me/base](https://huggingface.co/me/base) by [TRL]" in text
+    assert "It writes one completion of a prompt" in text and "Trained with PPO, as implemented by mem1-trl" in text
+    assert not [
+        word
+        for word in ("agent made", "At every turn", "forgets", "papers/2506", "Cite MEM1", "Agent over several")
+        if word in text
+    ]
+    assert not [
+        name for name in ("max_turns", "context", "memory_top_k", "max_observation_length") if f"`{name}`" in text
+    ]
+    assert "| `max_completion_length` | `1000` |" in text and "mem1_protocol.json" not in text
+
+
+def test_the_settings_to_run_a_model_with_are_not_called_those_of_training(tmp_path):
+    path = tmp_path / "README.md"
+    for trained, told in ((1.0, True), (0.5, False)):
+        path.write_text(CARD)
+        complete_model_card(path, facts(settings=AgentSettings(temperature=0.5), training={"temperature": trained}))
+        text = path.read_text()
+        assert (
+            "Run it with these settings, which are saved with the weights in" in text
+            and "it was trained with" not in text
+        )
+        assert ("The temperature is that of evaluation; training sampled at 1.0." in text) == told
+
+
+def test_the_snippet_of_a_model_that_reads_messages_gives_it_messages():
+    snippet = usage_snippet(facts(settings=AgentSettings(conversational=True)))
+    assert """generate([{"role": "user", "content": "Your task"}], return_full_text=False)""" in snippet
+    compile(snippet, "snippet", "exec")
 
 
 def test_the_card_says_how_tokens_are_scored_and_writes_large_numbers_out(tmp_path):

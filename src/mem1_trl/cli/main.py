@@ -79,7 +79,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (CommandError, RunStopped, UnusableServer, ValueError, OSError, ImportError) as error:
         if os.environ.get("MEM1_DEBUG"):
             raise
-        print(f"mem1 {command}: {one_line(error)}", file=sys.stderr)
+        # Such as which reward function it was; that of another process is its traceback
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()) if "\n" not in note)
+        print(f"mem1 {command}: {one_line(error)}{notes}", file=sys.stderr)
         if isinstance(error, CommandError):
             print(f"`mem1 {command} --help` lists the options.", file=sys.stderr)
         return 2

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
+from ..json_text import read_json
 from ..rollout.settings import unread
-from ..typed_fields import described, fits, is_wrong_number, members, type_hints
+from ..typed_fields import described, fits, is_wrong_collection, is_wrong_number, members, type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from .grpo import Mem1GRPOConfig
 
@@ -27,6 +29,9 @@ TRL_CHOICES = {
 
 _INHERITED = frozenset(one.name for one in fields(GRPOConfig)) - {"output_dir"}
 """Settings of TRL and transformers, which may have a wider meaning than their annotation says, but for the path of the run."""
+
+_OLD_LISTS = frozenset({"fsdp"})
+"""Settings that transformers still takes as a list, which their annotation no longer says."""
 
 LARGEST_OF_NUMPY = 2**32 - 1
 """That of NumPy, which every run seeds when the trainer is built."""
@@ -122,6 +127,31 @@ what is missing here: `max_grad_norm` and `save_steps` of 0 or less turn clippin
 """
 
 
+_LIMITS = frozenset({
+    "max_grad_norm", "epsilon", "epsilon_high", "delta", "cliprange_value", "off_policy_mask_threshold", "vllm_importance_sampling_cap",
+    "vllm_importance_sampling_clip_max", "environment_timeout", "vllm_server_timeout", "num_train_epochs",
+})  # fmt: skip
+"""Numbers that may be infinite: limits, of which that one is never reached."""
+
+
+def check_json(config: Mem1GRPOConfig) -> None:
+    """
+    Refuse a text for a mapping, as a command line gives it, that is no JSON object. One that does not begin as one may be the path of a file.
+
+    Raises:
+        `ValueError`: Naming the field, which transformers does not.
+    """
+    for name in config._VALID_DICT_FIELDS:
+        value = getattr(config, name, None)
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                read_json(value, nan_is_null=True)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name} must be a mapping, or a JSON object as text, got {value!r:.80}: {error}."
+                ) from None
+
+
 def check_types(config: Mem1GRPOConfig, kind: type) -> None:
     """
     Refuse a value that is not of the type of its field, before it meets arithmetic far from here.
@@ -134,14 +164,15 @@ def check_types(config: Mem1GRPOConfig, kind: type) -> None:
 
     Raises:
         `ValueError`: If a number or boolean is of another type than its field, such as a fraction for a whole number, if a text stands for one of
-            these, or `None` where a setting of this package must have a value.
+            these, a list or an entry of one for another type, or `None` where a setting of this package must have a value.
     """
     for name, hint in type_hints(kind).items():
         value = getattr(config, name, None)
         if isinstance(value, str) and not _takes_text(hint):
             raise ValueError(_text_for_number(name, value, hint))
         own = name not in _INHERITED and isinstance(value, (bool, int, float, type(None)))
-        if is_wrong_number(value, hint) or (own and not fits(value, hint)):
+        wrong_list = name not in _OLD_LISTS and is_wrong_collection(value, hint)
+        if is_wrong_number(value, hint) or wrong_list or (own and not fits(value, hint)):
             raise ValueError(f"{name} must be {described(hint)}, got {value!r}.")
 
 
@@ -172,14 +203,39 @@ def check_ranges(config: Mem1GRPOConfig) -> None:
         value = getattr(config, name, None)
         if isinstance(value, (int, float)) and not allowed.holds(value):
             raise ValueError(f"{name} must be {allowed}, got {value}.")
+    # Before the settings of an agent are made, which would call that of evaluation `temperature`
+    check_finite(config, _INHERITED | {"eval_temperature"})
     if config.max_steps != -1 and config.max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, or -1 to train for num_train_epochs, got {config.max_steps}.")
-    if config.max_steps < 1 and not config.num_train_epochs > 0:
-        raise ValueError(f"num_train_epochs must be above 0, or max_steps at least 1, got {config.num_train_epochs}.")
+    epochs = config.num_train_epochs
+    if config.max_steps < 1 and not 0 < epochs < math.inf:
+        words = "finite" if epochs > 0 else "above 0"
+        raise ValueError(f"num_train_epochs must be {words}, or max_steps at least 1, got {epochs}.")
     for what, least in (("logging", _ABOVE_0), ("eval", _AT_LEAST_0)):  # an evaluation takes those of logging for 0
         steps = getattr(config, f"{what}_steps")
         if getattr(config, f"{what}_strategy") == "steps" and steps is not None and not least.holds(steps):
             raise ValueError(f"{what}_steps must be {least} with {what}_strategy='steps', got {steps}.")
+
+
+def check_finite(config: Mem1GRPOConfig, names: Container[str] | None = None) -> None:
+    """
+    Refuse an infinite number that is no limit.
+
+    Args:
+        config ([`Mem1GRPOConfig`]):
+            Has the numbers.
+        names (`Container[str]`, *optional*):
+            Of what is checked. `None` checks all settings.
+
+    Raises:
+        `ValueError`: For the first.
+    """
+    for one in fields(config):
+        value = getattr(config, one.name, None)
+        if one.name in _LIMITS or (names is not None and one.name not in names):
+            continue
+        if isinstance(value, float) and math.isinf(value):
+            raise ValueError(f"{one.name} must be a finite number, got {value}.")
 
 
 def check_choices(config: Mem1GRPOConfig) -> None:

@@ -19,6 +19,8 @@ from .checks import (
     LARGEST_OF_NUMPY,
     check_choices,
     check_curriculum,
+    check_finite,
+    check_json,
     check_ranges,
     check_sampling_of_groups,
     check_types,
@@ -424,7 +426,10 @@ class Mem1GRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "context_kwargs", "teacher_model_init_kwargs"]  # noqa: RUF012  # as TRL declares it
 
     def __post_init__(self) -> None:
+        check_json(self)
         self.context, self.context_kwargs = given_rule(self.context, self.context_kwargs)
+        if isinstance(self.teacher_model_name_or_path, os.PathLike):
+            self.teacher_model_name_or_path = os.fspath(self.teacher_model_name_or_path)
         self._check_types()
         if self.num_generations is None or self.num_generations < 2:
             raise ValueError(
@@ -434,18 +439,27 @@ class Mem1GRPOConfig(GRPOConfig):
         self._use_new_names()
         if self.use_cpu and self.bf16 is None:
             self.bf16 = False  # mixed precision on a CPU is slow, and samples from other weights than it trains
-        follows_metric = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) in _FOLLOW_METRIC
-        if (self.load_best_model_at_end or follows_metric) and self.metric_for_best_model is None:
+        if (self.load_best_model_at_end or self._follows_metric()) and self.metric_for_best_model is None:
             self.metric_for_best_model = "reward"  # the loss of a policy does not say how well it plays
         super().__post_init__()
-        schedule: Any = self.lr_scheduler_kwargs or {}  # a dictionary by now
-        if follows_metric and "mode" not in schedule:
-            if self.greater_is_better is None:
-                self.greater_is_better = not str(self.metric_for_best_model).endswith("loss")
-            # Else they take every metric for one that should fall
-            mode = "max" if self.greater_is_better else "min"
-            self.lr_scheduler_kwargs = {**schedule, "mode": mode}
+        self._turn_schedule()
         self._check_episode()
+        check_finite(self)  # last, since most of this package's own are refused by sentences that say more
+
+    def _follows_metric(self) -> bool:
+        """Whether the learning rate follows a metric of evaluations."""
+        return str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) in _FOLLOW_METRIC
+
+    def _turn_schedule(self) -> str | None:
+        """Tell a schedule that follows a metric whether that should rise, which it takes for one that should fall; returns what was not given."""
+        schedule: Any = self.lr_scheduler_kwargs or {}  # a dictionary by now
+        if not self._follows_metric() or "mode" in schedule:
+            return None
+        if self.greater_is_better is None:
+            self.greater_is_better = not str(self.metric_for_best_model).endswith("loss")
+        mode = "max" if self.greater_is_better else "min"
+        self.lr_scheduler_kwargs = {**schedule, "mode": mode}
+        return mode
 
     def _play_once_if_greedy(self) -> None:
         """Let an evaluation that decodes greedily play each row once: all samples of a row would be the same."""

@@ -105,7 +105,9 @@ def estimate_run(
 
     Counted are tensors: weights, gradients, states of the optimizer, activations, keys and values. What a driver, an allocator
     and libraries take besides is not: leave a tenth of a GPU, and 1 or 2 GB, to them. With vLLM, its own share comes on top.
-    A teacher (`distillation_weight`) and the passes of `memory_value_weight` are not counted either.
+    A teacher (`distillation_weight`) and the passes of `memory_value_weight` are not counted either, nor are the groups that
+    `dynamic_sampling_max_rounds` plays again, since how many have equal rewards is not known before: each of its rounds samples at most
+    as much as the first.
 
     Args:
         model ([`~transformers.PretrainedConfig`]):

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult
 
-from .logged_evaluations import Log, LoggedEvaluation, evaluations_of_weights, is_number, loaded_step
+from .logged_evaluations import (
+    Log,
+    LoggedEvaluation,
+    evaluations_of_weights,
+    given_evaluations,
+    is_number,
+    loaded_step,
+)
 from .markdown import markdown_table
 
 # Metrics that the card shows, with their unit; others are only in the logs
@@ -25,18 +32,41 @@ _METRICS = {
 
 
 def card_evaluations(given: Mapping[str, float] | None, log: Log) -> list[LoggedEvaluation]:
-    """The evaluations on the card: the metrics that were passed, or else those that the trainer logged of the weights that it saves."""
-    found = [LoggedEvaluation(None, "", dict(given))] if given else evaluations_of_weights(log)
-    return [one for one in found if _shown(one)]
+    """
+    The evaluations on the card: the metrics that were passed, or else those that the trainer logged of the weights that it saves.
+
+    Args:
+        given (`Mapping[str, float]` or `None`):
+            Metrics by the names of an [`~mem1_trl.evaluation.Evaluation`] (`"reward"`, `"success"`), or by those that `evaluate` and `predict` of a
+            trainer give them (`"eval_reward"`, `"test_episode/success"`).
+        log (`Sequence[Mapping]`):
+            `trainer.state.log_history`.
+
+    Raises:
+        `ValueError`: If none of the metrics that were passed is one that a card shows.
+    """
+    if given is None:
+        return [one for one in evaluations_of_weights(log) if _shown(one)]
+    found = [one for one in given_evaluations(given, _METRICS) if _shown(one)]
+    if not found:
+        raise ValueError(
+            f"The evaluation of a model card must have a finite number for at least one of {', '.join(_METRICS)}, as the metrics of an Evaluation "
+            f"and of `trainer.evaluate()` have, got {', '.join(map(str, given)) or 'no metric'}."
+        )
+    return found
 
 
-def evaluation_results(evaluations: Sequence[LoggedEvaluation]) -> list[EvalResult]:
+def evaluation_results(
+    evaluations: Sequence[LoggedEvaluation], task: str = "Agent over several turns"
+) -> list[EvalResult]:
     """
     The evaluations as Hub metadata, one block for each data set. The name that `create_model_card` is given is that of the tasks of training.
 
     Args:
         evaluations (`Sequence[LoggedEvaluation]`):
             As [`card_evaluations`] gives them.
+        task (`str`, *optional*):
+            What the model is to do, in words.
 
     Returns:
         `list[EvalResult]`: One result for each metric and data set.
@@ -44,7 +74,7 @@ def evaluation_results(evaluations: Sequence[LoggedEvaluation]) -> list[EvalResu
     return [
         EvalResult(
             task_type="text-generation",
-            task_name="Agent over several turns",
+            task_name=task,
             dataset_type="custom",
             dataset_name=one.data or "evaluation tasks of the run",
             # By the name alone the Hub does not tell blocks apart

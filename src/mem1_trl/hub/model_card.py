@@ -34,6 +34,19 @@ _CONTEXTS = {
     "on_demand": "Its turns are appended until it decides to rewrite them: then a summary takes the place of all of them",
     "fold": "It may open a branch for a part of the task; of a branch that it has closed, only what it returned stays in its context",
 }
+_OF_ONE_COMPLETION = (
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "generation_kwargs",
+    "chat_template_kwargs",
+    "conversational",
+)
+"""Settings that a model of a run without environment has: it neither takes turns nor reads observations."""
+
 _EXACT = "every token is scored in the context it was sampled in"
 _STITCHED = "the turns of an episode are scored as one sequence, in which a token is not always in the context it was sampled in"
 
@@ -86,6 +99,16 @@ class CardFacts:
     adapter: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_agent(self) -> bool:
+        """Whether the model acts in an environment. Without one it completes a prompt once."""
+        return self.environment is not None
+
+    @property
+    def is_of_paper(self) -> bool:
+        """Whether the run was one of the method of the paper, which is that of its context rule."""
+        return self.is_agent and self.settings.context == "mem1"
+
 
 def complete_model_card(path: Path, facts: CardFacts) -> None:
     """
@@ -108,7 +131,8 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
     evaluations = card_evaluations(facts.evaluation, facts.log_history)
     if evaluations:
         card.data.model_name = name  # without it the results are not a valid model-index
-        card.data.eval_results = evaluation_results(evaluations)
+        task = {} if facts.is_agent else {"task": "One completion of a prompt"}
+        card.data.eval_results = evaluation_results(evaluations, **task)
     curves = draw_curves(facts.log_history, path.parent / CURVES_FILE)
     sections = [
         f"# {name}",
@@ -122,7 +146,7 @@ def complete_model_card(path: Path, facts: CardFacts) -> None:
         "## Framework versions",
         markdown_table(("library", "version"), sorted({"mem1-trl": __version__, **_trl_versions(card.text), **facts.versions}.items())),
         "## Citations",
-        f"Cite MEM1 as:\n\n```bibtex\n{facts.citation.strip()}\n```",
+        f"Cite MEM1 as:\n\n```bibtex\n{facts.citation.strip()}\n```" if facts.is_of_paper else "",
         "Cite TRL as:\n\n" + card.text.partition("Cite TRL as:")[2].strip(),
     ]  # fmt: skip
     card.text = "\n\n".join(section for section in sections if section) + "\n"
@@ -137,13 +161,14 @@ def usage_snippet(facts: CardFacts) -> str:
     memory: then the code says what it was, and where to put it. A model of a run without environment has read no instructions, and is
     no agent.
     """
-    if facts.environment is None:
+    if not facts.is_agent:
+        task = '[{"role": "user", "content": "Your task"}]' if facts.settings.conversational else '"Your task"'
         return "\n".join(
             [
                 "from transformers import pipeline",
                 "",
                 f'generate = pipeline("text-generation", "{facts.source}")',
-                'print(generate("Your task", return_full_text=False)[0]["generated_text"])',
+                f'print(generate({task}, return_full_text=False)[0]["generated_text"])',
             ]
         )
     shipped = shipped_class(facts.environment)
@@ -180,23 +205,31 @@ def shipped_class(environment: Any) -> type | None:
 def _introduction(card: ModelCard, facts: CardFacts) -> str:
     base = card.data.to_dict().get("base_model")
     of = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "a causal language model"
+    made = f"made from {of} by [TRL](https://github.com/huggingface/trl) and mem1-trl"
+    if not facts.is_agent:
+        return f"A model {made}. It writes one completion of a prompt, and has learned from the reward of that."
     rule = facts.settings.context
     reads = _CONTEXTS.get(rule, f"What it reads at each turn is chosen by the context rule `{rule}`")
     title, arxiv = facts.paper
-    paper = f" ([{title}](https://huggingface.co/papers/{arxiv}))" if rule == "mem1" else ""
-    return f"An agent made from {of} by [TRL](https://github.com/huggingface/trl) and mem1-trl. {reads}{paper}."
+    paper = f" ([{title}](https://huggingface.co/papers/{arxiv}))" if facts.is_of_paper else ""
+    return f"An agent {made}. {reads}{paper}."
 
 
 def _how_it_is_run(facts: CardFacts) -> str:
+    settings = facts.settings.to_dict()
     rows = [
         (f"`{name}`", f"`{_plain(value)}`")
-        for name, value in facts.settings.to_dict().items()
-        if value not in (None, {})
+        for name, value in settings.items()
+        if value not in (None, {}) and (facts.is_agent or name in _OF_ONE_COMPLETION)
     ]
-    parts = [
-        "Run it with the settings it was trained with, which are saved with the weights in `mem1_protocol.json` and "
-        "`mem1_agent.json`:"
-    ]
+    files = "`mem1_protocol.json` and `mem1_agent.json`" if facts.is_agent else "`mem1_agent.json`"
+    sampled = facts.training.get("temperature", settings["temperature"])
+    other = (
+        ""
+        if sampled == settings["temperature"]
+        else f" The temperature is that of evaluation; training sampled at {sampled}."
+    )
+    parts = [f"Run it with these settings, which are saved with the weights in {files}.{other}"]
     parts.append(markdown_table(("setting", "value"), rows))
     if facts.turn:
         parts.append("Its actions, as listed in its task prompt:")
@@ -208,10 +241,11 @@ def _training(trl_text: str, facts: CardFacts, curves: bool) -> str:
     badges = [line.strip() for line in trl_text.splitlines() if line.strip().startswith("[<img")]
     title, arxiv = facts.paper
     parts = ["\n".join(badges)] if badges else []
-    parts.append(
-        f"Trained with {facts.trainer_name}, a method of [{title}](https://huggingface.co/papers/{arxiv}), as implemented by "
-        f"mem1-trl: {_STITCHED if facts.training.get('layout') == 'paper' else _EXACT}."
-    )
+    method = facts.trainer_name.removeprefix("MEM1 ")
+    if facts.is_of_paper:
+        method = f"{facts.trainer_name}, a method of [{title}](https://huggingface.co/papers/{arxiv})"
+    scored = _STITCHED if facts.training.get("layout") == "paper" else _EXACT
+    parts.append(f"Trained with {method}, as implemented by mem1-trl: {scored}.")
     if curves:
         parts.append(f"![training curves]({CURVES_FILE})")
     rows = [(f"`{name}`", f"`{_plain(value)}`") for name, value in facts.training.items()]

@@ -90,8 +90,7 @@ def trajectory_card(
     body = textwrap.dedent("""\
         # {title}
 
-        Episodes of an agent that rewrites its context every turn ([MEM1](https://arxiv.org/abs/2506.15841)), written by
-        mem1-trl {version}. Each turn has the exact token ids that were read and sampled, so that they can be scored, trained on or
+        Episodes of an agent, turn by turn, written by mem1-trl {version}. Each turn has the exact token ids that were read and sampled, so that they can be scored, trained on or
         shown without encoding anything again.
 
         {played}{table}

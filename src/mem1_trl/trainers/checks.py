@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import defaultdict
+from collections.abc import Mapping
 from heapq import nlargest
 from itertools import repeat
 from operator import itemgetter
@@ -14,6 +16,7 @@ import transformers
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from ..rewards import are_answers, form_of_answers
@@ -144,12 +147,14 @@ def check_model(model: Any) -> None:
     Refuse what cannot be the policy, before it is loaded where that can be known.
 
     Raises:
-        `TypeError`: If it is `None`.
+        `TypeError`: If it is neither a text nor a model.
         `FileNotFoundError`: If it is a path with nothing there.
         `ValueError`: If it is an encoder-decoder, has no output head, or is a directory with an adapter alone.
     """
-    if model is None:
-        raise TypeError("`model` must be an id, a path or a model, got None.")
+    if not isinstance(model, (str, nn.Module)):
+        given = "None" if model is None else f"a {type(model).__name__}"
+        as_text = ": pass `str(...)` of the path" if isinstance(model, os.PathLike) else ""
+        raise TypeError(f"`model` must be an id, a path or a model, got {given}{as_text}.")
     config, kind = getattr(model, "config", None), type(_without_adapter(model))
     if isinstance(model, str):
         check_path("model", model)
@@ -263,19 +268,29 @@ def check_answers(name: str, dataset: Any, needed: bool) -> None:
     """
     if not isinstance(dataset, Dataset) or "answers" not in dataset.column_names:
         return
-    what = None
-    for number, answers in enumerate(_column(dataset, "answers")):
-        if answers is not None and not are_answers(answers):
-            what = f"Row {number} of the {name} has {form_of_answers(answers)}"
-            break
-    arrays = dataset.format["type"]
-    if what is None and arrays not in (None, "python", "custom"):
-        what = f"The {name} gives its `answers` as arrays, since it is formatted as {arrays!r}: pass `dataset.with_format(None)`"
+    what = _wrong_answers(name, dataset)
     if what is None:
         return
     if needed:
         raise ValueError(f"{what}. memory_value_weight needs them, or a data set without `answers`.")
     logger.warning(f"{what}. Else no metric compares answers with them; reward functions get them as they are.")
+
+
+def _wrong_answers(name: str, dataset: Dataset) -> str | None:
+    """What is wrong with the first `answers` that cannot be compared; `None` if all can be."""
+    first = None
+    for number, answers in enumerate(_column(dataset, "answers")):
+        if answers is not None and not are_answers(answers):
+            return f"Row {number} of the {name} has {form_of_answers(answers)}"
+        if answers is not None and first is None:
+            first = number
+    # A format makes arrays of texts, or leaves them as they are, which no name tells
+    row = {} if first is None else dataset[first]
+    shown = row.get("answers") if isinstance(row, Mapping) else row  # else a table, of which nothing is read
+    if shown is None or are_answers(shown):
+        return None
+    kind = dataset.format["type"]
+    return f"The {name} gives its `answers` as arrays, since it is formatted as {kind!r}: pass `dataset.with_format(None)`"
 
 
 def _column(dataset: Dataset, name: str) -> Iterator[Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..hub.logged_evaluations import logged_evaluations
+
 _STEP = (
     ("reward", "reward", ".3f"),
     ("episode/turns", "turns", ".1f"),
@@ -21,9 +23,9 @@ _STEP = (
 
 _EVALUATION = (
     ("reward", "reward", ".3f"),
-    ("episode/exact_match_per_objective", "EM per objective", ".3f"),
-    ("episode/turns", "turns", ".1f"),
-    ("episode/peak_tokens", "peak tokens", ",.0f"),
+    ("exact_match_per_objective", "EM per objective", ".3f"),
+    ("turns", "turns", ".1f"),
+    ("peak_tokens", "peak tokens", ",.0f"),
 )
 
 _ONLY_IF_ANY = ("environment/error_rate",)
@@ -64,16 +66,11 @@ class StepLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        evaluated = sorted(
-            {key.rpartition("_reward")[0] for key in logs if key.startswith("eval") and key.endswith("_reward")}
-        )
-        for prefix in evaluated:
-            of = prefix.removeprefix("eval").strip("_")
-            shown = _words(
-                {key.removeprefix(f"{prefix}_"): value for key, value in logs.items() if key.startswith(prefix)},
-                _EVALUATION,
-            )
-            self.write(f"evaluation after step {state.global_step}{f' on {of}' if of else ''}: {shown}")
+        for one in logged_evaluations([logs]):
+            shown = _words(one.metrics, _EVALUATION)
+            if shown:  # else a number that somebody has called so
+                on = f" on {one.data}" if one.data else ""
+                self.write(f"evaluation after step {state.global_step}{on}: {shown}")
         if "reward" in logs:
             done = state.global_step - self._first
             seconds = (time.monotonic() - self._began) / max(1, done)  # evaluations and checkpoints included

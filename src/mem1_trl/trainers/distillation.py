@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from trl.trainer.utils import create_model_from_path
 
 from ..model_traits import embedding_rows, refuse_shared_weights
+from ..saved_files import check_path
 from ..update.distillation import distillation_loss, on_sampled_tokens, teacher_gaps, teacher_logprobs
 from ..update.scoring import score_without_training
 from .refusals import refuse_whole_policy_needed
@@ -29,7 +32,7 @@ class Distillation:
     Args:
         trainer ([`Mem1Trainer`]):
             Its `args` say what the teacher reads, and what becomes of the gaps.
-        teacher (`str` or [`~transformers.PreTrainedModel`], *optional*):
+        teacher (`str`, `os.PathLike` or [`~transformers.PreTrainedModel`], *optional*):
             An id, a path or a model. `None` is the policy itself, as it is when it has played a batch.
     """
 
@@ -38,7 +41,8 @@ class Distillation:
         self.args = trainer.args
         self._sums = [0.0, 0.0]
         self._teacher: Any = None
-        if isinstance(teacher, str):
+        if isinstance(teacher, (str, os.PathLike)):
+            teacher = os.fspath(teacher)
             kwargs: dict[str, Any] = {"device_map": None, "trust_remote_code": self.args.trust_remote_code}
             teacher = create_model_from_path(teacher, **{**kwargs, **(self.args.teacher_model_init_kwargs or {})})  # type: ignore[dict-item]
         if teacher is not None:
@@ -148,6 +152,7 @@ def refuse_distillation(args: Mem1GRPOConfig, teacher: Any, has_environment: boo
     Refuse a teacher that nothing would come of, or that one process cannot ask alone.
 
     Raises:
+        `TypeError`: For a teacher that is neither a text or a path nor a model.
         `ValueError`: For a teacher without `distillation_weight`; for the policy as its own teacher where both read the same; for a critic
             that is left without rewards; with DeepSpeed ZeRO-3 or with FSDP.
     """
@@ -157,8 +162,12 @@ def refuse_distillation(args: Mem1GRPOConfig, teacher: Any, has_environment: boo
                 "A teacher has no effect with distillation_weight=0.0: raise it, or pass no teacher_model."
             )
         return
+    if teacher is not None and not isinstance(teacher, (str, os.PathLike, nn.Module)):
+        raise TypeError(f"`teacher_model` must be an id, a path or a model, got a {type(teacher).__name__}.")
+    if isinstance(teacher, os.PathLike):
+        check_path("teacher", os.fspath(teacher))
     given = f"distillation_weight={args.distillation_weight}"
-    if args.teacher_model_init_kwargs and not isinstance(teacher, str):
+    if args.teacher_model_init_kwargs and not isinstance(teacher, (str, os.PathLike)):
         raise ValueError(
             "teacher_model_init_kwargs are for a teacher that is loaded: pass its id or path, or leave them out."
         )

@@ -163,6 +163,10 @@ class EpisodeLog:
         if self.trainer.accelerator.is_main_process:
             self._to_show[self.trainer.mode].extend(everywhere)
 
+    def forget_evaluation(self) -> None:
+        """Do not show the episodes of an evaluation that did not come to its end."""
+        self._to_show["eval"].clear()
+
     def show(self) -> None:
         """Print the episodes kept since the last call turn by turn, and hand them to the trackers that can hold them."""
         trainer: Any = self.trainer

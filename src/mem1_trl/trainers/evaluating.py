@@ -28,6 +28,21 @@ class _LogLoadedStep(TrainerCallback):
             state.log_history.append({"epoch": state.epoch, "step": state.global_step, LOADED_STEP: int(best[1])})
 
 
+def check_groups(trainer: Mem1Trainer) -> None:
+    """
+    Refuse batches of an evaluation that would part the samples of a row. TRL does it if `eval_strategy` is set, and an evaluation may be asked for without.
+
+    Raises:
+        `ValueError`: In the words of TRL.
+    """
+    rows, processes = trainer.args.per_device_eval_batch_size, trainer.args.world_size
+    samples = trainer.num_generations_eval or 1
+    if rows * processes % samples:
+        raise ValueError(
+            f"The global eval batch size ({rows} * {processes}) must be divisible by the number of generations used for evaluation ({samples})."
+        )
+
+
 class EvaluationRecorder:
     """
     Keeps the episodes of the evaluation that runs.

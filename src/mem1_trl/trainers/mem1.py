@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from peft import PeftModel
 
 from ..environment_runtime.pool import EnvironmentFactory, EnvironmentPool
 from ..hub.agent_settings import save_agent_settings
+from ..hub.card_evaluation import card_evaluations
 from ..hub.model_card import complete_model_card
 from ..model_traits import refuse_prompt_learning
 from ..rewards import are_answers, score_answer
@@ -39,7 +41,7 @@ from .checks import (
 )
 from .distillation import Distillation, refuse_distillation
 from .episode_log import EpisodeLog
-from .evaluating import EvaluationRecorder
+from .evaluating import EvaluationRecorder, check_groups
 from .first_row import check_reset, play_first_row
 from .refusals import refuse_memory_value, refuse_missing_packages, refuse_unsaved_adapter, refuse_without_environment
 from .reward_functions import check_signatures, collect_reward_functions, distinct
@@ -55,12 +57,13 @@ from .saving import (
 )
 from .self_check import check_trainer
 from .stages import StagesBySuccess, check_stages
+from .streams import check_stream
 from .trl_seam.batch import TrajectoryTrainer
 from .trl_seam.helpers import instance_attribute
 from .truncated_sampling import warn_of_truncated_sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
     from transformers.trainer_utils import PredictionOutput
@@ -181,7 +184,7 @@ class Mem1Trainer(TrajectoryTrainer):
             self.stages = StagesBySuccess(self)
         self._card_evaluation: dict[str, float] | None = None
         self._evaluations = EvaluationRecorder(self)
-        self._evaluated = ""  # name of the data set that is evaluated, if it is one of several
+        self._metric_prefix = "eval"  # of the evaluation that runs
         self._episode_log = EpisodeLog(self, self._evaluations)
         self.rollout = Rollout(
             tokenizer=self.tokenizer,
@@ -310,8 +313,8 @@ class Mem1Trainer(TrajectoryTrainer):
         `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
         """
         self.drop_metrics(self.meaningless_metrics)
-        if self.mode == "eval" and self._evaluated:
-            self.name_metrics(self._evaluated)
+        if self.mode == "eval" and self._metric_prefix != "eval":  # TRL logs those of all evaluations alike
+            logs.update({f"{self._metric_prefix}_{name}": value for name, value in self.take_metrics("eval").items()})
         with instance_attribute(self, "num_completions_to_print", 0):
             super().log(logs, start_time)
         self._episode_log.show()
@@ -322,6 +325,19 @@ class Mem1Trainer(TrajectoryTrainer):
         counted = self._evaluations.counted
         return rows if counted is None else counted
 
+    @contextmanager
+    def _evaluating(self, prefix: str) -> Iterator[None]:
+        """An evaluation: what an earlier one has left is forgotten, and its environments are closed unless training goes on with them."""
+        check_groups(self)
+        self._evaluations.begin()
+        self._episode_log.forget_evaluation()
+        try:
+            with instance_attribute(self, "_metric_prefix", prefix):
+                yield
+        finally:
+            if not self.is_in_train:
+                self.close_environments()
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -330,15 +346,13 @@ class Mem1Trainer(TrajectoryTrainer):
 
         Rows with `answers` are scored by exact match, F1 and success (`eval_episode/exact_match` and so on), whatever the
         reward is. With `args.save_eval_trajectories` the episodes are written to `<output_dir>/evaluation/`. The metrics of one
-        of several data sets carry its name (`eval_<name>_reward`).
+        of several data sets carry its name (`eval_<name>_reward`), and those of another `metric_key_prefix` begin with that alone.
+
+        Raises:
+            `ValueError`: If a batch of evaluations cannot hold whole groups of samples.
         """
-        self._evaluations.begin()
-        self._evaluated = metric_key_prefix.removeprefix("eval").lstrip("_")
-        try:
+        with self._evaluating(metric_key_prefix):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            if not self.is_in_train:
-                self.close_environments()
         if self.args.save_eval_trajectories:
             self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}")
         return metrics
@@ -347,15 +361,14 @@ class Mem1Trainer(TrajectoryTrainer):
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
-        Play a data set and return its metrics (`test_reward`, `test_episode/success` and so on) without logging them, as
+        Play a data set and return its metrics (`test_reward`, `test_episode/success` and so on) without logging or showing anything, as
         [`~transformers.Trainer.predict`] does.
+
+        Raises:
+            `ValueError`: If a batch of evaluations cannot hold whole groups of samples.
         """
-        self._evaluations.begin()
-        try:
+        with self._evaluating(metric_key_prefix), self.completions_not_kept():
             output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            if not self.is_in_train:
-                self.close_environments()
         self.drop_metrics(self.meaningless_metrics)
         found = {f"{metric_key_prefix}_{name}": value for name, value in self.take_metrics("eval").items()}
         if self.args.save_eval_trajectories:
@@ -373,14 +386,18 @@ class Mem1Trainer(TrajectoryTrainer):
 
         Raises:
             `ValueError`: If the checkpoint to resume from does not exist, was not written to its end, or belongs to a run with
-                another protocol, other agent settings or another adapter.
+                another protocol, other agent settings or another adapter; if a stream has too few rows for a generation batch, after the run
+                that has made no step.
         """
         if self.stages is not None:
             self.stages.begin()  # a checkpoint, if there is one, says later where it goes on
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.close_environments()
+        if self.began_at == self.state.global_step < self.state.max_steps:
+            check_stream(self.train_dataset, self.args)
+        return result
 
     def refuse_checkpoint(self, checkpoint: str) -> None:
         refuse_other_settings(checkpoint, self.protocol, self.agent_settings())
@@ -437,9 +454,14 @@ class Mem1Trainer(TrajectoryTrainer):
             evaluation (`dict[str, float]` or [`mem1_trl.evaluation.Evaluation`], *optional*):
                 Results for the card and its `model-index`, which later cards of this trainer keep. `None` takes the last
                 evaluation of the run.
+
+        Raises:
+            `ValueError`: If `evaluation` has no metric that a card shows.
         """
         if evaluation is not None:
-            self._card_evaluation = dict(getattr(evaluation, "metrics", evaluation))
+            given = dict(getattr(evaluation, "metrics", evaluation))
+            card_evaluations(given, ())  # refused before anything is written
+            self._card_evaluation = given
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             facts = card_facts(self, self._card_evaluation)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,18 +55,23 @@ class RewardGate:
         Raises:
             `TypeError`: From the function that is returned, if a reward is neither a number nor a list of numbers.
             `ValueError`: From it, if there are more or fewer rewards than episodes it was asked about, or than turns of one.
+            `Exception`: Whatever the function itself raises, with a note that names it.
         """
         if isinstance(function, torch.nn.Module):
             return function
         if _is_asynchronous(function):
 
             async def ask(**kwargs: Any) -> list[Any]:
-                return self._taken(await function(**self._chosen(kwargs)) if self.kept else [], name, column)
+                with _named(name):
+                    values = await function(**self._chosen(kwargs)) if self.kept else []
+                return self._taken(values, name, column)
 
             return ask
 
         def call(**kwargs: Any) -> list[Any]:
-            return self._taken(function(**self._chosen(kwargs)) if self.kept else [], name, column)
+            with _named(name):
+                values = function(**self._chosen(kwargs)) if self.kept else []
+            return self._taken(values, name, column)
 
         return call
 
@@ -186,6 +192,16 @@ def note_turn_rewards(trajectories: Sequence[Trajectory], gate: RewardGate, weig
         if rewards is not None and trajectory.error is None:
             turns = zip(trajectory.turns, rewards, strict=True)
             trajectory.turns[:] = [dataclasses.replace(turn, reward=reward) for turn, reward in turns]
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors of a reward function say which one it was: two of them may be made by the same code, or call the same library."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"In the reward function {name!r}")
+        raise
 
 
 def _is_row(values: Any) -> bool:

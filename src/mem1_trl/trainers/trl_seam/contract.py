@@ -17,7 +17,8 @@ from .source import calls_of, returned_keys, returned_tuples
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Parameters of the private methods that are wrapped, in order. A method may grow parameters with defaults, no others.
+# Parameters of the methods that are wrapped, in order: the private ones, and those of which more is relied on than TRL documents. A method may
+# grow parameters with defaults, no others.
 RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_generate": ("self", "prompts"),
@@ -39,6 +40,7 @@ RELIED_METHODS: dict[str, tuple[str, ...]] = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_train_sampler": ("self", "dataset"),
     "_get_eval_sampler": ("self", "eval_dataset"),
+    "get_eval_dataloader": ("self", "eval_dataset"),
     "_determine_best_metric": ("self", "metrics", "trial"),
     "_evaluate": ("self", "trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
@@ -75,6 +77,7 @@ FIXED_METHODS = (
     "_push_from_checkpoint",
     "_issue_warnings_after_load",
     "_determine_best_metric",
+    "get_eval_dataloader",
 )
 
 # How many values each of them returns
@@ -91,6 +94,7 @@ RETURNED_VALUES: dict[str, int] = {
     "_save_checkpoint": 0,
     "_get_train_sampler": 1,
     "_get_eval_sampler": 1,
+    "get_eval_dataloader": 1,
     "_determine_best_metric": 1,
     "_evaluate": 1,
     "_load_from_checkpoint": 0,
@@ -138,6 +142,7 @@ RELIED_NAMES: dict[str, tuple[str, ...]] = {
     "_get_per_token_logps_and_entropies": ("fused_lm_head", "labels", "log_probs", "entropy"),
     "_calculate_rewards": ("environments",),
     "_prepare_inputs": ("_buffered_inputs", "_step", "steps_per_generation"),
+    "get_eval_dataloader": ("shuffle",),
 }
 
 # Attributes of the trainer that are set here, each of which some method of TRL or transformers must read
@@ -158,6 +163,7 @@ RELIED_ATTRIBUTES = (
     "current_gradient_accumulation_steps",
     "environments",
     "generation_kwargs",
+    "log_completions",
     "mask_truncated_completions",
     "reward_funcs",
     "rollout_func",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -205,17 +206,20 @@ class Hooks(GRPOTrainer):
         for name in names:
             self._metrics[self.mode].pop(name, None)
 
-    def name_metrics(self, name: str) -> None:
-        """Put a name before all metrics of the current logging step, since TRL logs those of all evaluated data sets alike."""
-        metrics: Any = self._metrics[self.mode]
-        for key in list(metrics):
-            metrics[f"{name}_{key}"] = metrics.pop(key)
-
-    def take_metrics(self, mode: str) -> dict[str, float]:
-        """The means of the metrics that have not been logged yet, as TRL logs them; they are then forgotten."""
+    def take_metrics(self, mode: str) -> dict[str, Any]:
+        """The means of the metrics that have not been logged yet, as TRL logs them, so `None` without a number; they are then forgotten."""
         found = {name: [value for value in values if value == value] for name, values in self._metrics[mode].items()}
         self._metrics[mode].clear()
-        return {name: sum(values) / len(values) for name, values in found.items() if values}
+        return {name: sum(values) / len(values) if values else None for name, values in found.items()}
+
+    @contextmanager
+    def completions_not_kept(self) -> Iterator[None]:
+        """Episodes that are played meanwhile are not shown: in TRL's table of completions is then what was there before."""
+        with (
+            instance_attribute(self, "_logs", deepcopy(self._logs)),
+            instance_attribute(self, "log_completions", False),
+        ):
+            yield
 
     def show_advantages(self, advantages: torch.Tensor) -> None:
         """Let the table of completions show these for the episodes of a batch, shape `(B,)`, instead of TRL's of their groups."""

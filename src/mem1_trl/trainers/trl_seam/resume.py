@@ -71,6 +71,7 @@ class ExactResume(OrderedEvaluations):
     def __init__(self, *args: Any, **kwargs: Any):
         self._resumed_from: str | None = None
         self._train_sampler: Any = None
+        self.began_at = 0  # optimizer steps that were made before this run, or this part of it
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
 
@@ -189,6 +190,7 @@ class ExactResume(OrderedEvaluations):
 
     def restore_run(self) -> None:
         """Go on where the checkpoint was; called when `Trainer` has restored its own part and is about to begin."""
+        self.began_at = self.state.global_step
         if self._resumed_from is None:
             return
         if not has_random_states(self._resumed_from):
