@@ -309,7 +309,7 @@ class LanguageModel:
             equal = [n for n in self.by[label] if n in self.shown and not self.is_above(n, [label])]
             if equal:
                 text += f"On {in_words(equal)} {self.names[label]} reaches {self.share(label, equal)}. "
-        text += self.after_imitation()
+        text += self.after_imitation() + self.beside_twin()
         missing = [name for label, name in self.names.items() if f"{label} t0" not in self.cells]
         return text + (f"Not run there: {'; '.join(missing)}." if missing else "")
 
@@ -323,6 +323,27 @@ class LanguageModel:
             return ""
         shares = [self.share(label, equal) for label in ("grpo-four", "imitation-longer")]
         return f"Where both go on from imitation, GRPO, with {shares[0]} on {in_words(equal)}, is not above as much imitation again, with {shares[1]}. "
+
+    def beside_twin(self) -> str:
+        """How imitation that rewrites its state does beside that of a twin that appends everything."""
+        beside: dict[str, list[float]] = (
+            self.results.get("differences_to_twin", {}).get("em", {}).get("twin-imitation", {})
+        )
+        if not beside:
+            return ""
+        numbers, labels = list(beside), ("imitation", "twin-imitation")
+        own, twin = (self.share(label, numbers) for label in labels)
+        sizes = [self.cells[f"{label} t0"]["peak_tokens_without_prompt"][numbers[-1]]["mean"] for label in labels]
+        above = [n for n in numbers if beside[n][1] > 0]
+        below = [n for n in numbers if beside[n][2] < 0]
+        words = [
+            f"clearly {word} it on {in_words(found)}" for word, found in (("above", above), ("below", below)) if found
+        ]
+        return (
+            f"A twin that forgets nothing, with as much imitation after a warm-up of its own, has {twin} on {in_words(numbers)}, imitation that rewrites its "
+            f"state {own}: {in_words(words) if words else 'none is clearly above the other'}; the largest context has {sizes[0]:.0f} tokens beside the "
+            f"questions on {numbers[-1]}, that of the twin {sizes[1]:.0f}. "
+        )
 
 
 def render() -> str:
