@@ -46,7 +46,7 @@ NAMES = {
     "twin-start": "full history, its warm-up",
     "twin": "full history, GRPO",
     "twin-imitation": "full history, imitation of successes",
-    "truncation": "the same, cut to the last 512 tokens",
+    "truncation": "full history, imitation of successes, cut to the last 512 tokens",
 }
 AGENT, BEFORE, AS_LONG = "grpo-anchored", "supervised", "supervised-longer"
 """What the page is about, what it was before reinforcement, and what supervised training makes of that in as much time."""
@@ -60,7 +60,10 @@ COMPARED = (
         "Beside a twin that forgets nothing", "differences_to_twin", "imitation",
         ("twin-start", "twin-imitation", "truncation"),
     ),
-    ("Reinforcement beside that twin", "differences_of_reinforcement_to_twin", AGENT, ("twin-start", "twin")),
+    (
+        "Reinforcement beside that twin", "differences_of_reinforcement_to_twin", AGENT,
+        ("twin-start", "twin", "twin-imitation", "truncation"),
+    ),
 )  # fmt: skip
 """Title of each section of paired differences, its key in `results.json`, whose differences they are, and to which others; `None`: to all."""
 LOOKED_AT = 2

@@ -129,7 +129,9 @@ def test_a_corpus_that_is_too_small_and_packages_that_are_not_installed(data, mo
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_one_sentence(data, monkeypatch, tmp_path, line, sentence):
-    (tmp_path / "own.yaml").write_text((FOLDER / "smoke.yaml").read_text() + line + "\n")
+    name = line.partition(":")[0]
+    lines = [one for one in (FOLDER / "smoke.yaml").read_text().splitlines() if not one.startswith(f"{name}:")]
+    (tmp_path / "own.yaml").write_text("\n".join([*lines, line, ""]))
     ended = start(monkeypatch, "--config", str(tmp_path / "own.yaml"), *files(data))
     assert ended.startswith("train.py: ") and "\n" not in ended and sentence in ended
 
