@@ -313,11 +313,14 @@ class LanguageModel:
         missing = [name for label, name in self.names.items() if f"{label} t0" not in self.cells]
         return text + (f"Not run there: {'; '.join(missing)}." if missing else "")
 
+    def differences(self, section: str, label: str) -> dict[str, list[float]]:
+        """Paired differences to an agent in a section of the page, by number of objectives; empty where there are none."""
+        found: dict[str, list[float]] = self.results.get(section, {}).get("em", {}).get(label, {})
+        return found
+
     def after_imitation(self) -> str:
         """How reinforcement that goes on from imitation does beside as much imitation again."""
-        beside: dict[str, list[float]] = (
-            self.results.get("differences_after_imitation", {}).get("em", {}).get("imitation-longer", {})
-        )
+        beside = self.differences("differences_after_imitation", "imitation-longer")
         equal = [n for n, (_, low, *_) in beside.items() if low <= 0]
         if not equal:
             return ""
@@ -326,9 +329,7 @@ class LanguageModel:
 
     def beside_twin(self) -> str:
         """How imitation that rewrites its state does beside that of a twin that appends everything."""
-        beside: dict[str, list[float]] = (
-            self.results.get("differences_to_twin", {}).get("em", {}).get("twin-imitation", {})
-        )
+        beside = self.differences("differences_to_twin", "twin-imitation")
         if not beside:
             return ""
         numbers, labels = list(beside), ("imitation", "twin-imitation")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ def turn_limit(value: Any) -> int | None:
     if value is None or value != value:  # NaN
         return None
     number = float(value) if hasattr(type(value), "__float__") else 0.0
-    if not math.isfinite(number) or number < 1 or number != int(number):
+    if number < 1 or not number.is_integer():
         raise ValueError(f"The column {MAX_TURNS!r} must hold whole numbers of at least 1, or nothing, got {value!r}.")
     return int(number)
 

@@ -76,7 +76,7 @@ def is_wrong_collection(value: Any, hint: Any) -> bool:
     """
     Whether a value is a list or a mapping, and neither it nor an entry of it is of an annotated type.
 
-    An entry that is no value of a file passes, such as a number of NumPy, and so does a text for one of an enumeration.
+    An entry of a type that no file has, such as a number of NumPy, is accepted. So is a text where the annotation is an enumeration.
     """
     if not isinstance(value, (list, tuple, Mapping)) or fits(value, hint):
         return False

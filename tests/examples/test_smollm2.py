@@ -422,12 +422,22 @@ def test_tests_on_tasks_of_another_seed_are_a_table_of_their_own(example, tmp_pa
     assert len(lines) == 36 and sum(line.get("part") == "last" and line["seed"] == 1 for line in lines) == 12
 
 
-def test_what_goes_on_from_imitation_is_held_against_more_of_it(example, tmp_path, monkeypatch):
-    """And the evidence says it where it is not above that."""
-    for label, score in (("imitation", 0.25), ("imitation-longer", 0.75), ("grpo-four", 0.5), ("start", 0.0)):
-        evaluation_file(tmp_path / "evaluation", f"{label}-seed0", 2, [(score, None)] * 6)
-    page = tmp_path / "page"
-    assert run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc") == 0
+@pytest.fixture
+def page_of(example, tmp_path, monkeypatch):
+    """The folder of a page of agents with one score each, on six tasks of two objectives."""
+
+    def write(**scores):
+        for label, score in scores.items():
+            evaluation_file(tmp_path / "evaluation", f"{label.replace('_', '-')}-seed0", 2, [(score, None)] * 6)
+        page = tmp_path / "page"
+        assert run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc") == 0
+        return page
+
+    return write
+
+
+def test_what_goes_on_from_imitation_is_held_against_more_of_it(page_of):
+    page = page_of(imitation=0.25, imitation_longer=0.75, grpo_four=0.5, start=0.0)
     text = (page / "RESULTS.md").read_text()
     assert (
         "## What reinforcement adds to imitation\n\n*Imitation of successes, then GRPO on two to four objectives*, minus"
@@ -443,11 +453,8 @@ def test_what_goes_on_from_imitation_is_held_against_more_of_it(example, tmp_pat
     assert set(found) == {"imitation", "imitation-longer"} and found["imitation-longer"]["2"][0] == -0.25
 
 
-def test_a_twin_that_appends_has_sections_of_its_own(example, tmp_path, monkeypatch):
-    for label, score in (("imitation", 0.75), ("twin-imitation", 0.5), ("grpo-anchored", 0.5), ("twin-start", 0.25)):
-        evaluation_file(tmp_path / "evaluation", f"{label}-seed0", 2, [(score, None)] * 6)
-    page = tmp_path / "page"
-    assert run(example, monkeypatch, "write_results", tmp_path, "--to", page, "--commit", "abc") == 0
+def test_a_twin_that_appends_has_sections_of_its_own(page_of):
+    page = page_of(imitation=0.75, twin_imitation=0.5, grpo_anchored=0.5, twin_start=0.25)
     text = (page / "RESULTS.md").read_text()
     beside = text.split("## Beside a twin that forgets nothing\n")[1].split("## Reinforcement beside that twin\n")
     assert "| minus full history, imitation of successes | **+0.25 [+0.25, +0.25]** |" in beside[0]

@@ -151,12 +151,13 @@ def peek(args: Sequence[str], name: str) -> str | None:
             found = value
         elif option in spellings and at + 1 < len(words):
             found = words[at + 1]
-    if found is not None or "--config" not in words:
+    path = _config_of(words)
+    if found is not None or path is None:
         return found
     import yaml
 
     try:
-        with open(words[words.index("--config") + 1], encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             given = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None  # said when the whole file is read
@@ -192,14 +193,17 @@ def _refuse_twice(words: Sequence[str]) -> None:
     """
     import yaml
 
-    if "--config" not in words:
+    path = _config_of(words)
+    if path is None:
         return
-    with open(words[words.index("--config") + 1], encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         options = yaml.compose(file)
     seen: dict[str, str] = {}
     for name in _names_in(options):
-        first = seen.setdefault(name.replace("-", "_"), name)
-        if first is not name:
+        option = name.replace("-", "_")
+        first = seen.get(option)
+        seen[option] = name
+        if first is not None:
             what = f"{name!r} twice" if first == name else f"{first!r} and {name!r}, which are one option"
             raise CommandError(f"the file of --config holds {what}")
     for value in options.value if seen else ():
@@ -215,6 +219,11 @@ def _names_in(node: Any) -> Iterator[str]:
 
     if isinstance(node, yaml.MappingNode):
         yield from (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+
+
+def _config_of(words: Sequence[str]) -> str | None:
+    """The file that words of [`_split_config`] name, if any."""
+    return words[words.index("--config") + 1] if "--config" in words else None
 
 
 def _unknown(option: str, parser: argparse.ArgumentParser) -> str:

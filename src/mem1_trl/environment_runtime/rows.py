@@ -9,7 +9,7 @@ import numpy as np
 
 def own_copy(value: Any) -> Any:
     """
-    A row, or a part of it, of which whoever is given it may change what he likes: the next episode of the row begins with what the data set holds.
+    A copy of a row, or of a part of it. An environment may change what is inside, and the next episode still begins with what the data set holds.
 
     Lists, dictionaries, tuples, sets and arrays are copied at any depth. Anything else that a caller puts into a row, such as a connection, stays the
     same object.

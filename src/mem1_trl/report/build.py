@@ -77,9 +77,8 @@ def report(
         runs = compare_runs(run, baseline)
         found = [end for one in runs for end in one.ends()] or compare_agents(run, baseline)
         compared = comparison_table(found, baseline)
-    page.parent.mkdir(
-        parents=True, exist_ok=True
-    )  # before what takes long: a place that cannot be written to is said at once
+    # Before what takes long: a place that cannot be written to is said at once
+    page.parent.mkdir(parents=True, exist_ok=True)
     blocks, usage = _read_episodes(run, max_trajectories)
     sections = _sections(run, usage, runs, baseline or "")
     html = render_page(run, sections, blocks, compared)

@@ -68,7 +68,7 @@ class StepLines(TrainerCallback):
             return
         for one in logged_evaluations([logs]):
             shown = _words(one.metrics, _EVALUATION)
-            if shown:  # else a number that somebody has called so
+            if shown:  # a metric of another kind may have a name that begins with `eval_`
                 on = f" on {one.data}" if one.data else ""
                 self.write(f"evaluation after step {state.global_step}{on}: {shown}")
         if "reward" in logs:

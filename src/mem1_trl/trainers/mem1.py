@@ -312,9 +312,9 @@ class Mem1Trainer(TrajectoryTrainer):
         They are printed turn by turn instead of in TRL's table of completions (which still goes to the trackers and to
         `<output_dir>/completions/`), and given to the trackers of `args.report_to` that can hold them.
         """
-        self.drop_metrics(self.meaningless_metrics)
         if self.mode == "eval" and self._metric_prefix != "eval":  # TRL logs those of all evaluations alike
-            logs.update({f"{self._metric_prefix}_{name}": value for name, value in self.take_metrics("eval").items()})
+            logs.update(self._evaluated(self._metric_prefix))
+        self.drop_metrics(self.meaningless_metrics)
         with instance_attribute(self, "num_completions_to_print", 0):
             super().log(logs, start_time)
         self._episode_log.show()
@@ -337,6 +337,11 @@ class Mem1Trainer(TrajectoryTrainer):
         finally:
             if not self.is_in_train:
                 self.close_environments()
+
+    def _evaluated(self, prefix: str) -> dict[str, Any]:
+        """What was measured since the last entry of the log, by the names of an evaluation."""
+        self.drop_metrics(self.meaningless_metrics)
+        return {f"{prefix}_{name}": value for name, value in self.take_metrics("eval").items()}
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -369,8 +374,7 @@ class Mem1Trainer(TrajectoryTrainer):
         """
         with self._evaluating(metric_key_prefix), self.completions_not_kept():
             output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
-        self.drop_metrics(self.meaningless_metrics)
-        found = {f"{metric_key_prefix}_{name}": value for name, value in self.take_metrics("eval").items()}
+        found = self._evaluated(metric_key_prefix)
         if self.args.save_eval_trajectories:
             self._evaluations.save(f"{metric_key_prefix}-{self.state.global_step}")
         return output._replace(metrics={**(output.metrics or {}), **found})
